@@ -5,6 +5,9 @@
 //! `plan` (what differs from the kernel, in which order), `kernel` (iptables-restore).
 //! ARCHITECTURE.md has the map and the invariants.
 
+pub mod config;
 pub mod iptables;
 pub mod model;
 pub mod net;
+pub mod policy;
+pub mod rules;
