@@ -7,7 +7,10 @@
 
 pub mod config;
 pub mod iptables;
+pub mod kernel;
 pub mod model;
 pub mod net;
+pub mod plan;
 pub mod policy;
 pub mod rules;
+pub mod sync;
