@@ -5,5 +5,6 @@
 //! `plan` (what differs from the kernel, in which order), `kernel` (iptables-restore).
 //! ARCHITECTURE.md has the map and the invariants.
 
+pub mod config;
 pub mod model;
 pub mod net;
