@@ -92,7 +92,8 @@ impl Host {
     /// Reads a host file: `interfaces: {NAME: [<ip>/<bits>, ...]}` and optionally
     /// `kernel: {nfacct, tcpBeLiberal, randomFully, bpf}`.
     pub fn parse(text: &str) -> Result<Host, HostError> {
-        let file: HostFile = serde_saphyr::from_str(text).map_err(|error| HostError::Syntax(error.to_string()))?;
+        let file: HostFile =
+            serde_saphyr::from_str(text).map_err(|error| HostError::Syntax(error.to_string()))?;
         let mut addresses = Vec::new();
         for (interface, texts) in file.interfaces {
             for text in texts {
@@ -106,7 +107,10 @@ impl Host {
         }
         let KernelKeys { nfacct, tcp_be_liberal, random_fully, bpf } = file.kernel;
         let counters = Counters { invalid: nfacct, localhost: nfacct };
-        Ok(Host { addresses, kernel: Kernel { counters, tcp_be_liberal, random_fully, bpf, route_localnet: true } })
+        Ok(Host {
+            addresses,
+            kernel: Kernel { counters, tcp_be_liberal, random_fully, bpf, route_localnet: true },
+        })
     }
 
     /// What is known of a node without a host file: the addresses of its Node, and loopback.
