@@ -113,7 +113,7 @@ impl Reading<'_> {
             // A location of line 0 means that the parser knows none.
             let line = error.location().map_or(1, |location| location.line().max(1)) as usize;
             let text = error.without_snippet().to_string();
-            self.broken(first + line - 1, &format!("is not YAML: {}", without_place(&text)));
+            self.broken(first + line - 1, &format!("cannot be read as YAML: {}", without_place(&text)));
         }
     }
 
@@ -126,7 +126,7 @@ impl Reading<'_> {
             let seed = DocumentSeed { reading: self, position: Position::Json(&line) };
             if let Err(error) = seed.deserialize(&mut deserializer) {
                 let at = first + error.line().max(1) - 1;
-                self.broken(at, &format!("is not JSON: {}", without_place(&error.to_string())));
+                self.broken(at, &format!("cannot be read as JSON: {}", without_place(&error.to_string())));
                 return;
             }
         }
@@ -233,13 +233,16 @@ pub fn claimed_name(object: &Value, kind: ObjectKind) -> String {
     }
 }
 
-/// An error message without its own idea of the line, which counts from the document's start.
+/// An error message without its own idea of the line, which counts from the document's start, and
+/// without advice for programmers.
 fn without_place(text: &str) -> String {
     let text = text.split_once(" at line ").map_or(text, |(what, _)| what);
+    let text = text.split_once(", set DuplicateKeyPolicy").map_or(text, |(what, _)| what);
     quote(&text.replace('\n', " "))
 }
 
-/// Limits: generous for lists (an object is in memory, not the list), strict for aliases, which
+/// Booleans are YAML 1.2's, true and false, so that a name may be `n` or `on` without quotes (kubectl
+/// prints neither without). Limits: generous for lists (an object is in memory, not the list), strict for aliases, which
 /// kubectl never writes and which can make much of little.
 fn yaml_options() -> serde_saphyr::Options {
     serde_saphyr::options! {
@@ -260,6 +263,7 @@ fn yaml_options() -> serde_saphyr::Options {
             max_total_replayed_events: 100_000,
             max_replay_stack_depth: 8,
         },
+        strict_booleans: true,
         emit_comments: false,
         with_snippet: false,
     }

@@ -270,6 +270,12 @@ fn health_check_node_port(
     if spec.type_.as_deref() != Some("LoadBalancer") || external_policy != TrafficPolicy::Local {
         return None;
     }
-    let number = spec.health_check_node_port.unwrap_or(0);
-    fields.port(format_args!("spec.healthCheckNodePort"), number, "health checks are not answered")
+    let field = format_args!("spec.healthCheckNodePort");
+    match spec.health_check_node_port {
+        None | Some(0) => {
+            fields.problem(field, "", "is absent; health checks are not answered");
+            None
+        }
+        Some(number) => fields.port(field, number, "health checks are not answered"),
+    }
 }
