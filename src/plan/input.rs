@@ -50,6 +50,8 @@ pub struct Tally {
     pub n_bytes: usize,
     /// Rules written, jumps included.
     pub n_rules: usize,
+    /// Those of them in filter.
+    pub n_filter_rules: usize,
     /// Chains written.
     pub n_chains: usize,
     /// Chains deleted.
@@ -200,6 +202,9 @@ impl<'a, R: Restore> Input<'a, R> {
             Effect::Jump(_) => {}
         }
         self.tally.n_rules += effect.n_rules();
+        if table == Table::Filter {
+            self.tally.n_filter_rules += effect.n_rules();
+        }
         self.text(table, text, Some(chain));
         self.effects.push((table, chain, effect));
     }

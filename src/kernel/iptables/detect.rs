@@ -42,15 +42,38 @@ pub enum Unusable {
     },
 }
 
-/// Finds the back-end of `family` as iptables-wrappers does: the one in which the kubelet (or we)
-/// already have chains, else the system's own; or takes the one that `choice` names. Then makes sure
-/// that it can be used.
-pub fn detect(family: IpFamily, choice: BackendChoice) -> Result<KernelIptables, Unusable> {
-    let programs = match choice {
-        BackendChoice::Nft => Programs::new(family, Some(Backend::Nft)),
-        BackendChoice::Legacy => Programs::new(family, Some(Backend::Legacy)),
-        BackendChoice::Auto => Programs::new(family, in_use(family)),
-    };
+/// Finds the back-end as iptables-wrappers does: the one in which the kubelet (or we) already have
+/// chains, `None` for the system's own; or takes the one that `choice` names.
+pub fn choose(choice: BackendChoice) -> Option<Backend> {
+    match choice {
+        BackendChoice::Nft => Some(Backend::Nft),
+        BackendChoice::Legacy => Some(Backend::Legacy),
+        // nft is looked at first, as looking at legacy makes its tables.
+        BackendChoice::Auto => [Backend::Nft, Backend::Legacy]
+            .into_iter()
+            .find(|backend| IpFamily::BOTH.iter().any(|family| is_in_use(*family, *backend))),
+    }
+}
+
+/// Whether mangle holds the kubelet's or our chains.
+fn is_in_use(family: IpFamily, backend: Backend) -> bool {
+    if backend == Backend::Legacy && !has_legacy_tables(family) {
+        return false;
+    }
+    let marks = [names::KUBE_IPTABLES_HINT, names::KUBE_KUBELET_CANARY, names::KUBE_PROXY_CANARY];
+    let mut command = Command::new(Programs::new(family, Some(backend)).save);
+    command.args(["-t", "mangle"]);
+    let mut is_used = false;
+    let read = child::read_lines(command, &mut |line| {
+        let name = line.strip_prefix(':').and_then(|rest| rest.split(' ').next());
+        is_used |= name.is_some_and(|name| marks.iter().any(|mark| mark.as_str() == name));
+    });
+    read.is_ok() && is_used
+}
+
+/// Opens the tables of `family` in `backend`, after making sure that they can be used.
+pub fn open(family: IpFamily, backend: Option<Backend>) -> Result<KernelIptables, Unusable> {
+    let programs = Programs::new(family, backend);
     let (version, backend) = version(programs.iptables)?;
     for program in [programs.save, programs.restore] {
         run(program, &["--version"])?;
@@ -64,25 +87,6 @@ pub fn detect(family: IpFamily, choice: BackendChoice) -> Result<KernelIptables,
         return Err(Unusable::NotPermitted { program: programs.iptables, message: said(&output.stderr) });
     }
     Ok(KernelIptables::new(family, backend, programs))
-}
-
-/// The back-end that holds the kubelet's or our chains in mangle; nft is looked at first, as looking
-/// at legacy makes its tables.
-fn in_use(family: IpFamily) -> Option<Backend> {
-    let marks = [names::KUBE_IPTABLES_HINT, names::KUBE_KUBELET_CANARY, names::KUBE_PROXY_CANARY];
-    [Backend::Nft, Backend::Legacy].into_iter().find(|backend| {
-        if *backend == Backend::Legacy && !has_legacy_tables(family) {
-            return false;
-        }
-        let mut command = Command::new(Programs::new(family, Some(*backend)).save);
-        command.args(["-t", "mangle"]);
-        let mut is_used = false;
-        let read = child::read_lines(command, &mut |line| {
-            let name = line.strip_prefix(':').and_then(|rest| rest.split(' ').next());
-            is_used |= name.is_some_and(|name| marks.iter().any(|mark| mark.as_str() == name));
-        });
-        read.is_ok() && is_used
-    })
 }
 
 /// Whether the legacy back-end has the table mangle. A file that cannot be read (user namespaces)
