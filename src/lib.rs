@@ -6,5 +6,6 @@
 //! ARCHITECTURE.md has the map and the invariants.
 
 pub mod config;
+pub mod kernel;
 pub mod model;
 pub mod net;
