@@ -12,7 +12,7 @@ mod store;
 
 use std::fmt::Debug;
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -30,27 +30,46 @@ pub use client::client;
 use guard::Guard;
 use store::{Kind, Store};
 
-/// How long a streaming list may be silent before pages are asked for instead.
-const STREAM_PATIENCE: Duration = Duration::from_secs(30);
-/// How many streaming lists may break off before pages are asked for instead.
+/// How long to wait for what should come soon.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// For the next object of a streaming list; then pages are asked for instead.
+    object: Duration,
+    /// For the beginning of a list, or a page. An API server gives up after 60 s itself.
+    page: Duration,
+}
+
+const PATIENCE: Patience = Patience { object: Duration::from_secs(30), page: Duration::from_secs(90) };
+
+/// How many streaming lists may break off in a row before pages are asked for instead.
 const STREAM_ATTEMPTS: usize = 3;
 
 /// Sends the cluster's state as `client` sees it, then follows it until the receiver is gone. Of
 /// Nodes, only the one called `node` is watched.
 pub async fn follow(client: Client, node: String, sender: Sender<WatchEvent>) {
-    let interner = Arc::new(Mutex::new(Interner::default()));
+    follow_with(client, node, sender, PATIENCE).await;
+}
+
+async fn follow_with(client: Client, node: String, sender: Sender<WatchEvent>, patience: Patience) {
+    let interner = Mutex::new(Interner::default());
     tokio::join!(
-        follow_kind::<Service>(&client, &node, &interner, &sender),
-        follow_kind::<EndpointSlice>(&client, &node, &interner, &sender),
-        follow_kind::<Node>(&client, &node, &interner, &sender),
+        follow_kind::<Service>(&client, &node, &interner, &sender, patience),
+        follow_kind::<EndpointSlice>(&client, &node, &interner, &sender, patience),
+        follow_kind::<Node>(&client, &node, &interner, &sender, patience),
     );
 }
 
-async fn follow_kind<K>(client: &Client, node: &str, interner: &Mutex<Interner>, sender: &Sender<WatchEvent>)
-where
+async fn follow_kind<K>(
+    client: &Client,
+    node: &str,
+    interner: &Mutex<Interner>,
+    sender: &Sender<WatchEvent>,
+    patience: Patience,
+) where
     K: Kind + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let mut store = Store::<K>::new(interner);
+    let mut follower =
+        Follower { store: Store::<K>::new(interner), trouble: Trouble::default(), sender, patience };
     let mut strategy = InitialListStrategy::StreamingList;
     loop {
         let config = Config {
@@ -60,14 +79,16 @@ where
             ..Config::default()
         };
         let api = Api::<Guard<K>>::all(client.clone());
-        tokio::select! {
+        let end = tokio::select! {
             () = sender.closed() => return,
-            end = run(api, config, &mut store, sender) => match end {
-                End::NobodyListens => return,
-                End::NoStreamingLists(why) => {
-                    info!(kind = %K::KIND, why, "no streaming lists from this server; asking for pages");
-                    strategy = InitialListStrategy::ListWatch;
-                }
+            end = follower.run(api, config) => end,
+        };
+        match end {
+            End::NobodyListens => return,
+            End::Silent => follower.trouble.endure::<K>("the API server does not answer").await,
+            End::NoStreamingLists(why) => {
+                info!(kind = %K::KIND, why, "no streaming lists from this server; asking for pages");
+                strategy = InitialListStrategy::ListWatch;
             }
         }
     }
@@ -77,67 +98,70 @@ where
 enum End {
     /// The receiver is gone.
     NobodyListens,
+    /// The server took too long; another connection may do better.
+    Silent,
     /// The server does not serve streaming lists, because of this.
     NoStreamingLists(String),
 }
 
-/// Watches one kind in one way.
-async fn run<K>(
-    api: Api<Guard<K>>,
-    config: Config,
-    store: &mut Store<'_, K>,
-    sender: &Sender<WatchEvent>,
-) -> End
+/// What follows one kind of object, over all its watchers.
+struct Follower<'a, K: Kind> {
+    store: Store<'a, K>,
+    trouble: Trouble,
+    sender: &'a Sender<WatchEvent>,
+    patience: Patience,
+}
+
+impl<K> Follower<'_, K>
 where
     K: Kind + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let is_streaming = config.initial_list_strategy == InitialListStrategy::StreamingList;
-    let mut events = pin!(watcher(api, config));
-    let mut trouble = Trouble::default();
-    // Streaming lists begun since one was complete.
-    let mut n_begun = 0;
-    loop {
-        let next = if is_streaming && n_begun > 0 {
-            match tokio::time::timeout(STREAM_PATIENCE, events.next()).await {
-                Ok(next) => next,
-                Err(_) => return End::NoStreamingLists("it was silent for too long".to_owned()),
-            }
-        } else {
-            events.next().await
-        };
-        match next {
-            Some(Ok(event)) => {
-                match event {
-                    Event::Init if is_streaming => {
-                        n_begun += 1;
-                        if n_begun > STREAM_ATTEMPTS {
-                            return End::NoStreamingLists("it broke off again and again".to_owned());
-                        }
-                        if n_begun > 1 {
-                            tokio::time::sleep(trouble.pause()).await;
+    /// Watches in one way, for as long as it goes well enough.
+    async fn run(&mut self, api: Api<Guard<K>>, config: Config) -> End {
+        let is_streaming = config.initial_list_strategy == InitialListStrategy::StreamingList;
+        let mut events = pin!(watcher(api, config));
+        let mut is_listed = false;
+        // Lists begun since one was complete.
+        let mut n_begun = 0;
+        loop {
+            let patience = match (is_listed, is_streaming && n_begun > 0) {
+                (true, _) => Duration::MAX,
+                (false, true) => self.patience.object,
+                (false, false) => self.patience.page,
+            };
+            match tokio::time::timeout(patience, events.next()).await {
+                Err(_) if is_streaming && n_begun > 0 => {
+                    return End::NoStreamingLists("it was silent for too long".to_owned());
+                }
+                Err(_) => return End::Silent,
+                Ok(Some(Err(error))) => match refusal(&error) {
+                    Some(why) if is_streaming => return End::NoStreamingLists(why),
+                    _ => self.trouble.endure::<K>(&error_chain(&error)).await,
+                },
+                Ok(Some(Ok(event))) => {
+                    match event {
+                        Event::Init => (is_listed, n_begun) = (false, n_begun + 1),
+                        Event::InitDone => (is_listed, n_begun) = (true, 0),
+                        _ => {}
+                    }
+                    if is_streaming && n_begun > STREAM_ATTEMPTS {
+                        return End::NoStreamingLists("it broke off again and again".to_owned());
+                    }
+                    if is_streaming && n_begun > 1 && matches!(event, Event::Init) {
+                        self.trouble.endure::<K>("the list broke off").await;
+                    }
+                    if matches!(event, Event::Apply(_) | Event::Delete(_) | Event::InitDone) {
+                        self.trouble.is_over::<K>();
+                    }
+                    for event in self.store.take(event) {
+                        if self.sender.send(event).await.is_err() {
+                            return End::NobodyListens;
                         }
                     }
-                    Event::InitDone => n_begun = 0,
-                    _ => {}
                 }
-                if !matches!(event, Event::Init) {
-                    trouble.is_over::<K>();
-                }
-                for event in store.take(event) {
-                    if sender.send(event).await.is_err() {
-                        return End::NobodyListens;
-                    }
-                }
+                // The watcher never ends.
+                Ok(None) => return End::Silent,
             }
-            Some(Err(error)) => {
-                if is_streaming && let Some(why) = refusal(&error) {
-                    return End::NoStreamingLists(why);
-                }
-                trouble.say::<K>(&error);
-                tokio::time::sleep(trouble.pause()).await;
-            }
-            // The watcher never ends.
-            None => return End::NobodyListens,
         }
     }
 }
@@ -164,20 +188,16 @@ struct Trouble {
 }
 
 impl Trouble {
-    fn pause(&mut self) -> Duration {
-        self.backoff.next().unwrap_or(Duration::from_secs(30))
-    }
-
-    /// Aloud the first time, the second, the fourth, ...
-    fn say<K: Kind>(&mut self, error: &watcher::Error) {
+    /// Says what is wrong, aloud the first time, the second, the fourth, ..., and waits.
+    async fn endure<K: Kind>(&mut self, error: &str) {
         self.n_failures += 1;
         let n_failures = self.n_failures;
-        let error = error_chain(error);
         if n_failures.is_power_of_two() {
             warn!(kind = %K::KIND, n_failures, error, "watch failed, trying again; the last state stays");
         } else {
             debug!(kind = %K::KIND, n_failures, error, "watch failed, trying again");
         }
+        tokio::time::sleep(self.backoff.next().unwrap_or(Duration::from_secs(30))).await;
     }
 
     fn is_over<K: Kind>(&mut self) {

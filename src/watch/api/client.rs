@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
@@ -18,6 +19,9 @@ use crate::net::{Cidr, parse_ip};
 /// Errors when a file or the environment is unusable; nobody is contacted yet.
 pub async fn client(kubeconfig: Option<&Path>, master: Option<&str>) -> anyhow::Result<kube::Client> {
     let mut config = config(kubeconfig, master).await?;
+    // Longer than any watch: this ends what a server leaves open for ever.
+    config.read_timeout = Some(Duration::from_secs(330));
+    config.reset_reader_on_write = true;
     let agent = format!("chainsmith/{}", env!("CARGO_PKG_VERSION"));
     config.headers.push(("user-agent".parse()?, agent.parse()?));
     kube::Client::try_from(config).context("preparing the API client")
