@@ -36,6 +36,7 @@ const FULL_SYNC_PERIOD: Duration = Duration::from_secs(60 * 60);
 
 /// Whatever wakes the loop.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Event {
     /// The cluster changed, or is listed.
     Watch(WatchEvent),

@@ -99,6 +99,7 @@ pub struct Notifications {
 
 impl Notifications {
     /// Begins to listen, in the network namespace of this thread and inside a tokio runtime.
+    #[allow(unsafe_code, reason = "tokio has no safe way to watch a descriptor")]
     pub fn listen() -> io::Result<Notifications> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.set_non_blocking(true)?;

@@ -156,13 +156,10 @@ impl<'a> Reader<'a> {
     fn unreadable(&mut self, table: Table, text: &str) {
         let Some(name) = text.split_ascii_whitespace().nth(1).and_then(ChainName::new) else { return };
         match table {
-            Table::Nat => self.committed.nat.entry(name).and_modify(|digest| *digest = None),
-            Table::Filter => {
-                self.committed.filter.entry(name).and_modify(|rules| *rules = None);
-                return;
-            }
-            Table::Mangle => return,
-        };
+            Table::Nat => drop(self.committed.nat.entry(name).and_modify(|digest| *digest = None)),
+            Table::Filter => drop(self.committed.filter.entry(name).and_modify(|rules| *rules = None)),
+            Table::Mangle => {}
+        }
     }
 
     /// What was read.
