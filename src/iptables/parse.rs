@@ -235,7 +235,8 @@ fn rule(family: IpFamily, mut words: Words<'_>) -> Result<Rule, Reason> {
             }
             // A basic option that is not known (`! -f`): kept, so that nothing is lost.
             _ => {
-                let mut kept: Vec<Box<str>> = if negated { vec!["!".into(), word.into()] } else { vec![word.into()] };
+                let mut kept: Vec<Box<str>> =
+                    if negated { vec!["!".into(), word.into()] } else { vec![word.into()] };
                 kept.extend(words.options().iter().map(|word| word.as_str().into()));
                 rule.matches.push(Match::Other { module: "".into(), words: kept.into() });
             }
