@@ -32,9 +32,7 @@ pub fn change(
     match answer {
         Ok(response) => {
             shared.changed();
-            shared
-                .board
-                .count(target.resource.plural, |counts| counts.writes += 1);
+            shared.board.count(target.resource.plural, |counts| counts.writes += 1);
             response
         }
         Err((code, message)) => failure(code, &message),
@@ -56,17 +54,11 @@ fn create(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
         return Err(refuse(405, NOT_ALLOWED));
     }
     let mut value = parse(target.resource, body)?;
-    let name = match (
-        &value["metadata"]["name"],
-        &value["metadata"]["generateName"],
-    ) {
+    let name = match (&value["metadata"]["name"], &value["metadata"]["generateName"]) {
         (Value::String(name), _) if !name.is_empty() => name.clone(),
         (_, Value::String(prefix)) => format!("{prefix}{:05}", store.version()),
         _ => {
-            return Err(refuse(
-                422,
-                "name: Required value: name or generateName is required",
-            ));
+            return Err(refuse(422, "name: Required value: name or generateName is required"));
         }
     };
     let namespace = match &target.namespace {
@@ -85,14 +77,7 @@ fn create(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
     }
     let key = Key { namespace, name };
     if store.get(target.resource, &key).is_some() {
-        return Err(refuse(
-            409,
-            format!(
-                "{} {:?} already exists",
-                target.resource.long_name(),
-                key.name
-            ),
-        ));
+        return Err(refuse(409, format!("{} {:?} already exists", target.resource.long_name(), key.name)));
     }
     // What a client says about these is not believed.
     for field in ["uid", "creationTimestamp"] {
@@ -112,23 +97,13 @@ fn replace(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
 }
 
 fn patch(store: &mut Store, target: &Target, headers: &HeaderMap, body: &Bytes) -> Answer {
-    let media = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|media| media.to_str().ok())
-        .unwrap_or("");
+    let media = headers.get(header::CONTENT_TYPE).and_then(|media| media.to_str().ok()).unwrap_or("");
     // A strategic merge differs in how lists are merged; nothing here depends on that.
-    if !matches!(
-        media,
-        "application/merge-patch+json" | "application/strategic-merge-patch+json"
-    ) {
-        return Err(refuse(
-            415,
-            format!("the simulator knows merge patches, not {media:?}"),
-        ));
+    if !matches!(media, "application/merge-patch+json" | "application/strategic-merge-patch+json") {
+        return Err(refuse(415, format!("the simulator knows merge patches, not {media:?}")));
     }
     let (key, old) = existing(store, target)?;
-    let patch: Value =
-        serde_json::from_slice(body).map_err(|error| refuse(400, error.to_string()))?;
+    let patch: Value = serde_json::from_slice(body).map_err(|error| refuse(400, error.to_string()))?;
     check_version(target, &key, &patch, &old)?;
     let mut value = old.clone();
     merge(&mut value, &patch);
@@ -168,11 +143,7 @@ fn merged(target: &Target, mut old: Value, mut new: Value) -> Value {
         let kept = old["metadata"][field].take();
         metadata(&mut new).insert(field.into(), kept);
     }
-    let status = if target.is_status {
-        new["status"].take()
-    } else {
-        old["status"].take()
-    };
+    let status = if target.is_status { new["status"].take() } else { old["status"].take() };
     let mut value = if target.is_status { old } else { new };
     let object = value.as_object_mut().expect("checked to be an object");
     match status {
@@ -198,17 +169,10 @@ fn check_version(target: &Target, key: &Key, new: &Value, old: &Value) -> Result
 }
 
 fn parse(resource: &Resource, body: &Bytes) -> Result<Value, Refusal> {
-    let mut value: Value =
-        serde_json::from_slice(body).map_err(|error| refuse(400, error.to_string()))?;
+    let mut value: Value = serde_json::from_slice(body).map_err(|error| refuse(400, error.to_string()))?;
     let says = |field: &str, wanted: &str| value.get(field).is_none_or(|text| text == wanted);
-    if !value.is_object()
-        || !says("kind", resource.kind)
-        || !says("apiVersion", resource.api_version)
-    {
-        return Err(refuse(
-            400,
-            format!("the object provided is not a {}", resource.kind),
-        ));
+    if !value.is_object() || !says("kind", resource.kind) || !says("apiVersion", resource.api_version) {
+        return Err(refuse(400, format!("the object provided is not a {}", resource.kind)));
     }
     let has_metadata = value["metadata"].is_null() || value["metadata"].is_object();
     if !has_metadata {
@@ -240,8 +204,6 @@ fn merge(value: &mut Value, patch: &Value) {
 }
 
 fn current(store: &Store, resource: &Resource, key: &Key, code: StatusCode) -> Response<Body> {
-    let object = store
-        .get(resource, key)
-        .expect("written under the same lock");
+    let object = store.get(resource, key).expect("written under the same lock");
     json_body(code, object.bytes().clone())
 }

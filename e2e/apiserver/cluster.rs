@@ -39,20 +39,12 @@ pub trait Cluster: Send + Sync {
 ///
 /// # Errors
 /// It does not come up; nothing is left running.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "tests are told by the environment"
-)]
-pub fn start_cluster(
-    listen: SocketAddr,
-    netns: Option<OwnedFd>,
-) -> anyhow::Result<Box<dyn Cluster>> {
+#[allow(clippy::disallowed_methods, reason = "tests are told by the environment")]
+pub fn start_cluster(listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<Box<dyn Cluster>> {
     match std::env::var_os("KUBEBUILDER_ASSETS") {
-        Some(folder) if !folder.is_empty() => Ok(Box::new(RealServer::start(
-            Path::new(&folder),
-            listen,
-            netns,
-        )?)),
+        Some(folder) if !folder.is_empty() => {
+            Ok(Box::new(RealServer::start(Path::new(&folder), listen, netns)?))
+        }
         _ => Ok(Box::new(ApiServer::start(listen, netns)?)),
     }
 }
@@ -89,11 +81,7 @@ pub fn kubeconfig(server: &str, token: Option<&str>, token_file: Option<&Path>) 
     if let Some(file) = token_file {
         let _ = write!(user, "tokenFile: {:?}", file.display().to_string());
     }
-    let verify = if server.starts_with("https:") {
-        ", insecure-skip-tls-verify: true"
-    } else {
-        ""
-    };
+    let verify = if server.starts_with("https:") { ", insecure-skip-tls-verify: true" } else { "" };
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
          clusters:\n- name: test\n  cluster: {{server: {server:?}{verify}}}\n\
@@ -118,11 +106,7 @@ pub fn objects_of_yaml(text: &str) -> Vec<Value> {
     };
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
         .unwrap_or_else(|error| panic!("objects that are not YAML: {error}"));
-    documents
-        .into_iter()
-        .filter(|document| !document.is_null())
-        .flat_map(open_list)
-        .collect()
+    documents.into_iter().filter(|document| !document.is_null()).flat_map(open_list).collect()
 }
 
 fn open_list(mut document: Value) -> Vec<Value> {

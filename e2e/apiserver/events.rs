@@ -30,11 +30,7 @@ pub fn line(event: &str, object: &[u8]) -> Bytes {
 
 /// `chunk` up to the middle of its last line.
 pub fn half_of_last_line(chunk: &Bytes) -> Bytes {
-    let ends = chunk
-        .iter()
-        .enumerate()
-        .filter(|(_, byte)| **byte == b'\n')
-        .map(|(index, _)| index);
+    let ends = chunk.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(index, _)| index);
     let last_line = ends.rev().nth(1).map_or(0, |end| end + 1);
     chunk.slice(..last_line + (chunk.len() - last_line) / 2)
 }

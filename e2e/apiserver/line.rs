@@ -77,15 +77,7 @@ impl Line {
         let mut settings = shared.faults.follow();
         let setting = settings.borrow_and_update().clone();
         let next = follow(settings);
-        Line {
-            stream,
-            shared,
-            setting,
-            next,
-            n_sent: 0,
-            pause: None,
-            is_cut: false,
-        }
+        Line { stream, shared, setting, next, n_sent: 0, pause: None, is_cut: false }
     }
 
     /// Takes over a new fault, and registers to be woken by the one after it.
@@ -110,15 +102,11 @@ impl Line {
             }
             Some(Fault::Cut { after, .. }) if self.n_sent >= after => {
                 self.is_cut = self.shared.faults.take_cut(self.setting.epoch);
-                if self.is_cut {
-                    Err(cut())
-                } else {
-                    Ok(Leave::Write(usize::MAX))
-                }
+                if self.is_cut { Err(cut()) } else { Ok(Leave::Write(usize::MAX)) }
             }
-            Some(Fault::Cut { after, .. }) => Ok(Leave::Write(
-                usize::try_from(after - self.n_sent).unwrap_or(usize::MAX),
-            )),
+            Some(Fault::Cut { after, .. }) => {
+                Ok(Leave::Write(usize::try_from(after - self.n_sent).unwrap_or(usize::MAX)))
+            }
             Some(Fault::Slow { chunk, .. }) => Ok(Leave::Write(chunk.max(1))),
             Some(Fault::Silent) => Ok(Leave::Wait),
             _ => Ok(Leave::Write(usize::MAX)),
@@ -156,11 +144,7 @@ impl AsyncRead for Line {
 }
 
 impl AsyncWrite for Line {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
         let line = self.get_mut();
         let Leave::Write(limit) = line.leave(context)? else {
             return Poll::Pending;

@@ -26,12 +26,7 @@ struct Page {
 }
 
 /// Answers a LIST request.
-pub fn list(
-    shared: &Shared,
-    target: &Target,
-    query: &Query,
-    headers: &HeaderMap,
-) -> Response<Body> {
+pub fn list(shared: &Shared, target: &Target, query: &Query, headers: &HeaderMap) -> Response<Body> {
     let plural = target.resource.plural;
     let is_first = query.text("continue").is_empty();
     shared.board.count(plural, |counts| {
@@ -40,9 +35,7 @@ pub fn list(
     });
     let answer = answer(shared, target, query, headers);
     answer.unwrap_or_else(|(code, message)| {
-        shared
-            .board
-            .count(plural, |counts| counts.gone += u64::from(code == 410));
+        shared.board.count(plural, |counts| counts.gone += u64::from(code == 410));
         failure(code, &message)
     })
 }
@@ -67,9 +60,7 @@ fn answer(
         page(&store, target.resource, query, fault)?
     };
     let mut body = write(target.resource, &selector, &page);
-    shared.board.count(target.resource.plural, |counts| {
-        counts.bytes += body.len() as u64
-    });
+    shared.board.count(target.resource.plural, |counts| counts.bytes += body.len() as u64);
     match fault {
         Some(Fault::Garbage(bytes)) => Ok(json_body(StatusCode::OK, bytes.clone())),
         Some(Fault::HalfObject) => {
@@ -83,8 +74,7 @@ fn answer(
 /// The selector of a list or watch request.
 pub fn selector(target: &Target, query: &Query) -> Result<Selector, String> {
     let (labels, fields) = (query.text("labelSelector"), query.text("fieldSelector"));
-    let mut selector =
-        Selector::parse(target.resource, target.namespace.as_deref(), labels, fields)?;
+    let mut selector = Selector::parse(target.resource, target.namespace.as_deref(), labels, fields)?;
     if let Some(name) = &target.name {
         selector.require_name(name);
     }
@@ -100,10 +90,7 @@ fn page(
     fault: Option<&Fault>,
 ) -> Result<Page, Refusal> {
     let bad = |message| (400, message);
-    let limit = query
-        .number::<usize>("limit")
-        .map_err(bad)?
-        .filter(|limit| *limit > 0);
+    let limit = query.number::<usize>("limit").map_err(bad)?.filter(|limit| *limit > 0);
     let asked = query.number::<u64>("resourceVersion").map_err(bad)?;
     let is_gone = fault == Some(&Fault::Gone);
     if !query.text("continue").is_empty() {
@@ -112,12 +99,7 @@ fn page(
     if let Some(Fault::StaleList { at }) = fault {
         let (objects, version) = stale(store, resource, *at);
         let limit = limit.unwrap_or(usize::MAX);
-        return Ok(Page {
-            objects,
-            version,
-            after: None,
-            limit,
-        });
+        return Ok(Page { objects, version, after: None, limit });
     }
     let newest = store.version();
     let exact = match query.text("resourceVersionMatch") {
@@ -133,24 +115,12 @@ fn page(
         Some(asked) if exact && asked > 0 => asked,
         _ => newest,
     };
-    let too_old = |floor| {
-        (
-            410,
-            format!("too old resource version: {version} ({floor})"),
-        )
-    };
-    let objects = store
-        .state_at(resource, version)
-        .map_err(|gone| too_old(gone.floor))?;
+    let too_old = |floor| (410, format!("too old resource version: {version} ({floor})"));
+    let objects = store.state_at(resource, version).map_err(|gone| too_old(gone.floor))?;
     if is_gone && version < newest {
         return Err(too_old(newest));
     }
-    Ok(Page {
-        objects,
-        version,
-        after: None,
-        limit,
-    })
+    Ok(Page { objects, version, after: None, limit })
 }
 
 fn continued(
@@ -163,32 +133,23 @@ fn continued(
     let expired = "The provided continue parameter is too old to display a consistent list result.";
     let (version, after) = read_token(token).ok_or((400, "invalid continue token".to_owned()))?;
     match store.state_at(resource, version) {
-        Ok(objects) if !is_gone => Ok(Page {
-            objects,
-            version,
-            after: Some(after),
-            limit: limit.unwrap_or(usize::MAX),
-        }),
+        Ok(objects) if !is_gone => {
+            Ok(Page { objects, version, after: Some(after), limit: limit.unwrap_or(usize::MAX) })
+        }
         _ => Err((410, expired.to_owned())),
     }
 }
 
 /// The refusal of a version that does not exist yet.
 pub fn too_large(asked: u64, newest: u64) -> (u16, String) {
-    (
-        504,
-        format!("Too large resource version: {asked}, current: {newest}"),
-    )
+    (504, format!("Too large resource version: {asked}, current: {newest}"))
 }
 
 /// The state at `at`, or the oldest that is known.
 pub fn stale(store: &Store, resource: &Resource, at: u64) -> (Arc<Objects>, u64) {
     match store.state_at(resource, at) {
         Ok(objects) => (objects, at.min(store.version())),
-        Err(gone) => (
-            store.state_at(resource, gone.floor).unwrap_or_default(),
-            gone.floor,
-        ),
+        Err(gone) => (store.state_at(resource, gone.floor).unwrap_or_default(), gone.floor),
     }
 }
 
@@ -207,10 +168,7 @@ fn write(resource: &Resource, selector: &Selector, page: &Page) -> Vec<u8> {
         r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#,
         resource.kind, resource.api_version
     );
-    let n_bytes: usize = found
-        .iter()
-        .map(|object| object.list_item().len() + 2)
-        .sum();
+    let n_bytes: usize = found.iter().map(|object| object.list_item().len() + 2).sum();
     let mut body = Vec::with_capacity(head.len() + n_bytes + 2);
     body.extend_from_slice(head.as_bytes());
     for (index, object) in found.iter().enumerate() {
@@ -238,45 +196,21 @@ fn collect<'a>(selector: &Selector, page: &'a Page) -> (Vec<&'a Object>, Option<
 }
 
 /// The objects after `after`, or from the first, in the namespace of the request.
-fn rest<'a>(
-    selector: &Selector,
-    page: &'a Page,
-    after: Option<&Key>,
-) -> impl Iterator<Item = &'a Object> {
+fn rest<'a>(selector: &Selector, page: &'a Page, after: Option<&Key>) -> impl Iterator<Item = &'a Object> {
     let namespace = selector.namespace.clone();
-    let first = Key {
-        namespace: namespace.clone().unwrap_or_default(),
-        name: String::new(),
-    };
-    let from = after.map_or(Bound::Included(first), |after| {
-        Bound::Excluded(after.clone())
-    });
-    let objects = page
-        .objects
-        .range((from, Bound::Unbounded))
-        .map(|(_, object)| &**object);
-    objects.take_while(move |object| {
-        namespace
-            .as_ref()
-            .is_none_or(|only| *only == object.key.namespace)
-    })
+    let first = Key { namespace: namespace.clone().unwrap_or_default(), name: String::new() };
+    let from = after.map_or(Bound::Included(first), |after| Bound::Excluded(after.clone()));
+    let objects = page.objects.range((from, Bound::Unbounded)).map(|(_, object)| &**object);
+    objects.take_while(move |object| namespace.as_ref().is_none_or(|only| *only == object.key.namespace))
 }
 
 fn write_token(version: u64, last: &Key) -> String {
-    let token =
-        json!({ "v": "meta.k8s.io/v1", "rv": version, "start": [last.namespace, last.name] });
+    let token = json!({ "v": "meta.k8s.io/v1", "rv": version, "start": [last.namespace, last.name] });
     BASE64URL_NOPAD.encode(token.to_string().as_bytes())
 }
 
 fn read_token(token: &str) -> Option<(u64, Key)> {
-    let token: Value =
-        serde_json::from_slice(&BASE64URL_NOPAD.decode(token.as_bytes()).ok()?).ok()?;
+    let token: Value = serde_json::from_slice(&BASE64URL_NOPAD.decode(token.as_bytes()).ok()?).ok()?;
     let step = |index: usize| Some(token["start"][index].as_str()?.to_owned());
-    Some((
-        token["rv"].as_u64()?,
-        Key {
-            namespace: step(0)?,
-            name: step(1)?,
-        },
-    ))
+    Some((token["rv"].as_u64()?, Key { namespace: step(0)?, name: step(1)? }))
 }

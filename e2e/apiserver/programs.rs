@@ -1,9 +1,6 @@
 //! `etcd` and `kube-apiserver` as processes: their arguments, files, logs and end.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "starts programs and writes their files"
-)]
+#![allow(clippy::disallowed_methods, reason = "starts programs and writes their files")]
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -41,8 +38,8 @@ impl Processes {
         arguments: &[String],
         folder: &Path,
     ) -> anyhow::Result<()> {
-        let log = File::create(log_file(folder, name))
-            .with_context(|| format!("making the log of {name}"))?;
+        let log =
+            File::create(log_file(folder, name)).with_context(|| format!("making the log of {name}"))?;
         let program = programs.join(name);
         let child = Command::new(&program)
             .args(arguments)
@@ -82,8 +79,7 @@ pub fn api_arguments(
     let key = folder.join("service-account.key");
     make_key(&key)?;
     let tokens = folder.join("tokens.csv");
-    std::fs::write(&tokens, format!("{TOKEN},test,test,\"system:masters\"\n"))
-        .context("writing tokens")?;
+    std::fs::write(&tokens, format!("{TOKEN},test,test,\"system:masters\"\n")).context("writing tokens")?;
     // The family of the first service range is IPv4, and this address must be of the same.
     let advertised = match reachable {
         IpAddr::V4(ip) => ip,
@@ -109,17 +105,10 @@ pub fn api_arguments(
 }
 
 fn make_key(path: &Path) -> anyhow::Result<()> {
-    let made = Command::new("openssl")
-        .args(["genrsa", "-out"])
-        .arg(path)
-        .arg("2048")
-        .output();
+    let made = Command::new("openssl").args(["genrsa", "-out"]).arg(path).arg("2048").output();
     let made = made.context("starting openssl for the service account key")?;
     if !made.status.success() {
-        bail!(
-            "openssl made no key: {}",
-            String::from_utf8_lossy(&made.stderr)
-        );
+        bail!("openssl made no key: {}", String::from_utf8_lossy(&made.stderr));
     }
     Ok(())
 }

@@ -37,12 +37,7 @@ pub struct RealServer {
 /// Something to do on the thread in the namespace.
 enum Order {
     Put(Value, Sender<anyhow::Result<u64>>),
-    Delete(
-        &'static Resource,
-        String,
-        String,
-        Sender<anyhow::Result<bool>>,
-    ),
+    Delete(&'static Resource, String, String, Sender<anyhow::Result<bool>>),
 }
 
 impl RealServer {
@@ -51,11 +46,7 @@ impl RealServer {
     /// # Errors
     /// A program is missing or does not come up (its last words are in the error); nothing is left
     /// running.
-    pub fn start(
-        folder: &Path,
-        listen: SocketAddr,
-        netns: Option<OwnedFd>,
-    ) -> anyhow::Result<RealServer> {
+    pub fn start(folder: &Path, listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<RealServer> {
         let folder = folder.to_owned();
         let (ready, is_ready) = channel();
         let (orders, to_do) = channel();
@@ -66,26 +57,16 @@ impl RealServer {
             }
             Err(error) => drop(ready.send(Err(error))),
         };
-        let thread = std::thread::Builder::new()
-            .name("kube-apiserver".to_owned())
-            .spawn(work);
+        let thread = std::thread::Builder::new().name("kube-apiserver".to_owned()).spawn(work);
         let thread = thread.context("starting the thread of the API server")?;
-        let address = is_ready
-            .recv()
-            .context("waiting for the API server to be ready")??;
-        Ok(RealServer {
-            address,
-            orders: Some(orders),
-            thread: Some(thread),
-        })
+        let address = is_ready.recv().context("waiting for the API server to be ready")??;
+        Ok(RealServer { address, orders: Some(orders), thread: Some(thread) })
     }
 
     fn order<T>(&self, order: impl FnOnce(Sender<anyhow::Result<T>>) -> Order) -> T {
         let (reply, answer) = channel();
         let orders = self.orders.as_ref().expect("taken only by drop");
-        orders
-            .send(order(reply))
-            .expect("the thread works until drop");
+        orders.send(order(reply)).expect("the thread works until drop");
         let answer = answer.recv().expect("every order is answered");
         answer.unwrap_or_else(|error| panic!("the API server refused: {error:#}"))
     }
@@ -130,44 +111,23 @@ struct Running {
 }
 
 impl Running {
-    fn start(
-        programs: &Path,
-        listen: SocketAddr,
-        netns: Option<OwnedFd>,
-    ) -> anyhow::Result<Running> {
+    fn start(programs: &Path, listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<Running> {
         if let Some(netns) = netns {
             setns(netns, CloneFlags::CLONE_NEWNET).context("entering the network namespace")?;
         }
         let folder = tempfile::tempdir().context("making a folder for the API server")?;
         let address = SocketAddr::new(listen.ip(), port(listen)?);
-        let etcd_url = format!(
-            "http://127.0.0.1:{}",
-            port((Ipv4Addr::LOCALHOST, 0).into())?
-        );
-        let peer_url = format!(
-            "http://127.0.0.1:{}",
-            port((Ipv4Addr::LOCALHOST, 0).into())?
-        );
+        let etcd_url = format!("http://127.0.0.1:{}", port((Ipv4Addr::LOCALHOST, 0).into())?);
+        let peer_url = format!("http://127.0.0.1:{}", port((Ipv4Addr::LOCALHOST, 0).into())?);
         let mut processes = Processes::default();
         let etcd = etcd_arguments(folder.path(), &etcd_url, &peer_url);
         processes.start(programs, "etcd", &etcd, folder.path())?;
         let api = api_arguments(folder.path(), &etcd_url, address, reachable(address.ip()))?;
         processes.start(programs, "kube-apiserver", &api, folder.path())?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let server = format!(
-            "https://{}",
-            SocketAddr::new(reachable(address.ip()), address.port())
-        );
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let server = format!("https://{}", SocketAddr::new(reachable(address.ip()), address.port()));
         let client = runtime.block_on(connect(&kubeconfig(&server, Some(TOKEN), None)))?;
-        let running = Running {
-            address,
-            runtime,
-            client,
-            _processes: processes,
-            _folder: folder,
-        };
+        let running = Running { address, runtime, client, _processes: processes, _folder: folder };
         running.wait_until_ready()?;
         Ok(running)
     }
@@ -181,10 +141,7 @@ impl Running {
                 Err(error) if Instant::now() > deadline => {
                     let folder = self._folder.path();
                     let words = last_words(folder, "etcd") + &last_words(folder, "kube-apiserver");
-                    bail!(
-                        "the API server is not ready after {}s: {error}\n{words}",
-                        START_LIMIT.as_secs()
-                    );
+                    bail!("the API server is not ready after {}s: {error}\n{words}", START_LIMIT.as_secs());
                 }
                 // Nothing tells when another process begins to listen.
                 Err(_) => std::thread::sleep(Duration::from_millis(200)),
@@ -200,10 +157,7 @@ impl Running {
                     let _ = reply.send(self.runtime.block_on(self.put(object)));
                 }
                 Order::Delete(resource, namespace, name, reply) => {
-                    let _ = reply.send(
-                        self.runtime
-                            .block_on(self.delete(resource, &namespace, &name)),
-                    );
+                    let _ = reply.send(self.runtime.block_on(self.delete(resource, &namespace, &name)));
                 }
             }
         }
@@ -211,35 +165,19 @@ impl Running {
 
     /// Server-side apply creates and replaces in one request; `status` has one of its own.
     async fn put(&self, mut object: Value) -> anyhow::Result<u64> {
-        let kind = object["kind"]
-            .as_str()
-            .context("an object without a kind")?;
+        let kind = object["kind"].as_str().context("an object without a kind")?;
         let resource = Resource::of_kind(kind).with_context(|| format!("unknown kind {kind:?}"))?;
-        let name = object["metadata"]["name"]
-            .as_str()
-            .context("an object without a name")?
-            .to_owned();
-        let namespace = object["metadata"]["namespace"]
-            .as_str()
-            .unwrap_or("default")
-            .to_owned();
+        let name = object["metadata"]["name"].as_str().context("an object without a name")?.to_owned();
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
         if resource.is_namespaced {
             let namespaces = Resource::of_kind("Namespace").expect("in the table");
             let given = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } });
             self.apply(namespaces, "", &namespace, &given).await?;
         }
-        let fields = object
-            .as_object_mut()
-            .context("an object that is not a map")?;
+        let fields = object.as_object_mut().context("an object that is not a map")?;
         let status = fields.remove("status");
         if let Some(metadata) = fields.get_mut("metadata").and_then(Value::as_object_mut) {
-            for field in [
-                "uid",
-                "resourceVersion",
-                "creationTimestamp",
-                "managedFields",
-                "generation",
-            ] {
+            for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "generation"] {
                 metadata.remove(field);
             }
         }
@@ -247,17 +185,10 @@ impl Running {
         if let Some(status) = status {
             let patch = Patch::Merge(json!({ "status": status }));
             let api = self.api(resource, &namespace);
-            stored = api
-                .patch_status(&name, &PatchParams::default(), &patch)
-                .await?;
+            stored = api.patch_status(&name, &PatchParams::default(), &patch).await?;
         }
-        let version = stored
-            .metadata
-            .resource_version
-            .context("an object without a version")?;
-        version
-            .parse()
-            .with_context(|| format!("resourceVersion {version:?}"))
+        let version = stored.metadata.resource_version.context("an object without a version")?;
+        version.parse().with_context(|| format!("resourceVersion {version:?}"))
     }
 
     async fn apply(
@@ -268,24 +199,12 @@ impl Running {
         object: &Value,
     ) -> anyhow::Result<DynamicObject> {
         let how = PatchParams::apply("chainsmith-test").force();
-        let applied = self
-            .api(resource, namespace)
-            .patch(name, &how, &Patch::Apply(object))
-            .await;
+        let applied = self.api(resource, namespace).patch(name, &how, &Patch::Apply(object)).await;
         applied.with_context(|| format!("applying {} {namespace}/{name}", resource.kind))
     }
 
-    async fn delete(
-        &self,
-        resource: &Resource,
-        namespace: &str,
-        name: &str,
-    ) -> anyhow::Result<bool> {
-        match self
-            .api(resource, namespace)
-            .delete(name, &DeleteParams::default())
-            .await
-        {
+    async fn delete(&self, resource: &Resource, namespace: &str, name: &str) -> anyhow::Result<bool> {
+        match self.api(resource, namespace).delete(name, &DeleteParams::default()).await {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
             Err(error) => {
@@ -295,10 +214,7 @@ impl Running {
     }
 
     fn api(&self, resource: &Resource, namespace: &str) -> Api<DynamicObject> {
-        let (group, version) = resource
-            .api_version
-            .split_once('/')
-            .unwrap_or(("", resource.api_version));
+        let (group, version) = resource.api_version.split_once('/').unwrap_or(("", resource.api_version));
         let kind = ApiResource {
             group: group.to_owned(),
             version: version.to_owned(),
@@ -316,8 +232,7 @@ impl Running {
 
 async fn connect(kubeconfig: &str) -> anyhow::Result<Client> {
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig)?;
-    let mut config =
-        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     // Not through a proxy of the machine.
     config.proxy_url = None;
     Client::try_from(config).context("making a client of the API server")
@@ -328,8 +243,8 @@ fn port(address: SocketAddr) -> anyhow::Result<u16> {
     if address.port() != 0 {
         return Ok(address.port());
     }
-    let listener = TcpListener::bind(address)
-        .with_context(|| format!("looking for a free port on {address}"))?;
+    let listener =
+        TcpListener::bind(address).with_context(|| format!("looking for a free port on {address}"))?;
     Ok(listener.local_addr()?.port())
 }
 

@@ -37,8 +37,7 @@ impl Change {
     /// The object of a DELETED event; written when a first watcher needs it.
     pub fn deleted(&self, resource: &Resource) -> &[u8] {
         let before = self.before.as_ref().expect("only what was there can go");
-        self.deleted
-            .get_or_init(|| before.as_deleted(resource, self.version))
+        self.deleted.get_or_init(|| before.as_deleted(resource, self.version))
     }
 }
 
@@ -65,12 +64,7 @@ impl Store {
     /// An empty store that keeps `history` changes of each kind.
     pub fn new(history: usize) -> Store {
         // Version 0 means "any" in requests, so the empty store is version 1.
-        Store {
-            version: 1,
-            n_made: 0,
-            history,
-            collections: BTreeMap::new(),
-        }
+        Store { version: 1, n_made: 0, history, collections: BTreeMap::new() }
     }
 
     /// The version of the newest change of any kind.
@@ -112,20 +106,12 @@ impl Store {
 
     /// The object now.
     pub fn get(&self, resource: &Resource, key: &Key) -> Option<Arc<Object>> {
-        self.collections
-            .get(resource.plural)?
-            .objects
-            .get(key)
-            .cloned()
+        self.collections.get(resource.plural)?.objects.get(key).cloned()
     }
 
     /// Remembers that a client made this object.
     pub fn mark_posted(&mut self, resource: &'static Resource, key: Key) {
-        self.collections
-            .entry(resource.plural)
-            .or_default()
-            .posted
-            .insert(key);
+        self.collections.entry(resource.plural).or_default().posted.insert(key);
     }
 
     /// The objects that clients made and that are still there.
@@ -133,11 +119,7 @@ impl Store {
         let Some(collection) = self.collections.get(resource.plural) else {
             return Vec::new();
         };
-        collection
-            .posted
-            .iter()
-            .filter_map(|key| collection.objects.get(key).cloned())
-            .collect()
+        collection.posted.iter().filter_map(|key| collection.objects.get(key).cloned()).collect()
     }
 
     /// All objects of a kind as they were at `version`.
@@ -160,10 +142,7 @@ impl Store {
 
     /// All objects of a kind as they are.
     pub fn state(&self, resource: &Resource) -> Arc<Objects> {
-        self.collections
-            .get(resource.plural)
-            .map(|found| Arc::clone(&found.objects))
-            .unwrap_or_default()
+        self.collections.get(resource.plural).map(|found| Arc::clone(&found.objects)).unwrap_or_default()
     }
 
     /// Up to `limit` changes after `version`, and the version up to which that is all there was.
@@ -179,11 +158,7 @@ impl Store {
         };
         let later = collection.after(version)?;
         let changes: Vec<_> = collection.log.range(later..).take(limit).cloned().collect();
-        let upto = if changes.len() < limit {
-            newest
-        } else {
-            changes[limit - 1].version
-        };
+        let upto = if changes.len() < limit { newest } else { changes[limit - 1].version };
         Ok((changes, upto))
     }
 
@@ -211,12 +186,7 @@ impl Store {
             (Some(before), None) => objects.remove(&before.key),
             (None, None) => None,
         };
-        let change = Change {
-            version: self.version,
-            before,
-            after,
-            deleted: OnceLock::new(),
-        };
+        let change = Change { version: self.version, before, after, deleted: OnceLock::new() };
         collection.log.push_back(Arc::new(change));
         while collection.log.len() > self.history {
             let dropped = collection.log.pop_front().expect("longer than the limit");

@@ -73,9 +73,7 @@ enum Wake {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.shared
-            .board
-            .count(self.resource.plural, |counts| counts.open_watches -= 1);
+        self.shared.board.count(self.resource.plural, |counts| counts.open_watches -= 1);
     }
 }
 
@@ -87,16 +85,11 @@ pub fn watch(shared: &Arc<Shared>, target: &Target, query: &Query) -> Response<B
         counts.streaming_lists += u64::from(is_streaming_list);
     });
     match open(shared, target, query) {
-        Ok(watch) => stream_body(Body::from_stream(stream::unfold(
-            watch,
-            |mut watch| async move {
-                let chunk = watch.next_chunk().await?;
-                watch.shared.board.count(watch.resource.plural, |counts| {
-                    counts.bytes += chunk.len() as u64
-                });
-                Some((Ok::<_, io::Error>(chunk), watch))
-            },
-        ))),
+        Ok(watch) => stream_body(Body::from_stream(stream::unfold(watch, |mut watch| async move {
+            let chunk = watch.next_chunk().await?;
+            watch.shared.board.count(watch.resource.plural, |counts| counts.bytes += chunk.len() as u64);
+            Some((Ok::<_, io::Error>(chunk), watch))
+        }))),
         Err((code, message)) => failure(code, &message),
     }
 }
@@ -104,14 +97,8 @@ pub fn watch(shared: &Arc<Shared>, target: &Target, query: &Query) -> Response<B
 fn open(shared: &Arc<Shared>, target: &Target, query: &Query) -> Result<Watch, (u16, String)> {
     let bad = |message| (400, message);
     let selector = selector(target, query).map_err(bad)?;
-    let asked = query
-        .number::<u64>("resourceVersion")
-        .map_err(bad)?
-        .unwrap_or(0);
-    let seconds = query
-        .number::<u64>("timeoutSeconds")
-        .map_err(bad)?
-        .filter(|seconds| *seconds > 0);
+    let asked = query.number::<u64>("resourceVersion").map_err(bad)?.unwrap_or(0);
+    let seconds = query.number::<u64>("timeoutSeconds").map_err(bad)?.filter(|seconds| *seconds > 0);
     let mut settings = shared.faults.follow();
     let setting = settings.borrow_and_update().clone();
     let fault = setting.on(target.resource.plural);
@@ -119,9 +106,7 @@ fn open(shared: &Arc<Shared>, target: &Target, query: &Query) -> Result<Watch, (
     let mut pulses = shared.pulse.subscribe();
     let epoch = pulses.borrow_and_update().epoch;
     let (phase, version) = begin(shared, target.resource, asked, is_streaming_list, fault)?;
-    shared
-        .board
-        .count(target.resource.plural, |counts| counts.open_watches += 1);
+    shared.board.count(target.resource.plural, |counts| counts.open_watches += 1);
     let started = Instant::now();
     Ok(Watch {
         shared: Arc::clone(shared),
@@ -160,14 +145,7 @@ fn begin(
         Some(Fault::StaleList { at }) => stale(&store, resource, *at),
         _ => (store.state(resource), store.version()),
     };
-    Ok((
-        Phase::Initial {
-            objects,
-            after: None,
-            has_end: is_streaming_list,
-        },
-        version,
-    ))
+    Ok((Phase::Initial { objects, after: None, has_end: is_streaming_list }, version))
 }
 
 /// Whether a streaming list is wanted and served.
@@ -245,9 +223,7 @@ impl Watch {
     fn fault_chunk(&mut self, fault: Option<&Fault>, epoch: u64) -> Option<Bytes> {
         match fault {
             // A list of the state as it is stays possible, or nobody could ever catch up.
-            Some(Fault::Gone) if matches!(self.phase, Phase::Follow) => {
-                Some(self.gone(self.version + 1))
-            }
+            Some(Fault::Gone) if matches!(self.phase, Phase::Follow) => Some(self.gone(self.version + 1)),
             Some(Fault::Garbage(bytes)) if self.garbage_epoch != Some(epoch) => {
                 self.garbage_epoch = Some(epoch);
                 Some([bytes.as_slice(), b"\n"].concat().into())
@@ -258,12 +234,7 @@ impl Watch {
 
     /// The next objects of the initial state, and after the last of them the bookmark.
     fn initial_chunk(&mut self) -> Bytes {
-        let Phase::Initial {
-            objects,
-            after,
-            has_end,
-        } = &mut self.phase
-        else {
+        let Phase::Initial { objects, after, has_end } = &mut self.phase else {
             return Bytes::new();
         };
         let from = after.take().map_or(Bound::Unbounded, Bound::Excluded);
@@ -314,14 +285,8 @@ impl Watch {
     /// Writes a change as the selector sees it: what begins to match is added, what no longer does
     /// is deleted.
     fn push_change(&self, lines: &mut Lines, change: &Change) {
-        let matched = change
-            .before
-            .as_ref()
-            .is_some_and(|object| self.selector.matches(object));
-        let matching = change
-            .after
-            .as_ref()
-            .filter(|object| self.selector.matches(object));
+        let matched = change.before.as_ref().is_some_and(|object| self.selector.matches(object));
+        let matching = change.after.as_ref().filter(|object| self.selector.matches(object));
         match (matched, matching) {
             (false, Some(object)) => lines.push("ADDED", object.bytes()),
             (true, Some(object)) => lines.push("MODIFIED", object.bytes()),
@@ -332,44 +297,29 @@ impl Watch {
 
     fn sent(&self, lines: Lines) -> Bytes {
         if lines.n_events > 0 {
-            self.shared.board.count(self.resource.plural, |counts| {
-                counts.events += lines.n_events as u64
-            });
+            self.shared.board.count(self.resource.plural, |counts| counts.events += lines.n_events as u64);
         }
         lines.bytes.into()
     }
 
     fn bookmark(&mut self, is_end_of_list: bool) -> Bytes {
-        let mut metadata =
-            json!({ "resourceVersion": self.version.to_string(), "creationTimestamp": null });
+        let mut metadata = json!({ "resourceVersion": self.version.to_string(), "creationTimestamp": null });
         if is_end_of_list {
             metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
         }
-        let Resource {
-            kind,
-            api_version,
-            plural,
-            ..
-        } = self.resource;
+        let Resource { kind, api_version, plural, .. } = self.resource;
         let object = json!({ "kind": kind, "apiVersion": api_version, "metadata": metadata });
         self.last_bookmark = Some(Instant::now());
-        self.shared
-            .board
-            .count(plural, |counts| counts.bookmarks += 1);
+        self.shared.board.count(plural, |counts| counts.bookmarks += 1);
         line("BOOKMARK", object.to_string().as_bytes())
     }
 
     /// The event that tells the client to list again; nothing follows it.
     fn gone(&mut self, floor: u64) -> Bytes {
         self.phase = Phase::Over;
-        self.shared
-            .board
-            .count(self.resource.plural, |counts| counts.gone += 1);
+        self.shared.board.count(self.resource.plural, |counts| counts.gone += 1);
         let message = format!("too old resource version: {} ({floor})", self.version);
-        line(
-            "ERROR",
-            failure_object(410, &message).to_string().as_bytes(),
-        )
+        line("ERROR", failure_object(410, &message).to_string().as_bytes())
     }
 
     fn perhaps_half(&mut self, chunk: Bytes, fault: Option<&Fault>) -> Bytes {

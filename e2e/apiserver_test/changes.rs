@@ -10,16 +10,10 @@ use crate::{client, node, service, start};
 #[tokio::test]
 async fn an_event_is_recorded_and_its_repetition_counted() {
     let server = start();
-    let reporter = Reporter {
-        controller: "kube-proxy".into(),
-        instance: Some("kube-proxy-a".into()),
-    };
+    let reporter = Reporter { controller: "kube-proxy".into(), instance: Some("kube-proxy-a".into()) };
     let recorder = Recorder::new(client(&server.kubeconfig()).await, reporter);
-    let about = ObjectReference {
-        kind: Some("Node".into()),
-        name: Some("a".into()),
-        ..ObjectReference::default()
-    };
+    let about =
+        ObjectReference { kind: Some("Node".into()), name: Some("a".into()), ..ObjectReference::default() };
     let event = Event {
         type_: EventType::Normal,
         reason: "Starting".into(),
@@ -46,14 +40,8 @@ async fn status_and_the_rest_are_written_apart() {
         "spec": { "podCIDR": "10.0.0.0/24" },
         "status": { "addresses": [{ "type": "InternalIP", "address": "192.0.2.2" }] },
     });
-    let stored = nodes
-        .patch_status("a", &PatchParams::default(), &Patch::Merge(&patch))
-        .await
-        .unwrap();
-    assert_eq!(
-        stored.status.unwrap().addresses.unwrap()[0].address,
-        "192.0.2.2"
-    );
+    let stored = nodes.patch_status("a", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    assert_eq!(stored.status.unwrap().addresses.unwrap()[0].address, "192.0.2.2");
     assert_eq!((stored.spec, stored.metadata.labels), (None, None));
     let stored = nodes
         .patch(
@@ -65,21 +53,12 @@ async fn status_and_the_rest_are_written_apart() {
         )
         .await
         .unwrap();
-    assert_eq!(
-        stored.spec.clone().unwrap().pod_cidr.as_deref(),
-        Some("10.0.0.0/24")
-    );
-    assert_eq!(
-        stored.status.clone().unwrap().addresses.unwrap()[0].address,
-        "192.0.2.2"
-    );
+    assert_eq!(stored.spec.clone().unwrap().pod_cidr.as_deref(), Some("10.0.0.0/24"));
+    assert_eq!(stored.status.clone().unwrap().addresses.unwrap()[0].address, "192.0.2.2");
     let mut changed = stored;
     changed.status.as_mut().unwrap().addresses = None;
     changed.spec = None;
-    let stored = nodes
-        .replace_status("a", &PostParams::default(), &changed)
-        .await
-        .unwrap();
+    let stored = nodes.replace_status("a", &PostParams::default(), &changed).await.unwrap();
     assert_eq!(stored.status.unwrap().addresses, None);
     assert!(stored.spec.is_some());
 }
@@ -89,46 +68,16 @@ async fn writes_that_collide_are_refused() {
     let server = start();
     let services: Api<Service> = Api::default_namespaced(client(&server.kubeconfig()).await);
     let given: Service = serde_json::from_value(service("a", "10.96.0.1")).unwrap();
-    let made = services
-        .create(&PostParams::default(), &given)
-        .await
-        .unwrap();
+    let made = services.create(&PostParams::default(), &given).await.unwrap();
     let code = |error: kube::Error| match error {
         kube::Error::Api(status) => status.code,
         other => panic!("{other}"),
     };
-    assert_eq!(
-        code(
-            services
-                .create(&PostParams::default(), &given)
-                .await
-                .unwrap_err()
-        ),
-        409
-    );
+    assert_eq!(code(services.create(&PostParams::default(), &given).await.unwrap_err()), 409);
     server.put(service("a", "10.96.0.2"));
-    assert_eq!(
-        code(
-            services
-                .replace("a", &PostParams::default(), &made)
-                .await
-                .unwrap_err()
-        ),
-        409
-    );
-    services
-        .delete("a", &DeleteParams::default())
-        .await
-        .unwrap();
-    assert_eq!(
-        code(
-            services
-                .delete("a", &DeleteParams::default())
-                .await
-                .unwrap_err()
-        ),
-        404
-    );
+    assert_eq!(code(services.replace("a", &PostParams::default(), &made).await.unwrap_err()), 409);
+    services.delete("a", &DeleteParams::default()).await.unwrap();
+    assert_eq!(code(services.delete("a", &DeleteParams::default()).await.unwrap_err()), 404);
     assert_eq!(server.counters().of("services").writes, 2);
 }
 
@@ -146,10 +95,7 @@ async fn an_object_keeps_its_identity_and_its_version_until_it_differs() {
     assert!(same("uid") && same("creationTimestamp") && !same("resourceVersion"));
     server.delete("Service", None, "a");
     server.put(service("a", "10.96.0.2"));
-    assert_ne!(
-        server.get("Service", None, "a").unwrap()["metadata"]["uid"],
-        stored["metadata"]["uid"]
-    );
+    assert_ne!(server.get("Service", None, "a").unwrap()["metadata"]["uid"], stored["metadata"]["uid"]);
 }
 
 #[tokio::test]
@@ -171,10 +117,7 @@ async fn it_is_healthy_and_says_its_version() {
     let server = start();
     let client = client(&server.kubeconfig()).await;
     assert_eq!(client.apiserver_version().await.unwrap().minor, "36");
-    let request = axum::http::Request::get("/healthz")
-        .header("accept", "*/*")
-        .body(Vec::new())
-        .unwrap();
+    let request = axum::http::Request::get("/healthz").header("accept", "*/*").body(Vec::new()).unwrap();
     assert_eq!(client.request_text(request).await.unwrap(), "ok");
     let metadata_only: Api<kube::core::PartialObjectMeta<Service>> = Api::all(client);
     let refused = metadata_only.list(&kube::api::ListParams::default()).await;

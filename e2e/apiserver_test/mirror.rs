@@ -49,9 +49,7 @@ where
         while !claim(self) {
             if Instant::now() > deadline {
                 let names: Vec<_> = self.objects.keys().take(20).collect();
-                let Mirror {
-                    n_lists, errors, ..
-                } = &self;
+                let Mirror { n_lists, errors, .. } = &self;
                 panic!("not {what}: {names:?}, {n_lists} lists, errors {errors:?}");
             }
             // A claim about the server can become true without an event.
@@ -77,10 +75,7 @@ where
 
     /// Names without namespaces, in order.
     pub fn names(&self) -> Vec<&str> {
-        self.objects
-            .keys()
-            .map(|key| key.rsplit('/').next().expect("split gives one part"))
-            .collect()
+        self.objects.keys().map(|key| key.rsplit('/').next().expect("split gives one part")).collect()
     }
 
     async fn take(&mut self, event: Result<Event<K>, Error>) {
@@ -92,13 +87,11 @@ where
                 self.n_lists += 1;
             }
             Ok(Event::Apply(object)) => {
-                self.steps
-                    .push(format!("+{}", object.meta().name.as_deref().unwrap_or("")));
+                self.steps.push(format!("+{}", object.meta().name.as_deref().unwrap_or("")));
                 self.objects.insert(key(&object), object);
             }
             Ok(Event::Delete(object)) => {
-                self.steps
-                    .push(format!("-{}", object.meta().name.as_deref().unwrap_or("")));
+                self.steps.push(format!("-{}", object.meta().name.as_deref().unwrap_or("")));
                 self.objects.remove(&key(&object));
             }
             Err(error) => {
@@ -112,9 +105,5 @@ where
 
 fn key<K: Resource>(object: &K) -> String {
     let meta = object.meta();
-    format!(
-        "{}/{}",
-        meta.namespace.as_deref().unwrap_or(""),
-        meta.name.as_deref().unwrap_or("")
-    )
+    format!("{}/{}", meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""))
 }

@@ -15,9 +15,7 @@ fn it_listens_in_the_namespace_that_it_is_given() {
     let listen = ([127, 0, 0, 1], 0).into();
     let inside = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("needs root");
-        let up = Command::new("ip")
-            .args(["link", "set", "lo", "up"])
-            .status();
+        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
         assert!(up.expect("iproute2 is installed").success());
         let netns: OwnedFd = File::open("/proc/thread-self/ns/net").unwrap().into();
         let server = ApiServer::start(listen, Some(netns)).unwrap();

@@ -40,16 +40,8 @@ async fn check(n_slices: usize) {
             server.put(slice(&name, &format!("10.1.{}.1", mirror.n_lists)));
             server.put(slice(&name, "10.9.9.9"));
         }
-        mirror
-            .until("all changes", |mirror| {
-                mirror.steps.len() == n_slices / 10 * 2
-            })
-            .await;
-        println!(
-            "  {} changes followed in {:?}",
-            mirror.steps.len(),
-            started.elapsed()
-        );
+        mirror.until("all changes", |mirror| mirror.steps.len() == n_slices / 10 * 2).await;
+        println!("  {} changes followed in {:?}", mirror.steps.len(), started.elapsed());
     }
 }
 
