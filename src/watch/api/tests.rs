@@ -1,0 +1,267 @@
+//! Watching over HTTP, against a server that says what it is told to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::model::Change;
+
+const IMPATIENT: Patience = Patience { object: Duration::from_millis(300), page: Duration::from_secs(60) };
+
+/// A request as a test sees it: kind, and the query by key.
+type Query = BTreeMap<String, String>;
+
+/// What to answer: status and lines, one after another; then the response ends, or stays open.
+struct Answer {
+    status: u16,
+    lines: Vec<Value>,
+    stays_open: bool,
+}
+
+fn lines(lines: Vec<Value>) -> Answer {
+    Answer { status: 200, lines, stays_open: true }
+}
+
+fn page(items: Vec<Value>, next: Option<&str>) -> Answer {
+    let list = json!({
+        "kind": "ServiceList", "apiVersion": "v1",
+        "metadata": {"resourceVersion": "10", "continue": next}, "items": items,
+    });
+    Answer { status: 200, lines: vec![list], stays_open: false }
+}
+
+fn failure(code: u16, reason: &str) -> Answer {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason,
+        "message": reason, "metadata": {},
+    });
+    Answer { status: code, lines: vec![status], stays_open: false }
+}
+
+fn event(kind: &str, object: &Value) -> Value {
+    json!({"type": kind, "object": object})
+}
+
+/// The bookmark that ends a streaming list.
+fn list_end() -> Value {
+    let annotations = json!({"k8s.io/initial-events-end": "true"});
+    event(
+        "BOOKMARK",
+        &json!({
+            "kind": "Service", "apiVersion": "v1",
+            "metadata": {"resourceVersion": "10", "annotations": annotations, "creationTimestamp": null},
+        }),
+    )
+}
+
+fn service(name: &str, version: u32) -> Value {
+    json!({
+        "kind": "Service", "apiVersion": "v1",
+        "metadata": {"name": name, "namespace": "ns", "resourceVersion": version.to_string()},
+        "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 80}]},
+    })
+}
+
+type Script = Arc<dyn Fn(&Query) -> Answer + Send + Sync>;
+
+async fn answer(State(script): State<Script>, request: Request) -> Response {
+    let query =
+        request.uri().query().unwrap_or_default().replace("%21", "!").replace("%3D", "=").replace("%2F", "/");
+    let query: Query = query
+        .split('&')
+        .filter_map(|pair| pair.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())))
+        .collect();
+    let Answer { status, lines, stays_open } = match request.uri().path() {
+        "/api/v1/services" => {
+            let agent = request.headers()["user-agent"].to_str().unwrap();
+            assert_eq!(agent, concat!("chainsmith/", env!("CARGO_PKG_VERSION")));
+            assert_eq!(query["labelSelector"], "!service.kubernetes.io/service-proxy-name");
+            assert_eq!(query["fieldSelector"], "spec.clusterIP!=None");
+            script(&query)
+        }
+        "/apis/discovery.k8s.io/v1/endpointslices" => {
+            assert_eq!(query["labelSelector"], "!service.kubernetes.io/headless");
+            super::tests::lines(vec![list_end()])
+        }
+        "/api/v1/nodes" => {
+            assert_eq!(query["fieldSelector"], "metadata.name=node-a");
+            super::tests::lines(vec![list_end()])
+        }
+        other => panic!("asked for {other}"),
+    };
+    let lines =
+        futures::stream::iter(lines).map(|line| Ok::<_, std::io::Error>(Bytes::from(format!("{line}\n"))));
+    let rest = match stays_open {
+        true => futures::stream::pending().left_stream(),
+        false => futures::stream::empty().right_stream(),
+    };
+    let body = Body::from_stream(lines.chain(rest));
+    Response::builder().status(status).header("content-type", "application/json").body(body).unwrap()
+}
+
+/// Starts the server and a follower of it; the events about Services.
+async fn events_of(script: impl Fn(&Query) -> Answer + Send + Sync + 'static) -> mpsc::Receiver<WatchEvent> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = Router::new().fallback(answer).with_state(Arc::new(script) as Script);
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let client = client(None, Some(&format!("http://{address}"))).await.unwrap();
+    let (sender, receiver) = mpsc::channel(crate::watch::CHANNEL_CAPACITY);
+    tokio::spawn(follow_with(client, "node-a".into(), sender, IMPATIENT));
+    receiver
+}
+
+/// The next `n` events that are about Services, as words.
+async fn words(events: &mut mpsc::Receiver<WatchEvent>, n: usize) -> Vec<String> {
+    let mut words = Vec::new();
+    while words.len() < n {
+        let event = tokio::time::timeout(Duration::from_secs(20), events.recv()).await;
+        match event.unwrap_or_else(|_| panic!("nothing after {words:?}")).unwrap() {
+            WatchEvent::Change(Change::AllServices(services)) => {
+                let names: Vec<&str> = services.iter().map(|service| service.name.name()).collect();
+                words.push(format!("*{}", names.join(",")));
+            }
+            WatchEvent::Change(Change::Service(name, service)) => {
+                words.push(format!("{}{}", if service.is_some() { "+" } else { "-" }, name.name()));
+            }
+            WatchEvent::ServicesListed => words.push("listed".to_owned()),
+            _ => {}
+        }
+    }
+    words
+}
+
+fn is_streaming_list(query: &Query) -> bool {
+    query.get("sendInitialEvents").is_some_and(|value| value == "true")
+}
+
+#[tokio::test]
+async fn a_streaming_list_is_followed_by_its_watch() {
+    let mut events = events_of(|query| {
+        assert!(is_streaming_list(query) && query["allowWatchBookmarks"] == "true", "{query:?}");
+        lines(vec![
+            event("ADDED", &service("a", 1)),
+            event("ADDED", &service("b", 2)),
+            list_end(),
+            event("MODIFIED", &service("a", 11)),
+            event("DELETED", &service("b", 12)),
+        ])
+    })
+    .await;
+    assert_eq!(words(&mut events, 4).await, ["*a,b", "listed", "+a", "-b"]);
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_streaming_lists_is_asked_for_pages_of_500() {
+    let mut events = events_of(|query| {
+        if is_streaming_list(query) {
+            return failure(422, "sendInitialEvents is forbidden for watch");
+        }
+        if query.contains_key("watch") {
+            return lines(vec![event("ADDED", &service("c", 11))]);
+        }
+        assert_eq!(query["limit"], "500");
+        match query.get("continue") {
+            None => page(vec![service("a", 1)], Some("more")),
+            Some(_) => page(vec![service("b", 2)], None),
+        }
+    })
+    .await;
+    assert_eq!(words(&mut events, 3).await, ["*a,b", "listed", "+c"]);
+}
+
+#[tokio::test]
+async fn a_server_that_never_ends_its_streaming_list_is_asked_for_pages() {
+    let mut events = events_of(|query| match (is_streaming_list(query), query.contains_key("watch")) {
+        (true, _) => lines(vec![event("ADDED", &service("a", 1))]),
+        (_, true) => lines(vec![]),
+        _ => page(vec![service("a", 1)], None),
+    })
+    .await;
+    assert_eq!(words(&mut events, 2).await, ["*a", "listed"]);
+}
+
+#[tokio::test]
+async fn one_bad_object_costs_itself() {
+    let mut bad = service("bad", 2);
+    bad["spec"]["ports"] = json!("many");
+    let mut events = events_of(move |_| {
+        lines(vec![
+            event("ADDED", &service("a", 1)),
+            event("ADDED", &bad),
+            event("ADDED", &service("c", 3)),
+            list_end(),
+            event("MODIFIED", &bad),
+            event("MODIFIED", &service("a", 12)),
+        ])
+    })
+    .await;
+    assert_eq!(words(&mut events, 3).await, ["*a,c", "listed", "+a"]);
+}
+
+#[tokio::test]
+async fn an_expired_watch_lists_again_and_swaps_in_what_is_there() {
+    let n_lists = std::sync::atomic::AtomicUsize::new(0);
+    let mut events = events_of(move |query| {
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
+            "reason": "Expired", "message": "too old resource version", "metadata": {}});
+        assert!(is_streaming_list(query));
+        match n_lists.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => lines(vec![event("ADDED", &service("a", 1)), list_end(), event("ERROR", &status)]),
+            _ => lines(vec![event("ADDED", &service("b", 2)), list_end()]),
+        }
+    })
+    .await;
+    assert_eq!(words(&mut events, 3).await, ["*a", "listed", "*b"]);
+}
+
+#[tokio::test]
+async fn a_server_that_fails_is_asked_again() {
+    let n_asked = std::sync::atomic::AtomicUsize::new(0);
+    let mut events = events_of(move |_| match n_asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        0 => failure(500, "etcd is away"),
+        _ => lines(vec![event("ADDED", &service("a", 1)), list_end()]),
+    })
+    .await;
+    assert_eq!(words(&mut events, 2).await, ["*a", "listed"]);
+}
+
+#[tokio::test]
+async fn garbage_in_a_list_is_no_complete_list() {
+    let n_asked = std::sync::atomic::AtomicUsize::new(0);
+    let mut events = events_of(move |_| match n_asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        0 => lines(vec![event("ADDED", &service("a", 1)), json!({"type": "ADDED"}), list_end()]),
+        _ => lines(vec![event("ADDED", &service("a", 1)), event("ADDED", &service("b", 2)), list_end()]),
+    })
+    .await;
+    assert_eq!(words(&mut events, 2).await, ["*a,b", "listed"]);
+}
+
+#[tokio::test]
+async fn a_change_that_was_unreadable_is_found_by_listing_again() {
+    let n_asked = std::sync::atomic::AtomicUsize::new(0);
+    let mut events = events_of(move |_| match n_asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        0 => lines(vec![event("ADDED", &service("a", 1)), list_end(), json!(["half", "a", "change"])]),
+        _ => lines(vec![event("ADDED", &service("b", 2)), list_end()]),
+    })
+    .await;
+    assert_eq!(words(&mut events, 3).await, ["*a", "listed", "*b"]);
+}
+
+#[tokio::test]
+async fn lists_that_break_off_again_and_again_are_asked_for_as_pages() {
+    let mut events = events_of(|query| match (is_streaming_list(query), query.contains_key("watch")) {
+        (true, _) => Answer { stays_open: false, ..lines(vec![event("ADDED", &service("a", 1))]) },
+        (_, true) => lines(vec![]),
+        _ => page(vec![service("a", 1), service("b", 2)], None),
+    })
+    .await;
+    assert_eq!(words(&mut events, 2).await, ["*a,b", "listed"]);
+}
