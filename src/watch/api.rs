@@ -3,7 +3,7 @@
 //! Each kind is a `kube_runtime::watcher` of its own. It begins with a streaming list, as
 //! kube-proxy does: one object after another, which spares the server's memory and ours; a server
 //! that refuses it, or never ends it, is asked for pages of 500. Objects are decoded as they
-//! arrive; nothing else of them is kept ([`store`]). Whatever fails is tried again, for ever, with
+//! arrive; nothing else of them is kept (`store`). Whatever fails is tried again, for ever, with
 //! back-off; meanwhile the last state stays.
 
 mod client;
