@@ -205,7 +205,7 @@ users:
     async fn an_unusable_kubeconfig_is_named() {
         for (text, expected) in [("contexts: [", "kubeconfig"), ("{}", "names no cluster")] {
             let file = kubeconfig(text);
-            let error = config(Some(file.path()), None).await.err().expect("unusable");
+            let error = config(Some(file.path()), None).await.expect_err("unusable");
             let error = format!("{error:#}");
             assert!(error.contains(&file.path().display().to_string()), "{error}");
             assert!(error.contains(expected), "{error}");
