@@ -122,6 +122,8 @@ pub struct Loop<K> {
     /// When it was known whether there is a Node.
     node_listed_at: Option<Instant>,
     full_sync_at: Instant,
+    /// Whether an object changed since the last sync.
+    is_changed: bool,
     stop: Arc<AtomicBool>,
 }
 
@@ -139,6 +141,7 @@ impl<K: Iptables + 'static> Loop<K> {
             are_slices_listed: false,
             node_listed_at: None,
             full_sync_at: Instant::now() + FULL_SYNC_PERIOD,
+            is_changed: false,
             stop: Arc::new(AtomicBool::new(false)),
         }
     }
@@ -225,6 +228,7 @@ impl<K: Iptables + 'static> Loop<K> {
         let old_zone = self.zone();
         let mut touched = Touched::default();
         self.state.snapshot.apply(change, &mut touched);
+        self.is_changed |= !touched.is_empty();
         for sync in &mut self.state.families {
             sync.touch(std::mem::take(touched.services.get_mut(sync.family())));
         }
@@ -308,6 +312,12 @@ impl<K: Iptables + 'static> Loop<K> {
         Some(Ended::NoPodCidrs)
     }
 
+    /// Whether a sync is due as soon as the minimum period has passed. After a failure only a change
+    /// makes it so; otherwise the retry has its own time.
+    fn is_waiting(&self) -> bool {
+        self.is_listed() && self.is_dirty() && (self.is_changed || self.pacer.retry_at().is_none())
+    }
+
     fn is_dirty(&self) -> bool {
         self.state.families.iter().any(FamilySync::is_dirty)
     }
@@ -319,6 +329,7 @@ impl<K: Iptables + 'static> Loop<K> {
             let node = self.settled_node.as_ref();
             sync.set_settings(Settings::new(&self.parts.config, node, &host, sync.family()));
         }
+        self.is_changed = false;
         let empty = State { families: Vec::new(), snapshot: Snapshot::default() };
         let state = std::mem::replace(&mut self.state, empty);
         let (node_name, stop, metrics) =
