@@ -164,10 +164,8 @@ impl<K: Iptables + 'static> Loop<K> {
                 },
                 event = self.due() => event,
             };
-            let is_urgent = matches!(
-                event,
-                Event::TablesFlushed(_) | Event::RetryDue | Event::SyncDue | Event::FullSyncDue
-            );
+            // Changes wait for the minimum period; these have waited, or cannot.
+            let is_urgent = !matches!(event, Event::Watch(_) | Event::NodeWaitOver | Event::Shutdown);
             let mut ended = self.take(event);
             // What came together is synced together.
             while let (None, Ok(event)) = (&ended, watch.try_recv()) {
@@ -177,10 +175,7 @@ impl<K: Iptables + 'static> Loop<K> {
                 return ended;
             }
             let may_start = self.pacer.may_start().is_none_or(|at| at <= Instant::now());
-            if self.is_listed()
-                && self.is_dirty()
-                && (is_urgent || may_start && self.pacer.retry_at().is_none())
-            {
+            if (is_urgent && self.is_listed() && self.is_dirty()) || (may_start && self.is_waiting()) {
                 self.sync(&mut shutdown).await;
             }
         }
@@ -188,13 +183,12 @@ impl<K: Iptables + 'static> Loop<K> {
 
     /// Waits for the next thing that the clock asks for.
     async fn due(&self) -> Event {
-        let is_waiting = self.is_listed() && self.is_dirty();
         let (at, event) = match (self.node_wait_until(), self.pacer.retry_at()) {
             (Some(at), _) => (at, Event::NodeWaitOver),
-            (None, Some(at)) => (at, Event::RetryDue),
-            (None, None) if is_waiting => {
+            (None, _) if self.is_waiting() => {
                 (self.pacer.may_start().unwrap_or_else(Instant::now), Event::SyncDue)
             }
+            (None, Some(at)) => (at, Event::RetryDue),
             (None, None) => (self.full_sync_at, Event::FullSyncDue),
         };
         tokio::time::sleep_until(at).await;
@@ -217,7 +211,7 @@ impl<K: Iptables + 'static> Loop<K> {
                 }
             }
             Event::FullSyncDue => {
-                self.state.families.iter_mut().for_each(|sync| sync.touch_everything(false));
+                self.state.families.iter_mut().for_each(|sync| sync.touch_everything(true));
             }
             Event::RetryDue | Event::SyncDue => {}
         }
