@@ -6,27 +6,33 @@
     reason = "these tests are about the world: programs, files, clocks"
 )]
 
+mod agent;
+mod apiserver;
 mod by_hand;
 mod cluster;
 mod lab;
+mod running;
 mod traffic;
 
-use lab::netfilter::Backend;
-
-/// Tries the lab and the claims on rules that are known to be right.
-fn the_lab_itself_passes_with_hand_written_rules(backend: Backend) {
-    for network in [lab::PodNetwork::Routes, lab::PodNetwork::Vxlan] {
-        let lab = cluster::plan(backend).pod_network(network).build().expect("a lab can be built");
-        by_hand::program(&lab).expect("rules can be written");
-        traffic::all(&lab);
-    }
+/// Makes each function a test, once on each back-end.
+macro_rules! on_both_backends {
+    ($($module:ident::$claim:ident),* $(,)?) => {
+        mod nft {
+            $(#[test] fn $claim() { crate::$module::$claim(crate::lab::netfilter::Backend::Nft); })*
+        }
+        mod legacy {
+            $(#[test] fn $claim() { crate::$module::$claim(crate::lab::netfilter::Backend::Legacy); })*
+        }
+    };
 }
 
-#[test]
-fn smoke() {
-    the_lab_itself_passes_with_hand_written_rules(Backend::Nft);
-}
-#[test]
-fn smokel() {
-    the_lab_itself_passes_with_hand_written_rules(Backend::Legacy);
+on_both_backends! {
+    by_hand::the_lab_itself_passes_with_hand_written_rules,
+    by_hand::the_claims_notice_rules_that_are_wrong,
+    agent::traffic_is_right,
+    agent::deleted_service_stops_at_once,
+    agent::endpoints_are_followed,
+    agent::restart_writes_nothing,
+    agent::kill_leaves_the_rules,
+    agent::flushed_tables_are_repaired,
 }

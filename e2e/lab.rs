@@ -26,6 +26,7 @@ pub mod netfilter;
 pub mod poll;
 pub mod process;
 mod server;
+mod spy;
 mod wiring;
 
 use std::collections::BTreeMap;

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use super::address::CLUSTER_CIDR;
 use super::host::Node;
 use super::process::Process;
+use super::spy::Spy;
 
 /// What an agent is told, beside which node it is on.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +26,7 @@ pub struct AgentOptions {
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
+    spy: Spy,
 }
 
 impl Agent {
@@ -61,8 +63,14 @@ impl Agent {
         }
         args.extend(options.args.iter().cloned());
         let log = folder.join(format!("{stem}.log"));
-        let process = Process::start(&node.namespace, &program()?, &args, &log)?;
-        Ok(Self { process })
+        let spy = Spy::new(folder, &stem)?;
+        let process = Process::start(&node.namespace, &program()?, &args, &spy.environment(), &log)?;
+        Ok(Self { process, spy })
+    }
+
+    /// The iptables programs it has started so far, in order, each with its arguments.
+    pub fn programs_started(&self) -> Vec<String> {
+        self.spy.calls()
     }
 
     /// The process itself.

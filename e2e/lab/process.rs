@@ -36,13 +36,21 @@ enum Order {
 }
 
 impl Process {
-    /// Starts `program` in `namespace`; what it prints goes to the file `log`.
-    pub fn start(namespace: &Namespace, program: &Path, args: &[String], log: &Path) -> Result<Self> {
+    /// Starts `program` in `namespace` with these variables added to its environment; what it prints
+    /// goes to the file `log`.
+    pub fn start(
+        namespace: &Namespace,
+        program: &Path,
+        args: &[String],
+        environment: &[(&str, String)],
+        log: &Path,
+    ) -> Result<Self> {
         let (orders, inbox) = mpsc::channel();
         let (started, start) = mpsc::channel();
         let file = std::fs::File::create(log).with_context(|| format!("creating {}", log.display()))?;
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(args);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let keeper = namespace.spawn(move || {
             let spawned = command.spawn();
