@@ -1,0 +1,123 @@
+//! The choice between the simulator and a real API server, and what the two have in common.
+
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::ApiServer;
+use super::real::RealServer;
+
+/// An API server that a test fills and a client watches.
+pub trait Cluster: Send + Sync {
+    /// Creates or replaces an object, `status` included; returns its resourceVersion.
+    fn put(&self, object: Value) -> u64;
+    /// Deletes an object; whether it was there.
+    fn delete(&self, kind: &str, namespace: Option<&str>, name: &str) -> bool;
+    /// A kubeconfig for clients that reach the address it was started on.
+    fn kubeconfig(&self) -> String;
+    /// A kubeconfig for clients that reach it at `ip`.
+    fn kubeconfig_at(&self, ip: IpAddr) -> String;
+
+    /// Puts the objects of a YAML text with several documents and Lists, in its order.
+    fn put_yaml(&self, text: &str) {
+        for object in objects_of_yaml(text) {
+            self.put(object);
+        }
+    }
+
+    /// The simulator, if this is it: for faults and counters.
+    fn simulator(&self) -> Option<&ApiServer> {
+        None
+    }
+}
+
+/// Starts a real API server if `KUBEBUILDER_ASSETS` names a folder with `etcd` and `kube-apiserver`
+/// (the convention of envtest), else the simulator; on `listen`, inside the namespace `netns`.
+///
+/// # Errors
+/// It does not come up; nothing is left running.
+#[allow(clippy::disallowed_methods, reason = "tests are told by the environment")]
+pub fn start_cluster(listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<Box<dyn Cluster>> {
+    match std::env::var_os("KUBEBUILDER_ASSETS") {
+        Some(folder) if !folder.is_empty() => Ok(Box::new(RealServer::start(Path::new(&folder), listen, netns)?)),
+        _ => Ok(Box::new(ApiServer::start(listen, netns)?)),
+    }
+}
+
+impl Cluster for ApiServer {
+    fn put(&self, object: Value) -> u64 {
+        ApiServer::put(self, object)
+    }
+
+    fn delete(&self, kind: &str, namespace: Option<&str>, name: &str) -> bool {
+        ApiServer::delete(self, kind, namespace, name)
+    }
+
+    fn kubeconfig(&self) -> String {
+        ApiServer::kubeconfig(self)
+    }
+
+    fn kubeconfig_at(&self, ip: IpAddr) -> String {
+        ApiServer::kubeconfig_at(self, ip, None)
+    }
+
+    fn simulator(&self) -> Option<&ApiServer> {
+        Some(self)
+    }
+}
+
+/// A kubeconfig for `server` (a URL). A https server is not verified: its certificate is made anew at
+/// every start.
+pub fn kubeconfig(server: &str, token: Option<&str>, token_file: Option<&Path>) -> String {
+    let mut user = String::new();
+    if let Some(token) = token {
+        let _ = write!(user, "token: {token:?}");
+    }
+    if let Some(file) = token_file {
+        let _ = write!(user, "tokenFile: {:?}", file.display().to_string());
+    }
+    let verify = if server.starts_with("https:") { ", insecure-skip-tls-verify: true" } else { "" };
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+         clusters:\n- name: test\n  cluster: {{server: {server:?}{verify}}}\n\
+         users:\n- name: test\n  user: {{{user}}}\n\
+         contexts:\n- name: test\n  context: {{cluster: test, user: test}}\n"
+    )
+}
+
+/// The objects of a YAML text: several documents, Lists opened, empty documents left out.
+///
+/// # Panics
+/// The text is not YAML.
+pub fn objects_of_yaml(text: &str) -> Vec<Value> {
+    // The parser's own limits are for strangers; this text is the test's.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: usize::MAX,
+            max_nodes: usize::MAX,
+            max_events: usize::MAX,
+            max_total_scalar_bytes: usize::MAX,
+        },
+    };
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
+        .unwrap_or_else(|error| panic!("objects that are not YAML: {error}"));
+    documents.into_iter().filter(|document| !document.is_null()).flat_map(open_list).collect()
+}
+
+fn open_list(mut document: Value) -> Vec<Value> {
+    let kind = document["kind"].as_str().unwrap_or("").to_owned();
+    let Some(item_kind) = kind.strip_suffix("List") else { return vec![document] };
+    let Some(Value::Array(items)) = document.get_mut("items").map(Value::take) else { return Vec::new() };
+    // The items of a `ServiceList` need not say what they are.
+    let complete = |mut item: Value| {
+        if item["kind"].is_null() && !item_kind.is_empty() {
+            item["kind"] = item_kind.into();
+            item["apiVersion"] = document["apiVersion"].clone();
+        }
+        item
+    };
+    items.into_iter().map(complete).collect()
+}

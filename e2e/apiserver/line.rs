@@ -1,0 +1,169 @@
+//! The connections: a TCP listener and a stream that can be cut, slowed and silenced at any byte.
+
+use std::future::Future;
+use std::io::{Error, ErrorKind, Result};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::serve::Listener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Sleep, sleep};
+
+use super::Shared;
+use super::fault::{Fault, Setting};
+
+/// Accepts connections as [`Line`]s.
+#[derive(Debug)]
+pub struct Lines {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+}
+
+impl Lines {
+    /// Wraps a listener.
+    pub fn new(listener: TcpListener, shared: Arc<Shared>) -> Lines {
+        Lines { listener, shared }
+    }
+}
+
+impl Listener for Lines {
+    type Io = Line;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Line, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, peer)) => return (Line::new(stream, Arc::clone(&self.shared)), peer),
+                // Out of file descriptors, mostly: a later try may do better, an instant one not.
+                Err(_) => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    fn local_addr(&self) -> Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+type NextSetting = Pin<Box<dyn Future<Output = (Setting, watch::Receiver<Setting>)> + Send>>;
+
+/// One connection, subject to the fault in force.
+pub struct Line {
+    stream: TcpStream,
+    shared: Arc<Shared>,
+    setting: Setting,
+    next: NextSetting,
+    n_sent: u64,
+    pause: Option<Pin<Box<Sleep>>>,
+    is_cut: bool,
+}
+
+/// What a connection may do at this moment.
+enum Leave {
+    Write(usize),
+    Wait,
+}
+
+impl Line {
+    fn new(stream: TcpStream, shared: Arc<Shared>) -> Line {
+        // Events are small: without this the second of two waits for the client's acknowledgement.
+        let _ = stream.set_nodelay(true);
+        shared.board.connected();
+        let mut settings = shared.faults.follow();
+        let setting = settings.borrow_and_update().clone();
+        let next = follow(settings);
+        Line { stream, shared, setting, next, n_sent: 0, pause: None, is_cut: false }
+    }
+
+    /// Takes over a new fault, and registers to be woken by the one after it.
+    fn update(&mut self, context: &mut Context<'_>) {
+        while let Poll::Ready((setting, settings)) = self.next.as_mut().poll(context) {
+            self.next = follow(settings);
+            self.setting = setting;
+            self.n_sent = 0;
+            self.pause = None;
+        }
+    }
+
+    fn leave(&mut self, context: &mut Context<'_>) -> Result<Leave> {
+        self.update(context);
+        if self.is_cut {
+            return Err(cut());
+        }
+        match self.setting.fault {
+            Some(Fault::Away) => {
+                self.is_cut = true;
+                Err(cut())
+            }
+            Some(Fault::Cut { after, .. }) if self.n_sent >= after => {
+                self.is_cut = self.shared.faults.take_cut(self.setting.epoch);
+                if self.is_cut { Err(cut()) } else { Ok(Leave::Write(usize::MAX)) }
+            }
+            Some(Fault::Cut { after, .. }) => {
+                Ok(Leave::Write(usize::try_from(after - self.n_sent).unwrap_or(usize::MAX)))
+            }
+            Some(Fault::Slow { chunk, .. }) => Ok(Leave::Write(chunk.max(1))),
+            Some(Fault::Silent) => Ok(Leave::Wait),
+            _ => Ok(Leave::Write(usize::MAX)),
+        }
+    }
+}
+
+fn cut() -> Error {
+    Error::new(ErrorKind::ConnectionReset, "cut by the fault in force")
+}
+
+fn follow(mut settings: watch::Receiver<Setting>) -> NextSetting {
+    Box::pin(async move {
+        if settings.changed().await.is_err() {
+            // The server goes down, and with it this connection.
+            std::future::pending::<()>().await;
+        }
+        let setting = settings.borrow_and_update().clone();
+        (setting, settings)
+    })
+}
+
+impl AsyncRead for Line {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        let line = self.get_mut();
+        match line.leave(context)? {
+            Leave::Write(_) => Pin::new(&mut line.stream).poll_read(context, into),
+            Leave::Wait => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncWrite for Line {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        let line = self.get_mut();
+        let Leave::Write(limit) = line.leave(context)? else { return Poll::Pending };
+        if let Some(pause) = &mut line.pause {
+            ready!(pause.as_mut().poll(context));
+            line.pause = None;
+        }
+        let part = &bytes[..bytes.len().min(limit)];
+        let n_written = ready!(Pin::new(&mut line.stream).poll_write(context, part))?;
+        line.n_sent += n_written as u64;
+        line.shared.board.wrote(n_written);
+        if let Some(Fault::Slow { pause, .. }) = line.setting.fault {
+            line.pause = Some(Box::pin(sleep(pause)));
+        }
+        Poll::Ready(Ok(n_written))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let line = self.get_mut();
+        line.leave(context)?;
+        Pin::new(&mut line.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}

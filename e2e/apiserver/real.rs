@@ -1,0 +1,343 @@
+//! A real API server: `etcd` and `kube-apiserver` from a folder, on the same ground as the simulator.
+//!
+//! One thread enters the network namespace, starts both programs there (children inherit it), and
+//! then carries out what the test asks through the kube client. When it ends, both are killed.
+
+#![allow(clippy::disallowed_methods, reason = "starts programs and writes their files")]
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use nix::sched::{CloneFlags, setns};
+use serde_json::{Value, json};
+
+use super::cluster::{Cluster, kubeconfig};
+use super::resource::Resource;
+
+const TOKEN: &str = "chainsmith-test";
+/// Both programs need a few seconds on a small machine.
+const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// A running `etcd` and `kube-apiserver`; both end when this is dropped.
+#[derive(Debug)]
+pub struct RealServer {
+    address: SocketAddr,
+    orders: Option<Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Something to do on the thread in the namespace.
+enum Order {
+    Put(Value, Sender<anyhow::Result<u64>>),
+    Delete(&'static Resource, String, String, Sender<anyhow::Result<bool>>),
+}
+
+impl RealServer {
+    /// Starts both programs of `folder` and waits until the API is served on `listen`.
+    ///
+    /// # Errors
+    /// A program is missing or does not come up (its last words are in the error); nothing is left
+    /// running.
+    pub fn start(folder: &Path, listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<RealServer> {
+        let folder = folder.to_owned();
+        let (ready, is_ready) = channel();
+        let (orders, to_do) = channel();
+        let work = move || match Running::start(&folder, listen, netns) {
+            Ok(running) => {
+                let _ = ready.send(Ok(running.address));
+                running.work(&to_do);
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        };
+        let thread = std::thread::Builder::new().name("kube-apiserver".to_owned()).spawn(work);
+        let thread = thread.context("starting the thread of the API server")?;
+        let address = is_ready.recv().context("waiting for the API server to be ready")??;
+        Ok(RealServer { address, orders: Some(orders), thread: Some(thread) })
+    }
+
+    fn order<T>(&self, order: impl FnOnce(Sender<anyhow::Result<T>>) -> Order) -> T {
+        let (reply, answer) = channel();
+        let orders = self.orders.as_ref().expect("taken only by drop");
+        orders.send(order(reply)).expect("the thread works until drop");
+        let answer = answer.recv().expect("every order is answered");
+        answer.unwrap_or_else(|error| panic!("the API server refused: {error:#}"))
+    }
+}
+
+impl Drop for RealServer {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+impl Cluster for RealServer {
+    fn put(&self, object: Value) -> u64 {
+        self.order(|reply| Order::Put(object, reply))
+    }
+
+    fn delete(&self, kind: &str, namespace: Option<&str>, name: &str) -> bool {
+        let resource = Resource::of_kind(kind).expect("a kind that the tests use");
+        let namespace = namespace.unwrap_or("default").to_owned();
+        self.order(|reply| Order::Delete(resource, namespace, name.to_owned(), reply))
+    }
+
+    fn kubeconfig(&self) -> String {
+        self.kubeconfig_at(reachable(self.address.ip()))
+    }
+
+    fn kubeconfig_at(&self, ip: IpAddr) -> String {
+        let server = format!("https://{}", SocketAddr::new(ip, self.address.port()));
+        kubeconfig(&server, Some(TOKEN), None)
+    }
+}
+
+/// Both programs, and a client; lives on the thread in the namespace.
+struct Running {
+    address: SocketAddr,
+    runtime: tokio::runtime::Runtime,
+    client: Client,
+    // Dropped in this order: the programs end before their folder goes.
+    _processes: Processes,
+    _folder: tempfile::TempDir,
+}
+
+/// Children that are killed, and waited for, when dropped.
+#[derive(Default)]
+struct Processes(Vec<Child>);
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        // The API server first: it would complain about its etcd until the end.
+        for child in self.0.iter_mut().rev() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Running {
+    fn start(programs: &Path, listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<Running> {
+        if let Some(netns) = netns {
+            setns(netns, CloneFlags::CLONE_NEWNET).context("entering the network namespace")?;
+        }
+        let folder = tempfile::tempdir().context("making a folder for the API server")?;
+        let address = SocketAddr::new(listen.ip(), port(listen)?);
+        let etcd_url = format!("http://127.0.0.1:{}", port((Ipv4Addr::LOCALHOST, 0).into())?);
+        let peer_url = format!("http://127.0.0.1:{}", port((Ipv4Addr::LOCALHOST, 0).into())?);
+        let mut processes = Processes::default();
+        let etcd = etcd_arguments(folder.path(), &etcd_url, &peer_url);
+        processes.0.push(spawn(programs, "etcd", &etcd, folder.path())?);
+        let api = api_arguments(folder.path(), &etcd_url, address)?;
+        processes.0.push(spawn(programs, "kube-apiserver", &api, folder.path())?);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let server = format!("https://{}", SocketAddr::new(reachable(address.ip()), address.port()));
+        let client = runtime.block_on(connect(&kubeconfig(&server, Some(TOKEN), None)))?;
+        let running = Running { address, runtime, client, _processes: processes, _folder: folder };
+        running.wait_until_ready()?;
+        Ok(running)
+    }
+
+    fn wait_until_ready(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let request = axum::http::Request::get("/readyz").body(Vec::new())?;
+            match self.runtime.block_on(self.client.request_text(request)) {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > deadline => {
+                    let folder = self._folder.path();
+                    let words = last_words(folder, "etcd") + &last_words(folder, "kube-apiserver");
+                    bail!("the API server is not ready after {}s: {error}\n{words}", START_LIMIT.as_secs());
+                }
+                // Nothing tells when another process begins to listen.
+                Err(_) => std::thread::sleep(Duration::from_millis(200)),
+            }
+        }
+    }
+
+    fn work(&self, orders: &Receiver<Order>) {
+        for order in orders {
+            // A test that no longer waits for the answer has failed already.
+            match order {
+                Order::Put(object, reply) => {
+                    let _ = reply.send(self.runtime.block_on(self.put(object)));
+                }
+                Order::Delete(resource, namespace, name, reply) => {
+                    let _ = reply.send(self.runtime.block_on(self.delete(resource, &namespace, &name)));
+                }
+            }
+        }
+    }
+
+    /// Server-side apply creates and replaces in one request; `status` has one of its own.
+    async fn put(&self, mut object: Value) -> anyhow::Result<u64> {
+        let kind = object["kind"].as_str().context("an object without a kind")?;
+        let resource = Resource::of_kind(kind).with_context(|| format!("unknown kind {kind:?}"))?;
+        let name = object["metadata"]["name"].as_str().context("an object without a name")?.to_owned();
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
+        if resource.is_namespaced {
+            let names = Resource::of_kind("Namespace").expect("in the table");
+            let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } });
+            self.apply(names, "", namespace["metadata"]["name"].as_str().unwrap_or(""), &namespace).await?;
+        }
+        let fields = object.as_object_mut().context("an object that is not a map")?;
+        let status = fields.remove("status");
+        if let Some(metadata) = fields.get_mut("metadata").and_then(Value::as_object_mut) {
+            for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "generation"] {
+                metadata.remove(field);
+            }
+        }
+        let mut stored = self.apply(resource, &namespace, &name, &object).await?;
+        if let Some(status) = status {
+            let patch = Patch::Merge(json!({ "status": status }));
+            let api = self.api(resource, &namespace);
+            stored = api.patch_status(&name, &PatchParams::default(), &patch).await?;
+        }
+        let version = stored.metadata.resource_version.context("an object without a version")?;
+        version.parse().with_context(|| format!("resourceVersion {version:?}"))
+    }
+
+    async fn apply(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        object: &Value,
+    ) -> anyhow::Result<DynamicObject> {
+        let how = PatchParams::apply("chainsmith-test").force();
+        let applied = self.api(resource, namespace).patch(name, &how, &Patch::Apply(object)).await;
+        applied.with_context(|| format!("applying {} {namespace}/{name}", resource.kind))
+    }
+
+    async fn delete(&self, resource: &Resource, namespace: &str, name: &str) -> anyhow::Result<bool> {
+        match self.api(resource, namespace).delete(name, &DeleteParams::default()).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("deleting {} {namespace}/{name}", resource.kind)),
+        }
+    }
+
+    fn api(&self, resource: &Resource, namespace: &str) -> Api<DynamicObject> {
+        let (group, version) = resource.api_version.split_once('/').unwrap_or(("", resource.api_version));
+        let kind = ApiResource {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            api_version: resource.api_version.to_owned(),
+            kind: resource.kind.to_owned(),
+            plural: resource.plural.to_owned(),
+        };
+        if resource.is_namespaced {
+            Api::namespaced_with(self.client.clone(), namespace, &kind)
+        } else {
+            Api::all_with(self.client.clone(), &kind)
+        }
+    }
+}
+
+async fn connect(kubeconfig: &str) -> anyhow::Result<Client> {
+    let kubeconfig = Kubeconfig::from_yaml(kubeconfig)?;
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    // Not through a proxy of the machine.
+    config.proxy_url = None;
+    Client::try_from(config).context("making a client of the API server")
+}
+
+fn etcd_arguments(folder: &Path, client_url: &str, peer_url: &str) -> Vec<String> {
+    vec![
+        format!("--data-dir={}", folder.join("etcd-data").display()),
+        format!("--listen-client-urls={client_url}"),
+        format!("--advertise-client-urls={client_url}"),
+        format!("--listen-peer-urls={peer_url}"),
+        format!("--initial-advertise-peer-urls={peer_url}"),
+        format!("--initial-cluster=default={peer_url}"),
+        "--unsafe-no-fsync".to_owned(),
+    ]
+}
+
+fn api_arguments(folder: &Path, etcd_url: &str, address: SocketAddr) -> anyhow::Result<Vec<String>> {
+    let key = folder.join("service-account.key");
+    make_key(&key)?;
+    let tokens = folder.join("tokens.csv");
+    std::fs::write(&tokens, format!("{TOKEN},test,test,\"system:masters\"\n")).context("writing tokens")?;
+    // The family of the first service range is IPv4, and this address must be of the same.
+    let advertised = match reachable(address.ip()) {
+        IpAddr::V4(ip) => ip,
+        IpAddr::V6(_) => Ipv4Addr::LOCALHOST,
+    };
+    Ok(vec![
+        format!("--etcd-servers={etcd_url}"),
+        format!("--cert-dir={}", folder.join("certificates").display()),
+        format!("--bind-address={}", address.ip()),
+        format!("--secure-port={}", address.port()),
+        format!("--advertise-address={advertised}"),
+        // The test says which endpoints there are.
+        "--endpoint-reconciler-type=none".to_owned(),
+        format!("--token-auth-file={}", tokens.display()),
+        "--authorization-mode=AlwaysAllow".to_owned(),
+        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        format!("--service-account-key-file={}", key.display()),
+        format!("--service-account-signing-key-file={}", key.display()),
+        "--service-cluster-ip-range=10.96.0.0/12,fd00:10:96::/108".to_owned(),
+        // Pods of tests have no service account, and nobody would make one.
+        "--disable-admission-plugins=ServiceAccount".to_owned(),
+    ])
+}
+
+fn make_key(path: &Path) -> anyhow::Result<()> {
+    let made = Command::new("openssl").args(["genrsa", "-out"]).arg(path).arg("2048").output();
+    let made = made.context("starting openssl for the service account key")?;
+    if !made.status.success() {
+        bail!("openssl made no key: {}", String::from_utf8_lossy(&made.stderr));
+    }
+    Ok(())
+}
+
+fn spawn(programs: &Path, name: &str, arguments: &[String], folder: &Path) -> anyhow::Result<Child> {
+    let log = File::create(log_file(folder, name)).with_context(|| format!("making the log of {name}"))?;
+    let program = programs.join(name);
+    Command::new(&program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("starting {}", program.display()))
+}
+
+fn log_file(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.log"))
+}
+
+fn last_words(folder: &Path, name: &str) -> String {
+    let log = std::fs::read(log_file(folder, name)).unwrap_or_default();
+    let end = String::from_utf8_lossy(&log[log.len().saturating_sub(3000)..]).into_owned();
+    format!("--- end of the log of {name} ---\n{end}\n")
+}
+
+/// The port of `address`; if it is 0, one that was free a moment ago.
+fn port(address: SocketAddr) -> anyhow::Result<u16> {
+    if address.port() != 0 {
+        return Ok(address.port());
+    }
+    let listener = TcpListener::bind(address).with_context(|| format!("looking for a free port on {address}"))?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// `ip`, or loopback if it stands for all addresses.
+fn reachable(ip: IpAddr) -> IpAddr {
+    match ip {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
+}

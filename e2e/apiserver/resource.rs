@@ -1,0 +1,60 @@
+//! The kinds that the simulator serves: how each is spelled in objects and in paths.
+
+/// One kind of object and where it is served.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// As objects spell it: `EndpointSlice`.
+    pub kind: &'static str,
+    /// As objects spell it: `discovery.k8s.io/v1`; without a slash for the core group.
+    pub api_version: &'static str,
+    /// As paths spell it: `endpointslices`. No two entries of [`RESOURCES`] share it.
+    pub plural: &'static str,
+    /// Whether objects live in namespaces.
+    pub is_namespaced: bool,
+    /// What a field selector may name beside `metadata.name` and `metadata.namespace`.
+    pub fields: &'static [&'static str],
+}
+
+/// Everything that is served.
+pub static RESOURCES: [Resource; 10] = [
+    resource("ConfigMap", "v1", "configmaps", true, &[]),
+    resource("Endpoints", "v1", "endpoints", true, &[]),
+    resource("EndpointSlice", "discovery.k8s.io/v1", "endpointslices", true, &[]),
+    resource("Event", "events.k8s.io/v1", "events", true, &["reason", "type"]),
+    resource("Lease", "coordination.k8s.io/v1", "leases", true, &[]),
+    resource("Namespace", "v1", "namespaces", false, &["status.phase"]),
+    resource("Node", "v1", "nodes", false, &["spec.unschedulable"]),
+    resource("Pod", "v1", "pods", true, &["spec.nodeName", "status.phase", "status.podIP"]),
+    resource("Service", "v1", "services", true, &["spec.clusterIP", "spec.type"]),
+    resource("ServiceCIDR", "networking.k8s.io/v1", "servicecidrs", false, &[]),
+];
+
+const fn resource(
+    kind: &'static str,
+    api_version: &'static str,
+    plural: &'static str,
+    is_namespaced: bool,
+    fields: &'static [&'static str],
+) -> Resource {
+    Resource { kind, api_version, plural, is_namespaced, fields }
+}
+
+impl Resource {
+    /// The resource whose objects say `kind`.
+    pub fn of_kind(kind: &str) -> Option<&'static Resource> {
+        RESOURCES.iter().find(|resource| resource.kind == kind)
+    }
+
+    /// The resource served under `/api/<version>` or `/apis/<group>/<version>` as `plural`.
+    pub fn of_path(api_version: &str, plural: &str) -> Option<&'static Resource> {
+        RESOURCES.iter().find(|known| known.api_version == api_version && known.plural == plural)
+    }
+
+    /// `services`, or `endpointslices.discovery.k8s.io`, as messages of a real server spell it.
+    pub fn long_name(&self) -> String {
+        match self.api_version.split_once('/') {
+            Some((group, _)) => format!("{}.{group}", self.plural),
+            None => self.plural.to_owned(),
+        }
+    }
+}
