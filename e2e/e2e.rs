@@ -10,6 +10,10 @@ mod agent;
 mod apiserver;
 mod by_hand;
 mod cluster;
+#[allow(
+    dead_code,
+    reason = "the lab is shared by tests, demo and benches; each uses its part"
+)]
 mod lab;
 mod running;
 mod traffic;

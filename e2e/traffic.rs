@@ -3,9 +3,14 @@
 //!
 //! The masquerading claims are the table of ruleset.md 9.
 
+mod observe;
+
 use std::net::SocketAddr;
-use std::thread;
 use std::time::Duration;
+
+use self::observe::{
+    assert_masqueraded_by, assert_source_kept, at_the_same_time, each_pod, marked,
+};
 
 use crate::cluster::{CLIENTS, EMPTY, LOCAL, LOCAL_PODS, OWN, WEB, WEB_PODS};
 use crate::lab::Lab;
@@ -15,9 +20,6 @@ use crate::lab::host::{Node, POD_PORT};
 
 /// Connections enough to judge how they spread over three pods.
 const MANY: u32 = 300;
-
-/// Attempts after which each of three pods has answered, but once in 10^10.
-const UNTIL_ALL_ANSWERED: u32 = 60;
 
 /// How long an answer may take that is given "at once". UDP hears it in well under a millisecond;
 /// TCP's connect holds its own socket while a veth pair brings the answer back, so the kernel looks
@@ -31,17 +33,47 @@ pub type Claim = fn(&Lab);
 
 /// All claims, with their names.
 pub const CLAIMS: &[(&str, Claim)] = &[
-    ("a cluster IP spreads over the pods of all nodes", cluster_ip_spreads_over_all_nodes),
-    ("pods keep their source to a cluster IP", pods_keep_their_source_to_a_cluster_ip),
-    ("nodes are masqueraded to a cluster IP", nodes_are_masqueraded_to_a_cluster_ip),
-    ("outside is masqueraded to a cluster IP", outside_is_masqueraded_to_a_cluster_ip),
-    ("a node port is served by every node", node_port_is_served_by_every_node),
-    ("load balancer and external IPs are served", load_balancer_and_external_ips_are_served),
-    ("policy Local keeps the client and drops elsewhere", local_policy_keeps_the_client),
-    ("policy Local is Cluster for pods and nodes", local_policy_is_cluster_from_within),
+    (
+        "a cluster IP spreads over the pods of all nodes",
+        cluster_ip_spreads_over_all_nodes,
+    ),
+    (
+        "pods keep their source to a cluster IP",
+        pods_keep_their_source_to_a_cluster_ip,
+    ),
+    (
+        "nodes are masqueraded to a cluster IP",
+        nodes_are_masqueraded_to_a_cluster_ip,
+    ),
+    (
+        "outside is masqueraded to a cluster IP",
+        outside_is_masqueraded_to_a_cluster_ip,
+    ),
+    (
+        "a node port is served by every node",
+        node_port_is_served_by_every_node,
+    ),
+    (
+        "load balancer and external IPs are served",
+        load_balancer_and_external_ips_are_served,
+    ),
+    (
+        "policy Local keeps the client and drops elsewhere",
+        local_policy_keeps_the_client,
+    ),
+    (
+        "policy Local is Cluster for pods and nodes",
+        local_policy_is_cluster_from_within,
+    ),
     ("a pod reaches itself through its Service", hairpin_works),
-    ("a Service without endpoints refuses at once", no_endpoints_refuse_at_once),
-    ("other traffic is untouched and never marked", other_traffic_is_untouched),
+    (
+        "a Service without endpoints refuses at once",
+        no_endpoints_refuse_at_once,
+    ),
+    (
+        "other traffic is untouched and never marked",
+        other_traffic_is_untouched,
+    ),
 ];
 
 /// Tries every claim.
@@ -53,54 +85,21 @@ pub fn all(lab: &Lab) {
 }
 
 fn cases() -> impl Iterator<Item = (Family, Protocol)> {
-    FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|protocol| (family, protocol)))
-}
-
-/// Connects until each of `pods` has answered, handing each answer to `check`.
-#[track_caller]
-fn each_pod(pods: &[&str], host: &dyn Host, protocol: Protocol, to: SocketAddr, check: impl Fn(&Attempt)) {
-    let mut missing = pods.to_vec();
-    for _ in 0..UNTIL_ALL_ANSWERED {
-        let attempt = host.attempt(protocol, to, PATIENCE);
-        let context = format!("{} over {protocol:?} to {to}: {attempt:?}", host.namespace().name());
-        assert!(matches!(attempt.outcome, Outcome::Answered { .. }), "{context}");
-        assert!(pods.contains(&attempt.pod()), "{context}");
-        missing.retain(|pod| *pod != attempt.pod());
-        check(&attempt);
-        if missing.is_empty() {
-            return;
-        }
-    }
-    panic!("{missing:?} never answered {} over {protocol:?} to {to}", host.namespace().name());
-}
-
-/// Asserts that the pod saw the client's own address. (The port may be another: when conntrack still
-/// knows a flow between the same two, through a Service, it picks a free one.)
-#[track_caller]
-fn assert_source_kept(attempt: &Attempt) {
-    let from = attempt.from.map(|from| from.ip());
-    assert_eq!(Some(attempt.seen().ip()), from, "what the pod saw, and the client: {attempt:?}");
-}
-
-/// Asserts that the pod saw the address with which `node` itself would speak to it.
-#[track_caller]
-fn assert_masqueraded_by(node: &Node, lab: &Lab, attempt: &Attempt) {
-    let seen = attempt.seen();
-    let own_pod = lab.pod(attempt.pod()).node() == node.number();
-    if own_pod {
-        assert!(node.bridge_address().contains(seen.ip()), "not masqueraded by {}: {attempt:?}", node.name());
-    } else {
-        assert!(node.owns(seen), "not masqueraded by {}: {attempt:?}", node.name());
-        assert!(!node.bridge_address().contains(seen.ip()), "left by the wrong interface: {attempt:?}");
-    }
+    FAMILIES
+        .into_iter()
+        .flat_map(|family| PROTOCOLS.map(|protocol| (family, protocol)))
 }
 
 /// New connections to a cluster IP are shared evenly by the pods of both nodes.
 pub fn cluster_ip_spreads_over_all_nodes(lab: &Lab) {
     for (family, protocol) in cases() {
-        lab.pod("client-1").attempts(MANY, protocol, WEB.cluster_ip(family)).assert_spread(&WEB_PODS);
+        lab.pod("client-1")
+            .attempts(MANY, protocol, WEB.cluster_ip(family))
+            .assert_spread(&WEB_PODS);
     }
-    let tally = lab.node(2).attempts(MANY, Protocol::Tcp, WEB.cluster_ip(Family::V4));
+    let tally = lab
+        .node(2)
+        .attempts(MANY, Protocol::Tcp, WEB.cluster_ip(Family::V4));
     tally.assert_spread(&WEB_PODS);
 }
 
@@ -108,8 +107,20 @@ pub fn cluster_ip_spreads_over_all_nodes(lab: &Lab) {
 pub fn pods_keep_their_source_to_a_cluster_ip(lab: &Lab) {
     for (family, protocol) in cases() {
         for client in CLIENTS {
-            each_pod(&WEB_PODS, lab.pod(client), protocol, WEB.cluster_ip(family), assert_source_kept);
-            each_pod(&LOCAL_PODS, lab.pod(client), protocol, LOCAL.cluster_ip(family), assert_source_kept);
+            each_pod(
+                &WEB_PODS,
+                lab.pod(client),
+                protocol,
+                WEB.cluster_ip(family),
+                assert_source_kept,
+            );
+            each_pod(
+                &LOCAL_PODS,
+                lab.pod(client),
+                protocol,
+                LOCAL.cluster_ip(family),
+                assert_source_kept,
+            );
         }
     }
 }
@@ -118,9 +129,15 @@ pub fn pods_keep_their_source_to_a_cluster_ip(lab: &Lab) {
 pub fn nodes_are_masqueraded_to_a_cluster_ip(lab: &Lab) {
     for (family, protocol) in cases() {
         for node in lab.nodes() {
-            each_pod(&WEB_PODS, node, protocol, WEB.cluster_ip(family), |attempt| {
-                assert_masqueraded_by(node, lab, attempt);
-            });
+            each_pod(
+                &WEB_PODS,
+                node,
+                protocol,
+                WEB.cluster_ip(family),
+                |attempt| {
+                    assert_masqueraded_by(node, lab, attempt);
+                },
+            );
         }
     }
 }
@@ -130,9 +147,15 @@ pub fn outside_is_masqueraded_to_a_cluster_ip(lab: &Lab) {
     for node in lab.nodes() {
         lab.outside().enter_by(node).expect("routes can be set");
         for (family, protocol) in cases() {
-            each_pod(&WEB_PODS, lab.outside(), protocol, WEB.cluster_ip(family), |attempt| {
-                assert_masqueraded_by(node, lab, attempt);
-            });
+            each_pod(
+                &WEB_PODS,
+                lab.outside(),
+                protocol,
+                WEB.cluster_ip(family),
+                |attempt| {
+                    assert_masqueraded_by(node, lab, attempt);
+                },
+            );
         }
     }
 }
@@ -144,15 +167,27 @@ pub fn node_port_is_served_by_every_node(lab: &Lab) {
             let to = WEB.node_port(node, family);
             let hosts: [&dyn Host; 2] = [lab.outside(), node];
             for host in hosts {
-                each_pod(&WEB_PODS, host, protocol, to, |attempt| assert_masqueraded_by(node, lab, attempt));
+                each_pod(&WEB_PODS, host, protocol, to, |attempt| {
+                    assert_masqueraded_by(node, lab, attempt)
+                });
             }
-            let [own, other] = if node.number() == 1 { CLIENTS } else { [CLIENTS[1], CLIENTS[0]] };
-            each_pod(&WEB_PODS, lab.pod(own), protocol, to, |attempt| assert_masqueraded_by(node, lab, attempt));
-            each_pod(&WEB_PODS, lab.pod(other), protocol, to, |attempt| assert_masqueraded_by(node, lab, attempt));
+            let [own, other] = if node.number() == 1 {
+                CLIENTS
+            } else {
+                [CLIENTS[1], CLIENTS[0]]
+            };
+            each_pod(&WEB_PODS, lab.pod(own), protocol, to, |attempt| {
+                assert_masqueraded_by(node, lab, attempt)
+            });
+            each_pod(&WEB_PODS, lab.pod(other), protocol, to, |attempt| {
+                assert_masqueraded_by(node, lab, attempt)
+            });
         }
     }
     let to = WEB.node_port(lab.node(2), Family::V4);
-    lab.outside().attempts(MANY, Protocol::Tcp, to).assert_spread(&WEB_PODS);
+    lab.outside()
+        .attempts(MANY, Protocol::Tcp, to)
+        .assert_spread(&WEB_PODS);
 }
 
 /// Load balancer and external IPs lead to all pods, masqueraded; from outside, from pods, from nodes.
@@ -164,22 +199,32 @@ pub fn load_balancer_and_external_ips_are_served(lab: &Lab) {
             for to in [WEB.load_balancer(family), WEB.external_ip(family)] {
                 let hosts: [&dyn Host; 3] = [lab.outside(), node, client];
                 for host in hosts {
-                    each_pod(&WEB_PODS, host, protocol, to, |attempt| assert_masqueraded_by(node, lab, attempt));
+                    each_pod(&WEB_PODS, host, protocol, to, |attempt| {
+                        assert_masqueraded_by(node, lab, attempt)
+                    });
                 }
             }
         }
         let to = WEB.load_balancer(Family::V4);
-        lab.outside().attempts(MANY, Protocol::Tcp, to).assert_spread(&WEB_PODS);
+        lab.outside()
+            .attempts(MANY, Protocol::Tcp, to)
+            .assert_spread(&WEB_PODS);
     }
 }
 
 /// externalTrafficPolicy Local: where a pod is, it sees the client; where none is, nothing answers.
 pub fn local_policy_keeps_the_client(lab: &Lab) {
     let frontends = |node: &Node, family| {
-        [LOCAL.load_balancer(family), LOCAL.external_ip(family), LOCAL.node_port(node, family)]
+        [
+            LOCAL.load_balancer(family),
+            LOCAL.external_ip(family),
+            LOCAL.node_port(node, family),
+        ]
     };
     let (with_pods, without) = (lab.node(1), lab.node(2));
-    lab.outside().enter_by(with_pods).expect("routes can be set");
+    lab.outside()
+        .enter_by(with_pods)
+        .expect("routes can be set");
     for (family, protocol) in cases() {
         for to in frontends(with_pods, family) {
             each_pod(&LOCAL_PODS, lab.outside(), protocol, to, assert_source_kept);
@@ -202,9 +247,21 @@ pub fn local_policy_keeps_the_client(lab: &Lab) {
 pub fn local_policy_is_cluster_from_within(lab: &Lab) {
     for (family, protocol) in cases() {
         for (node, client) in lab.nodes().iter().zip(CLIENTS) {
-            for to in [LOCAL.load_balancer(family), LOCAL.external_ip(family), LOCAL.node_port(node, family)] {
-                each_pod(&LOCAL_PODS, lab.pod(client), protocol, to, assert_source_kept);
-                each_pod(&LOCAL_PODS, node, protocol, to, |attempt| assert_masqueraded_by(node, lab, attempt));
+            for to in [
+                LOCAL.load_balancer(family),
+                LOCAL.external_ip(family),
+                LOCAL.node_port(node, family),
+            ] {
+                each_pod(
+                    &LOCAL_PODS,
+                    lab.pod(client),
+                    protocol,
+                    to,
+                    assert_source_kept,
+                );
+                each_pod(&LOCAL_PODS, node, protocol, to, |attempt| {
+                    assert_masqueraded_by(node, lab, attempt)
+                });
             }
         }
     }
@@ -216,16 +273,29 @@ pub fn hairpin_works(lab: &Lab) {
     let node = lab.node_of(pod);
     for (family, protocol) in cases() {
         let own_node_port = OWN.node_port(node, family);
-        for to in [OWN.cluster_ip(family), OWN.load_balancer(family), OWN.external_ip(family), own_node_port] {
-            each_pod(&["web-1"], pod, protocol, to, |attempt| assert_masqueraded_by(node, lab, attempt));
+        for to in [
+            OWN.cluster_ip(family),
+            OWN.load_balancer(family),
+            OWN.external_ip(family),
+            own_node_port,
+        ] {
+            each_pod(&["web-1"], pod, protocol, to, |attempt| {
+                assert_masqueraded_by(node, lab, attempt)
+            });
         }
-        each_pod(&WEB_PODS, pod, protocol, WEB.cluster_ip(family), |attempt| {
-            if attempt.pod() == "web-1" {
-                assert_masqueraded_by(node, lab, attempt);
-            } else {
-                assert_source_kept(attempt);
-            }
-        });
+        each_pod(
+            &WEB_PODS,
+            pod,
+            protocol,
+            WEB.cluster_ip(family),
+            |attempt| {
+                if attempt.pod() == "web-1" {
+                    assert_masqueraded_by(node, lab, attempt);
+                } else {
+                    assert_source_kept(attempt);
+                }
+            },
+        );
     }
 }
 
@@ -246,8 +316,13 @@ pub fn no_endpoints_refuse_at_once(lab: &Lab) {
             attempts.push((host, protocol, EMPTY.node_port(node, family)));
         }
     }
-    for (attempt, (host, protocol, to)) in at_the_same_time(&attempts, PATIENCE).iter().zip(&attempts) {
-        let context = format!("{} over {protocol:?} to {to}: {attempt:?}", host.namespace().name());
+    for (attempt, (host, protocol, to)) in
+        at_the_same_time(&attempts, PATIENCE).iter().zip(&attempts)
+    {
+        let context = format!(
+            "{} over {protocol:?} to {to}: {attempt:?}",
+            host.namespace().name()
+        );
         assert_eq!(attempt.outcome, Outcome::Refused, "{context}");
         assert!(attempt.elapsed < AT_ONCE, "{context}");
     }
@@ -260,42 +335,43 @@ pub fn other_traffic_is_untouched(lab: &Lab) {
         let pod = |name: &str| SocketAddr::new(lab.pod(name).address().of(family), POD_PORT);
         for client in CLIENTS {
             for server in WEB_PODS {
-                each_pod(&[server], lab.pod(client), protocol, pod(server), assert_source_kept);
+                each_pod(
+                    &[server],
+                    lab.pod(client),
+                    protocol,
+                    pod(server),
+                    assert_source_kept,
+                );
             }
             let outside = SocketAddr::new(lab.outside().address().of(family), POD_PORT);
-            each_pod(&["outside"], lab.pod(client), protocol, outside, assert_source_kept);
+            each_pod(
+                &["outside"],
+                lab.pod(client),
+                protocol,
+                outside,
+                assert_source_kept,
+            );
         }
         for server in WEB_PODS {
-            each_pod(&[server], lab.outside(), protocol, pod(server), assert_source_kept);
-            each_pod(&[server], lab.node(1), protocol, pod(server), assert_source_kept);
+            each_pod(
+                &[server],
+                lab.outside(),
+                protocol,
+                pod(server),
+                assert_source_kept,
+            );
+            each_pod(
+                &[server],
+                lab.node(1),
+                protocol,
+                pod(server),
+                assert_source_kept,
+            );
         }
     }
-    assert_eq!(marked(lab), before, "packets that the rules of each node and family marked");
-}
-
-/// How many packets `KUBE-MARK-MASQ` marked so far: on each node, in each family.
-fn marked(lab: &Lab) -> Vec<u64> {
-    let mut counts = Vec::new();
-    for node in lab.nodes() {
-        for family in FAMILIES {
-            let rules = node.netfilter().save_with_counters(family).expect("rules can be read");
-            let is_mark = |line: &&str| line.contains("-A KUBE-MARK-MASQ ");
-            let line = rules.lines().find(is_mark).expect("there is a rule that marks");
-            // [packets:bytes] -A KUBE-MARK-MASQ ...
-            let (packets, _) = line.trim_start_matches('[').split_once(':').expect("counters stand first");
-            counts.push(packets.parse().expect("a number of packets"));
-        }
-    }
-    counts
-}
-
-/// One attempt each, all under way together, in the order given.
-fn at_the_same_time(attempts: &[(&(dyn Host + Sync), Protocol, SocketAddr)], patience: Duration) -> Vec<Attempt> {
-    thread::scope(|scope| {
-        let clients: Vec<_> = attempts
-            .iter()
-            .map(|(host, protocol, to)| scope.spawn(move || host.attempt(*protocol, *to, patience)))
-            .collect();
-        clients.into_iter().map(|client| client.join().expect("an attempt does not panic")).collect()
-    })
+    assert_eq!(
+        marked(lab),
+        before,
+        "packets that the rules of each node and family marked"
+    );
 }
