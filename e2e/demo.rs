@@ -27,6 +27,16 @@ use crate::lab::host::Node;
 use crate::lab::netfilter::{Backend, Flow};
 use crate::running::Running;
 
+const CLUSTER_IP: &str = "Cluster IP, from a pod: a pod on either node answers, and sees the client";
+const FROM_A_NODE: &str = "Cluster IP, from a node itself: masqueraded";
+const NODE_PORT: &str =
+    "Node port of node-2, from outside: masqueraded, so that answers come back by node-2";
+const LOAD_BALANCER: &str = "Load balancer VIP, from outside by node-1: masqueraded";
+const POLICY_LOCAL: &str =
+    "Load balancer VIP with externalTrafficPolicy Local: the pod sees the client";
+const HAIRPIN: &str = "A pod through a Service to itself (hairpin): it sees its node";
+const IPV6: &str = "Cluster IP in IPv6, from a pod of node-2";
+
 fn main() -> Result<()> {
     ensure!(
         nix::unistd::geteuid().is_root(),
@@ -61,55 +71,19 @@ fn show(backend: Backend) -> Result<()> {
     lab.outside().enter_by(one)?;
     let v4 = Family::V4;
 
-    request(
-        &running,
-        "Cluster IP, from a pod: reaches a pod on either node, and keeps its source",
-        lab.pod("client-1"),
-        one,
-        WEB.cluster_ip(v4),
-    )?;
-    request(
-        &running,
-        "Cluster IP, from a node itself: masqueraded",
-        one,
-        one,
-        WEB.cluster_ip(v4),
-    )?;
-    request(
-        &running,
-        "Node port of node-2, from outside: masqueraded, so that answers come back by node-2",
-        lab.outside(),
-        two,
-        WEB.node_port(two, v4),
-    )?;
-    request(
-        &running,
-        "Load balancer VIP, from outside by node-1",
-        lab.outside(),
-        one,
-        WEB.load_balancer(v4),
-    )?;
-    request(
-        &running,
-        "Load balancer VIP with externalTrafficPolicy Local: the pod sees the client",
-        lab.outside(),
-        one,
-        LOCAL.load_balancer(v4),
-    )?;
-    request(
-        &running,
-        "A pod through a Service to itself (hairpin): sees its node",
-        lab.pod("web-1"),
-        one,
-        OWN.cluster_ip(v4),
-    )?;
-    request(
-        &running,
-        "The same cluster IP's twin in IPv6",
-        lab.pod("client-2"),
-        two,
-        WEB.cluster_ip(Family::V6),
-    )?;
+    let (pod, outside, own_pod) = (lab.pod("client-1"), lab.outside(), lab.pod("web-1"));
+    let requests: [(&str, &dyn Host, &Node, SocketAddr); 7] = [
+        (CLUSTER_IP, pod, one, WEB.cluster_ip(v4)),
+        (FROM_A_NODE, one, one, WEB.cluster_ip(v4)),
+        (NODE_PORT, outside, two, WEB.node_port(two, v4)),
+        (LOAD_BALANCER, outside, one, WEB.load_balancer(v4)),
+        (POLICY_LOCAL, outside, one, LOCAL.load_balancer(v4)),
+        (HAIRPIN, own_pod, one, OWN.cluster_ip(v4)),
+        (IPV6, lab.pod("client-2"), two, WEB.cluster_ip(Family::V6)),
+    ];
+    for (title, host, entry, to) in requests {
+        request(&running, title, host, entry, to)?;
+    }
 
     let tally = lab
         .pod("client-1")

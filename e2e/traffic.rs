@@ -15,7 +15,7 @@ use self::observe::{
 use crate::cluster::{CLIENTS, EMPTY, LOCAL, LOCAL_PODS, OWN, WEB, WEB_PODS};
 use crate::lab::Lab;
 use crate::lab::address::{FAMILIES, Family};
-use crate::lab::client::{Attempt, Host, IMPATIENCE, Outcome, PATIENCE, Protocol};
+use crate::lab::client::{Host, IMPATIENCE, Outcome, PATIENCE, Protocol};
 use crate::lab::host::{Node, POD_PORT};
 
 /// Connections enough to judge how they spread over three pods.
