@@ -44,42 +44,24 @@ pub fn deleted_service_stops_at_once(backend: Backend) {
         assert_eq!(node.udp(OWN.cluster_ip(family)).pod(), "web-1");
     }
     let start = Instant::now();
-    assert!(
-        running.api.delete("Service", Some("default"), OWN.name),
-        "there was a Service"
-    );
+    assert!(running.api.delete("Service", Some("default"), OWN.name), "there was a Service");
     for family in FAMILIES {
         for host in running.lab.nodes() {
-            let addresses = [
-                OWN.cluster_ip(family),
-                OWN.load_balancer(family),
-                OWN.external_ip(family),
-            ];
+            let addresses = [OWN.cluster_ip(family), OWN.load_balancer(family), OWN.external_ip(family)];
             for to in addresses {
-                poll::until(
-                    &format!("{to} is nobody's on {}", host.name()),
-                    SOON,
-                    || host.attempt(Protocol::Udp, to, BRIEF).outcome == Outcome::Unreachable,
-                );
+                poll::until(&format!("{to} is nobody's on {}", host.name()), SOON, || {
+                    host.attempt(Protocol::Udp, to, BRIEF).outcome == Outcome::Unreachable
+                });
             }
             let port = OWN.node_port(host, family);
             poll::until(&format!("{port} is nobody's"), SOON, || {
-                running
-                    .lab
-                    .outside()
-                    .attempt(Protocol::Udp, port, BRIEF)
-                    .outcome
-                    == Outcome::Refused
+                running.lab.outside().attempt(Protocol::Udp, port, BRIEF).outcome == Outcome::Refused
             });
         }
     }
     println!("gone after {:?}", start.elapsed());
     for host in running.lab.nodes() {
-        assert_ne!(
-            host.udp(WEB.cluster_ip(Family::V4)).outcome,
-            Outcome::Unreachable,
-            "others stay"
-        );
+        assert_ne!(host.udp(WEB.cluster_ip(Family::V4)).outcome, Outcome::Unreachable, "others stay");
     }
     stop_all(running);
 }
@@ -90,26 +72,16 @@ pub fn endpoints_are_followed(backend: Backend) {
     let (client, to) = (running.lab.pod("client-2"), OWN.cluster_ip(Family::V4));
     assert_eq!(client.tcp(to).pod(), "web-1");
     running.api.put(own_slice(&["10.128.1.5"]));
-    poll::until("web-3 has taken over", SOON, || {
-        client.tcp(to).pod() == "web-3"
-    });
-    running
-        .api
-        .put(own_slice(&["10.128.0.5", "10.128.0.6", "10.128.1.5"]));
+    poll::until("web-3 has taken over", SOON, || client.tcp(to).pod() == "web-3");
+    running.api.put(own_slice(&["10.128.0.5", "10.128.0.6", "10.128.1.5"]));
     poll::until("web-2 has joined", SOON, || client.tcp(to).pod() == "web-2");
-    client
-        .attempts(200, Protocol::Tcp, to)
-        .assert_spread(&WEB_PODS);
+    client.attempts(200, Protocol::Tcp, to).assert_spread(&WEB_PODS);
     running.api.put(own_slice(&[]));
     poll::until("nobody is left", SOON, || {
         client.attempt(Protocol::Udp, to, BRIEF).outcome == Outcome::Refused
     });
     let other_family = OWN.cluster_ip(Family::V6);
-    assert_eq!(
-        client.tcp(other_family).pod(),
-        "web-1",
-        "the other family has its own slice"
-    );
+    assert_eq!(client.tcp(other_family).pod(), "web-1", "the other family has its own slice");
     stop_all(running);
 }
 
@@ -118,11 +90,7 @@ fn own_slice(addresses: &[&str]) -> serde_json::Value {
     let endpoints: Vec<_> = addresses
         .iter()
         .map(|address| {
-            let node = if address.starts_with("10.128.0.") {
-                "node-1"
-            } else {
-                "node-2"
-            };
+            let node = if address.starts_with("10.128.0.") { "node-1" } else { "node-2" };
             let conditions = json!({"ready": true, "serving": true, "terminating": false});
             json!({"addresses": [address], "conditions": conditions, "nodeName": node})
         })
@@ -152,56 +120,31 @@ pub fn restart_writes_nothing(backend: Backend) {
     let mut running = Running::start(backend).expect("a cluster starts");
     let first = running.agents.remove(0);
     let node = running.lab.node(1);
-    node.attempts(20, Protocol::Tcp, WEB.cluster_ip(Family::V4))
-        .assert_spread(&WEB_PODS);
+    node.attempts(20, Protocol::Tcp, WEB.cluster_ip(Family::V4)).assert_spread(&WEB_PODS);
     first.stop();
     let before = Kernel::of(node);
     assert!(before.counted > 0, "rules have counted packets");
 
-    node.attempts(20, Protocol::Tcp, WEB.cluster_ip(Family::V4))
-        .assert_spread(&WEB_PODS);
+    node.attempts(20, Protocol::Tcp, WEB.cluster_ip(Family::V4)).assert_spread(&WEB_PODS);
     let second = running.start_agent(node).expect("an agent starts");
-    poll::until("the new agent has synced both families", SOON, || {
-        syncs(&second.log()).len() >= 2
-    });
+    poll::until("the new agent has synced both families", SOON, || syncs(&second.log()).len() >= 2);
     let after = Kernel::of(node);
     assert_eq!(after.rules, before.rules, "the rules themselves");
     assert_eq!(after.generation, before.generation, "commits to nf_tables");
-    assert!(
-        after.counted > before.counted,
-        "counters went on: {} then {}",
-        before.counted,
-        after.counted
-    );
+    assert!(after.counted > before.counted, "counters went on: {} then {}", before.counted, after.counted);
     for sync in syncs(&second.log()) {
-        assert_eq!(
-            (sync.chains_written, sync.rules_written, sync.processes),
-            (0, 0, 0),
-            "{sync:?}"
-        );
+        assert_eq!((sync.chains_written, sync.rules_written, sync.processes), (0, 0, 0), "{sync:?}");
     }
-    let restores: Vec<_> = second
-        .programs_started()
-        .into_iter()
-        .filter(|call| call.contains("-restore"))
-        .collect();
+    let restores: Vec<_> =
+        second.programs_started().into_iter().filter(|call| call.contains("-restore")).collect();
     assert!(restores.is_empty(), "restores: {restores:?}");
 
     // It is alive, and what it now writes is the change only.
     running.api.put(own_slice(&["10.128.1.5"]));
-    poll::until("web-3 has taken over", SOON, || {
-        node.tcp(OWN.cluster_ip(Family::V4)).pod() == "web-3"
-    });
-    let restores: Vec<_> = second
-        .programs_started()
-        .into_iter()
-        .filter(|call| call.contains("-restore"))
-        .collect();
-    assert_eq!(
-        restores.len(),
-        1,
-        "one process for one changed endpoint: {restores:?}"
-    );
+    poll::until("web-3 has taken over", SOON, || node.tcp(OWN.cluster_ip(Family::V4)).pod() == "web-3");
+    let restores: Vec<_> =
+        second.programs_started().into_iter().filter(|call| call.contains("-restore")).collect();
+    assert_eq!(restores.len(), 1, "one process for one changed endpoint: {restores:?}");
     running.agents.push(second);
     stop_all(running);
 }
@@ -215,9 +158,7 @@ pub fn kill_leaves_the_rules(backend: Backend) {
     assert_eq!(node.tcp(to).pod(), "web-1");
     running.api.put(own_slice(&["10.128.1.5"]));
     let second = running.start_agent(node).expect("an agent starts");
-    poll::until("the new agent has caught up", SOON, || {
-        node.tcp(to).pod() == "web-3"
-    });
+    poll::until("the new agent has caught up", SOON, || node.tcp(to).pod() == "web-3");
     running.agents.push(second);
     stop_all(running);
 }
@@ -229,9 +170,7 @@ pub fn flushed_tables_are_repaired(backend: Backend) {
     for tables in [&["nat"][..], &["filter"], &["mangle", "filter", "nat"]] {
         for family in FAMILIES {
             for table in tables {
-                node.netfilter()
-                    .flush(family, table)
-                    .expect("a table can be flushed");
+                node.netfilter().flush(family, table).expect("a table can be flushed");
             }
         }
         let start = Instant::now();
@@ -240,10 +179,7 @@ pub fn flushed_tables_are_repaired(backend: Backend) {
         for family in FAMILIES {
             let to = WEB.cluster_ip(family);
             poll::until(&format!("{to} answers again"), SOON, || {
-                matches!(
-                    node.attempt(Protocol::Tcp, to, PATIENCE).outcome,
-                    Outcome::Answered { .. }
-                )
+                matches!(node.attempt(Protocol::Tcp, to, PATIENCE).outcome, Outcome::Answered { .. })
             });
         }
     }
@@ -267,20 +203,10 @@ impl Kernel {
         let generation = netfilter.generation().expect("nf_tables answers");
         let (mut rules, mut counted) = (Vec::new(), 0);
         for family in FAMILIES {
-            for line in netfilter
-                .save_with_counters(family)
-                .expect("rules can be read")
-                .lines()
-            {
-                let (counters, rule) = match line
-                    .strip_prefix('[')
-                    .and_then(|line| line.split_once("] "))
-                {
+            for line in netfilter.save_with_counters(family).expect("rules can be read").lines() {
+                let (counters, rule) = match line.strip_prefix('[').and_then(|line| line.split_once("] ")) {
                     Some(split) => split,
-                    None => (
-                        "0:0",
-                        line.split_once(" [").map_or(line, |(chain, _)| chain),
-                    ),
+                    None => ("0:0", line.split_once(" [").map_or(line, |(chain, _)| chain)),
                 };
                 if rule.starts_with('#') {
                     continue;
@@ -292,11 +218,7 @@ impl Kernel {
                 rules.push(rule.to_owned());
             }
         }
-        Self {
-            rules,
-            generation,
-            counted,
-        }
+        Self { rules, generation, counted }
     }
 }
 
@@ -312,10 +234,7 @@ struct Sync {
 fn syncs(log: &str) -> Vec<Sync> {
     let field = |line: &str, name: &str| -> Option<u64> {
         let (_, rest) = line.split_once(&format!("{name}="))?;
-        rest.split(|c: char| !c.is_ascii_digit())
-            .next()?
-            .parse()
-            .ok()
+        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
     };
     let lines = log.lines();
     lines

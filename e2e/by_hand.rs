@@ -54,75 +54,29 @@ const NAT: &str = "*nat
 type Mistake = (&'static str, [&'static str; 2], Claim);
 
 const MISTAKES: &[Mistake] = &[
-    (
-        "no rules",
-        ["-A PREROUTING", ""],
-        traffic::pods_keep_their_source_to_a_cluster_ip,
-    ),
-    (
-        "uneven",
-        ["0.33333333349", "0.6"],
-        traffic::cluster_ip_spreads_over_all_nodes,
-    ),
+    ("no rules", ["-A PREROUTING", ""], traffic::pods_keep_their_source_to_a_cluster_ip),
+    ("uneven", ["0.33333333349", "0.6"], traffic::cluster_ip_spreads_over_all_nodes),
     (
         "masquerades pods",
         ["! -s 10.128.0.0/14", "-s 10.0.0.0/8"],
         traffic::pods_keep_their_source_to_a_cluster_ip,
     ),
-    (
-        "marks nothing",
-        ["-A KUBE-MARK-MASQ -j MARK", ""],
-        traffic::nodes_are_masqueraded_to_a_cluster_ip,
-    ),
-    (
-        "masquerades nothing",
-        ["-j MASQUERADE", ""],
-        traffic::outside_is_masqueraded_to_a_cluster_ip,
-    ),
-    (
-        "no node ports",
-        ["-j KUBE-NODEPORTS", ""],
-        traffic::node_port_is_served_by_every_node,
-    ),
-    (
-        "no external IPs",
-        ["-d 203.0.113.110", ""],
-        traffic::load_balancer_and_external_ips_are_served,
-    ),
+    ("marks nothing", ["-A KUBE-MARK-MASQ -j MARK", ""], traffic::nodes_are_masqueraded_to_a_cluster_ip),
+    ("masquerades nothing", ["-j MASQUERADE", ""], traffic::outside_is_masqueraded_to_a_cluster_ip),
+    ("no node ports", ["-j KUBE-NODEPORTS", ""], traffic::node_port_is_served_by_every_node),
+    ("no external IPs", ["-d 203.0.113.110", ""], traffic::load_balancer_and_external_ips_are_served),
     (
         "masquerades in spite of Local",
-        [
-            "LOCAL-TCP -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ",
-            "LOCAL-TCP -j KUBE-MARK-MASQ",
-        ],
+        ["LOCAL-TCP -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ", "LOCAL-TCP -j KUBE-MARK-MASQ"],
         traffic::local_policy_keeps_the_client,
     ),
-    (
-        "refuses instead of drops",
-        ["-j DROP", "-j REJECT"],
-        traffic::local_policy_keeps_the_client,
-    ),
-    (
-        "Local binds pods",
-        ["-s 10.128.0.0/14 -j", ""],
-        traffic::local_policy_is_cluster_from_within,
-    ),
-    (
-        "no hairpin",
-        ["-A KUBE-SEP-OWN-TCP-web-1 -s", ""],
-        traffic::hairpin_works,
-    ),
-    (
-        "drops instead of refuses",
-        ["-j REJECT", "-j DROP"],
-        traffic::no_endpoints_refuse_at_once,
-    ),
+    ("refuses instead of drops", ["-j DROP", "-j REJECT"], traffic::local_policy_keeps_the_client),
+    ("Local binds pods", ["-s 10.128.0.0/14 -j", ""], traffic::local_policy_is_cluster_from_within),
+    ("no hairpin", ["-A KUBE-SEP-OWN-TCP-web-1 -s", ""], traffic::hairpin_works),
+    ("drops instead of refuses", ["-j REJECT", "-j DROP"], traffic::no_endpoints_refuse_at_once),
     (
         "marks all",
-        [
-            "-A PREROUTING",
-            "-A PREROUTING -j KUBE-MARK-MASQ\n-A PREROUTING",
-        ],
+        ["-A PREROUTING", "-A PREROUTING -j KUBE-MARK-MASQ\n-A PREROUTING"],
         traffic::other_traffic_is_untouched,
     ),
 ];
@@ -130,10 +84,7 @@ const MISTAKES: &[Mistake] = &[
 /// The lab works, on routes and on vxlan, and right rules pass all claims.
 pub fn the_lab_itself_passes_with_hand_written_rules(backend: Backend) {
     for network in [PodNetwork::Routes, PodNetwork::Vxlan] {
-        let lab = cluster::plan(backend)
-            .pod_network(network)
-            .build()
-            .expect("a lab can be built");
+        let lab = cluster::plan(backend).pod_network(network).build().expect("a lab can be built");
         program(&lab, ["", ""]).expect("rules can be written");
         traffic::all(&lab);
     }
@@ -165,8 +116,7 @@ fn program(lab: &Lab, [right, wrong]: [&str; 2]) -> Result<()> {
                 () if wrong.is_empty() => String::new(),
                 () => line.replace(right, wrong) + "\n",
             };
-            node.netfilter()
-                .restore(family, &rules.lines().map(change).collect::<String>())?;
+            node.netfilter().restore(family, &rules.lines().map(change).collect::<String>())?;
         }
     }
     Ok(())
@@ -176,32 +126,14 @@ fn program(lab: &Lab, [right, wrong]: [&str; 2]) -> Result<()> {
 fn ruleset(lab: &Lab, node: &Node, family: Family) -> Result<String> {
     let (mut filter, mut nat) = (FILTER.to_owned(), NAT.to_owned());
     for protocol in ["tcp", "udp"] {
-        for (service, pods) in [
-            (WEB, &WEB_PODS[..]),
-            (LOCAL, &LOCAL_PODS),
-            (OWN, &WEB_PODS[..1]),
-        ] {
-            served(
-                &mut nat,
-                &mut filter,
-                &Port {
-                    lab,
-                    node,
-                    family,
-                    protocol,
-                    service,
-                    pods,
-                },
-            )?;
+        for (service, pods) in [(WEB, &WEB_PODS[..]), (LOCAL, &LOCAL_PODS), (OWN, &WEB_PODS[..1])] {
+            served(&mut nat, &mut filter, &Port { lab, node, family, protocol, service, pods })?;
         }
         for (chain, matches) in frontends(EMPTY, family, protocol) {
             writeln!(filter, "-A {chain} {matches} -j REJECT")?;
         }
     }
-    writeln!(
-        nat,
-        "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
-    )?;
+    writeln!(nat, "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")?;
     Ok(format!("{filter}COMMIT\n{nat}COMMIT\n"))
 }
 
@@ -217,60 +149,33 @@ struct Port<'a> {
 
 /// Where connections for a service port arrive in the filter table, with their matches.
 fn frontends(service: Service, family: Family, protocol: &str) -> [(&'static str, String); 4] {
-    let to =
-        |at: std::net::SocketAddr| format!("-d {} -p {protocol} --dport {}", at.ip(), at.port());
+    let to = |at: std::net::SocketAddr| format!("-d {} -p {protocol} --dport {}", at.ip(), at.port());
     let number = service.node_port_number();
     [
         ("KUBE-SERVICES", to(service.cluster_ip(family))),
         ("KUBE-EXTERNAL-SERVICES", to(service.load_balancer(family))),
         ("KUBE-EXTERNAL-SERVICES", to(service.external_ip(family))),
-        (
-            "KUBE-EXTERNAL-SERVICES",
-            format!("-m addrtype --dst-type LOCAL -p {protocol} --dport {number}"),
-        ),
+        ("KUBE-EXTERNAL-SERVICES", format!("-m addrtype --dst-type LOCAL -p {protocol} --dport {number}")),
     ]
 }
 
 /// The rules of one service port with endpoints.
 fn served(nat: &mut String, filter: &mut String, port: &Port<'_>) -> Result<()> {
-    let Port {
-        lab,
-        node,
-        family,
-        protocol,
-        service,
-        pods,
-    } = *port;
+    let Port { lab, node, family, protocol, service, pods } = *port;
     let suffix = format!("{}-{protocol}", service.name).to_uppercase();
-    let (svc, ext, svl) = (
-        format!("KUBE-SVC-{suffix}"),
-        format!("KUBE-EXT-{suffix}"),
-        format!("KUBE-SVL-{suffix}"),
-    );
-    let (cluster_cidr, _) = address::CLUSTER_CIDR
-        .split_once(',')
-        .expect("a CIDR of each family");
-    let cluster_cidr = if family == Family::V4 {
-        cluster_cidr
-    } else {
-        "fd00:10:128::/48"
-    };
+    let (svc, ext, svl) =
+        (format!("KUBE-SVC-{suffix}"), format!("KUBE-EXT-{suffix}"), format!("KUBE-SVL-{suffix}"));
+    let (cluster_cidr, _) = address::CLUSTER_CIDR.split_once(',').expect("a CIDR of each family");
+    let cluster_cidr = if family == Family::V4 { cluster_cidr } else { "fd00:10:128::/48" };
     let is_local_policy = service.name == LOCAL.name;
-    let local: Vec<&str> = pods
-        .iter()
-        .copied()
-        .filter(|pod| lab.pod(pod).node() == node.number())
-        .collect();
+    let local: Vec<&str> = pods.iter().copied().filter(|pod| lab.pod(pod).node() == node.number()).collect();
 
     writeln!(nat, ":{svc} - [0:0]\n:{ext} - [0:0]\n:{svl} - [0:0]")?;
     for pod in pods {
         let sep = format!("KUBE-SEP-{suffix}-{pod}");
         let address = lab.pod(pod).address().of(family);
         let to = std::net::SocketAddr::new(address, POD_PORT);
-        writeln!(
-            nat,
-            ":{sep} - [0:0]\n-A {sep} -s {address} -j KUBE-MARK-MASQ"
-        )?;
+        writeln!(nat, ":{sep} - [0:0]\n-A {sep} -s {address} -j KUBE-MARK-MASQ")?;
         writeln!(nat, "-A {sep} -p {protocol} -j DNAT --to-destination {to}")?;
     }
     let [(_, cluster_ip), external @ .., node_port] = frontends(service, family, protocol);
@@ -278,21 +183,11 @@ fn served(nat: &mut String, filter: &mut String, port: &Port<'_>) -> Result<()> 
     for (_, matches) in &external {
         writeln!(nat, "-A KUBE-SERVICES {matches} -j {ext}")?;
     }
-    writeln!(
-        nat,
-        "-A KUBE-NODEPORTS -p {protocol} --dport {} -j {ext}",
-        service.node_port_number()
-    )?;
-    writeln!(
-        nat,
-        "-A {svc} ! -s {cluster_cidr} {cluster_ip} -j KUBE-MARK-MASQ"
-    )?;
+    writeln!(nat, "-A KUBE-NODEPORTS -p {protocol} --dport {} -j {ext}", service.node_port_number())?;
+    writeln!(nat, "-A {svc} ! -s {cluster_cidr} {cluster_ip} -j KUBE-MARK-MASQ")?;
     if is_local_policy {
         writeln!(nat, "-A {ext} -s {cluster_cidr} -j {svc}")?;
-        writeln!(
-            nat,
-            "-A {ext} -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ"
-        )?;
+        writeln!(nat, "-A {ext} -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ")?;
         writeln!(nat, "-A {ext} -m addrtype --src-type LOCAL -j {svc}")?;
         if local.is_empty() {
             for (chain, matches) in external.iter().chain([&node_port]) {

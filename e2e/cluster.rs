@@ -24,34 +24,20 @@ pub const LOCAL_PODS: [&str; 2] = ["web-1", "web-2"];
 pub const CLIENTS: [&str; 2] = ["client-1", "client-2"];
 
 /// The Service `web`: load balancer, external IP, node port, traffic policies `Cluster`.
-pub const WEB: Service = Service {
-    name: "web",
-    host: 10,
-};
+pub const WEB: Service = Service { name: "web", host: 10 };
 
 /// The Service `local`: like `web`, externalTrafficPolicy `Local`, with pods on node-1 only.
-pub const LOCAL: Service = Service {
-    name: "local",
-    host: 11,
-};
+pub const LOCAL: Service = Service { name: "local", host: 11 };
 
 /// The Service `empty`: like `web`, without endpoints.
-pub const EMPTY: Service = Service {
-    name: "empty",
-    host: 12,
-};
+pub const EMPTY: Service = Service { name: "empty", host: 12 };
 
 /// The Service `own`: like `web`, with web-1 as its only endpoint.
-pub const OWN: Service = Service {
-    name: "own",
-    host: 13,
-};
+pub const OWN: Service = Service { name: "own", host: 13 };
 
 /// A plan of the lab for this cluster.
 pub fn plan(backend: Backend) -> LabPlan {
-    Lab::plan(backend)
-        .node(&["web-1", "web-2", "client-1"])
-        .node(&["web-3", "client-2"])
+    Lab::plan(backend).node(&["web-1", "web-2", "client-1"]).node(&["web-3", "client-2"])
 }
 
 /// The lab for this cluster, without rules.
@@ -82,11 +68,7 @@ impl Service {
 
     /// Its external IP: 203.0.113.1xx or 2001:db8:113::1xx.
     pub fn external_ip(self, family: Family) -> SocketAddr {
-        Self {
-            host: self.host + 100,
-            ..self
-        }
-        .load_balancer(family)
+        Self { host: self.host + 100, ..self }.load_balancer(family)
     }
 
     /// Its node port number: 300xx.
@@ -102,9 +84,9 @@ impl Service {
     fn at(self, family: Family, [a, b, c]: [u8; 3], prefix: &str) -> SocketAddr {
         let address = match family {
             Family::V4 => IpAddr::V4(Ipv4Addr::new(a, b, c, self.host)),
-            Family::V6 => format!("{prefix}::{}", self.host)
-                .parse()
-                .expect("decimal digits are hexadecimal digits"),
+            Family::V6 => {
+                format!("{prefix}::{}", self.host).parse().expect("decimal digits are hexadecimal digits")
+            }
         };
         SocketAddr::new(address, 80)
     }

@@ -1,13 +1,7 @@
 //! `make demo`: a cluster of simulated nodes with Chainsmith on each, some requests through a
 //! Service's addresses, and what became of each packet on its way.
-#![allow(
-    clippy::disallowed_methods,
-    reason = "a demonstration is about the world: programs, files, clocks"
-)]
-#![allow(
-    dead_code,
-    reason = "shares its modules with the tests, and uses its part of them"
-)]
+#![allow(clippy::disallowed_methods, reason = "a demonstration is about the world: programs, files, clocks")]
+#![allow(dead_code, reason = "shares its modules with the tests, and uses its part of them")]
 
 mod apiserver;
 mod cluster;
@@ -29,19 +23,14 @@ use crate::running::Running;
 
 const CLUSTER_IP: &str = "Cluster IP, from a pod: a pod on either node answers, and sees the client";
 const FROM_A_NODE: &str = "Cluster IP, from a node itself: masqueraded";
-const NODE_PORT: &str =
-    "Node port of node-2, from outside: masqueraded, so that answers come back by node-2";
+const NODE_PORT: &str = "Node port of node-2, from outside: masqueraded, so that answers come back by node-2";
 const LOAD_BALANCER: &str = "Load balancer VIP, from outside by node-1: masqueraded";
-const POLICY_LOCAL: &str =
-    "Load balancer VIP with externalTrafficPolicy Local: the pod sees the client";
+const POLICY_LOCAL: &str = "Load balancer VIP with externalTrafficPolicy Local: the pod sees the client";
 const HAIRPIN: &str = "A pod through a Service to itself (hairpin): it sees its node";
 const IPV6: &str = "Cluster IP in IPv6, from a pod of node-2";
 
 fn main() -> Result<()> {
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "network namespaces need root: use `make demo`"
-    );
+    ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: use `make demo`");
     println!(
         "Two nodes and an outside client on one wire, as network namespaces of this program:\n\n    \
          node-1   192.0.2.1     pods web-1 10.128.0.5, web-2 10.128.0.6, client-1 10.128.0.7\n    \
@@ -62,10 +51,7 @@ fn show(backend: Backend) -> Result<()> {
     heading(&format!("Chainsmith on iptables-{}", backend.flag()));
     let start = Instant::now();
     let running = Running::start(backend)?;
-    println!(
-        "cluster up, both nodes synced, after {:.1} s",
-        start.elapsed().as_secs_f32()
-    );
+    println!("cluster up, both nodes synced, after {:.1} s", start.elapsed().as_secs_f32());
     let lab = &running.lab;
     let (one, two) = (lab.node(1), lab.node(2));
     lab.outside().enter_by(one)?;
@@ -85,16 +71,11 @@ fn show(backend: Backend) -> Result<()> {
         request(&running, title, host, entry, to)?;
     }
 
-    let tally = lab
-        .pod("client-1")
-        .attempts(300, Protocol::Tcp, WEB.cluster_ip(v4));
+    let tally = lab.pod("client-1").attempts(300, Protocol::Tcp, WEB.cluster_ip(v4));
     println!("\n300 connections to {}:", WEB.cluster_ip(v4));
     for pod in WEB_PODS {
         let n_answers = tally.pods.get(pod).copied().unwrap_or_default();
-        println!(
-            "    {pod}  {n_answers:>3}  {}",
-            "#".repeat(usize::try_from(n_answers / 4)?)
-        );
+        println!("    {pod}  {n_answers:>3}  {}", "#".repeat(usize::try_from(n_answers / 4)?));
     }
     for agent in running.agents {
         agent.stop();
@@ -103,13 +84,7 @@ fn show(backend: Backend) -> Result<()> {
 }
 
 /// Sends one request from `host`, first met by the rules of `entry`, and prints its way.
-fn request(
-    running: &Running,
-    title: &str,
-    host: &dyn Host,
-    entry: &Node,
-    to: SocketAddr,
-) -> Result<()> {
+fn request(running: &Running, title: &str, host: &dyn Host, entry: &Node, to: SocketAddr) -> Result<()> {
     println!("\n{title}");
     let attempt = host.tcp(to);
     let Outcome::Answered { pod, seen } = &attempt.outcome else {
@@ -128,17 +103,10 @@ fn request(
     for node in path {
         let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
         let flows = node.netfilter().flows(family)?;
-        let flow = flows
-            .iter()
-            .find(|flow| (flow.source, flow.destination) == packet);
+        let flow = flows.iter().find(|flow| (flow.source, flow.destination) == packet);
         let flow = flow.with_context(|| format!("{} knows nothing of {packet:?}", node.name()))?;
         packet = (flow.reply_destination, flow.reply_source);
-        step(
-            &format!("{} sends on", node.name()),
-            packet.0,
-            packet.1,
-            what_changed(flow),
-        );
+        step(&format!("{} sends on", node.name()), packet.0, packet.1, what_changed(flow));
     }
     step(&format!("{pod} sees"), *seen, packet.1, "");
     println!(
@@ -146,11 +114,7 @@ fn request(
         last.name(),
         attempt.elapsed.as_secs_f32() * 1000.0
     );
-    ensure!(
-        packet.0 == *seen,
-        "conntrack says the pod saw {}, the pod says {seen}",
-        packet.0
-    );
+    ensure!(packet.0 == *seen, "conntrack says the pod saw {}, the pod says {seen}", packet.0);
     Ok(())
 }
 
@@ -167,18 +131,11 @@ fn what_changed(flow: &Flow) -> &'static str {
 fn step(who: &str, from: SocketAddr, to: SocketAddr, note: &str) {
     // Formatted first: the address types pad only as text.
     let (from, to) = (from.to_string(), to.to_string());
-    println!(
-        "{}",
-        format!("    {who:<17} {from:<27} -> {to:<25} {note}").trim_end()
-    );
+    println!("{}", format!("    {who:<17} {from:<27} -> {to:<25} {note}").trim_end());
 }
 
 fn heading(text: &str) {
     let is_bold = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let (on, off) = if is_bold {
-        ("\x1b[1m", "\x1b[0m")
-    } else {
-        ("", "")
-    };
+    let (on, off) = if is_bold { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
     println!("\n{on}==== {text} ===={off}");
 }

@@ -1,19 +1,13 @@
 //! Real packets through real iptables: simulated clusters in network namespaces, both back-ends.
 //!
 //! Needs root and namespaces; without them these tests fail, they are never skipped.
-#![allow(
-    clippy::disallowed_methods,
-    reason = "these tests are about the world: programs, files, clocks"
-)]
+#![allow(clippy::disallowed_methods, reason = "these tests are about the world: programs, files, clocks")]
 
 mod agent;
 mod apiserver;
 mod by_hand;
 mod cluster;
-#[allow(
-    dead_code,
-    reason = "the lab is shared by tests, demo and benches; each uses its part"
-)]
+#[allow(dead_code, reason = "the lab is shared by tests, demo and benches; each uses its part")]
 mod lab;
 mod running;
 mod traffic;

@@ -68,8 +68,7 @@ pub struct LabPlan {
 impl LabPlan {
     /// Adds the next node with pods of these names.
     pub fn node(mut self, pods: &[&str]) -> Self {
-        self.nodes
-            .push(pods.iter().map(|&pod| pod.to_owned()).collect());
+        self.nodes.push(pods.iter().map(|&pod| pod.to_owned()).collect());
         self
     }
 
@@ -82,20 +81,13 @@ impl LabPlan {
     /// Makes the namespaces, wires them up and starts the pods' servers.
     pub fn build(self) -> Result<Lab> {
         let n_nodes = u8::try_from(self.nodes.len()).context("too many nodes")?;
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let fabric = Namespace::network("fabric")?;
         let outside = Namespace::network("outside")?;
         let nodes = (1..=n_nodes)
             .map(|number| {
                 let namespace = Namespace::network_and_run(&format!("node-{number}"))?;
-                Ok(Node {
-                    namespace,
-                    number,
-                    backend: self.backend,
-                })
+                Ok(Node { namespace, number, backend: self.backend })
             })
             .collect::<Result<Vec<_>>>()?;
 
@@ -104,36 +96,19 @@ impl LabPlan {
         for node in &nodes {
             wiring::prepare(&node.namespace, true)?;
         }
-        let ends: Vec<_> = nodes
-            .iter()
-            .map(|node| &node.namespace)
-            .chain([&outside])
-            .collect();
+        let ends: Vec<_> = nodes.iter().map(|node| &node.namespace).chain([&outside]).collect();
         let hosts: Vec<_> = ends.iter().map(|end| (end.name(), *end)).collect();
         wiring::fabric(&fabric, &hosts, n_nodes)?;
         wiring::outside(&outside, n_nodes)?;
         for node in &nodes {
             wiring::node(node, self.network, n_nodes)?;
         }
-        let listen =
-            FAMILIES.map(|family| SocketAddr::new(address::outside().of(family), POD_PORT));
+        let listen = FAMILIES.map(|family| SocketAddr::new(address::outside().of(family), POD_PORT));
         let server = Server::start(runtime.handle(), &outside, "outside", &listen)?;
-        let outside = Outside {
-            namespace: outside,
-            _server: server,
-        };
-        let folder = tempfile::Builder::new()
-            .prefix("chainsmith-lab-")
-            .tempdir()
-            .context("making a folder")?;
-        let mut lab = Lab {
-            pods: BTreeMap::new(),
-            outside,
-            nodes,
-            fabric,
-            folder,
-            runtime,
-        };
+        let outside = Outside { namespace: outside, _server: server };
+        let folder =
+            tempfile::Builder::new().prefix("chainsmith-lab-").tempdir().context("making a folder")?;
+        let mut lab = Lab { pods: BTreeMap::new(), outside, nodes, fabric, folder, runtime };
         for (number, pods) in (1..).zip(&self.nodes) {
             for (host, name) in (FIRST_POD..).zip(pods) {
                 lab.add_pod(number, host, name)?;
@@ -157,11 +132,7 @@ pub struct Lab {
 impl Lab {
     /// An empty plan, for nodes with this iptables.
     pub fn plan(backend: Backend) -> LabPlan {
-        LabPlan {
-            backend,
-            network: PodNetwork::default(),
-            nodes: Vec::new(),
-        }
+        LabPlan { backend, network: PodNetwork::default(), nodes: Vec::new() }
     }
 
     /// The nodes in order.
@@ -181,16 +152,12 @@ impl Lab {
 
     /// The pod called `name`.
     pub fn pod(&self, name: &str) -> &Pod {
-        self.pods
-            .get(name)
-            .unwrap_or_else(|| panic!("no pod {name} in this lab"))
+        self.pods.get(name).unwrap_or_else(|| panic!("no pod {name} in this lab"))
     }
 
     /// The pod called `name`, to change it.
     pub fn pod_mut(&mut self, name: &str) -> &mut Pod {
-        self.pods
-            .get_mut(name)
-            .unwrap_or_else(|| panic!("no pod {name} in this lab"))
+        self.pods.get_mut(name).unwrap_or_else(|| panic!("no pod {name} in this lab"))
     }
 
     /// The node that `pod` is on.
@@ -215,26 +182,13 @@ impl Lab {
 
     /// Adds a serving pod to node `number` (from 1), with `host` as the last number of its address.
     pub fn add_pod(&mut self, number: u8, host: u8, name: &str) -> Result<&Pod> {
-        ensure!(
-            !self.pods.contains_key(name),
-            "there is a pod {name} already"
-        );
+        ensure!(!self.pods.contains_key(name), "there is a pod {name} already");
         let namespace = Namespace::network(name)?;
         wiring::prepare(&namespace, false)?;
-        let mut pod = Pod {
-            namespace,
-            node: number,
-            address: address::pod(number, host),
-            server: None,
-        };
+        let mut pod = Pod { namespace, node: number, address: address::pod(number, host), server: None };
         wiring::pod(self.node(number), &pod).with_context(|| format!("wiring {name}"))?;
         let listen = FAMILIES.map(|family| SocketAddr::new(pod.address.of(family), POD_PORT));
-        pod.server = Some(Server::start(
-            self.runtime.handle(),
-            &pod.namespace,
-            name,
-            &listen,
-        )?);
+        pod.server = Some(Server::start(self.runtime.handle(), &pod.namespace, name, &listen)?);
         Ok(self.pods.entry(name.to_owned()).or_insert(pod))
     }
 

@@ -51,24 +51,13 @@ impl Running {
     pub fn with_config(backend: Backend, config: &str) -> Result<Self> {
         let lab = cluster::build(backend)?;
         let listen = SocketAddr::new(address::fabric().v4.into(), API_PORT);
-        let api =
-            start_cluster(listen, Some(lab.fabric().fd()?)).context("starting an API server")?;
+        let api = start_cluster(listen, Some(lab.fabric().fd()?)).context("starting an API server")?;
         api.put_yaml(cluster::OBJECTS);
-        let options = AgentOptions {
-            kubeconfig: api.kubeconfig(),
-            config: config.to_owned(),
-            args: Vec::new(),
-        };
-        let mut running = Self {
-            agents: Vec::new(),
-            api,
-            lab,
-            options,
-        };
+        let options =
+            AgentOptions { kubeconfig: api.kubeconfig(), config: config.to_owned(), args: Vec::new() };
+        let mut running = Self { agents: Vec::new(), api, lab, options };
         for node in running.lab.nodes() {
-            running
-                .agents
-                .push(running.lab.start_chainsmith(node, &running.options)?);
+            running.agents.push(running.lab.start_chainsmith(node, &running.options)?);
         }
         for (node, agent) in running.lab.nodes().iter().zip(&running.agents) {
             wait_until_synced(node, agent);

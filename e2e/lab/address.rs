@@ -52,13 +52,8 @@ impl DualStack {
 
 /// The host `n` on the wire: 192.0.2.n and 2001:db8::n (n in hexadecimal of the same digits).
 pub fn on_the_wire(host: u8) -> DualStack {
-    let v6 = format!("2001:db8::{host}")
-        .parse()
-        .expect("decimal digits are hexadecimal digits");
-    DualStack {
-        v4: Ipv4Addr::new(192, 0, 2, host),
-        v6,
-    }
+    let v6 = format!("2001:db8::{host}").parse().expect("decimal digits are hexadecimal digits");
+    DualStack { v4: Ipv4Addr::new(192, 0, 2, host), v6 }
 }
 
 /// The address of the fabric itself, where the API server listens.

@@ -31,11 +31,7 @@ pub struct Agent {
 
 impl Agent {
     /// Starts `chainsmith run` on `node`; files it needs are written to `folder`.
-    pub(super) fn start(
-        node: &Node,
-        folder: &std::path::Path,
-        options: &AgentOptions,
-    ) -> Result<Self> {
+    pub(super) fn start(node: &Node, folder: &std::path::Path, options: &AgentOptions) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let stem = format!("{}-{}", node.name(), COUNT.fetch_add(1, Ordering::Relaxed));
         let file = |suffix: &str, text: &str| -> Result<String> {
@@ -57,12 +53,10 @@ impl Agent {
             flags.push(("--kubeconfig", file("kubeconfig", &options.kubeconfig)?));
         }
         let given = |flag: &str| {
-            options.args.iter().any(|arg| {
-                arg == flag
-                    || arg
-                        .strip_prefix(flag)
-                        .is_some_and(|rest| rest.starts_with('='))
-            })
+            options
+                .args
+                .iter()
+                .any(|arg| arg == flag || arg.strip_prefix(flag).is_some_and(|rest| rest.starts_with('=')))
         };
         let mut args = vec!["run".to_owned()];
         for (flag, value) in flags {
@@ -73,13 +67,7 @@ impl Agent {
         args.extend(options.args.iter().cloned());
         let log = folder.join(format!("{stem}.log"));
         let spy = Spy::new(folder, &stem)?;
-        let process = Process::start(
-            &node.namespace,
-            &program()?,
-            &args,
-            &spy.environment(),
-            &log,
-        )?;
+        let process = Process::start(&node.namespace, &program()?, &args, &spy.environment(), &log)?;
         Ok(Self { process, spy })
     }
 
@@ -129,9 +117,6 @@ fn program() -> Result<PathBuf> {
         return Ok(path.into());
     }
     let own = std::env::current_exe().context("finding this program")?;
-    let target = own
-        .ancestors()
-        .nth(2)
-        .context("this program is in no target folder")?;
+    let target = own.ancestors().nth(2).context("this program is in no target folder")?;
     Ok(target.join("chainsmith"))
 }

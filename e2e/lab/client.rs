@@ -123,10 +123,7 @@ impl Tally {
         let bound = 5.0 * (total * share * (1.0 - share)).sqrt();
         for (pod, n_answers) in &self.pods {
             let off = (f64::from(*n_answers) - total * share).abs();
-            assert!(
-                off <= bound,
-                "{pod} answered {n_answers} of {total} times: {self}"
-            );
+            assert!(off <= bound, "{pod} answered {n_answers} of {total} times: {self}");
         }
     }
 }
@@ -154,8 +151,7 @@ pub trait Host {
 
     /// One attempt, waiting `patience` for an answer.
     fn attempt(&self, protocol: Protocol, to: SocketAddr, patience: Duration) -> Attempt {
-        self.namespace()
-            .run(|| attempt(protocol, None, to, patience))
+        self.namespace().run(|| attempt(protocol, None, to, patience))
     }
 
     /// One attempt from the address and port `from` of this host (port 0: any).
@@ -166,8 +162,7 @@ pub trait Host {
         to: SocketAddr,
         patience: Duration,
     ) -> Attempt {
-        self.namespace()
-            .run(|| attempt(protocol, Some(from), to, patience))
+        self.namespace().run(|| attempt(protocol, Some(from), to, patience))
     }
 
     /// `n` attempts one after the other.
@@ -207,19 +202,12 @@ impl Traffic {
     /// Ends it after the attempt that is under way; what came of all of them.
     pub fn stop(self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
-        self.client
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        self.client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
 /// One attempt from the calling thread's namespace.
-fn attempt(
-    protocol: Protocol,
-    from: Option<SocketAddr>,
-    to: SocketAddr,
-    patience: Duration,
-) -> Attempt {
+fn attempt(protocol: Protocol, from: Option<SocketAddr>, to: SocketAddr, patience: Duration) -> Attempt {
     let start = Instant::now();
     let (mut source, mut line) = (None, String::new());
     let end = match protocol {
@@ -230,22 +218,12 @@ fn attempt(
         Ok(()) => parse_answer(&line).unwrap_or_else(|error| panic!("from {to}: {error:#}")),
         Err(error) => failure(&error, to),
     };
-    Attempt {
-        outcome,
-        from: source,
-        elapsed: start.elapsed(),
-    }
+    Attempt { outcome, from: source, elapsed: start.elapsed() }
 }
 
 fn parse_answer(line: &str) -> Result<Outcome> {
-    let (pod, seen) = line
-        .trim_end()
-        .split_once(' ')
-        .with_context(|| format!("not an answer: {line:?}"))?;
-    Ok(Outcome::Answered {
-        pod: pod.to_owned(),
-        seen: seen.parse().context("reading the address seen")?,
-    })
+    let (pod, seen) = line.trim_end().split_once(' ').with_context(|| format!("not an answer: {line:?}"))?;
+    Ok(Outcome::Answered { pod: pod.to_owned(), seen: seen.parse().context("reading the address seen")? })
 }
 
 /// What an error of connecting, sending or receiving says about the way to `to`.
@@ -266,15 +244,10 @@ fn try_tcp(
     source: &mut Option<SocketAddr>,
     line: &mut String,
 ) -> io::Result<()> {
-    let family = if to.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     // The send timeout bounds connect too.
-    let limit =
-        TimeVal::microseconds(i64::try_from(patience.as_micros()).expect("a short patience"));
+    let limit = TimeVal::microseconds(i64::try_from(patience.as_micros()).expect("a short patience"));
     setsockopt(&socket, sockopt::SendTimeout, &limit)?;
     if let Some(from) = from {
         bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
@@ -305,11 +278,7 @@ fn try_udp(
     source: &mut Option<SocketAddr>,
     line: &mut String,
 ) -> io::Result<()> {
-    let any: IpAddr = if to.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(from.unwrap_or_else(|| SocketAddr::new(any, 0)))?;
     // Without this only "port unreachable" would be told, not "host unreachable".
     if to.is_ipv4() {

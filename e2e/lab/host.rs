@@ -45,9 +45,7 @@ impl Node {
     /// Whether a packet from `source` is from this node itself, on whichever of its interfaces.
     pub fn owns(&self, source: SocketAddr) -> bool {
         let overlay = address::overlay(self.number);
-        [self.address(), self.bridge_address(), overlay]
-            .iter()
-            .any(|own| own.contains(source.ip()))
+        [self.address(), self.bridge_address(), overlay].iter().any(|own| own.contains(source.ip()))
     }
 
     /// The iptables implementation of this node.
@@ -57,10 +55,7 @@ impl Node {
 
     /// Its tables and flows.
     pub fn netfilter(&self) -> Netfilter<'_> {
-        Netfilter {
-            namespace: &self.namespace,
-            backend: self.backend,
-        }
+        Netfilter { namespace: &self.namespace, backend: self.backend }
     }
 }
 

@@ -26,11 +26,7 @@ impl Namespace {
     pub fn network(name: &str) -> Result<Self> {
         let (net, _) = in_new_namespaces(CloneFlags::CLONE_NEWNET, || Ok(()))
             .with_context(|| format!("making the network namespace of {name}"))?;
-        Ok(Self {
-            name: name.to_owned(),
-            net,
-            mount: None,
-        })
+        Ok(Self { name: name.to_owned(), net, mount: None })
     }
 
     /// Makes a network namespace and a mount namespace where `/run` is an empty tmpfs, so that the
@@ -39,11 +35,7 @@ impl Namespace {
         let flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
         let (net, mount) = in_new_namespaces(flags, private_run)
             .with_context(|| format!("making the network and mount namespaces of {name}"))?;
-        Ok(Self {
-            name: name.to_owned(),
-            net,
-            mount,
-        })
+        Ok(Self { name: name.to_owned(), net, mount })
     }
 
     /// What messages call it.
@@ -58,9 +50,7 @@ impl Namespace {
 
     /// A descriptor of the network namespace that may outlive `self`.
     pub fn fd(&self) -> Result<OwnedFd> {
-        self.net
-            .try_clone()
-            .context("duplicating a namespace descriptor")
+        self.net.try_clone().context("duplicating a namespace descriptor")
     }
 
     /// Runs `work` on a thread of its own inside the namespace and returns its result; a panic of
@@ -71,9 +61,7 @@ impl Namespace {
                 enter(&self.net, self.mount.as_ref()).expect("a namespace we hold can be entered");
                 work()
             });
-            worker
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -95,12 +83,7 @@ impl Namespace {
         let output = self.try_command(program, args, input)?;
         if !output.status.success() {
             let stderr = String::from_utf8_lossy(&output.stderr);
-            bail!(
-                "{program} {args:?} in {}: {}: {}",
-                self.name,
-                output.status,
-                stderr.trim()
-            );
+            bail!("{program} {args:?} in {}: {}: {}", self.name, output.status, stderr.trim());
         }
         String::from_utf8(output.stdout).with_context(|| format!("reading what {program} printed"))
     }
@@ -119,9 +102,7 @@ impl Namespace {
             let mut stdin = child.stdin.take().expect("stdin is piped");
             thread::scope(|scope| {
                 scope.spawn(move || stdin.write_all(input.as_bytes()).ok());
-                child
-                    .wait_with_output()
-                    .with_context(|| format!("waiting for {program}"))
+                child.wait_with_output().with_context(|| format!("waiting for {program}"))
             })
         })
     }
@@ -163,36 +144,25 @@ fn in_new_namespaces(
         let maker = scope.spawn(move || -> Result<_> {
             unshare(flags).context("unshare (are you root?)")?;
             prepare()?;
-            let net = File::open("/proc/thread-self/ns/net")
-                .context("opening a new network namespace")?;
+            let net = File::open("/proc/thread-self/ns/net").context("opening a new network namespace")?;
             let mount = if flags.contains(CloneFlags::CLONE_NEWNS) {
-                Some(
-                    File::open("/proc/thread-self/ns/mnt")
-                        .context("opening a new mount namespace")?
-                        .into(),
-                )
+                Some(File::open("/proc/thread-self/ns/mnt").context("opening a new mount namespace")?.into())
             } else {
                 None
             };
             Ok((net.into(), mount))
         });
-        maker
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
 /// Mounts an empty tmpfs on `/run`, seen by the calling thread's mount namespace only.
 fn private_run() -> Result<()> {
     let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .context("making mounts private")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)
         .context("mounting a tmpfs on /run")?;
-    let is_tmpfs = std::fs::read_dir("/run")
-        .context("reading /run")?
-        .next()
-        .is_none();
+    let is_tmpfs = std::fs::read_dir("/run").context("reading /run")?.next().is_none();
     ensure!(is_tmpfs, "/run is not empty after mounting a tmpfs on it");
     Ok(())
 }

@@ -48,32 +48,23 @@ pub struct Netfilter<'a> {
 impl Netfilter<'_> {
     /// All tables as `iptables-save` prints them.
     pub fn save(&self, family: Family) -> Result<String> {
-        self.namespace
-            .command(&self.backend.program(family, "-save"), &[], "")
+        self.namespace.command(&self.backend.program(family, "-save"), &[], "")
     }
 
     /// All tables with the counters of each rule.
     pub fn save_with_counters(&self, family: Family) -> Result<String> {
-        self.namespace
-            .command(&self.backend.program(family, "-save"), &["-c"], "")
+        self.namespace.command(&self.backend.program(family, "-save"), &["-c"], "")
     }
 
     /// Replaces the tables that `text` names by what it says.
     pub fn restore(&self, family: Family, text: &str) -> Result<()> {
-        self.namespace
-            .command(
-                &self.backend.program(family, "-restore"),
-                &["-w", "5"],
-                text,
-            )
-            .map(drop)
+        self.namespace.command(&self.backend.program(family, "-restore"), &["-w", "5"], text).map(drop)
     }
 
     /// One `iptables` command.
     pub fn iptables(&self, family: Family, args: &[&str]) -> Result<String> {
         let args: Vec<&str> = ["-w", "5"].iter().chain(args).copied().collect();
-        self.namespace
-            .command(&self.backend.program(family, ""), &args, "")
+        self.namespace.command(&self.backend.program(family, ""), &args, "")
     }
 
     /// Flushes and deletes everything in `table`, as somebody who knows nothing of us would.
@@ -93,12 +84,8 @@ impl Netfilter<'_> {
             Family::V4 => "ipv4",
             Family::V6 => "ipv6",
         };
-        let text = self
-            .namespace
-            .command("conntrack", &["-L", "-f", name], "")?;
-        text.lines()
-            .filter_map(|line| Flow::parse(line).transpose())
-            .collect()
+        let text = self.namespace.command("conntrack", &["-L", "-f", name], "")?;
+        text.lines().filter_map(|line| Flow::parse(line).transpose()).collect()
     }
 }
 
@@ -137,31 +124,16 @@ impl Flow {
             return Ok(None);
         };
         let values = |key: &str| -> Vec<&str> {
-            line.split_whitespace()
-                .filter_map(|word| word.strip_prefix(key)?.strip_prefix('='))
-                .collect()
+            line.split_whitespace().filter_map(|word| word.strip_prefix(key)?.strip_prefix('=')).collect()
         };
-        let (src, dst, sport, dport) = (
-            values("src"),
-            values("dst"),
-            values("sport"),
-            values("dport"),
-        );
+        let (src, dst, sport, dport) = (values("src"), values("dst"), values("sport"), values("dport"));
         if sport.is_empty() {
             return Ok(None);
         }
-        ensure!(
-            [&src, &dst, &sport, &dport].iter().all(|v| v.len() == 2),
-            "not a flow: {line:?}"
-        );
+        ensure!([&src, &dst, &sport, &dport].iter().all(|v| v.len() == 2), "not a flow: {line:?}");
         let at = |address: &str, port: &str| -> Result<SocketAddr> {
-            let address: IpAddr = address
-                .parse()
-                .with_context(|| format!("reading {line:?}"))?;
-            Ok(SocketAddr::new(
-                address,
-                port.parse().with_context(|| format!("reading {line:?}"))?,
-            ))
+            let address: IpAddr = address.parse().with_context(|| format!("reading {line:?}"))?;
+            Ok(SocketAddr::new(address, port.parse().with_context(|| format!("reading {line:?}"))?))
         };
         Ok(Some(Self {
             protocol: protocol.to_owned(),
@@ -188,22 +160,16 @@ fn generation() -> Result<u32> {
     request.resize(20, 0);
     let mut socket = Socket::new(NETLINK_NETFILTER).context("opening a netlink socket")?;
     socket.bind_auto()?;
-    socket
-        .send_to(&request, &NetlinkAddress::new(0, 0), 0)
-        .context("asking for the generation")?;
+    socket.send_to(&request, &NetlinkAddress::new(0, 0), 0).context("asking for the generation")?;
     let (answer, _) = socket.recv_from_full().context("hearing the generation")?;
     let mut attributes = answer.get(20..).context("a short answer")?;
     while let [l0, l1, t0, t1, ..] = *attributes {
         let length = usize::from(u16::from_ne_bytes([l0, l1]));
         let value = attributes.get(4..length).context("a broken attribute")?;
         if u16::from_ne_bytes([t0, t1]) == NFTA_GEN_ID {
-            return Ok(u32::from_be_bytes(
-                value.try_into().context("a generation of 4 bytes")?,
-            ));
+            return Ok(u32::from_be_bytes(value.try_into().context("a generation of 4 bytes")?));
         }
-        attributes = attributes
-            .get(length.next_multiple_of(4)..)
-            .unwrap_or_default();
+        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     bail!("no generation in the answer {answer:?}")
 }

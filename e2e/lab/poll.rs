@@ -8,20 +8,13 @@ const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Looks again and again until `condition` gives something; panics with `what` after `deadline`.
 #[track_caller]
-pub fn until_some<T>(
-    what: &str,
-    deadline: Duration,
-    mut condition: impl FnMut() -> Option<T>,
-) -> T {
+pub fn until_some<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(
-            start.elapsed() < deadline,
-            "not within {deadline:?}: {what}"
-        );
+        assert!(start.elapsed() < deadline, "not within {deadline:?}: {what}");
         thread::sleep(INTERVAL);
     }
 }

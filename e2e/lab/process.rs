@@ -47,18 +47,11 @@ impl Process {
     ) -> Result<Self> {
         let (orders, inbox) = mpsc::channel();
         let (started, start) = mpsc::channel();
-        let file =
-            std::fs::File::create(log).with_context(|| format!("creating {}", log.display()))?;
+        let file = std::fs::File::create(log).with_context(|| format!("creating {}", log.display()))?;
         let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(program)
-            .args(args);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(args);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
-        command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file);
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let keeper = namespace.spawn(move || {
             let spawned = command.spawn();
             match spawned {
@@ -73,21 +66,9 @@ impl Process {
                 Err(error) => drop(started.send(Err(error))),
             }
         })?;
-        let name = program
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        start
-            .recv()
-            .context("starting a keeper")?
-            .with_context(|| format!("starting {name}"))?;
-        Ok(Self {
-            name,
-            log: log.to_owned(),
-            orders,
-            keeper: Some(keeper),
-        })
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        start.recv().context("starting a keeper")?.with_context(|| format!("starting {name}"))?;
+        Ok(Self { name, log: log.to_owned(), orders, keeper: Some(keeper) })
     }
 
     /// The process id.
@@ -102,31 +83,23 @@ impl Process {
 
     /// Sends a signal, unless it has ended.
     pub fn signal(&self, signal: Signal) {
-        self.orders
-            .send(Order::Signal(signal))
-            .expect("the keeper lives as long as the process value");
+        self.orders.send(Order::Signal(signal)).expect("the keeper lives as long as the process value");
     }
 
     /// Waits until it has ended by itself or by a signal sent before.
     #[track_caller]
     pub fn wait(&self) -> ExitStatus {
-        poll::until_some(&format!("{} ends", self.name), END_DEADLINE, || {
-            self.status()
-        })
+        poll::until_some(&format!("{} ends", self.name), END_DEADLINE, || self.status())
     }
 
     /// What it printed so far.
     pub fn log(&self) -> String {
-        std::fs::read(&self.log)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     fn ask<T>(&self, order: impl FnOnce(Sender<T>) -> Order) -> T {
         let (reply, answer) = mpsc::channel();
-        self.orders
-            .send(order(reply))
-            .expect("the keeper lives as long as the process value");
+        self.orders.send(order(reply)).expect("the keeper lives as long as the process value");
         answer.recv().expect("the keeper answers every question")
     }
 }

@@ -33,14 +33,8 @@ impl Server {
                 .run(|| bind(*address))
                 .with_context(|| format!("listening on {address} in {}", namespace.name()))?;
             let _inside = runtime.enter();
-            tasks.spawn_on(
-                serve_tcp(tokio::net::TcpListener::from_std(tcp)?, name.to_owned()),
-                runtime,
-            );
-            tasks.spawn_on(
-                serve_udp(tokio::net::UdpSocket::from_std(udp)?, name.to_owned()),
-                runtime,
-            );
+            tasks.spawn_on(serve_tcp(tokio::net::TcpListener::from_std(tcp)?, name.to_owned()), runtime);
+            tasks.spawn_on(serve_udp(tokio::net::UdpSocket::from_std(udp)?, name.to_owned()), runtime);
         }
         Ok(Self { _tasks: tasks })
     }
@@ -84,10 +78,7 @@ async fn serve_udp(socket: tokio::net::UdpSocket, name: String) {
     loop {
         // An error here is the ICMP answer to something sent earlier; it concerns nobody.
         if let Ok((_, peer)) = socket.recv_from(&mut heard).await {
-            socket
-                .send_to(answer(&name, peer).as_bytes(), peer)
-                .await
-                .ok();
+            socket.send_to(answer(&name, peer).as_bytes(), peer).await.ok();
         }
     }
 }

@@ -24,20 +24,14 @@ pub(super) struct Spy {
 impl Spy {
     /// Puts the scripts into `folder`, once for all agents, and starts a record called `stem`.
     pub(super) fn new(folder: &Path, stem: &str) -> Result<Self> {
-        let spy = Self {
-            programs: folder.join("bin"),
-            record: folder.join(format!("{stem}.calls")),
-        };
+        let spy = Self { programs: folder.join("bin"), record: folder.join(format!("{stem}.calls")) };
         fs::write(&spy.record, "").with_context(|| format!("writing {}", spy.record.display()))?;
         if !spy.programs.exists() {
             fs::create_dir(&spy.programs).context("making a folder for the spies")?;
             for stem in ["iptables", "ip6tables"] {
                 for implementation in ["", "-nft", "-legacy"] {
                     for suffix in ["", "-save", "-restore"] {
-                        symlink(
-                            SCRIPT,
-                            spy.programs.join(format!("{stem}{implementation}{suffix}")),
-                        )?;
+                        symlink(SCRIPT, spy.programs.join(format!("{stem}{implementation}{suffix}")))?;
                     }
                 }
             }

@@ -54,11 +54,7 @@ pub(super) fn fabric(fabric: &Namespace, hosts: &[(&str, &Namespace)], n_nodes: 
     for (name, namespace) in hosts {
         cable(&mut lines, name, namespace, "wire");
     }
-    for range in address::SERVICE_CIDRS
-        .iter()
-        .chain(&address::EXTERNAL_CIDRS)
-        .chain(&["0.0.0.0/0", "::/0"])
-    {
+    for range in address::SERVICE_CIDRS.iter().chain(&address::EXTERNAL_CIDRS).chain(&["0.0.0.0/0", "::/0"]) {
         writeln!(lines, "route add unreachable {range}")?;
     }
     routes_to_pods(&mut lines, 1..=n_nodes);
@@ -76,12 +72,7 @@ pub(super) fn outside(outside: &Namespace, n_nodes: u8) -> Result<()> {
 pub(super) fn node(node: &Node, network: PodNetwork, n_nodes: u8) -> Result<()> {
     let mut lines = on_the_wire(node.address());
     let others = (1..=n_nodes).filter(|other| *other != node.number);
-    bridge(
-        &mut lines,
-        "cbr0",
-        &mac(0xcb, node.number),
-        node.bridge_address(),
-    );
+    bridge(&mut lines, "cbr0", &mac(0xcb, node.number), node.bridge_address());
     match network {
         PodNetwork::Routes => routes_to_pods(&mut lines, others),
         PodNetwork::Vxlan => vxlan(&mut lines, node.number, others)?,
@@ -117,20 +108,14 @@ fn bridge(lines: &mut String, name: &str, mac: &str, address: DualStack) {
     *lines += &format!("link add {name} address {mac} type bridge stp_state 0 mcast_snooping 0\n");
     for family in FAMILIES {
         let (own, length) = (address.of(family), length(family));
-        *lines += &format!(
-            "address add {own}/{length} dev {name}{}\n",
-            without_dad(family)
-        );
+        *lines += &format!("address add {own}/{length} dev {name}{}\n", without_dad(family));
     }
     *lines += &format!("link set {name} up\n");
 }
 
 /// A veth pair: `port` on `bridge` here, `eth0` in the other namespace.
 fn cable(lines: &mut String, port: &str, far_end: &Namespace, bridge: &str) {
-    *lines += &format!(
-        "link add {port} type veth peer name eth0 netns {}\n",
-        far_end.path()
-    );
+    *lines += &format!("link add {port} type veth peer name eth0 netns {}\n", far_end.path());
     *lines += &format!("link set {port} master {bridge} up\n");
 }
 
@@ -148,10 +133,7 @@ fn on_the_wire(address: DualStack) -> String {
 fn routes_to_pods(lines: &mut String, nodes: impl Iterator<Item = u8>) {
     for number in nodes {
         for (cidr, family) in address::pod_cidrs(number).iter().zip(FAMILIES) {
-            *lines += &format!(
-                "route add {cidr} via {}\n",
-                address::node(number).of(family)
-            );
+            *lines += &format!("route add {cidr} via {}\n", address::node(number).of(family));
         }
     }
 }
@@ -159,23 +141,14 @@ fn routes_to_pods(lines: &mut String, nodes: impl Iterator<Item = u8>) {
 /// A vxlan device as flannel makes it: one neighbour and one route per other node.
 fn vxlan(lines: &mut String, number: u8, others: impl Iterator<Item = u8>) -> Result<()> {
     let (own, wire) = (address::overlay(number), address::node(number));
-    writeln!(
-        lines,
-        "link add vxlan.1 address {} type vxlan {VXLAN} local {}",
-        mac(0xf1, number),
-        wire.v4
-    )?;
+    writeln!(lines, "link add vxlan.1 address {} type vxlan {VXLAN} local {}", mac(0xf1, number), wire.v4)?;
     writeln!(lines, "address add {}/32 dev vxlan.1", own.v4)?;
     writeln!(lines, "address add {}/128 dev vxlan.1 nodad", own.v6)?;
     writeln!(lines, "link set vxlan.1 up")?;
     for other in others {
         for (cidr, family) in address::pod_cidrs(other).iter().zip(FAMILIES) {
             let far = address::overlay(other).of(family);
-            writeln!(
-                lines,
-                "neighbour add {far} lladdr {} dev vxlan.1 nud permanent",
-                mac(0xf1, other)
-            )?;
+            writeln!(lines, "neighbour add {far} lladdr {} dev vxlan.1 nud permanent", mac(0xf1, other))?;
             writeln!(lines, "route add {cidr} via {far} dev vxlan.1 onlink")?;
         }
     }
@@ -186,16 +159,9 @@ fn vxlan(lines: &mut String, number: u8, others: impl Iterator<Item = u8>) -> Re
 fn forwarding_database(node: &Node, n_nodes: u8) -> Result<()> {
     let mut lines = String::new();
     for other in (1..=n_nodes).filter(|other| *other != node.number) {
-        writeln!(
-            lines,
-            "fdb append {} dev vxlan.1 dst {}",
-            mac(0xf1, other),
-            address::node(other).v4
-        )?;
+        writeln!(lines, "fdb append {} dev vxlan.1 dst {}", mac(0xf1, other), address::node(other).v4)?;
     }
-    node.namespace
-        .command("bridge", &["-batch", "-"], &lines)
-        .map(drop)
+    node.namespace.command("bridge", &["-batch", "-"], &lines).map(drop)
 }
 
 /// A hardware address that says what it is of (`kind`) and on which node.

@@ -24,14 +24,8 @@ pub(super) fn each_pod(
     let mut missing = pods.to_vec();
     for _ in 0..UNTIL_ALL_ANSWERED {
         let attempt = host.attempt(protocol, to, PATIENCE);
-        let context = format!(
-            "{} over {protocol:?} to {to}: {attempt:?}",
-            host.namespace().name()
-        );
-        assert!(
-            matches!(attempt.outcome, Outcome::Answered { .. }),
-            "{context}"
-        );
+        let context = format!("{} over {protocol:?} to {to}: {attempt:?}", host.namespace().name());
+        assert!(matches!(attempt.outcome, Outcome::Answered { .. }), "{context}");
         assert!(pods.contains(&attempt.pod()), "{context}");
         missing.retain(|pod| *pod != attempt.pod());
         check(&attempt);
@@ -39,10 +33,7 @@ pub(super) fn each_pod(
             return;
         }
     }
-    panic!(
-        "{missing:?} never answered {} over {protocol:?} to {to}",
-        host.namespace().name()
-    );
+    panic!("{missing:?} never answered {} over {protocol:?} to {to}", host.namespace().name());
 }
 
 /// Asserts that the pod saw the client's own address. (The port may be another: when conntrack still
@@ -50,11 +41,7 @@ pub(super) fn each_pod(
 #[track_caller]
 pub(super) fn assert_source_kept(attempt: &Attempt) {
     let from = attempt.from.map(|from| from.ip());
-    assert_eq!(
-        Some(attempt.seen().ip()),
-        from,
-        "what the pod saw, and the client: {attempt:?}"
-    );
+    assert_eq!(Some(attempt.seen().ip()), from, "what the pod saw, and the client: {attempt:?}");
 }
 
 /// Asserts that the pod saw the address with which `node` itself would speak to it.
@@ -63,21 +50,10 @@ pub(super) fn assert_masqueraded_by(node: &Node, lab: &Lab, attempt: &Attempt) {
     let seen = attempt.seen();
     let own_pod = lab.pod(attempt.pod()).node() == node.number();
     if own_pod {
-        assert!(
-            node.bridge_address().contains(seen.ip()),
-            "not masqueraded by {}: {attempt:?}",
-            node.name()
-        );
+        assert!(node.bridge_address().contains(seen.ip()), "not masqueraded by {}: {attempt:?}", node.name());
     } else {
-        assert!(
-            node.owns(seen),
-            "not masqueraded by {}: {attempt:?}",
-            node.name()
-        );
-        assert!(
-            !node.bridge_address().contains(seen.ip()),
-            "left by the wrong interface: {attempt:?}"
-        );
+        assert!(node.owns(seen), "not masqueraded by {}: {attempt:?}", node.name());
+        assert!(!node.bridge_address().contains(seen.ip()), "left by the wrong interface: {attempt:?}");
     }
 }
 
@@ -86,20 +62,11 @@ pub(super) fn marked(lab: &Lab) -> Vec<u64> {
     let mut counts = Vec::new();
     for node in lab.nodes() {
         for family in FAMILIES {
-            let rules = node
-                .netfilter()
-                .save_with_counters(family)
-                .expect("rules can be read");
+            let rules = node.netfilter().save_with_counters(family).expect("rules can be read");
             let is_mark = |line: &&str| line.contains("-A KUBE-MARK-MASQ ");
-            let line = rules
-                .lines()
-                .find(is_mark)
-                .expect("there is a rule that marks");
+            let line = rules.lines().find(is_mark).expect("there is a rule that marks");
             // [packets:bytes] -A KUBE-MARK-MASQ ...
-            let (packets, _) = line
-                .trim_start_matches('[')
-                .split_once(':')
-                .expect("counters stand first");
+            let (packets, _) = line.trim_start_matches('[').split_once(':').expect("counters stand first");
             counts.push(packets.parse().expect("a number of packets"));
         }
     }
@@ -116,9 +83,6 @@ pub(super) fn at_the_same_time(
             .iter()
             .map(|(host, protocol, to)| scope.spawn(move || host.attempt(*protocol, *to, patience)))
             .collect();
-        clients
-            .into_iter()
-            .map(|client| client.join().expect("an attempt does not panic"))
-            .collect()
+        clients.into_iter().map(|client| client.join().expect("an attempt does not panic")).collect()
     })
 }
