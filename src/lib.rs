@@ -1,1 +1,13 @@
+//! Chainsmith: kube-proxy's iptables mode, done again.
+//!
+//! The way from objects to the kernel, one module a step: [`model`] (API objects as values),
+//! `policy` (which endpoints serve which traffic), `rules` (the chains of each service port),
+//! `plan` (what differs from the kernel, in which order), `kernel` (iptables-restore).
+//! ARCHITECTURE.md has the map and the invariants.
 
+pub mod config;
+pub mod iptables;
+pub mod model;
+pub mod net;
+pub mod policy;
+pub mod rules;

@@ -1,0 +1,140 @@
+//! Tables and the names of chains.
+
+use std::fmt;
+
+/// A table of iptables; ordered as `iptables-save` shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// `mangle`: kube-proxy has its canary there.
+    Mangle,
+    /// `filter`: rejects and drops.
+    Filter,
+    /// `nat`: everything else.
+    Nat,
+}
+
+impl Table {
+    /// Those that kube-proxy uses, in the order in which `iptables-save` shows them.
+    pub const ALL: [Table; 3] = [Table::Mangle, Table::Filter, Table::Nat];
+
+    /// Its name.
+    pub fn word(self) -> &'static str {
+        match self {
+            Table::Mangle => "mangle",
+            Table::Filter => "filter",
+            Table::Nat => "nat",
+        }
+    }
+
+    /// The table called `word`; `None` for `raw`, `security` and what is no table.
+    pub fn from_word(word: &str) -> Option<Table> {
+        Table::ALL.into_iter().find(|table| table.word() == word)
+    }
+
+    /// Its built-in chains, in the order in which `iptables-save` shows them.
+    pub fn built_in(self) -> &'static [&'static str] {
+        match self {
+            Table::Mangle => &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
+            Table::Filter => &["INPUT", "FORWARD", "OUTPUT"],
+            Table::Nat => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// The name of a chain: 1 to 28 visible ASCII characters, the limit of x_tables. Held in place, so
+/// that a hundred thousand of them cost no allocation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChainName {
+    bytes: [u8; ChainName::MAX],
+    length: u8,
+}
+
+impl ChainName {
+    /// The longest name, in bytes (XT_EXTENSION_MAXNAMELEN less the NUL).
+    pub const MAX: usize = 28;
+
+    /// Reads a name; `None` when iptables would refuse it: empty, too long, with white space or
+    /// control characters, or taken for an option or a negation.
+    pub fn new(text: &str) -> Option<ChainName> {
+        let fits = !text.is_empty() && text.len() <= ChainName::MAX;
+        let is_word = text.bytes().all(|byte| byte.is_ascii_graphic()) && !text.starts_with(['-', '!']);
+        if !fits || !is_word {
+            return None;
+        }
+        let mut bytes = [0; ChainName::MAX];
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        Some(ChainName { bytes, length: text.len() as u8 })
+    }
+
+    /// A name from the source text; evaluated when compiled, where a wrong one does not build.
+    pub const fn literal(text: &str) -> ChainName {
+        let from = text.as_bytes();
+        assert!(!from.is_empty() && from.len() <= ChainName::MAX);
+        let mut bytes = [0; ChainName::MAX];
+        let mut at = 0;
+        while at < from.len() {
+            assert!(from[at].is_ascii_graphic());
+            bytes[at] = from[at];
+            at += 1;
+        }
+        ChainName { bytes, length: from.len() as u8 }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("constructors take ASCII only")
+    }
+}
+
+/// By the bytes of the text, as `iptables-save` sorts.
+impl Ord for ChainName {
+    fn cmp(&self, other: &ChainName) -> std::cmp::Ordering {
+        // Padding is NUL, below every character of a name: the whole arrays compare like the texts.
+        self.bytes.cmp(&other.bytes)
+    }
+}
+
+impl PartialOrd for ChainName {
+    fn partial_cmp(&self, other: &ChainName) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Debug for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_iptables_would_refuse_are_refused() {
+        for text in ["", "-X", "!A", "A B", "A\n", "A\0", "Ä", &"A".repeat(29)] {
+            assert_eq!(ChainName::new(text), None, "{text:?}");
+        }
+        assert_eq!(ChainName::new(&"A".repeat(28)).unwrap().as_str().len(), 28);
+    }
+
+    #[test]
+    fn names_sort_as_their_text() {
+        let texts = ["KUBE-EXT-A", "KUBE-SEP-2", "KUBE-SEP-22", "KUBE-SERVICES", "KUBE-SVC-A"];
+        let mut names: Vec<ChainName> = texts.iter().rev().map(|text| ChainName::literal(text)).collect();
+        names.sort();
+        assert_eq!(names.iter().map(ChainName::as_str).collect::<Vec<_>>(), texts);
+    }
+}

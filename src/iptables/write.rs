@@ -1,0 +1,248 @@
+//! Rules to text: the lines that `iptables-save` prints and `iptables-restore` reads.
+//!
+//! The text follows iptables 1.8: `/32` behind host addresses, marks without leading zeros,
+//! defaults of `recent` and REJECT spelled out, comments quoted when they hold more than letters,
+//! digits, `_` and `-`.
+
+use std::fmt::Write;
+
+use super::{
+    AddressSide, Chain, ChainName, L4Protocol, Match, MaybeNot, Policy, RecentAction, Rule, Ruleset, Table,
+    Target,
+};
+use crate::net::IpFamily;
+
+/// Appends `*<table>`.
+pub fn table(out: &mut String, table: Table) {
+    line(out, format_args!("*{table}"));
+}
+
+/// Appends `COMMIT`.
+pub fn commit(out: &mut String) {
+    out.push_str("COMMIT\n");
+}
+
+/// Appends the declaration of a user-defined chain, which in a restore makes it or empties it.
+pub fn declaration(out: &mut String, chain: &ChainName) {
+    for part in [":", chain.as_str(), " - [0:0]\n"] {
+        out.push_str(part);
+    }
+}
+
+/// Appends `-X <chain>`.
+pub fn delete_chain(out: &mut String, chain: &ChainName) {
+    for part in ["-X ", chain.as_str(), "\n"] {
+        out.push_str(part);
+    }
+}
+
+/// Appends `-A <chain> <rule>`.
+pub fn append(out: &mut String, family: IpFamily, chain: &ChainName, rule: &Rule) {
+    command(out, "-A", family, chain, rule);
+}
+
+/// Appends `-I <chain> <rule>`, which puts the rule at the chain's head.
+pub fn insert(out: &mut String, family: IpFamily, chain: &ChainName, rule: &Rule) {
+    command(out, "-I", family, chain, rule);
+}
+
+fn command(out: &mut String, word: &str, family: IpFamily, chain: &ChainName, rule: &Rule) {
+    for part in [word, " ", chain.as_str()] {
+        out.push_str(part);
+    }
+    body(out, family, rule);
+    out.push('\n');
+}
+
+/// The text of a rule without its chain, as in `-s 10.0.0.1/32 -j KUBE-MARK-MASQ`.
+pub fn rule_text(family: IpFamily, rule: &Rule) -> String {
+    let mut out = String::new();
+    body(&mut out, family, rule);
+    out.trim_start().to_owned()
+}
+
+/// What `iptables-save` prints for `ruleset`: tables, built-in chains and then the others by name,
+/// counters `[0:0]`, no comment lines.
+pub fn save(family: IpFamily, ruleset: &Ruleset) -> String {
+    let mut out = String::new();
+    for (table, chains) in &ruleset.tables {
+        self::table(&mut out, *table);
+        let built_in: Vec<ChainName> = table.built_in().iter().map(|name| ChainName::literal(name)).collect();
+        let known = built_in.iter().filter_map(|name| Some((name, chains.get(name)?)));
+        let others = chains.iter().filter(|(name, _)| !built_in.contains(name));
+        let in_order: Vec<(&ChainName, &Chain)> = known.chain(others).collect();
+        for (name, chain) in &in_order {
+            match chain.policy {
+                None => declaration(&mut out, name),
+                Some(Policy::Accept) => line(&mut out, format_args!(":{name} ACCEPT [0:0]")),
+                Some(Policy::Drop) => line(&mut out, format_args!(":{name} DROP [0:0]")),
+            }
+        }
+        for (name, chain) in &in_order {
+            chain.rules.iter().for_each(|rule| append(&mut out, family, name, rule));
+        }
+        commit(&mut out);
+    }
+    out
+}
+
+fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    push(out, text);
+    out.push('\n');
+}
+
+/// Writing to a `String` cannot fail.
+fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
+    out.write_fmt(text).expect("a String takes any text");
+}
+
+fn body(out: &mut String, family: IpFamily, rule: &Rule) {
+    option(out, "-s", rule.source.as_ref(), |out, cidr| push(out, format_args!("{cidr}")));
+    option(out, "-d", rule.destination.as_ref(), |out, cidr| push(out, format_args!("{cidr}")));
+    option(out, "-i", rule.in_interface.as_ref(), |out, name| out.push_str(name.as_str()));
+    option(out, "-o", rule.out_interface.as_ref(), |out, name| out.push_str(name.as_str()));
+    option(out, "-p", rule.protocol.as_ref(), |out, protocol| match protocol {
+        L4Protocol::Service(protocol) => out.push_str(protocol.lower()),
+        L4Protocol::Other(word) => out.push_str(word),
+    });
+    rule.matches.iter().for_each(|m| write_match(out, family, m));
+    if let Some(target) = &rule.target {
+        write_target(out, family, target);
+    }
+}
+
+fn option<T>(out: &mut String, word: &str, value: Option<&MaybeNot<T>>, write: impl FnOnce(&mut String, &T)) {
+    if let Some(MaybeNot { negated, value }) = value {
+        out.push_str(if *negated { " ! " } else { " " });
+        out.push_str(word);
+        out.push(' ');
+        write(out, value);
+    }
+}
+
+fn write_match(out: &mut String, family: IpFamily, m: &Match) {
+    match m {
+        Match::Comment(text) => {
+            out.push_str(" -m comment --comment ");
+            quoted(out, text);
+        }
+        Match::L4 { protocol, destination_ports } => {
+            out.push_str(" -m ");
+            out.push_str(protocol.lower());
+            if let Some(range) = destination_ports {
+                push(out, format_args!(" --dport {}", range.first));
+                if range.last != range.first {
+                    push(out, format_args!(":{}", range.last));
+                }
+            }
+        }
+        Match::Mark { negated, value, mask } => {
+            let not = if *negated { "! " } else { "" };
+            push(out, format_args!(" -m mark {not}--mark {value:#x}"));
+            if *mask != u32::MAX {
+                push(out, format_args!("/{mask:#x}"));
+            }
+        }
+        Match::CtState(MaybeNot { negated, value }) => {
+            let not = if *negated { "! " } else { "" };
+            push(out, format_args!(" -m conntrack {not}--ctstate {value}"));
+        }
+        Match::IsLocal(AddressSide::Source) => out.push_str(" -m addrtype --src-type LOCAL"),
+        Match::IsLocal(AddressSide::Destination) => out.push_str(" -m addrtype --dst-type LOCAL"),
+        Match::Random { threshold } => {
+            let probability = f64::from(*threshold) / f64::from(1u32 << 31);
+            push(out, format_args!(" -m statistic --mode random --probability {probability:.11}"));
+        }
+        Match::Recent { action, list } => {
+            match action {
+                RecentAction::Set => out.push_str(" -m recent --set"),
+                RecentAction::Check { seconds } => {
+                    push(out, format_args!(" -m recent --rcheck --seconds {seconds} --reap"));
+                }
+            }
+            let mask = match family {
+                IpFamily::V4 => "255.255.255.255",
+                IpFamily::V6 => "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+            };
+            for part in [" --name ", list.as_str(), " --mask ", mask, " --rsource"] {
+                out.push_str(part);
+            }
+        }
+        // Two spaces: iptables-save prints them so.
+        Match::Nfacct(name) => {
+            out.push_str(" -m nfacct --nfacct-name  ");
+            out.push_str(name);
+        }
+        Match::Other { module, words: rest } => {
+            out.push_str(" -m ");
+            out.push_str(module);
+            words(out, rest);
+        }
+    }
+}
+
+fn write_target(out: &mut String, family: IpFamily, target: &Target) {
+    match target {
+        Target::Jump(chain) => {
+            out.push_str(" -j ");
+            out.push_str(chain.as_str());
+        }
+        Target::Goto(chain) => {
+            out.push_str(" -g ");
+            out.push_str(chain.as_str());
+        }
+        Target::Accept => out.push_str(" -j ACCEPT"),
+        Target::Drop => out.push_str(" -j DROP"),
+        Target::Return => out.push_str(" -j RETURN"),
+        Target::Reject => {
+            out.push_str(" -j REJECT --reject-with ");
+            out.push_str(default_reject(family));
+        }
+        Target::Dnat(to) => push(out, format_args!(" -j DNAT --to-destination {to}")),
+        Target::Masquerade { random_fully } => {
+            out.push_str(" -j MASQUERADE");
+            out.push_str(if *random_fully { " --random-fully" } else { "" });
+        }
+        Target::SetXmark { value, mask } => {
+            push(out, format_args!(" -j MARK --set-xmark {value:#x}/{mask:#x}"));
+        }
+        Target::Other { name, words: rest } => {
+            out.push_str(" -j ");
+            out.push_str(name);
+            words(out, rest);
+        }
+    }
+}
+
+/// What REJECT answers with when nothing is said.
+pub(super) fn default_reject(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "icmp-port-unreachable",
+        IpFamily::V6 => "icmp6-port-unreachable",
+    }
+}
+
+fn words(out: &mut String, words: &[Box<str>]) {
+    for word in words {
+        out.push(' ');
+        let is_plain =
+            !word.is_empty() && word.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\".contains(&b));
+        if is_plain { out.push_str(word) } else { always_quoted(out, word) }
+    }
+}
+
+fn quoted(out: &mut String, text: &str) {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if !text.is_empty() && text.bytes().all(is_plain) { out.push_str(text) } else { always_quoted(out, text) }
+}
+
+fn always_quoted(out: &mut String, text: &str) {
+    out.push('"');
+    for c in text.chars() {
+        if matches!(c, '"' | '\\' | '\'') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out.push('"');
+}

@@ -1,0 +1,79 @@
+//! Kubernetes objects as the values that matter to a node's rules.
+//!
+//! [`decode`] turns API objects into these values, [`Snapshot`] holds the newest of each and says
+//! what a [`Change`] touched. Which endpoints serve which traffic is decided in `policy`.
+
+pub mod decode;
+mod endpoint;
+mod node;
+mod problem;
+mod service;
+mod snapshot;
+
+pub use endpoint::{Conditions, Endpoint, Hints, Slice, SliceEndpoint, SlicePort};
+pub use node::Node;
+pub use problem::{ObjectKind, Problem};
+pub use service::{Frontend, Port, Service, ServicePort, TrafficPolicy};
+pub use snapshot::{Change, Snapshot, Touched};
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::net::Protocol;
+
+/// `<namespace>/<name>` of an object; ordered as text, cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName(Arc<str>);
+
+impl ObjectName {
+    /// The name of `name` in `namespace`; neither holds a `/` (their grammar forbids it).
+    pub fn new(namespace: &str, name: &str) -> ObjectName {
+        ObjectName(format!("{namespace}/{name}").into())
+    }
+
+    /// Before the slash.
+    pub fn namespace(&self) -> &str {
+        self.0.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    /// Behind the slash.
+    pub fn name(&self) -> &str {
+        self.0.split_once('/').map_or(&*self.0, |(_, name)| name)
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The name of a Service.
+pub type ServiceName = ObjectName;
+/// The name of an EndpointSlice.
+pub type SliceName = ObjectName;
+
+/// What identifies a service port. Shown as `<namespace>/<name>`, followed by `:<port>` when the
+/// port has a name; the protocol is part of the identity but not of that text.
+///
+/// Ordered by Service, then port name, then protocol.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePortName {
+    /// The Service.
+    pub service: ServiceName,
+    /// The port's name, often empty.
+    pub port: Arc<str>,
+    /// The port's protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.service.0)?;
+        if !self.port.is_empty() {
+            f.write_str(":")?;
+            f.write_str(&self.port)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,32 @@
+//! What a node's rules depend on of its Node object.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::net::{Cidr, IpFamily, PerFamily};
+
+/// The Node that rules are made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// InternalIPs, then ExternalIPs, each in the object's order.
+    pub addresses: Box<[IpAddr]>,
+    /// `spec.podCIDRs`, in order.
+    pub pod_cidrs: Box<[Cidr]>,
+    /// The label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+}
+
+impl Node {
+    /// Its address in each family: the first of all, and the first of the other family.
+    pub fn ips(&self) -> PerFamily<Option<IpAddr>> {
+        let first = |family| self.addresses.iter().copied().find(|ip| IpFamily::of(*ip) == family);
+        PerFamily { v4: first(IpFamily::V4), v6: first(IpFamily::V6) }
+    }
+
+    /// The family of its first address.
+    pub fn primary_family(&self) -> Option<IpFamily> {
+        self.addresses.first().map(|ip| IpFamily::of(*ip))
+    }
+}

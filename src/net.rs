@@ -1,0 +1,382 @@
+//! The small words: address families, protocols, addresses and CIDRs as Go's sloppy parser reads
+//! them, the masquerade mark. Knows neither Kubernetes nor iptables.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An address family. Each has rules, programs and a sync of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IpFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl IpFamily {
+    /// Both, in the order in which they are shown.
+    pub const BOTH: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
+
+    /// The family of `ip`.
+    pub fn of(ip: IpAddr) -> IpFamily {
+        match ip {
+            IpAddr::V4(_) => IpFamily::V4,
+            IpAddr::V6(_) => IpFamily::V6,
+        }
+    }
+
+    /// 127.0.0.1 or ::1: what kube-proxy takes for the node's address when it knows none.
+    pub fn localhost(self) -> IpAddr {
+        match self {
+            IpFamily::V4 => Ipv4Addr::LOCALHOST.into(),
+            IpFamily::V6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
+    /// Bits of an address: 32 or 128.
+    pub fn bits(self) -> u8 {
+        match self {
+            IpFamily::V4 => 32,
+            IpFamily::V6 => 128,
+        }
+    }
+
+    /// The other one.
+    pub fn other(self) -> IpFamily {
+        match self {
+            IpFamily::V4 => IpFamily::V6,
+            IpFamily::V6 => IpFamily::V4,
+        }
+    }
+
+    /// `ipv4` or `ipv6`: the word on the command line and in headings.
+    pub fn word(self) -> &'static str {
+        match self {
+            IpFamily::V4 => "ipv4",
+            IpFamily::V6 => "ipv6",
+        }
+    }
+}
+
+/// `IPv4` or `IPv6`, as Kubernetes spells it.
+impl fmt::Display for IpFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            IpFamily::V4 => "IPv4",
+            IpFamily::V6 => "IPv6",
+        })
+    }
+}
+
+/// One value for each family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PerFamily<T> {
+    /// The value for IPv4.
+    pub v4: T,
+    /// The value for IPv6.
+    pub v6: T,
+}
+
+impl<T> PerFamily<T> {
+    /// The value for `family`.
+    pub fn get(&self, family: IpFamily) -> &T {
+        match family {
+            IpFamily::V4 => &self.v4,
+            IpFamily::V6 => &self.v6,
+        }
+    }
+
+    /// The value for `family`, to change.
+    pub fn get_mut(&mut self, family: IpFamily) -> &mut T {
+        match family {
+            IpFamily::V4 => &mut self.v4,
+            IpFamily::V6 => &mut self.v6,
+        }
+    }
+}
+
+/// A transport protocol that a Service may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// Reads Kubernetes' spelling (`TCP`, `UDP`, `SCTP`; case matters).
+    pub fn from_kubernetes(text: &str) -> Option<Protocol> {
+        match text {
+            "TCP" => Some(Protocol::Tcp),
+            "UDP" => Some(Protocol::Udp),
+            "SCTP" => Some(Protocol::Sctp),
+            _ => None,
+        }
+    }
+
+    /// Reads iptables' spelling: a lower-case name or a number.
+    pub fn from_iptables(text: &str) -> Option<Protocol> {
+        match text {
+            "tcp" | "6" => Some(Protocol::Tcp),
+            "udp" | "17" => Some(Protocol::Udp),
+            "sctp" | "132" => Some(Protocol::Sctp),
+            _ => None,
+        }
+    }
+
+    /// `tcp`, `udp` or `sctp`: in rules, and as input of chain name hashes.
+    pub fn lower(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
+}
+
+/// Kubernetes' spelling.
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        })
+    }
+}
+
+/// A text that is not an IP address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an IP address")]
+pub struct BadAddress(pub String);
+
+/// Reads an address as Go's `ParseIPSloppy` does: leading zeros of IPv4 octets are decimal
+/// (`010.0.0.1` is 10.0.0.1), an IPv4-mapped IPv6 address is IPv4, zones are refused.
+pub fn parse_ip(text: &str) -> Result<IpAddr, BadAddress> {
+    read_ip(text).map(|ip| ip.to_canonical()).ok_or_else(|| BadAddress(text.to_owned()))
+}
+
+fn read_ip(text: &str) -> Option<IpAddr> {
+    if !text.contains(':') {
+        return read_ipv4(text).map(IpAddr::V4);
+    }
+    // An IPv4 tail may have leading zeros too, which std refuses.
+    let (head, tail) = text.rsplit_once(':')?;
+    if tail.contains('.') {
+        let text = format!("{head}:{}", read_ipv4(tail)?);
+        return text.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
+    }
+    text.parse::<Ipv6Addr>().ok().map(IpAddr::V6)
+}
+
+fn read_ipv4(text: &str) -> Option<Ipv4Addr> {
+    let mut octets = [0u8; 4];
+    let mut parts = text.split('.');
+    for octet in &mut octets {
+        *octet = u8::try_from(read_decimal(parts.next()?, 255)?).ok()?;
+    }
+    parts.next().is_none().then(|| octets.into())
+}
+
+/// Digits only, any number of leading zeros, at most `max`.
+fn read_decimal(text: &str, max: u32) -> Option<u32> {
+    if text.is_empty() {
+        return None;
+    }
+    let mut value = 0u32;
+    for byte in text.bytes() {
+        if !byte.is_ascii_digit() {
+            return None;
+        }
+        value = value * 10 + u32::from(byte - b'0');
+        if value > max {
+            return None;
+        }
+    }
+    Some(value)
+}
+
+/// A network: an address masked to its prefix, and the prefix length in bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cidr {
+    address: IpAddr,
+    length: u8,
+}
+
+/// A text that is not a CIDR.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a CIDR")]
+pub struct BadCidr(pub String);
+
+impl Cidr {
+    /// The network of `length` bits that holds `address`; bits beyond the family's are cut.
+    pub fn new(address: IpAddr, length: u8) -> Cidr {
+        let length = length.min(IpFamily::of(address).bits());
+        let address = match address {
+            IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() & mask(32, length) as u32).into(),
+            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & mask(128, length)).into(),
+        };
+        Cidr { address, length }
+    }
+
+    /// The network of one address: /32 or /128.
+    pub fn host(address: IpAddr) -> Cidr {
+        Cidr { address, length: IpFamily::of(address).bits() }
+    }
+
+    /// Reads `<ip>/<bits>` as Go's `ParseCIDRSloppy` does (see [`parse_ip`]; leading zeros of the
+    /// length are decimal too) and masks the address.
+    pub fn parse(text: &str) -> Result<Cidr, BadCidr> {
+        Cidr::read(text).ok_or_else(|| BadCidr(text.to_owned()))
+    }
+
+    fn read(text: &str) -> Option<Cidr> {
+        let (address, length) = text.split_once('/')?;
+        let address = read_ip(address)?;
+        let bits = IpFamily::of(address).bits();
+        let length = u8::try_from(read_decimal(length, u32::from(bits))?).ok()?;
+        match address {
+            // ::ffff:10.0.0.0/104 is 10.0.0.0/8.
+            IpAddr::V6(v6) if length >= 96 => Some(match v6.to_ipv4_mapped() {
+                Some(v4) => Cidr::new(v4.into(), length - 96),
+                None => Cidr::new(address, length),
+            }),
+            _ => Some(Cidr::new(address, length)),
+        }
+    }
+
+    /// The masked address.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Prefix length, bits.
+    pub fn length(&self) -> u8 {
+        self.length
+    }
+
+    /// The family of its addresses.
+    pub fn family(&self) -> IpFamily {
+        IpFamily::of(self.address)
+    }
+
+    /// Whether it matches every address of its family.
+    pub fn is_everything(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Whether `ip` is in it; never for an address of the other family.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        IpFamily::of(ip) == self.family() && Cidr::new(ip, self.length).address == self.address
+    }
+}
+
+/// The `length` highest of `bits` bits.
+fn mask(bits: u8, length: u8) -> u128 {
+    let all = u128::MAX >> (128 - bits);
+    if length >= bits { all } else { all & !(all >> length) }
+}
+
+/// `<address>/<length>`, address in canonical form.
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+/// The packet mark that asks for masquerading: one bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MasqueradeMark(u32);
+
+impl MasqueradeMark {
+    /// The mark of bit `bit` (0 to 31), or `None` for any other number.
+    pub fn from_bit(bit: u32) -> Option<MasqueradeMark> {
+        1u32.checked_shl(bit).map(MasqueradeMark)
+    }
+
+    /// Value and mask at once.
+    pub fn value(self) -> u32 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leading_zeros_are_decimal() {
+        assert_eq!(parse_ip("172.30.0.041").unwrap().to_string(), "172.30.0.41");
+        assert_eq!(parse_ip("010.0000.0.1").unwrap().to_string(), "10.0.0.1");
+        assert_eq!(Cidr::parse("203.0.113.000/025").unwrap().to_string(), "203.0.113.0/25");
+    }
+
+    #[test]
+    fn mapped_addresses_are_ipv4() {
+        assert_eq!(parse_ip("::ffff:1.2.3.004").unwrap().to_string(), "1.2.3.4");
+        assert_eq!(parse_ip("::FFFF:102:304").unwrap().to_string(), "1.2.3.4");
+        assert_eq!(Cidr::parse("::ffff:10.1.2.3/104").unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!(Cidr::parse("::ffff:10.1.2.3/64").unwrap().to_string(), "::/64");
+    }
+
+    #[test]
+    fn ipv6_prints_compressed_and_lower_case() {
+        assert_eq!(parse_ip("FD00:0:0::00a1").unwrap().to_string(), "fd00::a1");
+    }
+
+    #[test]
+    fn other_text_is_refused() {
+        for text in [
+            "",
+            " ",
+            "1.2.3",
+            "1.2.3.4.5",
+            "1.2.3.256",
+            "1.2.3.4 ",
+            "1.2.3.-4",
+            "fe80::1%eth0",
+            "[::1]",
+            "::ffff:1.2.3",
+            "1.2.3.+4",
+            "99999999999.1.1.1",
+            "1..2.3",
+            "\u{661}.1.1.1",
+        ] {
+            assert!(parse_ip(text).is_err(), "{text:?}");
+        }
+        for text in ["1.2.3.4", "1.2.3.4/", "1.2.3.4/33", "1.2.3.4/-1", "::/129", "/8", "a/8", "1.2.3.4/8/9"]
+        {
+            assert!(Cidr::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn networks_are_masked() {
+        let check = |text: &str, expected: &str| assert_eq!(Cidr::parse(text).unwrap().to_string(), expected);
+        check("203.0.113.7/25", "203.0.113.0/25");
+        check("255.255.255.255/0", "0.0.0.0/0");
+        check("255.255.255.255/32", "255.255.255.255/32");
+        check("fd00:10:128:7::9/48", "fd00:10:128::/48");
+        check("ffff::1/0", "::/0");
+        check("ffff::1/128", "ffff::1/128");
+    }
+
+    #[test]
+    fn a_network_holds_its_addresses_only() {
+        let net = Cidr::parse("10.0.0.0/8").unwrap();
+        assert!(net.contains("10.255.0.1".parse().unwrap()));
+        assert!(!net.contains("11.0.0.1".parse().unwrap()));
+        assert!(!net.contains("::10.0.0.1".parse().unwrap()));
+        assert!(Cidr::parse("::/0").unwrap().contains("fd00::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn mark_bits_end_at_31() {
+        assert_eq!(MasqueradeMark::from_bit(14).unwrap().value(), 0x4000);
+        assert_eq!(MasqueradeMark::from_bit(31).unwrap().value(), 0x8000_0000);
+        assert!(MasqueradeMark::from_bit(32).is_none());
+    }
+}

@@ -1,0 +1,53 @@
+//! Whether hints narrow down the endpoints of a service port, and to which.
+
+use super::Place;
+use crate::model::{Endpoint, Hints};
+
+/// How the ready endpoints of a service port are narrowed down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Topology<'p> {
+    /// To those meant for the node.
+    SameNode(&'p str),
+    /// To those meant for the zone.
+    SameZone(&'p str),
+    /// Not at all.
+    Anywhere,
+}
+
+impl<'p> Topology<'p> {
+    /// Hints count only if every ready endpoint has one of the kind and one of them is for this
+    /// place, so that nobody is left without an endpoint or without clients.
+    pub(super) fn of(endpoints: &[Endpoint<'_>], place: Place<'p>) -> Topology<'p> {
+        let ready = || endpoints.iter().filter(|endpoint| endpoint.is_ready());
+        let all_have = |has: fn(&Hints) -> bool| {
+            ready().all(|endpoint| endpoint.source.hints.as_deref().is_some_and(has))
+        };
+        let same_node = Topology::SameNode(place.node);
+        if !place.node.is_empty()
+            && all_have(|hints| !hints.nodes.is_empty())
+            && ready().any(|endpoint| same_node.fits(endpoint))
+        {
+            return same_node;
+        }
+        let Some(zone) = place.zone.filter(|zone| !zone.is_empty()) else { return Topology::Anywhere };
+        let same_zone = Topology::SameZone(zone);
+        if all_have(|hints| !hints.zones.is_empty()) && ready().any(|endpoint| same_zone.fits(endpoint)) {
+            return same_zone;
+        }
+        Topology::Anywhere
+    }
+
+    /// Whether `endpoint` is meant for this place.
+    pub(super) fn fits(self, endpoint: &Endpoint<'_>) -> bool {
+        let hints = endpoint.source.hints.as_deref();
+        match self {
+            Topology::Anywhere => true,
+            Topology::SameNode(node) => {
+                hints.is_some_and(|hints| hints.nodes.iter().any(|name| **name == *node))
+            }
+            Topology::SameZone(zone) => {
+                hints.is_some_and(|hints| hints.zones.iter().any(|name| **name == *zone))
+            }
+        }
+    }
+}

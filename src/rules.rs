@@ -1,0 +1,153 @@
+//! What a node's rules are: the fixed chains, and for each service port a [`Fragment`].
+//!
+//! A fragment holds the chains of one service port and its entries in the shared chains. The
+//! ruleset is the fixed chains plus the sum of all fragments in the order of their names. Every
+//! `KUBE-` word is in this module.
+
+pub mod classic;
+pub mod fixed;
+pub mod names;
+mod settings;
+
+pub use settings::{Counters, Detector, Host, Kernel, NodePorts, Settings};
+
+use crate::iptables::{Chain, ChainName, Rule, Ruleset, Table};
+use crate::model::{Service, Snapshot};
+use crate::net::IpFamily;
+use crate::policy::{Place, Selection};
+
+/// Above how many endpoints of a family kube-proxy leaves comments out of endpoint rules.
+/// Source: kube-proxy v1.36, `largeClusterEndpointsThreshold`.
+pub const LARGE_CLUSTER_ENDPOINTS: usize = 1000;
+
+/// A chain in which every service port may have entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SharedChain {
+    /// filter `KUBE-SERVICES`: rejected and dropped cluster IPs.
+    FilterServices,
+    /// filter `KUBE-EXTERNAL-SERVICES`: rejected and dropped external addresses and node ports.
+    FilterExternalServices,
+    /// filter `KUBE-NODEPORTS`: accepted health check node ports.
+    FilterNodePorts,
+    /// filter `KUBE-PROXY-FIREWALL`: dropped sources of load balancer addresses.
+    FilterFirewall,
+    /// nat `KUBE-SERVICES`: dispatch by address.
+    NatServices,
+    /// nat `KUBE-NODEPORTS`: dispatch by node port.
+    NatNodePorts,
+}
+
+impl SharedChain {
+    /// All of them.
+    pub const ALL: [SharedChain; 6] = [
+        SharedChain::FilterServices,
+        SharedChain::FilterExternalServices,
+        SharedChain::FilterNodePorts,
+        SharedChain::FilterFirewall,
+        SharedChain::NatServices,
+        SharedChain::NatNodePorts,
+    ];
+
+    /// Its table.
+    pub fn table(self) -> Table {
+        match self {
+            SharedChain::NatServices | SharedChain::NatNodePorts => Table::Nat,
+            _ => Table::Filter,
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> ChainName {
+        match self {
+            SharedChain::FilterServices | SharedChain::NatServices => names::KUBE_SERVICES,
+            SharedChain::FilterExternalServices => names::KUBE_EXTERNAL_SERVICES,
+            SharedChain::FilterNodePorts | SharedChain::NatNodePorts => names::KUBE_NODEPORTS,
+            SharedChain::FilterFirewall => names::KUBE_PROXY_FIREWALL,
+        }
+    }
+}
+
+/// A chain of nat with its rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatChain {
+    /// Its name.
+    pub name: ChainName,
+    /// Its rules.
+    pub rules: Vec<Rule>,
+}
+
+/// One rule in a shared chain.
+pub type Entry = (SharedChain, Rule);
+
+/// What one service port adds to the ruleset.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fragment {
+    /// Its own chains, callees before callers.
+    pub chains: Vec<NatChain>,
+    /// Its entries in the shared chains; those of one chain in the order in which they stand there.
+    pub entries: Vec<Entry>,
+}
+
+/// All Services of `snapshot` that have a cluster IP in the family, with their ports' endpoints
+/// counted as kube-proxy counts them for large-cluster mode.
+pub fn count_endpoints(snapshot: &Snapshot, family: IpFamily) -> usize {
+    let ports = snapshot.services().flat_map(|service| service.ports_in(family));
+    ports.map(|port| snapshot.endpoints(&port, family).len()).sum()
+}
+
+/// The fragments of `service`, one for each of its ports in the family, in the order of their names.
+pub fn fragments(
+    settings: &Settings,
+    snapshot: &Snapshot,
+    place: Place<'_>,
+    service: &Service,
+    is_large: bool,
+) -> Vec<Fragment> {
+    let mut ports: Vec<_> = service.ports_in(settings.family).collect();
+    ports.sort_by_cached_key(|port| port.name());
+    ports
+        .iter()
+        .map(|port| {
+            let endpoints = snapshot.endpoints(port, settings.family);
+            let selection = Selection::new(port, &endpoints, place);
+            Fragment {
+                chains: classic::chains(settings, port, &selection, is_large),
+                entries: classic::entries(settings, port, selection.verdicts(port)),
+            }
+        })
+        .collect()
+}
+
+/// The whole ruleset of a node in the classic layout: what `iptables-save` shows on a node that has
+/// nothing else, jumps and canaries included.
+pub fn ruleset(settings: &Settings, snapshot: &Snapshot, place: Place<'_>) -> Ruleset {
+    let is_large = count_endpoints(snapshot, settings.family) > LARGE_CLUSTER_ENDPOINTS;
+    let mut ruleset = Ruleset::with_built_in_chains();
+    for chain in fixed::chains(settings) {
+        *ruleset.chain_mut(chain.table, chain.name) = Chain { policy: None, rules: chain.rules };
+    }
+    for shared in SharedChain::ALL {
+        ruleset.chain_mut(shared.table(), shared.name());
+    }
+    for table in Table::ALL {
+        ruleset.chain_mut(table, names::KUBE_PROXY_CANARY);
+    }
+    for service in snapshot.services() {
+        for fragment in fragments(settings, snapshot, place, service, is_large) {
+            for NatChain { name, rules } in fragment.chains {
+                ruleset.chain_mut(Table::Nat, name).rules = rules;
+            }
+            for (shared, rule) in fragment.entries {
+                ruleset.chain_mut(shared.table(), shared.name()).rules.push(rule);
+            }
+        }
+    }
+    ruleset.chain_mut(Table::Nat, names::KUBE_SERVICES).rules.extend(fixed::node_ports_tail(settings));
+    for jump in fixed::jumps() {
+        ruleset.chain_mut(jump.table, jump.from).rules.insert(0, jump.rule);
+    }
+    ruleset
+}
+
+#[cfg(test)]
+mod tests;

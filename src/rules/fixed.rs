@@ -1,0 +1,178 @@
+//! What is there whatever the Services are: jumps from the built-in chains, fixed chains, and the
+//! tail of nat `KUBE-SERVICES` that leads to the node ports.
+
+use super::names::{
+    KUBE_EXTERNAL_SERVICES, KUBE_FIREWALL, KUBE_FORWARD, KUBE_MARK_MASQ, KUBE_NODEPORTS, KUBE_POSTROUTING,
+    KUBE_PROXY_FIREWALL, KUBE_SERVICES,
+};
+use super::{NodePorts, Settings};
+use crate::iptables::{AddressSide, ChainName, CtStates, Match, MaybeNot, Rule, Table, Target};
+use crate::net::{Cidr, IpFamily};
+
+/// The nfacct counter of packets that were dropped as INVALID.
+pub const INVALID_COUNTER: &str = "ct_state_invalid_dropped_pkts";
+/// The nfacct counter of connections to node ports on 127.0.0.0/8.
+pub const LOCALHOST_COUNTER: &str = "localhost_nps_accepted_pkts";
+
+const TAIL_COMMENT: &str = "kubernetes service nodeports; NOTE: this must be the last rule in this chain";
+
+/// A rule that leads from a built-in chain to one of kube-proxy's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Jump {
+    /// The table of both chains.
+    pub table: Table,
+    /// The built-in chain.
+    pub from: ChainName,
+    /// The rule.
+    pub rule: Rule,
+}
+
+/// The jumps, in the order in which each is put at the head of its chain where it is missing.
+pub fn jumps() -> Vec<Jump> {
+    let new = || Match::CtState(MaybeNot::is(CtStates::NEW));
+    let said = |text: &str| Match::Comment(text.into());
+    let external = || vec![new(), said("kubernetes externally-visible service portals")];
+    let portals = || vec![new(), said("kubernetes service portals")];
+    let firewall = || vec![new(), said("kubernetes load balancer firewall")];
+    let jump = |table, from, to, matches| Jump {
+        table,
+        from: ChainName::literal(from),
+        rule: Rule { matches, target: Some(Target::Jump(to)), ..Rule::default() },
+    };
+    use Table::{Filter, Nat};
+    vec![
+        jump(Filter, "INPUT", KUBE_EXTERNAL_SERVICES, external()),
+        jump(Filter, "FORWARD", KUBE_EXTERNAL_SERVICES, external()),
+        jump(Filter, "INPUT", KUBE_NODEPORTS, vec![said("kubernetes health check service ports")]),
+        jump(Filter, "FORWARD", KUBE_SERVICES, portals()),
+        jump(Filter, "OUTPUT", KUBE_SERVICES, portals()),
+        jump(Filter, "FORWARD", KUBE_FORWARD, vec![said("kubernetes forwarding rules")]),
+        jump(Filter, "INPUT", KUBE_PROXY_FIREWALL, firewall()),
+        jump(Filter, "OUTPUT", KUBE_PROXY_FIREWALL, firewall()),
+        jump(Filter, "FORWARD", KUBE_PROXY_FIREWALL, firewall()),
+        jump(Nat, "OUTPUT", KUBE_SERVICES, vec![said("kubernetes service portals")]),
+        jump(Nat, "PREROUTING", KUBE_SERVICES, vec![said("kubernetes service portals")]),
+        jump(Nat, "POSTROUTING", KUBE_POSTROUTING, vec![said("kubernetes postrouting rules")]),
+        jump(Filter, "INPUT", KUBE_FIREWALL, Vec::new()),
+        jump(Filter, "OUTPUT", KUBE_FIREWALL, Vec::new()),
+    ]
+}
+
+/// A fixed chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FixedChain {
+    /// Its table.
+    pub table: Table,
+    /// Its name.
+    pub name: ChainName,
+    /// Its rules.
+    pub rules: Vec<Rule>,
+    /// Whether rules that others put there stay: it is made when missing, and left alone.
+    pub is_shared_with_kubelet: bool,
+}
+
+/// The chains that do not depend on Services.
+pub fn chains(settings: &Settings) -> Vec<FixedChain> {
+    let chain = |table, name, rules| FixedChain { table, name, rules, is_shared_with_kubelet: false };
+    let firewall: Vec<Rule> = settings.localhost_node_ports.then(martian_rule).into_iter().collect();
+    vec![
+        chain(Table::Filter, KUBE_FORWARD, forward_rules(settings)),
+        FixedChain {
+            is_shared_with_kubelet: firewall.is_empty(),
+            ..chain(Table::Filter, KUBE_FIREWALL, firewall)
+        },
+        chain(Table::Nat, KUBE_MARK_MASQ, vec![set_mark(settings)]),
+        chain(Table::Nat, KUBE_POSTROUTING, postrouting_rules(settings)),
+    ]
+}
+
+/// With node ports on 127.0.0.1 the kernel routes 127/8 between interfaces; nobody outside may use
+/// that to reach what listens on loopback.
+fn martian_rule() -> Rule {
+    let loopback = || Cidr::new(IpFamily::V4.localhost(), 8);
+    let known = CtStates::RELATED.and(CtStates::ESTABLISHED).and(CtStates::DNAT);
+    Rule {
+        source: Some(MaybeNot::not(loopback())),
+        destination: Some(MaybeNot::is(loopback())),
+        matches: vec![
+            Match::Comment("block incoming localnet connections".into()),
+            Match::CtState(MaybeNot::not(known)),
+        ],
+        target: Some(Target::Drop),
+        ..Rule::default()
+    }
+}
+
+fn forward_rules(settings: &Settings) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if settings.drops_invalid {
+        // A packet out of window would leave untranslated and make its receiver reset the connection.
+        let mut matches = vec![Match::CtState(MaybeNot::is(CtStates::INVALID))];
+        matches.extend(settings.counters.invalid.then(|| Match::Nfacct(INVALID_COUNTER.into())));
+        rules.push(Rule { matches, target: Some(Target::Drop), ..Rule::default() });
+    }
+    let mark = settings.mark.value();
+    let known = CtStates::RELATED.and(CtStates::ESTABLISHED);
+    for matches in [
+        vec![
+            Match::Comment("kubernetes forwarding rules".into()),
+            Match::Mark { negated: false, value: mark, mask: mark },
+        ],
+        vec![
+            Match::Comment("kubernetes forwarding conntrack rule".into()),
+            Match::CtState(MaybeNot::is(known)),
+        ],
+    ] {
+        rules.push(Rule { matches, target: Some(Target::Accept), ..Rule::default() });
+    }
+    rules
+}
+
+fn set_mark(settings: &Settings) -> Rule {
+    let mark = settings.mark.value();
+    Rule { target: Some(Target::SetXmark { value: mark, mask: mark }), ..Rule::default() }
+}
+
+/// The mark is taken off before masquerading, so that a packet that passes the stack again (in a
+/// tunnel) is not masqueraded again.
+fn postrouting_rules(settings: &Settings) -> Vec<Rule> {
+    let mark = settings.mark.value();
+    let random_fully = settings.random_fully;
+    vec![
+        Rule {
+            matches: vec![Match::Mark { negated: true, value: mark, mask: mark }],
+            target: Some(Target::Return),
+            ..Rule::default()
+        },
+        Rule { target: Some(Target::SetXmark { value: mark, mask: 0 }), ..Rule::default() },
+        Rule {
+            matches: vec![Match::Comment("kubernetes service traffic requiring SNAT".into())],
+            target: Some(Target::Masquerade { random_fully }),
+            ..Rule::default()
+        },
+    ]
+}
+
+/// The last rules of nat `KUBE-SERVICES`: what leads to the node ports. They stand last, so that an
+/// external IP that is the node's own address wins.
+pub fn node_ports_tail(settings: &Settings) -> Vec<Rule> {
+    let rule = |destination, is_local: bool| {
+        let mut matches = vec![Match::Comment(TAIL_COMMENT.into())];
+        matches.extend(is_local.then_some(Match::IsLocal(AddressSide::Destination)));
+        let target = Some(Target::Jump(KUBE_NODEPORTS));
+        Rule { destination, matches, target, ..Rule::default() }
+    };
+    match &settings.node_ports {
+        NodePorts::EveryAddress if settings.localhost_node_ports => vec![rule(None, true)],
+        NodePorts::EveryAddress => {
+            let loopback = match settings.family {
+                IpFamily::V4 => Cidr::new(IpFamily::V4.localhost(), 8),
+                IpFamily::V6 => Cidr::host(IpFamily::V6.localhost()),
+            };
+            vec![rule(Some(MaybeNot::not(loopback)), true)]
+        }
+        NodePorts::Addresses(addresses) => {
+            addresses.iter().map(|ip| rule(Some(MaybeNot::is(Cidr::host(*ip))), false)).collect()
+        }
+    }
+}

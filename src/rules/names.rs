@@ -1,0 +1,197 @@
+//! The names of chains.
+
+use std::net::SocketAddr;
+
+use data_encoding::BASE32_NOPAD;
+use sha2::{Digest, Sha256};
+
+use crate::iptables::{ChainName, Table};
+use crate::model::ServicePortName;
+
+/// Dispatch by address; in filter, rejects and drops of cluster IPs.
+pub const KUBE_SERVICES: ChainName = ChainName::literal("KUBE-SERVICES");
+/// Rejects and drops of external addresses and node ports.
+pub const KUBE_EXTERNAL_SERVICES: ChainName = ChainName::literal("KUBE-EXTERNAL-SERVICES");
+/// Dispatch by node port; in filter, health check node ports.
+pub const KUBE_NODEPORTS: ChainName = ChainName::literal("KUBE-NODEPORTS");
+/// Accepts what Services forward.
+pub const KUBE_FORWARD: ChainName = ChainName::literal("KUBE-FORWARD");
+/// Drops what source ranges do not let in.
+pub const KUBE_PROXY_FIREWALL: ChainName = ChainName::literal("KUBE-PROXY-FIREWALL");
+/// Drops martians; shared with the kubelet.
+pub const KUBE_FIREWALL: ChainName = ChainName::literal("KUBE-FIREWALL");
+/// Masquerades what is marked.
+pub const KUBE_POSTROUTING: ChainName = ChainName::literal("KUBE-POSTROUTING");
+/// Sets the masquerade mark.
+pub const KUBE_MARK_MASQ: ChainName = ChainName::literal("KUBE-MARK-MASQ");
+/// Empty; its absence tells that somebody flushed the tables.
+pub const KUBE_PROXY_CANARY: ChainName = ChainName::literal("KUBE-PROXY-CANARY");
+/// Made by the kubelet in mangle: tells which back-end the node uses.
+pub const KUBE_IPTABLES_HINT: ChainName = ChainName::literal("KUBE-IPTABLES-HINT");
+/// The kubelet's canary: the same, from older kubelets.
+pub const KUBE_KUBELET_CANARY: ChainName = ChainName::literal("KUBE-KUBELET-CANARY");
+
+/// The kinds of chains that a service port may have, callees before callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PortChain {
+    /// `KUBE-SEP-`: one endpoint.
+    Endpoint,
+    /// `KUBE-SVL-`: endpoints of this node.
+    Local,
+    /// `KUBE-SVC-`: endpoints of all nodes.
+    Cluster,
+    /// `KUBE-EXT-`: traffic from outside.
+    External,
+    /// `KUBE-FW-`: source ranges.
+    Firewall,
+}
+
+impl PortChain {
+    const ALL: [PortChain; 5] =
+        [PortChain::Endpoint, PortChain::Local, PortChain::Cluster, PortChain::External, PortChain::Firewall];
+
+    fn prefix(self) -> &'static str {
+        match self {
+            PortChain::Endpoint => "KUBE-SEP-",
+            PortChain::Local => "KUBE-SVL-",
+            PortChain::Cluster => "KUBE-SVC-",
+            PortChain::External => "KUBE-EXT-",
+            PortChain::Firewall => "KUBE-FW-",
+        }
+    }
+
+    /// The kind of chain that `name` is; `None` for one that is no service port's. Any name with
+    /// one of the five prefixes counts, as it does for kube-proxy.
+    pub fn of(name: &ChainName) -> Option<PortChain> {
+        PortChain::ALL.into_iter().find(|kind| name.as_str().starts_with(kind.prefix()))
+    }
+}
+
+/// Whether a restore may empty and delete the chain `name` of `table`: it is one of kube-proxy's.
+/// `KUBE-FIREWALL` is not; the kubelet has rules in it.
+pub fn is_ours(table: Table, name: &ChainName) -> bool {
+    match table {
+        Table::Nat => {
+            [KUBE_SERVICES, KUBE_NODEPORTS, KUBE_POSTROUTING, KUBE_MARK_MASQ].contains(name)
+                || PortChain::of(name).is_some()
+        }
+        Table::Filter => {
+            [KUBE_SERVICES, KUBE_EXTERNAL_SERVICES, KUBE_FORWARD, KUBE_NODEPORTS, KUBE_PROXY_FIREWALL]
+                .contains(name)
+        }
+        Table::Mangle => false,
+    }
+}
+
+/// The chains of one service port. All but the endpoints' share one hash.
+///
+/// The hash depends on nothing but the names, so every node and every restart picks the same.
+/// Source: kube-proxy v1.36, `portProtoHash` and `servicePortEndpointChainName`.
+#[derive(Clone, Debug)]
+pub struct PortNames {
+    /// `<ns>/<name>[:<port>]` and the protocol in lower case, run together.
+    seed: String,
+    /// How much of `seed` is the name alone.
+    name_length: usize,
+    hash: [u8; 16],
+}
+
+impl PortNames {
+    /// The names for `port`.
+    pub fn new(port: &ServicePortName) -> PortNames {
+        let name = port.to_string();
+        let seed = format!("{name}{}", port.protocol.lower());
+        let hash = hash(&[seed.as_bytes()]);
+        PortNames { seed, name_length: name.len(), hash }
+    }
+
+    /// `<ns>/<name>[:<port>]`, as comments show it.
+    pub fn text(&self) -> &str {
+        &self.seed[..self.name_length]
+    }
+
+    /// The one chain of `kind`; for [`PortChain::Endpoint`] see [`PortNames::endpoint`].
+    pub fn chain(&self, kind: PortChain) -> ChainName {
+        prefixed(kind, &self.hash)
+    }
+
+    /// The chain of the endpoint shown as `text` (`<ip>:<port>` or `[<ip6>]:<port>`).
+    pub fn endpoint(&self, text: &str) -> ChainName {
+        prefixed(PortChain::Endpoint, &hash(&[self.seed.as_bytes(), text.as_bytes()]))
+    }
+
+    /// The chain of the endpoint at `address`.
+    pub fn endpoint_at(&self, address: SocketAddr) -> ChainName {
+        self.endpoint(&address.to_string())
+    }
+}
+
+/// The first 16 characters of the base32 text of the SHA-256 of `parts`, run together.
+fn hash(parts: &[&[u8]]) -> [u8; 16] {
+    let mut sha = Sha256::new();
+    parts.iter().for_each(|part| sha.update(part));
+    let digest = sha.finalize();
+    let mut text = [0; 16];
+    BASE32_NOPAD.encode_mut(&digest[..10], &mut text);
+    text
+}
+
+fn prefixed(kind: PortChain, hash: &[u8; 16]) -> ChainName {
+    let mut name = [0; ChainName::MAX];
+    let prefix = kind.prefix().as_bytes();
+    let length = prefix.len() + hash.len();
+    name[..prefix.len()].copy_from_slice(prefix);
+    name[prefix.len()..length].copy_from_slice(hash);
+    let text = std::str::from_utf8(&name[..length]).expect("prefix and base32 are ASCII");
+    ChainName::new(text).expect("a prefix of at most 9 and 16 characters")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectName;
+    use crate::net::Protocol;
+
+    fn port(namespace: &str, name: &str, port: &str, protocol: Protocol) -> PortNames {
+        let service = ObjectName::new(namespace, name);
+        PortNames::new(&ServicePortName { service, port: port.into(), protocol })
+    }
+
+    #[test]
+    fn names_are_those_of_kube_proxy() {
+        let check = |names: PortNames, hash: &str| {
+            assert_eq!(names.chain(PortChain::Cluster).as_str(), format!("KUBE-SVC-{hash}"));
+            assert_eq!(names.chain(PortChain::Firewall).as_str(), format!("KUBE-FW-{hash}"));
+        };
+        check(port("default", "nginx", "", Protocol::Tcp), "2CMXP7HKUVJN7L6M");
+        check(port("default", "kubernetes", "https", Protocol::Tcp), "NPX46M4PTMTKRN6Y");
+        check(port("kube-system", "kube-dns", "dns", Protocol::Udp), "TCOU7JCQXEZGVUNU");
+        check(port("ns7", "svc7", "s", Protocol::Sctp), "4BKCF2MPNTRJCK6G");
+    }
+
+    #[test]
+    fn endpoints_are_hashed_as_they_are_shown() {
+        let check = |names: PortNames, address: &str, expected: &str| {
+            assert_eq!(names.endpoint_at(address.parse().unwrap()).as_str(), expected);
+        };
+        let nginx = port("default", "nginx", "", Protocol::Tcp);
+        check(nginx, "10.180.0.1:8080", "KUBE-SEP-ZLQIIXF6GGLIY7FE");
+        let v6 = port("v6", "svc", "p80", Protocol::Tcp);
+        check(v6, "[fd00:10:180::1]:80", "KUBE-SEP-NTWK54M2MA6SDON5");
+    }
+
+    #[test]
+    fn only_kube_proxys_chains_may_be_deleted() {
+        let check = |table, name, expected| {
+            assert_eq!(is_ours(table, &ChainName::new(name).unwrap()), expected, "{table} {name}");
+        };
+        check(Table::Nat, "KUBE-SVC-FOO", true);
+        check(Table::Nat, "KUBE-FW-FOO", true);
+        check(Table::Nat, "KUBE-FOO", false);
+        check(Table::Nat, "KUBE-HOSTPORTS", false);
+        check(Table::Nat, "KUBE-MARK-DROP", false);
+        check(Table::Filter, "KUBE-FIREWALL", false);
+        check(Table::Filter, "KUBE-SVC-FOO", false);
+        check(Table::Mangle, "KUBE-SERVICES", false);
+    }
+}

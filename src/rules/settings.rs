@@ -1,0 +1,201 @@
+//! What shapes a family's rules beside the objects: configuration, Node and host, brought to the
+//! point where rules are written.
+
+use std::net::IpAddr;
+
+use crate::config::{Config, DetectLocal, NodePortAddresses};
+use crate::iptables::{Interface, MaybeNot, Rule};
+use crate::model::{Node, ServicePort};
+use crate::net::{Cidr, IpFamily, MasqueradeMark};
+
+/// How traffic of this node's pods is told from other traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detector {
+    /// By its source.
+    Source(Cidr),
+    /// By the interface it comes in on.
+    Interface(Interface),
+}
+
+impl Detector {
+    /// Makes `rule` match pods' traffic only.
+    pub fn restrict_to_pods(&self, rule: &mut Rule) {
+        self.restrict(rule, false);
+    }
+
+    /// Makes `rule` match all but pods' traffic.
+    pub fn restrict_to_others(&self, rule: &mut Rule) {
+        self.restrict(rule, true);
+    }
+
+    fn restrict(&self, rule: &mut Rule, negated: bool) {
+        match self {
+            Detector::Source(cidr) => rule.source = Some(MaybeNot { negated, value: *cidr }),
+            Detector::Interface(name) => {
+                rule.in_interface = Some(MaybeNot { negated, value: name.clone() });
+            }
+        }
+    }
+}
+
+/// On which of the node's addresses node ports answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePorts {
+    /// On every address that is the node's.
+    EveryAddress,
+    /// On these, sorted; none at all when empty.
+    Addresses(Vec<IpAddr>),
+}
+
+/// Which nfacct counters rules may name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// `ct_state_invalid_dropped_pkts`.
+    pub invalid: bool,
+    /// `localhost_nps_accepted_pkts`.
+    pub localhost: bool,
+}
+
+/// What the kernel and its programs can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Which counters there are.
+    pub counters: Counters,
+    /// The sysctl `nf_conntrack_tcp_be_liberal` is not 0.
+    pub tcp_be_liberal: bool,
+    /// MASQUERADE knows `--random-fully` (iptables 1.6.2).
+    pub random_fully: bool,
+    /// The match `bpf` can be used.
+    pub bpf: bool,
+    /// Whether packets to 127.0.0.0/8 can be routed (`route_localnet`), which node ports on
+    /// localhost need.
+    pub route_localnet: bool,
+}
+
+impl Default for Kernel {
+    fn default() -> Kernel {
+        let counters = Counters { invalid: true, localhost: true };
+        Kernel { counters, tcp_be_liberal: false, random_fully: true, bpf: true, route_localnet: true }
+    }
+}
+
+/// What only the node itself knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// The addresses of its interfaces, in any order.
+    pub addresses: Vec<IpAddr>,
+    /// What its kernel can do.
+    pub kernel: Kernel,
+}
+
+/// What the rules of one family on one node depend on beside Services and endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The family.
+    pub family: IpFamily,
+    /// The mark that asks for masquerading.
+    pub mark: MasqueradeMark,
+    /// Masquerade everything that is sent to a cluster IP.
+    pub masquerade_all: bool,
+    /// How pods' traffic is known; `None` when it is not.
+    pub detector: Option<Detector>,
+    /// Where node ports answer.
+    pub node_ports: NodePorts,
+    /// Whether they answer on 127.0.0.0/8 too.
+    pub localhost_node_ports: bool,
+    /// The node's own address, localhost when it is not known.
+    pub node_ip: IpAddr,
+    /// Whether packets that conntrack calls INVALID are dropped.
+    pub drops_invalid: bool,
+    /// Which counters there are.
+    pub counters: Counters,
+    /// Whether masquerading picks source ports at random.
+    pub random_fully: bool,
+    /// Whether external IPs are served (gate AllowServiceExternalIPs).
+    pub external_ips: bool,
+}
+
+impl Settings {
+    /// Settles `config` for `family` on the node `node` (as far as it is known) and `host`.
+    pub fn new(config: &Config, node: Option<&Node>, host: &Host, family: IpFamily) -> Settings {
+        let cidrs = node_port_cidrs(config, node, family);
+        let localhost_node_ports = family == IpFamily::V4
+            && config.localhost_node_ports
+            && host.kernel.route_localnet
+            && cidrs.as_ref().is_none_or(|cidrs| cidrs.iter().any(holds_loopback));
+        Settings {
+            family,
+            mark: config.mark,
+            masquerade_all: config.masquerade_all,
+            detector: detector(config, node, family),
+            node_ports: node_ports(cidrs, config, host, family),
+            localhost_node_ports,
+            node_ip: node_ip(config, node, family).unwrap_or(family.localhost()),
+            drops_invalid: !(host.kernel.tcp_be_liberal || config.conntrack.tcp_be_liberal),
+            counters: host.kernel.counters,
+            random_fully: host.kernel.random_fully,
+            external_ips: config.allow_external_ips,
+        }
+    }
+
+    /// The external IPs of `port` that are served.
+    pub fn external_ips_of<'a>(&self, port: &ServicePort<'a>) -> &'a [IpAddr] {
+        if self.external_ips { &port.frontend.external_ips } else { &[] }
+    }
+}
+
+/// `bindAddress` when it is one address of the family, else the Node's; `None` when neither is known.
+fn node_ip(config: &Config, node: Option<&Node>, family: IpFamily) -> Option<IpAddr> {
+    let bound = config.bind_address.filter(|ip| IpFamily::of(*ip) == family && !ip.is_unspecified());
+    bound.or_else(|| *node?.ips().get(family))
+}
+
+fn detector(config: &Config, node: Option<&Node>, family: IpFamily) -> Option<Detector> {
+    let first = |cidrs: &[Cidr]| {
+        let cidr = cidrs.iter().copied().find(|cidr| cidr.family() == family);
+        // iptables refuses `! -s 0.0.0.0/0`. Everything is a pod then, and nothing needs a rule.
+        cidr.filter(|cidr| !cidr.is_everything()).map(Detector::Source)
+    };
+    match &config.detect_local {
+        DetectLocal::ClusterCidr => first(&config.cluster_cidrs),
+        DetectLocal::NodeCidr => first(&node?.pod_cidrs),
+        DetectLocal::BridgeInterface(name) => Interface::new(name).map(Detector::Interface),
+        DetectLocal::InterfaceNamePrefix(prefix) => {
+            Interface::new(&format!("{prefix}+")).map(Detector::Interface)
+        }
+    }
+}
+
+/// The CIDRs of the family that node ports answer on; `None` when they answer everywhere, as they do
+/// when no CIDR is of the family.
+fn node_port_cidrs(config: &Config, node: Option<&Node>, family: IpFamily) -> Option<Vec<Cidr>> {
+    let cidrs: Vec<Cidr> = match &config.node_port_addresses {
+        NodePortAddresses::All => return None,
+        NodePortAddresses::Primary => {
+            node_ip(config, node, family).filter(|ip| !ip.is_loopback()).map(Cidr::host).into_iter().collect()
+        }
+        NodePortAddresses::Cidrs(cidrs) => {
+            cidrs.iter().copied().filter(|cidr| cidr.family() == family).collect()
+        }
+    };
+    (!cidrs.is_empty() && !cidrs.iter().any(Cidr::is_everything)).then_some(cidrs)
+}
+
+fn holds_loopback(cidr: &Cidr) -> bool {
+    cidr.address().is_loopback() || cidr.contains(IpAddr::from([127, 0, 0, 0]))
+}
+
+fn node_ports(cidrs: Option<Vec<Cidr>>, config: &Config, host: &Host, family: IpFamily) -> NodePorts {
+    let Some(cidrs) = cidrs else { return NodePorts::EveryAddress };
+    let may_be_loopback = family == IpFamily::V4 && config.localhost_node_ports && host.kernel.route_localnet;
+    let mut addresses: Vec<IpAddr> = host
+        .addresses
+        .iter()
+        .copied()
+        .filter(|ip| cidrs.iter().any(|cidr| cidr.contains(*ip)))
+        .filter(|ip| may_be_loopback || !ip.is_loopback())
+        .collect();
+    addresses.sort();
+    addresses.dedup();
+    NodePorts::Addresses(addresses)
+}
