@@ -37,7 +37,8 @@ fn main() -> Result<()> {
          node-2   192.0.2.11    pods web-3 10.128.1.5, client-2 10.128.1.6\n    \
          outside  192.0.2.200\n\n\
          Services: `web` with the pods web-1, web-2, web-3; `local` with web-1 and web-2 and\n\
-         externalTrafficPolicy Local; `own` with web-1 alone."
+         externalTrafficPolicy Local; `own` with web-1 alone. What a node sends on is told by its\n\
+         conntrack, what a pod sees by the pod's answer."
     );
     for backend in [Backend::Nft, Backend::Legacy] {
         show(backend)?;

@@ -31,7 +31,7 @@ mod wiring;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
@@ -107,7 +107,7 @@ impl LabPlan {
         let server = Server::start(runtime.handle(), &outside, "outside", &listen)?;
         let outside = Outside { namespace: outside, _server: server };
         let folder =
-            tempfile::Builder::new().prefix("chainsmith-lab-").tempdir().context("making a folder")?;
+            folder_for_files()?;
         let mut lab = Lab { pods: BTreeMap::new(), outside, nodes, fabric, folder, runtime };
         for (number, pods) in (1..).zip(&self.nodes) {
             for (host, name) in (FIRST_POD..).zip(pods) {
@@ -116,6 +116,13 @@ impl LabPlan {
         }
         Ok(lab)
     }
+}
+
+/// A folder that goes away with its value; if the process is killed, it stays behind where `cargo
+/// clean` finds it.
+fn folder_for_files() -> Result<TempDir> {
+    let parent = option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    tempfile::Builder::new().prefix("lab-").tempdir_in(parent).context("making a folder")
 }
 
 /// A running lab; dropping it takes everything down.
