@@ -106,8 +106,7 @@ impl LabPlan {
         let listen = FAMILIES.map(|family| SocketAddr::new(address::outside().of(family), POD_PORT));
         let server = Server::start(runtime.handle(), &outside, "outside", &listen)?;
         let outside = Outside { namespace: outside, _server: server };
-        let folder =
-            folder_for_files()?;
+        let folder = folder_for_files()?;
         let mut lab = Lab { pods: BTreeMap::new(), outside, nodes, fabric, folder, runtime };
         for (number, pods) in (1..).zip(&self.nodes) {
             for (host, name) in (FIRST_POD..).zip(pods) {
