@@ -8,7 +8,10 @@
 //! Each file includes this module with `#[path]`, so its own files are named by path, too.
 
 #![allow(dead_code, reason = "each test target uses a part of this module")]
-#![allow(clippy::missing_panics_doc, reason = "a panic is how a test hears of its own mistake")]
+#![allow(
+    clippy::missing_panics_doc,
+    reason = "a panic is how a test hears of its own mistake"
+)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -112,7 +115,10 @@ impl ApiServer {
     /// # Errors
     /// The namespace cannot be entered or the address is taken; nothing is left running.
     pub fn start(listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<ApiServer> {
-        let pulse = Pulse { epoch: 0, bookmark_every: BOOKMARK_EVERY };
+        let pulse = Pulse {
+            epoch: 0,
+            bookmark_every: BOOKMARK_EVERY,
+        };
         let shared = Arc::new(Shared {
             store: Mutex::new(Store::new(HISTORY)),
             pulse: watch::Sender::new(pulse),
@@ -127,8 +133,15 @@ impl ApiServer {
             .name("apiserver".to_owned())
             .spawn(move || serve::run(served, listen, netns, &ready, stopped))
             .context("starting the thread of the API server")?;
-        let address = is_ready.recv().context("waiting for the API server to listen")??;
-        Ok(ApiServer { shared, address, stop: Some(stop), thread: Some(thread) })
+        let address = is_ready
+            .recv()
+            .context("waiting for the API server to listen")??;
+        Ok(ApiServer {
+            shared,
+            address,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 
     /// Where it really listens (port 0 resolved).
@@ -142,7 +155,10 @@ impl ApiServer {
     pub fn put(&self, object: Value) -> u64 {
         let kind = object["kind"].as_str().expect("an object has a kind");
         let resource = known(kind);
-        let name = object["metadata"]["name"].as_str().expect("an object has a name").to_owned();
+        let name = object["metadata"]["name"]
+            .as_str()
+            .expect("an object has a name")
+            .to_owned();
         let namespace = object["metadata"]["namespace"].as_str().map(str::to_owned);
         let key = key(resource, namespace.as_deref(), &name);
         let version = self.shared.store().put(resource, key, object);
@@ -160,7 +176,10 @@ impl ApiServer {
     /// Deletes an object; whether it was there.
     pub fn delete(&self, kind: &str, namespace: Option<&str>, name: &str) -> bool {
         let resource = known(kind);
-        let is_deleted = self.shared.store().delete(resource, &key(resource, namespace, name));
+        let is_deleted = self
+            .shared
+            .store()
+            .delete(resource, &key(resource, namespace, name));
         self.shared.changed();
         is_deleted
     }
@@ -168,12 +187,22 @@ impl ApiServer {
     /// An object as it is.
     pub fn get(&self, kind: &str, namespace: Option<&str>, name: &str) -> Option<Value> {
         let resource = known(kind);
-        Some(self.shared.store().get(resource, &key(resource, namespace, name))?.value())
+        Some(
+            self.shared
+                .store()
+                .get(resource, &key(resource, namespace, name))?
+                .value(),
+        )
     }
 
     /// Objects of a kind that clients created with POST (events), as they are now.
     pub fn posted(&self, kind: &str) -> Vec<Value> {
-        self.shared.store().posted(known(kind)).iter().map(|object| object.value()).collect()
+        self.shared
+            .store()
+            .posted(known(kind))
+            .iter()
+            .map(|object| object.value())
+            .collect()
     }
 
     /// The newest resourceVersion of all.
@@ -202,7 +231,11 @@ impl ApiServer {
     /// Refuses (401) every request without this bearer token; `None` lets everybody in. Open watches
     /// stay, as on a real server.
     pub fn require_token(&self, token: Option<&str>) {
-        *self.shared.token.lock().unwrap_or_else(PoisonError::into_inner) = token.map(str::to_owned);
+        *self
+            .shared
+            .token
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = token.map(str::to_owned);
     }
 
     /// Counters since the start.
@@ -246,7 +279,9 @@ impl ApiServer {
     /// Sends a bookmark this often (default 60 s) to watches that want them, open ones included. A
     /// watch's first bookmark comes after one second at the latest.
     pub fn set_bookmark_interval(&self, every: Duration) {
-        self.shared.pulse.send_modify(|pulse| pulse.bookmark_every = every);
+        self.shared
+            .pulse
+            .send_modify(|pulse| pulse.bookmark_every = every);
     }
 }
 
@@ -263,6 +298,13 @@ fn known(kind: &str) -> &'static Resource {
 }
 
 fn key(resource: &Resource, namespace: Option<&str>, name: &str) -> Key {
-    let namespace = if resource.is_namespaced { namespace.unwrap_or("default") } else { "" };
-    Key { namespace: namespace.to_owned(), name: name.to_owned() }
+    let namespace = if resource.is_namespaced {
+        namespace.unwrap_or("default")
+    } else {
+        ""
+    };
+    Key {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
 }

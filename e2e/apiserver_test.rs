@@ -1,6 +1,9 @@
 //! The simulated API server does what a client of a real one relies on: tested with the kube client.
 
-#![allow(clippy::disallowed_methods, reason = "tests have a clock, start programs and write files")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests have a clock, start programs and write files"
+)]
 
 #[path = "apiserver.rs"]
 mod apiserver;
@@ -36,14 +39,20 @@ fn start() -> ApiServer {
 async fn client(kubeconfig: &str) -> Client {
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig).expect("a kubeconfig");
     let options = KubeConfigOptions::default();
-    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("a usable kubeconfig");
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
+        .await
+        .expect("a usable kubeconfig");
     config.proxy_url = None;
+    // Or 429, 503 and 504 are tried again inside the client, for minutes.
+    config.default_retry = false;
     Client::try_from(config).expect("a client")
 }
 
 /// GET of a path, as JSON; a failure as its code.
 async fn get(client: &Client, path: &str) -> Result<Value, u16> {
-    let request = axum::http::Request::get(path).body(Vec::new()).expect("a valid path");
+    let request = axum::http::Request::get(path)
+        .body(Vec::new())
+        .expect("a valid path");
     match client.request(request).await {
         Ok(value) => Ok(value),
         Err(kube::Error::Api(status)) => Err(status.code),
@@ -54,7 +63,14 @@ async fn get(client: &Client, path: &str) -> Result<Value, u16> {
 /// The names of the items of a list, in its order.
 fn names(list: &Value) -> Vec<&str> {
     let items = list["items"].as_array().expect("a list has items");
-    items.iter().map(|item| item["metadata"]["name"].as_str().expect("an item has a name")).collect()
+    items
+        .iter()
+        .map(|item| {
+            item["metadata"]["name"]
+                .as_str()
+                .expect("an item has a name")
+        })
+        .collect()
 }
 
 fn service(name: &str, cluster_ip: &str) -> Value {

@@ -20,7 +20,9 @@ pub fn json_body(code: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
 /// A JSON body that may be large; compressed if the request's `headers` accept it.
 pub fn large_body(headers: &HeaderMap, body: Vec<u8>) -> Response<Body> {
     let accepts = headers.get_all(header::ACCEPT_ENCODING).iter();
-    let accepts_gzip = accepts.filter_map(|value| value.to_str().ok()).any(|value| value.contains("gzip"));
+    let accepts_gzip = accepts
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.contains("gzip"));
     if body.len() <= GZIP_ABOVE || !accepts_gzip {
         return json_body(StatusCode::OK, body);
     }
@@ -28,7 +30,10 @@ pub fn large_body(headers: &HeaderMap, body: Vec<u8>) -> Response<Body> {
     encoder.write_all(&body).expect("a Vec takes all");
     let body = encoder.finish().expect("a Vec takes all");
     let mut response = json_body(StatusCode::OK, body);
-    response.headers_mut().insert(header::CONTENT_ENCODING, header::HeaderValue::from_static("gzip"));
+    response.headers_mut().insert(
+        header::CONTENT_ENCODING,
+        header::HeaderValue::from_static("gzip"),
+    );
     response
 }
 
@@ -40,7 +45,10 @@ pub fn stream_body(body: Body) -> Response<Body> {
 /// Plain text (`/healthz`).
 pub fn text(body: &'static str) -> Response<Body> {
     let mut response = respond(StatusCode::OK, Body::from(body));
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain"),
+    );
     response
 }
 
@@ -49,7 +57,9 @@ pub fn failure(code: u16, message: &str) -> Response<Body> {
     let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json_body(status, failure_object(code, message).to_string());
     if matches!(code, 429 | 504) {
-        response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
     }
     response
 }
@@ -87,6 +97,9 @@ pub fn failure_object(code: u16, message: &str) -> Value {
 fn respond(code: StatusCode, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = code;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/json"),
+    );
     response
 }

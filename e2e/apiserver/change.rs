@@ -28,13 +28,18 @@ pub fn change(
             "PUT" => replace(&mut store, target, body),
             "PATCH" => patch(&mut store, target, headers, body),
             "DELETE" => delete(&mut store, target),
-            _ => Err(failure(405, "the server does not allow this method on the requested resource")),
+            _ => Err(failure(
+                405,
+                "the server does not allow this method on the requested resource",
+            )),
         }
     };
     match answer {
         Ok(response) => {
             shared.changed();
-            shared.board.count(target.resource.plural, |counts| counts.writes += 1);
+            shared
+                .board
+                .count(target.resource.plural, |counts| counts.writes += 1);
             response
         }
         Err(response) => response,
@@ -45,26 +50,49 @@ type Answer = Result<Response<Body>, Response<Body>>;
 
 fn create(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
     if target.name.is_some() {
-        return Err(failure(405, "the server does not allow this method on the requested resource"));
+        return Err(failure(
+            405,
+            "the server does not allow this method on the requested resource",
+        ));
     }
     let mut value = parse(target.resource, body)?;
-    let name = match (&value["metadata"]["name"], &value["metadata"]["generateName"]) {
+    let name = match (
+        &value["metadata"]["name"],
+        &value["metadata"]["generateName"],
+    ) {
         (Value::String(name), _) if !name.is_empty() => name.clone(),
         (_, Value::String(prefix)) => format!("{prefix}{:05}", store.version()),
-        _ => return Err(failure(422, "name: Required value: name or generateName is required")),
+        _ => {
+            return Err(failure(
+                422,
+                "name: Required value: name or generateName is required",
+            ));
+        }
     };
     let namespace = match &target.namespace {
         Some(namespace) => namespace.clone(),
-        None if target.resource.is_namespaced => return Err(failure(405, "a namespace is required")),
+        None if target.resource.is_namespaced => {
+            return Err(failure(405, "a namespace is required"));
+        }
         None => String::new(),
     };
     let given = value["metadata"]["namespace"].as_str().unwrap_or("");
     if !given.is_empty() && given != namespace {
-        return Err(failure(400, "the namespace of the provided object does not match the namespace sent on the request"));
+        return Err(failure(
+            400,
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
     }
     let key = Key { namespace, name };
     if store.get(target.resource, &key).is_some() {
-        return Err(failure(409, &format!("{} {:?} already exists", target.resource.long_name(), key.name)));
+        return Err(failure(
+            409,
+            &format!(
+                "{} {:?} already exists",
+                target.resource.long_name(),
+                key.name
+            ),
+        ));
     }
     // What a client says about these is not believed.
     for field in ["uid", "creationTimestamp"] {
@@ -84,13 +112,23 @@ fn replace(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
 }
 
 fn patch(store: &mut Store, target: &Target, headers: &HeaderMap, body: &Bytes) -> Answer {
-    let media = headers.get(header::CONTENT_TYPE).and_then(|media| media.to_str().ok()).unwrap_or("");
+    let media = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|media| media.to_str().ok())
+        .unwrap_or("");
     // A strategic merge differs in how lists are merged; nothing here depends on that.
-    if !matches!(media, "application/merge-patch+json" | "application/strategic-merge-patch+json") {
-        return Err(failure(415, &format!("the simulator knows merge patches, not {media:?}")));
+    if !matches!(
+        media,
+        "application/merge-patch+json" | "application/strategic-merge-patch+json"
+    ) {
+        return Err(failure(
+            415,
+            &format!("the simulator knows merge patches, not {media:?}"),
+        ));
     }
     let (key, old) = existing(store, target)?;
-    let patch: Value = serde_json::from_slice(body).map_err(|error| failure(400, &error.to_string()))?;
+    let patch: Value =
+        serde_json::from_slice(body).map_err(|error| failure(400, &error.to_string()))?;
     check_version(target, &key, &patch, &old)?;
     let mut value = old.clone();
     merge(&mut value, &patch);
@@ -104,15 +142,22 @@ fn patch(store: &mut Store, target: &Target, headers: &HeaderMap, body: &Bytes) 
 fn delete(store: &mut Store, target: &Target) -> Answer {
     let (key, _) = existing(store, target)?;
     store.delete(target.resource, &key);
-    Ok(json_body(StatusCode::OK, json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-    }).to_string()))
+    Ok(json_body(
+        StatusCode::OK,
+        json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+        })
+        .to_string(),
+    ))
 }
 
 /// The object that the path names, as it is.
 fn existing(store: &Store, target: &Target) -> Result<(Key, Value), Response<Body>> {
     let Some(key) = target.key() else {
-        return Err(failure(405, "the server does not allow this method on the requested resource"));
+        return Err(failure(
+            405,
+            "the server does not allow this method on the requested resource",
+        ));
     };
     let object = store.get(target.resource, &key);
     let object = object.ok_or_else(|| not_found(target.resource, &key.name))?;
@@ -126,7 +171,11 @@ fn merged(target: &Target, mut old: Value, mut new: Value) -> Value {
         let kept = old["metadata"][field].take();
         metadata(&mut new).insert(field.into(), kept);
     }
-    let status = if target.is_status { new["status"].take() } else { old["status"].take() };
+    let status = if target.is_status {
+        new["status"].take()
+    } else {
+        old["status"].take()
+    };
     let mut value = if target.is_status { old } else { new };
     let object = value.as_object_mut().expect("checked to be an object");
     match status {
@@ -136,22 +185,38 @@ fn merged(target: &Target, mut old: Value, mut new: Value) -> Value {
     value
 }
 
-fn check_version(target: &Target, key: &Key, new: &Value, old: &Value) -> Result<(), Response<Body>> {
+fn check_version(
+    target: &Target,
+    key: &Key,
+    new: &Value,
+    old: &Value,
+) -> Result<(), Response<Body>> {
     let wanted = new["metadata"]["resourceVersion"].as_str().unwrap_or("");
     if wanted.is_empty() || Some(wanted) == old["metadata"]["resourceVersion"].as_str() {
         return Ok(());
     }
-    Err(failure(409, &format!(
-        "Operation cannot be fulfilled on {} {:?}: the object has been modified; please apply your changes to the latest version and try again",
-        target.resource.long_name(), key.name,
-    )))
+    Err(failure(
+        409,
+        &format!(
+            "Operation cannot be fulfilled on {} {:?}: the object has been modified; please apply your changes to the latest version and try again",
+            target.resource.long_name(),
+            key.name,
+        ),
+    ))
 }
 
 fn parse(resource: &Resource, body: &Bytes) -> Result<Value, Response<Body>> {
-    let mut value: Value = serde_json::from_slice(body).map_err(|error| failure(400, &error.to_string()))?;
+    let mut value: Value =
+        serde_json::from_slice(body).map_err(|error| failure(400, &error.to_string()))?;
     let says = |field: &str, wanted: &str| value.get(field).is_none_or(|text| text == wanted);
-    if !value.is_object() || !says("kind", resource.kind) || !says("apiVersion", resource.api_version) {
-        return Err(failure(400, &format!("the object provided is not a {}", resource.kind)));
+    if !value.is_object()
+        || !says("kind", resource.kind)
+        || !says("apiVersion", resource.api_version)
+    {
+        return Err(failure(
+            400,
+            &format!("the object provided is not a {}", resource.kind),
+        ));
     }
     let has_metadata = value["metadata"].is_null() || value["metadata"].is_object();
     if !has_metadata {
@@ -183,6 +248,8 @@ fn merge(value: &mut Value, patch: &Value) {
 }
 
 fn current(store: &Store, resource: &Resource, key: &Key, code: StatusCode) -> Response<Body> {
-    let object = store.get(resource, key).expect("written under the same lock");
+    let object = store
+        .get(resource, key)
+        .expect("written under the same lock");
     json_body(code, object.bytes().clone())
 }

@@ -39,10 +39,20 @@ pub trait Cluster: Send + Sync {
 ///
 /// # Errors
 /// It does not come up; nothing is left running.
-#[allow(clippy::disallowed_methods, reason = "tests are told by the environment")]
-pub fn start_cluster(listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<Box<dyn Cluster>> {
+#[allow(
+    clippy::disallowed_methods,
+    reason = "tests are told by the environment"
+)]
+pub fn start_cluster(
+    listen: SocketAddr,
+    netns: Option<OwnedFd>,
+) -> anyhow::Result<Box<dyn Cluster>> {
     match std::env::var_os("KUBEBUILDER_ASSETS") {
-        Some(folder) if !folder.is_empty() => Ok(Box::new(RealServer::start(Path::new(&folder), listen, netns)?)),
+        Some(folder) if !folder.is_empty() => Ok(Box::new(RealServer::start(
+            Path::new(&folder),
+            listen,
+            netns,
+        )?)),
         _ => Ok(Box::new(ApiServer::start(listen, netns)?)),
     }
 }
@@ -79,7 +89,11 @@ pub fn kubeconfig(server: &str, token: Option<&str>, token_file: Option<&Path>) 
     if let Some(file) = token_file {
         let _ = write!(user, "tokenFile: {:?}", file.display().to_string());
     }
-    let verify = if server.starts_with("https:") { ", insecure-skip-tls-verify: true" } else { "" };
+    let verify = if server.starts_with("https:") {
+        ", insecure-skip-tls-verify: true"
+    } else {
+        ""
+    };
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
          clusters:\n- name: test\n  cluster: {{server: {server:?}{verify}}}\n\
@@ -104,13 +118,21 @@ pub fn objects_of_yaml(text: &str) -> Vec<Value> {
     };
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
         .unwrap_or_else(|error| panic!("objects that are not YAML: {error}"));
-    documents.into_iter().filter(|document| !document.is_null()).flat_map(open_list).collect()
+    documents
+        .into_iter()
+        .filter(|document| !document.is_null())
+        .flat_map(open_list)
+        .collect()
 }
 
 fn open_list(mut document: Value) -> Vec<Value> {
     let kind = document["kind"].as_str().unwrap_or("").to_owned();
-    let Some(item_kind) = kind.strip_suffix("List") else { return vec![document] };
-    let Some(Value::Array(items)) = document.get_mut("items").map(Value::take) else { return Vec::new() };
+    let Some(item_kind) = kind.strip_suffix("List") else {
+        return vec![document];
+    };
+    let Some(Value::Array(items)) = document.get_mut("items").map(Value::take) else {
+        return Vec::new();
+    };
     // The items of a `ServiceList` need not say what they are.
     let complete = |mut item: Value| {
         if item["kind"].is_null() && !item_kind.is_empty() {

@@ -60,7 +60,10 @@ pub struct Board {
 impl Board {
     /// Changes the counters of one kind and wakes those who wait for them.
     pub fn count(&self, plural: &'static str, change: impl FnOnce(&mut ResourceCounters)) {
-        let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut resources = self
+            .resources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         change(resources.entry(plural).or_default());
         self.changed.notify_all();
     }
@@ -77,20 +80,31 @@ impl Board {
 
     /// All of them now.
     pub fn read(&self) -> Counters {
-        let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
+        let resources = self
+            .resources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.copy(&resources)
     }
 
     /// Waits until `claim` holds, at most `limit`; whether it does.
     pub fn wait(&self, limit: Duration, mut claim: impl FnMut(&Counters) -> bool) -> bool {
-        let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(resources, limit, |now| !claim(&self.copy(now)));
+        let resources = self
+            .resources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .changed
+            .wait_timeout_while(resources, limit, |now| !claim(&self.copy(now)));
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     fn copy(&self, resources: &BTreeMap<&'static str, ResourceCounters>) -> Counters {
         Counters {
-            resources: resources.iter().map(|(name, counts)| ((*name).to_owned(), counts.clone())).collect(),
+            resources: resources
+                .iter()
+                .map(|(name, counts)| ((*name).to_owned(), counts.clone()))
+                .collect(),
             connections: self.connections.load(Ordering::Relaxed),
             wire_bytes: self.wire_bytes.load(Ordering::Relaxed),
         }

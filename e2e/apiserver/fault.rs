@@ -66,7 +66,9 @@ pub struct Setting {
 impl Setting {
     /// The fault as it concerns requests about `plural`.
     pub fn on(&self, plural: &str) -> Option<&Fault> {
-        self.fault.as_ref().filter(|_| self.only.as_ref().is_none_or(|only| only == plural))
+        self.fault
+            .as_ref()
+            .filter(|_| self.only.as_ref().is_none_or(|only| only == plural))
     }
 }
 
@@ -78,7 +80,11 @@ impl Faults {
     /// Puts `fault` in force, for `only` one plural or for all.
     pub fn set(&self, fault: Option<Fault>, only: Option<&str>) {
         self.0.send_modify(|setting| {
-            *setting = Setting { fault, epoch: setting.epoch + 1, only: only.map(str::to_owned) };
+            *setting = Setting {
+                fault,
+                epoch: setting.epoch + 1,
+                only: only.map(str::to_owned),
+            };
         });
     }
 
@@ -96,7 +102,9 @@ impl Faults {
     pub fn take_cut(&self, epoch: u64) -> bool {
         let mut is_taken = false;
         self.0.send_if_modified(|setting| {
-            let Some(Fault::Cut { times, .. }) = &mut setting.fault else { return false };
+            let Some(Fault::Cut { times, .. }) = &mut setting.fault else {
+                return false;
+            };
             if setting.epoch != epoch || *times == 0 {
                 return false;
             }
@@ -104,7 +112,10 @@ impl Faults {
             *times -= 1;
             let is_last = *times == 0;
             if is_last {
-                *setting = Setting { epoch: epoch + 1, ..Setting::default() };
+                *setting = Setting {
+                    epoch: epoch + 1,
+                    ..Setting::default()
+                };
             }
             is_last
         });

@@ -77,7 +77,15 @@ impl Line {
         let mut settings = shared.faults.follow();
         let setting = settings.borrow_and_update().clone();
         let next = follow(settings);
-        Line { stream, shared, setting, next, n_sent: 0, pause: None, is_cut: false }
+        Line {
+            stream,
+            shared,
+            setting,
+            next,
+            n_sent: 0,
+            pause: None,
+            is_cut: false,
+        }
     }
 
     /// Takes over a new fault, and registers to be woken by the one after it.
@@ -102,11 +110,15 @@ impl Line {
             }
             Some(Fault::Cut { after, .. }) if self.n_sent >= after => {
                 self.is_cut = self.shared.faults.take_cut(self.setting.epoch);
-                if self.is_cut { Err(cut()) } else { Ok(Leave::Write(usize::MAX)) }
+                if self.is_cut {
+                    Err(cut())
+                } else {
+                    Ok(Leave::Write(usize::MAX))
+                }
             }
-            Some(Fault::Cut { after, .. }) => {
-                Ok(Leave::Write(usize::try_from(after - self.n_sent).unwrap_or(usize::MAX)))
-            }
+            Some(Fault::Cut { after, .. }) => Ok(Leave::Write(
+                usize::try_from(after - self.n_sent).unwrap_or(usize::MAX),
+            )),
             Some(Fault::Slow { chunk, .. }) => Ok(Leave::Write(chunk.max(1))),
             Some(Fault::Silent) => Ok(Leave::Wait),
             _ => Ok(Leave::Write(usize::MAX)),
@@ -130,7 +142,11 @@ fn follow(mut settings: watch::Receiver<Setting>) -> NextSetting {
 }
 
 impl AsyncRead for Line {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
         let line = self.get_mut();
         match line.leave(context)? {
             Leave::Write(_) => Pin::new(&mut line.stream).poll_read(context, into),
@@ -140,9 +156,15 @@ impl AsyncRead for Line {
 }
 
 impl AsyncWrite for Line {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize>> {
         let line = self.get_mut();
-        let Leave::Write(limit) = line.leave(context)? else { return Poll::Pending };
+        let Leave::Write(limit) = line.leave(context)? else {
+            return Poll::Pending;
+        };
         if let Some(pause) = &mut line.pause {
             ready!(pause.as_mut().poll(context));
             line.pause = None;

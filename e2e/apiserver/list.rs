@@ -26,7 +26,12 @@ struct Page {
 }
 
 /// Answers a LIST request.
-pub fn list(shared: &Shared, target: &Target, query: &Query, headers: &HeaderMap) -> Response<Body> {
+pub fn list(
+    shared: &Shared,
+    target: &Target,
+    query: &Query,
+    headers: &HeaderMap,
+) -> Response<Body> {
     let plural = target.resource.plural;
     let is_first = query.text("continue").is_empty();
     shared.board.count(plural, |counts| {
@@ -35,7 +40,9 @@ pub fn list(shared: &Shared, target: &Target, query: &Query, headers: &HeaderMap
     });
     let answer = answer(shared, target, query, headers);
     answer.unwrap_or_else(|(code, message)| {
-        shared.board.count(plural, |counts| counts.gone += u64::from(code == 410));
+        shared
+            .board
+            .count(plural, |counts| counts.gone += u64::from(code == 410));
         failure(code, &message)
     })
 }
@@ -47,7 +54,10 @@ fn answer(
     headers: &HeaderMap,
 ) -> Result<Response<Body>, (u16, String)> {
     if query.claims("sendInitialEvents") {
-        return Err((422, "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list".to_owned()));
+        return Err((
+            422,
+            "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list".to_owned(),
+        ));
     }
     let fault = shared.faults.now();
     let fault = fault.on(target.resource.plural);
@@ -57,7 +67,9 @@ fn answer(
         page(&store, target.resource, query, fault)?
     };
     let mut body = write(target.resource, &selector, &page);
-    shared.board.count(target.resource.plural, |counts| counts.bytes += body.len() as u64);
+    shared.board.count(target.resource.plural, |counts| {
+        counts.bytes += body.len() as u64
+    });
     match fault {
         Some(Fault::Garbage(bytes)) => Ok(json_body(StatusCode::OK, bytes.clone())),
         Some(Fault::HalfObject) => {
@@ -71,7 +83,8 @@ fn answer(
 /// The selector of a list or watch request.
 pub fn selector(target: &Target, query: &Query) -> Result<Selector, String> {
     let (labels, fields) = (query.text("labelSelector"), query.text("fieldSelector"));
-    let mut selector = Selector::parse(target.resource, target.namespace.as_deref(), labels, fields)?;
+    let mut selector =
+        Selector::parse(target.resource, target.namespace.as_deref(), labels, fields)?;
     if let Some(name) = &target.name {
         selector.require_name(name);
     }
@@ -86,21 +99,38 @@ fn page(
 ) -> Result<Page, (u16, String)> {
     let bad = |message| (400, message);
     let gone = |message: &str| (410, message.to_owned());
-    let limit = query.number::<usize>("limit").map_err(bad)?.filter(|limit| *limit > 0);
+    let limit = query
+        .number::<usize>("limit")
+        .map_err(bad)?
+        .filter(|limit| *limit > 0);
     let asked = query.number::<u64>("resourceVersion").map_err(bad)?;
     let is_gone = fault == Some(&Fault::Gone);
     if !query.text("continue").is_empty() {
-        let (version, after) = read_token(query.text("continue")).ok_or((400, "invalid continue token".to_owned()))?;
-        let expired = "The provided continue parameter is too old to display a consistent list result.";
-        let objects = store.state_at(resource, version).map_err(|_| gone(expired))?;
+        let (version, after) =
+            read_token(query.text("continue")).ok_or((400, "invalid continue token".to_owned()))?;
+        let expired =
+            "The provided continue parameter is too old to display a consistent list result.";
+        let objects = store
+            .state_at(resource, version)
+            .map_err(|_| gone(expired))?;
         if is_gone {
             return Err(gone(expired));
         }
-        return Ok(Page { objects, version, after: Some(after), limit: limit.unwrap_or(usize::MAX) });
+        return Ok(Page {
+            objects,
+            version,
+            after: Some(after),
+            limit: limit.unwrap_or(usize::MAX),
+        });
     }
     if let Some(Fault::StaleList { at }) = fault {
         let (objects, version) = stale(store, resource, *at);
-        return Ok(Page { objects, version, after: None, limit: limit.unwrap_or(usize::MAX) });
+        return Ok(Page {
+            objects,
+            version,
+            after: None,
+            limit: limit.unwrap_or(usize::MAX),
+        });
     }
     let newest = store.version();
     let exact = match query.text("resourceVersionMatch") {
@@ -113,24 +143,37 @@ fn page(
     let limit = limit.filter(|_| asked != Some(0)).unwrap_or(usize::MAX);
     let version = match asked {
         Some(asked) if asked > newest => {
-            return Err((504, format!("Too large resource version: {asked}, current: {newest}")));
+            return Err((
+                504,
+                format!("Too large resource version: {asked}, current: {newest}"),
+            ));
         }
         Some(asked) if exact && asked > 0 => asked,
         _ => newest,
     };
     let too_old = |floor| gone(&format!("too old resource version: {version} ({floor})"));
-    let objects = store.state_at(resource, version).map_err(|gone| too_old(gone.floor))?;
+    let objects = store
+        .state_at(resource, version)
+        .map_err(|gone| too_old(gone.floor))?;
     if is_gone && version < newest {
         return Err(too_old(newest));
     }
-    Ok(Page { objects, version, after: None, limit })
+    Ok(Page {
+        objects,
+        version,
+        after: None,
+        limit,
+    })
 }
 
 /// The state at `at`, or the oldest that is known.
 pub fn stale(store: &Store, resource: &Resource, at: u64) -> (Arc<Objects>, u64) {
     match store.state_at(resource, at) {
         Ok(objects) => (objects, at.min(store.version())),
-        Err(gone) => (store.state_at(resource, gone.floor).unwrap_or_default(), gone.floor),
+        Err(gone) => (
+            store.state_at(resource, gone.floor).unwrap_or_default(),
+            gone.floor,
+        ),
     }
 }
 
@@ -149,7 +192,10 @@ fn write(resource: &Resource, selector: &Selector, page: &Page) -> Vec<u8> {
         r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#,
         resource.kind, resource.api_version
     );
-    let n_bytes: usize = found.iter().map(|object| object.list_item().len() + 2).sum();
+    let n_bytes: usize = found
+        .iter()
+        .map(|object| object.list_item().len() + 2)
+        .sum();
     let mut body = Vec::with_capacity(head.len() + n_bytes + 2);
     body.extend_from_slice(head.as_bytes());
     for (index, object) in found.iter().enumerate() {
@@ -177,21 +223,45 @@ fn collect<'a>(selector: &Selector, page: &'a Page) -> (Vec<&'a Object>, Option<
 }
 
 /// The objects after `after`, or from the first, in the namespace of the request.
-fn rest<'a>(selector: &Selector, page: &'a Page, after: Option<&Key>) -> impl Iterator<Item = &'a Object> {
+fn rest<'a>(
+    selector: &Selector,
+    page: &'a Page,
+    after: Option<&Key>,
+) -> impl Iterator<Item = &'a Object> {
     let namespace = selector.namespace.clone();
-    let first = Key { namespace: namespace.clone().unwrap_or_default(), name: String::new() };
-    let from = after.map_or(Bound::Included(first), |after| Bound::Excluded(after.clone()));
-    let objects = page.objects.range((from, Bound::Unbounded)).map(|(_, object)| &**object);
-    objects.take_while(move |object| namespace.as_ref().is_none_or(|only| *only == object.key.namespace))
+    let first = Key {
+        namespace: namespace.clone().unwrap_or_default(),
+        name: String::new(),
+    };
+    let from = after.map_or(Bound::Included(first), |after| {
+        Bound::Excluded(after.clone())
+    });
+    let objects = page
+        .objects
+        .range((from, Bound::Unbounded))
+        .map(|(_, object)| &**object);
+    objects.take_while(move |object| {
+        namespace
+            .as_ref()
+            .is_none_or(|only| *only == object.key.namespace)
+    })
 }
 
 fn write_token(version: u64, last: &Key) -> String {
-    let token = json!({ "v": "meta.k8s.io/v1", "rv": version, "start": [last.namespace, last.name] });
+    let token =
+        json!({ "v": "meta.k8s.io/v1", "rv": version, "start": [last.namespace, last.name] });
     BASE64URL_NOPAD.encode(token.to_string().as_bytes())
 }
 
 fn read_token(token: &str) -> Option<(u64, Key)> {
-    let token: Value = serde_json::from_slice(&BASE64URL_NOPAD.decode(token.as_bytes()).ok()?).ok()?;
+    let token: Value =
+        serde_json::from_slice(&BASE64URL_NOPAD.decode(token.as_bytes()).ok()?).ok()?;
     let step = |index: usize| Some(token["start"][index].as_str()?.to_owned());
-    Some((token["rv"].as_u64()?, Key { namespace: step(0)?, name: step(1)? }))
+    Some((
+        token["rv"].as_u64()?,
+        Key {
+            namespace: step(0)?,
+            name: step(1)?,
+        },
+    ))
 }

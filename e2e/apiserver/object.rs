@@ -34,12 +34,27 @@ impl Object {
     /// Writes `value` out as version `version`.
     pub fn new(resource: &'static Resource, key: Key, version: u64, mut value: Value) -> Object {
         metadata(&mut value).insert("resourceVersion".into(), version.to_string().into());
-        let labels = value["metadata"]["labels"].as_object().into_iter().flatten();
-        let labels = labels.filter_map(|(key, text)| Some((key.clone(), text.as_str()?.to_owned())));
+        let labels = value["metadata"]["labels"]
+            .as_object()
+            .into_iter()
+            .flatten();
+        let labels =
+            labels.filter_map(|(key, text)| Some((key.clone(), text.as_str()?.to_owned())));
         let labels = labels.collect();
-        let fields = resource.fields.iter().map(|field| (*field, field_text(&value, field))).collect();
+        let fields = resource
+            .fields
+            .iter()
+            .map(|field| (*field, field_text(&value, field)))
+            .collect();
         let (bytes, head) = write(resource, value);
-        Object { key, version, labels, fields, bytes, head }
+        Object {
+            key,
+            version,
+            labels,
+            fields,
+            bytes,
+            head,
+        }
     }
 
     /// The whole object on one line.
@@ -63,7 +78,11 @@ impl Object {
         match name {
             "metadata.name" => Some(&self.key.name),
             "metadata.namespace" => Some(&self.key.namespace),
-            _ => self.fields.iter().find(|(field, _)| *field == name).map(|(_, text)| text.as_str()),
+            _ => self
+                .fields
+                .iter()
+                .find(|(field, _)| *field == name)
+                .map(|(_, text)| text.as_str()),
         }
     }
 
@@ -87,7 +106,10 @@ fn write(resource: &Resource, mut value: Value) -> (Bytes, usize) {
     let object = value.as_object_mut().expect("an object is a map");
     object.remove("kind");
     object.remove("apiVersion");
-    let head = format!(r#"{{"kind":"{}","apiVersion":"{}","#, resource.kind, resource.api_version);
+    let head = format!(
+        r#"{{"kind":"{}","apiVersion":"{}","#,
+        resource.kind, resource.api_version
+    );
     let rest = serde_json::to_vec(&value).expect("a value can be written");
     let mut bytes = Vec::with_capacity(head.len() + rest.len());
     bytes.extend_from_slice(head.as_bytes());
@@ -97,7 +119,9 @@ fn write(resource: &Resource, mut value: Value) -> (Bytes, usize) {
 
 /// The text at the dotted path `field`; empty where there is none, as a real server compares it.
 fn field_text(value: &Value, field: &str) -> String {
-    let found = field.split('.').try_fold(value, |value, step| value.get(step));
+    let found = field
+        .split('.')
+        .try_fold(value, |value, step| value.get(step));
     match found {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Bool(claim)) => claim.to_string(),

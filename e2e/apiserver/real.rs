@@ -3,7 +3,10 @@
 //! One thread enters the network namespace, starts both programs there (children inherit it), and
 //! then carries out what the test asks through the kube client. When it ends, both are killed.
 
-#![allow(clippy::disallowed_methods, reason = "starts programs and writes their files")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "starts programs and writes their files"
+)]
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -39,7 +42,12 @@ pub struct RealServer {
 /// Something to do on the thread in the namespace.
 enum Order {
     Put(Value, Sender<anyhow::Result<u64>>),
-    Delete(&'static Resource, String, String, Sender<anyhow::Result<bool>>),
+    Delete(
+        &'static Resource,
+        String,
+        String,
+        Sender<anyhow::Result<bool>>,
+    ),
 }
 
 impl RealServer {
@@ -48,7 +56,11 @@ impl RealServer {
     /// # Errors
     /// A program is missing or does not come up (its last words are in the error); nothing is left
     /// running.
-    pub fn start(folder: &Path, listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<RealServer> {
+    pub fn start(
+        folder: &Path,
+        listen: SocketAddr,
+        netns: Option<OwnedFd>,
+    ) -> anyhow::Result<RealServer> {
         let folder = folder.to_owned();
         let (ready, is_ready) = channel();
         let (orders, to_do) = channel();
@@ -59,16 +71,26 @@ impl RealServer {
             }
             Err(error) => drop(ready.send(Err(error))),
         };
-        let thread = std::thread::Builder::new().name("kube-apiserver".to_owned()).spawn(work);
+        let thread = std::thread::Builder::new()
+            .name("kube-apiserver".to_owned())
+            .spawn(work);
         let thread = thread.context("starting the thread of the API server")?;
-        let address = is_ready.recv().context("waiting for the API server to be ready")??;
-        Ok(RealServer { address, orders: Some(orders), thread: Some(thread) })
+        let address = is_ready
+            .recv()
+            .context("waiting for the API server to be ready")??;
+        Ok(RealServer {
+            address,
+            orders: Some(orders),
+            thread: Some(thread),
+        })
     }
 
     fn order<T>(&self, order: impl FnOnce(Sender<anyhow::Result<T>>) -> Order) -> T {
         let (reply, answer) = channel();
         let orders = self.orders.as_ref().expect("taken only by drop");
-        orders.send(order(reply)).expect("the thread works until drop");
+        orders
+            .send(order(reply))
+            .expect("the thread works until drop");
         let answer = answer.recv().expect("every order is answered");
         answer.unwrap_or_else(|error| panic!("the API server refused: {error:#}"))
     }
@@ -127,23 +149,48 @@ impl Drop for Processes {
 }
 
 impl Running {
-    fn start(programs: &Path, listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<Running> {
+    fn start(
+        programs: &Path,
+        listen: SocketAddr,
+        netns: Option<OwnedFd>,
+    ) -> anyhow::Result<Running> {
         if let Some(netns) = netns {
             setns(netns, CloneFlags::CLONE_NEWNET).context("entering the network namespace")?;
         }
         let folder = tempfile::tempdir().context("making a folder for the API server")?;
         let address = SocketAddr::new(listen.ip(), port(listen)?);
-        let etcd_url = format!("http://127.0.0.1:{}", port((Ipv4Addr::LOCALHOST, 0).into())?);
-        let peer_url = format!("http://127.0.0.1:{}", port((Ipv4Addr::LOCALHOST, 0).into())?);
+        let etcd_url = format!(
+            "http://127.0.0.1:{}",
+            port((Ipv4Addr::LOCALHOST, 0).into())?
+        );
+        let peer_url = format!(
+            "http://127.0.0.1:{}",
+            port((Ipv4Addr::LOCALHOST, 0).into())?
+        );
         let mut processes = Processes::default();
         let etcd = etcd_arguments(folder.path(), &etcd_url, &peer_url);
-        processes.0.push(spawn(programs, "etcd", &etcd, folder.path())?);
+        processes
+            .0
+            .push(spawn(programs, "etcd", &etcd, folder.path())?);
         let api = api_arguments(folder.path(), &etcd_url, address)?;
-        processes.0.push(spawn(programs, "kube-apiserver", &api, folder.path())?);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let server = format!("https://{}", SocketAddr::new(reachable(address.ip()), address.port()));
+        processes
+            .0
+            .push(spawn(programs, "kube-apiserver", &api, folder.path())?);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let server = format!(
+            "https://{}",
+            SocketAddr::new(reachable(address.ip()), address.port())
+        );
         let client = runtime.block_on(connect(&kubeconfig(&server, Some(TOKEN), None)))?;
-        let running = Running { address, runtime, client, _processes: processes, _folder: folder };
+        let running = Running {
+            address,
+            runtime,
+            client,
+            _processes: processes,
+            _folder: folder,
+        };
         running.wait_until_ready()?;
         Ok(running)
     }
@@ -157,7 +204,10 @@ impl Running {
                 Err(error) if Instant::now() > deadline => {
                     let folder = self._folder.path();
                     let words = last_words(folder, "etcd") + &last_words(folder, "kube-apiserver");
-                    bail!("the API server is not ready after {}s: {error}\n{words}", START_LIMIT.as_secs());
+                    bail!(
+                        "the API server is not ready after {}s: {error}\n{words}",
+                        START_LIMIT.as_secs()
+                    );
                 }
                 // Nothing tells when another process begins to listen.
                 Err(_) => std::thread::sleep(Duration::from_millis(200)),
@@ -173,7 +223,10 @@ impl Running {
                     let _ = reply.send(self.runtime.block_on(self.put(object)));
                 }
                 Order::Delete(resource, namespace, name, reply) => {
-                    let _ = reply.send(self.runtime.block_on(self.delete(resource, &namespace, &name)));
+                    let _ = reply.send(
+                        self.runtime
+                            .block_on(self.delete(resource, &namespace, &name)),
+                    );
                 }
             }
         }
@@ -181,19 +234,41 @@ impl Running {
 
     /// Server-side apply creates and replaces in one request; `status` has one of its own.
     async fn put(&self, mut object: Value) -> anyhow::Result<u64> {
-        let kind = object["kind"].as_str().context("an object without a kind")?;
+        let kind = object["kind"]
+            .as_str()
+            .context("an object without a kind")?;
         let resource = Resource::of_kind(kind).with_context(|| format!("unknown kind {kind:?}"))?;
-        let name = object["metadata"]["name"].as_str().context("an object without a name")?.to_owned();
-        let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
+        let name = object["metadata"]["name"]
+            .as_str()
+            .context("an object without a name")?
+            .to_owned();
+        let namespace = object["metadata"]["namespace"]
+            .as_str()
+            .unwrap_or("default")
+            .to_owned();
         if resource.is_namespaced {
             let names = Resource::of_kind("Namespace").expect("in the table");
             let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } });
-            self.apply(names, "", namespace["metadata"]["name"].as_str().unwrap_or(""), &namespace).await?;
+            self.apply(
+                names,
+                "",
+                namespace["metadata"]["name"].as_str().unwrap_or(""),
+                &namespace,
+            )
+            .await?;
         }
-        let fields = object.as_object_mut().context("an object that is not a map")?;
+        let fields = object
+            .as_object_mut()
+            .context("an object that is not a map")?;
         let status = fields.remove("status");
         if let Some(metadata) = fields.get_mut("metadata").and_then(Value::as_object_mut) {
-            for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "generation"] {
+            for field in [
+                "uid",
+                "resourceVersion",
+                "creationTimestamp",
+                "managedFields",
+                "generation",
+            ] {
                 metadata.remove(field);
             }
         }
@@ -201,10 +276,17 @@ impl Running {
         if let Some(status) = status {
             let patch = Patch::Merge(json!({ "status": status }));
             let api = self.api(resource, &namespace);
-            stored = api.patch_status(&name, &PatchParams::default(), &patch).await?;
+            stored = api
+                .patch_status(&name, &PatchParams::default(), &patch)
+                .await?;
         }
-        let version = stored.metadata.resource_version.context("an object without a version")?;
-        version.parse().with_context(|| format!("resourceVersion {version:?}"))
+        let version = stored
+            .metadata
+            .resource_version
+            .context("an object without a version")?;
+        version
+            .parse()
+            .with_context(|| format!("resourceVersion {version:?}"))
     }
 
     async fn apply(
@@ -215,20 +297,37 @@ impl Running {
         object: &Value,
     ) -> anyhow::Result<DynamicObject> {
         let how = PatchParams::apply("chainsmith-test").force();
-        let applied = self.api(resource, namespace).patch(name, &how, &Patch::Apply(object)).await;
+        let applied = self
+            .api(resource, namespace)
+            .patch(name, &how, &Patch::Apply(object))
+            .await;
         applied.with_context(|| format!("applying {} {namespace}/{name}", resource.kind))
     }
 
-    async fn delete(&self, resource: &Resource, namespace: &str, name: &str) -> anyhow::Result<bool> {
-        match self.api(resource, namespace).delete(name, &DeleteParams::default()).await {
+    async fn delete(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> anyhow::Result<bool> {
+        match self
+            .api(resource, namespace)
+            .delete(name, &DeleteParams::default())
+            .await
+        {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
-            Err(error) => Err(error).with_context(|| format!("deleting {} {namespace}/{name}", resource.kind)),
+            Err(error) => {
+                Err(error).with_context(|| format!("deleting {} {namespace}/{name}", resource.kind))
+            }
         }
     }
 
     fn api(&self, resource: &Resource, namespace: &str) -> Api<DynamicObject> {
-        let (group, version) = resource.api_version.split_once('/').unwrap_or(("", resource.api_version));
+        let (group, version) = resource
+            .api_version
+            .split_once('/')
+            .unwrap_or(("", resource.api_version));
         let kind = ApiResource {
             group: group.to_owned(),
             version: version.to_owned(),
@@ -246,7 +345,8 @@ impl Running {
 
 async fn connect(kubeconfig: &str) -> anyhow::Result<Client> {
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig)?;
-    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let mut config =
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     // Not through a proxy of the machine.
     config.proxy_url = None;
     Client::try_from(config).context("making a client of the API server")
@@ -264,11 +364,16 @@ fn etcd_arguments(folder: &Path, client_url: &str, peer_url: &str) -> Vec<String
     ]
 }
 
-fn api_arguments(folder: &Path, etcd_url: &str, address: SocketAddr) -> anyhow::Result<Vec<String>> {
+fn api_arguments(
+    folder: &Path,
+    etcd_url: &str,
+    address: SocketAddr,
+) -> anyhow::Result<Vec<String>> {
     let key = folder.join("service-account.key");
     make_key(&key)?;
     let tokens = folder.join("tokens.csv");
-    std::fs::write(&tokens, format!("{TOKEN},test,test,\"system:masters\"\n")).context("writing tokens")?;
+    std::fs::write(&tokens, format!("{TOKEN},test,test,\"system:masters\"\n"))
+        .context("writing tokens")?;
     // The family of the first service range is IPv4, and this address must be of the same.
     let advertised = match reachable(address.ip()) {
         IpAddr::V4(ip) => ip,
@@ -294,16 +399,29 @@ fn api_arguments(folder: &Path, etcd_url: &str, address: SocketAddr) -> anyhow::
 }
 
 fn make_key(path: &Path) -> anyhow::Result<()> {
-    let made = Command::new("openssl").args(["genrsa", "-out"]).arg(path).arg("2048").output();
+    let made = Command::new("openssl")
+        .args(["genrsa", "-out"])
+        .arg(path)
+        .arg("2048")
+        .output();
     let made = made.context("starting openssl for the service account key")?;
     if !made.status.success() {
-        bail!("openssl made no key: {}", String::from_utf8_lossy(&made.stderr));
+        bail!(
+            "openssl made no key: {}",
+            String::from_utf8_lossy(&made.stderr)
+        );
     }
     Ok(())
 }
 
-fn spawn(programs: &Path, name: &str, arguments: &[String], folder: &Path) -> anyhow::Result<Child> {
-    let log = File::create(log_file(folder, name)).with_context(|| format!("making the log of {name}"))?;
+fn spawn(
+    programs: &Path,
+    name: &str,
+    arguments: &[String],
+    folder: &Path,
+) -> anyhow::Result<Child> {
+    let log = File::create(log_file(folder, name))
+        .with_context(|| format!("making the log of {name}"))?;
     let program = programs.join(name);
     Command::new(&program)
         .args(arguments)
@@ -329,7 +447,8 @@ fn port(address: SocketAddr) -> anyhow::Result<u16> {
     if address.port() != 0 {
         return Ok(address.port());
     }
-    let listener = TcpListener::bind(address).with_context(|| format!("looking for a free port on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .with_context(|| format!("looking for a free port on {address}"))?;
     Ok(listener.local_addr()?.port())
 }
 

@@ -59,7 +59,10 @@ impl Target {
             return None;
         }
         let namespace = self.namespace.clone().unwrap_or_default();
-        Some(Key { namespace, name: self.name.clone()? })
+        Some(Key {
+            namespace,
+            name: self.name.clone()?,
+        })
     }
 }
 
@@ -70,7 +73,11 @@ pub struct Query(BTreeMap<String, String>);
 impl Query {
     /// Reads what follows the `?`.
     pub fn parse(text: &str) -> Query {
-        Query(form_urlencoded::parse(text.as_bytes()).into_owned().collect())
+        Query(
+            form_urlencoded::parse(text.as_bytes())
+                .into_owned()
+                .collect(),
+        )
     }
 
     /// A parameter; empty if it is not given, which means the same to a real server.
@@ -89,6 +96,8 @@ impl Query {
         if text.is_empty() {
             return Ok(None);
         }
-        text.parse().map(Some).map_err(|_| format!("invalid {name}: {text:?}"))
+        text.parse()
+            .map(Some)
+            .map_err(|_| format!("invalid {name}: {text:?}"))
     }
 }

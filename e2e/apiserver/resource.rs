@@ -19,14 +19,44 @@ pub struct Resource {
 pub static RESOURCES: [Resource; 10] = [
     resource("ConfigMap", "v1", "configmaps", true, &[]),
     resource("Endpoints", "v1", "endpoints", true, &[]),
-    resource("EndpointSlice", "discovery.k8s.io/v1", "endpointslices", true, &[]),
-    resource("Event", "events.k8s.io/v1", "events", true, &["reason", "type"]),
+    resource(
+        "EndpointSlice",
+        "discovery.k8s.io/v1",
+        "endpointslices",
+        true,
+        &[],
+    ),
+    resource(
+        "Event",
+        "events.k8s.io/v1",
+        "events",
+        true,
+        &["reason", "type"],
+    ),
     resource("Lease", "coordination.k8s.io/v1", "leases", true, &[]),
     resource("Namespace", "v1", "namespaces", false, &["status.phase"]),
     resource("Node", "v1", "nodes", false, &["spec.unschedulable"]),
-    resource("Pod", "v1", "pods", true, &["spec.nodeName", "status.phase", "status.podIP"]),
-    resource("Service", "v1", "services", true, &["spec.clusterIP", "spec.type"]),
-    resource("ServiceCIDR", "networking.k8s.io/v1", "servicecidrs", false, &[]),
+    resource(
+        "Pod",
+        "v1",
+        "pods",
+        true,
+        &["spec.nodeName", "status.phase", "status.podIP"],
+    ),
+    resource(
+        "Service",
+        "v1",
+        "services",
+        true,
+        &["spec.clusterIP", "spec.type"],
+    ),
+    resource(
+        "ServiceCIDR",
+        "networking.k8s.io/v1",
+        "servicecidrs",
+        false,
+        &[],
+    ),
 ];
 
 const fn resource(
@@ -36,7 +66,13 @@ const fn resource(
     is_namespaced: bool,
     fields: &'static [&'static str],
 ) -> Resource {
-    Resource { kind, api_version, plural, is_namespaced, fields }
+    Resource {
+        kind,
+        api_version,
+        plural,
+        is_namespaced,
+        fields,
+    }
 }
 
 impl Resource {
@@ -47,7 +83,9 @@ impl Resource {
 
     /// The resource served under `/api/<version>` or `/apis/<group>/<version>` as `plural`.
     pub fn of_path(api_version: &str, plural: &str) -> Option<&'static Resource> {
-        RESOURCES.iter().find(|known| known.api_version == api_version && known.plural == plural)
+        RESOURCES
+            .iter()
+            .find(|known| known.api_version == api_version && known.plural == plural)
     }
 
     /// `services`, or `endpointslices.discovery.k8s.io`, as messages of a real server spell it.

@@ -41,25 +41,41 @@ impl Selector {
         labels: &str,
         fields: &str,
     ) -> Result<Selector, String> {
-        let labels = terms(labels).into_iter().map(label).collect::<Result<_, _>>()?;
-        let fields = terms(fields).into_iter().map(field).collect::<Result<Vec<_>, _>>()?;
+        let labels = terms(labels)
+            .into_iter()
+            .map(label)
+            .collect::<Result<_, _>>()?;
+        let fields = terms(fields)
+            .into_iter()
+            .map(field)
+            .collect::<Result<Vec<_>, _>>()?;
         for field in &fields {
             let is_common = matches!(field.name.as_str(), "metadata.name" | "metadata.namespace");
             if !is_common && !resource.fields.contains(&field.name.as_str()) {
                 return Err(format!("field label not supported: {}", field.name));
             }
         }
-        Ok(Selector { namespace: namespace.map(str::to_owned), labels, fields })
+        Ok(Selector {
+            namespace: namespace.map(str::to_owned),
+            labels,
+            fields,
+        })
     }
 
     /// Narrows to one object, as a path with its name does.
     pub fn require_name(&mut self, name: &str) {
-        self.fields.push(Field { name: "metadata.name".into(), is_equal: true, text: name.to_owned() });
+        self.fields.push(Field {
+            name: "metadata.name".into(),
+            is_equal: true,
+            text: name.to_owned(),
+        });
     }
 
     /// Whether `object` is asked for.
     pub fn matches(&self, object: &Object) -> bool {
-        self.namespace.as_ref().is_none_or(|namespace| *namespace == object.key.namespace)
+        self.namespace
+            .as_ref()
+            .is_none_or(|namespace| *namespace == object.key.namespace)
             && self.labels.iter().all(|label| label.matches(object))
             && self.fields.iter().all(|field| {
                 (object.field(&field.name) == Some(field.text.as_str())) == field.is_equal
@@ -96,7 +112,10 @@ fn terms(text: &str) -> Vec<&str> {
         }
         letter == ',' && depth == 0
     });
-    parts.map(str::trim).filter(|part| !part.is_empty()).collect()
+    parts
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect()
 }
 
 fn label(term: &str) -> Result<Label, String> {
@@ -115,23 +134,42 @@ fn label(term: &str) -> Result<Label, String> {
         (term, Test::Exists)
     };
     let key = key.trim();
-    if key.is_empty() || key.contains(|letter: char| letter.is_whitespace() || "()<>".contains(letter)) {
+    if key.is_empty()
+        || key.contains(|letter: char| letter.is_whitespace() || "()<>".contains(letter))
+    {
         return Err(format!("unable to parse requirement: {term:?}"));
     }
-    Ok(Label { key: key.to_owned(), test })
+    Ok(Label {
+        key: key.to_owned(),
+        test,
+    })
 }
 
 fn values(set: &str) -> Result<Vec<String>, String> {
-    let inner = set.trim().strip_prefix('(').and_then(|set| set.strip_suffix(')'));
-    let inner = inner.ok_or_else(|| format!("unable to parse requirement: found {set:?}, expected: '('"))?;
-    Ok(inner.split(',').map(|value| value.trim().to_owned()).collect())
+    let inner = set
+        .trim()
+        .strip_prefix('(')
+        .and_then(|set| set.strip_suffix(')'));
+    let inner = inner
+        .ok_or_else(|| format!("unable to parse requirement: found {set:?}, expected: '('"))?;
+    Ok(inner
+        .split(',')
+        .map(|value| value.trim().to_owned())
+        .collect())
 }
 
 fn field(term: &str) -> Result<Field, String> {
     let unequal = term.split_once("!=").map(|pair| (pair, false));
-    let equal = term.split_once("==").or_else(|| term.split_once('=')).map(|pair| (pair, true));
+    let equal = term
+        .split_once("==")
+        .or_else(|| term.split_once('='))
+        .map(|pair| (pair, true));
     let ((name, text), is_equal) = unequal
         .or(equal)
         .ok_or_else(|| format!("invalid selector: {term:?}; can't understand {term:?}"))?;
-    Ok(Field { name: name.trim().to_owned(), is_equal, text: text.trim().to_owned() })
+    Ok(Field {
+        name: name.trim().to_owned(),
+        is_equal,
+        text: text.trim().to_owned(),
+    })
 }

@@ -59,13 +59,18 @@ fn bind(
     netns: Option<OwnedFd>,
 ) -> anyhow::Result<(tokio::runtime::Runtime, Lines, SocketAddr)> {
     if let Some(netns) = netns {
-        setns(netns, CloneFlags::CLONE_NEWNET).context("entering the network namespace of the API server")?;
+        setns(netns, CloneFlags::CLONE_NEWNET)
+            .context("entering the network namespace of the API server")?;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.context("starting the runtime of the API server")?;
     let listener = runtime.block_on(tokio::net::TcpListener::bind(listen));
     let listener = listener.with_context(|| format!("listening on {listen}"))?;
-    let address = listener.local_addr().context("asking for the address of the API server")?;
+    let address = listener
+        .local_addr()
+        .context("asking for the address of the API server")?;
     Ok((runtime, Lines::new(listener, Arc::clone(shared)), address))
 }
 
@@ -102,13 +107,18 @@ fn refuse(shared: &Shared, headers: &HeaderMap, path: &str) -> Option<Response<B
     }
     let token = shared.token.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(token) = &*token {
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let given = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
         if given.and_then(|value| value.strip_prefix("Bearer ")) != Some(token) {
             return Some(failure(401, "Unauthorized"));
         }
     }
     // Metadata only and tables are other documents: better none than a wrong one.
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("*/*");
     let mut media = accept.split(',').map(str::trim);
     let is_json = media.any(|media| {
         let plain = !media.contains(";as=") && !media.contains("; as=");
@@ -117,7 +127,12 @@ fn refuse(shared: &Shared, headers: &HeaderMap, path: &str) -> Option<Response<B
     (!is_json).then(|| failure(406, "only application/json is served"))
 }
 
-fn read(shared: &Arc<Shared>, target: &Target, query: &Query, headers: &HeaderMap) -> Response<Body> {
+fn read(
+    shared: &Arc<Shared>,
+    target: &Target,
+    query: &Query,
+    headers: &HeaderMap,
+) -> Response<Body> {
     if query.claims("watch") {
         return watch(shared, target, query);
     }

@@ -37,7 +37,8 @@ impl Change {
     /// The object of a DELETED event; written when a first watcher needs it.
     pub fn deleted(&self, resource: &Resource) -> &[u8] {
         let before = self.before.as_ref().expect("only what was there can go");
-        self.deleted.get_or_init(|| before.as_deleted(resource, self.version))
+        self.deleted
+            .get_or_init(|| before.as_deleted(resource, self.version))
     }
 }
 
@@ -64,7 +65,12 @@ impl Store {
     /// An empty store that keeps `history` changes of each kind.
     pub fn new(history: usize) -> Store {
         // Version 0 means "any" in requests, so the empty store is version 1.
-        Store { version: 1, n_made: 0, history, collections: BTreeMap::new() }
+        Store {
+            version: 1,
+            n_made: 0,
+            history,
+            collections: BTreeMap::new(),
+        }
     }
 
     /// The version of the newest change of any kind.
@@ -96,7 +102,9 @@ impl Store {
 
     /// Deletes an object, if it is there.
     pub fn delete(&mut self, resource: &'static Resource, key: &Key) -> bool {
-        let Some(before) = self.get(resource, key) else { return false };
+        let Some(before) = self.get(resource, key) else {
+            return false;
+        };
         self.version += 1;
         self.record(resource, Some(before), None);
         true
@@ -104,23 +112,39 @@ impl Store {
 
     /// The object now.
     pub fn get(&self, resource: &Resource, key: &Key) -> Option<Arc<Object>> {
-        self.collections.get(resource.plural)?.objects.get(key).cloned()
+        self.collections
+            .get(resource.plural)?
+            .objects
+            .get(key)
+            .cloned()
     }
 
     /// Remembers that a client made this object.
     pub fn mark_posted(&mut self, resource: &'static Resource, key: Key) {
-        self.collections.entry(resource.plural).or_default().posted.insert(key);
+        self.collections
+            .entry(resource.plural)
+            .or_default()
+            .posted
+            .insert(key);
     }
 
     /// The objects that clients made and that are still there.
     pub fn posted(&self, resource: &Resource) -> Vec<Arc<Object>> {
-        let Some(collection) = self.collections.get(resource.plural) else { return Vec::new() };
-        collection.posted.iter().filter_map(|key| collection.objects.get(key).cloned()).collect()
+        let Some(collection) = self.collections.get(resource.plural) else {
+            return Vec::new();
+        };
+        collection
+            .posted
+            .iter()
+            .filter_map(|key| collection.objects.get(key).cloned())
+            .collect()
     }
 
     /// All objects of a kind as they were at `version`.
     pub fn state_at(&self, resource: &Resource, version: u64) -> Result<Arc<Objects>, Gone> {
-        let Some(collection) = self.collections.get(resource.plural) else { return Ok(Arc::default()) };
+        let Some(collection) = self.collections.get(resource.plural) else {
+            return Ok(Arc::default());
+        };
         let later = collection.after(version)?;
         let mut objects = Arc::clone(&collection.objects);
         for change in collection.log.range(later..).rev() {
@@ -136,7 +160,10 @@ impl Store {
 
     /// All objects of a kind as they are.
     pub fn state(&self, resource: &Resource) -> Arc<Objects> {
-        self.collections.get(resource.plural).map(|found| Arc::clone(&found.objects)).unwrap_or_default()
+        self.collections
+            .get(resource.plural)
+            .map(|found| Arc::clone(&found.objects))
+            .unwrap_or_default()
     }
 
     /// Up to `limit` changes after `version`, and the version up to which that is all there was.
@@ -147,10 +174,16 @@ impl Store {
         limit: usize,
     ) -> Result<(Vec<Arc<Change>>, u64), Gone> {
         let newest = self.version.max(version);
-        let Some(collection) = self.collections.get(resource.plural) else { return Ok((Vec::new(), newest)) };
+        let Some(collection) = self.collections.get(resource.plural) else {
+            return Ok((Vec::new(), newest));
+        };
         let later = collection.after(version)?;
         let changes: Vec<_> = collection.log.range(later..).take(limit).cloned().collect();
-        let upto = if changes.len() < limit { newest } else { changes[limit - 1].version };
+        let upto = if changes.len() < limit {
+            newest
+        } else {
+            changes[limit - 1].version
+        };
         Ok((changes, upto))
     }
 
@@ -165,7 +198,12 @@ impl Store {
         }
     }
 
-    fn record(&mut self, resource: &'static Resource, before: Option<Arc<Object>>, after: Option<Arc<Object>>) {
+    fn record(
+        &mut self,
+        resource: &'static Resource,
+        before: Option<Arc<Object>>,
+        after: Option<Arc<Object>>,
+    ) {
         let collection = self.collections.entry(resource.plural).or_default();
         let objects = Arc::make_mut(&mut collection.objects);
         match (&before, &after) {
@@ -173,7 +211,12 @@ impl Store {
             (Some(before), None) => objects.remove(&before.key),
             (None, None) => None,
         };
-        let change = Change { version: self.version, before, after, deleted: OnceLock::new() };
+        let change = Change {
+            version: self.version,
+            before,
+            after,
+            deleted: OnceLock::new(),
+        };
         collection.log.push_back(Arc::new(change));
         while collection.log.len() > self.history {
             let dropped = collection.log.pop_front().expect("longer than the limit");
@@ -182,7 +225,13 @@ impl Store {
     }
 
     /// Name, namespace, uid and creation time; given ones stand, those of the object before are kept.
-    fn complete_metadata(&mut self, resource: &Resource, key: &Key, before: Option<&Object>, value: &mut Value) {
+    fn complete_metadata(
+        &mut self,
+        resource: &Resource,
+        key: &Key,
+        before: Option<&Object>,
+        value: &mut Value,
+    ) {
         let old = before.map(Object::value);
         let keep = |field: &str| old.as_ref().map(|old| old["metadata"][field].clone());
         let n_made = &mut self.n_made;

@@ -53,7 +53,11 @@ struct Watch {
 
 enum Phase {
     /// Sends the objects of a state, then (as a streaming list) the bookmark that ends them.
-    Initial { objects: Arc<Objects>, after: Option<Key>, has_end: bool },
+    Initial {
+        objects: Arc<Objects>,
+        after: Option<Key>,
+        has_end: bool,
+    },
     Follow,
     Over,
 }
@@ -68,7 +72,9 @@ enum Wake {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.shared.board.count(self.resource.plural, |counts| counts.open_watches -= 1);
+        self.shared
+            .board
+            .count(self.resource.plural, |counts| counts.open_watches -= 1);
     }
 }
 
@@ -80,11 +86,16 @@ pub fn watch(shared: &Arc<Shared>, target: &Target, query: &Query) -> Response<B
         counts.streaming_lists += u64::from(is_streaming_list);
     });
     match open(shared, target, query) {
-        Ok(watch) => stream_body(Body::from_stream(stream::unfold(watch, |mut watch| async move {
-            let chunk = watch.next_chunk().await?;
-            watch.shared.board.count(watch.resource.plural, |counts| counts.bytes += chunk.len() as u64);
-            Some((Ok::<_, io::Error>(chunk), watch))
-        }))),
+        Ok(watch) => stream_body(Body::from_stream(stream::unfold(
+            watch,
+            |mut watch| async move {
+                let chunk = watch.next_chunk().await?;
+                watch.shared.board.count(watch.resource.plural, |counts| {
+                    counts.bytes += chunk.len() as u64
+                });
+                Some((Ok::<_, io::Error>(chunk), watch))
+            },
+        ))),
         Err((code, message)) => failure(code, &message),
     }
 }
@@ -92,8 +103,14 @@ pub fn watch(shared: &Arc<Shared>, target: &Target, query: &Query) -> Response<B
 fn open(shared: &Arc<Shared>, target: &Target, query: &Query) -> Result<Watch, (u16, String)> {
     let bad = |message| (400, message);
     let selector = selector(target, query).map_err(bad)?;
-    let asked = query.number::<u64>("resourceVersion").map_err(bad)?.unwrap_or(0);
-    let seconds = query.number::<u64>("timeoutSeconds").map_err(bad)?.filter(|seconds| *seconds > 0);
+    let asked = query
+        .number::<u64>("resourceVersion")
+        .map_err(bad)?
+        .unwrap_or(0);
+    let seconds = query
+        .number::<u64>("timeoutSeconds")
+        .map_err(bad)?
+        .filter(|seconds| *seconds > 0);
     let mut settings = shared.faults.follow();
     let setting = settings.borrow_and_update().clone();
     let fault = setting.on(target.resource.plural);
@@ -103,7 +120,13 @@ fn open(shared: &Arc<Shared>, target: &Target, query: &Query) -> Result<Watch, (
     let (phase, version) = {
         let store = shared.store.lock().unwrap_or_else(PoisonError::into_inner);
         if is_streaming_list && asked > store.version() {
-            return Err((504, format!("Too large resource version: {asked}, current: {}", store.version())));
+            return Err((
+                504,
+                format!(
+                    "Too large resource version: {asked}, current: {}",
+                    store.version()
+                ),
+            ));
         }
         // Version 0 or none without a list: the state as it is comes first, too.
         if is_streaming_list || asked == 0 {
@@ -111,12 +134,21 @@ fn open(shared: &Arc<Shared>, target: &Target, query: &Query) -> Result<Watch, (
                 Some(Fault::StaleList { at }) => stale(&store, target.resource, *at),
                 _ => (store.state(target.resource), store.version()),
             };
-            (Phase::Initial { objects, after: None, has_end: is_streaming_list }, version)
+            (
+                Phase::Initial {
+                    objects,
+                    after: None,
+                    has_end: is_streaming_list,
+                },
+                version,
+            )
         } else {
             (Phase::Follow, asked)
         }
     };
-    shared.board.count(target.resource.plural, |counts| counts.open_watches += 1);
+    shared
+        .board
+        .count(target.resource.plural, |counts| counts.open_watches += 1);
     let started = Instant::now();
     Ok(Watch {
         shared: Arc::clone(shared),
@@ -143,16 +175,18 @@ fn check_streaming(query: &Query, fault: Option<&Fault>) -> Result<bool, (u16, S
         if rule.is_empty() {
             return Ok(false);
         }
-        return invalid("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+        return invalid(
+            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        );
     }
     match fault {
-        Some(Fault::RefuseStreamingLists) => {
-            invalid("sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
-        }
+        Some(Fault::RefuseStreamingLists) => invalid(
+            "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
+        ),
         Some(Fault::IgnoreStreamingLists) => Ok(false),
-        _ if rule != "NotOlderThan" => {
-            invalid("resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")
-        }
+        _ if rule != "NotOlderThan" => invalid(
+            "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ),
         _ => Ok(query.claims("sendInitialEvents")),
     }
 }
@@ -208,7 +242,9 @@ impl Watch {
     fn fault_chunk(&mut self, fault: Option<&Fault>, epoch: u64) -> Option<Bytes> {
         match fault {
             // A list of the state as it is stays possible, or nobody could ever catch up.
-            Some(Fault::Gone) if matches!(self.phase, Phase::Follow) => Some(self.gone(self.version + 1)),
+            Some(Fault::Gone) if matches!(self.phase, Phase::Follow) => {
+                Some(self.gone(self.version + 1))
+            }
             Some(Fault::Garbage(bytes)) if self.garbage_epoch != Some(epoch) => {
                 self.garbage_epoch = Some(epoch);
                 Some([bytes.as_slice(), b"\n"].concat().into())
@@ -219,7 +255,14 @@ impl Watch {
 
     /// The next objects of the initial state, and after the last of them the bookmark.
     fn initial_chunk(&mut self) -> Bytes {
-        let Phase::Initial { objects, after, has_end } = &mut self.phase else { return Bytes::new() };
+        let Phase::Initial {
+            objects,
+            after,
+            has_end,
+        } = &mut self.phase
+        else {
+            return Bytes::new();
+        };
         let from = after.take().map_or(Bound::Unbounded, Bound::Excluded);
         let mut lines = Lines::default();
         for (key, object) in objects.range((from, Bound::Unbounded)) {
@@ -247,7 +290,11 @@ impl Watch {
     fn changes_chunk(&mut self) -> Bytes {
         loop {
             let batch = {
-                let store = self.shared.store.lock().unwrap_or_else(PoisonError::into_inner);
+                let store = self
+                    .shared
+                    .store
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 store.changes_after(self.resource, self.version, BATCH)
             };
             let (changes, upto) = match batch {
@@ -268,8 +315,14 @@ impl Watch {
     /// Writes a change as the selector sees it: what begins to match is added, what no longer does
     /// is deleted.
     fn push_change(&self, lines: &mut Lines, change: &Change) {
-        let matched = change.before.as_ref().is_some_and(|object| self.selector.matches(object));
-        let matching = change.after.as_ref().filter(|object| self.selector.matches(object));
+        let matched = change
+            .before
+            .as_ref()
+            .is_some_and(|object| self.selector.matches(object));
+        let matching = change
+            .after
+            .as_ref()
+            .filter(|object| self.selector.matches(object));
         match (matched, matching) {
             (false, Some(object)) => lines.push("ADDED", object.bytes()),
             (true, Some(object)) => lines.push("MODIFIED", object.bytes()),
@@ -280,29 +333,44 @@ impl Watch {
 
     fn sent(&self, lines: Lines) -> Bytes {
         if lines.n_events > 0 {
-            self.shared.board.count(self.resource.plural, |counts| counts.events += lines.n_events as u64);
+            self.shared.board.count(self.resource.plural, |counts| {
+                counts.events += lines.n_events as u64
+            });
         }
         lines.bytes.into()
     }
 
     fn bookmark(&mut self, is_end_of_list: bool) -> Bytes {
-        let mut metadata = json!({ "resourceVersion": self.version.to_string(), "creationTimestamp": null });
+        let mut metadata =
+            json!({ "resourceVersion": self.version.to_string(), "creationTimestamp": null });
         if is_end_of_list {
             metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
         }
-        let Resource { kind, api_version, plural, .. } = self.resource;
+        let Resource {
+            kind,
+            api_version,
+            plural,
+            ..
+        } = self.resource;
         let object = json!({ "kind": kind, "apiVersion": api_version, "metadata": metadata });
         self.last_bookmark = Some(Instant::now());
-        self.shared.board.count(plural, |counts| counts.bookmarks += 1);
+        self.shared
+            .board
+            .count(plural, |counts| counts.bookmarks += 1);
         line("BOOKMARK", object.to_string().as_bytes())
     }
 
     /// The event that tells the client to list again; nothing follows it.
     fn gone(&mut self, floor: u64) -> Bytes {
         self.phase = Phase::Over;
-        self.shared.board.count(self.resource.plural, |counts| counts.gone += 1);
+        self.shared
+            .board
+            .count(self.resource.plural, |counts| counts.gone += 1);
         let message = format!("too old resource version: {} ({floor})", self.version);
-        line("ERROR", failure_object(410, &message).to_string().as_bytes())
+        line(
+            "ERROR",
+            failure_object(410, &message).to_string().as_bytes(),
+        )
     }
 
     fn perhaps_half(&mut self, chunk: Bytes, fault: Option<&Fault>) -> Bytes {
@@ -310,7 +378,11 @@ impl Watch {
             return chunk;
         }
         self.phase = Phase::Over;
-        let ends = chunk.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(index, _)| index);
+        let ends = chunk
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'\n')
+            .map(|(index, _)| index);
         let last_line = ends.rev().nth(1).map_or(0, |end| end + 1);
         chunk.slice(..last_line + (chunk.len() - last_line) / 2)
     }

@@ -47,12 +47,15 @@ where
     pub async fn until(&mut self, what: &str, mut claim: impl FnMut(&Mirror<K>) -> bool) {
         let deadline = Instant::now() + LIMIT;
         while !claim(self) {
-            let next = timeout_at(deadline, self.stream.next()).await;
-            let Ok(next) = next else {
+            if Instant::now() > deadline {
                 let names: Vec<_> = self.objects.keys().take(20).collect();
-                panic!("not {what}: {names:?}, {} lists, errors {:?}", self.n_lists, self.errors);
-            };
-            self.take(next.expect("a watcher never ends")).await;
+                let Mirror {
+                    n_lists, errors, ..
+                } = &self;
+                panic!("not {what}: {names:?}, {n_lists} lists, errors {errors:?}");
+            }
+            // A claim about the server can become true without an event.
+            self.follow_for(Duration::from_millis(20), 1).await;
         }
     }
 
@@ -61,17 +64,23 @@ where
         self.until("listed", |mirror| mirror.n_lists > 0).await;
     }
 
-    /// Follows for a while, whatever comes.
-    pub async fn follow_for(&mut self, time: Duration) {
+    /// Follows for a while, whatever comes, or until `n_events` have come.
+    pub async fn follow_for(&mut self, time: Duration, n_events: usize) {
         let deadline = Instant::now() + time;
-        while let Ok(next) = timeout_at(deadline, self.stream.next()).await {
+        for _ in 0..n_events {
+            let Ok(next) = timeout_at(deadline, self.stream.next()).await else {
+                return;
+            };
             self.take(next.expect("a watcher never ends")).await;
         }
     }
 
     /// Names without namespaces, in order.
     pub fn names(&self) -> Vec<&str> {
-        self.objects.keys().map(|key| key.rsplit('/').next().expect("split gives one part")).collect()
+        self.objects
+            .keys()
+            .map(|key| key.rsplit('/').next().expect("split gives one part"))
+            .collect()
     }
 
     async fn take(&mut self, event: Result<Event<K>, Error>) {
@@ -83,11 +92,13 @@ where
                 self.n_lists += 1;
             }
             Ok(Event::Apply(object)) => {
-                self.steps.push(format!("+{}", object.meta().name.as_deref().unwrap_or("")));
+                self.steps
+                    .push(format!("+{}", object.meta().name.as_deref().unwrap_or("")));
                 self.objects.insert(key(&object), object);
             }
             Ok(Event::Delete(object)) => {
-                self.steps.push(format!("-{}", object.meta().name.as_deref().unwrap_or("")));
+                self.steps
+                    .push(format!("-{}", object.meta().name.as_deref().unwrap_or("")));
                 self.objects.remove(&key(&object));
             }
             Err(error) => {
@@ -101,5 +112,9 @@ where
 
 fn key<K: Resource>(object: &K) -> String {
     let meta = object.meta();
-    format!("{}/{}", meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""))
+    format!(
+        "{}/{}",
+        meta.namespace.as_deref().unwrap_or(""),
+        meta.name.as_deref().unwrap_or("")
+    )
 }

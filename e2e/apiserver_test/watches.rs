@@ -20,7 +20,10 @@ async fn check_follows<K>(make: fn(&str, &str) -> Value)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    for config in [Config::default().page_size(2), Config::default().streaming_lists()] {
+    for config in [
+        Config::default().page_size(2),
+        Config::default().streaming_lists(),
+    ] {
         let server = start();
         for name in ["a", "b", "c", "d", "e"] {
             server.put(make(name, "10.0.0.1"));
@@ -32,7 +35,9 @@ where
         server.put(make("f", "10.0.0.1"));
         server.put(make("a", "10.0.0.2"));
         server.delete(&K::kind(&()), None, "b");
-        mirror.until("three steps", |mirror| mirror.steps.len() == 3).await;
+        mirror
+            .until("three steps", |mirror| mirror.steps.len() == 3)
+            .await;
         assert_eq!(mirror.steps, ["+f", "+a", "-b"]);
         assert_eq!(mirror.names(), ["a", "c", "d", "e", "f"]);
         assert_eq!(mirror.errors, [""; 0]);
@@ -59,9 +64,14 @@ async fn both_strategies_ask_as_expected() {
     let server = start();
     server.put(service("a", "10.96.0.1"));
     let api: Api<Service> = Api::all(client(&server.kubeconfig()).await);
-    Mirror::new(api.clone(), Config::default().streaming_lists()).listed().await;
+    Mirror::new(api.clone(), Config::default().streaming_lists())
+        .listed()
+        .await;
     let counts = server.counters().of("services");
-    assert_eq!((counts.lists, counts.watches, counts.streaming_lists), (0, 1, 1));
+    assert_eq!(
+        (counts.lists, counts.watches, counts.streaming_lists),
+        (0, 1, 1)
+    );
     Mirror::new(api, Config::default()).listed().await;
     assert_eq!(server.counters().of("services").lists, 1);
 }
@@ -72,13 +82,18 @@ async fn an_object_that_leaves_the_selector_is_deleted_and_one_that_enters_is_ad
     server.put(service("a", "10.96.0.1"));
     server.put(service("headless", "None"));
     let mut proxied_elsewhere = service("a", "10.96.0.1");
-    proxied_elsewhere["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = "other".into();
+    proxied_elsewhere["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] =
+        "other".into();
     let params = WatchParams::default()
         .labels("!service.kubernetes.io/service-proxy-name")
         .fields("spec.clusterIP!=None")
         .disable_bookmarks();
     let api: Api<Service> = Api::all(client(&server.kubeconfig()).await);
-    let mut events = api.watch(&params, &server.version().to_string()).await.unwrap().boxed();
+    let mut events = api
+        .watch(&params, &server.version().to_string())
+        .await
+        .unwrap()
+        .boxed();
     let left = server.put(proxied_elsewhere);
     server.put(service("headless", "10.96.0.2"));
     server.put(service("a", "10.96.0.1"));
@@ -86,7 +101,11 @@ async fn an_object_that_leaves_the_selector_is_deleted_and_one_that_enters_is_ad
     server.put(service("headless", "None"));
     let mut seen = Vec::new();
     while seen.len() < 5 {
-        let event = tokio::time::timeout(LIMIT, events.try_next()).await.unwrap().unwrap().unwrap();
+        let event = tokio::time::timeout(LIMIT, events.try_next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         let (what, object) = match event {
             WatchEvent::Added(object) => ("ADDED", object),
             WatchEvent::Modified(object) => ("MODIFIED", object),
@@ -117,23 +136,46 @@ async fn one_node_is_watched_by_its_name() {
     server.put(node("a", "192.0.2.1"));
     server.put(node("b", "192.0.2.2"));
     let api: Api<Node> = Api::all(client(&server.kubeconfig()).await);
-    let mut mirror = Mirror::new(api, Config::default().fields("metadata.name=b").streaming_lists());
+    let mut mirror = Mirror::new(
+        api,
+        Config::default()
+            .fields("metadata.name=b")
+            .streaming_lists(),
+    );
     mirror.listed().await;
     server.put(node("a", "192.0.2.3"));
     server.put(node("b", "192.0.2.4"));
-    mirror.until("a step", |mirror| !mirror.steps.is_empty()).await;
-    assert_eq!((mirror.names(), mirror.steps), (vec!["b"], vec!["+b".to_owned()]));
+    mirror
+        .until("a step", |mirror| !mirror.steps.is_empty())
+        .await;
+    assert_eq!(
+        (mirror.names(), mirror.steps.clone()),
+        (vec!["b"], vec!["+b".to_owned()])
+    );
 }
 
 /// The next bookmark of a watch over `path`: its version, and whether it ends a list.
 async fn bookmark(server: &ApiServer, query: &str) -> (u64, bool) {
     let client = client(&server.kubeconfig()).await;
-    let request = axum::http::Request::get(format!("/api/v1/nodes?watch=true&{query}")).body(Vec::new()).unwrap();
-    let mut events = client.request_events::<Node>(request).await.unwrap().into_stream().boxed();
+    let request = axum::http::Request::get(format!("/api/v1/nodes?watch=true&{query}"))
+        .body(Vec::new())
+        .unwrap();
+    let mut events = client
+        .request_events::<Node>(request)
+        .await
+        .unwrap()
+        .boxed();
     loop {
-        let event = tokio::time::timeout(LIMIT, events.try_next()).await.unwrap().unwrap().unwrap();
+        let event = tokio::time::timeout(LIMIT, events.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         if let WatchEvent::Bookmark(bookmark) = event {
-            let is_end = bookmark.metadata.annotations.contains_key("k8s.io/initial-events-end");
+            let is_end = bookmark
+                .metadata
+                .annotations
+                .contains_key("k8s.io/initial-events-end");
             return (bookmark.metadata.resource_version.parse().unwrap(), is_end);
         }
     }
@@ -150,7 +192,10 @@ async fn bookmarks_carry_versions_of_other_kinds_on() {
     let list = "allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
     assert_eq!(bookmark(&server, list).await, (newest, true));
     // Without a match it is no streaming list, only the state and then its changes.
-    assert_eq!(bookmark(&server, "allowWatchBookmarks=true").await, (newest, false));
+    assert_eq!(
+        bookmark(&server, "allowWatchBookmarks=true").await,
+        (newest, false)
+    );
 }
 
 #[tokio::test]
@@ -161,13 +206,15 @@ async fn a_watch_ends_after_its_time_and_goes_on_from_its_last_bookmark() {
     let mut mirror = Mirror::new(api, Config::default().timeout(1));
     mirror.listed().await;
     server.put(node("n", "192.0.2.1"));
-    let again = |_: &Mirror<Service>| server.counters().of("services").watches >= 2;
-    tokio::select! {
-        () = mirror.until("watched again", again) => {}
-        () = async { while server.counters().of("services").watches < 2 { tokio::task::yield_now().await } } => {}
-    }
+    mirror
+        .until("watched again", |_| {
+            server.counters().of("services").watches >= 2
+        })
+        .await;
     server.put(service("b", "10.96.0.2"));
-    mirror.until("b", |mirror| mirror.objects.contains_key("default/b")).await;
+    mirror
+        .until("b", |mirror| mirror.objects.contains_key("default/b"))
+        .await;
     assert_eq!((mirror.n_lists, mirror.errors.len()), (1, 0));
 }
 
@@ -183,7 +230,9 @@ async fn a_dropped_watch_resumes_without_a_list_and_without_loss() {
             server.put(service(&format!("s{index:02}"), "10.96.0.1"));
             server.drop_watches();
             server.put(service(&format!("t{index:02}"), "10.96.0.1"));
-            mirror.until("both", |mirror| mirror.steps.len() == 2 * (index + 1)).await;
+            mirror
+                .until("both", |mirror| mirror.steps.len() == 2 * (index + 1))
+                .await;
         }
         assert_eq!((mirror.n_lists, mirror.objects.len()), (1, 41));
     }
@@ -201,10 +250,16 @@ async fn a_watcher_behind_the_history_is_told_gone_and_lists_again() {
         server.drop_watches();
         server.delete("Service", None, "a");
         server.compact();
-        mirror.until("listed again", |mirror| mirror.n_lists == 2).await;
+        mirror
+            .until("listed again", |mirror| mirror.n_lists == 2)
+            .await;
         assert_eq!(mirror.names(), ["b"]);
         assert_eq!(mirror.steps, [""; 0]);
-        assert!(mirror.errors.iter().all(|error| error.contains("410")), "{:?}", mirror.errors);
+        assert!(
+            mirror.errors.iter().all(|error| error.contains("410")),
+            "{:?}",
+            mirror.errors
+        );
         assert!(server.counters().of("services").gone >= 1);
     }
 }
@@ -213,10 +268,21 @@ async fn a_watcher_behind_the_history_is_told_gone_and_lists_again() {
 async fn what_a_real_server_refuses_in_a_watch_is_refused() {
     let server = start();
     let client = client(&server.kubeconfig()).await;
-    let code = async |query: &str| get(&client, &format!("/api/v1/services?{query}")).await.unwrap_err();
+    let code = async |query: &str| {
+        get(&client, &format!("/api/v1/services?{query}"))
+            .await
+            .unwrap_err()
+    };
     assert_eq!(code("watch=true&sendInitialEvents=true").await, 422);
-    assert_eq!(code("watch=true&resourceVersionMatch=NotOlderThan").await, 422);
-    assert_eq!(code("sendInitialEvents=true&resourceVersionMatch=NotOlderThan").await, 422);
-    let too_large = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion=99";
+    assert_eq!(
+        code("watch=true&resourceVersionMatch=NotOlderThan").await,
+        422
+    );
+    assert_eq!(
+        code("sendInitialEvents=true&resourceVersionMatch=NotOlderThan").await,
+        422
+    );
+    let too_large =
+        "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion=99";
     assert_eq!(code(too_large).await, 504);
 }
