@@ -25,6 +25,17 @@ pub enum Policy {
     Drop,
 }
 
+/// A rule that leads from a built-in chain to one of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Jump {
+    /// The table of both chains.
+    pub table: Table,
+    /// The built-in chain.
+    pub from: ChainName,
+    /// The rule, put at the head of the chain when it is missing.
+    pub rule: Rule,
+}
+
 /// One chain: its policy when it is built in, and its rules in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {

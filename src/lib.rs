@@ -7,7 +7,12 @@
 
 pub mod config;
 pub mod iptables;
+pub mod kernel;
+pub mod metrics;
 pub mod model;
 pub mod net;
+pub mod plan;
 pub mod policy;
 pub mod rules;
+pub mod sync;
+pub mod watch;

@@ -5,12 +5,14 @@
 
 pub mod decode;
 mod endpoint;
+mod inventory;
 mod node;
 mod problem;
 mod service;
 mod snapshot;
 
 pub use endpoint::{Conditions, Endpoint, Hints, Slice, SliceEndpoint, SlicePort};
+pub use inventory::Inventory;
 pub use node::Node;
 pub use problem::{ObjectKind, Problem};
 pub use service::{Frontend, Port, Service, ServicePort, TrafficPolicy};

@@ -9,7 +9,7 @@ pub mod fixed;
 pub mod names;
 mod settings;
 
-pub use settings::{Counters, Detector, Host, Kernel, NodePorts, Settings};
+pub use settings::{Detector, NodePorts, Settings};
 
 use crate::iptables::{Chain, ChainName, Rule, Ruleset, Table};
 use crate::model::{Service, Snapshot};

@@ -4,6 +4,7 @@
 //! defaults of `recent` and REJECT spelled out, comments quoted when they hold more than letters,
 //! digits, `_` and `-`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::{
@@ -67,10 +68,7 @@ pub fn save(family: IpFamily, ruleset: &Ruleset) -> String {
     let mut out = String::new();
     for (table, chains) in &ruleset.tables {
         self::table(&mut out, *table);
-        let built_in: Vec<ChainName> = table.built_in().iter().map(|name| ChainName::literal(name)).collect();
-        let known = built_in.iter().filter_map(|name| Some((name, chains.get(name)?)));
-        let others = chains.iter().filter(|(name, _)| !built_in.contains(name));
-        let in_order: Vec<(&ChainName, &Chain)> = known.chain(others).collect();
+        let in_order = in_order(*table, chains);
         for (name, chain) in &in_order {
             match chain.policy {
                 None => declaration(&mut out, name),
@@ -84,6 +82,34 @@ pub fn save(family: IpFamily, ruleset: &Ruleset) -> String {
         commit(&mut out);
     }
     out
+}
+
+/// An input for `iptables-restore --noflush` that makes the user-defined chains of `ruleset` and puts
+/// the rules of its built-in chains at their heads; policies are left alone.
+pub fn restore(family: IpFamily, ruleset: &Ruleset) -> String {
+    let mut out = String::new();
+    for (table, chains) in &ruleset.tables {
+        self::table(&mut out, *table);
+        let (built_in, own): (Vec<_>, Vec<_>) =
+            in_order(*table, chains).into_iter().partition(|(_, chain)| chain.policy.is_some());
+        own.iter().for_each(|(name, _)| declaration(&mut out, name));
+        for (name, chain) in own {
+            chain.rules.iter().for_each(|rule| append(&mut out, family, name, rule));
+        }
+        for (name, chain) in built_in {
+            // Each goes to the head, so the last comes first.
+            chain.rules.iter().rev().for_each(|rule| insert(&mut out, family, name, rule));
+        }
+        commit(&mut out);
+    }
+    out
+}
+
+/// The built-in chains of `table` as the kernel has them, then the others by name.
+fn in_order(table: Table, chains: &BTreeMap<ChainName, Chain>) -> Vec<(&ChainName, &Chain)> {
+    let built_in: Vec<ChainName> = table.built_in().iter().map(|name| ChainName::literal(name)).collect();
+    let known = built_in.iter().filter_map(|name| chains.get_key_value(name));
+    known.chain(chains.iter().filter(|(name, _)| !built_in.contains(name))).collect()
 }
 
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {

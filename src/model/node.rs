@@ -19,6 +19,11 @@ pub struct Node {
 }
 
 impl Node {
+    /// A Node of which only the name is known.
+    pub fn unknown(name: Arc<str>) -> Node {
+        Node { name, addresses: Box::default(), pod_cidrs: Box::default(), zone: None }
+    }
+
     /// Its address in each family: the first of all, and the first of the other family.
     pub fn ips(&self) -> PerFamily<Option<IpAddr>> {
         let first = |family| self.addresses.iter().copied().find(|ip| IpFamily::of(*ip) == family);

@@ -147,6 +147,11 @@ impl Snapshot {
         self.services.values()
     }
 
+    /// All slices, by Service and name.
+    pub fn slices(&self) -> impl Iterator<Item = (&SliceName, &Slice)> {
+        self.slices.values().flatten()
+    }
+
     /// The endpoints of `port` in `family`, whatever their conditions: sorted by address, each once.
     pub fn endpoints(&self, port: &ServicePort<'_>, family: IpFamily) -> Vec<Endpoint<'_>> {
         let slices = self.slices.get(&port.service.name).into_iter().flat_map(BTreeMap::values);

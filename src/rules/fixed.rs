@@ -6,7 +6,7 @@ use super::names::{
     KUBE_PROXY_FIREWALL, KUBE_SERVICES,
 };
 use super::{NodePorts, Settings};
-use crate::iptables::{AddressSide, ChainName, CtStates, Match, MaybeNot, Rule, Table, Target};
+use crate::iptables::{AddressSide, ChainName, CtStates, Jump, Match, MaybeNot, Rule, Table, Target};
 use crate::net::{Cidr, IpFamily};
 
 /// The nfacct counter of packets that were dropped as INVALID.
@@ -15,17 +15,6 @@ pub const INVALID_COUNTER: &str = "ct_state_invalid_dropped_pkts";
 pub const LOCALHOST_COUNTER: &str = "localhost_nps_accepted_pkts";
 
 const TAIL_COMMENT: &str = "kubernetes service nodeports; NOTE: this must be the last rule in this chain";
-
-/// A rule that leads from a built-in chain to one of kube-proxy's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Jump {
-    /// The table of both chains.
-    pub table: Table,
-    /// The built-in chain.
-    pub from: ChainName,
-    /// The rule.
-    pub rule: Rule,
-}
 
 /// The jumps, in the order in which each is put at the head of its chain where it is missing.
 pub fn jumps() -> Vec<Jump> {

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use crate::config::host::{Counters, Host};
 use crate::config::{Config, DetectLocal, NodePortAddresses};
 use crate::iptables::{Interface, MaybeNot, Rule};
 use crate::model::{Node, ServicePort};
@@ -45,47 +46,6 @@ pub enum NodePorts {
     EveryAddress,
     /// On these, sorted; none at all when empty.
     Addresses(Vec<IpAddr>),
-}
-
-/// Which nfacct counters rules may name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// `ct_state_invalid_dropped_pkts`.
-    pub invalid: bool,
-    /// `localhost_nps_accepted_pkts`.
-    pub localhost: bool,
-}
-
-/// What the kernel and its programs can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kernel {
-    /// Which counters there are.
-    pub counters: Counters,
-    /// The sysctl `nf_conntrack_tcp_be_liberal` is not 0.
-    pub tcp_be_liberal: bool,
-    /// MASQUERADE knows `--random-fully` (iptables 1.6.2).
-    pub random_fully: bool,
-    /// The match `bpf` can be used.
-    pub bpf: bool,
-    /// Whether packets to 127.0.0.0/8 can be routed (`route_localnet`), which node ports on
-    /// localhost need.
-    pub route_localnet: bool,
-}
-
-impl Default for Kernel {
-    fn default() -> Kernel {
-        let counters = Counters { invalid: true, localhost: true };
-        Kernel { counters, tcp_be_liberal: false, random_fully: true, bpf: true, route_localnet: true }
-    }
-}
-
-/// What only the node itself knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Host {
-    /// The addresses of its interfaces, in any order.
-    pub addresses: Vec<IpAddr>,
-    /// What its kernel can do.
-    pub kernel: Kernel,
 }
 
 /// What the rules of one family on one node depend on beside Services and endpoints.

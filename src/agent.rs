@@ -1,0 +1,181 @@
+//! The agent: finds out where it runs, starts the tasks, joins them.
+#![allow(clippy::disallowed_methods, reason = "reads what the machine knows of itself")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::config::host::{Counters, Host, Kernel};
+use crate::config::{BackendChoice, Config};
+use crate::kernel::iptables::{self, KernelIptables, Unusable};
+use crate::kernel::sysctl::Sysctls;
+use crate::kernel::{Backend, addrs, nfacct};
+use crate::metrics::{self, Metrics};
+use crate::net::IpFamily;
+use crate::rules::{Settings, fixed};
+use crate::sync::{Ended, Loop, Parts, Patience, canary};
+use crate::watch;
+
+const PROC: &str = "/proc";
+const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
+const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+
+/// Runs until SIGTERM or SIGINT, which is success; the rules stay as they are.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let node_name = node_name(&config)?;
+    let (families, backend) = usable_families(config.backend)?;
+    let kernel = prepare_kernel(&config);
+    info!(
+        node = %node_name, families = ?families, backend = backend.word(), version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+
+    let registry = prometheus::Registry::new();
+    let metrics = Arc::new(Metrics::register(&registry)?);
+    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    let (shutdown_sender, shutdown) = tokio::sync::watch::channel(false);
+    let (flushed_sender, flushed) = mpsc::channel(2);
+    let mut kernels = Vec::new();
+    for family in &families {
+        kernels.push(open(*family, backend)?);
+        let watched = open(*family, backend)?;
+        let (period, sender) = (config.sync_period, flushed_sender.clone());
+        tasks.spawn(async move {
+            canary::watch(watched, period, sender).await;
+            Ok(())
+        });
+    }
+    if let Some(address) = config.metrics_bind_address {
+        tasks.spawn(metrics::serve(address, registry, config.bind_address_hard_fail));
+    }
+    let changes = start_source(&config, &node_name, &mut tasks).await?;
+    let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    tasks.spawn(async move {
+        let [terminate, interrupt] = &mut signals;
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        info!("told to end; the rules stay as they are");
+        // The loop may have ended already.
+        let _ = shutdown_sender.send(true);
+        std::future::pending().await
+    });
+
+    let patience = if config.manifests.is_empty() { Patience::CLUSTER } else { Patience::NONE };
+    let host = Arc::new(move || Host { addresses: local_addresses(), kernel });
+    let parts = Parts { config, node_name, host, kernels, metrics, patience };
+    let looping = tokio::spawn(Loop::new(parts).run(changes, flushed, shutdown));
+    end(looping, tasks).await
+}
+
+/// Waits for the loop, or for a task that ends although it should not.
+async fn end(
+    mut looping: tokio::task::JoinHandle<Ended>,
+    mut tasks: JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            biased;
+            ended = &mut looping => return match ended.context("the sync loop panicked")? {
+                Ended::Shutdown => Ok(()),
+                Ended::PodCidrsChanged => bail!("the Node's pod CIDRs changed; start again with the new ones"),
+                Ended::NoPodCidrs => bail!("the Node got no pod CIDRs, which detectLocalMode NodeCIDR needs"),
+                Ended::SourcesGone => bail!("nothing tells of Services and EndpointSlices any more"),
+            },
+            Some(ended) = tasks.join_next() => ended.context("a task panicked")??,
+        }
+    }
+}
+
+/// The configured name, else the kernel's; lower case.
+fn node_name(config: &Config) -> anyhow::Result<Arc<str>> {
+    let name = match &config.hostname_override {
+        Some(name) => name.clone(),
+        None => nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().into_owned(),
+    };
+    let name = name.trim().to_lowercase();
+    if name.is_empty() {
+        bail!("the host name is empty; give the Node's name with --hostname-override");
+    }
+    Ok(name.into())
+}
+
+/// The families that can be proxied on this machine, and the back-end for all of them.
+fn usable_families(choice: BackendChoice) -> Result<(Vec<IpFamily>, Option<Backend>), Unusable> {
+    let backend = iptables::choose(choice);
+    let v4 = open(IpFamily::V4, backend);
+    if iptables::ipv6_is_off(Path::new(PROC)) {
+        info!("IPv6 is switched off in the kernel; proxying IPv4 only");
+        return v4.map(|_| (vec![IpFamily::V4], backend));
+    }
+    match (v4, open(IpFamily::V6, backend)) {
+        (Ok(_), Ok(_)) => Ok((IpFamily::BOTH.to_vec(), backend)),
+        (Ok(_), Err(error)) => {
+            warn!(%error, "proxying IPv4 only");
+            Ok((vec![IpFamily::V4], backend))
+        }
+        (Err(error), Ok(_)) => {
+            warn!(%error, "proxying IPv6 only");
+            Ok((vec![IpFamily::V6], backend))
+        }
+        (Err(error), Err(_)) => Err(error),
+    }
+}
+
+/// Finds out what the kernel can do, and lets it do what the configuration needs.
+fn prepare_kernel(config: &Config) -> Kernel {
+    let sysctls = Sysctls::new(Path::new(PROC).join("sys"));
+    let counters = Counters { invalid: counter(fixed::INVALID_COUNTER), localhost: counter(fixed::LOCALHOST_COUNTER) };
+    let tcp_be_liberal = sysctls.get(BE_LIBERAL).is_ok_and(|value| value.trim() != "0");
+    let kernel = Kernel { counters, tcp_be_liberal, ..Kernel::default() };
+    // What the node's addresses are plays no role in whether loopback is among those configured.
+    let wanted = Settings::new(config, None, &Host { addresses: Vec::new(), kernel }, IpFamily::V4);
+    let route_localnet = !wanted.localhost_node_ports
+        || sysctls.ensure(ROUTE_LOCALNET, "1").map_or_else(
+            |error| {
+                warn!(key = ROUTE_LOCALNET, value = 1, %error, "cannot set; node ports do not answer on 127.0.0.1");
+                false
+            },
+            |_| true,
+        );
+    Kernel { route_localnet, ..kernel }
+}
+
+fn counter(name: &str) -> bool {
+    nfacct::is_supported()
+        && nfacct::ensure(name)
+            .inspect_err(|error| warn!(counter = name, %error, "cannot make the nfacct counter; rules do without"))
+            .is_ok()
+}
+
+fn local_addresses() -> Vec<std::net::IpAddr> {
+    addrs::local_addresses().unwrap_or_else(|error| {
+        warn!(%error, "cannot list the addresses of the interfaces; node ports with nodePortAddresses do not answer");
+        Vec::new()
+    })
+}
+
+async fn start_source(
+    config: &Arc<Config>,
+    node_name: &str,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<mpsc::Receiver<watch::WatchEvent>> {
+    let (sender, receiver) = mpsc::channel(watch::CHANNEL_CAPACITY);
+    let node = node_name.to_owned();
+    if config.manifests.is_empty() {
+        let client = &config.client;
+        let client = watch::api::client(client.kubeconfig.as_deref(), client.master.as_deref()).await?;
+        tasks.spawn(watch::api::follow(client, node, sender));
+    } else {
+        tasks.spawn(watch::files::follow(config.manifests.clone(), node, sender));
+    }
+    Ok(receiver)
+}
+
+fn open(family: IpFamily, backend: Option<Backend>) -> Result<KernelIptables, Unusable> {
+    iptables::open(family, backend)
+}

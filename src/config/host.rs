@@ -1,0 +1,148 @@
+//! What only the node itself knows: the addresses of its interfaces, what its kernel can do. Found
+//! out by the agent, or read from the file given with `--host`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::Deserialize;
+
+use crate::net;
+
+/// Which nfacct counters rules may name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// `ct_state_invalid_dropped_pkts`.
+    pub invalid: bool,
+    /// `localhost_nps_accepted_pkts`.
+    pub localhost: bool,
+}
+
+/// What the kernel and its programs can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Which counters there are.
+    pub counters: Counters,
+    /// The sysctl `nf_conntrack_tcp_be_liberal` is not 0.
+    pub tcp_be_liberal: bool,
+    /// MASQUERADE knows `--random-fully` (iptables 1.6.2).
+    pub random_fully: bool,
+    /// The match `bpf` can be used.
+    pub bpf: bool,
+    /// Packets to 127.0.0.0/8 can be routed (`route_localnet`), which node ports on localhost need.
+    pub route_localnet: bool,
+}
+
+impl Default for Kernel {
+    fn default() -> Kernel {
+        let counters = Counters { invalid: true, localhost: true };
+        Kernel { counters, tcp_be_liberal: false, random_fully: true, bpf: true, route_localnet: true }
+    }
+}
+
+/// What only the node knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// The addresses of its interfaces, in any order.
+    pub addresses: Vec<IpAddr>,
+    /// What its kernel can do.
+    pub kernel: Kernel,
+}
+
+/// A host file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// It is not YAML, or has keys that are not known.
+    #[error("{0}")]
+    Syntax(String),
+    /// An interface has something that is not `<ip>/<bits>` or `<ip>`.
+    #[error("interfaces.{interface}: {text:?} is not an address")]
+    Address {
+        /// Of which interface.
+        interface: String,
+        /// The text at fault.
+        text: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HostFile {
+    #[serde(default)]
+    interfaces: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    kernel: KernelKeys,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct KernelKeys {
+    nfacct: bool,
+    tcp_be_liberal: bool,
+    random_fully: bool,
+    bpf: bool,
+}
+
+impl Default for KernelKeys {
+    fn default() -> KernelKeys {
+        KernelKeys { nfacct: true, tcp_be_liberal: false, random_fully: true, bpf: true }
+    }
+}
+
+impl Host {
+    /// Reads a host file: `interfaces: {NAME: [<ip>/<bits>, ...]}` and optionally
+    /// `kernel: {nfacct, tcpBeLiberal, randomFully, bpf}`.
+    pub fn parse(text: &str) -> Result<Host, HostError> {
+        let file: HostFile =
+            serde_saphyr::from_str(text).map_err(|error| HostError::Syntax(error.to_string()))?;
+        let mut addresses = Vec::new();
+        for (interface, texts) in file.interfaces {
+            for text in texts {
+                let address = text.split_once('/').map_or(&*text, |(address, _)| address);
+                let has_length = text.split_once('/').is_none() || net::Cidr::parse(&text).is_ok();
+                match net::parse_ip(address) {
+                    Ok(ip) if has_length => addresses.push(ip),
+                    _ => return Err(HostError::Address { interface, text }),
+                }
+            }
+        }
+        let KernelKeys { nfacct, tcp_be_liberal, random_fully, bpf } = file.kernel;
+        let counters = Counters { invalid: nfacct, localhost: nfacct };
+        Ok(Host {
+            addresses,
+            kernel: Kernel { counters, tcp_be_liberal, random_fully, bpf, route_localnet: true },
+        })
+    }
+
+    /// What is known of a node without a host file: the addresses of its Node, and loopback.
+    pub fn of_node(addresses: &[IpAddr]) -> Host {
+        let loopback = net::IpFamily::BOTH.map(net::IpFamily::localhost);
+        Host { addresses: addresses.iter().copied().chain(loopback).collect(), kernel: Kernel::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_kernel_are_read() {
+        let text = "interfaces:\n  eth0: [192.0.2.1/24, 2001:db8::1/64]\n  lo: [127.0.0.1]\nkernel: {nfacct: false}\n";
+        let host = Host::parse(text).unwrap();
+        assert_eq!(host.addresses.len(), 3);
+        assert!(!host.kernel.counters.localhost && host.kernel.random_fully);
+        assert_eq!(Host::parse("interfaces: {}").unwrap(), Host::default());
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        let check = |text: &str, expected: &str| {
+            let error = Host::parse(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text:?}: {error}");
+        };
+        check("interface: {}", "interface");
+        check("kernel: {nfacc: true}", "nfacc");
+        check("interfaces: {eth0: [192.0.2.1/99]}", "interfaces.eth0: \"192.0.2.1/99\" is not an address");
+        check("interfaces: {eth0: [x]}", "\"x\"");
+        check("interfaces: [", "");
+    }
+}

@@ -1,0 +1,112 @@
+//! The world below: each program or kernel file behind one small trait or function, so that tests
+//! can stand in for it.
+
+pub mod fake;
+pub mod iptables;
+pub mod nft;
+
+use std::time::Duration;
+
+use crate::iptables::{ChainName, Table};
+use crate::net::IpFamily;
+use crate::plan::{Limits, Restore, Uncertain};
+
+/// The two implementations of iptables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// iptables over nf_tables.
+    Nft,
+    /// The older x_tables.
+    Legacy,
+}
+
+impl Backend {
+    /// `nft` or `legacy`: the word in the programs' names and on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Backend::Nft => "nft",
+            Backend::Legacy => "legacy",
+        }
+    }
+
+    /// What one restore process is given.
+    pub fn limits(self) -> Limits {
+        match self {
+            Backend::Nft => Limits::NFT,
+            Backend::Legacy => Limits::LEGACY,
+        }
+    }
+}
+
+/// What was found to be in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readable {
+    /// Reading rules is cheap.
+    Rules,
+    /// There are so many chains that only their names are read.
+    NamesOnly,
+}
+
+/// The tables of one family.
+pub trait Iptables: Restore<Error = RestoreError> + Send {
+    /// The family.
+    fn family(&self) -> IpFamily;
+    /// The back-end.
+    fn backend(&self) -> Backend;
+    /// Whether the rules of `table` can be read without stalling the node.
+    fn readable(&mut self, table: Table) -> anyhow::Result<Readable>;
+    /// Passes on each line that `iptables-save` prints for `table`.
+    fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()>;
+    /// Passes on the rules of one chain, as `iptables-save` prints them.
+    fn chain_rules(
+        &mut self,
+        table: Table,
+        chain: ChainName,
+        each: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<()>;
+    /// Passes on the name of each chain of `table`.
+    fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()>;
+    /// Makes `chain` in `table` unless it is there.
+    fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()>;
+    /// Whether `chain` is in `table`; an error when that cannot be told now.
+    fn has_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<bool>;
+}
+
+/// Why a restore did not take effect.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// The input was refused near `line` (from 1; the nft back-end may name the table's `COMMIT`).
+    /// Tables committed above it stay applied.
+    #[error("iptables-restore refused line {line} ({}): {message}", .text.as_deref().unwrap_or("no longer at hand"))]
+    Refused {
+        /// Which line.
+        line: usize,
+        /// The line, unless the input was too long to be kept.
+        text: Option<String>,
+        /// What the program said.
+        message: String,
+    },
+    /// Another process held the xtables lock for the whole wait; nothing changed.
+    #[error("the xtables lock was still held after {} s", .0.as_secs())]
+    Locked(Duration),
+    /// The program failed without naming a line; nothing of the table that it worked on changed.
+    #[error("iptables-restore failed with exit status {status}: {message}")]
+    Failed {
+        /// Its exit status.
+        status: i32,
+        /// What it said.
+        message: String,
+    },
+    /// The program was killed; each table is changed wholly or not at all, nobody knows which.
+    #[error("iptables-restore was killed by signal {0}")]
+    Killed(i32),
+    /// The program could not be started or waited for; nothing changed.
+    #[error("cannot run iptables-restore: {0}")]
+    NotStarted(String),
+}
+
+impl Uncertain for RestoreError {
+    fn may_have_taken_effect(&self) -> bool {
+        matches!(self, RestoreError::Killed(_))
+    }
+}

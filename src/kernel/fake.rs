@@ -1,0 +1,236 @@
+//! Tables in memory that refuse what the kernel refuses. For tests and for property tests of plans;
+//! strict, so that a plan that passes here passes there.
+
+use std::collections::BTreeMap;
+
+use super::{Backend, Iptables, Readable, RestoreError};
+use crate::iptables::parse::{self, Line};
+use crate::iptables::{Chain, ChainName, Rule, Ruleset, Table, write};
+use crate::net::IpFamily;
+use crate::plan::Restore;
+
+/// The longest path of user-defined chains that nf_tables takes.
+const MAX_DEPTH: usize = 15;
+
+/// A kernel without a kernel.
+#[derive(Clone, Debug)]
+pub struct FakeIptables {
+    family: IpFamily,
+    backend: Backend,
+    /// The tables.
+    pub ruleset: Ruleset,
+    /// The inputs of all restores so far, also of failed ones.
+    pub inputs: Vec<String>,
+    /// The tables after every single commit, when they are wanted.
+    pub history: Option<Vec<Ruleset>>,
+    /// What the next restores answer instead of being carried out; the last one first.
+    pub failures: Vec<RestoreError>,
+    /// What [`Iptables::readable`] answers.
+    pub readable: Readable,
+    /// Saves so far.
+    pub n_saves: usize,
+}
+
+impl FakeIptables {
+    /// Empty tables.
+    pub fn new(family: IpFamily, backend: Backend) -> FakeIptables {
+        FakeIptables {
+            family,
+            backend,
+            ruleset: Ruleset::with_built_in_chains(),
+            inputs: Vec::new(),
+            history: None,
+            failures: Vec::new(),
+            readable: Readable::Rules,
+            n_saves: 0,
+        }
+    }
+
+    /// Tables that hold what `iptables-save` printed.
+    pub fn holding(
+        family: IpFamily,
+        backend: Backend,
+        save: &str,
+    ) -> Result<FakeIptables, parse::ParseError> {
+        let mut fake = FakeIptables::new(family, backend);
+        for (table, chains) in parse::save(family, save)?.tables {
+            fake.ruleset.tables.entry(table).or_default().extend(chains);
+        }
+        Ok(fake)
+    }
+
+    fn run(&mut self, input: &str) -> Result<(), RestoreError> {
+        let mut open: Option<(Table, BTreeMap<ChainName, Chain>)> = None;
+        for (n, text) in input.lines().enumerate() {
+            let refused =
+                |message: String| RestoreError::Refused { line: n + 1, text: Some(text.to_owned()), message };
+            match (parse::line(self.family, text).map_err(|e| refused(e.to_string()))?, &mut open) {
+                (Line::Blank, _) => {}
+                (Line::Table(word), None) => {
+                    let table = Table::from_word(&word).ok_or_else(|| refused("no such table".to_owned()))?;
+                    open = Some((table, self.ruleset.tables.get(&table).cloned().unwrap_or_default()));
+                }
+                (Line::Commit, Some((table, chains))) => {
+                    self.check_depth(chains).map_err(refused)?;
+                    self.ruleset.tables.insert(*table, std::mem::take(chains));
+                    open = None;
+                    if let Some(history) = &mut self.history {
+                        history.push(self.ruleset.clone());
+                    }
+                }
+                (line, Some((_, chains))) => carry_out(line, chains).map_err(refused)?,
+                (_, None) => return Err(refused("outside of a table".to_owned())),
+            }
+        }
+        match open {
+            None => Ok(()),
+            Some(_) => Err(RestoreError::Failed { status: 2, message: "no COMMIT".to_owned() }),
+        }
+    }
+
+    fn check_depth(&self, chains: &BTreeMap<ChainName, Chain>) -> Result<(), String> {
+        let mut known = BTreeMap::new();
+        for (name, chain) in chains {
+            let deepest = depth(name, chains, &mut known, 0)?;
+            if self.backend == Backend::Nft && chain.policy.is_some() && deepest > MAX_DEPTH {
+                return Err("Too many links".to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The longest path of chains below `name`.
+fn depth(
+    name: &ChainName,
+    chains: &BTreeMap<ChainName, Chain>,
+    known: &mut BTreeMap<ChainName, usize>,
+    level: usize,
+) -> Result<usize, String> {
+    if level > chains.len() {
+        return Err(format!("a loop through {name}"));
+    }
+    if let Some(depth) = known.get(name) {
+        return Ok(*depth);
+    }
+    let mut deepest = 0;
+    for callee in chains.get(name).into_iter().flat_map(|chain| chain.rules.iter().filter_map(Rule::callee)) {
+        deepest = deepest.max(1 + depth(&callee, chains, known, level + 1)?);
+    }
+    known.insert(*name, deepest);
+    Ok(deepest)
+}
+
+fn carry_out(line: Line, chains: &mut BTreeMap<ChainName, Chain>) -> Result<(), String> {
+    match line {
+        Line::Declaration(name, policy) => {
+            let chain = chains.entry(name).or_default();
+            match (policy, chain.policy) {
+                (Some(policy), Some(_)) => chain.policy = Some(policy),
+                (Some(_), None) => return Err(format!("{name} has no policy")),
+                // Without --noflush a built-in chain would be emptied; with it only a user's is.
+                (None, _) => chain.rules.clear(),
+            }
+        }
+        Line::Append(name, rule) => {
+            check_callee(&rule, chains)?;
+            chains.get_mut(&name).ok_or_else(|| format!("no chain {name}"))?.rules.push(rule);
+        }
+        Line::Insert(name, rule) => {
+            check_callee(&rule, chains)?;
+            chains.get_mut(&name).ok_or_else(|| format!("no chain {name}"))?.rules.insert(0, rule);
+        }
+        Line::Delete(name) => {
+            let chain = chains.get(&name).ok_or_else(|| format!("no chain {name}"))?;
+            if chain.policy.is_some() || !chain.rules.is_empty() {
+                return Err(format!("{name} is not empty, or built in"));
+            }
+            if chains.values().flat_map(|chain| &chain.rules).any(|rule| rule.callee() == Some(name)) {
+                return Err(format!("{name} is in use"));
+            }
+            chains.remove(&name);
+        }
+        Line::Table(_) | Line::Commit | Line::Blank => return Err("a table is open".to_owned()),
+    }
+    Ok(())
+}
+
+fn check_callee(rule: &Rule, chains: &BTreeMap<ChainName, Chain>) -> Result<(), String> {
+    match rule.callee() {
+        Some(callee) if chains.get(&callee).is_none_or(|chain| chain.policy.is_some()) => {
+            Err(format!("chain {callee} does not exist"))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Restore for FakeIptables {
+    type Error = RestoreError;
+
+    fn begin(&mut self) {
+        self.inputs.push(String::new());
+    }
+
+    fn write(&mut self, text: &str) {
+        self.inputs.last_mut().expect("begin comes before write").push_str(text);
+    }
+
+    fn end(&mut self) -> Result<(), RestoreError> {
+        if let Some(failure) = self.failures.pop() {
+            return Err(failure);
+        }
+        let input = self.inputs.last().expect("begin comes before end").clone();
+        self.run(&input)
+    }
+}
+
+impl Iptables for FakeIptables {
+    fn family(&self) -> IpFamily {
+        self.family
+    }
+
+    fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    fn readable(&mut self, _: Table) -> anyhow::Result<Readable> {
+        Ok(self.readable)
+    }
+
+    fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        self.n_saves += 1;
+        let mut one = self.ruleset.clone();
+        one.tables.retain(|name, _| *name == table);
+        write::save(self.family, &one).lines().for_each(each);
+        Ok(())
+    }
+
+    fn chain_rules(
+        &mut self,
+        table: Table,
+        chain: ChainName,
+        each: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<()> {
+        let mut text = String::new();
+        for rule in self.ruleset.chain(table, &chain).into_iter().flat_map(|chain| &chain.rules) {
+            write::append(&mut text, self.family, &chain, rule);
+        }
+        text.lines().for_each(each);
+        Ok(())
+    }
+
+    fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        let chains = self.ruleset.tables.get(&table).into_iter().flatten();
+        chains.for_each(|(name, _)| each(name.as_str()));
+        Ok(())
+    }
+
+    fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()> {
+        self.ruleset.chain_mut(table, chain);
+        Ok(())
+    }
+
+    fn has_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<bool> {
+        Ok(self.ruleset.chain(table, &chain).is_some())
+    }
+}

@@ -1,0 +1,195 @@
+//! The real tables: `iptables-restore` and `iptables-save` as child processes, and single commands
+//! through the `iptables` crate.
+#![allow(clippy::disallowed_methods, reason = "this is where processes are started")]
+
+mod child;
+mod detect;
+
+pub use detect::{Unusable, choose, ipv6_is_off, open};
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+
+use super::{Backend, Iptables, Readable, RestoreError, nft};
+use crate::iptables::{ChainName, Table};
+use crate::net::IpFamily;
+use crate::plan::Restore;
+use child::RestoreChild;
+
+/// How long a program waits for the xtables lock.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// Above how many chains of a table `iptables-nft-save`, which is quadratic in them, is not run.
+const MAX_READABLE_CHAINS: usize = 10_000;
+
+/// The names of the programs of one back-end and family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Programs {
+    /// `iptables` and its like.
+    pub iptables: &'static str,
+    /// `iptables-save` and its like.
+    pub save: &'static str,
+    /// `iptables-restore` and its like.
+    pub restore: &'static str,
+}
+
+impl Programs {
+    /// Those of `backend`, or of the system's choice.
+    pub fn new(family: IpFamily, backend: Option<Backend>) -> Programs {
+        let (iptables, save, restore) = match (family, backend) {
+            (IpFamily::V4, None) => ("iptables", "iptables-save", "iptables-restore"),
+            (IpFamily::V6, None) => ("ip6tables", "ip6tables-save", "ip6tables-restore"),
+            (IpFamily::V4, Some(Backend::Nft)) => {
+                ("iptables-nft", "iptables-nft-save", "iptables-nft-restore")
+            }
+            (IpFamily::V6, Some(Backend::Nft)) => {
+                ("ip6tables-nft", "ip6tables-nft-save", "ip6tables-nft-restore")
+            }
+            (IpFamily::V4, Some(Backend::Legacy)) => {
+                ("iptables-legacy", "iptables-legacy-save", "iptables-legacy-restore")
+            }
+            (IpFamily::V6, Some(Backend::Legacy)) => {
+                ("ip6tables-legacy", "ip6tables-legacy-save", "ip6tables-legacy-restore")
+            }
+        };
+        Programs { iptables, save, restore }
+    }
+}
+
+/// The tables of one family in the network namespace of this process.
+pub struct KernelIptables {
+    family: IpFamily,
+    backend: Backend,
+    programs: Programs,
+    restore: Option<RestoreChild>,
+}
+
+impl KernelIptables {
+    /// The tables that `programs`, which are of `backend`, work on.
+    pub fn new(family: IpFamily, backend: Backend, programs: Programs) -> KernelIptables {
+        KernelIptables { family, backend, programs, restore: None }
+    }
+
+    /// Runs one command of fixed words.
+    ///
+    /// The crate's own wait option has no limit, so it is left out and `-w 5` is passed instead.
+    fn execute(&self, table: Table, command: &str) -> anyhow::Result<std::process::Output> {
+        let program = self.programs.iptables;
+        let tool = iptables::IPTables { cmd: program, has_check: true, has_wait: false, is_numeric: false };
+        let command = format!("-w {} {command}", LOCK_WAIT.as_secs());
+        tool.execute(table.word(), &command)
+            .map_err(|e| anyhow!("cannot run {program} -t {table} {command}: {e}"))
+    }
+}
+
+/// What a program said on stderr, on one line.
+fn said(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let lines: Vec<&str> =
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !is_advice(line)).collect();
+    if lines.is_empty() { "it said nothing".to_owned() } else { lines.join("; ") }
+}
+
+/// Lines that say nothing about what went wrong.
+fn is_advice(line: &str) -> bool {
+    line.starts_with("Try `") || line.starts_with("# Warning:")
+}
+
+impl Restore for KernelIptables {
+    type Error = RestoreError;
+
+    fn begin(&mut self) {
+        self.restore = Some(RestoreChild::start(self.programs.restore, LOCK_WAIT));
+    }
+
+    fn write(&mut self, text: &str) {
+        if let Some(child) = &mut self.restore {
+            child.write(text);
+        }
+    }
+
+    fn end(&mut self) -> Result<(), RestoreError> {
+        match self.restore.take() {
+            Some(child) => child.end(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Iptables for KernelIptables {
+    fn family(&self) -> IpFamily {
+        self.family
+    }
+
+    fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    fn readable(&mut self, table: Table) -> anyhow::Result<Readable> {
+        if self.backend == Backend::Legacy {
+            return Ok(Readable::Rules);
+        }
+        let mut n_chains = 0usize;
+        self.chain_names(table, &mut |_| n_chains += 1)?;
+        Ok(if n_chains < MAX_READABLE_CHAINS { Readable::Rules } else { Readable::NamesOnly })
+    }
+
+    fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        let mut command = Command::new(self.programs.save);
+        command.args(["-t", table.word()]);
+        child::read_lines(command, each)
+    }
+
+    fn chain_rules(
+        &mut self,
+        table: Table,
+        chain: ChainName,
+        each: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<()> {
+        let output = self.execute(table, &format!("-S {chain}"))?;
+        if !output.status.success() {
+            bail!("cannot read chain {chain} of table {table}: {}", said(&output.stderr));
+        }
+        String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.starts_with("-A ")).for_each(each);
+        Ok(())
+    }
+
+    fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        match self.backend {
+            Backend::Nft => nft::chain_names(self.family, table.word(), each)
+                .with_context(|| format!("cannot list the chains of table {table} over netlink")),
+            Backend::Legacy => self.save(table, &mut |line| {
+                if let Some(name) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
+                    each(name);
+                }
+            }),
+        }
+    }
+
+    fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()> {
+        if self.has_chain(table, chain)? {
+            return Ok(());
+        }
+        let output = self.execute(table, &format!("-N {chain}"))?;
+        // 1: somebody else made it meanwhile.
+        if output.status.success() || output.status.code() == Some(1) {
+            return Ok(());
+        }
+        bail!("cannot make chain {chain} in table {table}: {}", said(&output.stderr))
+    }
+
+    fn has_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<bool> {
+        let output = self.execute(table, &format!("-S {chain}"))?;
+        match output.status.code() {
+            Some(0) => Ok(true),
+            Some(1) => Ok(false),
+            // 4: the lock is held, or the kernel is busy: nothing is known.
+            _ => bail!("cannot look for chain {chain} in table {table}: {}", said(&output.stderr)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

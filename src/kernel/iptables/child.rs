@@ -1,0 +1,169 @@
+//! A running `iptables-restore`, fed as text is made, and why it failed; and a program whose output
+//! is read line by line.
+#![allow(clippy::disallowed_methods, reason = "this is where processes are started")]
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use super::super::RestoreError;
+use super::said;
+
+/// How much of an input is kept to name a refused line: more than one batch of the nft back-end.
+const KEPT_BYTES: usize = 8 << 20;
+/// How much of what a program says is kept.
+const KEPT_STDERR: u64 = 64 << 10;
+
+/// Makes `command` independent of the user's language and of the terminal's Ctrl-C: a restore that
+/// has begun is left to end.
+fn detached(command: &mut Command) -> &mut Command {
+    command.env("LC_ALL", "C").process_group(0)
+}
+
+/// One `iptables-restore`.
+pub(super) struct RestoreChild {
+    child: Result<Child, String>,
+    stdin: Option<ChildStdin>,
+    stderr: Option<JoinHandle<Vec<u8>>>,
+    kept: VecDeque<String>,
+    n_kept_bytes: usize,
+    n_forgotten_lines: usize,
+    wait: Duration,
+}
+
+impl RestoreChild {
+    /// Starts `program`; a failure to do so is told by [`RestoreChild::end`].
+    pub(super) fn start(program: &str, wait: Duration) -> RestoreChild {
+        let mut command = Command::new(program);
+        command.args(["-w", &wait.as_secs().to_string(), "--noflush", "--counters"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = detached(&mut command).spawn().map_err(|error| format!("{program}: {error}"));
+        let stdin = child.as_mut().ok().and_then(|child| child.stdin.take());
+        let stderr = child.as_mut().ok().and_then(|child| child.stderr.take());
+        RestoreChild {
+            child,
+            stdin,
+            stderr: stderr.map(|stderr| std::thread::spawn(move || read_some(stderr))),
+            kept: VecDeque::new(),
+            n_kept_bytes: 0,
+            n_forgotten_lines: 0,
+            wait,
+        }
+    }
+
+    /// Passes `text` on. A child that no longer reads has failed; [`RestoreChild::end`] tells why.
+    pub(super) fn write(&mut self, text: &str) {
+        if let Some(stdin) = &mut self.stdin
+            && stdin.write_all(text.as_bytes()).is_err()
+        {
+            self.stdin = None;
+        }
+        self.n_kept_bytes += text.len();
+        self.kept.push_back(text.to_owned());
+        while self.n_kept_bytes > KEPT_BYTES && self.kept.len() > 1 {
+            if let Some(old) = self.kept.pop_front() {
+                self.n_kept_bytes -= old.len();
+                self.n_forgotten_lines += old.lines().count();
+            }
+        }
+    }
+
+    /// Ends the input and waits.
+    pub(super) fn end(mut self) -> Result<(), RestoreError> {
+        drop(self.stdin.take());
+        let status = match &mut self.child {
+            Ok(child) => child.wait().map_err(|error| RestoreError::NotStarted(error.to_string()))?,
+            Err(error) => return Err(RestoreError::NotStarted(error.clone())),
+        };
+        let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
+        if status.success() { Ok(()) } else { Err(self.failure(status, &stderr)) }
+    }
+
+    fn failure(&self, status: ExitStatus, stderr: &[u8]) -> RestoreError {
+        if let Some(signal) = status.signal() {
+            return RestoreError::Killed(signal);
+        }
+        let message = said(stderr);
+        // Exit status 4 is the lock as well as the kernel's refusal: only the text tells.
+        if message.contains("xtables lock") {
+            return RestoreError::Locked(self.wait);
+        }
+        match refused_line(&message) {
+            Some(line) => RestoreError::Refused { line, text: self.line(line), message },
+            None => RestoreError::Failed { status: status.code().unwrap_or(-1), message },
+        }
+    }
+
+    /// The text of `line` (from 1), if it is still at hand.
+    fn line(&self, line: usize) -> Option<String> {
+        let n = line.checked_sub(1 + self.n_forgotten_lines)?;
+        self.kept.iter().flat_map(|text| text.lines()).nth(n).map(str::to_owned)
+    }
+}
+
+/// The number in `line 3 failed`, `line 3: RULE_APPEND failed` or `Error occurred at line: 3`.
+fn refused_line(message: &str) -> Option<usize> {
+    message.match_indices("line").find_map(|(at, word)| {
+        let rest = message[at + word.len()..].trim_start_matches([':', ' ']);
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        rest[..digits].parse().ok()
+    })
+}
+
+fn read_some(from: impl Read) -> Vec<u8> {
+    let mut from = from;
+    let mut kept = Vec::new();
+    // What comes after is read and dropped: a program that cannot write would wait for ever.
+    let _ = from.by_ref().take(KEPT_STDERR).read_to_end(&mut kept);
+    let _ = std::io::copy(&mut from, &mut std::io::sink());
+    kept
+}
+
+/// Runs `command` and passes on each line of its output; lines that are not UTF-8 are passed on with
+/// the bytes at fault replaced.
+pub(super) fn read_lines(mut command: Command, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = detached(&mut command).spawn().with_context(|| format!("cannot run {program}"))?;
+    let stderr = child.stderr.take().map(|stderr| std::thread::spawn(move || read_some(stderr)));
+    if let Some(stdout) = child.stdout.take() {
+        let mut reader = BufReader::with_capacity(64 << 10, stdout);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).with_context(|| format!("cannot read from {program}"))? > 0
+        {
+            each(String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).as_ref());
+            line.clear();
+        }
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for {program}"))?;
+    if !status.success() {
+        let stderr = stderr.and_then(|thread| thread.join().ok()).unwrap_or_default();
+        bail!("{program} failed ({status}): {}", said(&stderr));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::refused_line;
+
+    #[test]
+    fn the_refused_line_is_found_in_what_each_back_end_says() {
+        let check = |message: &str, line| assert_eq!(refused_line(message), line, "{message}");
+        check("iptables-restore: line 3 failed", Some(3));
+        check(
+            "iptables-nft-restore v1.8.9 (nf_tables): ; line 37: RULE_APPEND failed (Too many links): rule in chain X",
+            Some(37),
+        );
+        check(
+            "iptables-nft-restore v1.8.9 (nf_tables): unknown option \"--line\"; Error occurred at line: 5",
+            Some(5),
+        );
+        check("out of memory", None);
+    }
+}

@@ -1,0 +1,142 @@
+//! Which back-end the node uses, and whether it can be used.
+#![allow(clippy::disallowed_methods, reason = "this is where processes are started and /proc is read")]
+
+use std::path::Path;
+use std::process::Command;
+
+use super::{KernelIptables, Programs, child, said};
+use crate::config::BackendChoice;
+use crate::kernel::Backend;
+use crate::net::IpFamily;
+use crate::rules::names;
+
+/// The oldest release whose `iptables-restore` can wait for the lock with a limit.
+const OLDEST: (u32, u32, u32) = (1, 6, 2);
+
+/// Why iptables cannot be used for a family; each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// A program is not there.
+    #[error("{program} cannot be run: {error}; install iptables, or check PATH")]
+    Missing {
+        /// Which.
+        program: &'static str,
+        /// What the system said.
+        error: String,
+    },
+    /// It is too old, or not iptables.
+    #[error("{program} says {version:?}; version 1.6.2 or newer is needed")]
+    TooOld {
+        /// Which.
+        program: &'static str,
+        /// What it answered to `--version`.
+        version: String,
+    },
+    /// It works, but may not: no root, no CAP_NET_ADMIN, no table nat.
+    #[error("{program} -t nat does not work: {message}; run as root with CAP_NET_ADMIN")]
+    NotPermitted {
+        /// Which.
+        program: &'static str,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// Finds the back-end as iptables-wrappers does: the one in which the kubelet (or we) already have
+/// chains, `None` for the system's own; or takes the one that `choice` names.
+pub fn choose(choice: BackendChoice) -> Option<Backend> {
+    match choice {
+        BackendChoice::Nft => Some(Backend::Nft),
+        BackendChoice::Legacy => Some(Backend::Legacy),
+        // nft is looked at first, as looking at legacy makes its tables.
+        BackendChoice::Auto => [Backend::Nft, Backend::Legacy]
+            .into_iter()
+            .find(|backend| IpFamily::BOTH.iter().any(|family| is_in_use(*family, *backend))),
+    }
+}
+
+/// Whether mangle holds the kubelet's or our chains.
+fn is_in_use(family: IpFamily, backend: Backend) -> bool {
+    if backend == Backend::Legacy && !has_legacy_tables(family) {
+        return false;
+    }
+    let marks = [names::KUBE_IPTABLES_HINT, names::KUBE_KUBELET_CANARY, names::KUBE_PROXY_CANARY];
+    let mut command = Command::new(Programs::new(family, Some(backend)).save);
+    command.args(["-t", "mangle"]);
+    let mut is_used = false;
+    let read = child::read_lines(command, &mut |line| {
+        let name = line.strip_prefix(':').and_then(|rest| rest.split(' ').next());
+        is_used |= name.is_some_and(|name| marks.iter().any(|mark| mark.as_str() == name));
+    });
+    read.is_ok() && is_used
+}
+
+/// Opens the tables of `family` in `backend`, after making sure that they can be used.
+pub fn open(family: IpFamily, backend: Option<Backend>) -> Result<KernelIptables, Unusable> {
+    let programs = Programs::new(family, backend);
+    let (version, backend) = version(programs.iptables)?;
+    for program in [programs.save, programs.restore] {
+        run(program, &["--version"])?;
+    }
+    if version < OLDEST {
+        let version = format!("{}.{}.{}", version.0, version.1, version.2);
+        return Err(Unusable::TooOld { program: programs.iptables, version });
+    }
+    let output = run(programs.iptables, &["-w", "5", "-S", "POSTROUTING", "-t", "nat"])?;
+    if !output.status.success() {
+        return Err(Unusable::NotPermitted { program: programs.iptables, message: said(&output.stderr) });
+    }
+    Ok(KernelIptables::new(family, backend, programs))
+}
+
+/// Whether the legacy back-end has the table mangle. A file that cannot be read (user namespaces)
+/// counts as yes.
+fn has_legacy_tables(family: IpFamily) -> bool {
+    let path = match family {
+        IpFamily::V4 => "/proc/net/ip_tables_names",
+        IpFamily::V6 => "/proc/net/ip6_tables_names",
+    };
+    std::fs::read_to_string(path).map_or(true, |names| names.lines().any(|name| name == "mangle"))
+}
+
+/// Whether the kernel has IPv6 switched off, so that only IPv4 is proxied.
+pub fn ipv6_is_off(proc: &Path) -> bool {
+    let disabled = std::fs::read_to_string(proc.join("sys/net/ipv6/conf/all/disable_ipv6"));
+    !proc.join("net/if_inet6").exists() || disabled.is_ok_and(|value| value.trim() == "1")
+}
+
+fn run(program: &'static str, args: &[&str]) -> Result<std::process::Output, Unusable> {
+    let output = Command::new(program).args(args).env("LC_ALL", "C").output();
+    output.map_err(|error| Unusable::Missing { program, error: error.to_string() })
+}
+
+fn version(program: &'static str) -> Result<((u32, u32, u32), Backend), Unusable> {
+    let output = run(program, &["--version"])?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let version = parse_version(&text).ok_or(Unusable::TooOld { program, version: text.clone() })?;
+    // Before 1.8 there was no nf_tables, and no word for it.
+    let backend = if text.contains("nf_tables") { Backend::Nft } else { Backend::Legacy };
+    Ok((version, backend))
+}
+
+/// Reads `iptables v1.8.9 (nf_tables)`.
+fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
+    let version = text.split_whitespace().find_map(|word| word.strip_prefix('v'))?;
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
+    let (major, minor) = (numbers.next()??, numbers.next()??);
+    Some((major, minor, numbers.next().flatten().unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_version;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(parse_version("iptables v1.8.9 (nf_tables)"), Some((1, 8, 9)));
+        assert_eq!(parse_version("ip6tables v1.4.21"), Some((1, 4, 21)));
+        assert_eq!(parse_version("iptables v1.8"), Some((1, 8, 0)));
+        assert_eq!(parse_version("BusyBox"), None);
+        assert_eq!(parse_version(""), None);
+    }
+}

@@ -1,0 +1,273 @@
+//! Text of YAML or JSON as Kubernetes objects: what `kubectl get -o yaml` prints or a person
+//! writes, with the defaults that an API server fills in. Decoding the objects is left to the
+//! parent module, opening files to the caller.
+//!
+//! Documents are separated by lines of `---`; each is YAML, or JSON when its first character is a
+//! `{` (then several may follow one another). A list of any kind may stand for its items, nested
+//! too. Text is read as a stream: what is in memory is one object, however long the list.
+//!
+//! A document that is not YAML or JSON costs itself from there on, an object with a field of the
+//! wrong type costs itself; each is one [`TextProblem`] that names the line.
+
+mod defaults;
+mod document;
+mod list;
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Read};
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::de::{DeserializeOwned, DeserializeSeed};
+use serde_json::Value;
+
+use super::field::quote;
+use crate::model::ObjectKind;
+use document::{Documents, LineCounter};
+use list::{DocumentSeed, Position};
+
+/// An object of a kind that matters, defaults filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// A `v1` Service.
+    Service(Box<Service>),
+    /// A `discovery.k8s.io/v1` EndpointSlice.
+    Slice(Box<EndpointSlice>),
+    /// A `v1` Node.
+    Node(Box<Node>),
+}
+
+/// One thing wrong with a text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TextProblem {
+    /// The file, as the caller called it.
+    pub source: String,
+    /// Line of the text at fault, or the first line of the object; from 1.
+    pub line: usize,
+    /// The object that was lost, `<namespace>/<name>` or the bare name of a Node; `None` when the
+    /// text itself is broken, so that nobody knows what was lost.
+    pub object: Option<(ObjectKind, String)>,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// `<source>:<line>: Service default/web: spec.ports[0].port: invalid type: ...`
+impl fmt::Display for TextProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: ", self.source.escape_debug(), self.line)?;
+        if let Some((kind, name)) = &self.object {
+            write!(f, "{kind} {}: ", name.escape_debug())?;
+        }
+        f.write_str(&self.what)
+    }
+}
+
+/// What a text held beside the objects handed out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Objects handed out.
+    pub n_objects: usize,
+    /// Objects of other kinds, passed over.
+    pub n_others: usize,
+    /// What could not be used, in the order of the text.
+    pub problems: Vec<TextProblem>,
+}
+
+/// Reads all documents of `text`, which messages call `source`, and gives each Service,
+/// EndpointSlice and Node to `each`.
+pub fn read(text: impl BufRead, source: &str, each: &mut dyn FnMut(Object)) -> Outcome {
+    let mut reading = Reading { source, outcome: Outcome::default(), each };
+    let mut documents = Documents::new(text);
+    while let Some(first) = documents.next_document() {
+        match first {
+            Ok(b'{') => reading.json(&mut documents),
+            Ok(_) => reading.yaml(&mut documents),
+            Err(error) => {
+                reading.broken(documents.line(), &format!("cannot be read: {error}"));
+                break;
+            }
+        }
+        documents.skip_rest();
+    }
+    reading.outcome
+}
+
+/// Where the objects of one text go.
+struct Reading<'a> {
+    source: &'a str,
+    outcome: Outcome,
+    each: &'a mut dyn FnMut(Object),
+}
+
+impl Reading<'_> {
+    fn yaml(&mut self, documents: &mut Documents<impl BufRead>) {
+        let first = documents.line();
+        let result = serde_saphyr::with_deserializer_from_reader_with_options(
+            documents,
+            yaml_options(),
+            |deserializer| {
+                DocumentSeed { reading: self, position: Position::Yaml { first } }.deserialize(deserializer)
+            },
+        );
+        if let Err(error) = result {
+            // A location of line 0 means that the parser knows none.
+            let line = error.location().map_or(1, |location| location.line().max(1)) as usize;
+            let text = error.without_snippet().to_string();
+            self.broken(first + line - 1, &format!("cannot be read as YAML: {}", without_place(&text)));
+        }
+    }
+
+    fn json(&mut self, documents: &mut Documents<impl BufRead>) {
+        let first = documents.line();
+        let lines = LineCounter::new(BufReader::with_capacity(64 << 10, documents.by_ref()), first);
+        let line = lines.line();
+        let mut deserializer = serde_json::Deserializer::from_reader(lines);
+        while deserializer.end().is_err() {
+            let seed = DocumentSeed { reading: self, position: Position::Json(&line) };
+            if let Err(error) = seed.deserialize(&mut deserializer) {
+                let at = first + error.line().max(1) - 1;
+                self.broken(at, &format!("cannot be read as JSON: {}", without_place(&error.to_string())));
+                return;
+            }
+        }
+    }
+
+    /// Notes that the text itself is broken at `line`.
+    fn broken(&mut self, line: usize, what: &str) {
+        self.lost(line, None, what.to_owned());
+    }
+
+    fn lost(&mut self, line: usize, object: Option<(ObjectKind, String)>, what: String) {
+        let source = self.source.to_owned();
+        self.outcome.problems.push(TextProblem { source, line, object, what });
+    }
+
+    /// Takes in one object, or the items of a list, found at `line`; `list` is the list it comes
+    /// from, which knows the kind when the object does not say it.
+    fn object(&mut self, value: Value, line: usize, list: Option<&ListKind>) {
+        let Value::Object(mut object) = value else {
+            let what = format!("holds {} where an object should be", quote(&value.to_string()));
+            return self.broken(line, &what);
+        };
+        let text = |object: &serde_json::Map<String, Value>, key| {
+            object.get(key).and_then(Value::as_str).map(str::to_owned)
+        };
+        let own = ListKind { kind: text(&object, "kind"), api_version: text(&object, "apiVersion") };
+        if let Some(Value::Array(items)) = object.remove("items") {
+            for item in items {
+                self.object(item, line, Some(&own));
+            }
+            return;
+        }
+        let Some(kind) = own.kind.or_else(|| list.and_then(ListKind::item)) else {
+            return self.broken(line, "holds an object without a kind");
+        };
+        let version = own.api_version.or_else(|| list.and_then(|list| list.api_version.clone()));
+        let value = Value::Object(object);
+        match (kind.as_str(), version.as_deref()) {
+            ("Service", None | Some("v1")) => self.typed(value, line, ObjectKind::Service, |mut service| {
+                defaults::service(&mut service);
+                Object::Service(Box::new(service))
+            }),
+            ("EndpointSlice", None | Some("discovery.k8s.io/v1")) => {
+                self.typed(value, line, ObjectKind::EndpointSlice, |mut slice| {
+                    defaults::slice(&mut slice);
+                    Object::Slice(Box::new(slice))
+                });
+            }
+            ("Node", None | Some("v1")) => self.typed(value, line, ObjectKind::Node, |mut node| {
+                defaults::node(&mut node);
+                Object::Node(Box::new(node))
+            }),
+            _ => self.outcome.n_others += 1,
+        }
+    }
+
+    fn typed<T: DeserializeOwned>(
+        &mut self,
+        mut value: Value,
+        line: usize,
+        kind: ObjectKind,
+        finish: impl FnOnce(T) -> Object,
+    ) {
+        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.remove("managedFields"); // often longer than all the rest
+        }
+        match serde_path_to_error::deserialize::<&Value, T>(&value) {
+            Ok(object) => {
+                self.outcome.n_objects += 1;
+                (self.each)(finish(object));
+            }
+            Err(error) => {
+                let name = claimed_name(&value, kind);
+                let what =
+                    format!("{}: {}", quote(&error.path().to_string()), quote(&error.inner().to_string()));
+                self.lost(line, Some((kind, name)), what);
+            }
+        }
+    }
+}
+
+/// Kind and version of a list: what its items are when they do not say it.
+struct ListKind {
+    kind: Option<String>,
+    api_version: Option<String>,
+}
+
+impl ListKind {
+    /// `Service` for a `ServiceList`.
+    fn item(&self) -> Option<String> {
+        let item = self.kind.as_deref()?.strip_suffix("List")?;
+        (!item.is_empty()).then(|| item.to_owned())
+    }
+}
+
+/// The name that an object which cannot be decoded gives itself: `<namespace>/<name>`, or the bare
+/// name of a Node.
+pub fn claimed_name(object: &Value, kind: ObjectKind) -> String {
+    let text = |key| object.get("metadata")?.get(key)?.as_str();
+    let name = text("name").unwrap_or_default();
+    match kind {
+        ObjectKind::Node => quote(name),
+        _ => quote(&format!("{}/{name}", text("namespace").unwrap_or("default"))),
+    }
+}
+
+/// An error message without its own idea of the line, which counts from the document's start, and
+/// without advice for programmers.
+fn without_place(text: &str) -> String {
+    let text = text.split_once(" at line ").map_or(text, |(what, _)| what);
+    let text = text.split_once(", set DuplicateKeyPolicy").map_or(text, |(what, _)| what);
+    quote(&text.replace('\n', " "))
+}
+
+/// Booleans are YAML 1.2's, true and false, so that a name may be `n` or `on` without quotes (kubectl
+/// prints neither without). Limits: generous for lists (an object is in memory, not the list), strict for aliases, which
+/// kubectl never writes and which can make much of little.
+fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_reader_input_bytes: Some(4 << 30),
+            max_events: usize::MAX,
+            max_nodes: usize::MAX,
+            max_total_scalar_bytes: usize::MAX,
+            max_depth: 64,
+            max_documents: 2,
+            max_aliases: 1_000,
+            max_anchors: 1_000,
+            max_recorded_anchor_events: 10_000,
+            max_recorded_anchor_bytes: 64 << 10,
+            max_merge_keys: 1_000,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: 100_000,
+            max_replay_stack_depth: 8,
+        },
+        strict_booleans: true,
+        emit_comments: false,
+        with_snippet: false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,280 @@
+//! Tests of reading manifests: documents, lists, defaults, and what becomes of broken text.
+//! Broken manifests have a folder of their own, `testdata/broken/`.
+
+use super::*;
+
+/// Names of the objects in order, each with its kind.
+fn names(text: &str) -> (Vec<String>, Outcome) {
+    let mut names = Vec::new();
+    let outcome = read(text.as_bytes(), "f.yaml", &mut |object| {
+        let (kind, metadata) = match &object {
+            Object::Service(service) => (ObjectKind::Service, &service.metadata),
+            Object::Slice(slice) => (ObjectKind::EndpointSlice, &slice.metadata),
+            Object::Node(node) => (ObjectKind::Node, &node.metadata),
+        };
+        names.push(format!("{kind} {}", metadata.name.as_deref().unwrap_or_default()));
+    });
+    (names, outcome)
+}
+
+fn check(text: &str, expected: &[&str]) {
+    let (names, outcome) = names(text);
+    assert_eq!(outcome.problems, [], "{text}");
+    assert_eq!(names, expected, "{text}");
+    assert_eq!(outcome.n_objects, expected.len());
+}
+
+fn check_problems(text: &str, expected: &[&str]) {
+    let problems: Vec<String> = names(text).1.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(problems, expected, "{text}");
+}
+
+fn only_service(text: &str) -> Service {
+    let mut found = Vec::new();
+    let outcome = read(text.as_bytes(), "f.yaml", &mut |object| match object {
+        Object::Service(service) => found.push(*service),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(outcome.problems, [], "{text}");
+    assert_eq!(found.len(), 1, "{text}");
+    found.remove(0)
+}
+
+#[test]
+fn documents_of_all_three_kinds_are_read_and_others_counted() {
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n---\n# nothing\n---\n\
+                apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\n---\n\
+                {\"apiVersion\": \"discovery.k8s.io/v1\", \"kind\": \"EndpointSlice\", \"metadata\": {\"name\": \"c\"}}\n---\n\
+                kind: Node\nmetadata: {name: d}\n---\n";
+    check(text, &["Service a", "EndpointSlice c", "Node d"]);
+    assert_eq!(names(text).1.n_others, 1);
+    check("", &[]);
+    check("---\n", &[]);
+}
+
+#[test]
+fn the_same_kind_of_another_group_is_another_kind() {
+    let (names, outcome) = names("apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n");
+    assert_eq!((names.len(), outcome.n_others, outcome.problems.len()), (0, 1, 0));
+}
+
+#[test]
+fn lists_stand_for_their_items_nested_too() {
+    check(
+        "kind: List\napiVersion: v1\nitems:\n- kind: Service\n  metadata: {name: a}\n\
+         - kind: List\n  items: [{kind: Node, metadata: {name: b}}]\n- kind: ServiceList\n  items: [{metadata: {name: c}}]\n",
+        &["Service a", "Node b", "Service c"],
+    );
+    check("kind: List\nitems: []\n", &[]);
+    check("kind: List\nitems: null\n", &[]);
+    check("kind: List\nitems:\n", &[]);
+}
+
+#[test]
+fn items_without_a_kind_take_their_lists_wherever_it_says_it() {
+    let items = "items:\n- metadata: {name: a}\n- metadata: {name: b}\n";
+    check(
+        &format!("kind: EndpointSliceList\napiVersion: discovery.k8s.io/v1\n{items}"),
+        &["EndpointSlice a", "EndpointSlice b"],
+    );
+    check(&format!("apiVersion: v1\n{items}kind: NodeList\n"), &["Node a", "Node b"]);
+    check(&format!("apiVersion: v1\n{items}kind: PodList\n"), &[]);
+}
+
+#[test]
+fn json_may_follow_json() {
+    check(
+        "{\"kind\": \"Service\", \"metadata\": {\"name\": \"a\"}}\n{\"kind\": \"Service\", \"metadata\": {\"name\": \"b\"}}",
+        &["Service a", "Service b"],
+    );
+    check(
+        "{\"items\": [{\"metadata\": {\"name\": \"a\"}}], \"kind\": \"ServiceList\", \"apiVersion\": \"v1\"}",
+        &["Service a"],
+    );
+}
+
+#[test]
+fn a_problem_names_the_line_of_its_object() {
+    let bad = "{kind: Service, metadata: {name: a}, spec: {clusterIP: 1}}";
+    let what = "Service default/a: spec.clusterIP: invalid type: integer `1`, expected a string";
+    check_problems(
+        &format!("# head\n\nkind: List\nitems:\n- {bad}\n- {bad}\n---\nkind: List\nitems:\n\n- {bad}\n"),
+        &[&format!("f.yaml:5: {what}"), &format!("f.yaml:6: {what}"), &format!("f.yaml:11: {what}")],
+    );
+    let bad = "{\"kind\": \"Service\", \"metadata\": {\"name\": \"a\"},\n \"spec\": {\"clusterIP\": 1}}";
+    check_problems(
+        &format!("\n{bad}\n{bad}\n---\n{{\"kind\": \"List\", \"items\": [\n{bad}]}}"),
+        &[&format!("f.yaml:2: {what}"), &format!("f.yaml:4: {what}"), &format!("f.yaml:8: {what}")],
+    );
+}
+
+#[test]
+fn a_broken_document_costs_the_rest_of_itself_only() {
+    let text = "kind: List\nitems:\n- {kind: Node, metadata: {name: a}}\n- {kind: Node\n---\nkind: Node\nmetadata: {name: b}\n";
+    let (names, outcome) = names(text);
+    assert_eq!(names, ["Node a", "Node b"]);
+    assert_eq!(outcome.problems.len(), 1);
+    assert_eq!(outcome.problems[0].object, None);
+}
+
+#[test]
+fn a_reader_that_fails_is_a_problem() {
+    struct Failing;
+    impl Read for Failing {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::Error::other("disk on fire"))
+        }
+    }
+    let text = "kind: Node\nmetadata: {name: a}\n---\nkind: Node\n".as_bytes();
+    let outcome = read(BufReader::new(text.chain(Failing)), "f.yaml", &mut |_| {});
+    assert!(outcome.problems.iter().any(|problem| problem.what.contains("disk on fire")), "{outcome:?}");
+    let outcome = read(BufReader::new(Failing), "f.yaml", &mut |_| {});
+    assert_eq!(outcome.problems.len(), 1);
+}
+
+#[test]
+fn kubectls_spelling_is_read() {
+    let service = only_service(
+        "apiVersion: v1
+kind: Service
+metadata:
+  annotations:
+    kubectl.kubernetes.io/last-applied-configuration: |
+      {\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{\"annotations\":{},\"name\":\"web\"}}
+    note: >-
+      folded
+      ---
+      text
+    number: \"80\"
+    word: \"yes\"
+  creationTimestamp: \"2026-01-02T03:04:05Z\"
+  managedFields:
+  - {manager: kubectl, operation: Update, fieldsV1: {f:spec: {f:ports: {'k:{\"port\":80,\"protocol\":\"TCP\"}': {.: {}}}}}}
+  name: web
+  namespace: \"1\"
+  resourceVersion: \"4711\"
+  uid: 0e7b1f5e-0000-4000-8000-000000000000
+spec:
+  clusterIP: 10.0.0.1
+  clusterIPs:
+  - 10.0.0.1
+  internalTrafficPolicy: Cluster
+  ipFamilies:
+  - IPv4
+  ipFamilyPolicy: SingleStack
+  ports:
+  - name: \"80\"
+    port: 80
+    protocol: TCP
+    targetPort: http
+  - name: metrics
+    port: 9090
+    targetPort: 9090
+  selector:
+    app: web
+  sessionAffinity: None
+  type: ClusterIP
+status:
+  loadBalancer: {}
+",
+    );
+    assert_eq!(service.metadata.namespace.as_deref(), Some("1"));
+    assert_eq!(service.metadata.annotations.unwrap()["note"], "folded --- text");
+    let ports = service.spec.unwrap().ports.unwrap();
+    assert_eq!((ports[0].name.as_deref(), ports[0].port, ports[1].port), (Some("80"), 80, 9090));
+}
+
+#[test]
+fn what_a_person_leaves_out_of_a_service_is_filled_in() {
+    let service = only_service(
+        "kind: Service\nmetadata: {name: a}\nspec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n",
+    );
+    assert_eq!(service.metadata.namespace.as_deref(), Some("default"));
+    let spec = service.spec.unwrap();
+    assert_eq!(spec.type_.as_deref(), Some("ClusterIP"));
+    assert_eq!(spec.session_affinity.as_deref(), Some("None"));
+    assert_eq!(spec.internal_traffic_policy.as_deref(), Some("Cluster"));
+    assert_eq!(spec.external_traffic_policy, None);
+    assert_eq!(spec.cluster_ips.unwrap(), ["10.0.0.1"]);
+    assert_eq!(spec.ip_families.unwrap(), ["IPv4"]);
+    assert_eq!(spec.ports.unwrap()[0].protocol.as_deref(), Some("TCP"));
+}
+
+#[test]
+fn cluster_ip_and_families_follow_cluster_ips() {
+    let service =
+        only_service("kind: Service\nmetadata: {name: a}\nspec: {clusterIPs: ['fd00::1', 10.0.0.1]}\n");
+    let spec = service.spec.unwrap();
+    assert_eq!(spec.cluster_ip.as_deref(), Some("fd00::1"));
+    assert_eq!(spec.ip_families.unwrap(), ["IPv6", "IPv4"]);
+}
+
+#[test]
+fn a_load_balancer_gets_its_policy_mode_and_affinity() {
+    let service = only_service(
+        "kind: Service\nmetadata: {name: a}\nspec: {type: LoadBalancer, sessionAffinity: ClientIP}\n\
+         status: {loadBalancer: {ingress: [{ip: 192.0.2.1}, {hostname: a.example}]}}\n",
+    );
+    let spec = service.spec.unwrap();
+    assert_eq!(spec.external_traffic_policy.as_deref(), Some("Cluster"));
+    let client_ip = spec.session_affinity_config.unwrap().client_ip.unwrap();
+    assert_eq!(client_ip.timeout_seconds, Some(10_800));
+    let ingress = service.status.unwrap().load_balancer.unwrap().ingress.unwrap();
+    assert_eq!((ingress[0].ip_mode.as_deref(), ingress[1].ip_mode.as_deref()), (Some("VIP"), None));
+}
+
+#[test]
+fn headless_and_external_name_services_stay_what_they_are() {
+    let spec = |text| only_service(text).spec.unwrap();
+    let headless = spec("kind: Service\nmetadata: {name: a}\nspec: {clusterIP: None}\n");
+    assert_eq!(headless.cluster_ip.as_deref(), Some("None"));
+    assert_eq!(headless.ip_families.unwrap_or_default(), [""; 0]);
+    let external = spec("kind: Service\nmetadata: {name: a}\nspec: {type: ExternalName, externalName: b}\n");
+    assert_eq!((external.cluster_ip, external.internal_traffic_policy), (None, None));
+}
+
+#[test]
+fn ports_of_slices_get_name_and_protocol_and_nodes_their_cidr() {
+    let mut found = Vec::new();
+    let text = "kind: EndpointSlice\nmetadata: {name: a}\nports: [{port: 80}]\n---\n\
+                kind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.0.0.0/24}\n";
+    read(text.as_bytes(), "f", &mut |object| found.push(object));
+    let [Object::Slice(slice), Object::Node(node)] = &found[..] else { panic!("{found:?}") };
+    let port = &slice.ports.as_ref().unwrap()[0];
+    assert_eq!((port.name.as_deref(), port.protocol.as_deref()), (Some(""), Some("TCP")));
+    assert_eq!(slice.metadata.namespace.as_deref(), Some("default"));
+    assert_eq!(node.spec.as_ref().unwrap().pod_cidrs.as_ref().unwrap(), &["10.0.0.0/24"]);
+}
+
+#[test]
+fn a_list_of_50_000_objects_and_as_many_documents_load() {
+    let object =
+        |i: usize| format!("kind: Service\n  metadata: {{name: s{i}}}\n  spec: {{clusterIP: 10.0.0.1}}\n");
+    let list: String = (0..50_000).map(|i| format!("- {}", object(i))).collect();
+    let documents: String = (0..50_000).map(|i| format!("---\n  {}", object(i))).collect();
+    for text in [format!("kind: List\nitems:\n{list}"), documents] {
+        let (names, outcome) = names(&text);
+        assert_eq!(outcome.problems, []);
+        assert_eq!(names.len(), 50_000);
+        assert_eq!(names[49_999], "Service s49999");
+    }
+}
+
+#[test]
+fn messages_escape_what_could_fool_a_terminal() {
+    check_problems(
+        "kind: Service\nmetadata: {name: \"a\\e[2J\\nb\"}\nspec: 1\n",
+        &["f.yaml:1: Service default/a\\u{1b}[2J\\nb: spec: invalid type: integer `1`, expected ServiceSpec"],
+    );
+}
+
+#[test]
+fn only_true_and_false_are_booleans() {
+    check("kind: Node\nmetadata: {name: n}\n---\nkind: Node\nmetadata: {name: on}\n", &["Node n", "Node on"]);
+    check_problems(
+        "kind: Service\nmetadata: {name: a}\nspec: {publishNotReadyAddresses: yes}\n",
+        &[
+            "f.yaml:1: Service default/a: spec.publishNotReadyAddresses: invalid type: string \"yes\", expected a boolean",
+        ],
+    );
+}

@@ -1,0 +1,172 @@
+//! EndpointSlices: edge-cases.md C as far as it is about what is read.
+
+use super::{slice_of, slice_with};
+use crate::model::Slice;
+
+/// One line a port, then one an endpoint.
+fn shown(slice: &Slice) -> Vec<String> {
+    let ports = slice.ports.iter().map(|port| format!("{}:{}/{}", port.name, port.port, port.protocol));
+    let endpoints = slice.endpoints.iter().map(|endpoint| {
+        let conditions = endpoint.conditions;
+        let word = |is, word| if is { word } else { "" };
+        let node = endpoint.node.as_deref().map(|node| format!(" on {node}")).unwrap_or_default();
+        let hints = endpoint
+            .hints
+            .as_deref()
+            .map(|hints| format!(" zones {:?} nodes {:?}", hints.zones, hints.nodes));
+        format!(
+            "{}{}{}{}{node}{}",
+            endpoint.ip,
+            word(conditions.is_ready, " ready"),
+            word(conditions.is_serving, " serving"),
+            word(conditions.is_terminating, " terminating"),
+            hints.unwrap_or_default()
+        )
+    });
+    ports.chain(endpoints).collect()
+}
+
+fn check(lines: &str, expected: &[&str]) {
+    check_bad(lines, &[], expected);
+}
+
+fn check_bad(lines: &str, problems: &[&str], left: &[&str]) {
+    let (slice, said) = slice_with(lines);
+    let problems: Vec<String> =
+        problems.iter().map(|text| format!("EndpointSlice ns/web-1: {text}")).collect();
+    assert_eq!(said, problems, "{lines}");
+    let slice = slice.unwrap_or_else(|| panic!("ignored: {lines}"));
+    assert_eq!(slice.service.to_string(), "ns/web");
+    assert_eq!(shown(&slice), left, "{lines}");
+}
+
+#[test]
+fn headless_slices_are_ignored_silently_whatever_the_labels_value() {
+    let (slice, problems) = slice_of(
+        "kind: EndpointSlice\naddressType: IPv4\nmetadata:\n  name: web-1\n  namespace: ns\n  labels:\n    \
+         kubernetes.io/service-name: web\n    service.kubernetes.io/headless: ''\n",
+    );
+    assert_eq!((slice, problems), (None, Vec::new()));
+}
+
+#[test]
+fn a_slice_of_no_service_is_ignored() {
+    for labels in ["{}", "{kubernetes.io/service-name: ''}", "{kubernetes.io/service-name: a/b}"] {
+        let (slice, problems) = slice_of(&format!(
+            "kind: EndpointSlice\naddressType: IPv4\nmetadata:\n  name: web-1\n  namespace: ns\n  labels: {labels}\n"
+        ));
+        assert_eq!(slice, None, "{labels}");
+        assert_eq!(problems.len(), 1, "{labels}");
+        assert!(problems[0].contains("metadata.labels[kubernetes.io/service-name]"), "{}", problems[0]);
+    }
+}
+
+#[test]
+fn address_types_without_a_family_are_ignored() {
+    for kind in ["FQDN", "ipv4", "''"] {
+        let (slice, problems) =
+            slice_with(&format!("addressType: {kind}\nendpoints: [{{addresses: [a.example]}}]"));
+        assert_eq!((slice, problems.len()), (None, 1), "{kind}");
+    }
+}
+
+#[test]
+fn ports_need_a_number_but_a_name_may_be_empty() {
+    check_bad(
+        "addressType: IPv4\nports:\n- {name: http, port: 8080}\n- {name: '', port: 81, protocol: UDP}\n\
+         - {name: a}\n- {name: b, port: 0}\n- {name: c, port: 65536}\n- {name: d, port: 1, protocol: ICMP}\n\
+         - {name: no good, port: 1}",
+        &[
+            r#"ports[2].port: "" is absent; port ignored"#,
+            r#"ports[3].port: "0" is not a port number; port ignored"#,
+            r#"ports[4].port: "65536" is not a port number; port ignored"#,
+            r#"ports[5].protocol: "ICMP" is not TCP, UDP or SCTP; port ignored"#,
+            r#"ports[6].name: "no good" is not a DNS label; port ignored"#,
+        ],
+        &["http:8080/TCP", ":81/UDP"],
+    );
+}
+
+#[test]
+fn a_port_without_a_name_counts_for_nobody() {
+    // A manifest cannot say it: its absent name is defaulted. An API server can.
+    let object = k8s_openapi::api::discovery::v1::EndpointSlice {
+        address_type: "IPv4".into(),
+        metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+            name: Some("web-1".into()),
+            namespace: Some("ns".into()),
+            labels: Some([("kubernetes.io/service-name".into(), "web".into())].into()),
+            ..Default::default()
+        },
+        ports: Some(vec![k8s_openapi::api::discovery::v1::EndpointPort {
+            port: Some(80),
+            ..Default::default()
+        }]),
+        ..Default::default()
+    };
+    let decoded = super::super::slice(&object, &mut super::Interner::default());
+    assert_eq!(
+        super::messages(decoded.problems.clone()),
+        [r#"EndpointSlice ns/web-1: ports[0].name: "" is absent; port ignored"#]
+    );
+    assert!(decoded.value().unwrap().ports.is_empty());
+}
+
+#[test]
+fn only_the_first_address_counts() {
+    check("addressType: IPv4\nendpoints: [{addresses: [10.1.0.01, 10.1.0.2]}]", &["10.1.0.1 ready serving"]);
+    check("addressType: IPv6\nendpoints: [{addresses: ['FD00::0:1']}]", &["fd00::1 ready serving"]);
+    check("addressType: IPv4\nendpoints: [{addresses: ['::ffff:10.1.0.1']}]", &["10.1.0.1 ready serving"]);
+}
+
+#[test]
+fn an_endpoint_without_a_good_address_of_the_family_costs_itself() {
+    check_bad(
+        "addressType: IPv4\nendpoints:\n- {addresses: []}\n- {addresses: null}\n- {addresses: [10.1.0]}\n\
+         - {addresses: ['fd00::1']}\n- {addresses: [10.1.0.5]}",
+        &[
+            r#"endpoints[0].addresses: "" is empty; endpoint ignored"#,
+            r#"endpoints[1].addresses: "" is empty; endpoint ignored"#,
+            r#"endpoints[2].addresses[0]: "10.1.0" is not an IP address; endpoint ignored"#,
+            r#"endpoints[3].addresses[0]: "fd00::1" is not an IPv4 address, as addressType says; endpoint ignored"#,
+        ],
+        &["10.1.0.5 ready serving"],
+    );
+}
+
+#[test]
+fn absent_conditions_mean_ready_serving_and_not_terminating() {
+    let check = |conditions: &str, expected: &str| {
+        let lines =
+            format!("addressType: IPv4\nendpoints: [{{addresses: [10.1.0.1], conditions: {conditions}}}]");
+        check(&lines, &[format!("10.1.0.1{expected}").as_str()]);
+    };
+    check("null", " ready serving");
+    check("{}", " ready serving");
+    check("{ready: null, serving: null, terminating: null}", " ready serving");
+    check("{ready: false}", " serving");
+    check("{ready: false, terminating: true}", " serving terminating");
+    check("{ready: false, serving: false, terminating: true}", " terminating");
+    check("{ready: true, terminating: true}", " ready serving terminating");
+}
+
+#[test]
+fn nodes_and_hints_are_taken_and_sorted() {
+    check(
+        "addressType: IPv4\nendpoints:\n- addresses: [10.1.0.1]\n  nodeName: node-b.example\n\
+         - addresses: [10.1.0.2]\n  nodeName: node-a.example\n  hostname: h\n  zone: z\n  hints:\n    \
+         forZones: [{name: z2}, {name: z1}, {name: z2}]\n    forNodes: [{name: n2}, {name: n1}]\n\
+         - addresses: [10.1.0.3]\n  hints: {}\n",
+        &[
+            "10.1.0.1 ready serving on node-b.example",
+            r#"10.1.0.2 ready serving on node-a.example zones ["z1", "z2"] nodes ["n1", "n2"]"#,
+            "10.1.0.3 ready serving",
+        ],
+    );
+}
+
+#[test]
+fn a_slice_may_be_empty() {
+    check("addressType: IPv4\nports: null\nendpoints: null", &[]);
+    check("addressType: IPv6", &[]);
+}

@@ -1,0 +1,256 @@
+//! What has to be written so that the kernel holds what is wanted, in which order, in how many
+//! processes.
+//!
+//! [`Committed`] is what the kernel holds, a hash a chain. A [`Planner`] is given what is wanted
+//! piece by piece, compares, and sends only chains that differ, as text, to a [`Restore`]: so
+//! neither the old nor the new ruleset is ever whole in memory. The order, so that after every
+//! commit each packet fares by its old or its new rules:
+//!
+//! 1. filter, with what is wanted and what was there: a filter rule for a Service address never
+//!    meets a packet that nat has sent elsewhere, so both together do no harm;
+//! 2. nat: callees before callers, the chains of one service port in one commit, dispatch, what
+//!    leads into it, deletions;
+//! 3. filter, without what is no longer wanted.
+
+mod committed;
+mod delta;
+mod input;
+
+pub use committed::{Committed, Digest, Reader};
+pub use input::{Limits, LineIndex, Restore, Tally, Uncertain};
+
+use std::collections::BTreeMap;
+
+use crate::iptables::{ChainName, Jump, Rule, Table, write};
+use crate::net::IpFamily;
+use committed::Effect;
+use input::{Block, Input};
+
+/// What a chain of filter is to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilterChain {
+    /// Its rules.
+    pub rules: Vec<Rule>,
+    /// It only has to be there; what others put into it stays. `rules` is empty then.
+    pub is_shared_with_kubelet: bool,
+}
+
+/// A chain of nat as it is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct NatChain<'a> {
+    /// Its name.
+    pub name: ChainName,
+    /// Callees have a lower one; chains of equal rank do not call each other.
+    pub rank: u8,
+    /// Its rules.
+    pub rules: &'a [Rule],
+}
+
+/// A restore that failed. What was committed before it is noted in [`Committed`].
+#[derive(Debug)]
+pub struct Failure<E> {
+    /// Why.
+    pub error: E,
+    /// Which chain each line of the input was about.
+    pub lines: LineIndex,
+}
+
+/// Turns what is wanted into inputs for iptables-restore. The methods are called in the order in
+/// which they stand here; [`Planner::finish`] ends the last process.
+pub struct Planner<'a, R: Restore> {
+    family: IpFamily,
+    committed: &'a mut Committed,
+    jumps: &'a [Jump],
+    input: Input<'a, R>,
+    /// Set when the union of the first step holds more than is wanted.
+    has_leftovers: bool,
+}
+
+impl<'a, R: Restore> Planner<'a, R>
+where
+    R::Error: Uncertain,
+{
+    /// Plans from `committed`, which is kept up to date, to `restore`.
+    pub fn new(
+        family: IpFamily,
+        committed: &'a mut Committed,
+        jumps: &'a [Jump],
+        limits: Limits,
+        restore: &'a mut R,
+    ) -> Planner<'a, R> {
+        Planner { family, committed, jumps, input: Input::new(limits, restore), has_leftovers: false }
+    }
+
+    /// Step 1: filter with the union of old and new rules, and the jumps that are missing there.
+    pub fn filter_first(
+        &mut self,
+        wanted: &BTreeMap<ChainName, FilterChain>,
+    ) -> Result<(), Failure<R::Error>> {
+        let mut contents = Vec::new();
+        for (name, chain) in wanted {
+            match delta::union(self.committed.filter.get(name), chain) {
+                delta::Union::AsItIs { has_leftovers } => self.has_leftovers |= has_leftovers,
+                delta::Union::Write { rules, has_leftovers } => {
+                    self.has_leftovers |= has_leftovers;
+                    contents.push((*name, rules));
+                }
+            }
+        }
+        self.write_filter(contents, true);
+        Ok(())
+    }
+
+    /// Step 2: chains of nat that belong together, callees before callers. They are committed
+    /// together unless they are too many for one process.
+    pub fn nat_chains(&mut self, chains: &[NatChain<'_>]) -> Result<(), Failure<R::Error>> {
+        let mut blocks = Vec::new();
+        for chain in chains {
+            let digest = Digest::of(chain.rules);
+            if self.committed.nat.get(&chain.name) != Some(&Some(digest)) {
+                blocks.push(self.block(chain, digest));
+            }
+        }
+        if !self.input.has_room_for(&blocks) {
+            self.end_batch()?;
+        }
+        for block in blocks {
+            if !self.input.has_room_for(std::slice::from_ref(&block)) {
+                self.end_batch()?;
+            }
+            self.input.push(block);
+        }
+        self.input.drain_if_streaming();
+        Ok(())
+    }
+
+    /// Step 2, for a chain with entries of many: `rules` is called only when `digest` differs from
+    /// what is committed, and passes each rule on in order.
+    pub fn nat_shared(
+        &mut self,
+        name: ChainName,
+        rank: u8,
+        digest: Digest,
+        rules: impl FnOnce(&mut dyn FnMut(&Rule)),
+    ) -> Result<(), Failure<R::Error>> {
+        if self.committed.nat.get(&name) == Some(&Some(digest)) {
+            return Ok(());
+        }
+        let mut text = String::new();
+        write::declaration(&mut text, &name);
+        rules(&mut |rule| write::append(&mut text, self.family, &name, rule));
+        let block =
+            Block { name, rank, text, effect: Effect::Nat(digest), n_names: 1 + digest.n_rules as usize };
+        if !self.input.has_room_for(std::slice::from_ref(&block)) {
+            self.end_batch()?;
+        }
+        self.input.push(block);
+        Ok(())
+    }
+
+    /// Step 2, its end: the jumps that are missing in nat, and deletion of `stale` chains. Nothing
+    /// that is wanted refers to them; callers stand before callees.
+    pub fn nat_last(&mut self, stale: &[ChainName]) -> Result<(), Failure<R::Error>> {
+        let missing = self.missing_jumps(Table::Nat);
+        if !missing.is_empty() {
+            self.input.drain();
+            for jump in missing {
+                let mut text = String::new();
+                write::insert(&mut text, self.family, &self.jumps[jump].from, &self.jumps[jump].rule);
+                self.input.lines(Table::Nat, self.jumps[jump].from, &text, Effect::Jump(jump));
+            }
+        }
+        let mut rest = stale;
+        while !rest.is_empty() {
+            if self.input.room_for_names() == 0 {
+                self.end_batch()?;
+            }
+            let (now, later) = rest.split_at(rest.len().min(self.input.room_for_names()));
+            self.input.delete(now);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Step 3: filter as it is wanted.
+    pub fn filter_last(
+        &mut self,
+        wanted: &BTreeMap<ChainName, FilterChain>,
+    ) -> Result<(), Failure<R::Error>> {
+        if !self.has_leftovers {
+            return Ok(());
+        }
+        let leftovers = wanted
+            .iter()
+            .filter(|(name, chain)| delta::has_leftovers(self.committed.filter.get(name), chain));
+        let contents: Vec<(ChainName, Vec<Rule>)> =
+            leftovers.map(|(name, chain)| (*name, chain.rules.clone())).collect();
+        self.input.drain();
+        self.write_filter(contents, false);
+        Ok(())
+    }
+
+    /// Ends the last process.
+    pub fn finish(&mut self) -> Result<(), Failure<R::Error>> {
+        self.end_batch()
+    }
+
+    /// What the kernel holds so far.
+    pub fn committed(&self) -> &Committed {
+        self.committed
+    }
+
+    /// What was done so far.
+    pub fn tally(&self) -> Tally {
+        self.input.tally()
+    }
+
+    fn write_filter(&mut self, contents: Vec<(ChainName, Vec<Rule>)>, with_jumps: bool) {
+        for (name, rules) in contents {
+            let mut text = String::new();
+            write::declaration(&mut text, &name);
+            rules.iter().for_each(|rule| write::append(&mut text, self.family, &name, rule));
+            self.input.lines(Table::Filter, name, &text, Effect::Filter(rules));
+        }
+        for jump in if with_jumps { self.missing_jumps(Table::Filter) } else { Vec::new() } {
+            let mut text = String::new();
+            write::insert(&mut text, self.family, &self.jumps[jump].from, &self.jumps[jump].rule);
+            self.input.lines(Table::Filter, self.jumps[jump].from, &text, Effect::Jump(jump));
+        }
+    }
+
+    fn missing_jumps(&self, table: Table) -> Vec<usize> {
+        let is_missing = |n: &usize| self.jumps[*n].table == table && !self.committed.jumps.contains(n);
+        (0..self.jumps.len()).filter(is_missing).collect()
+    }
+
+    fn block(&self, chain: &NatChain<'_>, digest: Digest) -> Block {
+        let mut text = String::with_capacity(40 + 160 * chain.rules.len());
+        write::declaration(&mut text, &chain.name);
+        chain.rules.iter().for_each(|rule| write::append(&mut text, self.family, &chain.name, rule));
+        Block { name: chain.name, rank: chain.rank, text, effect: Effect::Nat(digest), n_names: 1 }
+    }
+
+    /// Ends the process that is open, if one is, and notes what it did.
+    fn end_batch(&mut self) -> Result<(), Failure<R::Error>> {
+        let Some((result, effects, lines)) = self.input.end() else { return Ok(()) };
+        match result {
+            Ok(()) => {
+                effects.into_iter().for_each(|(_, name, effect)| self.committed.apply(name, effect));
+                Ok(())
+            }
+            Err(error) => {
+                let is_uncertain = error.may_have_taken_effect();
+                effects.into_iter().for_each(|(table, name, effect)| {
+                    // The tables of one input are committed one by one: filter may have been.
+                    if is_uncertain || table == Table::Filter {
+                        self.committed.forget(name, &effect);
+                    }
+                });
+                Err(Failure { error, lines })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

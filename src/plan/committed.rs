@@ -1,0 +1,172 @@
+//! What the kernel holds of our chains: a hash for each chain of nat, the rules of filter's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::iptables::parse::{self, Line};
+use crate::iptables::{ChainName, Jump, Rule, Table};
+use crate::net::IpFamily;
+
+/// The content of a chain: a hash of its rules in order, and how many they are. Lives as long as the
+/// process; equal digests are taken for equal chains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest {
+    hash: u64,
+    /// How many rules the chain has.
+    pub n_rules: u32,
+}
+
+impl Digest {
+    /// An empty chain.
+    pub const EMPTY: Digest = Digest { hash: 0, n_rules: 0 };
+
+    /// The digest of a chain that holds `rules`.
+    pub fn of<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Digest {
+        rules.into_iter().fold(Digest::EMPTY, |digest, rule| digest.then(Digest::rule(rule)))
+    }
+
+    /// The hash of one rule, for [`Digest::then`].
+    pub fn rule(rule: &Rule) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        rule.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// The chain with one more rule at its end.
+    pub fn then(self, rule: u64) -> Digest {
+        // An odd factor, so that no bit is lost: 2^64 divided by the golden ratio.
+        let hash = (self.hash.rotate_left(23) ^ rule).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        Digest { hash, n_rules: self.n_rules + 1 }
+    }
+}
+
+/// What one piece of an input does to the chain it is about.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// A chain of nat holds this.
+    Nat(Digest),
+    /// A chain of nat is gone.
+    Deleted,
+    /// A chain of filter holds this.
+    Filter(Vec<Rule>),
+    /// The jump of this number is in place.
+    Jump(usize),
+}
+
+/// What the kernel holds, as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub struct Committed {
+    /// Chains of nat that are there; `None` when their content is not known.
+    pub nat: BTreeMap<ChainName, Option<Digest>>,
+    /// Chains of filter that are there, with their rules; `None` when they are not known. Kept
+    /// whole because the old rules are needed while they are replaced; they are few.
+    pub filter: BTreeMap<ChainName, Option<Vec<Rule>>>,
+    /// Which of the jumps are in place, by their number.
+    pub jumps: BTreeSet<usize>,
+}
+
+impl Committed {
+    /// How many rules of ours `table` holds.
+    pub fn n_rules(&self, table: Table) -> usize {
+        match table {
+            Table::Nat => self.nat.values().flatten().map(|digest| digest.n_rules as usize).sum(),
+            Table::Filter => self.filter.values().flatten().map(Vec::len).sum(),
+            Table::Mangle => 0,
+        }
+    }
+
+    pub(super) fn apply(&mut self, name: ChainName, effect: Effect) {
+        match effect {
+            Effect::Nat(digest) => drop(self.nat.insert(name, Some(digest))),
+            Effect::Deleted => drop(self.nat.remove(&name)),
+            Effect::Filter(rules) => drop(self.filter.insert(name, Some(rules))),
+            Effect::Jump(number) => drop(self.jumps.insert(number)),
+        }
+    }
+
+    /// Notes that nobody knows whether `effect` came about.
+    pub(super) fn forget(&mut self, name: ChainName, effect: &Effect) {
+        match effect {
+            Effect::Nat(_) | Effect::Deleted => drop(self.nat.insert(name, None)),
+            Effect::Filter(_) => drop(self.filter.insert(name, None)),
+            // Taken for in place: a jump written twice would do every lookup twice. The next look
+            // at the kernel tells.
+            Effect::Jump(number) => drop(self.jumps.insert(*number)),
+        }
+    }
+}
+
+/// Reads the output of `iptables-save` line by line into a [`Committed`].
+pub struct Reader<'a> {
+    family: IpFamily,
+    jumps: &'a [Jump],
+    is_ours: &'a dyn Fn(Table, &ChainName) -> bool,
+    table: Option<Table>,
+    committed: Committed,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads chains for which `is_ours` holds, and looks for `jumps`.
+    pub fn new(
+        family: IpFamily,
+        jumps: &'a [Jump],
+        is_ours: &'a dyn Fn(Table, &ChainName) -> bool,
+    ) -> Reader<'a> {
+        Reader { family, jumps, is_ours, table: None, committed: Committed::default() }
+    }
+
+    /// Takes one line. A line that cannot be read makes its chain one of unknown content.
+    pub fn line(&mut self, text: &str) {
+        match (parse::line(self.family, text), self.table) {
+            (Ok(Line::Table(word)), _) => self.table = Table::from_word(&word),
+            (Ok(Line::Declaration(name, _)), Some(table)) if (self.is_ours)(table, &name) => match table {
+                Table::Nat => drop(self.committed.nat.insert(name, Some(Digest::EMPTY))),
+                Table::Filter => drop(self.committed.filter.insert(name, Some(Vec::new()))),
+                Table::Mangle => {}
+            },
+            (Ok(Line::Append(name, rule)), Some(table)) => self.rule(table, name, rule),
+            (Err(_), Some(table)) => self.unreadable(table, text),
+            _ => {}
+        }
+    }
+
+    fn rule(&mut self, table: Table, name: ChainName, rule: Rule) {
+        let is_wanted = |jump: &Jump| jump.table == table && jump.from == name && jump.rule == rule;
+        if let Some(number) = self.jumps.iter().position(is_wanted) {
+            self.committed.jumps.insert(number);
+        }
+        if !(self.is_ours)(table, &name) {
+            return;
+        }
+        match table {
+            Table::Nat => {
+                if let Some(Some(digest)) = self.committed.nat.get_mut(&name) {
+                    *digest = digest.then(Digest::rule(&rule));
+                }
+            }
+            Table::Filter => {
+                if let Some(Some(rules)) = self.committed.filter.get_mut(&name) {
+                    rules.push(rule);
+                }
+            }
+            Table::Mangle => {}
+        }
+    }
+
+    fn unreadable(&mut self, table: Table, text: &str) {
+        let Some(name) = text.split_ascii_whitespace().nth(1).and_then(ChainName::new) else { return };
+        match table {
+            Table::Nat => self.committed.nat.entry(name).and_modify(|digest| *digest = None),
+            Table::Filter => {
+                self.committed.filter.entry(name).and_modify(|rules| *rules = None);
+                return;
+            }
+            Table::Mangle => return,
+        };
+    }
+
+    /// What was read.
+    pub fn finish(self) -> Committed {
+        self.committed
+    }
+}

@@ -1,0 +1,57 @@
+//! What differs in a chain of filter, and the state between old and new.
+
+use std::collections::BTreeSet;
+
+use super::{Digest, FilterChain};
+use crate::iptables::Rule;
+
+/// What to write first for a chain of filter.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Union {
+    /// Nothing: everything that is wanted is there.
+    AsItIs {
+        /// More than that is there.
+        has_leftovers: bool,
+    },
+    /// These rules.
+    Write {
+        /// Old ones first: of a REJECT and a DROP for one frontend the old one counts until nat
+        /// has changed.
+        rules: Vec<Rule>,
+        /// Some of them are not wanted.
+        has_leftovers: bool,
+    },
+}
+
+/// The rules of `old` and of `wanted` together.
+pub(super) fn union(old: Option<&Option<Vec<Rule>>>, wanted: &FilterChain) -> Union {
+    let old = match old {
+        Some(_) if wanted.is_shared_with_kubelet => return Union::AsItIs { has_leftovers: false },
+        Some(Some(old)) => old,
+        Some(None) | None => return Union::Write { rules: wanted.rules.clone(), has_leftovers: false },
+    };
+    if *old == wanted.rules {
+        return Union::AsItIs { has_leftovers: false };
+    }
+    let (old_set, new_set) = (hashes(old), hashes(&wanted.rules));
+    match (new_set.is_subset(&old_set), old_set.is_subset(&new_set)) {
+        // Same rules in another order, or another number of times: one write does it.
+        (_, true) => Union::Write { rules: wanted.rules.clone(), has_leftovers: false },
+        (true, false) => Union::AsItIs { has_leftovers: true },
+        (false, false) => {
+            let new = wanted.rules.iter().filter(|rule| !old_set.contains(&Digest::rule(rule)));
+            Union::Write { rules: old.iter().chain(new).cloned().collect(), has_leftovers: true }
+        }
+    }
+}
+
+/// Whether a chain that holds `old` or the union with it has to be written once more.
+pub(super) fn has_leftovers(old: Option<&Option<Vec<Rule>>>, wanted: &FilterChain) -> bool {
+    match union(old, wanted) {
+        Union::AsItIs { has_leftovers } | Union::Write { has_leftovers, .. } => has_leftovers,
+    }
+}
+
+fn hashes(rules: &[Rule]) -> BTreeSet<u64> {
+    rules.iter().map(Digest::rule).collect()
+}

@@ -1,0 +1,271 @@
+//! Inputs of iptables-restore as they are made: text goes out piece by piece, and what each piece
+//! is about is kept until the process has ended.
+
+use super::committed::Effect;
+use crate::iptables::{ChainName, Table, write};
+
+/// Takes the text of one restore after another. Implemented by the kernel and by its fake.
+pub trait Restore {
+    /// Why a restore failed.
+    type Error;
+    /// Starts a restore.
+    fn begin(&mut self);
+    /// Takes the next piece of its input; a piece ends with a line.
+    fn write(&mut self, text: &str);
+    /// Ends the input and waits for the restore to take effect.
+    fn end(&mut self) -> Result<(), Self::Error>;
+}
+
+/// What an error leaves behind.
+pub trait Uncertain {
+    /// Whether the restore may have taken effect all the same, as when the process was killed.
+    fn may_have_taken_effect(&self) -> bool;
+}
+
+/// How much one process is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Chains named in one input.
+    pub max_names: usize,
+    /// Rules in one input.
+    pub max_rules: usize,
+}
+
+impl Limits {
+    /// `iptables-nft-restore` looks every chain up in a sorted list of all those named before:
+    /// 2 000 names cost the least, and 20 000 rules keep its memory at 12 MB.
+    pub const NFT: Limits = Limits { max_names: 2_000, max_rules: 20_000 };
+    /// `iptables-legacy-restore` reads and replaces the whole table at each commit: one process.
+    pub const LEGACY: Limits = Limits { max_names: usize::MAX, max_rules: usize::MAX };
+}
+
+/// What was sent to the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// iptables-restore processes that were started.
+    pub n_processes: usize,
+    /// Lines of input.
+    pub n_lines: usize,
+    /// Bytes of input.
+    pub n_bytes: usize,
+    /// Rules written, jumps included.
+    pub n_rules: usize,
+    /// Those of them in filter.
+    pub n_filter_rules: usize,
+    /// Chains written.
+    pub n_chains: usize,
+    /// Chains deleted.
+    pub n_deleted: usize,
+}
+
+/// Which chain each line of an input is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LineIndex {
+    /// First line (from 1) of each piece, ascending.
+    pieces: Vec<(usize, Table, ChainName)>,
+    n_lines: usize,
+}
+
+impl LineIndex {
+    /// The chain that `line` (from 1) is about, and the line's place in that chain's piece (from 0:
+    /// the declaration). `None` for `*nat`, `COMMIT` and what lies outside.
+    pub fn chain_at(&self, line: usize) -> Option<(Table, ChainName, usize)> {
+        let next = self.pieces.partition_point(|(first, ..)| *first <= line);
+        let (first, table, chain) = *self.pieces.get(next.checked_sub(1)?)?;
+        (line <= self.n_lines).then_some((table, chain, line - first))
+    }
+}
+
+/// A chain of nat that waits for its place in the input.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub(super) name: ChainName,
+    pub(super) rank: u8,
+    pub(super) text: String,
+    pub(super) effect: Effect,
+    /// Chains it names, about.
+    pub(super) n_names: usize,
+}
+
+/// How much text may wait before it is passed on, where order across service ports does not matter.
+const STREAMING_BYTES: usize = 1 << 20;
+
+/// The input that is being made.
+pub(super) struct Input<'a, R> {
+    limits: Limits,
+    restore: &'a mut R,
+    is_open: bool,
+    table: Option<Table>,
+    blocks: Vec<Block>,
+    n_waiting_bytes: usize,
+    n_names: usize,
+    n_rules: usize,
+    effects: Vec<(Table, ChainName, Effect)>,
+    lines: LineIndex,
+    tally: Tally,
+}
+
+/// How the process ended, what each piece of its input does, and which lines were about which chain.
+type Ended<E> = (Result<(), E>, Vec<(Table, ChainName, Effect)>, LineIndex);
+
+impl<'a, R: Restore> Input<'a, R> {
+    pub(super) fn new(limits: Limits, restore: &'a mut R) -> Input<'a, R> {
+        Input {
+            limits,
+            restore,
+            is_open: false,
+            table: None,
+            blocks: Vec::new(),
+            n_waiting_bytes: 0,
+            n_names: 0,
+            n_rules: 0,
+            effects: Vec::new(),
+            lines: LineIndex::default(),
+            tally: Tally::default(),
+        }
+    }
+
+    pub(super) fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    pub(super) fn has_room_for(&self, blocks: &[Block]) -> bool {
+        let n_names: usize = blocks.iter().map(|block| block.n_names).sum();
+        let n_rules: usize = blocks.iter().map(|block| block.effect.n_rules()).sum();
+        let is_empty = self.n_names == 0 && self.n_rules == 0;
+        is_empty
+            || self.n_names.saturating_add(n_names) <= self.limits.max_names
+                && self.n_rules.saturating_add(n_rules) <= self.limits.max_rules
+    }
+
+    pub(super) fn room_for_names(&self) -> usize {
+        self.limits.max_names.saturating_sub(self.n_names)
+    }
+
+    /// Lets `block` wait for its place.
+    pub(super) fn push(&mut self, block: Block) {
+        self.n_names = self.n_names.saturating_add(block.n_names);
+        self.n_rules = self.n_rules.saturating_add(block.effect.n_rules());
+        self.n_waiting_bytes += block.text.len();
+        self.blocks.push(block);
+    }
+
+    /// Passes waiting chains on where one process takes everything, so that memory stays bounded.
+    pub(super) fn drain_if_streaming(&mut self) {
+        if self.limits.max_names == usize::MAX && self.n_waiting_bytes > STREAMING_BYTES {
+            self.drain();
+        }
+    }
+
+    /// Passes on the chains that wait: callees first, and among equals in descending order of names,
+    /// each declaration followed at once by its rules. So `iptables-nft-restore` finds nearly every
+    /// chain at the head of its list.
+    pub(super) fn drain(&mut self) {
+        let mut blocks = std::mem::take(&mut self.blocks);
+        self.n_waiting_bytes = 0;
+        blocks.sort_unstable_by(|a, b| a.rank.cmp(&b.rank).then(b.name.cmp(&a.name)));
+        for block in blocks {
+            self.piece(Table::Nat, block.name, &block.text, block.effect);
+        }
+    }
+
+    /// Passes on lines about `chain` at once.
+    pub(super) fn lines(&mut self, table: Table, chain: ChainName, text: &str, effect: Effect) {
+        self.n_rules = self.n_rules.saturating_add(effect.n_rules());
+        self.n_names += 1;
+        self.piece(table, chain, text, effect);
+    }
+
+    /// Empties and deletes `chains`: all are emptied first, as they may call each other.
+    pub(super) fn delete(&mut self, chains: &[ChainName]) {
+        self.drain();
+        let mut text = String::new();
+        let mut in_order: Vec<&ChainName> = chains.iter().collect();
+        in_order.sort_unstable_by(|a, b| b.cmp(a));
+        for chain in in_order {
+            text.clear();
+            write::declaration(&mut text, chain);
+            self.text(Table::Nat, &text, Some(*chain));
+        }
+        for chain in chains {
+            text.clear();
+            write::delete_chain(&mut text, chain);
+            self.n_names += 1;
+            self.piece(Table::Nat, *chain, &text, Effect::Deleted);
+        }
+    }
+
+    fn piece(&mut self, table: Table, chain: ChainName, text: &str, effect: Effect) {
+        match &effect {
+            Effect::Nat(_) | Effect::Filter(_) => self.tally.n_chains += 1,
+            Effect::Deleted => self.tally.n_deleted += 1,
+            Effect::Jump(_) => {}
+        }
+        self.tally.n_rules += effect.n_rules();
+        if table == Table::Filter {
+            self.tally.n_filter_rules += effect.n_rules();
+        }
+        self.text(table, text, Some(chain));
+        self.effects.push((table, chain, effect));
+    }
+
+    fn text(&mut self, table: Table, text: &str, about: Option<ChainName>) {
+        if !self.is_open {
+            self.restore.begin();
+            self.is_open = true;
+            self.tally.n_processes += 1;
+        }
+        if self.table != Some(table) {
+            self.commit();
+            let mut heading = String::new();
+            write::table(&mut heading, table);
+            self.send(&heading);
+            self.table = Some(table);
+        }
+        if let Some(chain) = about {
+            self.lines.pieces.push((self.lines.n_lines + 1, table, chain));
+        }
+        self.send(text);
+    }
+
+    fn commit(&mut self) {
+        if self.table.take().is_some() {
+            let mut text = String::new();
+            write::commit(&mut text);
+            self.send(&text);
+        }
+    }
+
+    fn send(&mut self, text: &str) {
+        let n_lines = text.bytes().filter(|byte| *byte == b'\n').count();
+        self.lines.n_lines += n_lines;
+        self.tally.n_lines += n_lines;
+        self.tally.n_bytes += text.len();
+        self.restore.write(text);
+    }
+
+    /// Passes on what waits, commits and ends the process. `None` when there was nothing to do.
+    pub(super) fn end(&mut self) -> Option<Ended<R::Error>> {
+        self.drain();
+        if !self.is_open {
+            return None;
+        }
+        self.commit();
+        self.is_open = false;
+        (self.n_names, self.n_rules) = (0, 0);
+        let result = self.restore.end();
+        Some((result, std::mem::take(&mut self.effects), std::mem::take(&mut self.lines)))
+    }
+}
+
+impl Effect {
+    /// Rules that it writes.
+    fn n_rules(&self) -> usize {
+        match self {
+            Effect::Nat(digest) => digest.n_rules as usize,
+            Effect::Filter(rules) => rules.len(),
+            Effect::Jump(_) => 1,
+            Effect::Deleted => 0,
+        }
+    }
+}

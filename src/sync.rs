@@ -1,0 +1,400 @@
+//! The one loop: changes of the cluster in, rules in the kernel out.
+//!
+//! A node's rules are one thing, so they are reconciled as a whole by one loop and not an object at
+//! a time. Whatever wakes it is an [`Event`]. Changes that come together are synced together.
+
+pub mod canary;
+mod family;
+mod pacer;
+mod report;
+
+pub use family::{FamilySync, View};
+pub use report::{Refusal, Report, SyncError};
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::config::host::Host;
+use crate::config::{Config, DetectLocal};
+use crate::iptables::Table;
+use crate::kernel::Iptables;
+use crate::metrics::{Metrics, SyncSample};
+use crate::model::{Change, Node, Snapshot, Touched};
+use crate::net::IpFamily;
+use crate::policy::Place;
+use crate::rules::Settings;
+use crate::watch::WatchEvent;
+use pacer::Pacer;
+
+/// How long nothing happens before everything is compared once more all the same.
+const FULL_SYNC_PERIOD: Duration = Duration::from_secs(60 * 60);
+
+/// Whatever wakes the loop.
+#[derive(Debug)]
+pub enum Event {
+    /// The cluster changed, or is listed.
+    Watch(WatchEvent),
+    /// The tables of a family were flushed by somebody.
+    TablesFlushed(IpFamily),
+    /// Everything is to be compared once more.
+    FullSyncDue,
+    /// A sync may start: a change waited for the minimum period to pass.
+    SyncDue,
+    /// A failed sync is to be tried again.
+    RetryDue,
+    /// The Node has not told its addresses in time.
+    NodeWaitOver,
+    /// The process is to end.
+    Shutdown,
+}
+
+/// Why the loop ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Shutdown,
+    /// The Node's pod CIDRs changed, which everything in mode NodeCIDR depends on: start anew.
+    PodCidrsChanged,
+    /// Mode NodeCIDR, and the Node got no pod CIDRs in time.
+    NoPodCidrs,
+    /// Nothing can come any more: the sources are gone.
+    SourcesGone,
+}
+
+/// Finds out what only the node knows; called before each sync, as addresses come and go.
+pub type HostSource = Arc<dyn Fn() -> Host + Send + Sync>;
+
+/// What the loop is made of.
+pub struct Parts<K> {
+    /// The checked configuration.
+    pub config: Arc<Config>,
+    /// This node's name.
+    pub node_name: Arc<str>,
+    /// What the node knows of itself.
+    pub host: HostSource,
+    /// The tables, one family each.
+    pub kernels: Vec<K>,
+    /// Where syncs are counted.
+    pub metrics: Arc<Metrics>,
+    /// How long to wait for what the Node has to tell.
+    pub patience: Patience,
+}
+
+/// How long the first sync waits for what the Node object does not say yet, from when it is known
+/// whether there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For its addresses; then on without.
+    pub addresses: Duration,
+    /// In mode NodeCIDR, for its pod CIDRs; then the process ends.
+    pub pod_cidrs: Duration,
+}
+
+impl Patience {
+    /// As kube-proxy v1.36 waits for a cluster's control plane.
+    pub const CLUSTER: Patience =
+        Patience { addresses: Duration::from_secs(30), pod_cidrs: Duration::from_secs(5 * 60) };
+    /// For sources that nobody writes a Node's status to.
+    pub const NONE: Patience = Patience { addresses: Duration::ZERO, pod_cidrs: Duration::ZERO };
+}
+
+/// The loop's state. It moves to a blocking thread for a sync, and back.
+struct State<K> {
+    families: Vec<FamilySync<K>>,
+    snapshot: Snapshot,
+}
+
+/// The loop.
+pub struct Loop<K> {
+    parts: Parts<()>,
+    state: State<K>,
+    pacer: Pacer,
+    /// The Node that settings are made from: as it was when it first had an address.
+    settled_node: Option<Node>,
+    are_services_listed: bool,
+    are_slices_listed: bool,
+    /// When it was known whether there is a Node.
+    node_listed_at: Option<Instant>,
+    full_sync_at: Instant,
+    stop: Arc<AtomicBool>,
+}
+
+impl<K: Iptables + 'static> Loop<K> {
+    /// A loop that has seen nothing yet.
+    pub fn new(parts: Parts<K>) -> Loop<K> {
+        let Parts { config, node_name, host, kernels, metrics, patience } = parts;
+        let families = kernels.into_iter().map(FamilySync::new).collect();
+        Loop {
+            pacer: Pacer::new(config.min_sync_period, config.sync_period),
+            state: State { families, snapshot: Snapshot::default() },
+            parts: Parts { config, node_name, host, kernels: Vec::new(), metrics, patience },
+            settled_node: None,
+            are_services_listed: false,
+            are_slices_listed: false,
+            node_listed_at: None,
+            full_sync_at: Instant::now() + FULL_SYNC_PERIOD,
+            stop: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    /// Runs until it is told to end, or cannot go on.
+    pub async fn run(
+        mut self,
+        mut watch: mpsc::Receiver<WatchEvent>,
+        mut flushed: mpsc::Receiver<IpFamily>,
+        mut shutdown: tokio::sync::watch::Receiver<bool>,
+    ) -> Ended {
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = until_set(&mut shutdown) => Event::Shutdown,
+                Some(family) = flushed.recv() => Event::TablesFlushed(family),
+                event = watch.recv() => match event {
+                    Some(event) => Event::Watch(event),
+                    None => return Ended::SourcesGone,
+                },
+                event = self.due() => event,
+            };
+            let is_urgent = matches!(event, Event::TablesFlushed(_) | Event::RetryDue | Event::SyncDue | Event::FullSyncDue);
+            let mut ended = self.take(event);
+            // What came together is synced together.
+            while let (None, Ok(event)) = (&ended, watch.try_recv()) {
+                ended = self.take(Event::Watch(event));
+            }
+            if let Some(ended) = ended {
+                return ended;
+            }
+            let may_start = self.pacer.may_start().is_none_or(|at| at <= Instant::now());
+            if self.is_listed() && self.is_dirty() && (is_urgent || may_start && self.pacer.retry_at().is_none()) {
+                self.sync(&mut shutdown).await;
+            }
+        }
+    }
+
+    /// Waits for the next thing that the clock asks for.
+    async fn due(&self) -> Event {
+        let is_waiting = self.is_listed() && self.is_dirty();
+        let (at, event) = match (self.node_wait_until(), self.pacer.retry_at()) {
+            (Some(at), _) => (at, Event::NodeWaitOver),
+            (None, Some(at)) => (at, Event::RetryDue),
+            (None, None) if is_waiting => (self.pacer.may_start().unwrap_or_else(Instant::now), Event::SyncDue),
+            (None, None) => (self.full_sync_at, Event::FullSyncDue),
+        };
+        tokio::time::sleep_until(at).await;
+        event
+    }
+
+    /// Notes what an event changed.
+    fn take(&mut self, event: Event) -> Option<Ended> {
+        match event {
+            Event::Shutdown => return Some(Ended::Shutdown),
+            Event::Watch(WatchEvent::Change(change)) => return self.change(change),
+            Event::Watch(WatchEvent::ServicesListed) => self.are_services_listed = true,
+            Event::Watch(WatchEvent::SlicesListed) => self.are_slices_listed = true,
+            Event::Watch(WatchEvent::NodeListed) => self.node_listed_at = Some(Instant::now()),
+            Event::NodeWaitOver => return self.node_wait_over(),
+            Event::TablesFlushed(family) => {
+                warn!(%family, "somebody flushed the tables; writing everything again");
+                for sync in self.state.families.iter_mut().filter(|sync| sync.family() == family) {
+                    sync.touch_everything(true);
+                }
+            }
+            Event::FullSyncDue => {
+                self.state.families.iter_mut().for_each(|sync| sync.touch_everything(false));
+            }
+            Event::RetryDue | Event::SyncDue => {}
+        }
+        None
+    }
+
+    fn change(&mut self, change: Change) -> Option<Ended> {
+        let old_zone = self.zone();
+        let mut touched = Touched::default();
+        self.state.snapshot.apply(change, &mut touched);
+        for sync in &mut self.state.families {
+            sync.touch(std::mem::take(touched.services.get_mut(sync.family())));
+        }
+        if !touched.node {
+            return None;
+        }
+        if self.zone() != old_zone {
+            self.state.families.iter_mut().for_each(|sync| sync.touch_everything(false));
+        }
+        self.node_changed()
+    }
+
+    /// kube-proxy reads a Node's addresses once. So do we, but take over the first that there are.
+    fn node_changed(&mut self) -> Option<Ended> {
+        let node = self.state.snapshot.node()?;
+        let is_by_pod_cidr = self.detects_by_pod_cidr();
+        match &self.settled_node {
+            Some(settled) if !settled.addresses.is_empty() => {
+                if settled.addresses != node.addresses {
+                    warn!(
+                        node = %node.name, was = ?settled.addresses, is = ?node.addresses,
+                        "the Node's addresses changed; rules keep the first until the next start"
+                    );
+                }
+                if is_by_pod_cidr && !settled.pod_cidrs.is_empty() && settled.pod_cidrs != node.pod_cidrs {
+                    return Some(Ended::PodCidrsChanged);
+                }
+                if settled.pod_cidrs.is_empty() {
+                    self.settled_node = Some(Node { addresses: settled.addresses.clone(), ..node.clone() });
+                }
+            }
+            _ if !node.addresses.is_empty() => {
+                info!(node = %node.name, addresses = ?node.addresses, "the Node's addresses are known");
+                self.settled_node = Some(node.clone());
+                self.state.families.iter_mut().for_each(|sync| sync.touch_everything(false));
+            }
+            _ => {}
+        }
+        None
+    }
+
+    fn zone(&self) -> Option<Arc<str>> {
+        self.state.snapshot.node().and_then(|node| node.zone.clone())
+    }
+
+    /// Whether the first complete lists are there: rules made before would be those of half a cluster.
+    fn is_listed(&self) -> bool {
+        self.are_services_listed
+            && self.are_slices_listed
+            && self.node_listed_at.is_some()
+            && self.node_wait_until().is_none()
+    }
+
+    fn detects_by_pod_cidr(&self) -> bool {
+        self.parts.config.detect_local == DetectLocal::NodeCidr
+    }
+
+    /// Until when the Node is waited for; `None` when it need not be, or has told what is needed.
+    fn node_wait_until(&self) -> Option<Instant> {
+        let listed_at = self.node_listed_at?;
+        let patience = self.parts.patience;
+        if self.settled_node.is_none() {
+            return Some(listed_at + patience.addresses);
+        }
+        let lacks_pod_cidrs = self.settled_node.as_ref().is_some_and(|node| node.pod_cidrs.is_empty());
+        (self.detects_by_pod_cidr() && lacks_pod_cidrs)
+            .then_some(listed_at + patience.addresses + patience.pod_cidrs)
+    }
+
+    /// Goes on with what is known of the Node.
+    fn node_wait_over(&mut self) -> Option<Ended> {
+        if self.settled_node.is_none() {
+            let node = self.state.snapshot.node().cloned();
+            if node.as_ref().is_none_or(|node| node.addresses.is_empty()) {
+                let name = &self.parts.node_name;
+                warn!(node = %name, "the Node has no addresses; going on with 127.0.0.1 and ::1 as the node's own");
+            }
+            self.settled_node = Some(node.unwrap_or_else(|| Node::unknown(self.parts.node_name.clone())));
+            return None;
+        }
+        Some(Ended::NoPodCidrs)
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.state.families.iter().any(FamilySync::is_dirty)
+    }
+
+    /// Syncs the families that have something to do, at the same time, off the async threads.
+    async fn sync(&mut self, shutdown: &mut tokio::sync::watch::Receiver<bool>) {
+        let host = (self.parts.host)();
+        for sync in &mut self.state.families {
+            let node = self.settled_node.as_ref();
+            sync.set_settings(Settings::new(&self.parts.config, node, &host, sync.family()));
+        }
+        let empty = State { families: Vec::new(), snapshot: Snapshot::default() };
+        let state = std::mem::replace(&mut self.state, empty);
+        let (node_name, stop, metrics) = (self.parts.node_name.clone(), self.stop.clone(), self.parts.metrics.clone());
+        let mut work = tokio::task::spawn_blocking(move || sync_families(state, &node_name, &stop, &metrics));
+        let result = tokio::select! {
+            result = &mut work => result,
+            () = until_set(shutdown) => {
+                // A restore that has begun is left to end; no other is begun.
+                self.stop.store(true, Ordering::Relaxed);
+                work.await
+            }
+        };
+        let (state, is_success) = match result {
+            Ok(done) => done,
+            // A panic ends the process: half a state is not to be gone on with.
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        self.state = state;
+        let now = Instant::now();
+        self.pacer.ended(now, is_success);
+        self.full_sync_at = now + FULL_SYNC_PERIOD;
+    }
+}
+
+/// Waits until `flag` is set; for ever when nobody can set it any more.
+async fn until_set(flag: &mut tokio::sync::watch::Receiver<bool>) {
+    if flag.wait_for(|is_set| *is_set).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Returns the state and whether every family succeeded.
+fn sync_families<K: Iptables>(
+    mut state: State<K>,
+    node_name: &str,
+    stop: &AtomicBool,
+    metrics: &Metrics,
+) -> (State<K>, bool) {
+    let State { families, snapshot } = &mut state;
+    let zone = snapshot.node().and_then(|node| node.zone.clone());
+    let view = View { snapshot, place: Place { node: node_name, zone: zone.as_deref() } };
+    let is_success = std::thread::scope(|scope| {
+        let threads: Vec<_> = families
+            .iter_mut()
+            .filter(|sync| sync.is_dirty())
+            .map(|sync| scope.spawn(move || sync_family(sync, view, stop, metrics)))
+            .collect();
+        let results = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        results.fold(true, |all, one| all & one)
+    });
+    (state, is_success)
+}
+
+fn sync_family<K: Iptables>(sync: &mut FamilySync<K>, view: View<'_>, stop: &AtomicBool, metrics: &Metrics) -> bool {
+    let started = Instant::now();
+    let report = sync.sync(view, stop);
+    let elapsed = started.elapsed();
+    let tally = report.tally;
+    let rules = |table: Table, n_written| (table.word(), n_written, sync.n_rules_in_force(table));
+    metrics.synced(&SyncSample {
+        family: report.family,
+        is_full: report.is_full,
+        is_success: report.outcome.is_ok(),
+        elapsed,
+        n_processes: tally.n_processes,
+        n_chains: tally.n_chains + tally.n_deleted,
+        rules: [
+            rules(Table::Filter, tally.n_filter_rules),
+            rules(Table::Nat, tally.n_rules - tally.n_filter_rules),
+        ],
+    });
+    match &report.outcome {
+        Ok(()) => debug!(
+            family = %report.family, full = report.is_full, elapsed_ms = elapsed.as_millis() as u64,
+            service_ports = report.n_service_ports, endpoints = report.n_endpoints,
+            chains_written = tally.n_chains, chains_deleted = tally.n_deleted, rules_written = tally.n_rules,
+            lines = tally.n_lines, bytes = tally.n_bytes, processes = tally.n_processes, "synced"
+        ),
+        Err(error) => warn!(
+            family = %report.family, full = report.is_full, elapsed_ms = elapsed.as_millis() as u64,
+            processes = tally.n_processes, %error, "sync failed; what was in force stays, will be tried again"
+        ),
+    }
+    report.outcome.is_ok()
+}
+
+#[cfg(test)]
+mod tests;

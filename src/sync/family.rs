@@ -1,0 +1,470 @@
+//! One family's rules, kept in step with the cluster: compiles what changed, plans, restores, and
+//! remembers what the kernel holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::report::{Refusal, Report, SyncError};
+use crate::iptables::{ChainName, Jump, Rule, Table};
+use crate::kernel::{Iptables, Readable, RestoreError};
+use crate::model::{ServiceName, ServicePort, ServicePortName, Snapshot};
+use crate::net::{IpFamily, Protocol};
+use crate::plan::{Committed, Digest, Failure, FilterChain, NatChain, Planner, Reader};
+use crate::policy::{Place, Selection, Verdicts};
+use crate::rules::{self, Entry, Settings, SharedChain, classic, fixed, names};
+
+/// What has to be compiled and compared at the next sync.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Dirty {
+    /// Every service port.
+    Everything,
+    /// Those of these Services.
+    Services(BTreeSet<ServiceName>),
+}
+
+/// What is remembered of a service port between syncs: no rule text but for its few entries in
+/// filter.
+#[derive(Clone, Debug)]
+struct Record {
+    verdicts: Verdicts,
+    n_endpoints: usize,
+    /// Its chains in nat.
+    chains: Box<[ChainName]>,
+    /// Hashes of its entries in nat's shared chains.
+    nat_entries: Box<[(SharedChain, u64)]>,
+    /// Its entries in filter's shared chains.
+    filter_entries: Box<[Entry]>,
+}
+
+/// The rules of one family on one node.
+pub struct FamilySync<K> {
+    kernel: K,
+    jumps: Vec<Jump>,
+    settings: Option<Settings>,
+    /// `None` until the kernel was read, and when it has to be read again.
+    committed: Option<Committed>,
+    /// What is kept of the last reading while a new one is due.
+    last_known: Committed,
+    records: BTreeMap<ServicePortName, Record>,
+    n_endpoints: usize,
+    is_large: bool,
+    dirty: Dirty,
+}
+
+/// The cluster and the place from which it is seen.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// All objects.
+    pub snapshot: &'a Snapshot,
+    /// This node.
+    pub place: Place<'a>,
+}
+
+impl<K: Iptables> FamilySync<K> {
+    /// Starts without knowing anything of the kernel's state.
+    pub fn new(kernel: K) -> FamilySync<K> {
+        FamilySync {
+            kernel,
+            jumps: fixed::jumps(),
+            settings: None,
+            committed: None,
+            last_known: Committed::default(),
+            records: BTreeMap::new(),
+            n_endpoints: 0,
+            is_large: false,
+            dirty: Dirty::Everything,
+        }
+    }
+
+    /// The family.
+    pub fn family(&self) -> IpFamily {
+        self.kernel.family()
+    }
+
+    /// The kernel's tables.
+    pub fn kernel(&mut self) -> &mut K {
+        &mut self.kernel
+    }
+
+    /// Notes that the Services called `names`, or their endpoints, changed.
+    pub fn touch(&mut self, names: BTreeSet<ServiceName>) {
+        if let Dirty::Services(services) = &mut self.dirty {
+            services.extend(names);
+        }
+    }
+
+    /// Notes that every service port has to be compared; with `reread`, with what is found in the
+    /// kernel.
+    pub fn touch_everything(&mut self, reread: bool) {
+        self.dirty = Dirty::Everything;
+        if reread && let Some(committed) = self.committed.take() {
+            self.last_known = committed;
+        }
+    }
+
+    /// Settles what the rules depend on beside the objects. Anything new there touches everything.
+    pub fn set_settings(&mut self, settings: Settings) {
+        if self.settings.as_ref() != Some(&settings) {
+            self.settings = Some(settings);
+            self.dirty = Dirty::Everything;
+        }
+    }
+
+    /// Whether a sync has anything to look at.
+    pub fn is_dirty(&self) -> bool {
+        self.committed.is_none() || self.dirty != Dirty::Services(BTreeSet::new())
+    }
+
+    /// How many rules of ours the kernel holds in `table`.
+    pub fn n_rules_in_force(&self, table: Table) -> usize {
+        self.committed.as_ref().map_or(0, |committed| committed.n_rules(table))
+    }
+
+    /// Brings the kernel in step with `view`. After a failure everything is compared again at the
+    /// next sync; what was committed before it stays known. `stop` ends it early, between batches.
+    pub fn sync(&mut self, view: View<'_>, stop: &AtomicBool) -> Report {
+        let mut report = Report::new(self.family(), self.dirty == Dirty::Everything);
+        let Some(settings) = self.settings.clone() else { return report };
+        if let Err(error) = self.read_kernel() {
+            report.outcome = Err(SyncError::Unreadable(format!("{error:#}")));
+            return report;
+        }
+        let changed = self.compile(&settings, view);
+        let mut committed = self.committed.take().unwrap_or_default();
+        let outcome = self.restore(&settings, view, &changed, &mut committed, stop, &mut report);
+        self.committed = Some(committed);
+        report.n_service_ports = self.records.len();
+        report.n_endpoints = self.n_endpoints;
+        match outcome {
+            Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(false),
+            Ok(()) => self.dirty = Dirty::Services(BTreeSet::new()),
+            Err(failure) => {
+                // A refusal may mean that the kernel is not as it was: somebody flushed it.
+                let reread = !matches!(failure.error, RestoreError::Locked(_) | RestoreError::NotStarted(_));
+                report.outcome = Err(self.explain(failure));
+                self.touch_everything(reread);
+            }
+        }
+        report
+    }
+
+    /// Reads what the kernel holds, unless that is known. Too many chains: only their names, and
+    /// what was known of them before.
+    fn read_kernel(&mut self) -> anyhow::Result<()> {
+        if self.committed.is_some() {
+            return Ok(());
+        }
+        let family = self.family();
+        let is_tracked = |table, name: &ChainName| {
+            names::is_ours(table, name) || (table == Table::Filter && *name == names::KUBE_FIREWALL)
+        };
+        let jumps = std::mem::take(&mut self.jumps);
+        let mut reader = Reader::new(family, &jumps, &is_tracked);
+        let result = self.read_into(&mut reader, &is_tracked);
+        let mut committed = reader.finish();
+        self.jumps = jumps;
+        committed.nat.extend(result?);
+        self.committed = Some(committed);
+        Ok(())
+    }
+
+    /// Returns the chains of nat that were only named.
+    fn read_into(
+        &mut self,
+        reader: &mut Reader<'_>,
+        is_tracked: &dyn Fn(Table, &ChainName) -> bool,
+    ) -> anyhow::Result<BTreeMap<ChainName, Option<Digest>>> {
+        self.kernel.save(Table::Filter, &mut |line| reader.line(line))?;
+        if self.kernel.readable(Table::Nat)? == Readable::Rules {
+            self.kernel.save(Table::Nat, &mut |line| reader.line(line))?;
+            return Ok(BTreeMap::new());
+        }
+        let mut named = BTreeMap::new();
+        let known = &self.last_known.nat;
+        self.kernel.chain_names(Table::Nat, &mut |name| {
+            if let Some(name) = ChainName::new(name).filter(|name| is_tracked(Table::Nat, name)) {
+                named.insert(name, known.get(&name).copied().flatten());
+            }
+        })?;
+        reader.line("*nat");
+        for from in Table::Nat.built_in() {
+            self.kernel.chain_rules(Table::Nat, ChainName::literal(from), &mut |line| reader.line(line))?;
+        }
+        Ok(named)
+    }
+
+    /// Makes the records of what is dirty again.
+    fn compile(&mut self, settings: &Settings, view: View<'_>) -> Changed {
+        let old = match &self.dirty {
+            Dirty::Everything => std::mem::take(&mut self.records),
+            Dirty::Services(services) => {
+                services.iter().flat_map(|name| take_records(&mut self.records, name)).collect()
+            }
+        };
+        let mut changed = Changed { ports: BTreeSet::new(), old, shared: BTreeSet::new() };
+        let services: Vec<_> = match &self.dirty {
+            Dirty::Everything => view.snapshot.services().collect(),
+            Dirty::Services(names) => names.iter().filter_map(|name| view.snapshot.service(name)).collect(),
+        };
+        for service in services {
+            for port in service.ports_in(settings.family) {
+                let name = port.name();
+                self.records.insert(name.clone(), record(settings, view, &port));
+                changed.ports.insert(name);
+            }
+        }
+        changed.find_shared(&self.records, self.dirty == Dirty::Everything);
+        self.count_endpoints(&changed);
+        let is_large = self.n_endpoints > rules::LARGE_CLUSTER_ENDPOINTS;
+        if is_large != self.is_large {
+            self.is_large = is_large;
+            // kube-proxy leaves chains of unchanged Services as they are until its next full sync;
+            // here the same objects always give the same rules.
+            for (name, record) in &self.records {
+                changed.old.entry(name.clone()).or_insert_with(|| record.clone());
+                changed.ports.insert(name.clone());
+            }
+        }
+        changed
+    }
+
+    fn count_endpoints(&mut self, changed: &Changed) {
+        let count = |records: &mut dyn Iterator<Item = &Record>| {
+            records.map(|record| record.n_endpoints).sum::<usize>()
+        };
+        if self.dirty == Dirty::Everything {
+            self.n_endpoints = count(&mut self.records.values());
+            return;
+        }
+        self.n_endpoints += count(&mut changed.ports.iter().filter_map(|name| self.records.get(name)));
+        self.n_endpoints -= count(&mut changed.old.values());
+    }
+
+    fn restore(
+        &mut self,
+        settings: &Settings,
+        view: View<'_>,
+        changed: &Changed,
+        committed: &mut Committed,
+        stop: &AtomicBool,
+        report: &mut Report,
+    ) -> Result<(), Failure<RestoreError>> {
+        let filter =
+            if changed.touches(Table::Filter) { self.filter_chains(settings) } else { BTreeMap::new() };
+        let shared: Vec<(SharedChain, u8, Digest)> =
+            [(SharedChain::NatNodePorts, 6), (SharedChain::NatServices, 7)]
+                .into_iter()
+                .filter(|(chain, _)| changed.shared.contains(chain))
+                .map(|(chain, rank)| (chain, rank, self.shared_digest(settings, chain)))
+                .collect();
+        let limits = self.kernel.backend().limits();
+        let mut planner = Planner::new(settings.family, committed, &self.jumps, limits, &mut self.kernel);
+        let steps = || -> Result<(), Failure<RestoreError>> {
+            planner.filter_first(&filter)?;
+            let fixed = fixed::chains(settings);
+            for chain in fixed.iter().filter(|chain| chain.table == Table::Nat) {
+                planner.nat_chains(&[NatChain { name: chain.name, rank: 0, rules: &chain.rules }])?;
+            }
+            let mut stale = changed.chains_before();
+            for name in &changed.ports {
+                if stop.load(Ordering::Relaxed) {
+                    return planner.finish();
+                }
+                let Some(port) = find_port(view.snapshot, settings.family, name) else { continue };
+                let endpoints = view.snapshot.endpoints(&port, settings.family);
+                let selection = Selection::new(&port, &endpoints, view.place);
+                let chains = classic::chains(settings, &port, &selection, self.is_large);
+                for chain in &chains {
+                    stale.remove(&chain.name);
+                }
+                if let Some(record) = self.records.get_mut(name) {
+                    record.chains = chains.iter().map(|chain| chain.name).collect();
+                }
+                let ranked: Vec<NatChain<'_>> = chains
+                    .iter()
+                    .map(|chain| NatChain { name: chain.name, rank: rank(&chain.name), rules: &chain.rules })
+                    .collect();
+                planner.nat_chains(&ranked)?;
+            }
+            for (chain, rank, digest) in shared {
+                planner.nat_shared(chain.name(), rank, digest, |each| {
+                    shared_rules(settings, view.snapshot, &self.records, chain, each);
+                })?;
+            }
+            let stale = match self.dirty {
+                Dirty::Everything => unwanted(planner.committed(), &self.records),
+                Dirty::Services(_) => callers_first(stale),
+            };
+            planner.nat_last(&stale)?;
+            planner.filter_last(&filter)?;
+            planner.finish()
+        };
+        let outcome = steps();
+        report.tally = planner.tally();
+        outcome
+    }
+
+    /// The chains of filter with everything that is wanted in them.
+    fn filter_chains(&self, settings: &Settings) -> BTreeMap<ChainName, FilterChain> {
+        let mut chains = BTreeMap::new();
+        for chain in fixed::chains(settings).into_iter().filter(|chain| chain.table == Table::Filter) {
+            let is_shared_with_kubelet = chain.is_shared_with_kubelet;
+            chains.insert(chain.name, FilterChain { rules: chain.rules, is_shared_with_kubelet });
+        }
+        for shared in SharedChain::ALL.into_iter().filter(|shared| shared.table() == Table::Filter) {
+            let entries = self.records.values().flat_map(|record| &record.filter_entries);
+            let rules = entries.filter(|(chain, _)| *chain == shared).map(|(_, rule)| rule.clone()).collect();
+            chains.insert(shared.name(), FilterChain { rules, is_shared_with_kubelet: false });
+        }
+        chains
+    }
+
+    fn shared_digest(&self, settings: &Settings, chain: SharedChain) -> Digest {
+        let entries = self.records.values().flat_map(|record| &record.nat_entries);
+        let digest = entries
+            .filter(|(shared, _)| *shared == chain)
+            .fold(Digest::EMPTY, |digest, (_, hash)| digest.then(*hash));
+        tail(settings, chain).iter().fold(digest, |digest, rule| digest.then(Digest::rule(rule)))
+    }
+
+    /// Finds out whom a failed restore is about.
+    fn explain(&self, failure: Failure<RestoreError>) -> SyncError {
+        let RestoreError::Refused { line, text, message } = failure.error else {
+            return SyncError::Restore(failure.error);
+        };
+        let about = failure.lines.chain_at(line);
+        let owner = about.and_then(|(_, chain, _)| {
+            self.records
+                .iter()
+                .find(|(_, record)| record.chains.contains(&chain))
+                .map(|(name, _)| name.clone())
+        });
+        let chain = about.map(|(table, chain, _)| (table, chain));
+        SyncError::Refused(Refusal { line, text, message, chain, service_port: owner })
+    }
+}
+
+/// What a compilation changed.
+struct Changed {
+    /// Service ports that were compiled.
+    ports: BTreeSet<ServicePortName>,
+    /// Their records before, also of those that are gone.
+    old: BTreeMap<ServicePortName, Record>,
+    /// Shared chains whose entries differ.
+    shared: BTreeSet<SharedChain>,
+}
+
+impl Changed {
+    fn touches(&self, table: Table) -> bool {
+        self.shared.iter().any(|chain| chain.table() == table)
+    }
+
+    /// The chains of the changed service ports as they were.
+    fn chains_before(&self) -> BTreeSet<ChainName> {
+        self.old.values().flat_map(|record| record.chains.iter().copied()).collect()
+    }
+
+    fn find_shared(&mut self, new: &BTreeMap<ServicePortName, Record>, everything: bool) {
+        if everything {
+            self.shared.extend(SharedChain::ALL);
+            return;
+        }
+        for name in self.ports.iter().chain(self.old.keys()) {
+            let (old, new) = (self.old.get(name), new.get(name));
+            let nat =
+                |record: Option<&Record>| record.map(|record| record.nat_entries.clone()).unwrap_or_default();
+            if nat(old) != nat(new) {
+                self.shared.extend(nat(old).iter().chain(&nat(new)).map(|(chain, _)| *chain));
+            }
+            let filter = |record: Option<&Record>| {
+                record.map(|record| record.filter_entries.clone()).unwrap_or_default()
+            };
+            if filter(old) != filter(new) {
+                self.shared.extend(filter(old).iter().chain(&filter(new)).map(|(chain, _)| *chain));
+            }
+        }
+    }
+}
+
+fn record(settings: &Settings, view: View<'_>, port: &ServicePort<'_>) -> Record {
+    let endpoints = view.snapshot.endpoints(port, settings.family);
+    let verdicts = Selection::new(port, &endpoints, view.place).verdicts(port);
+    let (nat, filter): (Vec<Entry>, Vec<Entry>) = classic::entries(settings, port, verdicts)
+        .into_iter()
+        .partition(|(chain, _)| chain.table() == Table::Nat);
+    Record {
+        verdicts,
+        n_endpoints: endpoints.len(),
+        chains: Box::default(),
+        nat_entries: nat.iter().map(|(chain, rule)| (*chain, Digest::rule(rule))).collect(),
+        filter_entries: filter.into(),
+    }
+}
+
+/// Takes the records of the ports of `service` out of `records`.
+fn take_records(
+    records: &mut BTreeMap<ServicePortName, Record>,
+    service: &ServiceName,
+) -> Vec<(ServicePortName, Record)> {
+    let first = ServicePortName { service: service.clone(), port: "".into(), protocol: Protocol::Tcp };
+    let names: Vec<ServicePortName> = records
+        .range(first..)
+        .take_while(|(name, _)| name.service == *service)
+        .map(|(name, _)| name.clone())
+        .collect();
+    names.into_iter().filter_map(|name| records.remove_entry(&name)).collect()
+}
+
+fn find_port<'a>(
+    snapshot: &'a Snapshot,
+    family: IpFamily,
+    name: &ServicePortName,
+) -> Option<ServicePort<'a>> {
+    let service = snapshot.service(&name.service)?;
+    service.ports_in(family).find(|port| port.port.name == name.port && port.port.protocol == name.protocol)
+}
+
+/// All rules of a shared chain of nat, in order.
+fn shared_rules(
+    settings: &Settings,
+    snapshot: &Snapshot,
+    records: &BTreeMap<ServicePortName, Record>,
+    chain: SharedChain,
+    each: &mut dyn FnMut(&Rule),
+) {
+    for (name, record) in records {
+        if !record.nat_entries.iter().any(|(shared, _)| *shared == chain) {
+            continue;
+        }
+        let Some(port) = find_port(snapshot, settings.family, name) else { continue };
+        for (shared, rule) in classic::entries(settings, &port, record.verdicts) {
+            if shared == chain {
+                each(&rule);
+            }
+        }
+    }
+    tail(settings, chain).iter().for_each(each);
+}
+
+fn tail(settings: &Settings, chain: SharedChain) -> Vec<Rule> {
+    if chain == SharedChain::NatServices { fixed::node_ports_tail(settings) } else { Vec::new() }
+}
+
+/// Callees have a lower rank than their callers.
+fn rank(name: &ChainName) -> u8 {
+    names::PortChain::of(name).map_or(0, |kind| 1 + kind as u8)
+}
+
+/// Chains of service ports that the kernel holds and nobody wants.
+fn unwanted(committed: &Committed, records: &BTreeMap<ServicePortName, Record>) -> Vec<ChainName> {
+    let wanted: BTreeSet<ChainName> =
+        records.values().flat_map(|record| record.chains.iter().copied()).collect();
+    let ours = committed.nat.keys().filter(|name| names::PortChain::of(name).is_some());
+    callers_first(ours.filter(|name| !wanted.contains(*name)).copied())
+}
+
+fn callers_first(chains: impl IntoIterator<Item = ChainName>) -> Vec<ChainName> {
+    let mut chains: Vec<ChainName> = chains.into_iter().collect();
+    chains.sort_unstable_by(|a, b| rank(b).cmp(&rank(a)).then(a.cmp(b)));
+    chains
+}

@@ -1,0 +1,67 @@
+//! What a sync did, and why it failed.
+
+use crate::iptables::{ChainName, Table};
+use crate::kernel::RestoreError;
+use crate::model::ServicePortName;
+use crate::net::IpFamily;
+use crate::plan::Tally;
+
+/// A restore that was refused, brought back to whom it is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Near which line of the input, from 1.
+    pub line: usize,
+    /// That line, if it is at hand.
+    pub text: Option<String>,
+    /// What iptables-restore said.
+    pub message: String,
+    /// The chain that the line is about.
+    pub chain: Option<(Table, ChainName)>,
+    /// The service port whose chain that is.
+    pub service_port: Option<ServicePortName>,
+}
+
+/// Why a sync did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SyncError {
+    /// The kernel's tables could not be read; nothing was changed.
+    #[error("cannot read the rules in force: {0}")]
+    Unreadable(String),
+    /// A restore was refused; what was in force stays in force.
+    #[error(
+        "iptables-restore refused line {} ({}) of chain {} for {}: {}",
+        .0.line,
+        .0.text.as_deref().map_or("text no longer at hand".to_owned(), |text| format!("{text:?}")),
+        .0.chain.map_or("unknown".to_owned(), |(table, chain)| format!("{table} {chain}")),
+        .0.service_port.as_ref().map_or("no single service port".to_owned(), |port| port.to_string()),
+        .0.message,
+    )]
+    Refused(Refusal),
+    /// A restore failed otherwise.
+    #[error(transparent)]
+    Restore(RestoreError),
+}
+
+/// What a sync of one family did.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The family.
+    pub family: IpFamily,
+    /// Whether every service port was compared.
+    pub is_full: bool,
+    /// What was sent to the kernel.
+    pub tally: Tally,
+    /// Service ports that have a cluster IP in the family.
+    pub n_service_ports: usize,
+    /// Their endpoints, whatever their conditions.
+    pub n_endpoints: usize,
+    /// How it ended.
+    pub outcome: Result<(), SyncError>,
+}
+
+impl Report {
+    pub(super) fn new(family: IpFamily, is_full: bool) -> Report {
+        let tally = Tally::default();
+        Report { family, is_full, tally, n_service_ports: 0, n_endpoints: 0, outcome: Ok(()) }
+    }
+}
