@@ -32,6 +32,8 @@ mod change;
 mod cluster;
 #[path = "apiserver/counters.rs"]
 mod counters;
+#[path = "apiserver/events.rs"]
+mod events;
 #[path = "apiserver/fault.rs"]
 mod fault;
 #[path = "apiserver/line.rs"]
@@ -40,6 +42,8 @@ mod line;
 mod list;
 #[path = "apiserver/object.rs"]
 mod object;
+#[path = "apiserver/programs.rs"]
+mod programs;
 #[path = "apiserver/real.rs"]
 mod real;
 #[path = "apiserver/request.rs"]
@@ -61,6 +65,8 @@ pub use self::cluster::{Cluster, start_cluster};
 pub use self::counters::{Counters, ResourceCounters};
 pub use self::fault::Fault;
 use self::object::Key;
+#[allow(unused_imports, reason = "each test target uses a part of this module")]
+pub use self::real::RealServer;
 use self::resource::Resource;
 use self::store::Store;
 
@@ -243,8 +249,8 @@ impl ApiServer {
         self.shared.board.read()
     }
 
-    /// Waits until `claim` holds for the counters, at most `limit`; whether it does. Blocks the
-    /// thread: not for a test whose client runs on a runtime of this one thread.
+    /// Waits until `claim` holds for the counters, at most `limit`; whether it does. Woken by
+    /// the counters of resources, not by those of connections. Blocks the thread: not for a test whose client runs on a runtime of this one thread.
     pub fn wait_for(&self, limit: Duration, claim: impl FnMut(&Counters) -> bool) -> bool {
         self.shared.board.wait(limit, claim)
     }

@@ -12,12 +12,12 @@ use tracing::{info, warn};
 
 use crate::config::host::{Counters, Host, Kernel};
 use crate::config::{BackendChoice, Config};
-use crate::kernel::iptables::{self, KernelIptables, Unusable};
+use crate::kernel::iptables::{self, Unusable, open};
 use crate::kernel::sysctl::Sysctls;
-use crate::kernel::{Backend, addrs, nfacct};
+use crate::kernel::{Backend, Iptables, addrs, nfacct};
 use crate::metrics::{self, Metrics};
 use crate::net::IpFamily;
-use crate::rules::{Settings, fixed};
+use crate::rules::{Settings, fixed, names};
 use crate::sync::{Ended, Loop, Parts, Patience, canary};
 use crate::watch;
 
@@ -31,10 +31,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let node_name = node_name(&config)?;
     let (families, backend) = usable_families(config.backend)?;
     let kernel = prepare_kernel(&config);
-    info!(
-        node = %node_name, families = ?families, backend = backend.word(), version = env!("CARGO_PKG_VERSION"),
-        "starting"
-    );
 
     let registry = prometheus::Registry::new();
     let metrics = Arc::new(Metrics::register(&registry)?);
@@ -51,6 +47,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             Ok(())
         });
     }
+    info!(
+        node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().word()),
+        version = env!("CARGO_PKG_VERSION"), "starting"
+    );
     if let Some(address) = config.metrics_bind_address {
         tasks.spawn(metrics::serve(address, registry, config.bind_address_hard_fail));
     }
@@ -95,7 +95,9 @@ async fn end(
 fn node_name(config: &Config) -> anyhow::Result<Arc<str>> {
     let name = match &config.hostname_override {
         Some(name) => name.clone(),
-        None => nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().into_owned(),
+        None => {
+            nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().into_owned()
+        }
     };
     let name = name.trim().to_lowercase();
     if name.is_empty() {
@@ -106,7 +108,15 @@ fn node_name(config: &Config) -> anyhow::Result<Arc<str>> {
 
 /// The families that can be proxied on this machine, and the back-end for all of them.
 fn usable_families(choice: BackendChoice) -> Result<(Vec<IpFamily>, Option<Backend>), Unusable> {
-    let backend = iptables::choose(choice);
+    let backend = match choice {
+        BackendChoice::Nft => Some(Backend::Nft),
+        BackendChoice::Legacy => Some(Backend::Legacy),
+        BackendChoice::Auto => iptables::in_use(&[
+            names::KUBE_IPTABLES_HINT,
+            names::KUBE_KUBELET_CANARY,
+            names::KUBE_PROXY_CANARY,
+        ]),
+    };
     let v4 = open(IpFamily::V4, backend);
     if iptables::ipv6_is_off(Path::new(PROC)) {
         info!("IPv6 is switched off in the kernel; proxying IPv4 only");
@@ -128,14 +138,15 @@ fn usable_families(choice: BackendChoice) -> Result<(Vec<IpFamily>, Option<Backe
 
 /// Finds out what the kernel can do, and lets it do what the configuration needs.
 fn prepare_kernel(config: &Config) -> Kernel {
-    let sysctls = Sysctls::new(Path::new(PROC).join("sys"));
-    let counters = Counters { invalid: counter(fixed::INVALID_COUNTER), localhost: counter(fixed::LOCALHOST_COUNTER) };
-    let tcp_be_liberal = sysctls.get(BE_LIBERAL).is_ok_and(|value| value.trim() != "0");
+    let sysctls = Sysctls::of_kernel();
+    let counters =
+        Counters { invalid: counter(fixed::INVALID_COUNTER), localhost: counter(fixed::LOCALHOST_COUNTER) };
+    let tcp_be_liberal = sysctls.get::<i64>(BE_LIBERAL).is_ok_and(|value| value != 0);
     let kernel = Kernel { counters, tcp_be_liberal, ..Kernel::default() };
     // What the node's addresses are plays no role in whether loopback is among those configured.
     let wanted = Settings::new(config, None, &Host { addresses: Vec::new(), kernel }, IpFamily::V4);
     let route_localnet = !wanted.localhost_node_ports
-        || sysctls.ensure(ROUTE_LOCALNET, "1").map_or_else(
+        || sysctls.ensure(ROUTE_LOCALNET, 1).map_or_else(
             |error| {
                 warn!(key = ROUTE_LOCALNET, value = 1, %error, "cannot set; node ports do not answer on 127.0.0.1");
                 false
@@ -148,7 +159,9 @@ fn prepare_kernel(config: &Config) -> Kernel {
 fn counter(name: &str) -> bool {
     nfacct::is_supported()
         && nfacct::ensure(name)
-            .inspect_err(|error| warn!(counter = name, %error, "cannot make the nfacct counter; rules do without"))
+            .inspect_err(
+                |error| warn!(counter = name, %error, "cannot make the nfacct counter; rules do without"),
+            )
             .is_ok()
 }
 
@@ -169,13 +182,12 @@ async fn start_source(
     if config.manifests.is_empty() {
         let client = &config.client;
         let client = watch::api::client(client.kubeconfig.as_deref(), client.master.as_deref()).await?;
-        tasks.spawn(watch::api::follow(client, node, sender));
+        tasks.spawn(async move {
+            watch::api::follow(client, node, sender).await;
+            Ok(())
+        });
     } else {
         tasks.spawn(watch::files::follow(config.manifests.clone(), node, sender));
     }
     Ok(receiver)
-}
-
-fn open(family: IpFamily, backend: Option<Backend>) -> Result<KernelIptables, Unusable> {
-    iptables::open(family, backend)
 }

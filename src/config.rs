@@ -1,6 +1,6 @@
 //! Flags and the text of a `KubeProxyConfiguration` to one checked [`Config`].
 //!
-//! The way: `file` (text to fields, with [`document`] and [`settings`] naming them), `flags` (the
+//! The way: `file` (text to fields, with `document` and `settings` naming them), `flags` (the
 //! command line), `resolve` (which of the two counts, defaults), `validate` (fields to values with
 //! their grammar). Every error is reported at once. Nothing here reads files, the clock or the
 //! environment: what only the machine knows (host name, CPUs, addresses) comes in later.

@@ -1,9 +1,13 @@
 //! The world below: each program or kernel file behind one small trait or function, so that tests
 //! can stand in for it.
 
+pub mod addrs;
 pub mod fake;
 pub mod iptables;
+mod netlink;
+pub mod nfacct;
 pub mod nft;
+pub mod sysctl;
 
 use std::time::Duration;
 

@@ -5,6 +5,8 @@
 //! `plan` (what differs from the kernel, in which order), `kernel` (iptables-restore).
 //! ARCHITECTURE.md has the map and the invariants.
 
+pub mod agent;
+pub mod cli;
 pub mod config;
 pub mod iptables;
 pub mod kernel;

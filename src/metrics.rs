@@ -13,8 +13,9 @@ use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Reg
 use crate::net::IpFamily;
 
 /// Doubling from a millisecond to 16 s. Source: kube-proxy v1.36, `pkg/proxy/metrics`.
-const SYNC_BUCKETS: [f64; 15] =
-    [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384];
+const SYNC_BUCKETS: [f64; 15] = [
+    0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384,
+];
 
 /// What a sync of one family came to.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +84,10 @@ impl Metrics {
                 table,
             )?,
             rules_last: GaugeVec::new(
-                Opts::new("kubeproxy_sync_proxy_rules_iptables_last", "[ALPHA] Rules written by the last sync"),
+                Opts::new(
+                    "kubeproxy_sync_proxy_rules_iptables_last",
+                    "[ALPHA] Rules written by the last sync",
+                ),
                 table,
             )?,
             restore_failures: IntCounterVec::new(
@@ -104,7 +108,7 @@ impl Metrics {
                 Opts::new("chainsmith_restore_processes_total", "iptables-restore processes started"),
                 family,
             )?,
-            chains_written: IntIntCounterVec::new(
+            chains_written: IntCounterVec::new(
                 Opts::new("chainsmith_chains_written_total", "Chains written or deleted"),
                 family,
             )?,

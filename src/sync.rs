@@ -160,7 +160,10 @@ impl<K: Iptables + 'static> Loop<K> {
                 },
                 event = self.due() => event,
             };
-            let is_urgent = matches!(event, Event::TablesFlushed(_) | Event::RetryDue | Event::SyncDue | Event::FullSyncDue);
+            let is_urgent = matches!(
+                event,
+                Event::TablesFlushed(_) | Event::RetryDue | Event::SyncDue | Event::FullSyncDue
+            );
             let mut ended = self.take(event);
             // What came together is synced together.
             while let (None, Ok(event)) = (&ended, watch.try_recv()) {
@@ -170,7 +173,10 @@ impl<K: Iptables + 'static> Loop<K> {
                 return ended;
             }
             let may_start = self.pacer.may_start().is_none_or(|at| at <= Instant::now());
-            if self.is_listed() && self.is_dirty() && (is_urgent || may_start && self.pacer.retry_at().is_none()) {
+            if self.is_listed()
+                && self.is_dirty()
+                && (is_urgent || may_start && self.pacer.retry_at().is_none())
+            {
                 self.sync(&mut shutdown).await;
             }
         }
@@ -182,7 +188,9 @@ impl<K: Iptables + 'static> Loop<K> {
         let (at, event) = match (self.node_wait_until(), self.pacer.retry_at()) {
             (Some(at), _) => (at, Event::NodeWaitOver),
             (None, Some(at)) => (at, Event::RetryDue),
-            (None, None) if is_waiting => (self.pacer.may_start().unwrap_or_else(Instant::now), Event::SyncDue),
+            (None, None) if is_waiting => {
+                (self.pacer.may_start().unwrap_or_else(Instant::now), Event::SyncDue)
+            }
             (None, None) => (self.full_sync_at, Event::FullSyncDue),
         };
         tokio::time::sleep_until(at).await;
@@ -312,7 +320,8 @@ impl<K: Iptables + 'static> Loop<K> {
         }
         let empty = State { families: Vec::new(), snapshot: Snapshot::default() };
         let state = std::mem::replace(&mut self.state, empty);
-        let (node_name, stop, metrics) = (self.parts.node_name.clone(), self.stop.clone(), self.parts.metrics.clone());
+        let (node_name, stop, metrics) =
+            (self.parts.node_name.clone(), self.stop.clone(), self.parts.metrics.clone());
         let mut work = tokio::task::spawn_blocking(move || sync_families(state, &node_name, &stop, &metrics));
         let result = tokio::select! {
             result = &mut work => result,
@@ -357,13 +366,19 @@ fn sync_families<K: Iptables>(
             .filter(|sync| sync.is_dirty())
             .map(|sync| scope.spawn(move || sync_family(sync, view, stop, metrics)))
             .collect();
-        let results = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        let results =
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
         results.fold(true, |all, one| all & one)
     });
     (state, is_success)
 }
 
-fn sync_family<K: Iptables>(sync: &mut FamilySync<K>, view: View<'_>, stop: &AtomicBool, metrics: &Metrics) -> bool {
+fn sync_family<K: Iptables>(
+    sync: &mut FamilySync<K>,
+    view: View<'_>,
+    stop: &AtomicBool,
+    metrics: &Metrics,
+) -> bool {
     let started = Instant::now();
     let report = sync.sync(view, stop);
     let elapsed = started.elapsed();

@@ -64,9 +64,9 @@ pub fn failure(code: u16, message: &str) -> Response<Body> {
     response
 }
 
-/// 404 for one object.
-pub fn not_found(resource: &Resource, name: &str) -> Response<Body> {
-    failure(404, &format!("{} {name:?} not found", resource.long_name()))
+/// The message of a 404 for one object.
+pub fn not_found(resource: &Resource, name: &str) -> String {
+    format!("{} {name:?} not found", resource.long_name())
 }
 
 /// The `Status` object of a failure, as a body or in an ERROR event.

@@ -1,7 +1,5 @@
 //! What clients change: POST, PUT, PATCH and DELETE of one object, the `status` subresource included.
 
-use std::sync::PoisonError;
-
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
@@ -22,16 +20,13 @@ pub fn change(
     body: &Bytes,
 ) -> Response<Body> {
     let answer = {
-        let mut store = shared.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut store = shared.store();
         match method.as_str() {
             "POST" => create(&mut store, target, body),
             "PUT" => replace(&mut store, target, body),
             "PATCH" => patch(&mut store, target, headers, body),
             "DELETE" => delete(&mut store, target),
-            _ => Err(failure(
-                405,
-                "the server does not allow this method on the requested resource",
-            )),
+            _ => Err(refuse(405, NOT_ALLOWED)),
         }
     };
     match answer {
@@ -42,18 +37,23 @@ pub fn change(
                 .count(target.resource.plural, |counts| counts.writes += 1);
             response
         }
-        Err(response) => response,
+        Err((code, message)) => failure(code, &message),
     }
 }
 
-type Answer = Result<Response<Body>, Response<Body>>;
+/// A code and a message.
+type Refusal = (u16, String);
+type Answer = Result<Response<Body>, Refusal>;
+
+const NOT_ALLOWED: &str = "the server does not allow this method on the requested resource";
+
+fn refuse(code: u16, message: impl Into<String>) -> Refusal {
+    (code, message.into())
+}
 
 fn create(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
     if target.name.is_some() {
-        return Err(failure(
-            405,
-            "the server does not allow this method on the requested resource",
-        ));
+        return Err(refuse(405, NOT_ALLOWED));
     }
     let mut value = parse(target.resource, body)?;
     let name = match (
@@ -63,7 +63,7 @@ fn create(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
         (Value::String(name), _) if !name.is_empty() => name.clone(),
         (_, Value::String(prefix)) => format!("{prefix}{:05}", store.version()),
         _ => {
-            return Err(failure(
+            return Err(refuse(
                 422,
                 "name: Required value: name or generateName is required",
             ));
@@ -72,22 +72,22 @@ fn create(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
     let namespace = match &target.namespace {
         Some(namespace) => namespace.clone(),
         None if target.resource.is_namespaced => {
-            return Err(failure(405, "a namespace is required"));
+            return Err(refuse(405, "a namespace is required"));
         }
         None => String::new(),
     };
     let given = value["metadata"]["namespace"].as_str().unwrap_or("");
     if !given.is_empty() && given != namespace {
-        return Err(failure(
+        return Err(refuse(
             400,
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
     }
     let key = Key { namespace, name };
     if store.get(target.resource, &key).is_some() {
-        return Err(failure(
+        return Err(refuse(
             409,
-            &format!(
+            format!(
                 "{} {:?} already exists",
                 target.resource.long_name(),
                 key.name
@@ -121,19 +121,19 @@ fn patch(store: &mut Store, target: &Target, headers: &HeaderMap, body: &Bytes) 
         media,
         "application/merge-patch+json" | "application/strategic-merge-patch+json"
     ) {
-        return Err(failure(
+        return Err(refuse(
             415,
-            &format!("the simulator knows merge patches, not {media:?}"),
+            format!("the simulator knows merge patches, not {media:?}"),
         ));
     }
     let (key, old) = existing(store, target)?;
     let patch: Value =
-        serde_json::from_slice(body).map_err(|error| failure(400, &error.to_string()))?;
+        serde_json::from_slice(body).map_err(|error| refuse(400, error.to_string()))?;
     check_version(target, &key, &patch, &old)?;
     let mut value = old.clone();
     merge(&mut value, &patch);
     if !value.is_object() || !value["metadata"].is_object() {
-        return Err(failure(422, "the patch leaves no object"));
+        return Err(refuse(422, "the patch leaves no object"));
     }
     store.put(target.resource, key.clone(), merged(target, old, value));
     Ok(current(store, target.resource, &key, StatusCode::OK))
@@ -152,15 +152,12 @@ fn delete(store: &mut Store, target: &Target) -> Answer {
 }
 
 /// The object that the path names, as it is.
-fn existing(store: &Store, target: &Target) -> Result<(Key, Value), Response<Body>> {
+fn existing(store: &Store, target: &Target) -> Result<(Key, Value), Refusal> {
     let Some(key) = target.key() else {
-        return Err(failure(
-            405,
-            "the server does not allow this method on the requested resource",
-        ));
+        return Err(refuse(405, NOT_ALLOWED));
     };
     let object = store.get(target.resource, &key);
-    let object = object.ok_or_else(|| not_found(target.resource, &key.name))?;
+    let object = object.ok_or_else(|| refuse(404, not_found(target.resource, &key.name)))?;
     Ok((key, object.value()))
 }
 
@@ -185,19 +182,14 @@ fn merged(target: &Target, mut old: Value, mut new: Value) -> Value {
     value
 }
 
-fn check_version(
-    target: &Target,
-    key: &Key,
-    new: &Value,
-    old: &Value,
-) -> Result<(), Response<Body>> {
+fn check_version(target: &Target, key: &Key, new: &Value, old: &Value) -> Result<(), Refusal> {
     let wanted = new["metadata"]["resourceVersion"].as_str().unwrap_or("");
     if wanted.is_empty() || Some(wanted) == old["metadata"]["resourceVersion"].as_str() {
         return Ok(());
     }
-    Err(failure(
+    Err(refuse(
         409,
-        &format!(
+        format!(
             "Operation cannot be fulfilled on {} {:?}: the object has been modified; please apply your changes to the latest version and try again",
             target.resource.long_name(),
             key.name,
@@ -205,22 +197,22 @@ fn check_version(
     ))
 }
 
-fn parse(resource: &Resource, body: &Bytes) -> Result<Value, Response<Body>> {
+fn parse(resource: &Resource, body: &Bytes) -> Result<Value, Refusal> {
     let mut value: Value =
-        serde_json::from_slice(body).map_err(|error| failure(400, &error.to_string()))?;
+        serde_json::from_slice(body).map_err(|error| refuse(400, error.to_string()))?;
     let says = |field: &str, wanted: &str| value.get(field).is_none_or(|text| text == wanted);
     if !value.is_object()
         || !says("kind", resource.kind)
         || !says("apiVersion", resource.api_version)
     {
-        return Err(failure(
+        return Err(refuse(
             400,
-            &format!("the object provided is not a {}", resource.kind),
+            format!("the object provided is not a {}", resource.kind),
         ));
     }
     let has_metadata = value["metadata"].is_null() || value["metadata"].is_object();
     if !has_metadata {
-        return Err(failure(400, "metadata is not an object"));
+        return Err(refuse(400, "metadata is not an object"));
     }
     if value["metadata"].is_null() {
         value["metadata"] = json!({});

@@ -1,7 +1,7 @@
 //! LIST: one page of the objects of a kind as they were at one version.
 
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Response, StatusCode};
@@ -63,7 +63,7 @@ fn answer(
     let fault = fault.on(target.resource.plural);
     let selector = selector(target, query).map_err(|message| (400, message))?;
     let page = {
-        let store = shared.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let store = shared.store();
         page(&store, target.resource, query, fault)?
     };
     let mut body = write(target.resource, &selector, &page);
@@ -91,14 +91,15 @@ pub fn selector(target: &Target, query: &Query) -> Result<Selector, String> {
     Ok(selector)
 }
 
+type Refusal = (u16, String);
+
 fn page(
     store: &Store,
     resource: &'static Resource,
     query: &Query,
     fault: Option<&Fault>,
-) -> Result<Page, (u16, String)> {
+) -> Result<Page, Refusal> {
     let bad = |message| (400, message);
-    let gone = |message: &str| (410, message.to_owned());
     let limit = query
         .number::<usize>("limit")
         .map_err(bad)?
@@ -106,30 +107,16 @@ fn page(
     let asked = query.number::<u64>("resourceVersion").map_err(bad)?;
     let is_gone = fault == Some(&Fault::Gone);
     if !query.text("continue").is_empty() {
-        let (version, after) =
-            read_token(query.text("continue")).ok_or((400, "invalid continue token".to_owned()))?;
-        let expired =
-            "The provided continue parameter is too old to display a consistent list result.";
-        let objects = store
-            .state_at(resource, version)
-            .map_err(|_| gone(expired))?;
-        if is_gone {
-            return Err(gone(expired));
-        }
-        return Ok(Page {
-            objects,
-            version,
-            after: Some(after),
-            limit: limit.unwrap_or(usize::MAX),
-        });
+        return continued(store, resource, query.text("continue"), limit, is_gone);
     }
     if let Some(Fault::StaleList { at }) = fault {
         let (objects, version) = stale(store, resource, *at);
+        let limit = limit.unwrap_or(usize::MAX);
         return Ok(Page {
             objects,
             version,
             after: None,
-            limit: limit.unwrap_or(usize::MAX),
+            limit,
         });
     }
     let newest = store.version();
@@ -142,16 +129,16 @@ fn page(
     // From its cache ("any version") a real server gives everything whatever the limit.
     let limit = limit.filter(|_| asked != Some(0)).unwrap_or(usize::MAX);
     let version = match asked {
-        Some(asked) if asked > newest => {
-            return Err((
-                504,
-                format!("Too large resource version: {asked}, current: {newest}"),
-            ));
-        }
+        Some(asked) if asked > newest => return Err(too_large(asked, newest)),
         Some(asked) if exact && asked > 0 => asked,
         _ => newest,
     };
-    let too_old = |floor| gone(&format!("too old resource version: {version} ({floor})"));
+    let too_old = |floor| {
+        (
+            410,
+            format!("too old resource version: {version} ({floor})"),
+        )
+    };
     let objects = store
         .state_at(resource, version)
         .map_err(|gone| too_old(gone.floor))?;
@@ -164,6 +151,34 @@ fn page(
         after: None,
         limit,
     })
+}
+
+fn continued(
+    store: &Store,
+    resource: &Resource,
+    token: &str,
+    limit: Option<usize>,
+    is_gone: bool,
+) -> Result<Page, Refusal> {
+    let expired = "The provided continue parameter is too old to display a consistent list result.";
+    let (version, after) = read_token(token).ok_or((400, "invalid continue token".to_owned()))?;
+    match store.state_at(resource, version) {
+        Ok(objects) if !is_gone => Ok(Page {
+            objects,
+            version,
+            after: Some(after),
+            limit: limit.unwrap_or(usize::MAX),
+        }),
+        _ => Err((410, expired.to_owned())),
+    }
+}
+
+/// The refusal of a version that does not exist yet.
+pub fn too_large(asked: u64, newest: u64) -> (u16, String) {
+    (
+        504,
+        format!("Too large resource version: {asked}, current: {newest}"),
+    )
 }
 
 /// The state at `at`, or the oldest that is known.

@@ -3,16 +3,11 @@
 //! One thread enters the network namespace, starts both programs there (children inherit it), and
 //! then carries out what the test asks through the kube client. When it ends, both are killed.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "starts programs and writes their files"
-)]
+#![allow(clippy::disallowed_methods, reason = "waits for programs by the clock")]
 
-use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,9 +20,9 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
 use super::cluster::{Cluster, kubeconfig};
+use super::programs::{Processes, TOKEN, api_arguments, etcd_arguments, last_words};
 use super::resource::Resource;
 
-const TOKEN: &str = "chainsmith-test";
 /// Both programs need a few seconds on a small machine.
 const START_LIMIT: Duration = Duration::from_secs(90);
 
@@ -134,20 +129,6 @@ struct Running {
     _folder: tempfile::TempDir,
 }
 
-/// Children that are killed, and waited for, when dropped.
-#[derive(Default)]
-struct Processes(Vec<Child>);
-
-impl Drop for Processes {
-    fn drop(&mut self) {
-        // The API server first: it would complain about its etcd until the end.
-        for child in self.0.iter_mut().rev() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 impl Running {
     fn start(
         programs: &Path,
@@ -169,13 +150,9 @@ impl Running {
         );
         let mut processes = Processes::default();
         let etcd = etcd_arguments(folder.path(), &etcd_url, &peer_url);
-        processes
-            .0
-            .push(spawn(programs, "etcd", &etcd, folder.path())?);
-        let api = api_arguments(folder.path(), &etcd_url, address)?;
-        processes
-            .0
-            .push(spawn(programs, "kube-apiserver", &api, folder.path())?);
+        processes.start(programs, "etcd", &etcd, folder.path())?;
+        let api = api_arguments(folder.path(), &etcd_url, address, reachable(address.ip()))?;
+        processes.start(programs, "kube-apiserver", &api, folder.path())?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -247,15 +224,9 @@ impl Running {
             .unwrap_or("default")
             .to_owned();
         if resource.is_namespaced {
-            let names = Resource::of_kind("Namespace").expect("in the table");
-            let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } });
-            self.apply(
-                names,
-                "",
-                namespace["metadata"]["name"].as_str().unwrap_or(""),
-                &namespace,
-            )
-            .await?;
+            let namespaces = Resource::of_kind("Namespace").expect("in the table");
+            let given = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } });
+            self.apply(namespaces, "", &namespace, &given).await?;
         }
         let fields = object
             .as_object_mut()
@@ -350,96 +321,6 @@ async fn connect(kubeconfig: &str) -> anyhow::Result<Client> {
     // Not through a proxy of the machine.
     config.proxy_url = None;
     Client::try_from(config).context("making a client of the API server")
-}
-
-fn etcd_arguments(folder: &Path, client_url: &str, peer_url: &str) -> Vec<String> {
-    vec![
-        format!("--data-dir={}", folder.join("etcd-data").display()),
-        format!("--listen-client-urls={client_url}"),
-        format!("--advertise-client-urls={client_url}"),
-        format!("--listen-peer-urls={peer_url}"),
-        format!("--initial-advertise-peer-urls={peer_url}"),
-        format!("--initial-cluster=default={peer_url}"),
-        "--unsafe-no-fsync".to_owned(),
-    ]
-}
-
-fn api_arguments(
-    folder: &Path,
-    etcd_url: &str,
-    address: SocketAddr,
-) -> anyhow::Result<Vec<String>> {
-    let key = folder.join("service-account.key");
-    make_key(&key)?;
-    let tokens = folder.join("tokens.csv");
-    std::fs::write(&tokens, format!("{TOKEN},test,test,\"system:masters\"\n"))
-        .context("writing tokens")?;
-    // The family of the first service range is IPv4, and this address must be of the same.
-    let advertised = match reachable(address.ip()) {
-        IpAddr::V4(ip) => ip,
-        IpAddr::V6(_) => Ipv4Addr::LOCALHOST,
-    };
-    Ok(vec![
-        format!("--etcd-servers={etcd_url}"),
-        format!("--cert-dir={}", folder.join("certificates").display()),
-        format!("--bind-address={}", address.ip()),
-        format!("--secure-port={}", address.port()),
-        format!("--advertise-address={advertised}"),
-        // The test says which endpoints there are.
-        "--endpoint-reconciler-type=none".to_owned(),
-        format!("--token-auth-file={}", tokens.display()),
-        "--authorization-mode=AlwaysAllow".to_owned(),
-        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-        format!("--service-account-key-file={}", key.display()),
-        format!("--service-account-signing-key-file={}", key.display()),
-        "--service-cluster-ip-range=10.96.0.0/12,fd00:10:96::/108".to_owned(),
-        // Pods of tests have no service account, and nobody would make one.
-        "--disable-admission-plugins=ServiceAccount".to_owned(),
-    ])
-}
-
-fn make_key(path: &Path) -> anyhow::Result<()> {
-    let made = Command::new("openssl")
-        .args(["genrsa", "-out"])
-        .arg(path)
-        .arg("2048")
-        .output();
-    let made = made.context("starting openssl for the service account key")?;
-    if !made.status.success() {
-        bail!(
-            "openssl made no key: {}",
-            String::from_utf8_lossy(&made.stderr)
-        );
-    }
-    Ok(())
-}
-
-fn spawn(
-    programs: &Path,
-    name: &str,
-    arguments: &[String],
-    folder: &Path,
-) -> anyhow::Result<Child> {
-    let log = File::create(log_file(folder, name))
-        .with_context(|| format!("making the log of {name}"))?;
-    let program = programs.join(name);
-    Command::new(&program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .with_context(|| format!("starting {}", program.display()))
-}
-
-fn log_file(folder: &Path, name: &str) -> PathBuf {
-    folder.join(format!("{name}.log"))
-}
-
-fn last_words(folder: &Path, name: &str) -> String {
-    let log = std::fs::read(log_file(folder, name)).unwrap_or_default();
-    let end = String::from_utf8_lossy(&log[log.len().saturating_sub(3000)..]).into_owned();
-    format!("--- end of the log of {name} ---\n{end}\n")
 }
 
 /// The port of `address`; if it is 0, one that was free a moment ago.

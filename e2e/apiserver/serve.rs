@@ -139,11 +139,14 @@ fn read(
     if target.name.is_none() {
         return list(shared, target, query, headers);
     }
-    let store = shared.store.lock().unwrap_or_else(PoisonError::into_inner);
+    let store = shared.store();
     let key = target.key();
     match key.as_ref().and_then(|key| store.get(target.resource, key)) {
         Some(object) => json_body(StatusCode::OK, object.bytes().clone()),
-        None => not_found(target.resource, target.name.as_deref().unwrap_or("")),
+        None => failure(
+            404,
+            &not_found(target.resource, target.name.as_deref().unwrap_or("")),
+        ),
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -17,8 +17,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::answer::{failure, failure_object, stream_body};
+use super::events::{Lines, half_of_last_line, line};
 use super::fault::{Fault, Setting};
-use super::list::{selector, stale};
+use super::list::{selector, stale, too_large};
 use super::object::Key;
 use super::request::{Query, Target};
 use super::resource::Resource;
@@ -117,35 +118,7 @@ fn open(shared: &Arc<Shared>, target: &Target, query: &Query) -> Result<Watch, (
     let is_streaming_list = check_streaming(query, fault)?;
     let mut pulses = shared.pulse.subscribe();
     let epoch = pulses.borrow_and_update().epoch;
-    let (phase, version) = {
-        let store = shared.store.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_streaming_list && asked > store.version() {
-            return Err((
-                504,
-                format!(
-                    "Too large resource version: {asked}, current: {}",
-                    store.version()
-                ),
-            ));
-        }
-        // Version 0 or none without a list: the state as it is comes first, too.
-        if is_streaming_list || asked == 0 {
-            let (objects, version) = match fault {
-                Some(Fault::StaleList { at }) => stale(&store, target.resource, *at),
-                _ => (store.state(target.resource), store.version()),
-            };
-            (
-                Phase::Initial {
-                    objects,
-                    after: None,
-                    has_end: is_streaming_list,
-                },
-                version,
-            )
-        } else {
-            (Phase::Follow, asked)
-        }
-    };
+    let (phase, version) = begin(shared, target.resource, asked, is_streaming_list, fault)?;
     shared
         .board
         .count(target.resource.plural, |counts| counts.open_watches += 1);
@@ -165,6 +138,36 @@ fn open(shared: &Arc<Shared>, target: &Target, query: &Query) -> Result<Watch, (
         last_bookmark: None,
         deadline: started + Duration::from_secs(seconds.unwrap_or(TIMEOUT_SECONDS).min(1 << 20)),
     })
+}
+
+/// What a watch sends first, and the version up to which that leads.
+fn begin(
+    shared: &Shared,
+    resource: &Resource,
+    asked: u64,
+    is_streaming_list: bool,
+    fault: Option<&Fault>,
+) -> Result<(Phase, u64), (u16, String)> {
+    let store = shared.store();
+    if is_streaming_list && asked > store.version() {
+        return Err(too_large(asked, store.version()));
+    }
+    // Version 0 or none without a list: the state as it is comes first, too.
+    if !is_streaming_list && asked > 0 {
+        return Ok((Phase::Follow, asked));
+    }
+    let (objects, version) = match fault {
+        Some(Fault::StaleList { at }) => stale(&store, resource, *at),
+        _ => (store.state(resource), store.version()),
+    };
+    Ok((
+        Phase::Initial {
+            objects,
+            after: None,
+            has_end: is_streaming_list,
+        },
+        version,
+    ))
 }
 
 /// Whether a streaming list is wanted and served.
@@ -290,11 +293,7 @@ impl Watch {
     fn changes_chunk(&mut self) -> Bytes {
         loop {
             let batch = {
-                let store = self
-                    .shared
-                    .store
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let store = self.shared.store();
                 store.changes_after(self.resource, self.version, BATCH)
             };
             let (changes, upto) = match batch {
@@ -378,34 +377,6 @@ impl Watch {
             return chunk;
         }
         self.phase = Phase::Over;
-        let ends = chunk
-            .iter()
-            .enumerate()
-            .filter(|(_, byte)| **byte == b'\n')
-            .map(|(index, _)| index);
-        let last_line = ends.rev().nth(1).map_or(0, |end| end + 1);
-        chunk.slice(..last_line + (chunk.len() - last_line) / 2)
+        half_of_last_line(&chunk)
     }
-}
-
-#[derive(Default)]
-struct Lines {
-    bytes: Vec<u8>,
-    n_events: usize,
-}
-
-impl Lines {
-    fn push(&mut self, event: &str, object: &[u8]) {
-        self.bytes.extend_from_slice(&line(event, object));
-        self.n_events += 1;
-    }
-}
-
-/// One event. `object` is on one line as JSON is written here.
-fn line(event: &str, object: &[u8]) -> Bytes {
-    let mut bytes = Vec::with_capacity(object.len() + 40);
-    bytes.extend_from_slice(format!(r#"{{"type":"{event}","object":"#).as_bytes());
-    bytes.extend_from_slice(object);
-    bytes.extend_from_slice(b"}\n");
-    bytes.into()
 }

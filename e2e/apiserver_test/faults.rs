@@ -126,6 +126,10 @@ async fn a_server_away_loses_its_clients_and_gets_them_back() {
 async fn a_silent_server_keeps_its_connections_and_says_nothing() {
     let (server, mut mirror) = followed(Config::default()).await;
     server.set_fault(Some(Fault::Silent));
+    // A write is counted after it was made: the client can have it before.
+    mirror
+        .follow_for(Duration::from_millis(50), usize::MAX)
+        .await;
     let before = server.counters().wire_bytes;
     server.put(service("meanwhile", "10.96.0.1"));
     mirror

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 
-use crate::apiserver::{ApiServer, start_cluster};
+use crate::apiserver::{ApiServer, RealServer, start_cluster};
 use crate::service;
 
 #[test]
@@ -46,4 +46,11 @@ fn the_chosen_cluster_takes_and_gives_up_objects() {
     assert!(cluster.delete("Service", Some("default"), "a"));
     assert!(!cluster.delete("Service", Some("default"), "a"));
     assert!(cluster.kubeconfig().contains("127.0.0.1"));
+}
+
+#[test]
+fn a_folder_without_programs_is_an_error_that_names_one() {
+    let empty = tempfile::tempdir().unwrap();
+    let error = RealServer::start(empty.path(), ([127, 0, 0, 1], 0).into(), None).unwrap_err();
+    assert!(format!("{error:#}").contains("etcd"), "{error:#}");
 }

@@ -286,3 +286,15 @@ async fn what_a_real_server_refuses_in_a_watch_is_refused() {
         "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion=99";
     assert_eq!(code(too_large).await, 504);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_can_wait_for_what_a_client_does() {
+    let server = start();
+    let api: Api<Service> = Api::all(client(&server.kubeconfig()).await);
+    let mut mirror = Mirror::new(api, Config::default());
+    let follow = tokio::spawn(async move { mirror.follow_for(LIMIT, usize::MAX).await });
+    assert!(server.wait_for(LIMIT, |now| now.of("services").open_watches == 1));
+    follow.abort();
+    assert!(server.wait_for(LIMIT, |now| now.of("services").open_watches == 0));
+    assert!(!server.wait_for(Duration::from_millis(1), |now| now.of("nodes").lists > 0));
+}

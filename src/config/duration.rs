@@ -184,4 +184,12 @@ mod tests {
             assert_eq!(GoDuration::parse(text), None, "{text:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_printed_reads_back(nanos in proptest::prelude::any::<i64>(), shift in 0u32..63) {
+            let duration = GoDuration(nanos >> shift);
+            proptest::prop_assert_eq!(GoDuration::parse(&duration.to_string()), Some(duration));
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 use super::Report;
 use super::document::{API_VERSION, KIND, KubeProxyConfiguration};
-use super::origin::{Origin, Warning};
+use super::origin::{Origin, Warning, quoted};
 use super::settings::Chainsmith;
 use super::tree::Tree;
 use super::value::Value;
@@ -131,7 +131,7 @@ impl Fields<'_> {
             // Names are text of the file: quoted unless they are plain words.
             let is_word =
                 !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
-            let name = if is_word { name } else { format!("{name:?}") };
+            let name = if is_word { name } else { quoted(&name) };
             let path = format!("{}{name}", self.path);
             match self.is_strict {
                 true => self.report.refuse(&path, value, "unknown field"),

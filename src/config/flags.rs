@@ -229,6 +229,8 @@ impl Flags {
             ([.., text], _) => text.clone(),
         };
         let mut all: Vec<_> = FLAGS.iter().map(|flag| (flag.name, value(flag))).collect();
+        // Two that end the program before anybody asks.
+        all.extend([("help", "false".to_owned()), ("version", "false".to_owned())]);
         all.sort();
         all
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Report;
+use super::origin::{Report, quoted};
 
 #[derive(Clone, Copy)]
 enum Stage {
@@ -46,15 +46,19 @@ impl Gates {
             };
             let value = set.get(name).or(all).copied().unwrap_or(default);
             if matches!(stage, Stage::Locked) && value != default {
-                report.refuse(&path(name), value, format!("the gate is locked to {default}"));
+                report.refuse(&path(name), value, format!("the gate {name} is locked to {default}"));
             } else if matches!(stage, Stage::Ga | Stage::Locked) && set.contains_key(name) {
-                report.note(&path(name), format!("a GA feature gate, set to {value}; it will go away"));
+                report.note(
+                    &path(name),
+                    format!("{name} is a GA feature gate, set to {value}; it will go away"),
+                );
             }
             gates.insert(name.to_owned(), value);
         }
         let is_known = |name: &str| ["AllAlpha", "AllBeta"].contains(&name) || gates.contains_key(name);
         for name in set.keys().filter(|name| !is_known(name)) {
-            report.note(&path(name), "not a feature gate of Chainsmith, ignored");
+            report
+                .note(&path(name), format!("{} is not a feature gate of Chainsmith, ignored", quoted(name)));
         }
         Gates(gates)
     }
@@ -80,5 +84,5 @@ impl Gates {
 
 fn path(name: &str) -> String {
     let is_word = name.bytes().all(|b| b.is_ascii_alphanumeric());
-    if is_word { format!("featureGates.{name}") } else { format!("featureGates.{name:?}") }
+    if is_word { format!("featureGates.{name}") } else { format!("featureGates.{}", quoted(name)) }
 }

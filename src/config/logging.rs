@@ -95,16 +95,13 @@ impl LoggingFields {
             report.refuse("logging.vmodule", "", "works with the text format only");
         }
         for (i, VModule { file_pattern, verbosity }) in self.vmodule.iter().enumerate() {
-            let place = match report.origins.place("logging.vmodule") {
-                flag if flag.starts_with("--") => flag,
-                path => format!("{path}[{i}]"),
-            };
+            let path = format!("logging.vmodule[{i}]");
             if file_pattern.is_empty() || file_pattern.contains(['=', ',']) {
                 let reason = "the file pattern must not be empty and holds neither = nor ,";
-                report.refuse(&place, super::origin::quoted(file_pattern), reason);
+                report.refuse(&path, super::origin::quoted(file_pattern), reason);
             }
             if *verbosity > i32::MAX as u32 {
-                report.refuse(&place, verbosity, "the verbosity must be at most 2147483647");
+                report.refuse(&path, verbosity, "the verbosity must be at most 2147483647");
             }
         }
     }

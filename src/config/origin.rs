@@ -30,9 +30,17 @@ impl fmt::Display for Origin {
 pub struct Origins(BTreeMap<String, Origin>);
 
 impl Origins {
-    /// The origin of the setting at `path` (`iptables.masqueradeBit`).
+    /// The origin of the setting at `path` (`iptables.masqueradeBit`). An element of a list or a map
+    /// (`nodePortAddresses[0]`, `featureGates.ComponentFlagz`) has that of the whole.
     pub fn of(&self, path: &str) -> Origin {
-        self.0.get(path).copied().unwrap_or(Origin::Default)
+        let mut path = path;
+        loop {
+            if let Some(origin) = self.0.get(path) {
+                return *origin;
+            }
+            let Some(end) = path.rfind(['.', '[']) else { return Origin::Default };
+            path = &path[..end];
+        }
     }
 
     pub(super) fn set(&mut self, path: &str, origin: Origin) {

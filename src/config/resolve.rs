@@ -264,10 +264,10 @@ impl Effective {
         serde_saphyr::to_string(&sorted(json)).expect("JSON is YAML")
     }
 
-    /// Every setting with its origin, in the order of [`Effective::configz`].
+    /// Every setting with its origin, by path.
     pub fn settings(&self) -> Vec<Setting> {
         let mut settings = Vec::new();
-        let json = self.json();
+        let json = sorted(self.json());
         flatten("", &json, &mut |path, value| {
             let origin = self.origins.of(path);
             settings.push(Setting { path: path.to_owned(), value: value.to_string(), origin });

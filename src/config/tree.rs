@@ -41,11 +41,16 @@ impl Tree {
             with_snippet: false,
         };
         let documents: Vec<Tree> = serde_saphyr::from_multiple_with_options(text, options)
-            .map_err(|error| error.to_string().lines().collect::<Vec<_>>().join(" "))?;
+            .map_err(|error| one_line(&error.to_string()))?;
         let mut documents = documents.into_iter().filter(|tree| *tree != Tree::Null);
         let tree = documents.next().unwrap_or(Tree::Null);
         Ok(Parsed { tree, n_ignored: documents.count() })
     }
+}
+
+/// `text` without line breaks and what else a terminal would obey, at most 300 characters.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
 }
 
 /// As JSON, cut after 100 characters: how a value is quoted in a message.

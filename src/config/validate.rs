@@ -237,15 +237,11 @@ impl Check<'_> {
             }
             return NodePortAddresses::Primary;
         }
-        let place = match self.0.origins.of(path) {
-            Origin::Flag(_) => |_| "nodePortAddresses".to_owned(),
-            _ => |i: usize| format!("nodePortAddresses[{i}]"),
-        };
         let mut cidrs = Vec::new();
         for (i, text) in texts.iter().enumerate() {
             match Cidr::parse(text) {
                 Ok(cidr) => cidrs.push(cidr),
-                Err(_) => self.refuse(&place(i), text, "must be a CIDR, or \"primary\" alone"),
+                Err(_) => self.refuse(&format!("{path}[{i}]"), text, "must be a CIDR, or \"primary\" alone"),
             }
         }
         NodePortAddresses::Cidrs(cidrs)

@@ -37,7 +37,9 @@ pub async fn watch<K: Iptables + 'static>(kernel: K, period: Duration, flushed: 
             match is_there(&kernel, TABLES[0]).await {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(error) => debug!(%family, error = %format!("{error:#}"), "cannot look at the canary chain"),
+                Err(error) => {
+                    debug!(%family, error = %format!("{error:#}"), "cannot look at the canary chain")
+                }
             }
             if flushed.is_closed() {
                 return;
@@ -67,7 +69,10 @@ async fn wait_for_the_rest<K: Iptables + 'static>(kernel: &Arc<Mutex<K>>, family
 }
 
 async fn make_all<K: Iptables + 'static>(kernel: &Arc<Mutex<K>>) -> anyhow::Result<()> {
-    on_thread(kernel, |kernel| TABLES.iter().try_for_each(|table| kernel.ensure_chain(*table, KUBE_PROXY_CANARY))).await
+    on_thread(kernel, |kernel| {
+        TABLES.iter().try_for_each(|table| kernel.ensure_chain(*table, KUBE_PROXY_CANARY))
+    })
+    .await
 }
 
 async fn is_there<K: Iptables + 'static>(kernel: &Arc<Mutex<K>>, table: Table) -> anyhow::Result<bool> {

@@ -195,4 +195,34 @@ fn a_file_that_grows_when_read_is_refused() {
     assert_eq!(error_texts(Config::resolve(Some(&deep), &Flags::default())).len(), 1);
     let deep = format!("{{\"x\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
     assert_eq!(error_texts(Config::resolve(Some(&deep), &Flags::default())).len(), 1);
+    let deep = format!("{}x:\n- {}x", file(""), "- ".repeat(100_000));
+    assert_eq!(error_texts(Config::resolve(Some(&deep), &Flags::default())).len(), 1);
+}
+
+proptest::proptest! {
+    /// Whatever stands in the file or in a flag is read or refused, in lines that hold no control
+    /// characters.
+    #[test]
+    fn any_text_is_read_or_refused(
+        text in "(a|:| |\n|- |\\[|\\]|\\{|\\}|\"|'|&|\\*|!|#|,|0|1|iptables|mode|\\PC){0,40}",
+        name in 0..FLAGS.len(),
+    ) {
+        for file in [text.clone(), file(&text), file(&format!("iptables: {text}")), file(&format!("{text}: 1"))] {
+            let flags = Flags::default().with(FLAGS[name].name, &text);
+            match Config::resolve(Some(&file), &flags) {
+                Ok((_, warnings)) => {
+                    for warning in warnings {
+                        proptest::prop_assert!(!warning.to_string().contains(char::is_control), "{warning}");
+                    }
+                }
+                Err(ConfigErrors(errors)) => {
+                    proptest::prop_assert!(!errors.is_empty());
+                    for error in errors {
+                        proptest::prop_assert!(!error.to_string().contains(char::is_control), "{error}");
+                    }
+                }
+            }
+            let _ = Config::resolve(None, &flags);
+        }
+    }
 }

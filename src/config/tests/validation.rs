@@ -318,14 +318,14 @@ fn gates_that_are_unknown_are_a_word_and_locked_ones_stay() {
     assert_eq!(
         warnings(&text, &[]),
         [
-            "featureGates.AllowServiceExternalIPs: a GA feature gate, set to false; it will go away",
-            "featureGates.NFTablesProxyMode: a GA feature gate, set to true; it will go away",
-            "featureGates.DRAAdminAccess: not a feature gate of Chainsmith, ignored",
+            "featureGates.AllowServiceExternalIPs: AllowServiceExternalIPs is a GA feature gate, set to false; it will go away",
+            "featureGates.NFTablesProxyMode: NFTablesProxyMode is a GA feature gate, set to true; it will go away",
+            "featureGates.DRAAdminAccess: \"DRAAdminAccess\" is not a feature gate of Chainsmith, ignored",
         ]
     );
     assert_eq!(
         errors("featureGates: {NFTablesProxyMode: false}", &[]),
-        ["featureGates.NFTablesProxyMode: false: the gate is locked to true"]
+        ["featureGates.NFTablesProxyMode: false: the gate NFTablesProxyMode is locked to true"]
     );
     let config =
         of_flags(&["--feature-gates=AllAlpha=true, AllBeta=false", "--feature-gates=ComponentFlagz=true"]);

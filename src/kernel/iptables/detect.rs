@@ -5,10 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{KernelIptables, Programs, child, said};
-use crate::config::BackendChoice;
+use crate::iptables::ChainName;
 use crate::kernel::Backend;
 use crate::net::IpFamily;
-use crate::rules::names;
 
 /// The oldest release whose `iptables-restore` can wait for the lock with a limit.
 const OLDEST: (u32, u32, u32) = (1, 6, 2);
@@ -42,25 +41,18 @@ pub enum Unusable {
     },
 }
 
-/// Finds the back-end as iptables-wrappers does: the one in which the kubelet (or we) already have
-/// chains, `None` for the system's own; or takes the one that `choice` names.
-pub fn choose(choice: BackendChoice) -> Option<Backend> {
-    match choice {
-        BackendChoice::Nft => Some(Backend::Nft),
-        BackendChoice::Legacy => Some(Backend::Legacy),
-        // nft is looked at first, as looking at legacy makes its tables.
-        BackendChoice::Auto => [Backend::Nft, Backend::Legacy]
-            .into_iter()
-            .find(|backend| IpFamily::BOTH.iter().any(|family| is_in_use(*family, *backend))),
-    }
+/// The back-end in which one of the chains `marks` is in mangle: that of the kubelet, as
+/// iptables-wrappers looks for it. nft is looked at first, as looking at legacy makes its tables.
+pub fn in_use(marks: &[ChainName]) -> Option<Backend> {
+    let is_used = |backend: &Backend| IpFamily::BOTH.iter().any(|family| has_chain(*family, *backend, marks));
+    [Backend::Nft, Backend::Legacy].into_iter().find(is_used)
 }
 
-/// Whether mangle holds the kubelet's or our chains.
-fn is_in_use(family: IpFamily, backend: Backend) -> bool {
+/// Whether mangle holds one of `marks`.
+fn has_chain(family: IpFamily, backend: Backend, marks: &[ChainName]) -> bool {
     if backend == Backend::Legacy && !has_legacy_tables(family) {
         return false;
     }
-    let marks = [names::KUBE_IPTABLES_HINT, names::KUBE_KUBELET_CANARY, names::KUBE_PROXY_CANARY];
     let mut command = Command::new(Programs::new(family, Some(backend)).save);
     command.args(["-t", "mangle"]);
     let mut is_used = false;

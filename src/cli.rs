@@ -1,0 +1,106 @@
+//! The command line: subcommands and their exit status. The only place that prints to stdout.
+
+mod log;
+mod objects;
+mod render;
+mod run;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::config;
+
+/// kube-proxy's iptables mode, done again.
+///
+/// Without a command, or called `kube-proxy`, it is the agent: `chainsmith run`.
+#[derive(Debug, Parser)]
+#[command(name = "chainsmith", version, propagate_version = true, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The agent: keeps the rules of this node in step with the cluster.
+    Run(run::RunArguments),
+    /// Prints the rules of a node for given objects; needs neither root nor a cluster.
+    Render(render::RenderArguments),
+}
+
+/// Exit status for a command line that cannot be understood, of every command but `run`.
+const USAGE: u8 = 2;
+
+/// Runs the program with its arguments, the first of which is its own name.
+pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let argv = with_command(config::normalise(argv));
+    let is_agent = argv.get(1).is_some_and(|command| command == "run");
+    let arguments = match Arguments::try_parse_from(argv) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // What cannot be printed cannot be told either.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ if is_agent => ExitCode::FAILURE,
+                _ => ExitCode::from(USAGE),
+            };
+        }
+    };
+    match arguments.command {
+        Command::Run(arguments) => run::main(&arguments),
+        Command::Render(arguments) => render::main(&arguments),
+    }
+}
+
+/// Puts `run` in where no command is given: the kubeadm DaemonSet starts `kube-proxy` with flags only.
+fn with_command(mut argv: Vec<OsString>) -> Vec<OsString> {
+    let is_kube_proxy =
+        argv.first().is_some_and(|name| Path::new(name).file_name() == Some("kube-proxy".as_ref()));
+    let first = argv.get(1).and_then(|argument| argument.to_str());
+    let asks_about_program = matches!(first, Some("--help" | "-h" | "--version" | "-V" | "help"));
+    let is_flag = first.is_none_or(|first| first.starts_with('-'));
+    if !asks_about_program && (is_flag || is_kube_proxy) {
+        argv.insert(argv.len().min(1), "run".into());
+    }
+    argv
+}
+
+/// Says what is wrong, on stderr.
+fn complain(message: impl std::fmt::Display) {
+    eprintln!("chainsmith: {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(argv: &[&str], expected: &[&str]) {
+        let with = with_command(argv.iter().map(Into::into).collect());
+        assert_eq!(with, expected.iter().map(OsString::from).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn without_a_command_it_is_the_agent() {
+        check(&["chainsmith"], &["chainsmith", "run"]);
+        check(&["chainsmith", "--config=x"], &["chainsmith", "run", "--config=x"]);
+        check(&["chainsmith", "render", "-f", "x"], &["chainsmith", "render", "-f", "x"]);
+        check(&["chainsmith", "--help"], &["chainsmith", "--help"]);
+        check(&["chainsmith", "nonsense"], &["chainsmith", "nonsense"]);
+    }
+
+    #[test]
+    fn called_kube_proxy_it_is_the_agent() {
+        check(&["/usr/local/bin/kube-proxy", "--v=2"], &["/usr/local/bin/kube-proxy", "run", "--v=2"]);
+        check(&["kube-proxy"], &["kube-proxy", "run"]);
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Arguments as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -1,0 +1,54 @@
+//! Objects given on the command line: files, folders, or `-` for stdin.
+#![allow(clippy::disallowed_methods, reason = "reads the files that are named on the command line")]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::model::Inventory;
+use crate::model::decode::{Interner, manifest};
+use crate::watch::files;
+
+/// What was read, and what was wrong with it.
+#[derive(Debug, Default)]
+pub struct Objects {
+    /// The objects.
+    pub inventory: Inventory,
+    /// A line for each thing that could not be used.
+    pub problems: Vec<String>,
+}
+
+/// Reads all objects of `paths`. Errors for a path that cannot be read; what is wrong inside is a
+/// problem that costs one object.
+pub fn read(paths: &[PathBuf]) -> anyhow::Result<Objects> {
+    let (mut objects, mut interner) = (Objects::default(), Interner::default());
+    for path in paths {
+        if path.as_os_str() == "-" {
+            read_text(std::io::stdin().lock(), "stdin", &mut objects, &mut interner);
+        } else if path.is_dir() {
+            let files =
+                files::manifests(path).with_context(|| format!("cannot read folder {}", path.display()))?;
+            files.iter().try_for_each(|file| read_file(file, &mut objects, &mut interner))?;
+        } else {
+            read_file(path, &mut objects, &mut interner)?;
+        }
+    }
+    Ok(objects)
+}
+
+fn read_file(path: &Path, objects: &mut Objects, interner: &mut Interner) -> anyhow::Result<()> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    read_text(BufReader::new(file), &path.display().to_string(), objects, interner);
+    Ok(())
+}
+
+fn read_text(text: impl BufRead, source: &str, objects: &mut Objects, interner: &mut Interner) {
+    let Objects { inventory, problems } = objects;
+    let outcome = manifest::read(text, source, &mut |object| {
+        let found = inventory.add(&object, interner);
+        problems.extend(found.iter().map(|problem| format!("{source}: {problem}")));
+    });
+    problems.extend(outcome.problems.iter().map(ToString::to_string));
+}

@@ -1,0 +1,141 @@
+//! `chainsmith render`: the rules of a node for given objects.
+#![allow(clippy::disallowed_methods, reason = "reads the files that are named on the command line")]
+
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+
+use super::objects::{self, Objects};
+use super::{USAGE, complain};
+use crate::config::host::Host;
+use crate::config::{Config, LayoutChoice, RuleFlags};
+use crate::iptables::write;
+use crate::model::Inventory;
+use crate::net::IpFamily;
+use crate::policy::Place;
+use crate::rules::{self, Settings};
+
+/// Arguments of `render`.
+#[derive(Debug, Args)]
+pub struct RenderArguments {
+    /// Services, EndpointSlices and Nodes: YAML or JSON files, folders of them, or - for stdin
+    #[arg(short = 'f', long = "filename", value_name = "OBJECTS", required = true, num_args = 1..)]
+    objects: Vec<PathBuf>,
+    /// The Node whose rules are wanted [default: hostnameOverride, else the only Node among OBJECTS]
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// What only the node knows: `interfaces: {NAME: [CIDR, ...]}`, `kernel: {nfacct: true, ...}`
+    /// [default: the Node's addresses and loopback]
+    #[arg(long, value_name = "FILE")]
+    host: Option<PathBuf>,
+    /// The family [default: both, one after the other]
+    #[arg(long)]
+    family: Option<Family>,
+    /// `save`: as iptables-save prints them; `restore`: an input for iptables-restore --noflush
+    #[arg(long, default_value = "save")]
+    format: Format,
+    #[command(flatten)]
+    flags: RuleFlags,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+impl Family {
+    fn family(self) -> IpFamily {
+        match self {
+            Family::Ipv4 => IpFamily::V4,
+            Family::Ipv6 => IpFamily::V6,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Save,
+    Restore,
+}
+
+/// Renders. Exit status 1 when an object could not be used; the others are rendered all the same.
+pub fn main(arguments: &RenderArguments) -> ExitCode {
+    let (text, problems) = match render(arguments) {
+        Ok(rendered) => rendered,
+        Err(error) => {
+            complain(format!("{error:#}"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    problems.iter().for_each(complain);
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        // Who reads only the beginning (`| head`) is content with it.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            complain(format!("cannot write: {error}"));
+            ExitCode::FAILURE
+        }
+        _ if problems.is_empty() => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> {
+    let file = arguments.flags.0.config().map(|path| {
+        std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration {}", path.display()))
+    });
+    let (config, warnings) = Config::resolve(file.transpose()?.as_deref(), &arguments.flags.0)?;
+    warnings.iter().for_each(complain);
+    if config.layout == LayoutChoice::Compact {
+        bail!("--layout compact is not built yet; use classic or auto");
+    }
+    if arguments.format == Format::Restore && arguments.family.is_none() {
+        bail!("--format restore needs --family: each family has an input of its own");
+    }
+    let Objects { inventory, problems } = objects::read(&arguments.objects)?;
+    let node_name = node_name(arguments, &config, &inventory)?;
+    let snapshot = inventory.seen_from(&node_name);
+    let host = match &arguments.host {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            Host::parse(&text).with_context(|| format!("cannot use {}", path.display()))?
+        }
+        None => Host::of_node(snapshot.node().map_or(&[], |node| &node.addresses)),
+    };
+    let place = Place { node: &node_name, zone: snapshot.node().and_then(|node| node.zone.as_deref()) };
+    let mut text = String::new();
+    for family in IpFamily::BOTH {
+        if arguments.family.is_some_and(|only| only.family() != family) {
+            continue;
+        }
+        if arguments.family.is_none() {
+            text.push_str(&format!("# {}\n", family.word()));
+        }
+        let ruleset =
+            rules::ruleset(&Settings::new(&config, snapshot.node(), &host, family), &snapshot, place);
+        text.push_str(&match arguments.format {
+            Format::Save => write::save(family, &ruleset),
+            Format::Restore => write::restore(family, &ruleset),
+        });
+    }
+    Ok((text, problems))
+}
+
+/// Whose rules are wanted; never this machine's name, which would make the output depend on where
+/// it is made.
+fn node_name(arguments: &RenderArguments, config: &Config, inventory: &Inventory) -> anyhow::Result<String> {
+    if let Some(name) = arguments.node.as_ref().or(config.hostname_override.as_ref()) {
+        return Ok(name.clone());
+    }
+    let names: Vec<&str> = inventory.nodes().map(|node| &*node.name).collect();
+    match names[..] {
+        [only] => Ok(only.to_owned()),
+        [] => bail!("for which node? there is no Node among the objects; name one with --node"),
+        _ => bail!("for which node? there are {}; name one with --node", names.join(", ")),
+    }
+}

@@ -1,0 +1,180 @@
+//! Requests to netfilter over netlink (`nfnetlink`), and the messages that come back.
+//!
+//! A socket belongs to the network namespace of the thread that opened it.
+
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
+    NlasIterator,
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+
+/// More than the kernel puts into one datagram (32 KiB).
+const BUFFER: usize = 64 * 1024;
+
+/// A socket for requests, one at a time.
+pub(super) struct Netfilter {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+/// One message of the kernel.
+pub(super) struct Message<'a> {
+    attributes: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// The value of the first attribute of type `kind`.
+    pub(super) fn attribute(&self, kind: u16) -> Option<&'a [u8]> {
+        NlasIterator::new(self.attributes)
+            .map_while(Result::ok)
+            .find(|attribute| attribute.kind() == kind)
+            .map(|attribute| {
+                let bytes: &'a [u8] = attribute.into_inner();
+                // A checked attribute is its header of 4 bytes, its value, and what follows.
+                let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
+                &bytes[4..length]
+            })
+    }
+
+    /// An attribute that is text ended by NUL.
+    pub(super) fn text(&self, kind: u16) -> Option<&'a str> {
+        let bytes = self.attribute(kind)?;
+        str::from_utf8(bytes.split(|byte| *byte == 0).next()?).ok()
+    }
+
+    /// An attribute that is a number of 32 bits in network order.
+    pub(super) fn u32(&self, kind: u16) -> Option<u32> {
+        Some(u32::from_be_bytes(self.attribute(kind)?.try_into().ok()?))
+    }
+
+    /// An attribute that is a number of 64 bits in network order.
+    pub(super) fn u64(&self, kind: u16) -> Option<u64> {
+        Some(u64::from_be_bytes(self.attribute(kind)?.try_into().ok()?))
+    }
+}
+
+/// What to ask.
+pub(super) struct Request<'a> {
+    /// `NFNL_SUBSYS_*`.
+    pub(super) subsystem: u8,
+    /// The message within the subsystem.
+    pub(super) message: u8,
+    /// `NFPROTO_*`.
+    pub(super) family: u8,
+    /// `NLM_F_*` beside REQUEST and ACK.
+    pub(super) flags: u16,
+    /// Attributes that are text, with their types.
+    pub(super) texts: &'a [(u16, &'a str)],
+}
+
+impl Request<'_> {
+    fn bytes(&self, sequence: u32) -> Vec<u8> {
+        let flags = NLM_F_REQUEST | self.flags;
+        // A dump ends with DONE, everything else with an acknowledgement.
+        let flags = if flags & NLM_F_DUMP == NLM_F_DUMP { flags } else { flags | NLM_F_ACK };
+        let mut bytes = vec![0; 4];
+        bytes.extend([self.message, self.subsystem]);
+        if cfg!(target_endian = "big") {
+            bytes[4..6].reverse();
+        }
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(sequence.to_ne_bytes());
+        bytes.extend(0u32.to_ne_bytes());
+        // struct nfgenmsg: family, version, resource.
+        bytes.extend([self.family, 0, 0, 0]);
+        for (kind, text) in self.texts {
+            let length = 4 + text.len() + 1;
+            bytes.extend((length as u16).to_ne_bytes());
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(text.as_bytes());
+            bytes.resize(bytes.len() + 1 + (4 - length % 4) % 4, 0);
+        }
+        let length = bytes.len() as u32;
+        bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        bytes
+    }
+}
+
+impl Netfilter {
+    /// Opens a socket in the namespace of this thread.
+    pub(super) fn open() -> io::Result<Netfilter> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Netfilter { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
+    }
+
+    /// Sends `request` and passes on each message of the answer. The kernel's refusal is the error
+    /// of its number; `Interrupted` when what was dumped changed meanwhile, so that the answer may
+    /// lack entries or hold them twice.
+    pub(super) fn ask(
+        &mut self,
+        request: &Request<'_>,
+        each: &mut dyn FnMut(&Message<'_>),
+    ) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.socket.send(&request.bytes(self.sequence), 0)?;
+        let mut is_interrupted = false;
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                received => received?,
+            };
+            let mut rest = self.buffer.as_slice();
+            while !rest.is_empty() {
+                let (message, tail) = first(rest)?;
+                rest = tail;
+                // What is left of a request that failed on the way.
+                if message.sequence_number() != self.sequence {
+                    continue;
+                }
+                is_interrupted |= message.flags() & NLM_F_DUMP_INTR != 0;
+                match message.message_type() {
+                    NLMSG_DONE | NLMSG_ERROR => {
+                        status(message.payload())?;
+                        return if is_interrupted { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) };
+                    }
+                    _ => each(&content(&message)?),
+                }
+            }
+        }
+    }
+}
+
+/// The first of the messages in a datagram, and the others.
+pub(super) fn first(bytes: &[u8]) -> io::Result<(NetlinkBuffer<&[u8]>, &[u8])> {
+    let message = NetlinkBuffer::new_checked(bytes).map_err(io::Error::other)?;
+    let end = (message.length() as usize).next_multiple_of(4).min(bytes.len());
+    Ok((message, &bytes[end..]))
+}
+
+/// A message of netfilter without its two headers.
+pub(super) fn content<'a>(message: &NetlinkBuffer<&'a [u8]>) -> io::Result<Message<'a>> {
+    let attributes = message.payload().get(4..).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(Message { attributes })
+}
+
+/// The error number at the start of the payload of ERROR and DONE: zero or negative.
+fn status(payload: &[u8]) -> io::Result<()> {
+    let bytes: [u8; 4] = payload.get(..4).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
+    match i32::from_ne_bytes(bytes) {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(-code)),
+    }
+}
+
+/// Runs `test` in a network namespace that ends with it: a thread of its own leaves this one.
+#[cfg(test)]
+pub(super) fn in_new_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests run as root");
+            test()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}

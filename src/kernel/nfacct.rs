@@ -1,0 +1,106 @@
+//! Named packet counters of the kernel (`nfnetlink_acct`), which rules refer to by `-m nfacct`.
+//!
+//! They belong to the network namespace and are shared by both families; nobody removes them.
+
+use std::io;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use nix::errno::Errno;
+
+use super::netlink::{Netfilter, Request};
+
+/// `NFNL_SUBSYS_ACCT`.
+const SUBSYSTEM: u8 = 7;
+const NEW: u8 = 0;
+const GET: u8 = 1;
+const NAME: u16 = 1;
+const PACKETS: u16 = 2;
+
+/// Whether the kernel has such counters: anything but success or "no such counter" to a question for
+/// one means that it has not (or that we may not ask). Source: kube-proxy v1.36, `pkg/proxy/util/nfacct`.
+pub fn is_supported() -> bool {
+    match packets("IMayExist") {
+        Ok(_) => true,
+        Err(error) => error.raw_os_error() == Some(Errno::ENOENT as i32),
+    }
+}
+
+/// Sees to it that the counter `name` exists; one that does keeps its counts.
+pub fn ensure(name: &str) -> io::Result<()> {
+    match packets(name) {
+        Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {}
+        found => return found.map(drop),
+    }
+    match ask(name, NEW, NLM_F_CREATE | NLM_F_EXCL) {
+        // Somebody else was quicker.
+        Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => Ok(()),
+        created => created.map(drop),
+    }
+}
+
+/// How many packets the counter `name` has counted.
+pub fn packets(name: &str) -> io::Result<u64> {
+    ask(name, GET, 0)?.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn ask(name: &str, message: u8, flags: u16) -> io::Result<Option<u64>> {
+    // NFACCT_NAME_MAX, with the NUL; the kernel would cut it.
+    if name.is_empty() || name.len() > 31 || name.contains('\0') {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let texts = &[(NAME, name)];
+    let request = Request { subsystem: SUBSYSTEM, message, family: 0, flags, texts };
+    let mut packets = None;
+    Netfilter::open()?.ask(&request, &mut |message| packets = message.u64(PACKETS))?;
+    Ok(packets)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods, reason = "the test counts with iptables")]
+
+    use std::process::Command;
+
+    use super::super::netlink::in_new_namespace;
+    use super::*;
+
+    fn run(command: &str) {
+        let status = Command::new("sh").args(["-c", command]).status().unwrap();
+        assert!(status.success(), "{command}");
+    }
+
+    #[test]
+    fn a_counter_is_made_once_and_keeps_its_counts() {
+        in_new_namespace(|| {
+            assert!(is_supported(), "the kernel of this machine has nfnetlink_acct");
+            let name = "localhost_nps_accepted_pkts";
+            assert_eq!(packets(name).unwrap_err().raw_os_error(), Some(Errno::ENOENT as i32));
+            ensure(name).unwrap();
+            assert_eq!(packets(name).unwrap(), 0);
+            run("ip link set lo up");
+            run(&format!("iptables -w 5 -A OUTPUT -p udp -m nfacct --nfacct-name {name}"));
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            for _ in 0..3 {
+                socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+            }
+            ensure(name).unwrap();
+            assert_eq!(packets(name).unwrap(), 3);
+        });
+    }
+
+    #[test]
+    fn counters_belong_to_the_namespace() {
+        in_new_namespace(|| ensure("ours").unwrap());
+        in_new_namespace(|| assert!(packets("ours").is_err()));
+    }
+
+    #[test]
+    fn names_that_the_kernel_would_cut_are_refused() {
+        in_new_namespace(|| {
+            for name in ["", "a\0b", &"x".repeat(32)] {
+                assert_eq!(ensure(name).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            }
+            ensure(&"x".repeat(31)).unwrap();
+        });
+    }
+}

@@ -1,0 +1,212 @@
+//! The connection to the API server: which kubeconfig, which server, through which proxy.
+
+#![allow(clippy::disallowed_methods, reason = "the proxy environment is the client's own")]
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use tracing::info;
+
+use crate::net::{Cidr, parse_ip};
+
+/// A client by kube-proxy's rules: exactly the file `kubeconfig` (neither `KUBECONFIG` nor
+/// `~/.kube/config` count), its server replaced by `master` if given; with neither of them, what a
+/// pod finds in its environment.
+///
+/// Errors when a file or the environment is unusable; nobody is contacted yet.
+pub async fn client(kubeconfig: Option<&Path>, master: Option<&str>) -> anyhow::Result<kube::Client> {
+    let mut config = config(kubeconfig, master).await?;
+    let agent = format!("chainsmith/{}", env!("CARGO_PKG_VERSION"));
+    config.headers.push(("user-agent".parse()?, agent.parse()?));
+    kube::Client::try_from(config).context("preparing the API client")
+}
+
+async fn config(kubeconfig: Option<&Path>, master: Option<&str>) -> anyhow::Result<Config> {
+    let environment = |name: &str| std::env::var(name).or_else(|_| std::env::var(name.to_lowercase())).ok();
+    let (mut config, named_proxy) = match (kubeconfig, master) {
+        (Some(path), master) => from_file(path, master).await?,
+        (None, Some(master)) => {
+            let server = master.parse().with_context(|| format!("reading the server address {master:?}"))?;
+            (Config::new(server), None)
+        }
+        (None, None) => {
+            info!("neither kubeconfig nor master given, using the pod's service account");
+            (Config::incluster_env().context("reading the pod's service account")?, None)
+        }
+    };
+    // kube compares NO_PROXY with the proxy, not with the server, and knows no proxy in a pod.
+    let proxy = match named_proxy {
+        Some(proxy) => Some(proxy),
+        None => {
+            let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']);
+            let is_https = config.cluster_url.scheme_str() != Some("http");
+            let proxy = environment(if is_https { "HTTPS_PROXY" } else { "HTTP_PROXY" });
+            let port = config.cluster_url.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+            let no_proxy = environment("NO_PROXY").unwrap_or_default();
+            proxy.filter(|proxy| !proxy.is_empty() && !is_direct(host, port, &no_proxy))
+        }
+    };
+    config.proxy_url = match proxy {
+        Some(proxy) => {
+            Some(proxy_url(&proxy).with_context(|| format!("reading the proxy address {proxy:?}"))?)
+        }
+        None => None,
+    };
+    Ok(config)
+}
+
+/// The configuration of the current context of a file, and the proxy that the file names.
+async fn from_file(path: &Path, master: Option<&str>) -> anyhow::Result<(Config, Option<String>)> {
+    let reading = || format!("reading kubeconfig {}", path.display());
+    let mut kubeconfig = Kubeconfig::read_from(path).with_context(reading)?;
+    let context = kubeconfig.current_context.clone();
+    let context = kubeconfig.contexts.iter().find(|named| Some(&named.name) == context.as_ref());
+    let cluster = context.and_then(|named| named.context.as_ref()).map(|context| context.cluster.clone());
+    let cluster = kubeconfig
+        .clusters
+        .iter_mut()
+        .find(|named| Some(&named.name) == cluster.as_ref())
+        .and_then(|named| named.cluster.as_mut())
+        .ok_or_else(|| anyhow!("its current context names no cluster"))
+        .with_context(reading)?;
+    if let Some(master) = master {
+        cluster.server = Some(master.to_owned());
+    }
+    let proxy = cluster.proxy_url.clone().filter(|proxy| !proxy.is_empty());
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.with_context(reading)?;
+    Ok((config, proxy))
+}
+
+/// `http://` may be left out, as in curl and Go.
+fn proxy_url<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+    text: &str,
+) -> anyhow::Result<T> {
+    let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    Ok(text.parse()?)
+}
+
+/// Whether a server is reached without the proxy: it is this machine, or named by `NO_PROXY`
+/// (`*`, names, `.domains`, addresses and CIDRs, each with a port or without). Source: Go's
+/// `golang.org/x/net/http/httpproxy`.
+fn is_direct(host: &str, port: u16, no_proxy: &str) -> bool {
+    let ip = parse_ip(host).ok();
+    if host == "localhost" || ip.is_some_and(|ip| ip.is_loopback()) {
+        return true;
+    }
+    no_proxy.split(',').map(str::trim).filter(|entry| !entry.is_empty()).any(|entry| {
+        if entry == "*" {
+            return true;
+        }
+        if let Ok(cidr) = Cidr::parse(entry) {
+            return ip.is_some_and(|ip| cidr.contains(ip));
+        }
+        let (name, wanted_port) = split_port(entry);
+        if wanted_port.is_some_and(|wanted| wanted != port) {
+            return false;
+        }
+        match parse_ip(name) {
+            Ok(wanted) => ip == Some(wanted),
+            Err(_) => is_in_domain(host, name),
+        }
+    })
+}
+
+fn split_port(entry: &str) -> (&str, Option<u16>) {
+    if entry.parse::<IpAddr>().is_ok() {
+        return (entry, None);
+    }
+    match entry.rsplit_once(':').map(|(name, port)| (name, port.parse())) {
+        Some((name, Ok(port))) => (name.trim_matches(['[', ']']), Some(port)),
+        _ => (entry.trim_matches(['[', ']']), None),
+    }
+}
+
+/// `example.org` names itself and all below it, `.example.org` and `*.example.org` what is below.
+fn is_in_domain(host: &str, name: &str) -> bool {
+    let (host, name) = (host.to_ascii_lowercase(), name.to_ascii_lowercase());
+    let name = name.strip_prefix('*').unwrap_or(&name);
+    match name.strip_prefix('.') {
+        Some(_) => host.ends_with(name),
+        None => host == name || host.ends_with(&format!(".{name}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_proxy_names_servers_as_in_go() {
+        let check = |host: &str, no_proxy: &str, expected: bool| {
+            assert_eq!(is_direct(host, 6443, no_proxy), expected, "{host} {no_proxy:?}");
+        };
+        check("10.96.0.1", "", false);
+        check("127.0.0.1", "", true);
+        check("::1", "", true);
+        check("localhost", "", true);
+        check("10.96.0.1", "10.96.0.0/12", true);
+        check("10.96.0.1", "10.0.0.1, 10.96.0.1", true);
+        check("fd00::1", "[fd00::1]:6443", true);
+        check("fd00::1", "fd00::1", true);
+        check("10.96.0.1", "10.96.0.1:443", false);
+        check("api.example.org", "example.org", true);
+        check("api.example.org", "API.example.org:6443", true);
+        check("example.org", ".example.org", false);
+        check("api.example.org", ".example.org", true);
+        check("api.example.org", "*.example.org", true);
+        check("badexample.org", "example.org", false);
+        check("anything", "*", true);
+    }
+
+    fn kubeconfig(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    const TWO_CLUSTERS: &str = "
+current-context: b
+contexts:
+- {name: a, context: {cluster: a, user: u}}
+- {name: b, context: {cluster: b, user: u}}
+clusters:
+- {name: a, cluster: {server: 'https://a.example:1'}}
+- {name: b, cluster: {server: 'https://b.example:2', proxy-url: 'http://proxy.example:3128'}}
+users:
+- {name: u, user: {token: secret}}
+";
+
+    #[tokio::test]
+    async fn the_current_contexts_server_and_proxy_count() {
+        let file = kubeconfig(TWO_CLUSTERS);
+        let config = config(Some(file.path()), None).await.unwrap();
+        assert_eq!(config.cluster_url.to_string(), "https://b.example:2/");
+        assert_eq!(config.proxy_url.unwrap().to_string(), "http://proxy.example:3128/");
+    }
+
+    #[tokio::test]
+    async fn master_replaces_the_server_and_alone_suffices() {
+        let file = kubeconfig(TWO_CLUSTERS);
+        let both = config(Some(file.path()), Some("https://c.example:3")).await.unwrap();
+        assert_eq!(both.cluster_url.to_string(), "https://c.example:3/");
+        let alone = config(None, Some("http://127.0.0.1:8080")).await.unwrap();
+        assert_eq!(alone.cluster_url.to_string(), "http://127.0.0.1:8080/");
+        client(None, Some("http://127.0.0.1:8080")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_unusable_kubeconfig_is_named() {
+        for (text, expected) in [("contexts: [", "kubeconfig"), ("{}", "names no cluster")] {
+            let file = kubeconfig(text);
+            let error = config(Some(file.path()), None).await.err().expect("unusable");
+            let error = format!("{error:#}");
+            assert!(error.contains(&file.path().display().to_string()), "{error}");
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(config(Some(Path::new("/nonexistent/kubeconfig")), None).await.is_err());
+        assert!(config(None, Some("not a url")).await.is_err());
+    }
+}

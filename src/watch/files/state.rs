@@ -1,0 +1,330 @@
+//! What each manifest file holds, and what a second look at the files changed.
+//!
+//! Only names are remembered, not objects: what a file holds is read again when it is needed. The
+//! rules: of one object in several files the one in the later file counts (later folder, then later
+//! name). A file that is broken, or cannot be opened, keeps what it held when it was last good; an
+//! object that cannot be decoded keeps its last state. A folder that is gone, or without any object
+//! where there were some, keeps all it held.
+
+#![allow(clippy::disallowed_methods, reason = "reads the folders of manifests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::content::{Content, Names, read, say};
+use super::manifests;
+use crate::model::decode::Interner;
+use crate::model::{Change, ObjectKind, ObjectName};
+use crate::watch::WatchEvent;
+
+/// Which files are known to be complete, so that they are read whatever their time stamps say.
+#[derive(Debug, Default)]
+pub struct Look {
+    /// All of them.
+    pub all: bool,
+    /// Those called so, in any folder.
+    pub names: BTreeSet<OsString>,
+}
+
+/// Position of a folder in the command line, and a file in it: the order in which later wins.
+type FileId = (usize, PathBuf);
+
+/// The folders and what was last seen in them.
+pub struct Manifests {
+    folders: Vec<Folder>,
+    node: String,
+    interner: Interner,
+    files: BTreeMap<FileId, Held>,
+    /// Objects found in two files, and said to be.
+    doubles: Names,
+    is_listed: bool,
+}
+
+struct Folder {
+    path: PathBuf,
+    /// What was last said to be wrong with it; empty when nothing is.
+    trouble: String,
+}
+
+/// What is known of one file.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    stamp: Stamp,
+    /// Another stamp that was seen once: the file may be in the middle of being written.
+    unsettled: Option<Stamp>,
+    names: Arc<Names>,
+    /// It holds nothing any more; `names` are what it held, kept because its whole folder is empty.
+    is_drained: bool,
+    /// Whether the text was readable to its end when it was last taken over.
+    was_good: bool,
+    said: Vec<String>,
+}
+
+/// What tells one version of a file from the next; all zero when it cannot be opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Stamp([i64; 7]);
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Stamp {
+        Stamp([
+            metadata.dev() as i64,
+            metadata.ino() as i64,
+            metadata.size() as i64,
+            metadata.mtime(),
+            metadata.mtime_nsec(),
+            metadata.ctime(),
+            metadata.ctime_nsec(),
+        ])
+    }
+}
+
+impl Manifests {
+    /// Knows nothing yet of `folders`; only the Node called `node` counts.
+    pub fn new(folders: Vec<PathBuf>, node: String) -> Manifests {
+        let folder = |path| Folder { path, trouble: String::new() };
+        Manifests {
+            folders: folders.into_iter().map(folder).collect(),
+            node,
+            interner: Interner::default(),
+            files: BTreeMap::new(),
+            doubles: BTreeSet::new(),
+            is_listed: false,
+        }
+    }
+
+    /// Whether another look should come soon: a file looks as if it were being written, or a folder
+    /// was never seen yet.
+    pub fn is_unsettled(&self) -> bool {
+        !self.is_listed || self.files.values().any(|held| held.unsettled.is_some())
+    }
+
+    /// Looks at all files, reads those that changed, and says what that changed. The first time that
+    /// every folder can be read, everything is sent and called listed.
+    pub fn look(&mut self, look: &Look) -> Vec<WatchEvent> {
+        if !self.is_listed && !self.folders.iter_mut().all(Folder::is_readable) {
+            return Vec::new();
+        }
+        let before = self.files.clone();
+        let mut contents = BTreeMap::new();
+        for at in 0..self.folders.len() {
+            self.look_at_folder(at, look, &mut contents);
+        }
+        let touched = self.touched(&before, &mut contents);
+        let events = self.events(touched, contents);
+        if std::mem::replace(&mut self.is_listed, true) { events } else { complete(events) }
+    }
+
+    /// Reads the files of one folder that changed into `contents`, and forgets those that are gone.
+    fn look_at_folder(&mut self, at: usize, look: &Look, contents: &mut BTreeMap<FileId, Content>) {
+        let path = self.folders[at].path.clone();
+        let paths = match manifests(&path) {
+            Ok(paths) => paths,
+            Err(error) => {
+                let what = format!("cannot be read, what it held stays in force: {error}");
+                return self.folders[at].say(&what);
+            }
+        };
+        let mut files: BTreeMap<FileId, Held> = BTreeMap::new();
+        let mut read = BTreeMap::new();
+        for path in paths {
+            let id = (at, path);
+            let known = self.files.get(&id);
+            let (held, content) = self.look_at_file(&id.1, known.cloned(), look);
+            read.extend(content.map(|content| (id.clone(), content)));
+            files.insert(id, held);
+        }
+        let held_some = of_folder(&self.files, at).any(|(_, held)| !held.names.is_empty());
+        if held_some && files.values().all(|held| held.is_drained || held.names.is_empty()) {
+            for (id, held) in files {
+                let names = self.files.get(&id).map(|held| held.names.clone()).unwrap_or_default();
+                self.files.insert(id, Held { names, is_drained: true, ..held });
+            }
+            return self.folders[at].say("holds no objects any more, what it held stays in force");
+        }
+        for held in files.values_mut().filter(|held| held.is_drained) {
+            (held.names, held.is_drained) = (Arc::default(), false);
+        }
+        self.folders[at].say("");
+        self.files.retain(|id, _| id.0 != at);
+        self.files.append(&mut files);
+        contents.append(&mut read);
+    }
+
+    /// What a file holds now, and its content if it was read and is to be taken over.
+    fn look_at_file(&mut self, path: &Path, known: Option<Held>, look: &Look) -> (Held, Option<Content>) {
+        let stamp = match std::fs::metadata(path) {
+            Ok(metadata) if metadata.is_file() => Stamp::of(&metadata),
+            _ => Stamp::default(),
+        };
+        let is_complete = look.all || path.file_name().is_some_and(|name| look.names.contains(name));
+        let mut held = match known {
+            Some(held) if is_complete => held,
+            None if is_complete || !self.is_listed => Held::default(),
+            None => return (Held { unsettled: Some(stamp), ..Held::default() }, None),
+            Some(held) if held.stamp == stamp => return (Held { unsettled: None, ..held }, None),
+            // Seen twice with this stamp: nobody is writing it.
+            Some(held) if held.unsettled.as_ref() == Some(&stamp) => held,
+            Some(held) => return (Held { unsettled: Some(stamp), ..held }, None),
+        };
+        let content = read(path, &self.node, &mut self.interner);
+        let is_new = held.stamp != stamp || held.unsettled.is_some();
+        held.stamp = stamp;
+        held.unsettled = None;
+        say(&content, path, is_new, &mut held.said);
+        let (lost, is_broken) = content.lost();
+        if is_broken && held.was_good {
+            return (held, None);
+        }
+        let mut names = content.names();
+        names.extend(held.names.iter().filter(|name| is_broken || lost.contains(*name)).cloned());
+        held.names = Arc::new(names);
+        held.is_drained = false;
+        held.was_good = !is_broken;
+        (held, Some(content))
+    }
+
+    /// The objects that may differ: those in the files that were read, and those that files held
+    /// `before` and do not any more. Where another file holds such a one, that file is read too.
+    fn touched(
+        &mut self,
+        before: &BTreeMap<FileId, Held>,
+        contents: &mut BTreeMap<FileId, Content>,
+    ) -> Names {
+        let mut touched = Names::new();
+        for content in contents.values() {
+            touched.extend(content.names());
+        }
+        let mut stand_ins = BTreeSet::new();
+        for (id, held) in before {
+            let now = self.files.get(id);
+            if now.is_some_and(|now| Arc::ptr_eq(&now.names, &held.names)) {
+                continue;
+            }
+            for name in held.names.iter().filter(|name| now.is_none_or(|now| !now.names.contains(*name))) {
+                touched.insert(name.clone());
+                stand_ins.extend(self.holder(name).filter(|id| !contents.contains_key(*id)).cloned());
+            }
+        }
+        for id in stand_ins {
+            let content = read(&id.1, &self.node, &mut self.interner);
+            contents.insert(id, content);
+        }
+        touched
+    }
+
+    /// The file whose copy of an object counts.
+    fn holder(&self, name: &(ObjectKind, ObjectName)) -> Option<&FileId> {
+        self.files.iter().rev().find(|(_, held)| held.names.contains(name)).map(|(id, _)| id)
+    }
+
+    /// What `touched` objects are now; those that are gone last, so that nothing that moves from
+    /// one object to another is missing in between.
+    fn events(&mut self, touched: Names, mut contents: BTreeMap<FileId, Content>) -> Vec<WatchEvent> {
+        let (mut events, mut gone) = (Vec::new(), Vec::new());
+        for key in touched {
+            self.say_double(&key);
+            let holder = self.holder(&key).cloned();
+            let (kind, name) = key;
+            let Some(holder) = holder else {
+                gone.push(WatchEvent::Change(match kind {
+                    ObjectKind::Service => Change::Service(name, None),
+                    ObjectKind::EndpointSlice => Change::Slice(name, None),
+                    ObjectKind::Node => Change::Node(None),
+                }));
+                continue;
+            };
+            let Some(content) = contents.get_mut(&holder) else { continue };
+            let change = match kind {
+                ObjectKind::Service => {
+                    content.services.remove(&name).map(|service| Change::Service(name, service))
+                }
+                ObjectKind::EndpointSlice => {
+                    content.slices.remove(&name).map(|slice| Change::Slice(name, slice))
+                }
+                ObjectKind::Node => content.node.take().map(|node| Change::Node(Some(node))),
+            };
+            events.extend(change.map(WatchEvent::Change));
+        }
+        events.append(&mut gone);
+        events
+    }
+
+    fn say_double(&mut self, key: &(ObjectKind, ObjectName)) {
+        let holders: Vec<&FileId> =
+            self.files.iter().filter(|(_, held)| held.names.contains(key)).map(|(id, _)| id).collect();
+        let [.., (_, other), (_, used)] = &holders[..] else {
+            self.doubles.remove(key);
+            return;
+        };
+        let (kind, object) = key;
+        if self.doubles.insert(key.clone()) {
+            let (used, other) = (used.display(), other.display());
+            let object = object.to_string();
+            let object = object.trim_start_matches('/');
+            warn!(%kind, object, %used, %other, "object in two files, the later one is used");
+        }
+    }
+}
+
+/// The first events of all: complete lists instead of single objects.
+fn complete(events: Vec<WatchEvent>) -> Vec<WatchEvent> {
+    let (mut services, mut slices, mut found_node) = (Vec::new(), Vec::new(), None);
+    for event in events {
+        match event {
+            WatchEvent::Change(Change::Service(_, service)) => services.extend(service),
+            WatchEvent::Change(Change::Slice(name, slice)) => slices.extend(slice.map(|slice| (name, slice))),
+            WatchEvent::Change(Change::Node(node)) => found_node = node,
+            _ => {}
+        }
+    }
+    info!(
+        n_services = services.len(),
+        n_slices = slices.len(),
+        has_node = found_node.is_some(),
+        "manifests read"
+    );
+    vec![
+        WatchEvent::Change(Change::AllServices(services)),
+        WatchEvent::ServicesListed,
+        WatchEvent::Change(Change::AllSlices(slices)),
+        WatchEvent::SlicesListed,
+        WatchEvent::Change(Change::Node(found_node)),
+        WatchEvent::NodeListed,
+    ]
+}
+
+fn of_folder(files: &BTreeMap<FileId, Held>, at: usize) -> impl Iterator<Item = (&FileId, &Held)> {
+    files.iter().filter(move |(id, _)| id.0 == at)
+}
+
+impl Folder {
+    /// Whether it can be read; says so if not.
+    fn is_readable(&mut self) -> bool {
+        match std::fs::read_dir(&self.path) {
+            Ok(_) => true,
+            Err(error) => {
+                self.say(&format!("cannot be read, waiting for it: {error}"));
+                false
+            }
+        }
+    }
+
+    /// Says what is wrong with it, once; the empty text says that nothing is.
+    fn say(&mut self, what: &str) {
+        if self.trouble != what {
+            let folder = self.path.display();
+            if what.is_empty() {
+                info!(%folder, "folder of manifests is well again");
+            } else {
+                warn!(%folder, "folder of manifests {what}");
+            }
+            what.clone_into(&mut self.trouble);
+        }
+    }
+}
