@@ -7,7 +7,8 @@ use serde_json::json;
 
 use crate::cluster::{OWN, WEB, WEB_PODS};
 use crate::lab::address::{FAMILIES, Family};
-use crate::lab::client::{Host, Outcome, PATIENCE, Protocol};
+use crate::lab::agent::Agent;
+use crate::lab::client::{Host, Outcome, Protocol};
 use crate::lab::host::Node;
 use crate::lab::netfilter::Backend;
 use crate::lab::poll;
@@ -21,13 +22,7 @@ const SOON: Duration = Duration::from_secs(5);
 const BRIEF: Duration = Duration::from_millis(200);
 
 /// Each second a look at whether somebody flushed the tables.
-const SYNC_PERIOD_1S: &str = "
-apiVersion: kubeproxy.config.k8s.io/v1alpha1
-kind: KubeProxyConfiguration
-clusterCIDR: 10.128.0.0/14,fd00:10:128::/48
-mode: iptables
-iptables: {syncPeriod: 1s}
-";
+const LOOK_EACH_SECOND: &str = "--iptables-sync-period=1s";
 
 /// Every claim about traffic holds on the rules of a running Chainsmith.
 pub fn traffic_is_right(backend: Backend) {
@@ -135,15 +130,12 @@ pub fn restart_writes_nothing(backend: Backend) {
     for sync in syncs(&second.log()) {
         assert_eq!((sync.chains_written, sync.rules_written, sync.processes), (0, 0, 0), "{sync:?}");
     }
-    let restores: Vec<_> =
-        second.programs_started().into_iter().filter(|call| call.contains("-restore")).collect();
-    assert!(restores.is_empty(), "restores: {restores:?}");
+    assert_eq!(restores(&second), [""; 0]);
 
     // It is alive, and what it now writes is the change only.
     running.api.put(own_slice(&["10.128.1.5"]));
     poll::until("web-3 has taken over", SOON, || node.tcp(OWN.cluster_ip(Family::V4)).pod() == "web-3");
-    let restores: Vec<_> =
-        second.programs_started().into_iter().filter(|call| call.contains("-restore")).collect();
+    let restores = restores(&second);
     assert_eq!(restores.len(), 1, "one process for one changed endpoint: {restores:?}");
     running.agents.push(second);
     stop_all(running);
@@ -163,28 +155,26 @@ pub fn kill_leaves_the_rules(backend: Backend) {
     stop_all(running);
 }
 
-/// Tables that somebody flushes are repaired; each of them, in each family.
+/// When somebody flushes all tables, as a firewall does that is reloaded, they are repaired.
 pub fn flushed_tables_are_repaired(backend: Backend) {
-    let running = Running::with_config(backend, SYNC_PERIOD_1S).expect("a cluster starts");
+    let running = Running::with_flags(backend, &[LOOK_EACH_SECOND]).expect("a cluster starts");
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
-    for tables in [&["nat"][..], &["filter"], &["mangle", "filter", "nat"]] {
-        for family in FAMILIES {
-            for table in tables {
-                node.netfilter().flush(family, table).expect("a table can be flushed");
-            }
-        }
-        let start = Instant::now();
-        wait_until_synced(node, agent);
-        println!("{tables:?} repaired after {:?}", start.elapsed());
-        for family in FAMILIES {
-            let to = WEB.cluster_ip(family);
-            poll::until(&format!("{to} answers again"), SOON, || {
-                matches!(node.attempt(Protocol::Tcp, to, PATIENCE).outcome, Outcome::Answered { .. })
-            });
+    for family in FAMILIES {
+        for table in ["mangle", "filter", "nat"] {
+            node.netfilter().flush(family, table).expect("a table can be flushed");
         }
     }
+    let flushed = Instant::now();
+    wait_until_synced(node, agent);
+    println!("repaired after {:?}", flushed.elapsed());
     traffic::all(&running.lab);
     stop_all(running);
+}
+
+/// The calls of iptables-restore with which `agent` wrote, not only asked for the version.
+fn restores(agent: &Agent) -> Vec<String> {
+    let calls = agent.programs_started().into_iter();
+    calls.filter(|call| call.contains("-restore ") && !call.contains("--version")).collect()
 }
 
 /// What a node's kernel holds, as far as a restart must not change it.

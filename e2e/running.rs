@@ -42,19 +42,19 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts everything with agents configured by flags, and waits for the first syncs.
+    /// Starts everything and waits for the first syncs.
     pub fn start(backend: Backend) -> Result<Self> {
-        Self::with_config(backend, "")
+        Self::with_flags(backend, &[])
     }
 
-    /// Starts everything with agents that read `config` (empty: flags), and waits for the first syncs.
-    pub fn with_config(backend: Backend, config: &str) -> Result<Self> {
+    /// Starts everything, the agents with these flags too, and waits for the first syncs.
+    pub fn with_flags(backend: Backend, flags: &[&str]) -> Result<Self> {
         let lab = cluster::build(backend)?;
         let listen = SocketAddr::new(address::fabric().v4.into(), API_PORT);
         let api = start_cluster(listen, Some(lab.fabric().fd()?)).context("starting an API server")?;
         api.put_yaml(cluster::OBJECTS);
-        let options =
-            AgentOptions { kubeconfig: api.kubeconfig(), config: config.to_owned(), args: Vec::new() };
+        let args = flags.iter().map(|&flag| flag.to_owned()).collect();
+        let options = AgentOptions { kubeconfig: api.kubeconfig(), args, ..AgentOptions::default() };
         let mut running = Self { agents: Vec::new(), api, lab, options };
         for node in running.lab.nodes() {
             running.agents.push(running.lab.start_chainsmith(node, &running.options)?);

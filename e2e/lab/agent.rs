@@ -16,7 +16,8 @@ use super::spy::Spy;
 pub struct AgentOptions {
     /// The text of a kubeconfig; empty for none (`--manifests` in `args`).
     pub kubeconfig: String,
-    /// The text of a KubeProxyConfiguration; empty for none.
+    /// The text of a KubeProxyConfiguration without `clientConnection`, which is added; empty for
+    /// none. (With one, most flags of kube-proxy's do not count.)
     pub config: String,
     /// More flags; a flag given here replaces the lab's own.
     pub args: Vec<String>,
@@ -44,13 +45,20 @@ impl Agent {
             ("--iptables-backend", node.backend().flag().to_owned()),
             ("-v", "2".to_owned()),
         ];
-        if options.config.is_empty() {
-            flags.push(("--cluster-cidr", CLUSTER_CIDR.to_owned()));
-        } else {
-            flags.push(("--config", file("config.yaml", &options.config)?));
-        }
-        if !options.kubeconfig.is_empty() {
-            flags.push(("--kubeconfig", file("kubeconfig", &options.kubeconfig)?));
+        let kubeconfig = match options.kubeconfig.as_str() {
+            "" => None,
+            text => Some(file("kubeconfig", text)?),
+        };
+        match (options.config.as_str(), kubeconfig) {
+            ("", kubeconfig) => {
+                flags.push(("--cluster-cidr", CLUSTER_CIDR.to_owned()));
+                flags.extend(kubeconfig.map(|path| ("--kubeconfig", path)));
+            }
+            (config, kubeconfig) => {
+                let connection = kubeconfig.map(|path| format!("clientConnection: {{kubeconfig: {path}}}\n"));
+                let text = format!("{config}\n{}", connection.unwrap_or_default());
+                flags.push(("--config", file("config.yaml", &text)?));
+            }
         }
         let given = |flag: &str| {
             options
