@@ -115,12 +115,12 @@ pub fn restart_writes_nothing(backend: Backend) {
     let mut running = Running::start(backend).expect("a cluster starts");
     let first = running.agents.remove(0);
     let node = running.lab.node(1);
-    node.attempts(20, Protocol::Tcp, WEB.cluster_ip(Family::V4)).assert_spread(&WEB_PODS);
+    node.attempts(100, Protocol::Tcp, WEB.cluster_ip(Family::V4)).assert_spread(&WEB_PODS);
     first.stop();
     let before = Kernel::of(node);
     assert!(before.counted > 0, "rules have counted packets");
 
-    node.attempts(20, Protocol::Tcp, WEB.cluster_ip(Family::V4)).assert_spread(&WEB_PODS);
+    node.attempts(100, Protocol::Tcp, WEB.cluster_ip(Family::V4)).assert_spread(&WEB_PODS);
     let second = running.start_agent(node).expect("an agent starts");
     poll::until("the new agent has synced both families", SOON, || syncs(&second.log()).len() >= 2);
     let after = Kernel::of(node);
