@@ -232,3 +232,18 @@ fn who_reads_only_the_beginning_is_content() {
     let output = child.wait_with_output().expect("the program ends");
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
 }
+
+#[test]
+fn the_example_of_the_readme_is_what_render_prints() {
+    let readme = std::fs::read_to_string(testdata().join("../README.md")).expect("the README");
+    let mut lines = readme.lines().filter_map(|line| line.strip_prefix("    "));
+    let command = lines.find_map(|line| line.strip_prefix("$ chainsmith ")).expect("an example");
+    let (args, _) = command.split_once(" | grep -e '-A KUBE-S'").expect("it shows the rules of Services");
+    let args: Vec<String> = args.split(' ').map(|word| word.replace("testdata/", "")).collect();
+    let answer = chainsmith(&args.iter().map(String::as_str).collect::<Vec<_>>(), "");
+    assert_eq!((answer.status, answer.stderr.as_str()), (0, ""));
+    let printed: Vec<&str> = answer.stdout.lines().filter(|line| line.contains("-A KUBE-S")).collect();
+    let shown: Vec<&str> = lines.take_while(|line| line.starts_with("-A ")).collect();
+    assert!(shown.len() > 5, "{shown:?}");
+    assert_eq!(printed, shown);
+}
