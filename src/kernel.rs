@@ -11,7 +11,7 @@ pub mod sysctl;
 
 use std::time::Duration;
 
-use crate::iptables::{ChainName, Table};
+use crate::iptables::{ChainName, Jump, Table};
 use crate::net::IpFamily;
 use crate::plan::{Aftermath, Limits, Restore, Uncertain};
 
@@ -65,13 +65,8 @@ pub trait Iptables: Restore<Error = RestoreError> + Send {
     fn readable(&mut self, table: Table) -> anyhow::Result<Readable>;
     /// Passes on each line that `iptables-save` prints for `table`.
     fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()>;
-    /// Passes on the rules of one chain, as `iptables-save` prints them.
-    fn chain_rules(
-        &mut self,
-        table: Table,
-        chain: ChainName,
-        each: &mut dyn FnMut(&str),
-    ) -> anyhow::Result<()>;
+    /// Whether the rule of `jump` is in its chain.
+    fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool>;
     /// Passes on the name of each chain of `table`.
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()>;
     /// Makes `chain` in `table` unless it is there.

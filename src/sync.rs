@@ -122,6 +122,8 @@ pub struct Loop<K> {
     /// When it was known whether there is a Node.
     node_listed_at: Option<Instant>,
     full_sync_at: Instant,
+    /// Whether an object changed since the last sync.
+    is_changed: bool,
     stop: Arc<AtomicBool>,
 }
 
@@ -139,6 +141,7 @@ impl<K: Iptables + 'static> Loop<K> {
             are_slices_listed: false,
             node_listed_at: None,
             full_sync_at: Instant::now() + FULL_SYNC_PERIOD,
+            is_changed: false,
             stop: Arc::new(AtomicBool::new(false)),
         }
     }
@@ -161,10 +164,8 @@ impl<K: Iptables + 'static> Loop<K> {
                 },
                 event = self.due() => event,
             };
-            let is_urgent = matches!(
-                event,
-                Event::TablesFlushed(_) | Event::RetryDue | Event::SyncDue | Event::FullSyncDue
-            );
+            // Changes wait for the minimum period; these have waited, or cannot.
+            let is_urgent = !matches!(event, Event::Watch(_) | Event::NodeWaitOver | Event::Shutdown);
             let mut ended = self.take(event);
             // What came together is synced together.
             while let (None, Ok(event)) = (&ended, watch.try_recv()) {
@@ -174,10 +175,7 @@ impl<K: Iptables + 'static> Loop<K> {
                 return ended;
             }
             let may_start = self.pacer.may_start().is_none_or(|at| at <= Instant::now());
-            if self.is_listed()
-                && self.is_dirty()
-                && (is_urgent || may_start && self.pacer.retry_at().is_none())
-            {
+            if (is_urgent && self.is_listed() && self.is_dirty()) || (may_start && self.is_waiting()) {
                 self.sync(&mut shutdown).await;
             }
         }
@@ -185,13 +183,12 @@ impl<K: Iptables + 'static> Loop<K> {
 
     /// Waits for the next thing that the clock asks for.
     async fn due(&self) -> Event {
-        let is_waiting = self.is_listed() && self.is_dirty();
         let (at, event) = match (self.node_wait_until(), self.pacer.retry_at()) {
             (Some(at), _) => (at, Event::NodeWaitOver),
-            (None, Some(at)) => (at, Event::RetryDue),
-            (None, None) if is_waiting => {
+            (None, _) if self.is_waiting() => {
                 (self.pacer.may_start().unwrap_or_else(Instant::now), Event::SyncDue)
             }
+            (None, Some(at)) => (at, Event::RetryDue),
             (None, None) => (self.full_sync_at, Event::FullSyncDue),
         };
         tokio::time::sleep_until(at).await;
@@ -216,7 +213,7 @@ impl<K: Iptables + 'static> Loop<K> {
             Event::FullSyncDue => {
                 // Also when nothing can be synced yet: else it would be due for ever.
                 self.full_sync_at = Instant::now() + FULL_SYNC_PERIOD;
-                self.state.families.iter_mut().for_each(|sync| sync.touch_everything(false));
+                self.state.families.iter_mut().for_each(|sync| sync.touch_everything(true));
             }
             Event::RetryDue | Event::SyncDue => {}
         }
@@ -227,6 +224,7 @@ impl<K: Iptables + 'static> Loop<K> {
         let old_zone = self.zone();
         let mut touched = Touched::default();
         self.state.snapshot.apply(change, &mut touched);
+        self.is_changed |= !touched.is_empty();
         for sync in &mut self.state.families {
             sync.touch(std::mem::take(touched.services.get_mut(sync.family())));
         }
@@ -313,6 +311,12 @@ impl<K: Iptables + 'static> Loop<K> {
         Some(Ended::NoPodCidrs)
     }
 
+    /// Whether a sync is due as soon as the minimum period has passed. After a failure only a change
+    /// makes it so; otherwise the retry has its own time.
+    fn is_waiting(&self) -> bool {
+        self.is_listed() && self.is_dirty() && (self.is_changed || self.pacer.retry_at().is_none())
+    }
+
     fn is_dirty(&self) -> bool {
         self.state.families.iter().any(FamilySync::is_dirty)
     }
@@ -324,6 +328,7 @@ impl<K: Iptables + 'static> Loop<K> {
             let node = self.settled_node.as_ref();
             sync.set_settings(Settings::new(&self.parts.config, node, &host, sync.family()));
         }
+        self.is_changed = false;
         let empty = State { families: Vec::new(), snapshot: Snapshot::default() };
         let state = std::mem::replace(&mut self.state, empty);
         let (node_name, stop, metrics) =

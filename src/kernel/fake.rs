@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::{Backend, Iptables, Readable, RestoreError};
 use crate::iptables::parse::{self, Line};
-use crate::iptables::{Chain, ChainName, Rule, Ruleset, Table, write};
+use crate::iptables::{Chain, ChainName, Jump, Rule, Ruleset, Table, write};
 use crate::net::IpFamily;
 use crate::plan::{Limits, Restore};
 
@@ -27,6 +27,8 @@ pub struct FakeIptables {
     pub history: Option<Vec<Ruleset>>,
     /// What the next restores answer instead of being carried out; the last one first.
     pub failures: Vec<RestoreError>,
+    /// Whether saves fail.
+    pub is_save_broken: bool,
     /// What [`Iptables::readable`] answers.
     pub readable: Readable,
     /// Saves so far.
@@ -44,6 +46,7 @@ impl FakeIptables {
             inputs: Vec::new(),
             history: None,
             failures: Vec::new(),
+            is_save_broken: false,
             readable: Readable::Rules,
             n_saves: 0,
         }
@@ -206,24 +209,17 @@ impl Iptables for FakeIptables {
 
     fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         self.n_saves += 1;
+        if self.is_save_broken {
+            anyhow::bail!("iptables-save is broken");
+        }
         let mut one = self.ruleset.clone();
         one.tables.retain(|name, _| *name == table);
         write::save(self.family, &one).lines().for_each(each);
         Ok(())
     }
 
-    fn chain_rules(
-        &mut self,
-        table: Table,
-        chain: ChainName,
-        each: &mut dyn FnMut(&str),
-    ) -> anyhow::Result<()> {
-        let mut text = String::new();
-        for rule in self.ruleset.chain(table, &chain).into_iter().flat_map(|chain| &chain.rules) {
-            write::append(&mut text, self.family, &chain, rule);
-        }
-        text.lines().for_each(each);
-        Ok(())
+    fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {
+        Ok(self.ruleset.chain(jump.table, &jump.from).is_some_and(|chain| chain.rules.contains(&jump.rule)))
     }
 
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 
 use super::{Backend, Iptables, Readable, RestoreError, nft};
-use crate::iptables::{ChainName, Table};
+use crate::iptables::{ChainName, Jump, Table, write};
 use crate::net::IpFamily;
 use crate::plan::Restore;
 use child::RestoreChild;
@@ -142,18 +142,19 @@ impl Iptables for KernelIptables {
         child::read_lines(command, each)
     }
 
-    fn chain_rules(
-        &mut self,
-        table: Table,
-        chain: ChainName,
-        each: &mut dyn FnMut(&str),
-    ) -> anyhow::Result<()> {
-        let output = self.execute(table, &format!("-S {chain}"))?;
-        if !output.status.success() {
-            bail!("cannot read chain {chain} of table {table}: {}", said(&output.stderr));
+    fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {
+        let rule = write::rule_text(self.family, &jump.rule);
+        let output = self.execute(jump.table, &format!("-C {} {rule}", jump.from))?;
+        match output.status.code() {
+            Some(0) => Ok(true),
+            Some(1) => Ok(false),
+            _ => bail!(
+                "cannot look for the jump {rule:?} in {} {}: {}",
+                jump.table,
+                jump.from,
+                said(&output.stderr)
+            ),
         }
-        String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.starts_with("-A ")).for_each(each);
-        Ok(())
     }
 
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {

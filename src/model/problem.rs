@@ -32,7 +32,7 @@ pub struct Problem {
     pub object: String,
     /// Path of the field, as in `spec.ports[2].port`.
     pub field: String,
-    /// The text at fault, as it was given.
+    /// The text at fault, as it was given; empty when nothing was.
     pub text: String,
     /// What is wrong with it and what follows, as in `is not an IP address; ignored`.
     pub what: String,
@@ -42,6 +42,10 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Problem { kind, object, field, text, what } = self;
-        write!(f, "{kind} {}: {field}: {text:?} {what}", object.escape_debug())
+        write!(f, "{kind} {}: {field}", object.escape_debug())?;
+        if !text.is_empty() {
+            write!(f, ": {text:?}")?;
+        }
+        write!(f, " {what}")
     }
 }

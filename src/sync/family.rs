@@ -4,6 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use anyhow::anyhow;
+use tracing::{info, warn};
+
 use super::report::{Refusal, Report, SyncError};
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Jump, Rule, Table};
@@ -140,12 +143,8 @@ impl<K: Iptables> FamilySync<K> {
     pub fn sync(&mut self, view: View<'_>, stop: &AtomicBool) -> Report {
         let mut report = Report::new(self.family(), self.dirty == Dirty::Everything);
         let Some(settings) = self.settings.clone() else { return report };
-        if let Err(error) = self.read_kernel() {
-            report.outcome = Err(SyncError::Unreadable(format!("{error:#}")));
-            return report;
-        }
+        let mut committed = self.read_kernel();
         let changed = self.compile(&settings, view);
-        let mut committed = self.committed.take().unwrap_or_default();
         let outcome = self.restore(&settings, view, &changed, &mut committed, stop, &mut report);
         self.committed = Some(committed);
         report.n_service_ports = self.records.len();
@@ -167,50 +166,64 @@ impl<K: Iptables> FamilySync<K> {
         report
     }
 
-    /// Reads what the kernel holds, unless that is known. Too many chains: only their names, and
-    /// after a failure of ours what was known of them before.
-    fn read_kernel(&mut self) -> anyhow::Result<()> {
-        if self.committed.is_some() {
-            return Ok(());
+    /// Reads what the kernel holds, unless that is known.
+    ///
+    /// A table that has too many chains, or that cannot be read (somebody put rules into it that
+    /// iptables does not know), is taken by the names of its chains alone, and with what was known
+    /// of them before.
+    fn read_kernel(&mut self) -> Committed {
+        if let Some(committed) = self.committed.take() {
+            return committed;
         }
         let family = self.family();
-        let is_tracked = |table, name: &ChainName| {
-            names::is_ours(table, name) || (table == Table::Filter && *name == names::KUBE_FIREWALL)
-        };
-        let jumps = std::mem::take(&mut self.jumps);
-        let mut reader = Reader::new(family, &jumps, &is_tracked);
-        let result = self.read_into(&mut reader, &is_tracked);
+        let known = std::mem::take(&mut self.last_known);
+        let mut reader = Reader::new(family, &self.jumps, &is_tracked);
+        let mut unread = Vec::new();
+        for table in [Table::Filter, Table::Nat] {
+            let result = match self.kernel.readable(table) {
+                Ok(Readable::Rules) => self.kernel.save(table, &mut |line| reader.line(line)),
+                Ok(Readable::NamesOnly) => Err(anyhow!("it has too many chains")),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = result {
+                info!(%family, %table, error = %format!("{error:#}"), "the table is not read; it is written anew");
+                unread.push(table);
+            }
+        }
         let mut committed = reader.finish();
-        self.jumps = jumps;
-        committed.nat.extend(result?);
-        self.committed = Some(committed);
-        self.last_known = Committed::default();
-        Ok(())
+        for table in unread {
+            self.read_names(table, &known, &mut committed);
+        }
+        committed
     }
 
-    /// Returns the chains of nat that were only named.
-    fn read_into(
-        &mut self,
-        reader: &mut Reader<'_>,
-        is_tracked: &dyn Fn(Table, &ChainName) -> bool,
-    ) -> anyhow::Result<BTreeMap<ChainName, Option<Digest>>> {
-        self.kernel.save(Table::Filter, &mut |line| reader.line(line))?;
-        if self.kernel.readable(Table::Nat)? == Readable::Rules {
-            self.kernel.save(Table::Nat, &mut |line| reader.line(line))?;
-            return Ok(BTreeMap::new());
+    /// Takes the names of the chains of `table` into `committed`; none, when they cannot be had.
+    fn read_names(&mut self, table: Table, known: &Committed, committed: &mut Committed) {
+        let mut names = BTreeSet::new();
+        let result = self.kernel.chain_names(table, &mut |name| {
+            names.extend(ChainName::new(name).filter(|name| is_tracked(table, name)));
+        });
+        if let Err(error) = result {
+            warn!(family = %self.family(), %table, error = %format!("{error:#}"), "stale chains cannot be found");
         }
-        let mut named = BTreeMap::new();
-        let known = &self.last_known.nat;
-        self.kernel.chain_names(Table::Nat, &mut |name| {
-            if let Some(name) = ChainName::new(name).filter(|name| is_tracked(Table::Nat, name)) {
-                named.insert(name, known.get(&name).copied().flatten());
+        match table {
+            Table::Nat => {
+                committed.nat =
+                    names.iter().map(|name| (*name, known.nat.get(name).copied().flatten())).collect();
             }
-        })?;
-        reader.line("*nat");
-        for from in Table::Nat.built_in() {
-            self.kernel.chain_rules(Table::Nat, ChainName::literal(from), &mut |line| reader.line(line))?;
+            Table::Filter => committed.filter = names.iter().map(|name| (*name, None)).collect(),
+            Table::Mangle => {}
         }
-        Ok(named)
+        for (number, jump) in self.jumps.iter().enumerate().filter(|(_, jump)| jump.table == table) {
+            match self.kernel.has_jump(jump) {
+                Ok(true) => drop(committed.jumps.insert(number)),
+                Ok(false) => drop(committed.jumps.remove(&number)),
+                // A jump that may be there twice costs time; one that is missing cuts the node off.
+                Err(error) => {
+                    warn!(family = %self.family(), error = %format!("{error:#}"), "writing the jump once more")
+                }
+            }
+        }
     }
 
     /// Makes the records of what is dirty again.
@@ -367,6 +380,11 @@ impl<K: Iptables> FamilySync<K> {
         });
         SyncError::Refused(Refusal { line, text, message, chain, service_port })
     }
+}
+
+/// Whether the content of the chain is compared: it is ours, or the kubelet's that we may write to.
+fn is_tracked(table: Table, name: &ChainName) -> bool {
+    names::is_ours(table, name) || (table == Table::Filter && *name == names::KUBE_FIREWALL)
 }
 
 /// What a compilation changed.

@@ -24,9 +24,6 @@ pub struct Refusal {
 /// Why a sync did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SyncError {
-    /// The kernel's tables could not be read; nothing was changed.
-    #[error("cannot read the rules in force: {0}")]
-    Unreadable(String),
     /// A restore was refused; what was in force stays in force.
     #[error(
         "iptables-restore refused line {} ({}) of chain {} for {}: {}",

@@ -3,7 +3,7 @@
 //! Each kind is a `kube_runtime::watcher` of its own. It begins with a streaming list, as
 //! kube-proxy does: one object after another, which spares the server's memory and ours; a server
 //! that refuses it, or never ends it, is asked for pages of 500. Objects are decoded as they
-//! arrive; nothing else of them is kept ([`store`]). Whatever fails is tried again, for ever, with
+//! arrive; nothing else of them is kept (`store`). Whatever fails is tried again, for ever, with
 //! back-off; meanwhile the last state stays.
 
 mod client;
@@ -68,8 +68,13 @@ async fn follow_kind<K>(
 ) where
     K: Kind + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let mut follower =
-        Follower { store: Store::<K>::new(interner), trouble: Trouble::default(), sender, patience };
+    let mut follower = Follower {
+        store: Store::<K>::new(interner),
+        trouble: Trouble::default(),
+        n_begun: 0,
+        sender,
+        patience,
+    };
     let mut strategy = InitialListStrategy::StreamingList;
     loop {
         let config = Config {
@@ -85,7 +90,7 @@ async fn follow_kind<K>(
         };
         match end {
             End::NobodyListens => return,
-            End::Silent => follower.trouble.endure::<K>("the API server does not answer").await,
+            End::Broken(why) => follower.trouble.endure::<K>(&why).await,
             End::NoStreamingLists(why) => {
                 info!(kind = %K::KIND, why, "no streaming lists from this server; asking for pages");
                 strategy = InitialListStrategy::ListWatch;
@@ -98,8 +103,8 @@ async fn follow_kind<K>(
 enum End {
     /// The receiver is gone.
     NobodyListens,
-    /// The server took too long; another connection may do better.
-    Silent,
+    /// What it got cannot be trusted to be complete, or nothing came: it has to begin anew.
+    Broken(String),
     /// The server does not serve streaming lists, because of this.
     NoStreamingLists(String),
 }
@@ -108,6 +113,8 @@ enum End {
 struct Follower<'a, K: Kind> {
     store: Store<'a, K>,
     trouble: Trouble,
+    /// Lists begun since one was complete.
+    n_begun: usize,
     sender: &'a Sender<WatchEvent>,
     patience: Patience,
 }
@@ -120,50 +127,84 @@ where
     async fn run(&mut self, api: Api<Guard<K>>, config: Config) -> End {
         let is_streaming = config.initial_list_strategy == InitialListStrategy::StreamingList;
         let mut events = pin!(watcher(api, config));
-        let mut is_listed = false;
-        // Lists begun since one was complete.
-        let mut n_begun = 0;
+        let mut place = Place::Start;
         loop {
-            let patience = match (is_listed, is_streaming && n_begun > 0) {
-                (true, _) => Duration::MAX,
-                (false, true) => self.patience.object,
-                (false, false) => self.patience.page,
+            let patience = match place {
+                Place::Watch => Duration::MAX,
+                Place::List if is_streaming => self.patience.object,
+                Place::Start | Place::List => self.patience.page,
             };
-            match tokio::time::timeout(patience, events.next()).await {
-                Err(_) if is_streaming && n_begun > 0 => {
+            let next = match tokio::time::timeout(patience, events.next()).await {
+                Ok(Some(next)) => next,
+                Err(_) if is_streaming && place == Place::List => {
                     return End::NoStreamingLists("it was silent for too long".to_owned());
                 }
-                Err(_) => return End::Silent,
-                Ok(Some(Err(error))) => match refusal(&error) {
-                    Some(why) if is_streaming => return End::NoStreamingLists(why),
-                    _ => self.trouble.endure::<K>(&error_chain(&error)).await,
-                },
-                Ok(Some(Ok(event))) => {
-                    match event {
-                        Event::Init => (is_listed, n_begun) = (false, n_begun + 1),
-                        Event::InitDone => (is_listed, n_begun) = (true, 0),
-                        _ => {}
-                    }
-                    if is_streaming && n_begun > STREAM_ATTEMPTS {
-                        return End::NoStreamingLists("it broke off again and again".to_owned());
-                    }
-                    if is_streaming && n_begun > 1 && matches!(event, Event::Init) {
-                        self.trouble.endure::<K>("the list broke off").await;
-                    }
-                    if matches!(event, Event::Apply(_) | Event::Delete(_) | Event::InitDone) {
-                        self.trouble.is_over::<K>();
-                    }
-                    for event in self.store.take(event) {
-                        if self.sender.send(event).await.is_err() {
-                            return End::NobodyListens;
-                        }
-                    }
+                Ok(None) | Err(_) => return End::Broken("the API server does not answer".to_owned()),
+            };
+            let end = match next {
+                Ok(event) => {
+                    place = match &event {
+                        Event::Init | Event::InitApply(_) => Place::List,
+                        Event::InitDone | Event::Apply(_) | Event::Delete(_) => Place::Watch,
+                    };
+                    self.take(event, is_streaming).await
                 }
-                // The watcher never ends.
-                Ok(None) => return End::Silent,
+                Err(error) => self.fail(&error, is_streaming, place).await,
+            };
+            if let Some(end) = end {
+                return end;
             }
         }
     }
+
+    async fn take(&mut self, event: Event<Guard<K>>, is_streaming: bool) -> Option<End> {
+        match event {
+            Event::Init if is_streaming => {
+                self.n_begun += 1;
+                if self.n_begun > STREAM_ATTEMPTS {
+                    return Some(End::NoStreamingLists("they broke off again and again".to_owned()));
+                }
+            }
+            Event::InitDone => self.n_begun = 0,
+            _ => {}
+        }
+        if matches!(event, Event::InitDone | Event::Apply(_) | Event::Delete(_)) {
+            self.trouble.is_over::<K>();
+        }
+        for event in self.store.take(event) {
+            if self.sender.send(event).await.is_err() {
+                return Some(End::NobodyListens);
+            }
+        }
+        None
+    }
+
+    /// Most failures the watcher gets over by itself, after a pause. But it would go on behind
+    /// something unreadable as if nothing had been there: an object would be missing from a list
+    /// (and its rules be removed), or a change be lost.
+    async fn fail(&mut self, error: &watcher::Error, is_streaming: bool, place: Place) -> Option<End> {
+        let text = error_chain(error);
+        if is_streaming && let Some(why) = refusal(error) {
+            return Some(End::NoStreamingLists(why));
+        }
+        let is_unreadable = matches!(error, watcher::Error::WatchFailed(kube::Error::SerdeError(_)));
+        if is_unreadable || is_streaming && place == Place::List {
+            return Some(End::Broken(text));
+        }
+        self.trouble.endure::<K>(&text).await;
+        None
+    }
+}
+
+/// How far a watcher is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nothing came yet.
+    Start,
+    /// In the middle of a list.
+    List,
+    /// The list is complete.
+    Watch,
 }
 
 /// What a server says that knows nothing of `sendInitialEvents`, or has it switched off.

@@ -2,7 +2,7 @@
 //!
 //! Every file of a folder that is called `*.yaml`, `*.yml` or `*.json` counts, links are followed,
 //! names that begin with a dot do not count (a ConfigMap volume keeps its versions in such folders
-//! and swaps the link `..data`). What a file holds is left to [`state`]; this module notices when
+//! and swaps the link `..data`). What a file holds is left to `state`; this module notices when
 //! to look: at once when the kernel says so (inotify), and every few seconds in any case, because
 //! inotify sees neither through links nor across nodes of a network file system.
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
-use chainsmith::iptables::{ChainName, Ruleset, Table};
+use chainsmith::iptables::{ChainName, Jump, Ruleset, Table};
 use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::kernel::{Backend, Iptables, Readable, RestoreError};
 use chainsmith::model::{ServiceName, Snapshot, Touched};
@@ -141,13 +141,8 @@ impl Iptables for Flaky {
         self.fake.save(table, each)
     }
 
-    fn chain_rules(
-        &mut self,
-        table: Table,
-        chain: ChainName,
-        each: &mut dyn FnMut(&str),
-    ) -> anyhow::Result<()> {
-        self.fake.chain_rules(table, chain, each)
+    fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {
+        self.fake.has_jump(jump)
     }
 
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {

@@ -22,6 +22,9 @@ pub async fn client(kubeconfig: Option<&Path>, master: Option<&str>) -> anyhow::
     // Longer than any watch: this ends what a server leaves open for ever.
     config.read_timeout = Some(Duration::from_secs(330));
     config.reset_reader_on_write = true;
+    // The client would try again by itself for minutes and nobody would hear of it; `follow` has a
+    // back-off of its own.
+    config.default_retry = false;
     let agent = format!("chainsmith/{}", env!("CARGO_PKG_VERSION"));
     config.headers.push(("user-agent".parse()?, agent.parse()?));
     kube::Client::try_from(config).context("preparing the API client")
@@ -205,7 +208,7 @@ users:
     async fn an_unusable_kubeconfig_is_named() {
         for (text, expected) in [("contexts: [", "kubeconfig"), ("{}", "names no cluster")] {
             let file = kubeconfig(text);
-            let error = config(Some(file.path()), None).await.err().expect("unusable");
+            let error = config(Some(file.path()), None).await.expect_err("unusable");
             let error = format!("{error:#}");
             assert!(error.contains(&file.path().display().to_string()), "{error}");
             assert!(error.contains(expected), "{error}");

@@ -72,7 +72,8 @@ fn service(name: &str, version: u32) -> Value {
 type Script = Arc<dyn Fn(&Query) -> Answer + Send + Sync>;
 
 async fn answer(State(script): State<Script>, request: Request) -> Response {
-    let query = request.uri().query().unwrap_or_default().replace("%21", "!").replace("%3D", "=");
+    let query =
+        request.uri().query().unwrap_or_default().replace("%21", "!").replace("%3D", "=").replace("%2F", "/");
     let query: Query = query
         .split('&')
         .filter_map(|pair| pair.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())))
@@ -230,4 +231,37 @@ async fn a_server_that_fails_is_asked_again() {
     })
     .await;
     assert_eq!(words(&mut events, 2).await, ["*a", "listed"]);
+}
+
+#[tokio::test]
+async fn garbage_in_a_list_is_no_complete_list() {
+    let n_asked = std::sync::atomic::AtomicUsize::new(0);
+    let mut events = events_of(move |_| match n_asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        0 => lines(vec![event("ADDED", &service("a", 1)), json!({"type": "ADDED"}), list_end()]),
+        _ => lines(vec![event("ADDED", &service("a", 1)), event("ADDED", &service("b", 2)), list_end()]),
+    })
+    .await;
+    assert_eq!(words(&mut events, 2).await, ["*a,b", "listed"]);
+}
+
+#[tokio::test]
+async fn a_change_that_was_unreadable_is_found_by_listing_again() {
+    let n_asked = std::sync::atomic::AtomicUsize::new(0);
+    let mut events = events_of(move |_| match n_asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        0 => lines(vec![event("ADDED", &service("a", 1)), list_end(), json!(["half", "a", "change"])]),
+        _ => lines(vec![event("ADDED", &service("b", 2)), list_end()]),
+    })
+    .await;
+    assert_eq!(words(&mut events, 3).await, ["*a", "listed", "*b"]);
+}
+
+#[tokio::test]
+async fn lists_that_break_off_again_and_again_are_asked_for_as_pages() {
+    let mut events = events_of(|query| match (is_streaming_list(query), query.contains_key("watch")) {
+        (true, _) => Answer { stays_open: false, ..lines(vec![event("ADDED", &service("a", 1))]) },
+        (_, true) => lines(vec![]),
+        _ => page(vec![service("a", 1), service("b", 2)], None),
+    })
+    .await;
+    assert_eq!(words(&mut events, 2).await, ["*a,b", "listed"]);
 }

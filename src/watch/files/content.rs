@@ -14,8 +14,10 @@ use crate::model::decode::{self, Interner};
 use crate::model::{Change, Node, ObjectKind, ObjectName, Problem, Service, ServiceName, Slice, SliceName};
 use crate::watch::report;
 
-/// Objects by kind and name; a Node's namespace is empty.
-pub type Names = BTreeSet<(ObjectKind, ObjectName)>;
+/// An object's kind and name; a Node's namespace is empty.
+pub type Name = (ObjectKind, ObjectName);
+/// Many of them.
+pub type Names = BTreeSet<Name>;
 
 /// What one file was found to hold.
 #[derive(Default)]

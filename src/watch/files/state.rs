@@ -17,10 +17,10 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::content::{Content, Names, read, say};
+use super::content::{Content, Name, Names, read, say};
 use super::manifests;
 use crate::model::decode::Interner;
-use crate::model::{Change, ObjectKind, ObjectName};
+use crate::model::{Change, ObjectKind};
 use crate::watch::WatchEvent;
 
 /// Which files are known to be complete, so that they are read whatever their time stamps say.
@@ -50,6 +50,15 @@ struct Folder {
     path: PathBuf,
     /// What was last said to be wrong with it; empty when nothing is.
     trouble: String,
+}
+
+/// The files that hold an object.
+#[derive(Default)]
+struct Holders {
+    /// The last one, whose copy counts.
+    used: Option<FileId>,
+    /// The one before.
+    other: Option<FileId>,
 }
 
 /// What is known of one file.
@@ -115,8 +124,13 @@ impl Manifests {
         for at in 0..self.folders.len() {
             self.look_at_folder(at, look, &mut contents);
         }
-        let touched = self.touched(&before, &mut contents);
-        let events = self.events(touched, contents);
+        let (mut touched, lost) = self.touched(&before, &contents);
+        touched.extend(lost.iter().cloned());
+        let holders = self.holders(touched);
+        for name in lost {
+            self.stand_in(&holders[&name], &mut contents);
+        }
+        let events = self.events(holders, contents);
         if std::mem::replace(&mut self.is_listed, true) { events } else { complete(events) }
     }
 
@@ -190,48 +204,62 @@ impl Manifests {
     }
 
     /// The objects that may differ: those in the files that were read, and those that files held
-    /// `before` and do not any more. Where another file holds such a one, that file is read too.
+    /// `before` and do not any more.
     fn touched(
-        &mut self,
+        &self,
         before: &BTreeMap<FileId, Held>,
-        contents: &mut BTreeMap<FileId, Content>,
-    ) -> Names {
-        let mut touched = Names::new();
-        for content in contents.values() {
-            touched.extend(content.names());
-        }
-        let mut stand_ins = BTreeSet::new();
+        contents: &BTreeMap<FileId, Content>,
+    ) -> (Names, Names) {
+        let read = contents.values().flat_map(Content::names).collect();
+        let mut lost = Names::new();
         for (id, held) in before {
             let now = self.files.get(id);
-            if now.is_some_and(|now| Arc::ptr_eq(&now.names, &held.names)) {
-                continue;
-            }
-            for name in held.names.iter().filter(|name| now.is_none_or(|now| !now.names.contains(*name))) {
-                touched.insert(name.clone());
-                stand_ins.extend(self.holder(name).filter(|id| !contents.contains_key(*id)).cloned());
+            if now.is_none_or(|now| !Arc::ptr_eq(&now.names, &held.names)) {
+                let is_lost = |name: &&Name| now.is_none_or(|now| !now.names.contains(*name));
+                lost.extend(held.names.iter().filter(is_lost).cloned());
             }
         }
-        for id in stand_ins {
-            let content = read(&id.1, &self.node, &mut self.interner);
-            contents.insert(id, content);
+        (read, lost)
+    }
+
+    /// Which files hold each of `names`.
+    fn holders(&self, names: Names) -> BTreeMap<Name, Holders> {
+        let mut holders: BTreeMap<Name, Holders> =
+            names.into_iter().map(|name| (name, Holders::default())).collect();
+        if holders.is_empty() {
+            return holders;
         }
-        touched
+        for (id, held) in &self.files {
+            for name in &*held.names {
+                if let Some(holders) = holders.get_mut(name) {
+                    holders.other = holders.used.replace(id.clone());
+                }
+            }
+        }
+        holders
     }
 
-    /// The file whose copy of an object counts.
-    fn holder(&self, name: &(ObjectKind, ObjectName)) -> Option<&FileId> {
-        self.files.iter().rev().find(|(_, held)| held.names.contains(name)).map(|(id, _)| id)
+    /// Reads the file whose copy of an object counts now that another one's is gone.
+    fn stand_in(&mut self, holders: &Holders, contents: &mut BTreeMap<FileId, Content>) {
+        if let Some(id) = &holders.used
+            && !contents.contains_key(id)
+        {
+            contents.insert(id.clone(), read(&id.1, &self.node, &mut self.interner));
+        }
     }
 
-    /// What `touched` objects are now; those that are gone last, so that nothing that moves from
+    /// What objects are now, by the files that hold them; those that are gone last, so that nothing that moves from
     /// one object to another is missing in between.
-    fn events(&mut self, touched: Names, mut contents: BTreeMap<FileId, Content>) -> Vec<WatchEvent> {
+    fn events(
+        &mut self,
+        holders: BTreeMap<Name, Holders>,
+        mut contents: BTreeMap<FileId, Content>,
+    ) -> Vec<WatchEvent> {
         let (mut events, mut gone) = (Vec::new(), Vec::new());
-        for key in touched {
-            self.say_double(&key);
-            let holder = self.holder(&key).cloned();
+        for (key, holders) in holders {
+            self.say_double(&key, &holders);
             let (kind, name) = key;
-            let Some(holder) = holder else {
+            let Some(holder) = holders.used else {
                 gone.push(WatchEvent::Change(match kind {
                     ObjectKind::Service => Change::Service(name, None),
                     ObjectKind::EndpointSlice => Change::Slice(name, None),
@@ -255,10 +283,8 @@ impl Manifests {
         events
     }
 
-    fn say_double(&mut self, key: &(ObjectKind, ObjectName)) {
-        let holders: Vec<&FileId> =
-            self.files.iter().filter(|(_, held)| held.names.contains(key)).map(|(id, _)| id).collect();
-        let [.., (_, other), (_, used)] = &holders[..] else {
+    fn say_double(&mut self, key: &Name, holders: &Holders) {
+        let Holders { used: Some((_, used)), other: Some((_, other)) } = holders else {
             self.doubles.remove(key);
             return;
         };

@@ -261,3 +261,21 @@ async fn it_ends_when_nobody_listens_any_more() {
     drop(events);
     tokio::time::timeout(Duration::from_secs(10), task).await.unwrap().unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn ten_thousand_files_are_read_and_one_of_them_changes() {
+    let folder = TempDir::new().unwrap();
+    for i in 0..10_000 {
+        write(&folder, &format!("{i:05}.yaml"), &service(&format!("s{i}"), 1));
+    }
+    let mut follower = Follower::new(&[folder.path()]);
+    while follower.n_listed < 3 {
+        follower.take().await;
+    }
+    assert_eq!(follower.snapshot.services().count(), 10_000);
+    write(&folder, "05000.yaml", &service("s5000", 2));
+    let Some(WatchEvent::Change(Change::Service(name, Some(_)))) = follower.events.recv().await else {
+        panic!("something else")
+    };
+    assert_eq!(name.name(), "s5000");
+}

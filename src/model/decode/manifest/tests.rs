@@ -278,3 +278,33 @@ fn only_true_and_false_are_booleans() {
         ],
     );
 }
+
+proptest::proptest! {
+    /// Whatever the text, reading it ends, and without a panic.
+    #[test]
+    fn no_text_panics(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+        read(&bytes[..], "f", &mut |_| {});
+    }
+
+    /// The same, of text that is nearly a manifest.
+    #[test]
+    fn no_damaged_manifest_panics(
+        damage in proptest::collection::vec((0usize..400, "[-:{}\\[\\]\"'|&*!%#,\n\t a\u{0}\u{1}é]"), 1..6),
+        is_json in proptest::bool::ANY,
+    ) {
+        let yaml = "kind: List\nitems:\n- kind: Service\n  metadata: {name: a, labels: {b: 'c'}}\n  spec:\n    \
+                    clusterIP: 10.0.0.1\n    ports:\n    - port: 80\n      name: |\n        http\n---\nkind: Node\n";
+        let json = "{\"kind\": \"List\", \"items\": [{\"kind\": \"Service\", \"metadata\": {\"name\": \"a\"}, \
+                    \"spec\": {\"ports\": [{\"port\": 80}]}}]}\n---\n{\"kind\": \"Node\"}\n";
+        let mut text: Vec<char> = if is_json { json } else { yaml }.chars().collect();
+        for (at, with) in damage {
+            let at = at % text.len();
+            text.splice(at..=at, with.chars());
+        }
+        let text: String = text.into_iter().collect();
+        let mut interner = crate::model::decode::Interner::default();
+        read(text.as_bytes(), "f", &mut |object| {
+            crate::model::decode::change(&object, &mut interner);
+        });
+    }
+}

@@ -230,7 +230,7 @@ fn of_two_ports_of_one_name_and_protocol_the_later_wins() {
         "clusterIP: 10.0.0.1\nports: [{port: 80}, {name: a, port: 90}, {port: 81}]",
         "",
         &[
-            r#"spec.ports[2].name: "" is the name of an earlier port of the same protocol; the earlier one is ignored"#,
+            r#"spec.ports[2].name is the name of an earlier port of the same protocol; the earlier one is ignored"#,
         ],
         &["IPv4 10.0.0.1 external - lb - from -", "a:90/TCP", ":81/TCP"],
     );

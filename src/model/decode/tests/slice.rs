@@ -77,7 +77,7 @@ fn ports_need_a_number_but_a_name_may_be_empty() {
          - {name: a}\n- {name: b, port: 0}\n- {name: c, port: 65536}\n- {name: d, port: 1, protocol: ICMP}\n\
          - {name: no good, port: 1}",
         &[
-            r#"ports[2].port: "" is absent; port ignored"#,
+            r#"ports[2].port is absent; port ignored"#,
             r#"ports[3].port: "0" is not a port number; port ignored"#,
             r#"ports[4].port: "65536" is not a port number; port ignored"#,
             r#"ports[5].protocol: "ICMP" is not TCP, UDP or SCTP; port ignored"#,
@@ -107,7 +107,7 @@ fn a_port_without_a_name_counts_for_nobody() {
     let decoded = super::super::slice(&object, &mut super::Interner::default());
     assert_eq!(
         super::messages(decoded.problems.clone()),
-        [r#"EndpointSlice ns/web-1: ports[0].name: "" is absent; port ignored"#]
+        [r#"EndpointSlice ns/web-1: ports[0].name is absent; port ignored"#]
     );
     assert!(decoded.value().unwrap().ports.is_empty());
 }
@@ -125,8 +125,8 @@ fn an_endpoint_without_a_good_address_of_the_family_costs_itself() {
         "addressType: IPv4\nendpoints:\n- {addresses: []}\n- {addresses: null}\n- {addresses: [10.1.0]}\n\
          - {addresses: ['fd00::1']}\n- {addresses: [10.1.0.5]}",
         &[
-            r#"endpoints[0].addresses: "" is empty; endpoint ignored"#,
-            r#"endpoints[1].addresses: "" is empty; endpoint ignored"#,
+            r#"endpoints[0].addresses is empty; endpoint ignored"#,
+            r#"endpoints[1].addresses is empty; endpoint ignored"#,
             r#"endpoints[2].addresses[0]: "10.1.0" is not an IP address; endpoint ignored"#,
             r#"endpoints[3].addresses[0]: "fd00::1" is not an IPv4 address, as addressType says; endpoint ignored"#,
         ],

@@ -1,0 +1,38 @@
+# Every target installs what is missing (hack/setup.sh) and needs root or sudo; nothing is left
+# behind on the machine: nodes and pods are namespaces that end with the program.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:$(HOME)/.cargo/bin
+
+# Programs that make namespaces run as root; cargo itself stays who you are.
+ifneq ($(shell id -u),0)
+HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)
+export CARGO_TARGET_$(HOST)_RUNNER := sudo --preserve-env
+endif
+
+.PHONY: help setup demo test lint bench
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: ## install what is missing
+	@hack/setup.sh
+
+demo: setup ## a cluster in a box: Chainsmith on simulated nodes, traffic through Services, each step shown
+	@cargo build --quiet --bin chainsmith
+	@cargo run --quiet --example demo
+
+test: setup ## all tests: units, recorded cases, properties, real packets on real iptables
+	cargo test --doc
+	cargo test --no-fail-fast --lib --bins --tests
+
+lint: ## formatting, clippy, documentation; warnings are errors
+	@hack/setup.sh lint
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
+
+bench: setup ## speed of compiling, planning and writing rules
+	cargo bench

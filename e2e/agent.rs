@@ -1,0 +1,247 @@
+//! What Chainsmith does over its life, shown by traffic: changes take effect at once, a restart
+//! touches nothing, what others break is repaired.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::cluster::{OWN, WEB, WEB_PODS};
+use crate::lab::address::{FAMILIES, Family};
+use crate::lab::agent::Agent;
+use crate::lab::client::{Host, Outcome, Protocol};
+use crate::lab::host::Node;
+use crate::lab::netfilter::Backend;
+use crate::lab::poll;
+use crate::running::{Running, wait_until_synced};
+use crate::traffic;
+
+/// How long a change may take from the API server to packets, on a machine busy with other tests.
+const SOON: Duration = Duration::from_secs(5);
+
+/// How long one attempt may take while a change is waited for.
+const BRIEF: Duration = Duration::from_millis(200);
+
+/// Each second a look at whether somebody flushed the tables.
+const LOOK_EACH_SECOND: &str = "--iptables-sync-period=1s";
+
+/// Every claim about traffic holds on the rules of a running Chainsmith.
+pub fn traffic_is_right(backend: Backend) {
+    let running = Running::start(backend).expect("a cluster starts");
+    traffic::all(&running.lab);
+    stop_all(running);
+}
+
+/// A deleted Service is left alone by every node at once.
+pub fn deleted_service_stops_at_once(backend: Backend) {
+    let running = Running::start(backend).expect("a cluster starts");
+    let node = running.lab.node(2);
+    for family in FAMILIES {
+        assert_eq!(node.udp(OWN.cluster_ip(family)).pod(), "web-1");
+    }
+    let start = Instant::now();
+    assert!(running.api.delete("Service", Some("default"), OWN.name), "there was a Service");
+    for family in FAMILIES {
+        for host in running.lab.nodes() {
+            let addresses = [OWN.cluster_ip(family), OWN.load_balancer(family), OWN.external_ip(family)];
+            for to in addresses {
+                poll::until(&format!("{to} is nobody's on {}", host.name()), SOON, || {
+                    host.attempt(Protocol::Udp, to, BRIEF).outcome == Outcome::Unreachable
+                });
+            }
+            let port = OWN.node_port(host, family);
+            poll::until(&format!("{port} is nobody's"), SOON, || {
+                running.lab.outside().attempt(Protocol::Udp, port, BRIEF).outcome == Outcome::Refused
+            });
+        }
+    }
+    println!("gone after {:?}", start.elapsed());
+    for host in running.lab.nodes() {
+        assert_ne!(host.udp(WEB.cluster_ip(Family::V4)).outcome, Outcome::Unreachable, "others stay");
+    }
+    stop_all(running);
+}
+
+/// Endpoints that come and go take effect, and the last one's going refuses.
+pub fn endpoints_are_followed(backend: Backend) {
+    let running = Running::start(backend).expect("a cluster starts");
+    let (client, to) = (running.lab.pod("client-2"), OWN.cluster_ip(Family::V4));
+    assert_eq!(client.tcp(to).pod(), "web-1");
+    running.api.put(own_slice(&["10.128.1.5"]));
+    poll::until("web-3 has taken over", SOON, || client.tcp(to).pod() == "web-3");
+    running.api.put(own_slice(&["10.128.0.5", "10.128.0.6", "10.128.1.5"]));
+    poll::until("web-2 has joined", SOON, || client.tcp(to).pod() == "web-2");
+    client.attempts(200, Protocol::Tcp, to).assert_spread(&WEB_PODS);
+    running.api.put(own_slice(&[]));
+    poll::until("nobody is left", SOON, || {
+        client.attempt(Protocol::Udp, to, BRIEF).outcome == Outcome::Refused
+    });
+    let other_family = OWN.cluster_ip(Family::V6);
+    assert_eq!(client.tcp(other_family).pod(), "web-1", "the other family has its own slice");
+    stop_all(running);
+}
+
+/// The IPv4 slice of the Service `own` with these addresses.
+fn own_slice(addresses: &[&str]) -> serde_json::Value {
+    let endpoints: Vec<_> = addresses
+        .iter()
+        .map(|address| {
+            let node = if address.starts_with("10.128.0.") { "node-1" } else { "node-2" };
+            let conditions = json!({"ready": true, "serving": true, "terminating": false});
+            json!({"addresses": [address], "conditions": conditions, "nodeName": node})
+        })
+        .collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": "own-v4",
+            "namespace": "default",
+            "labels": {
+                "kubernetes.io/service-name": "own",
+                "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+            },
+        },
+        "addressType": "IPv4",
+        "ports": [
+            {"name": "http", "protocol": "TCP", "port": 8080},
+            {"name": "echo", "protocol": "UDP", "port": 8080},
+        ],
+        "endpoints": endpoints,
+    })
+}
+
+/// A stopped Chainsmith leaves the rules in force, and a new one adopts them without writing.
+pub fn restart_writes_nothing(backend: Backend) {
+    let mut running = Running::start(backend).expect("a cluster starts");
+    let first = running.agents.remove(0);
+    let node = running.lab.node(1);
+    node.attempts(100, Protocol::Tcp, WEB.cluster_ip(Family::V4)).assert_spread(&WEB_PODS);
+    first.stop();
+    let before = Kernel::of(node);
+    assert!(before.counted > 0, "rules have counted packets");
+
+    node.attempts(100, Protocol::Tcp, WEB.cluster_ip(Family::V4)).assert_spread(&WEB_PODS);
+    let second = running.start_agent(node).expect("an agent starts");
+    poll::until("the new agent has synced both families", SOON, || syncs(&second.log()).len() >= 2);
+    let after = Kernel::of(node);
+    assert_eq!(after.rules, before.rules, "the rules themselves");
+    assert_eq!(after.generation, before.generation, "commits to nf_tables");
+    assert!(after.counted > before.counted, "counters went on: {} then {}", before.counted, after.counted);
+    for sync in syncs(&second.log()) {
+        assert_eq!((sync.chains_written, sync.rules_written, sync.processes), (0, 0, 0), "{sync:?}");
+    }
+    assert_eq!(restores(&second), [""; 0]);
+
+    // It is alive, and what it now writes is the change only.
+    running.api.put(own_slice(&["10.128.1.5"]));
+    poll::until("web-3 has taken over", SOON, || node.tcp(OWN.cluster_ip(Family::V4)).pod() == "web-3");
+    let restores = restores(&second);
+    assert_eq!(restores.len(), 1, "one process for one changed endpoint: {restores:?}");
+    running.agents.push(second);
+    stop_all(running);
+}
+
+/// A killed Chainsmith leaves the rules in force, and the next one goes on from them.
+pub fn kill_leaves_the_rules(backend: Backend) {
+    let mut running = Running::start(backend).expect("a cluster starts");
+    let first = running.agents.remove(0);
+    let (node, to) = (running.lab.node(1), OWN.cluster_ip(Family::V4));
+    first.kill9();
+    assert_eq!(node.tcp(to).pod(), "web-1");
+    running.api.put(own_slice(&["10.128.1.5"]));
+    let second = running.start_agent(node).expect("an agent starts");
+    poll::until("the new agent has caught up", SOON, || node.tcp(to).pod() == "web-3");
+    running.agents.push(second);
+    stop_all(running);
+}
+
+/// When somebody flushes all tables, as a firewall does that is reloaded, they are repaired.
+pub fn flushed_tables_are_repaired(backend: Backend) {
+    let running = Running::with_flags(backend, &[LOOK_EACH_SECOND]).expect("a cluster starts");
+    let (node, agent) = (running.lab.node(1), &running.agents[0]);
+    for family in FAMILIES {
+        for table in ["mangle", "filter", "nat"] {
+            node.netfilter().flush(family, table).expect("a table can be flushed");
+        }
+    }
+    let flushed = Instant::now();
+    wait_until_synced(node, agent);
+    println!("repaired after {:?}", flushed.elapsed());
+    traffic::all(&running.lab);
+    stop_all(running);
+}
+
+/// The calls of iptables-restore with which `agent` wrote, not only asked for the version.
+fn restores(agent: &Agent) -> Vec<String> {
+    let calls = agent.programs_started().into_iter();
+    calls.filter(|call| call.contains("-restore ") && !call.contains("--version")).collect()
+}
+
+/// What a node's kernel holds, as far as a restart must not change it.
+struct Kernel {
+    /// The rules of both families without counters.
+    rules: Vec<String>,
+    /// How often nf_tables was written.
+    generation: u32,
+    /// Packets counted by all rules of Services together.
+    counted: u64,
+}
+
+impl Kernel {
+    fn of(node: &Node) -> Self {
+        let netfilter = node.netfilter();
+        let generation = netfilter.generation().expect("nf_tables answers");
+        let (mut rules, mut counted) = (Vec::new(), 0);
+        for family in FAMILIES {
+            for line in netfilter.save_with_counters(family).expect("rules can be read").lines() {
+                let (counters, rule) = match line.strip_prefix('[').and_then(|line| line.split_once("] ")) {
+                    Some(split) => split,
+                    None => ("0:0", line.split_once(" [").map_or(line, |(chain, _)| chain)),
+                };
+                if rule.starts_with('#') {
+                    continue;
+                }
+                if rule.starts_with("-A KUBE-SVC-") || rule.starts_with("-A KUBE-SEP-") {
+                    let (packets, _) = counters.split_once(':').expect("packets:bytes");
+                    counted += packets.parse::<u64>().expect("a number of packets");
+                }
+                rules.push(rule.to_owned());
+            }
+        }
+        Self { rules, generation, counted }
+    }
+}
+
+/// One sync, as the agent logs it.
+#[derive(Debug)]
+struct Sync {
+    chains_written: u64,
+    rules_written: u64,
+    processes: u64,
+}
+
+/// The syncs that a log tells of.
+fn syncs(log: &str) -> Vec<Sync> {
+    let field = |line: &str, name: &str| -> Option<u64> {
+        let (_, rest) = line.split_once(&format!("{name}="))?;
+        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    let lines = log.lines();
+    lines
+        .filter_map(|line| {
+            Some(Sync {
+                chains_written: field(line, "chains_written")?,
+                rules_written: field(line, "rules_written")?,
+                processes: field(line, "processes")?,
+            })
+        })
+        .collect()
+}
+
+/// Ends all agents as a node would when it shuts down.
+#[track_caller]
+fn stop_all(running: Running) {
+    for agent in running.agents {
+        agent.stop();
+    }
+}

@@ -1,0 +1,37 @@
+//! Real packets through real iptables: simulated clusters in network namespaces, both back-ends.
+//!
+//! Needs root and namespaces; without them these tests fail, they are never skipped.
+#![allow(clippy::disallowed_methods, reason = "these tests are about the world: programs, files, clocks")]
+
+mod agent;
+mod apiserver;
+mod by_hand;
+mod cluster;
+mod fabric;
+#[allow(dead_code, reason = "the lab is shared by tests, demo and benches; each uses its part")]
+mod lab;
+mod running;
+mod traffic;
+
+/// Makes each function a test, once on each back-end.
+macro_rules! on_both_backends {
+    ($($module:ident::$claim:ident),* $(,)?) => {
+        mod nft {
+            $(#[test] fn $claim() { crate::$module::$claim(crate::lab::netfilter::Backend::Nft); })*
+        }
+        mod legacy {
+            $(#[test] fn $claim() { crate::$module::$claim(crate::lab::netfilter::Backend::Legacy); })*
+        }
+    };
+}
+
+on_both_backends! {
+    by_hand::the_lab_itself_passes_with_hand_written_rules,
+    by_hand::the_claims_notice_rules_that_are_wrong,
+    agent::traffic_is_right,
+    agent::deleted_service_stops_at_once,
+    agent::endpoints_are_followed,
+    agent::restart_writes_nothing,
+    agent::kill_leaves_the_rules,
+    agent::flushed_tables_are_repaired,
+}

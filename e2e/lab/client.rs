@@ -1,0 +1,301 @@
+//! Clients: one attempt to reach an address from a namespace, or many, and what came of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, ErrorKind, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::namespace::Namespace;
+
+/// How long a client waits that expects an answer.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a client waits that expects none.
+pub const IMPATIENCE: Duration = Duration::from_millis(700);
+
+/// A transport protocol that pods serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// What came of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// A pod answered.
+    Answered {
+        /// The name of the pod.
+        pod: String,
+        /// The client as the pod saw it.
+        seen: SocketAddr,
+    },
+    /// Somebody said at once that nobody serves this (ICMP port unreachable, or a TCP reset).
+    Refused,
+    /// Somebody said that there is no way to this address: in a lab, the fabric, when the address
+    /// was left as it is.
+    Unreachable,
+    /// Nothing came back, or a rule of the client's own host dropped what was sent.
+    TimedOut,
+}
+
+/// One attempt and what came of it.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// The client's own address, if it got as far as having one.
+    pub from: Option<SocketAddr>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Attempt {
+    /// The pod that answered.
+    ///
+    /// # Panics
+    /// If none did.
+    #[track_caller]
+    pub fn pod(&self) -> &str {
+        match &self.outcome {
+            Outcome::Answered { pod, .. } => pod,
+            other => panic!("no pod answered: {other:?} after {:?}", self.elapsed),
+        }
+    }
+
+    /// The client as the pod saw it.
+    ///
+    /// # Panics
+    /// If none answered.
+    #[track_caller]
+    pub fn seen(&self) -> SocketAddr {
+        match self.outcome {
+            Outcome::Answered { seen, .. } => seen,
+            ref other => panic!("no pod answered: {other:?} after {:?}", self.elapsed),
+        }
+    }
+}
+
+/// How often each outcome was met, pods by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Answers by pod.
+    pub pods: BTreeMap<String, u32>,
+    /// Attempts that ended otherwise, by outcome.
+    pub failures: BTreeMap<Outcome, u32>,
+}
+
+impl Tally {
+    /// Counts one outcome.
+    pub fn add(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Answered { pod, .. } => *self.pods.entry(pod).or_default() += 1,
+            failure => *self.failures.entry(failure).or_default() += 1,
+        }
+    }
+
+    /// Asserts that nothing failed and that exactly `pods` answered, each as often as chance allows.
+    ///
+    /// The bound is five standard deviations: a fair choice misses it once in a million.
+    #[track_caller]
+    pub fn assert_spread(&self, pods: &[&str]) {
+        assert!(self.failures.is_empty(), "failures: {self}");
+        let names: Vec<&str> = self.pods.keys().map(String::as_str).collect();
+        let mut expected = pods.to_vec();
+        expected.sort_unstable();
+        assert_eq!(names, expected, "who answered");
+        let share = 1.0 / f64::from(u32::try_from(pods.len()).expect("few pods"));
+        let total = f64::from(self.pods.values().sum::<u32>());
+        let bound = 5.0 * (total * share * (1.0 - share)).sqrt();
+        for (pod, n_answers) in &self.pods {
+            let off = (f64::from(*n_answers) - total * share).abs();
+            assert!(off <= bound, "{pod} answered {n_answers} of {total} times: {self}");
+        }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "answers {:?}, failures {:?}", self.pods, self.failures)
+    }
+}
+
+/// Anything that can send: a node, a pod, the client outside.
+pub trait Host {
+    /// Where it lives.
+    fn namespace(&self) -> &Namespace;
+
+    /// One TCP connection to `to`, waiting [`PATIENCE`] for an answer.
+    fn tcp(&self, to: SocketAddr) -> Attempt {
+        self.attempt(Protocol::Tcp, to, PATIENCE)
+    }
+
+    /// One UDP datagram to `to`, waiting [`PATIENCE`] for an answer.
+    fn udp(&self, to: SocketAddr) -> Attempt {
+        self.attempt(Protocol::Udp, to, PATIENCE)
+    }
+
+    /// One attempt, waiting `patience` for an answer.
+    fn attempt(&self, protocol: Protocol, to: SocketAddr, patience: Duration) -> Attempt {
+        self.namespace().run(|| attempt(protocol, None, to, patience))
+    }
+
+    /// One attempt from the address and port `from` of this host (port 0: any).
+    fn attempt_from(
+        &self,
+        from: SocketAddr,
+        protocol: Protocol,
+        to: SocketAddr,
+        patience: Duration,
+    ) -> Attempt {
+        self.namespace().run(|| attempt(protocol, Some(from), to, patience))
+    }
+
+    /// `n` attempts one after the other.
+    fn attempts(&self, n: u32, protocol: Protocol, to: SocketAddr) -> Tally {
+        self.namespace().run(|| {
+            let mut tally = Tally::default();
+            for _ in 0..n {
+                tally.add(attempt(protocol, None, to, PATIENCE).outcome);
+            }
+            tally
+        })
+    }
+
+    /// New attempts one after the other, in the background, until they are stopped.
+    fn keep_trying(&self, protocol: Protocol, to: SocketAddr) -> Result<Traffic> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let client = self.namespace().spawn(move || {
+            let mut tally = Tally::default();
+            while !stopped.load(Ordering::Relaxed) {
+                tally.add(attempt(protocol, None, to, PATIENCE).outcome);
+            }
+            tally
+        })?;
+        Ok(Traffic { stop, client })
+    }
+}
+
+/// Attempts going on in the background.
+#[derive(Debug)]
+pub struct Traffic {
+    stop: Arc<AtomicBool>,
+    client: JoinHandle<Tally>,
+}
+
+impl Traffic {
+    /// Ends it after the attempt that is under way; what came of all of them.
+    pub fn stop(self) -> Tally {
+        self.stop.store(true, Ordering::Relaxed);
+        self.client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// One attempt from the calling thread's namespace.
+fn attempt(protocol: Protocol, from: Option<SocketAddr>, to: SocketAddr, patience: Duration) -> Attempt {
+    let start = Instant::now();
+    let (mut source, mut line) = (None, String::new());
+    let end = match protocol {
+        Protocol::Tcp => try_tcp(from, to, patience, &mut source, &mut line),
+        Protocol::Udp => try_udp(from, to, patience, &mut source, &mut line),
+    };
+    let outcome = match end {
+        Ok(()) => parse_answer(&line).unwrap_or_else(|error| panic!("from {to}: {error:#}")),
+        Err(error) => failure(&error, to),
+    };
+    Attempt { outcome, from: source, elapsed: start.elapsed() }
+}
+
+fn parse_answer(line: &str) -> Result<Outcome> {
+    let (pod, seen) = line.trim_end().split_once(' ').with_context(|| format!("not an answer: {line:?}"))?;
+    Ok(Outcome::Answered { pod: pod.to_owned(), seen: seen.parse().context("reading the address seen")? })
+}
+
+/// What an error of connecting, sending or receiving says about the way to `to`.
+fn failure(error: &io::Error, to: SocketAddr) -> Outcome {
+    match error.kind() {
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Outcome::Refused,
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Outcome::Unreachable,
+        // A receive that took too long would have blocked.
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => Outcome::TimedOut,
+        _ => panic!("reaching {to}: {error} ({:?})", error.kind()),
+    }
+}
+
+fn try_tcp(
+    from: Option<SocketAddr>,
+    to: SocketAddr,
+    patience: Duration,
+    source: &mut Option<SocketAddr>,
+    line: &mut String,
+) -> io::Result<()> {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    // The send timeout bounds connect too.
+    let limit = TimeVal::microseconds(i64::try_from(patience.as_micros()).expect("a short patience"));
+    setsockopt(&socket, sockopt::SendTimeout, &limit)?;
+    if let Some(from) = from {
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
+    }
+    let connected = connect(socket.as_raw_fd(), &SockaddrStorage::from(to));
+    let mut stream = TcpStream::from(socket);
+    *source = stream.local_addr().ok();
+    match connected {
+        // A connect that took longer than the send timeout is "in progress".
+        Err(Errno::EINPROGRESS) => return Err(ErrorKind::TimedOut.into()),
+        other => other?,
+    }
+    stream.set_read_timeout(Some(patience))?;
+    let mut byte = [0];
+    while !line.ends_with('\n') {
+        match stream.read(&mut byte)? {
+            0 => return Err(ErrorKind::ConnectionReset.into()),
+            _ => line.push(char::from(byte[0])),
+        }
+    }
+    Ok(())
+}
+
+fn try_udp(
+    from: Option<SocketAddr>,
+    to: SocketAddr,
+    patience: Duration,
+    source: &mut Option<SocketAddr>,
+    line: &mut String,
+) -> io::Result<()> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(from.unwrap_or_else(|| SocketAddr::new(any, 0)))?;
+    // Without this only "port unreachable" would be told, not "host unreachable".
+    if to.is_ipv4() {
+        setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+    } else {
+        setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+    }
+    socket.connect(to)?;
+    *source = socket.local_addr().ok();
+    socket.set_read_timeout(Some(patience))?;
+    match socket.send(b"hello") {
+        // Dropped or refused by a rule of our own OUTPUT; what is heard next tells which.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+        sent => drop(sent?),
+    }
+    let mut heard = [0; 512];
+    let length = socket.recv(&mut heard)?;
+    *line = String::from_utf8_lossy(&heard[..length]).into_owned();
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! Which iptables programs an agent starts: under the name of each, a script stands in a folder at
+//! the head of its PATH, which writes down the call and becomes the real one.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// Where the real programs are.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The script. (Linked, never written: a file just written may still be open in somebody's child, and
+/// is then refused to be run.)
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/lab/spy.sh");
+
+/// A record of one agent's calls.
+#[derive(Debug)]
+pub(super) struct Spy {
+    programs: PathBuf,
+    record: PathBuf,
+}
+
+impl Spy {
+    /// Puts the scripts into `folder`, once for all agents, and starts a record called `stem`.
+    pub(super) fn new(folder: &Path, stem: &str) -> Result<Self> {
+        let spy = Self { programs: folder.join("bin"), record: folder.join(format!("{stem}.calls")) };
+        fs::write(&spy.record, "").with_context(|| format!("writing {}", spy.record.display()))?;
+        if !spy.programs.exists() {
+            fs::create_dir(&spy.programs).context("making a folder for the spies")?;
+            for stem in ["iptables", "ip6tables"] {
+                for implementation in ["", "-nft", "-legacy"] {
+                    for suffix in ["", "-save", "-restore"] {
+                        symlink(SCRIPT, spy.programs.join(format!("{stem}{implementation}{suffix}")))?;
+                    }
+                }
+            }
+        }
+        Ok(spy)
+    }
+
+    /// What an agent needs in its environment to be recorded.
+    pub(super) fn environment(&self) -> [(&'static str, String); 3] {
+        [
+            ("PATH", format!("{}:{PATH}", self.programs.display())),
+            ("LAB_PATH", PATH.to_owned()),
+            ("LAB_CALLS", self.record.to_string_lossy().into_owned()),
+        ]
+    }
+
+    /// The calls so far.
+    pub(super) fn calls(&self) -> Vec<String> {
+        let text = fs::read_to_string(&self.record).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+}

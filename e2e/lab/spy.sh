@@ -1,0 +1,6 @@
+#!/bin/sh
+# Stands for an iptables program (its own name): writes down the call and becomes the real one.
+program=${0##*/}
+echo "$program $*" >> "$LAB_CALLS"
+PATH=$LAB_PATH
+exec "$program" "$@"

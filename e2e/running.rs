@@ -1,0 +1,86 @@
+//! The cluster of [`crate::cluster`] with an API server on the wire and Chainsmith on each node.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::apiserver::{Cluster, start_cluster};
+use crate::cluster;
+use crate::lab::agent::{Agent, AgentOptions};
+use crate::lab::host::Node;
+use crate::lab::netfilter::Backend;
+use crate::lab::{Lab, address, poll};
+
+/// The port of the API server.
+const API_PORT: u16 = 6443;
+
+/// How long the first sync may take, on a machine that is busy with other tests.
+const FIRST_SYNC: Duration = Duration::from_secs(30);
+
+/// What stands in the rules of a node once it has synced: a word of each table for each Service.
+const SYNCED: [&str; 8] = [
+    "default/web:http",
+    "default/web:echo",
+    "default/local:http",
+    "default/local:echo",
+    "default/own:http",
+    "default/own:echo",
+    "default/empty:http has no endpoints",
+    "default/empty:echo has no endpoints",
+];
+
+/// A cluster that runs. Dropped in this order: agents, API server, lab.
+pub struct Running {
+    /// The agent of each node, in order.
+    pub agents: Vec<Agent>,
+    /// The API server, holding the objects of `cluster.yaml`.
+    pub api: Box<dyn Cluster>,
+    /// The machines.
+    pub lab: Lab,
+    options: AgentOptions,
+}
+
+impl Running {
+    /// Starts everything and waits for the first syncs.
+    pub fn start(backend: Backend) -> Result<Self> {
+        Self::with_flags(backend, &[])
+    }
+
+    /// Starts everything, the agents with these flags too, and waits for the first syncs.
+    pub fn with_flags(backend: Backend, flags: &[&str]) -> Result<Self> {
+        let lab = cluster::build(backend)?;
+        let listen = SocketAddr::new(address::fabric().v4.into(), API_PORT);
+        let api = start_cluster(listen, Some(lab.fabric().fd()?)).context("starting an API server")?;
+        api.put_yaml(cluster::OBJECTS);
+        let args = flags.iter().map(|&flag| flag.to_owned()).collect();
+        let options = AgentOptions { kubeconfig: api.kubeconfig(), args, ..AgentOptions::default() };
+        let mut running = Self { agents: Vec::new(), api, lab, options };
+        for node in running.lab.nodes() {
+            running.agents.push(running.lab.start_chainsmith(node, &running.options)?);
+        }
+        for (node, agent) in running.lab.nodes().iter().zip(&running.agents) {
+            wait_until_synced(node, agent);
+        }
+        Ok(running)
+    }
+
+    /// Starts an agent on `node`, configured like the first ones.
+    pub fn start_agent(&self, node: &Node) -> Result<Agent> {
+        self.lab.start_chainsmith(node, &self.options)
+    }
+}
+
+/// Waits until `node` holds rules for all Services of the cluster, in both families.
+#[track_caller]
+pub fn wait_until_synced(node: &Node, agent: &Agent) {
+    poll::until(&format!("{} synced", node.name()), FIRST_SYNC, || {
+        if let Some(status) = agent.process().status() {
+            panic!("the agent of {} ended: {status}", node.name());
+        }
+        address::FAMILIES.into_iter().all(|family| {
+            let rules = node.netfilter().save(family).expect("rules can be read");
+            SYNCED.iter().all(|word| rules.contains(word))
+        })
+    });
+}

@@ -1,0 +1,131 @@
+//! The walls between modules (ARCHITECTURE.md): who may use whom, and that the pure half has no IO.
+#![allow(clippy::disallowed_methods, reason = "reads the source")]
+
+use std::path::{Path, PathBuf};
+
+/// Each module with those it may use. Modules above `kernel` are pure.
+const MAY_USE: [(&str, &[&str]); 15] = [
+    ("net", &[]),
+    ("iptables", &["net"]),
+    ("config", &["net"]),
+    ("model", &["net"]),
+    ("policy", &["net", "model"]),
+    ("rules", &["net", "config", "iptables", "model", "policy"]),
+    ("plan", &["net", "iptables"]),
+    ("kernel", &["net", "iptables", "plan"]),
+    ("metrics", &["net"]),
+    ("watch", &["net", "model"]),
+    (
+        "sync",
+        &["net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "metrics", "watch"],
+    ),
+    (
+        "agent",
+        &[
+            "net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "metrics", "watch",
+            "sync",
+        ],
+    ),
+    ("cli", &["net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "watch", "agent"]),
+    ("main", &[]),
+    ("lib", &[]),
+];
+
+const PURE: [&str; 7] = ["net", "iptables", "config", "model", "policy", "rules", "plan"];
+
+/// Every source file with the module that it belongs to; tests are looked at too.
+fn sources() -> Vec<(String, PathBuf, String)> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).expect("the source") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { walk(&path, found) } else { found.push(path) }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    walk(&root, &mut files);
+    files.sort();
+    files
+        .into_iter()
+        .map(|path| {
+            let relative = path.strip_prefix(&root).expect("below src").with_extension("");
+            let module = relative.iter().next().expect("a name").to_string_lossy().into_owned();
+            let text = std::fs::read_to_string(&path).expect("the source");
+            (module, relative, text)
+        })
+        .collect()
+}
+
+/// The crate's modules that `text` names in paths that begin with `crate::`.
+fn used(text: &str) -> Vec<String> {
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let code: String = code.collect::<Vec<_>>().join("\n");
+    code.match_indices("crate::")
+        .filter(|(at, _)| !code[..*at].ends_with('$'))
+        .flat_map(|(at, word)| {
+            let rest = &code[at + word.len()..];
+            let names = match rest.strip_prefix('{') {
+                Some(list) => list.split('}').next().unwrap_or("").split(',').collect(),
+                None => vec![rest],
+            };
+            names
+                .into_iter()
+                .map(|name| {
+                    let name = name.trim();
+                    name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+                })
+                .collect::<Vec<_>>()
+        })
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+#[test]
+fn modules_use_only_what_is_below_them() {
+    let mut n_uses = 0;
+    for (module, file, text) in sources() {
+        let (_, allowed) = MAY_USE
+            .iter()
+            .find(|(name, _)| **name == module)
+            .unwrap_or_else(|| panic!("{module}: not in the table"));
+        let is_test = file.to_string_lossy().contains("tests");
+        for name in used(&text).iter().filter(|name| **name != module) {
+            n_uses += 1;
+            assert!(is_test || allowed.contains(&name.as_str()), "{} uses {name}", file.display());
+        }
+    }
+    assert!(n_uses > 50, "only {n_uses} uses found: is the search right?");
+}
+
+#[test]
+fn only_decoding_and_watching_know_the_api_types() {
+    for (_, file, text) in sources() {
+        let file = file.to_string_lossy();
+        if !file.starts_with("model/decode") && !file.starts_with("watch") {
+            assert!(!text.contains("k8s_openapi::"), "{file} names k8s_openapi");
+        }
+    }
+}
+
+#[test]
+fn pure_code_lifts_no_wall() {
+    for (module, file, text) in sources() {
+        let is_test = file.to_string_lossy().contains("tests");
+        if PURE.contains(&module.as_str()) && !is_test {
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for word in
+                ["disallowed_methods", "disallowed_types", "tracing::", "tokio::", "std::fs", "std::process"]
+            {
+                assert!(!code.contains(word), "{}: {word}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn no_module_is_called_mod_or_utils() {
+    for (_, file, _) in sources() {
+        let name = file.file_name().expect("a name").to_string_lossy();
+        assert!(!["mod", "utils", "common", "helpers", "types"].contains(&&*name), "{}", file.display());
+    }
+}

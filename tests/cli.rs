@@ -1,0 +1,249 @@
+//! The real binary, as a person or a script calls it.
+#![allow(clippy::disallowed_methods, reason = "tests start the program and read files")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What a call answered.
+struct Answer {
+    status: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn chainsmith(args: &[&str], stdin: &str) -> Answer {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_chainsmith"))
+        .args(args)
+        .current_dir(testdata())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    // A program that does not read its input has closed it.
+    let _ = child.stdin.take().expect("a pipe").write_all(stdin.as_bytes());
+    let output = child.wait_with_output().expect("the program ends");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Answer {
+        status: output.status.code().expect("an exit status"),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+fn testdata() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")
+}
+
+/// Fails with this exit status, prints nothing on stdout, and says this.
+fn check_refused(args: &[&str], stdin: &str, status: i32, said: &[&str]) {
+    let answer = chainsmith(args, stdin);
+    assert_eq!((answer.status, answer.stdout.as_str()), (status, ""), "{args:?}: {}", answer.stderr);
+    for said in said {
+        assert!(answer.stderr.contains(said), "{args:?}: {said:?} not in {}", answer.stderr);
+    }
+}
+
+const WEB: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.1.0.5]}]
+";
+
+fn node(name: &str) -> String {
+    format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n")
+}
+
+const DISPATCH: &str = r#"-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp -m comment --comment "default/web cluster IP" -m tcp --dport 80 -j KUBE-SVC-LOLE4ISW44XBNF3G"#;
+
+fn sorted(text: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[test]
+fn render_prints_the_recorded_rules_of_every_case() {
+    let mut n_compared = 0;
+    for entry in std::fs::read_dir(testdata().join("corpus")).expect("the corpus") {
+        let case = entry.expect("an entry").path();
+        if !case.join("objects.yaml").exists() || case.join("initial.v4.save").exists() {
+            continue;
+        }
+        let file = |name: &str| case.join(name).to_str().expect("a path").to_owned();
+        let (config, host, objects) = (file("config.yaml"), file("host.yaml"), file("objects.yaml"));
+        let both = chainsmith(&["render", "--config", &config, "--host", &host, "-f", &objects], "");
+        // These have objects that cannot be used; everything else of them is rendered.
+        let is_bad = ["slices-nil-port", "slices-odd-shapes", "slices-other-family"]
+            .iter()
+            .any(|bad| case.ends_with(bad));
+        assert_eq!(
+            (both.status, both.stderr.is_empty()),
+            (i32::from(is_bad), !is_bad),
+            "{}: {}",
+            case.display(),
+            both.stderr
+        );
+        let (v4, v6) = both
+            .stdout
+            .strip_prefix("# ipv4\n")
+            .expect("a heading")
+            .split_once("# ipv6\n")
+            .expect("two families");
+        for (text, version) in [(v4, "v4"), (v6, "v6")] {
+            let expected =
+                std::fs::read_to_string(file(&format!("expected.{version}.save"))).expect("expected rules");
+            assert_eq!(sorted(text), sorted(&expected), "{} {version}", case.display());
+            n_compared += 1;
+        }
+    }
+    assert_eq!(n_compared, 2 * (110 - 13 - 3));
+}
+
+#[test]
+fn objects_come_from_files_folders_and_stdin_in_any_form() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (service, slice) = WEB.split_once("---").expect("two documents");
+    std::fs::write(folder.path().join("b.yml"), service).expect("written");
+    std::fs::write(folder.path().join("a.yaml"), slice).expect("written");
+    std::fs::write(folder.path().join("readme.txt"), "{").expect("written");
+    let json = |yaml: &str| serde_saphyr::from_str::<serde_json::Value>(yaml).expect("YAML");
+    let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [json(slice), json(service)]});
+    let list_file = folder.path().join("list.txt");
+    std::fs::write(&list_file, list.to_string()).expect("written");
+
+    let expected = chainsmith(&["render", "--node", "n", "-f", "-"], WEB);
+    assert!(expected.stdout.lines().any(|line| line == DISPATCH), "{}", expected.stdout);
+    let path = |path: &Path| path.to_str().expect("a path").to_owned();
+    for args in [
+        vec![path(folder.path())],
+        vec![path(&folder.path().join("a.yaml")), path(&folder.path().join("b.yml"))],
+        vec![path(&list_file)],
+    ] {
+        let mut all = vec!["render", "--node", "n", "-f"];
+        all.extend(args.iter().map(String::as_str));
+        let answer = chainsmith(&all, "");
+        assert_eq!((answer.status, answer.stderr.as_str()), (0, ""), "{args:?}");
+        assert_eq!(answer.stdout, expected.stdout, "{args:?}");
+    }
+}
+
+#[test]
+fn the_node_is_the_one_named_or_the_only_one() {
+    let args = ["render", "-f", "-", "--family", "ipv4"];
+    check_refused(&args, WEB, 2, &["there is no Node", "--node"]);
+    check_refused(&args, &format!("{WEB}{}{}", node("b"), node("a")), 2, &["a, b", "--node"]);
+    assert_eq!(chainsmith(&args, &format!("{WEB}{}", node("only"))).status, 0);
+    let named = [&args[..], &["--hostname-override", "b"]].concat();
+    assert_eq!(chainsmith(&named, &format!("{WEB}{}{}", node("b"), node("a"))).status, 0);
+}
+
+#[test]
+fn a_node_port_address_of_the_node_or_the_host_file() {
+    let status = "status: {addresses: [{type: InternalIP, address: 192.0.2.7}]}\n";
+    let objects = format!("{WEB}{}{status}", node("n"));
+    let args = ["render", "-f", "-", "--family", "ipv4", "--nodeport-addresses", "192.0.2.0/24"];
+    let answer = chainsmith(&args, &objects);
+    assert!(answer.stdout.contains("-A KUBE-SERVICES -d 192.0.2.7/32 -m comment"), "{}", answer.stdout);
+    let folder = tempfile::tempdir().expect("a folder");
+    let host = folder.path().join("host.yaml");
+    let with_host = |text: &str| {
+        std::fs::write(&host, text).expect("written");
+        chainsmith(&[&args[..], &["--host", host.to_str().expect("a path")]].concat(), &objects)
+    };
+    let answer = with_host("interfaces: {eth0: [192.0.2.8/24]}\nkernel: {nfacct: false}\n");
+    assert!(
+        answer.stdout.contains("-d 192.0.2.8/32") && !answer.stdout.contains("nfacct"),
+        "{}",
+        answer.stdout
+    );
+    let answer = with_host("interface: {}\n");
+    assert_eq!(answer.status, 2);
+    assert!(answer.stderr.contains("interface"), "{}", answer.stderr);
+}
+
+#[test]
+fn a_bad_object_costs_itself_and_is_named() {
+    let bad = "---\napiVersion: v1\nkind: Service\nmetadata: {name: worse}\nspec: {clusterIP: 10.96.0.300, ports: [{port: 1}]}\n";
+    let answer =
+        chainsmith(&["render", "-f", "-", "--node", "n", "--family", "ipv4"], &format!("{WEB}{bad}"));
+    assert_eq!(answer.status, 1);
+    assert!(answer.stdout.lines().any(|line| line == DISPATCH), "{}", answer.stdout);
+    for said in ["default/worse", "spec.clusterIP", "10.96.0.300"] {
+        assert!(answer.stderr.contains(said), "{}", answer.stderr);
+    }
+    assert_eq!(answer.stderr.lines().count(), 1, "{}", answer.stderr);
+}
+
+#[test]
+fn restore_form_is_for_one_family() {
+    check_refused(&["render", "-f", "-", "--node", "n", "--format", "restore"], WEB, 2, &["--family"]);
+    let answer =
+        chainsmith(&["render", "-f", "-", "--node", "n", "--format", "restore", "--family", "ipv4"], WEB);
+    assert_eq!(answer.status, 0);
+    assert!(answer.stdout.contains(DISPATCH) && !answer.stdout.contains(":INPUT "), "{}", answer.stdout);
+}
+
+#[test]
+fn usage_errors_are_told_apart() {
+    check_refused(&["render"], "", 2, &["-f"]);
+    check_refused(&["render", "-f", "nowhere.yaml", "--node", "n"], "", 2, &["nowhere.yaml"]);
+    check_refused(&["render", "-f", "-", "--node", "n", "--layout", "compact"], WEB, 2, &["compact"]);
+    check_refused(&["render", "-f", "-", "--node", "n", "--family", "ipv5"], WEB, 2, &["ipv5"]);
+    check_refused(&["render", "-f", "-", "--config", "nowhere"], WEB, 2, &["nowhere"]);
+    check_refused(&["nonsense"], "", 2, &["nonsense"]);
+    check_refused(&["run", "--no-such-flag"], "", 1, &["--no-such-flag"]);
+    check_refused(&["--no-such-flag"], "", 1, &["--no-such-flag"]);
+    check_refused(&["run", "--config", "nowhere"], "", 1, &["nowhere"]);
+}
+
+#[test]
+fn every_error_of_a_configuration_is_told_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config.yaml");
+    let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
+                clusterCIDR: 10.0.0.0/99\nnodePortAddresses: [x]\niptables: {masqueradeBit: 77}\n";
+    std::fs::write(&path, text).expect("written");
+    let path = path.to_str().expect("a path");
+    let said = ["10.0.0.0/99", "nodePortAddresses", "77"];
+    check_refused(&["render", "-f", "-", "--node", "n", "--config", path], WEB, 2, &said);
+    check_refused(&["run", "--config", path], "", 1, &said);
+}
+
+#[test]
+fn who_reads_only_the_beginning_is_content() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_chainsmith"))
+        .args(["render", "-f", "corpus/mixed-5/objects.yaml", "--node", "node-1"])
+        .current_dir(testdata())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("the program ends");
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}
+
+#[test]
+fn the_example_of_the_readme_is_what_render_prints() {
+    let readme = std::fs::read_to_string(testdata().join("../README.md")).expect("the README");
+    let mut lines = readme.lines().filter_map(|line| line.strip_prefix("    "));
+    let command = lines.find_map(|line| line.strip_prefix("$ chainsmith ")).expect("an example");
+    let (args, _) = command.split_once(" | grep -e '-A KUBE-S'").expect("it shows the rules of Services");
+    let args: Vec<String> = args.split(' ').map(|word| word.replace("testdata/", "")).collect();
+    let answer = chainsmith(&args.iter().map(String::as_str).collect::<Vec<_>>(), "");
+    assert_eq!((answer.status, answer.stderr.as_str()), (0, ""));
+    let printed: Vec<&str> = answer.stdout.lines().filter(|line| line.contains("-A KUBE-S")).collect();
+    let shown: Vec<&str> = lines.take_while(|line| line.starts_with("-A ")).collect();
+    assert!(shown.len() > 5, "{shown:?}");
+    assert_eq!(printed, shown);
+}
