@@ -211,7 +211,11 @@ impl<K: Iptables> FamilySync<K> {
                 committed.nat =
                     names.iter().map(|name| (*name, known.nat.get(name).copied().flatten())).collect();
             }
-            Table::Filter => committed.filter = names.iter().map(|name| (*name, None)).collect(),
+            // The old rules are needed while they are replaced.
+            Table::Filter => {
+                committed.filter =
+                    names.iter().map(|name| (*name, known.filter.get(name).cloned().flatten())).collect();
+            }
             Table::Mangle => {}
         }
         for (number, jump) in self.jumps.iter().enumerate().filter(|(_, jump)| jump.table == table) {
