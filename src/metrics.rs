@@ -32,6 +32,8 @@ pub struct SyncSample {
     pub n_processes: usize,
     /// Chains written or deleted.
     pub n_chains: usize,
+    /// Chains and jumps that somebody else had changed.
+    pub n_drifted: usize,
     /// For each table: its name, rules written, rules of ours in force.
     pub rules: [(&'static str, usize, usize); 2],
 }
@@ -48,6 +50,7 @@ pub struct Metrics {
     partial_restore_failures: IntCounterVec,
     processes: IntCounterVec,
     chains_written: IntCounterVec,
+    drift: IntCounterVec,
 }
 
 impl Metrics {
@@ -112,6 +115,13 @@ impl Metrics {
                 Opts::new("chainsmith_chains_written_total", "Chains written or deleted"),
                 family,
             )?,
+            drift: IntCounterVec::new(
+                Opts::new(
+                    "chainsmith_drift_repaired_total",
+                    "Chains and jumps that somebody else had changed",
+                ),
+                family,
+            )?,
         };
         metrics.register_all(registry).context("registering metrics")?;
         Ok(metrics)
@@ -124,9 +134,13 @@ impl Metrics {
         for gauge in [&self.last_sync, &self.rules_total, &self.rules_last] {
             registry.register(Box::new(gauge.clone()))?;
         }
-        for counter in
-            [&self.restore_failures, &self.partial_restore_failures, &self.processes, &self.chains_written]
-        {
+        for counter in [
+            &self.restore_failures,
+            &self.partial_restore_failures,
+            &self.processes,
+            &self.chains_written,
+            &self.drift,
+        ] {
             registry.register(Box::new(counter.clone()))?;
         }
         Ok(())
@@ -142,6 +156,7 @@ impl Metrics {
         }
         self.processes.with_label_values(labels).inc_by(sync.n_processes as u64);
         self.chains_written.with_label_values(labels).inc_by(sync.n_chains as u64);
+        self.drift.with_label_values(labels).inc_by(sync.n_drifted as u64);
         for (table, n_written, n_in_force) in sync.rules {
             let labels = &[family.as_str(), table];
             self.rules_last.with_label_values(labels).set(n_written as f64);

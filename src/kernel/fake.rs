@@ -31,6 +31,8 @@ pub struct FakeIptables {
     pub readable: Readable,
     /// Saves so far.
     pub n_saves: usize,
+    /// Commits so far, of anybody: raise it to stand in for a foreign one.
+    pub n_commits: u32,
 }
 
 impl FakeIptables {
@@ -46,6 +48,7 @@ impl FakeIptables {
             is_save_broken: false,
             readable: Readable::Rules,
             n_saves: 0,
+            n_commits: 0,
         }
     }
 
@@ -77,6 +80,7 @@ impl FakeIptables {
                     self.check_depth(chains).map_err(refused)?;
                     self.ruleset.tables.insert(*table, std::mem::take(chains));
                     open = None;
+                    self.n_commits += 1;
                     if let Some(history) = &mut self.history {
                         history.push(self.ruleset.clone());
                     }
@@ -219,6 +223,10 @@ impl Iptables for FakeIptables {
         let chains = self.ruleset.tables.get(&table).into_iter().flatten();
         chains.for_each(|(name, _)| each(name.as_str()));
         Ok(())
+    }
+
+    fn generation(&mut self) -> Option<u32> {
+        (self.backend == Backend::Nft).then_some(self.n_commits)
     }
 
     fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()> {

@@ -44,6 +44,8 @@ impl Limits {
 pub struct Tally {
     /// iptables-restore processes that were started.
     pub n_processes: usize,
+    /// Tables committed.
+    pub n_commits: usize,
     /// Lines of input.
     pub n_lines: usize,
     /// Bytes of input.
@@ -232,6 +234,7 @@ impl<'a, R: Restore> Input<'a, R> {
         if self.table.take().is_some() {
             let mut text = String::new();
             write::commit(&mut text);
+            self.tally.n_commits += 1;
             self.send(&text);
         }
     }

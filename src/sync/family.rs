@@ -4,15 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::anyhow;
-use tracing::{info, warn};
-
 use super::report::{Refusal, Report, SyncError};
-use crate::iptables::{ChainName, Jump, Rule, Table};
-use crate::kernel::{Iptables, Readable, RestoreError};
+use super::tables::Tables;
+use crate::iptables::{ChainName, Rule, Table};
+use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePort, ServicePortName, Snapshot};
 use crate::net::{IpFamily, Protocol};
-use crate::plan::{Committed, Digest, Failure, FilterChain, NatChain, Planner, Reader};
+use crate::plan::{Committed, Digest, Failure, FilterChain, NatChain, Planner};
 use crate::policy::{Place, Selection, Verdicts};
 use crate::rules::{self, Entry, Settings, SharedChain, classic, fixed, names};
 
@@ -41,13 +39,8 @@ struct Record {
 
 /// The rules of one family on one node.
 pub struct FamilySync<K> {
-    kernel: K,
-    jumps: Vec<Jump>,
+    tables: Tables<K>,
     settings: Option<Settings>,
-    /// `None` until the kernel was read, and when it has to be read again.
-    committed: Option<Committed>,
-    /// What is kept of the last reading while a new one is due.
-    last_known: Committed,
     records: BTreeMap<ServicePortName, Record>,
     n_endpoints: usize,
     is_large: bool,
@@ -67,11 +60,8 @@ impl<K: Iptables> FamilySync<K> {
     /// Starts without knowing anything of the kernel's state.
     pub fn new(kernel: K) -> FamilySync<K> {
         FamilySync {
-            kernel,
-            jumps: fixed::jumps(),
+            tables: Tables::new(kernel),
             settings: None,
-            committed: None,
-            last_known: Committed::default(),
             records: BTreeMap::new(),
             n_endpoints: 0,
             is_large: false,
@@ -81,12 +71,12 @@ impl<K: Iptables> FamilySync<K> {
 
     /// The family.
     pub fn family(&self) -> IpFamily {
-        self.kernel.family()
+        self.tables.kernel.family()
     }
 
     /// The kernel's tables.
     pub fn kernel(&mut self) -> &mut K {
-        &mut self.kernel
+        &mut self.tables.kernel
     }
 
     /// Notes that the Services called `names`, or their endpoints, changed.
@@ -100,8 +90,8 @@ impl<K: Iptables> FamilySync<K> {
     /// kernel.
     pub fn touch_everything(&mut self, reread: bool) {
         self.dirty = Dirty::Everything;
-        if reread && let Some(committed) = self.committed.take() {
-            self.last_known = committed;
+        if reread {
+            self.tables.forget();
         }
     }
 
@@ -115,12 +105,17 @@ impl<K: Iptables> FamilySync<K> {
 
     /// Whether a sync has anything to look at.
     pub fn is_dirty(&self) -> bool {
-        self.committed.is_none() || self.dirty != Dirty::Services(BTreeSet::new())
+        self.tables.committed().is_none() || self.dirty != Dirty::Services(BTreeSet::new())
+    }
+
+    /// Whether somebody else seems to have written to the tables; everything should be read then.
+    pub fn look(&mut self) -> bool {
+        self.tables.look()
     }
 
     /// How many rules of ours the kernel holds in `table`.
     pub fn n_rules_in_force(&self, table: Table) -> usize {
-        self.committed.as_ref().map_or(0, |committed| committed.n_rules(table))
+        self.tables.committed().map_or(0, |committed| committed.n_rules(table))
     }
 
     /// Brings the kernel in step with `view`. After a failure everything is compared again at the
@@ -128,10 +123,14 @@ impl<K: Iptables> FamilySync<K> {
     pub fn sync(&mut self, view: View<'_>, stop: &AtomicBool) -> Report {
         let mut report = Report::new(self.family(), self.dirty == Dirty::Everything);
         let Some(settings) = self.settings.clone() else { return report };
-        let mut committed = self.read_kernel();
+        let (mut committed, drift) = self.tables.take();
         let changed = self.compile(&settings, view);
         let outcome = self.restore(&settings, view, &changed, &mut committed, stop, &mut report);
-        self.committed = Some(committed);
+        self.tables.put_back(committed);
+        if outcome.is_ok() && !drift.is_empty() {
+            self.tables.learn_dialects(&drift);
+        }
+        report.drift = drift;
         report.n_service_ports = self.records.len();
         report.n_endpoints = self.n_endpoints;
         match outcome {
@@ -145,66 +144,6 @@ impl<K: Iptables> FamilySync<K> {
             }
         }
         report
-    }
-
-    /// Reads what the kernel holds, unless that is known.
-    ///
-    /// A table that has too many chains, or that cannot be read (somebody put rules into it that
-    /// iptables does not know), is taken by the names of its chains alone, and with what was known
-    /// of them before.
-    fn read_kernel(&mut self) -> Committed {
-        if let Some(committed) = self.committed.take() {
-            return committed;
-        }
-        let family = self.family();
-        let known = std::mem::take(&mut self.last_known);
-        let mut reader = Reader::new(family, &self.jumps, &is_tracked);
-        let mut unread = Vec::new();
-        for table in [Table::Filter, Table::Nat] {
-            let result = match self.kernel.readable(table) {
-                Ok(Readable::Rules) => self.kernel.save(table, &mut |line| reader.line(line)),
-                Ok(Readable::NamesOnly) => Err(anyhow!("it has too many chains")),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = result {
-                info!(%family, %table, error = %format!("{error:#}"), "the table is not read; it is written anew");
-                unread.push(table);
-            }
-        }
-        let mut committed = reader.finish();
-        for table in unread {
-            self.read_names(table, &known, &mut committed);
-        }
-        committed
-    }
-
-    /// Takes the names of the chains of `table` into `committed`; none, when they cannot be had.
-    fn read_names(&mut self, table: Table, known: &Committed, committed: &mut Committed) {
-        let mut names = BTreeSet::new();
-        let result = self.kernel.chain_names(table, &mut |name| {
-            names.extend(ChainName::new(name).filter(|name| is_tracked(table, name)));
-        });
-        if let Err(error) = result {
-            warn!(family = %self.family(), %table, error = %format!("{error:#}"), "stale chains cannot be found");
-        }
-        match table {
-            Table::Nat => {
-                committed.nat =
-                    names.iter().map(|name| (*name, known.nat.get(name).copied().flatten())).collect();
-            }
-            Table::Filter => committed.filter = names.iter().map(|name| (*name, None)).collect(),
-            Table::Mangle => {}
-        }
-        for (number, jump) in self.jumps.iter().enumerate().filter(|(_, jump)| jump.table == table) {
-            match self.kernel.has_jump(jump) {
-                Ok(true) => drop(committed.jumps.insert(number)),
-                Ok(false) => drop(committed.jumps.remove(&number)),
-                // A jump that may be there twice costs time; one that is missing cuts the node off.
-                Err(error) => {
-                    warn!(family = %self.family(), error = %format!("{error:#}"), "writing the jump once more")
-                }
-            }
-        }
     }
 
     /// Makes the records of what is dirty again.
@@ -271,8 +210,9 @@ impl<K: Iptables> FamilySync<K> {
                 .filter(|(chain, _)| changed.shared.contains(chain))
                 .map(|(chain, rank)| (chain, rank, self.shared_digest(settings, chain)))
                 .collect();
-        let limits = self.kernel.backend().limits();
-        let mut planner = Planner::new(settings.family, committed, &self.jumps, limits, &mut self.kernel);
+        let limits = self.tables.kernel.backend().limits();
+        let mut planner =
+            Planner::new(settings.family, committed, &self.tables.jumps, limits, &mut self.tables.kernel);
         let steps = || -> Result<(), Failure<RestoreError>> {
             planner.filter_first(&filter)?;
             let fixed = fixed::chains(settings);
@@ -356,11 +296,6 @@ impl<K: Iptables> FamilySync<K> {
         let chain = about.map(|(table, chain, _)| (table, chain));
         SyncError::Refused(Refusal { line, text, message, chain, service_port: owner })
     }
-}
-
-/// Whether the content of the chain is compared: it is ours, or the kubelet's that we may write to.
-fn is_tracked(table: Table, name: &ChainName) -> bool {
-    names::is_ours(table, name) || (table == Table::Filter && *name == names::KUBE_FIREWALL)
 }
 
 /// What a compilation changed.
