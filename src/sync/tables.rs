@@ -23,6 +23,8 @@ pub(super) struct Tables<K> {
     committed: Option<Committed>,
     /// What we had left there, while a new reading is due.
     left: Option<Committed>,
+    /// Whether a reading is due because somebody else wrote, and not for a failure of ours.
+    is_foreign: bool,
     /// Chains that read back otherwise than they are written, with both: the release of iptables
     /// spells them in its own way.
     dialects: BTreeMap<(Table, ChainName), (Digest, Digest)>,
@@ -32,7 +34,15 @@ pub(super) struct Tables<K> {
 impl<K: Iptables> Tables<K> {
     pub(super) fn new(kernel: K) -> Tables<K> {
         let (committed, left) = (None, None);
-        Tables { kernel, jumps: fixed::jumps(), committed, left, dialects: BTreeMap::new(), n_looks: 0 }
+        Tables {
+            kernel,
+            jumps: fixed::jumps(),
+            committed,
+            left,
+            is_foreign: false,
+            dialects: BTreeMap::new(),
+            n_looks: 0,
+        }
     }
 
     /// What the kernel holds, when that is known.
@@ -40,10 +50,19 @@ impl<K: Iptables> Tables<K> {
         self.committed.as_ref()
     }
 
-    /// Forgets what the kernel holds: it is read before it is used again.
+    /// Forgets what the kernel holds, because somebody else may have written there: it is read before
+    /// it is used again, and what cannot be read is written again.
     pub(super) fn forget(&mut self) {
+        self.doubt();
+        self.is_foreign = true;
+    }
+
+    /// Has the kernel read again after a failure of ours. What cannot be read is taken to be as it was
+    /// left.
+    pub(super) fn doubt(&mut self) {
         if let Some(committed) = self.committed.take() {
             self.left = Some(committed);
+            self.is_foreign = false;
         }
     }
 
@@ -54,7 +73,7 @@ impl<K: Iptables> Tables<K> {
             return (committed, Drift::default());
         }
         let left = self.left.take();
-        let mut found = self.read(left.as_ref());
+        let mut found = self.read(left.as_ref().filter(|_| !self.is_foreign));
         let drift = left.map_or_else(Drift::default, |left| self.compare(&left, &mut found));
         (found, drift)
     }
@@ -68,7 +87,7 @@ impl<K: Iptables> Tables<K> {
     /// dialect: it is said once, and from now on taken for what it means.
     pub(super) fn learn_dialects(&mut self, repaired: &Drift) {
         let Some(committed) = self.committed.take() else { return };
-        let found = self.read(Some(&committed));
+        let found = self.read(None);
         for (table, chain) in &repaired.chains {
             let (written, read) = (digest(&committed, *table, chain), digest(&found, *table, chain));
             if let (Some(written), Some(read)) = (written, read)
