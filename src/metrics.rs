@@ -32,6 +32,8 @@ pub struct SyncSample {
     pub n_processes: usize,
     /// Chains written or deleted.
     pub n_chains: usize,
+    /// Service ports that are left out because the kernel refuses them.
+    pub n_quarantined: usize,
     /// Chains and jumps that somebody else had changed.
     pub n_drifted: usize,
     /// For each table: its name, rules written, rules of ours in force.
@@ -51,6 +53,7 @@ pub struct Metrics {
     processes: IntCounterVec,
     chains_written: IntCounterVec,
     drift: IntCounterVec,
+    quarantined: GaugeVec,
 }
 
 impl Metrics {
@@ -115,6 +118,13 @@ impl Metrics {
                 Opts::new("chainsmith_chains_written_total", "Chains written or deleted"),
                 family,
             )?,
+            quarantined: GaugeVec::new(
+                Opts::new(
+                    "chainsmith_quarantined_service_ports",
+                    "Service ports left out because the kernel refuses them",
+                ),
+                family,
+            )?,
             drift: IntCounterVec::new(
                 Opts::new(
                     "chainsmith_drift_repaired_total",
@@ -131,7 +141,7 @@ impl Metrics {
         for histogram in [&self.sync_duration, &self.full_sync_duration, &self.partial_sync_duration] {
             registry.register(Box::new(histogram.clone()))?;
         }
-        for gauge in [&self.last_sync, &self.rules_total, &self.rules_last] {
+        for gauge in [&self.last_sync, &self.rules_total, &self.rules_last, &self.quarantined] {
             registry.register(Box::new(gauge.clone()))?;
         }
         for counter in [
@@ -156,6 +166,7 @@ impl Metrics {
         }
         self.processes.with_label_values(labels).inc_by(sync.n_processes as u64);
         self.chains_written.with_label_values(labels).inc_by(sync.n_chains as u64);
+        self.quarantined.with_label_values(labels).set(sync.n_quarantined as f64);
         self.drift.with_label_values(labels).inc_by(sync.n_drifted as u64);
         for (table, n_written, n_in_force) in sync.rules {
             let labels = &[family.as_str(), table];

@@ -7,6 +7,7 @@ pub mod canary;
 mod family;
 mod lookout;
 mod pacer;
+mod quarantine;
 mod report;
 mod tables;
 
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::config::host::Host;
 use crate::config::{Config, DetectLocal};
@@ -490,6 +491,7 @@ fn sync_family<K: Iptables>(
         elapsed,
         n_processes: tally.n_processes,
         n_chains: tally.n_chains + tally.n_deleted,
+        n_quarantined: sync.n_quarantined(),
         n_drifted: report.drift.chains.len() + report.drift.n_jumps,
         rules: [
             rules(Table::Filter, tally.n_filter_rules),
@@ -501,6 +503,13 @@ fn sync_family<K: Iptables>(
             family = %report.family, chains = %report.drift, n_chains = report.drift.chains.len(),
             n_jumps = report.drift.n_jumps, repaired = report.outcome.is_ok(),
             "somebody else changed our rules"
+        );
+    }
+    for (port, refusal) in &report.quarantined {
+        error!(
+            family = %report.family, service_port = %port, protocol = %port.protocol,
+            rule = refusal.text.as_deref().unwrap_or_default(), message = refusal.message,
+            "the kernel refuses this service port; it is left out until its Service changes"
         );
     }
     match &report.outcome {

@@ -71,6 +71,21 @@ pub struct Tally {
     pub n_deleted: usize,
 }
 
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        let Tally { n_processes, n_commits, n_lines, n_bytes, n_rules, n_filter_rules, n_chains, n_deleted } =
+            other;
+        self.n_processes += n_processes;
+        self.n_commits += n_commits;
+        self.n_lines += n_lines;
+        self.n_bytes += n_bytes;
+        self.n_rules += n_rules;
+        self.n_filter_rules += n_filter_rules;
+        self.n_chains += n_chains;
+        self.n_deleted += n_deleted;
+    }
+}
+
 /// Which chain each line of an input is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LineIndex {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::quarantine::{Scene, is_refusal};
 use super::report::{Refusal, Report, SyncError};
 use super::tables::Tables;
 use crate::iptables::parse::{self, Line};
@@ -27,7 +28,7 @@ enum Dirty {
 /// What is remembered of a service port between syncs: no rule text but for its few entries in
 /// filter.
 #[derive(Clone, Debug)]
-struct Record {
+pub(super) struct Record {
     verdicts: Verdicts,
     n_endpoints: usize,
     /// Its chains in nat.
@@ -53,12 +54,14 @@ impl Record {
 
 /// The rules of one family on one node.
 pub struct FamilySync<K> {
-    tables: Tables<K>,
+    pub(super) tables: Tables<K>,
     settings: Option<Settings>,
-    records: BTreeMap<ServicePortName, Record>,
+    pub(super) records: BTreeMap<ServicePortName, Record>,
     n_endpoints: usize,
-    is_large: bool,
+    pub(super) is_large: bool,
     dirty: Dirty,
+    /// Service ports that the kernel refuses, and what it said; left out.
+    pub(super) quarantine: BTreeMap<ServicePortName, Refusal>,
 }
 
 /// The cluster and the place from which it is seen.
@@ -80,6 +83,7 @@ impl<K: Iptables> FamilySync<K> {
             n_endpoints: 0,
             is_large: false,
             dirty: Dirty::Everything,
+            quarantine: BTreeMap::new(),
         }
     }
 
@@ -95,6 +99,7 @@ impl<K: Iptables> FamilySync<K> {
 
     /// Notes that the Services called `names`, or their endpoints, changed.
     pub fn touch(&mut self, names: BTreeSet<ServiceName>) {
+        names.iter().for_each(|name| self.release(name));
         if let Dirty::Services(services) = &mut self.dirty {
             services.extend(names);
         }
@@ -106,6 +111,7 @@ impl<K: Iptables> FamilySync<K> {
         self.dirty = Dirty::Everything;
         if reread {
             self.tables.forget();
+            self.quarantine.clear();
         }
     }
 
@@ -127,6 +133,11 @@ impl<K: Iptables> FamilySync<K> {
         self.tables.look()
     }
 
+    /// How many service ports are left out because the kernel refuses them.
+    pub fn n_quarantined(&self) -> usize {
+        self.quarantine.len()
+    }
+
     /// How many rules of ours the kernel holds in `table`.
     pub fn n_rules_in_force(&self, table: Table) -> usize {
         self.tables.committed().map_or(0, |committed| committed.n_rules(table))
@@ -137,10 +148,15 @@ impl<K: Iptables> FamilySync<K> {
     pub fn sync(&mut self, view: View<'_>, stop: &AtomicBool) -> Report {
         let mut report = Report::new(self.family(), self.dirty == Dirty::Everything);
         let Some(settings) = self.settings.clone() else { return report };
+        let scene = Scene { settings: &settings, view, stop };
         let (mut committed, drift) = self.tables.take();
         let changed = self.compile(&settings, view);
-        let outcome = self.restore(&settings, view, &changed, &mut committed, stop, &mut report);
+        let mut outcome = self.restore(scene, &changed, &mut committed, &mut report);
         self.tables.put_back(committed);
+        outcome = match outcome {
+            Err(failure) if is_refusal(&failure) => self.narrow(scene, failure, &mut report),
+            outcome => outcome,
+        };
         if outcome.is_ok() && !drift.is_empty() {
             self.tables.learn_dialects(&drift);
         }
@@ -164,6 +180,28 @@ impl<K: Iptables> FamilySync<K> {
         report
     }
 
+    /// Reads the kernel; whether it holds anything else than was left there.
+    pub(super) fn has_drifted(&mut self) -> bool {
+        self.tables.doubt();
+        let (committed, drift) = self.tables.take();
+        self.tables.put_back(committed);
+        !drift.is_empty()
+    }
+
+    /// Compiles, compares and restores everything that is not in quarantine.
+    pub(super) fn restore_everything(
+        &mut self,
+        scene: Scene<'_>,
+        report: &mut Report,
+    ) -> Result<(), Failure<RestoreError>> {
+        self.dirty = Dirty::Everything;
+        let changed = self.compile(scene.settings, scene.view);
+        let (mut committed, _) = self.tables.take();
+        let outcome = self.restore(scene, &changed, &mut committed, report);
+        self.tables.put_back(committed);
+        outcome
+    }
+
     /// Makes the records of what is dirty again.
     fn compile(&mut self, settings: &Settings, view: View<'_>) -> Changed {
         let old = match &self.dirty {
@@ -180,6 +218,9 @@ impl<K: Iptables> FamilySync<K> {
         for service in services {
             for port in service.ports_in(settings.family) {
                 let name = port.name();
+                if self.quarantine.contains_key(&name) {
+                    continue;
+                }
                 self.records.insert(name.clone(), record(settings, view, &port));
                 changed.ports.insert(name);
             }
@@ -213,11 +254,9 @@ impl<K: Iptables> FamilySync<K> {
 
     fn restore(
         &mut self,
-        settings: &Settings,
-        view: View<'_>,
+        Scene { settings, view, stop }: Scene<'_>,
         changed: &Changed,
         committed: &mut Committed,
-        stop: &AtomicBool,
         report: &mut Report,
     ) -> Result<(), Failure<RestoreError>> {
         let filter =
@@ -246,21 +285,14 @@ impl<K: Iptables> FamilySync<K> {
                 if stop.load(Ordering::Relaxed) {
                     return planner.finish();
                 }
-                let Some(port) = find_port(view.snapshot, settings.family, name) else { continue };
-                let endpoints = view.snapshot.endpoints(&port, settings.family);
-                let selection = Selection::new(&port, &endpoints, view.place);
-                let chains = classic::chains(settings, &port, &selection, self.is_large);
+                let chains = nat_chains_of(settings, view, name, self.is_large);
                 for chain in &chains {
                     stale.remove(&chain.name);
                 }
                 if let Some(record) = self.records.get_mut(name) {
                     record.chains = chains.iter().map(|chain| chain.name).collect();
                 }
-                let ranked: Vec<NatChain<'_>> = chains
-                    .iter()
-                    .map(|chain| NatChain { name: chain.name, rank: rank(&chain.name), rules: &chain.rules })
-                    .collect();
-                planner.nat_chains(&ranked)?;
+                planner.nat_chains(&ranked(&chains))?;
             }
             for (chain, rank, digest) in shared {
                 planner.nat_shared(chain.name(), rank, digest, |each| {
@@ -276,7 +308,7 @@ impl<K: Iptables> FamilySync<K> {
             planner.finish()
         };
         let outcome = steps();
-        report.tally = planner.tally();
+        report.tally += planner.tally();
         outcome
     }
 
@@ -303,12 +335,18 @@ impl<K: Iptables> FamilySync<K> {
         tail(settings, chain).iter().fold(digest, |digest, rule| digest.then(Digest::rule(rule)))
     }
 
-    /// Finds out whom a failed restore is about.
+    /// Says what a failed restore is about.
     fn explain(&self, failure: Failure<RestoreError>) -> SyncError {
-        let RestoreError::Refused { line, text, message } = failure.error else {
-            return SyncError::Restore(failure.error);
-        };
-        let chain = failure.lines.chain_at(line).map(|(table, chain, _)| (table, chain));
+        match self.refusal_of(&failure) {
+            Some(refusal) => SyncError::Refused(refusal),
+            None => SyncError::Restore(failure.error),
+        }
+    }
+
+    /// Finds out whom a refused restore is about; `None` for any other failure.
+    pub(super) fn refusal_of(&self, failure: &Failure<RestoreError>) -> Option<Refusal> {
+        let RestoreError::Refused { line, text, message } = &failure.error else { return None };
+        let chain = failure.lines.chain_at(*line).map(|(table, chain, _)| (table, chain));
         let rule = text.as_deref().and_then(|text| match parse::line(self.family(), text) {
             Ok(Line::Append(_, rule)) => Some(rule),
             _ => None,
@@ -317,8 +355,29 @@ impl<K: Iptables> FamilySync<K> {
             let is_owner = |record: &Record| record.owns(chain, rule.as_ref());
             self.records.iter().find(|(_, record)| is_owner(record)).map(|(name, _)| name.clone())
         });
-        SyncError::Refused(Refusal { line, text, message, chain, service_port })
+        Some(Refusal { line: *line, text: text.clone(), message: message.clone(), chain, service_port })
     }
+}
+
+/// `chains` as the planner takes them.
+pub(super) fn ranked(chains: &[rules::NatChain]) -> Vec<NatChain<'_>> {
+    chains
+        .iter()
+        .map(|chain| NatChain { name: chain.name, rank: rank(&chain.name), rules: &chain.rules })
+        .collect()
+}
+
+/// The chains of one service port, callees first.
+pub(super) fn nat_chains_of(
+    settings: &Settings,
+    view: View<'_>,
+    name: &ServicePortName,
+    is_large: bool,
+) -> Vec<rules::NatChain> {
+    let Some(port) = find_port(view.snapshot, settings.family, name) else { return Vec::new() };
+    let endpoints = view.snapshot.endpoints(&port, settings.family);
+    let selection = Selection::new(&port, &endpoints, view.place);
+    classic::chains(settings, &port, &selection, is_large)
 }
 
 /// What a compilation changed.

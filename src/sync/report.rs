@@ -89,6 +89,8 @@ pub struct Report {
     pub n_endpoints: usize,
     /// What was found changed by somebody else, and is repaired unless the sync failed.
     pub drift: Drift,
+    /// Service ports that the kernel refused, and are left out from now on.
+    pub quarantined: Vec<(ServicePortName, Refusal)>,
     /// How it ended.
     pub outcome: Result<(), SyncError>,
 }
@@ -103,6 +105,7 @@ impl Report {
             n_service_ports: 0,
             n_endpoints: 0,
             drift: Drift::default(),
+            quarantined: Vec::new(),
             outcome: Ok(()),
         }
     }
