@@ -273,13 +273,7 @@ impl<K: Iptables> FamilySync<K> {
         let steps = || -> Result<(), Failure<RestoreError>> {
             planner.filter_first(&filter)?;
             // Together, so that the mark that is set is always the mark that is looked for.
-            let fixed = fixed::chains(settings);
-            let fixed: Vec<NatChain<'_>> = fixed
-                .iter()
-                .filter(|chain| chain.table == Table::Nat)
-                .map(|chain| NatChain { name: chain.name, rank: 0, rules: &chain.rules })
-                .collect();
-            planner.nat_chains(&fixed)?;
+            planner.nat_chains(&ranked(&fixed_nat_chains(settings)))?;
             let mut stale = changed.chains_before();
             for name in &changed.ports {
                 if stop.load(Ordering::Relaxed) {
@@ -357,6 +351,12 @@ impl<K: Iptables> FamilySync<K> {
         });
         Some(Refusal { line: *line, text: text.clone(), message: message.clone(), chain, service_port })
     }
+}
+
+/// The chains of nat that do not depend on Services.
+pub(super) fn fixed_nat_chains(settings: &Settings) -> Vec<rules::NatChain> {
+    let of_nat = fixed::chains(settings).into_iter().filter(|chain| chain.table == Table::Nat);
+    of_nat.map(|chain| rules::NatChain { name: chain.name, rules: chain.rules }).collect()
 }
 
 /// `chains` as the planner takes them.

@@ -5,13 +5,12 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::family::{FamilySync, View, nat_chains_of, ranked};
+use super::family::{FamilySync, View, fixed_nat_chains, nat_chains_of, ranked};
 use super::report::Report;
-use crate::iptables::Table;
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
 use crate::plan::{Failure, Planner};
-use crate::rules::{Settings, names};
+use crate::rules::Settings;
 
 /// How many service ports are left out in one sync at most. More are hardly their own fault.
 const MAX_NEW: usize = 64;
@@ -40,16 +39,32 @@ impl<K: Iptables> FamilySync<K> {
                 result => return result,
             }
         }
+        let mut is_line_trusted = true;
         for _ in 0..MAX_NEW {
-            let Some(port) = self.find_refused(scene, &failure, report) else { return Err(failure) };
-            if let Some(refusal) = self.refusal_of(&failure) {
-                report.quarantined.push((port.clone(), refusal.clone()));
-                self.quarantine.insert(port, refusal);
+            let blamed =
+                if is_line_trusted { self.refusal_of(&failure).and_then(|it| it.service_port) } else { None };
+            let Some(port) = blamed.or_else(|| self.search(scene, report)) else { return Err(failure) };
+            let Some(refusal) = self.refusal_of(&failure) else { return Err(failure) };
+            self.quarantine.insert(port.clone(), refusal.clone());
+            let again = match self.restore_everything(scene, report) {
+                Err(again) if is_refusal(&again) => again,
+                result => {
+                    // It does without him: he is to blame.
+                    report.quarantined.push((port, refusal));
+                    return result;
+                }
+            };
+            if self.is_refused(std::slice::from_ref(&port), scene, report) {
+                report.quarantined.push((port, refusal));
+            } else {
+                // The line was only near, or there is nobody to blame.
+                self.quarantine.remove(&port);
+                if !is_line_trusted {
+                    return Err(again);
+                }
+                is_line_trusted = false;
             }
-            match self.restore_everything(scene, report) {
-                Err(again) if is_refusal(&again) => failure = again,
-                result => return result,
-            }
+            failure = again;
         }
         Err(failure)
     }
@@ -59,26 +74,10 @@ impl<K: Iptables> FamilySync<K> {
         self.quarantine.retain(|port, _| port.service != *service);
     }
 
-    /// The one whom `failure` is about.
-    fn find_refused(
-        &mut self,
-        scene: Scene<'_>,
-        failure: &Failure<RestoreError>,
-        report: &mut Report,
-    ) -> Option<ServicePortName> {
-        let refusal = self.refusal_of(failure)?;
-        match (refusal.service_port, refusal.chain) {
-            // Whose entry a line of a shared chain is, is beyond doubt.
-            (Some(port), Some((table, chain)))
-                if table == Table::Filter || names::PortChain::of(&chain).is_none() =>
-            {
-                return Some(port);
-            }
-            // The line is "near": it is tried alone.
-            (Some(port), _) if self.is_refused(std::slice::from_ref(&port), scene, report) => {
-                return Some(port);
-            }
-            _ => {}
+    /// Halves the service ports until one is left who is refused if anybody is.
+    fn search(&mut self, scene: Scene<'_>, report: &mut Report) -> Option<ServicePortName> {
+        if self.is_refused(&[], scene, report) {
+            return None;
         }
         let mut suspects: Vec<ServicePortName> = self.records.keys().cloned().collect();
         while suspects.len() > 1 {
@@ -87,18 +86,18 @@ impl<K: Iptables> FamilySync<K> {
                 suspects = rest;
             }
         }
-        let port = suspects.pop()?;
-        self.is_refused(std::slice::from_ref(&port), scene, report).then_some(port)
+        suspects.pop()
     }
 
-    /// Restores the chains of `ports` alone, which nobody need lead to yet. What is taken stays.
+    /// Restores the chains of `ports` alone, and those that all need. What is taken stays.
     fn is_refused(&mut self, ports: &[ServicePortName], scene: Scene<'_>, report: &mut Report) -> bool {
         let (mut committed, _) = self.tables.take();
         let limits = self.tables.kernel.limits();
         let tables = &mut self.tables;
         let mut planner =
             Planner::new(scene.settings.family, &mut committed, &tables.jumps, limits, &mut tables.kernel);
-        let mut result = Ok(());
+        let fixed = fixed_nat_chains(scene.settings);
+        let mut result = planner.nat_chains(&ranked(&fixed));
         for port in ports {
             let chains = nat_chains_of(scene.settings, scene.view, port, self.is_large);
             result = result.and_then(|()| planner.nat_chains(&ranked(&chains)));
