@@ -6,6 +6,7 @@ mod node;
 mod pace;
 
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU32;
 
 use super::*;
 use crate::kernel::Backend;
@@ -23,6 +24,9 @@ struct Rig {
     kernels: Vec<Shared>,
     events: mpsc::Sender<WatchEvent>,
     flushed: mpsc::Sender<IpFamily>,
+    written: mpsc::Sender<Option<u32>>,
+    /// The ruleset's generation, which both families share.
+    generation: Arc<AtomicU32>,
     shutdown: tokio::sync::watch::Sender<bool>,
     running: tokio::task::JoinHandle<Ended>,
     metrics: Arc<Metrics>,
@@ -33,10 +37,13 @@ struct Rig {
 
 impl Rig {
     fn start(config: Config, patience: Patience) -> Rig {
-        let kernels: Vec<Shared> =
-            IpFamily::BOTH.map(|family| Shared::new(FakeIptables::new(family, Backend::Nft))).into();
+        let generation = Arc::new(AtomicU32::new(0));
+        let kernels: Vec<Shared> = IpFamily::BOTH
+            .map(|family| Shared::new(FakeIptables::new(family, Backend::Nft), generation.clone()))
+            .into();
         let (events, watch) = mpsc::channel(64);
         let (flushed_sender, flushed) = mpsc::channel(2);
+        let (written_sender, written) = mpsc::channel(2);
         let (shutdown_sender, shutdown) = tokio::sync::watch::channel(false);
         let metrics = Arc::new(Metrics::register(&prometheus::Registry::new()).unwrap());
         let (started, syncs) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
@@ -53,12 +60,16 @@ impl Rig {
             kernels: kernels.clone(),
             metrics: metrics.clone(),
             patience,
+            is_notified: true,
         };
-        let running = tokio::spawn(Loop::new(parts).run(watch, flushed, shutdown));
+        let inputs = Inputs { watch, flushed, written, shutdown };
+        let running = tokio::spawn(Loop::new(parts).run(inputs));
         Rig {
             kernels,
             events,
             flushed: flushed_sender,
+            written: written_sender,
+            generation,
             shutdown: shutdown_sender,
             running,
             metrics,

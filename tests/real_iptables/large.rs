@@ -73,6 +73,10 @@ impl Iptables for Recorded {
         self.kernel.chain_names(table, each)
     }
 
+    fn generation(&mut self) -> Option<u32> {
+        self.kernel.generation()
+    }
+
     fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()> {
         self.kernel.ensure_chain(table, chain)
     }

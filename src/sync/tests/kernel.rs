@@ -8,11 +8,12 @@ use crate::kernel::{Readable, RestoreError};
 use crate::plan::{Limits, Restore};
 
 #[derive(Clone)]
-pub(super) struct Shared(Arc<Mutex<FakeIptables>>);
+pub(super) struct Shared(Arc<Mutex<FakeIptables>>, Arc<AtomicU32>);
 
 impl Shared {
-    pub(super) fn new(fake: FakeIptables) -> Shared {
-        Shared(Arc::new(Mutex::new(fake)))
+    /// `generation` counts the commits of all families.
+    pub(super) fn new(fake: FakeIptables, generation: Arc<AtomicU32>) -> Shared {
+        Shared(Arc::new(Mutex::new(fake)), generation)
     }
 
     pub(super) fn with<T>(&self, work: impl FnOnce(&mut FakeIptables) -> T) -> T {
@@ -32,7 +33,12 @@ impl Restore for Shared {
     }
 
     fn end(&mut self) -> Result<(), RestoreError> {
-        self.with(Restore::end)
+        let (result, n_commits) = self.with(|fake| {
+            let before = fake.n_commits;
+            (fake.end(), fake.n_commits - before)
+        });
+        self.1.fetch_add(n_commits, Ordering::Relaxed);
+        result
     }
 }
 
@@ -63,6 +69,10 @@ impl Iptables for Shared {
 
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         self.with(|fake| fake.chain_names(table, each))
+    }
+
+    fn generation(&mut self) -> Option<u32> {
+        Some(self.1.load(Ordering::Relaxed))
     }
 
     fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()> {
