@@ -195,7 +195,11 @@ impl<K: Iptables> Tables<K> {
                 let known = |name: &ChainName| left.and_then(|left| left.nat.get(name).copied().flatten());
                 found.nat = names.iter().map(|name| (*name, known(name))).collect();
             }
-            Table::Filter => found.filter = names.iter().map(|name| (*name, None)).collect(),
+            // The old rules are needed while they are replaced.
+            Table::Filter => {
+                let known = |name: &ChainName| left.and_then(|left| left.filter.get(name).cloned().flatten());
+                found.filter = names.iter().map(|name| (*name, known(name))).collect();
+            }
             Table::Mangle => {}
         }
         for (number, jump) in self.jumps.iter().enumerate().filter(|(_, jump)| jump.table == table) {

@@ -46,6 +46,8 @@ impl Rig {
             begun.lock().unwrap().push(started.elapsed());
             Host::default()
         });
+        // Nothing but the test's own events within the hour.
+        let config = Config { audit_period: Duration::from_secs(60 * 60), ..config };
         let parts = Parts {
             config: Arc::new(config),
             node_name: NODE.into(),
@@ -53,8 +55,16 @@ impl Rig {
             kernels: kernels.clone(),
             metrics: metrics.clone(),
             patience,
+            is_notified: true,
         };
-        let running = tokio::spawn(Loop::new(parts).run(watch, flushed, shutdown));
+        // Nobody notifies of anything: the sender stays with the task.
+        let (written_sender, written) = mpsc::channel(1);
+        let inputs = Inputs { watch, flushed, written, shutdown };
+        let running = tokio::spawn(async move {
+            let ended = Loop::new(parts).run(inputs).await;
+            drop(written_sender);
+            ended
+        });
         Rig {
             kernels,
             events,

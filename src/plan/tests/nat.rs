@@ -35,6 +35,7 @@ fn callees_stand_before_callers_and_equals_in_descending_order_with_their_rules(
     let n_bytes = inputs[0].len();
     let all = Tally {
         n_processes: 1,
+        n_commits: 1,
         n_lines: 11,
         n_bytes,
         n_rules: 4,

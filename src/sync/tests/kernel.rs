@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use super::*;
-use crate::iptables::ChainName;
+use crate::iptables::{ChainName, Jump};
 use crate::kernel::{Readable, RestoreError};
 use crate::plan::{Limits, Restore};
 
@@ -57,13 +57,13 @@ impl Iptables for Shared {
         self.with(|fake| fake.save(table, each))
     }
 
-    fn chain_rules(
-        &mut self,
-        table: Table,
-        chain: ChainName,
-        each: &mut dyn FnMut(&str),
-    ) -> anyhow::Result<()> {
-        self.with(|fake| fake.chain_rules(table, chain, each))
+    fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {
+        self.with(|fake| fake.has_jump(jump))
+    }
+
+    /// As on the legacy back-end: both families' fakes would count for themselves.
+    fn generation(&mut self) -> Option<u32> {
+        None
     }
 
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
