@@ -1,100 +1,20 @@
 //! Every recorded case of kube-proxy: the same rules, to the byte, after each of its states.
 #![allow(clippy::disallowed_methods, reason = "tests read files")]
 
+#[path = "corpus/case.rs"]
+mod case;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use chainsmith::config::host::Host;
-use chainsmith::config::{Config, Flags};
+use case::{Case, place, version};
 use chainsmith::iptables::{Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::fake::FakeIptables;
-use chainsmith::model::decode::{Interner, manifest};
-use chainsmith::model::{Change, Inventory, Snapshot, Touched};
+use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
-use chainsmith::policy::Place;
-use chainsmith::rules::{self, Settings, names};
+use chainsmith::rules::{self, names};
 use chainsmith::sync::{FamilySync, View};
-
-/// The input of one case.
-struct Case {
-    folder: PathBuf,
-    config: Config,
-    host: Host,
-}
-
-impl Case {
-    fn all() -> Vec<Case> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/corpus");
-        let mut folders: Vec<PathBuf> = std::fs::read_dir(root)
-            .expect("the corpus is there")
-            .map(|entry| entry.expect("a folder entry").path())
-            .filter(|path| path.is_dir())
-            .collect();
-        folders.sort();
-        folders.into_iter().map(Case::read).collect()
-    }
-
-    fn read(folder: PathBuf) -> Case {
-        let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect(name);
-        let (config, _) =
-            Config::resolve(Some(&read("config.yaml")), &Flags::default()).expect("a good config");
-        let host = Host::parse(&read("host.yaml")).expect("a good host");
-        Case { folder, config, host }
-    }
-
-    fn name(&self) -> String {
-        self.folder.file_name().expect("a name").to_string_lossy().into_owned()
-    }
-
-    fn file(&self, name: &str) -> Option<String> {
-        std::fs::read_to_string(self.folder.join(name)).ok()
-    }
-
-    fn node_name(&self) -> &str {
-        self.config.hostname_override.as_deref().expect("cases name their node")
-    }
-
-    /// Each state: its objects, and the expected rules of both families.
-    fn states(&self) -> Vec<(Snapshot, BTreeMap<&'static str, String>)> {
-        let numbered = (1..).map_while(|n| self.file(&format!("objects.{n}.yaml")).map(|_| format!(".{n}")));
-        let numbers: Vec<String> =
-            if self.file("objects.yaml").is_some() { vec![String::new()] } else { numbered.collect() };
-        numbers
-            .iter()
-            .map(|n| {
-                let expected = ["v4", "v6"]
-                    .map(|v| (v, self.file(&format!("expected{n}.{v}.save")).expect("expected rules")));
-                (self.snapshot(&self.file(&format!("objects{n}.yaml")).expect("objects")), expected.into())
-            })
-            .collect()
-    }
-
-    fn snapshot(&self, objects: &str) -> Snapshot {
-        let (mut inventory, mut interner) = (Inventory::default(), Interner::default());
-        let outcome = manifest::read(objects.as_bytes(), &self.name(), &mut |object| {
-            inventory.add(&object, &mut interner);
-        });
-        assert_eq!(outcome.problems, [], "{}", self.name());
-        inventory.seen_from(self.node_name())
-    }
-
-    fn settings(&self, snapshot: &Snapshot, family: IpFamily) -> Settings {
-        Settings::new(&self.config, snapshot.node(), &self.host, family)
-    }
-}
-
-fn place<'a>(case: &'a Case, snapshot: &'a Snapshot) -> Place<'a> {
-    Place { node: case.node_name(), zone: snapshot.node().and_then(|node| node.zone.as_deref()) }
-}
-
-fn version(family: IpFamily) -> &'static str {
-    match family {
-        IpFamily::V4 => "v4",
-        IpFamily::V6 => "v6",
-    }
-}
 
 /// The text with tables in one order and, in chains where kube-proxy's order is chance, service ports
 /// by name. The order of rules of one service port stays, and the node ports' tail stays last.
