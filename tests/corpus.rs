@@ -7,11 +7,11 @@ mod case;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
-use case::{Case, place, version};
+use case::{Case, place, version, whole_state};
 use chainsmith::iptables::{Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::fake::FakeIptables;
-use chainsmith::model::{Change, Snapshot, Touched};
+use chainsmith::model::{Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::rules::{self, names};
 use chainsmith::sync::{FamilySync, View};
@@ -91,15 +91,6 @@ fn render_prints_what_kube_proxy_made() {
         }
     }
     assert_eq!(n_compared, 2 * (151 - 3));
-}
-
-/// What a source tells when it lists everything.
-fn whole_state(snapshot: &Snapshot) -> [Change; 3] {
-    [
-        Change::Node(snapshot.node().cloned()),
-        Change::AllServices(snapshot.services().cloned().collect()),
-        Change::AllSlices(snapshot.slices().map(|(name, slice)| (name.clone(), slice.clone())).collect()),
-    ]
 }
 
 /// One agent over its life: each state is synced on what the one before left.

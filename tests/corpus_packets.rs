@@ -6,16 +6,20 @@ mod case;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicBool;
 
-use case::{Case, place, version};
+use case::{Case, place, version, whole_state};
 use chainsmith::config::DetectLocal;
 use chainsmith::iptables::trace::{
     self, Delivery, Node, Origin, Outcome, Packet, RecentLists, Verdict, Weight,
 };
 use chainsmith::iptables::{ChainName, CtStates, Policy, Ruleset, Table, parse};
-use chainsmith::model::Snapshot;
+use chainsmith::kernel::Backend;
+use chainsmith::kernel::fake::FakeIptables;
+use chainsmith::model::{Snapshot, Touched};
 use chainsmith::net::{IpFamily, Protocol};
 use chainsmith::rules;
+use chainsmith::sync::{FamilySync, View};
 
 /// A place that packets come from.
 struct Source {
@@ -110,6 +114,32 @@ fn packets(case: &Case, snapshot: &Snapshot, family: IpFamily) -> Vec<Packet> {
     packets
 }
 
+/// Our rules in each state of the case: as rendered, or as an agent leaves them in a kernel that held
+/// something before.
+fn our_rulesets(case: &Case, family: IpFamily) -> Vec<Ruleset> {
+    let states = case.states().into_iter().map(|(snapshot, _)| snapshot);
+    let Some(initial) = case.file(&format!("initial.{}.save", version(family))) else {
+        let render = |snapshot: Snapshot| {
+            rules::ruleset(&case.settings(&snapshot, family), &snapshot, place(case, &snapshot))
+        };
+        return states.map(render).collect();
+    };
+    let kernel = FakeIptables::holding(family, Backend::Nft, &initial).expect("initial rules");
+    let (mut sync, mut cluster) = (FamilySync::new(kernel), Snapshot::default());
+    states
+        .map(|snapshot| {
+            for change in whole_state(&snapshot) {
+                cluster.apply(change, &mut Touched::default());
+            }
+            sync.set_settings(case.settings(&cluster, family));
+            sync.touch_everything(false);
+            let view = View { snapshot: &cluster, place: place(case, &cluster) };
+            assert_eq!(sync.sync(view, &AtomicBool::new(false)).outcome, Ok(()), "{}", case.name());
+            sync.kernel().ruleset.clone()
+        })
+        .collect()
+}
+
 fn fates(case: &Case, ruleset: &Ruleset, packet: &Packet) -> Vec<(Weight, Outcome)> {
     let local = case.host.addresses.iter().copied().collect();
     let node = Node { ruleset, local_addresses: &local, routes: &[] };
@@ -142,50 +172,48 @@ impl Met {
     }
 }
 
-#[test]
-fn packets_fare_by_our_rules_as_by_kube_proxys() {
-    let mut met = Met::default();
+/// Calls `each` with what is compared in every state of every case: the objects, kube-proxy's rules
+/// and ours.
+fn each_state(mut each: impl FnMut(&Case, &str, IpFamily, &Snapshot, Ruleset, Ruleset)) {
     for case in Case::all() {
-        for (n, (snapshot, expected)) in case.states().iter().enumerate() {
-            for family in IpFamily::BOTH {
+        for family in IpFamily::BOTH {
+            for (n, ((snapshot, expected), ours)) in
+                case.states().iter().zip(our_rulesets(&case, family)).enumerate()
+            {
                 let theirs = parse::save(family, &expected[version(family)]).expect("a recorded save");
-                let ours = rules::ruleset(&case.settings(snapshot, family), snapshot, place(&case, snapshot));
-                for packet in packets(&case, snapshot, family) {
-                    let fate = fates(&case, &theirs, &packet);
-                    let what = format!("{} state {n} {family}: {packet:?}", case.name());
-                    assert_eq!(fates(&case, &ours, &packet), fate, "{what}");
-                    let is_known =
-                        |(_, outcome): &(Weight, Outcome)| !matches!(outcome.verdict, Verdict::Unknown(_));
-                    assert!(fate.iter().all(is_known), "{what}: {fate:?}");
-                    met.count(&fate);
-                }
+                each(&case, &format!("{} state {n} {family}", case.name()), family, snapshot, theirs, ours);
             }
         }
     }
+}
+
+#[test]
+fn packets_fare_by_our_rules_as_by_kube_proxys() {
+    let mut met = Met::default();
+    each_state(|case, what, family, snapshot, theirs, ours| {
+        for packet in packets(case, snapshot, family) {
+            let fate = fates(case, &theirs, &packet);
+            assert_eq!(fates(case, &ours, &packet), fate, "{what}: {packet:?}");
+            let is_known = |(_, outcome): &(Weight, Outcome)| !matches!(outcome.verdict, Verdict::Unknown(_));
+            assert!(fate.iter().all(is_known), "{what}: {packet:?} {fate:?}");
+            met.count(&fate);
+        }
+    });
     let Met { n_packets, n_to_endpoints, n_masqueraded, n_rejected, n_dropped, n_untouched } = met;
     assert!(n_packets > 20_000 && n_to_endpoints > 5_000 && n_masqueraded > 2_000, "{met:?}");
     assert!(n_rejected > 500 && n_dropped > 100 && n_untouched > 2_000, "{met:?}");
 }
 
-/// The last state of each case.
 #[test]
 fn under_a_policy_of_drop_packets_fare_the_same_too() {
-    let forward = ChainName::literal("FORWARD");
-    for case in Case::all() {
-        let Some((snapshot, expected)) = case.states().pop() else { continue };
-        let mut theirs = parse::save(IpFamily::V4, &expected["v4"]).expect("a recorded save");
-        let mut ours =
-            rules::ruleset(&case.settings(&snapshot, IpFamily::V4), &snapshot, place(&case, &snapshot));
-        for ruleset in [&mut theirs, &mut ours] {
-            ruleset.chain_mut(Table::Filter, forward).policy = Some(Policy::Drop);
+    let drop_by_default = |mut ruleset: Ruleset| {
+        ruleset.chain_mut(Table::Filter, ChainName::literal("FORWARD")).policy = Some(Policy::Drop);
+        ruleset
+    };
+    each_state(|case, what, family, snapshot, theirs, ours| {
+        let (theirs, ours) = (drop_by_default(theirs), drop_by_default(ours));
+        for packet in packets(case, snapshot, family) {
+            assert_eq!(fates(case, &ours, &packet), fates(case, &theirs, &packet), "{what}: {packet:?}");
         }
-        for packet in packets(&case, &snapshot, IpFamily::V4) {
-            assert_eq!(
-                fates(&case, &ours, &packet),
-                fates(&case, &theirs, &packet),
-                "{}: {packet:?}",
-                case.name()
-            );
-        }
-    }
+    });
 }

@@ -19,8 +19,12 @@ mod load_balancers;
 mod masquerading;
 #[path = "edge_cases/node_ports.rs"]
 mod node_ports;
+#[path = "edge_cases/objects.rs"]
+mod objects;
 #[path = "edge_cases/policies.rs"]
 mod policies;
+#[path = "edge_cases/service_changes.rs"]
+mod service_changes;
 #[path = "edge_cases/services.rs"]
 mod services;
 #[path = "edge_cases/syncing.rs"]
@@ -30,7 +34,8 @@ mod topology;
 
 use std::collections::BTreeSet;
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
+    include_str!("edge_cases/service_changes.rs"),
     include_str!("edge_cases/services.rs"),
     include_str!("edge_cases/families.rs"),
     include_str!("edge_cases/endpoints.rs"),

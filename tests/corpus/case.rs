@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use chainsmith::config::host::Host;
 use chainsmith::config::{Config, Flags};
 use chainsmith::model::decode::{Interner, manifest};
-use chainsmith::model::{Inventory, Snapshot};
+use chainsmith::model::{Change, Inventory, Snapshot};
 use chainsmith::net::IpFamily;
 use chainsmith::policy::Place;
 use chainsmith::rules::Settings;
@@ -96,4 +96,13 @@ pub fn version(family: IpFamily) -> &'static str {
         IpFamily::V4 => "v4",
         IpFamily::V6 => "v6",
     }
+}
+
+/// What a source tells when it lists everything.
+pub fn whole_state(snapshot: &Snapshot) -> [Change; 3] {
+    [
+        Change::Node(snapshot.node().cloned()),
+        Change::AllServices(snapshot.services().cloned().collect()),
+        Change::AllSlices(snapshot.slices().map(|(name, slice)| (name.clone(), slice.clone())).collect()),
+    ]
 }
