@@ -7,6 +7,7 @@ mod agent;
 mod apiserver;
 mod by_hand;
 mod cluster;
+mod fabric;
 #[allow(dead_code, reason = "the lab is shared by tests, demo and benches; each uses its part")]
 mod lab;
 mod running;

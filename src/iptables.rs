@@ -1,6 +1,6 @@
 //! The language of iptables as values: tables, chains, rules, and their text.
 //!
-//! One form of text serves both directions: what [`write`] makes is what `iptables-save` prints, and
+//! One form of text serves both directions: what [`mod@write`] makes is what `iptables-save` prints, and
 //! `iptables-restore` reads it. [`parse`] reads both programs' text back into the same values, so
 //! that rulesets are compared as values and never as text. Knows nothing of Kubernetes.
 

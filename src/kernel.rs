@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::iptables::{ChainName, Jump, Table};
 use crate::net::IpFamily;
-use crate::plan::{Limits, Restore, Uncertain};
+use crate::plan::{Aftermath, Limits, Restore, Uncertain};
 
 /// The two implementations of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,10 @@ pub trait Iptables: Restore<Error = RestoreError> + Send {
     fn family(&self) -> IpFamily;
     /// The back-end.
     fn backend(&self) -> Backend;
+    /// What one restore process is given.
+    fn limits(&self) -> Limits {
+        self.backend().limits()
+    }
     /// Whether the rules of `table` can be read without stalling the node.
     fn readable(&mut self, table: Table) -> anyhow::Result<Readable>;
     /// Passes on each line that `iptables-save` prints for `table`.
@@ -85,7 +89,8 @@ pub enum RestoreError {
         /// What the program said.
         message: String,
     },
-    /// Another process held the xtables lock for the whole wait; nothing changed.
+    /// Another process held the xtables lock for the whole wait. It is taken for each table anew:
+    /// those committed before stay applied.
     #[error("the xtables lock was still held after {} s", .0.as_secs())]
     Locked(Duration),
     /// The program failed without naming a line; nothing of the table that it worked on changed.
@@ -105,7 +110,13 @@ pub enum RestoreError {
 }
 
 impl Uncertain for RestoreError {
-    fn may_have_taken_effect(&self) -> bool {
-        matches!(self, RestoreError::Killed(_))
+    fn aftermath(&self) -> Aftermath {
+        match self {
+            RestoreError::NotStarted(_) => Aftermath::Nothing,
+            RestoreError::Refused { .. } | RestoreError::Locked(_) | RestoreError::Failed { .. } => {
+                Aftermath::EarlierTables
+            }
+            RestoreError::Killed(_) => Aftermath::Unknown,
+        }
     }
 }

@@ -17,7 +17,7 @@ mod delta;
 mod input;
 
 pub use committed::{Committed, Digest, Reader};
-pub use input::{Limits, LineIndex, Restore, Tally, Uncertain};
+pub use input::{Aftermath, Limits, LineIndex, Restore, Tally, Uncertain};
 
 use std::collections::BTreeMap;
 
@@ -148,7 +148,7 @@ where
     }
 
     /// Step 2, its end: the jumps that are missing in nat, and deletion of `stale` chains. Nothing
-    /// that is wanted refers to them; callers stand before callees.
+    /// that is wanted refers to them.
     pub fn nat_last(&mut self, stale: &[ChainName]) -> Result<(), Failure<R::Error>> {
         let missing = self.missing_jumps(Table::Nat);
         if !missing.is_empty() {
@@ -158,6 +158,17 @@ where
                 write::insert(&mut text, self.family, &self.jumps[jump].from, &self.jumps[jump].rule);
                 self.input.lines(Table::Nat, self.jumps[jump].from, &text, Effect::Jump(jump));
             }
+        }
+        if stale.len() > self.input.room_for_names() {
+            self.end_batch()?;
+        }
+        if stale.len() > self.input.room_for_names() {
+            // What nobody wants may call each other in any way, and all of it cannot be emptied and
+            // deleted in one process.
+            for name in stale {
+                self.nat_chains(&[NatChain { name: *name, rank: 0, rules: &[] }])?;
+            }
+            self.end_batch()?;
         }
         let mut rest = stale;
         while !rest.is_empty() {
@@ -239,13 +250,18 @@ where
                 Ok(())
             }
             Err(error) => {
-                let is_uncertain = error.may_have_taken_effect();
-                effects.into_iter().for_each(|(table, name, effect)| {
-                    // The tables of one input are committed one by one: filter may have been.
-                    if is_uncertain || table == Table::Filter {
-                        self.committed.forget(name, &effect);
+                let aftermath = error.aftermath();
+                for (table, name, effect) in &effects {
+                    let is_known = match aftermath {
+                        Aftermath::Nothing => true,
+                        // filter is committed before nat, and once more behind it.
+                        Aftermath::EarlierTables => *table == Table::Nat,
+                        Aftermath::Unknown => false,
+                    };
+                    if !is_known {
+                        self.committed.forget(*name, effect);
                     }
-                });
+                }
                 Err(Failure { error, lines })
             }
         }

@@ -211,6 +211,8 @@ impl<K: Iptables + 'static> Loop<K> {
                 }
             }
             Event::FullSyncDue => {
+                // Also when nothing can be synced yet: else it would be due for ever.
+                self.full_sync_at = Instant::now() + FULL_SYNC_PERIOD;
                 self.state.families.iter_mut().for_each(|sync| sync.touch_everything(true));
             }
             Event::RetryDue | Event::SyncDue => {}
@@ -235,32 +237,35 @@ impl<K: Iptables + 'static> Loop<K> {
         self.node_changed()
     }
 
-    /// kube-proxy reads a Node's addresses once. So do we, but take over the first that there are.
+    /// kube-proxy reads a Node's addresses and pod CIDRs once. So do we, but take over the first that
+    /// there are of each.
     fn node_changed(&mut self) -> Option<Ended> {
         let node = self.state.snapshot.node()?;
-        let is_by_pod_cidr = self.detects_by_pod_cidr();
-        match &self.settled_node {
-            Some(settled) if !settled.addresses.is_empty() => {
-                if settled.addresses != node.addresses {
-                    warn!(
-                        node = %node.name, was = ?settled.addresses, is = ?node.addresses,
-                        "the Node's addresses changed; rules keep the first until the next start"
-                    );
-                }
-                if is_by_pod_cidr && !settled.pod_cidrs.is_empty() && settled.pod_cidrs != node.pod_cidrs {
-                    return Some(Ended::PodCidrsChanged);
-                }
-                if settled.pod_cidrs.is_empty() {
-                    self.settled_node = Some(Node { addresses: settled.addresses.clone(), ..node.clone() });
-                }
-            }
-            _ if !node.addresses.is_empty() => {
-                info!(node = %node.name, addresses = ?node.addresses, "the Node's addresses are known");
-                self.settled_node = Some(node.clone());
-                self.state.families.iter_mut().for_each(|sync| sync.touch_everything(false));
-            }
-            _ => {}
+        let unknown = Node::unknown(node.name.clone());
+        let settled = self.settled_node.as_ref().unwrap_or(&unknown);
+        if self.settled_node.is_none() && node.addresses.is_empty() {
+            return None;
         }
+        let knows_pod_cidrs = !settled.pod_cidrs.is_empty();
+        if self.detects_by_pod_cidr() && knows_pod_cidrs && settled.pod_cidrs != node.pod_cidrs {
+            return Some(Ended::PodCidrsChanged);
+        }
+        if !settled.addresses.is_empty() && settled.addresses != node.addresses {
+            warn!(
+                node = %node.name, was = ?settled.addresses, is = ?node.addresses,
+                "the Node's addresses changed; rules keep the first until the next start"
+            );
+        }
+        let mut settled = settled.clone();
+        if settled.addresses.is_empty() && !node.addresses.is_empty() {
+            info!(node = %node.name, addresses = ?node.addresses, "the Node's addresses are known");
+            settled.addresses = node.addresses.clone();
+            self.state.families.iter_mut().for_each(|sync| sync.touch_everything(false));
+        }
+        if settled.pod_cidrs.is_empty() {
+            settled.pod_cidrs = node.pod_cidrs.clone();
+        }
+        self.settled_node = Some(settled);
         None
     }
 

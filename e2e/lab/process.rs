@@ -52,10 +52,13 @@ impl Process {
         command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(args);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let its_name = name.clone();
         let keeper = namespace.spawn(move || {
             let spawned = command.spawn();
             match spawned {
                 Ok(mut child) => {
+                    wait_for_its_own_program(&mut child, &its_name);
                     started.send(Ok(())).ok();
                     for order in inbox {
                         obey(&mut child, order);
@@ -66,7 +69,6 @@ impl Process {
                 Err(error) => drop(started.send(Err(error))),
             }
         })?;
-        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         start.recv().context("starting a keeper")?.with_context(|| format!("starting {name}"))?;
         Ok(Self { name, log: log.to_owned(), orders, keeper: Some(keeper) })
     }
@@ -102,6 +104,17 @@ impl Process {
         self.orders.send(order(reply)).expect("the keeper lives as long as the process value");
         answer.recv().expect("the keeper answers every question")
     }
+}
+
+/// Waits until `setpriv` has asked for the "parent died" signal and become the program `name`.
+fn wait_for_its_own_program(child: &mut Child, name: &str) {
+    let comm = format!("/proc/{}/comm", child.id());
+    // The kernel keeps 15 bytes of a name. Before setpriv it is the name of our own thread.
+    let name = &name.as_bytes()[..name.len().min(15)];
+    poll::until("setpriv becomes the program", END_DEADLINE, || {
+        let is_program = std::fs::read(&comm).is_ok_and(|comm| comm.trim_ascii_end() == name);
+        is_program || !matches!(child.try_wait(), Ok(None))
+    });
 }
 
 /// Carries out one order of the process value, on the keeper's thread.

@@ -116,19 +116,19 @@ fn command(family: IpFamily, text: &str) -> Result<Line, Reason> {
     }
 }
 
-/// Splits as iptables-restore does: white space; quotes; a backslash in quotes takes the next
-/// character as it is.
+/// Splits as iptables-restore does: white space; double quotes, and no others; a backslash in quotes
+/// takes the next character as it is.
 fn split_words(text: &str) -> Result<Vec<String>, Reason> {
     let mut words = Vec::with_capacity(24);
     let mut word = String::new();
-    let (mut quote, mut started) = (None, false);
+    let (mut is_quoted, mut started) = (false, false);
     let mut characters = text.chars();
     while let Some(c) = characters.next() {
-        match (quote, c) {
-            (Some(_), '\\') => word.push(characters.next().ok_or("text ends in a backslash")?),
-            (Some(open), c) if c == open => quote = None,
-            (None, '"' | '\'') => (quote, started) = (Some(c), true),
-            (None, ' ' | '\t') => {
+        match (is_quoted, c) {
+            (true, '\\') => word.push(characters.next().ok_or("text ends in a backslash")?),
+            (true, '"') => is_quoted = false,
+            (false, '"') => (is_quoted, started) = (true, true),
+            (false, ' ' | '\t') => {
                 if started {
                     words.push(std::mem::take(&mut word));
                 }
@@ -140,7 +140,7 @@ fn split_words(text: &str) -> Result<Vec<String>, Reason> {
             }
         }
     }
-    if quote.is_some() {
+    if is_quoted {
         return Err("a quote is not closed");
     }
     if started {
@@ -233,9 +233,10 @@ fn rule(family: IpFamily, mut words: Words<'_>) -> Result<Rule, Reason> {
                 rule.target =
                     Some(Target::Goto(ChainName::new(words.value()?).ok_or("not the name of a chain")?));
             }
-            // A basic option that is not known (`-f`): kept, so that nothing is lost.
+            // A basic option that is not known (`! -f`): kept, so that nothing is lost.
             _ => {
-                let mut kept: Vec<Box<str>> = vec![word.into()];
+                let mut kept: Vec<Box<str>> =
+                    if negated { vec!["!".into(), word.into()] } else { vec![word.into()] };
                 kept.extend(words.options().iter().map(|word| word.as_str().into()));
                 rule.matches.push(Match::Other { module: "".into(), words: kept.into() });
             }

@@ -188,7 +188,7 @@ pub enum Match {
     Nfacct(Arc<str>),
     /// Any other extension, or a known one with other options: its name and the words behind it.
     Other {
-        /// The module.
+        /// The module; empty for a basic option that is not known, as `-f`.
         module: Arc<str>,
         /// Its options as written, quotes taken off.
         words: Box<[Box<str>]>,

@@ -199,9 +199,12 @@ fn write_match(out: &mut String, family: IpFamily, m: &Match) {
             out.push_str(" -m nfacct --nfacct-name  ");
             out.push_str(name);
         }
+        // A basic option that is not known, as `-f`, belongs to no module.
         Match::Other { module, words: rest } => {
-            out.push_str(" -m ");
-            out.push_str(module);
+            if !module.is_empty() {
+                out.push_str(" -m ");
+                out.push_str(module);
+            }
             words(out, rest);
         }
     }

@@ -7,7 +7,7 @@ use super::{Backend, Iptables, Readable, RestoreError};
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{Chain, ChainName, Jump, Rule, Ruleset, Table, write};
 use crate::net::IpFamily;
-use crate::plan::Restore;
+use crate::plan::{Limits, Restore};
 
 /// The longest path of user-defined chains that nf_tables takes.
 const MAX_DEPTH: usize = 15;
@@ -17,6 +17,8 @@ const MAX_DEPTH: usize = 15;
 pub struct FakeIptables {
     family: IpFamily,
     backend: Backend,
+    /// What [`Iptables::limits`] answers: those of the back-end, unless changed.
+    pub limits: Limits,
     /// The tables.
     pub ruleset: Ruleset,
     /// The inputs of all restores so far, also of failed ones.
@@ -39,6 +41,7 @@ impl FakeIptables {
         FakeIptables {
             family,
             backend,
+            limits: backend.limits(),
             ruleset: Ruleset::with_built_in_chains(),
             inputs: Vec::new(),
             history: None,
@@ -194,6 +197,10 @@ impl Iptables for FakeIptables {
 
     fn backend(&self) -> Backend {
         self.backend
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
     }
 
     fn readable(&mut self, _: Table) -> anyhow::Result<Readable> {

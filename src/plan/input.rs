@@ -16,10 +16,21 @@ pub trait Restore {
     fn end(&mut self) -> Result<(), Self::Error>;
 }
 
-/// What an error leaves behind.
+/// What a failed restore leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aftermath {
+    /// Everything is as it was.
+    Nothing,
+    /// The table that failed is as it was; those committed before it hold what was sent.
+    EarlierTables,
+    /// Each table is as it was or holds what was sent, nobody knows which.
+    Unknown,
+}
+
+/// Tells what an error leaves behind.
 pub trait Uncertain {
-    /// Whether the restore may have taken effect all the same, as when the process was killed.
-    fn may_have_taken_effect(&self) -> bool;
+    /// What to expect of the kernel after it.
+    fn aftermath(&self) -> Aftermath;
 }
 
 /// How much one process is given.
@@ -61,18 +72,29 @@ pub struct Tally {
 /// Which chain each line of an input is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LineIndex {
-    /// First line (from 1) of each piece, ascending.
-    pieces: Vec<(usize, Table, ChainName)>,
+    /// Ascending.
+    pieces: Vec<Piece>,
     n_lines: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    /// From 1.
+    first_line: usize,
+    n_lines: u32,
+    table: Table,
+    chain: ChainName,
 }
 
 impl LineIndex {
     /// The chain that `line` (from 1) is about, and the line's place in that chain's piece (from 0:
     /// the declaration). `None` for `*nat`, `COMMIT` and what lies outside.
     pub fn chain_at(&self, line: usize) -> Option<(Table, ChainName, usize)> {
-        let next = self.pieces.partition_point(|(first, ..)| *first <= line);
-        let (first, table, chain) = *self.pieces.get(next.checked_sub(1)?)?;
-        (line <= self.n_lines).then_some((table, chain, line - first))
+        let next = self.pieces.partition_point(|piece| piece.first_line <= line);
+        let piece = self.pieces.get(next.checked_sub(1)?)?;
+        let at = line - piece.first_line;
+        // Lines between pieces begin and commit tables.
+        (at < piece.n_lines as usize).then_some((piece.table, piece.chain, at))
     }
 }
 
@@ -185,7 +207,7 @@ impl<'a, R: Restore> Input<'a, R> {
         for chain in in_order {
             text.clear();
             write::declaration(&mut text, chain);
-            self.text(Table::Nat, &text, Some(*chain));
+            self.text(Table::Nat, &text, *chain);
         }
         for chain in chains {
             text.clear();
@@ -205,11 +227,11 @@ impl<'a, R: Restore> Input<'a, R> {
         if table == Table::Filter {
             self.tally.n_filter_rules += effect.n_rules();
         }
-        self.text(table, text, Some(chain));
+        self.text(table, text, chain);
         self.effects.push((table, chain, effect));
     }
 
-    fn text(&mut self, table: Table, text: &str, about: Option<ChainName>) {
+    fn text(&mut self, table: Table, text: &str, chain: ChainName) {
         if !self.is_open {
             self.restore.begin();
             self.is_open = true;
@@ -222,9 +244,8 @@ impl<'a, R: Restore> Input<'a, R> {
             self.send(&heading);
             self.table = Some(table);
         }
-        if let Some(chain) = about {
-            self.lines.pieces.push((self.lines.n_lines + 1, table, chain));
-        }
+        let n_lines = text.bytes().filter(|byte| *byte == b'\n').count() as u32;
+        self.lines.pieces.push(Piece { first_line: self.lines.n_lines + 1, n_lines, table, chain });
         self.send(text);
     }
 

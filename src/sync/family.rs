@@ -8,11 +8,12 @@ use anyhow::anyhow;
 use tracing::{info, warn};
 
 use super::report::{Refusal, Report, SyncError};
+use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Jump, Rule, Table};
 use crate::kernel::{Iptables, Readable, RestoreError};
 use crate::model::{ServiceName, ServicePort, ServicePortName, Snapshot};
 use crate::net::{IpFamily, Protocol};
-use crate::plan::{Committed, Digest, Failure, FilterChain, NatChain, Planner, Reader};
+use crate::plan::{Aftermath, Committed, Digest, Failure, FilterChain, NatChain, Planner, Reader, Uncertain};
 use crate::policy::{Place, Selection, Verdicts};
 use crate::rules::{self, Entry, Settings, SharedChain, classic, fixed, names};
 
@@ -39,6 +40,19 @@ struct Record {
     filter_entries: Box<[Entry]>,
 }
 
+impl Record {
+    /// Whether `chain` is the service port's, or shared and `rule` is an entry of it there.
+    fn owns(&self, (table, chain): (Table, ChainName), rule: Option<&Rule>) -> bool {
+        let is_it = |shared: &SharedChain| shared.table() == table && shared.name() == chain;
+        table == Table::Nat && self.chains.contains(&chain)
+            || rule.is_some_and(|rule| {
+                let hash = Digest::rule(rule);
+                self.nat_entries.iter().any(|(shared, entry)| is_it(shared) && *entry == hash)
+                    || self.filter_entries.iter().any(|(shared, entry)| is_it(shared) && entry == rule)
+            })
+    }
+}
+
 /// The rules of one family on one node.
 pub struct FamilySync<K> {
     kernel: K,
@@ -46,7 +60,7 @@ pub struct FamilySync<K> {
     settings: Option<Settings>,
     /// `None` until the kernel was read, and when it has to be read again.
     committed: Option<Committed>,
-    /// What is kept of the last reading while a new one is due.
+    /// What was committed before a failure, where the kernel is too large to be read again.
     last_known: Committed,
     records: BTreeMap<ServicePortName, Record>,
     n_endpoints: usize,
@@ -97,11 +111,12 @@ impl<K: Iptables> FamilySync<K> {
     }
 
     /// Notes that every service port has to be compared; with `reread`, with what is found in the
-    /// kernel.
+    /// kernel, because somebody else wrote there. What cannot be read is written again.
     pub fn touch_everything(&mut self, reread: bool) {
         self.dirty = Dirty::Everything;
-        if reread && let Some(committed) = self.committed.take() {
-            self.last_known = committed;
+        if reread {
+            self.committed = None;
+            self.last_known = Committed::default();
         }
     }
 
@@ -138,10 +153,14 @@ impl<K: Iptables> FamilySync<K> {
             Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(false),
             Ok(()) => self.dirty = Dirty::Services(BTreeSet::new()),
             Err(failure) => {
-                // A refusal may mean that the kernel is not as it was: somebody flushed it.
-                let reread = !matches!(failure.error, RestoreError::Locked(_) | RestoreError::NotStarted(_));
+                // A refusal may mean that the kernel is not as it was: somebody flushed it. Unless
+                // nothing was tried, the old rules of filter are needed to go on from.
+                let reread = failure.error.aftermath() != Aftermath::Nothing;
                 report.outcome = Err(self.explain(failure));
-                self.touch_everything(reread);
+                self.touch_everything(false);
+                if reread {
+                    self.last_known = self.committed.take().unwrap_or_default();
+                }
             }
         }
         report
@@ -271,14 +290,18 @@ impl<K: Iptables> FamilySync<K> {
                 .filter(|(chain, _)| changed.shared.contains(chain))
                 .map(|(chain, rank)| (chain, rank, self.shared_digest(settings, chain)))
                 .collect();
-        let limits = self.kernel.backend().limits();
+        let limits = self.kernel.limits();
         let mut planner = Planner::new(settings.family, committed, &self.jumps, limits, &mut self.kernel);
         let steps = || -> Result<(), Failure<RestoreError>> {
             planner.filter_first(&filter)?;
+            // Together, so that the mark that is set is always the mark that is looked for.
             let fixed = fixed::chains(settings);
-            for chain in fixed.iter().filter(|chain| chain.table == Table::Nat) {
-                planner.nat_chains(&[NatChain { name: chain.name, rank: 0, rules: &chain.rules }])?;
-            }
+            let fixed: Vec<NatChain<'_>> = fixed
+                .iter()
+                .filter(|chain| chain.table == Table::Nat)
+                .map(|chain| NatChain { name: chain.name, rank: 0, rules: &chain.rules })
+                .collect();
+            planner.nat_chains(&fixed)?;
             let mut stale = changed.chains_before();
             for name in &changed.ports {
                 if stop.load(Ordering::Relaxed) {
@@ -346,15 +369,16 @@ impl<K: Iptables> FamilySync<K> {
         let RestoreError::Refused { line, text, message } = failure.error else {
             return SyncError::Restore(failure.error);
         };
-        let about = failure.lines.chain_at(line);
-        let owner = about.and_then(|(_, chain, _)| {
-            self.records
-                .iter()
-                .find(|(_, record)| record.chains.contains(&chain))
-                .map(|(name, _)| name.clone())
+        let chain = failure.lines.chain_at(line).map(|(table, chain, _)| (table, chain));
+        let rule = text.as_deref().and_then(|text| match parse::line(self.kernel.family(), text) {
+            Ok(Line::Append(_, rule)) => Some(rule),
+            _ => None,
         });
-        let chain = about.map(|(table, chain, _)| (table, chain));
-        SyncError::Refused(Refusal { line, text, message, chain, service_port: owner })
+        let service_port = chain.and_then(|chain| {
+            let is_owner = |record: &Record| record.owns(chain, rule.as_ref());
+            self.records.iter().find(|(_, record)| is_owner(record)).map(|(name, _)| name.clone())
+        });
+        SyncError::Refused(Refusal { line, text, message, chain, service_port })
     }
 }
 

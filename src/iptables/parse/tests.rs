@@ -46,7 +46,8 @@ fn spellings_of_one_rule_are_one_value() {
     check("-d fd00:0::1 -j A", "-d fd00::1/128 -j A");
     check("-p udp -j DNAT --to-destination [fd00::0:1]:53", "-p udp -j DNAT --to-destination [fd00::1]:53");
     check("--in-interface veth+ -g A", "-i veth+ -g A");
-    check(r#"-m comment --comment 'a "b" \'' -j A"#, r#"-m comment --comment "a \"b\" \'" -j A"#);
+    check(r#"-m comment --comment it's -j A"#, r#"-m comment --comment "it\'s" -j A"#);
+    check("-f -p tcp ! --dport 80 -j A", "-p tcp -f ! --dport 80 -j A");
 }
 
 #[test]
@@ -60,6 +61,9 @@ fn foreign_rules_are_kept_as_words() {
         "-m recent --update --seconds 5 --name x --mask 255.255.255.0 --rsource -j DROP",
         "-s 10.0.0.0/8 -m comment --comment \"-j ACCEPT\" -j SNAT --to-source 1.2.3.4",
         "-j REJECT --reject-with tcp-reset",
+        "-s 10.0.0.1/32 -f -j RETURN",
+        "! -f -j RETURN",
+        "-i ve'th -o b\\d -j RETURN",
         "-j LOG",
     ] {
         let rule = parsed(IpFamily::V4, text);

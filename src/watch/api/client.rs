@@ -22,6 +22,9 @@ pub async fn client(kubeconfig: Option<&Path>, master: Option<&str>) -> anyhow::
     // Longer than any watch: this ends what a server leaves open for ever.
     config.read_timeout = Some(Duration::from_secs(330));
     config.reset_reader_on_write = true;
+    // The client would try again by itself for minutes and nobody would hear of it; `follow` has a
+    // back-off of its own.
+    config.default_retry = false;
     let agent = format!("chainsmith/{}", env!("CARGO_PKG_VERSION"));
     config.headers.push(("user-agent".parse()?, agent.parse()?));
     kube::Client::try_from(config).context("preparing the API client")

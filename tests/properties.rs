@@ -1,0 +1,31 @@
+//! Claims about every cluster, tried on many random ones. The cases are the same at every run.
+
+#[path = "properties/cluster.rs"]
+mod cluster;
+#[path = "properties/junk.rs"]
+mod junk;
+#[path = "properties/live.rs"]
+mod live;
+#[path = "properties/order.rs"]
+mod order;
+#[path = "properties/ruleset.rs"]
+mod ruleset;
+#[path = "properties/steps.rs"]
+mod steps;
+#[path = "properties/text.rs"]
+mod text;
+#[path = "properties/walker.rs"]
+mod walker;
+
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestRng, TestRunner};
+
+/// Tries `claim` on `n_cases` values of `strategy`, always the same ones; shrinks one that refutes it.
+fn for_all<S: Strategy>(n_cases: u32, strategy: S, claim: impl Fn(S::Value) -> TestCaseResult) {
+    let config =
+        Config { cases: n_cases, failure_persistence: None, max_shrink_iters: 2_000, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    if let Err(error) = runner.run(&strategy, claim) {
+        panic!("{error}");
+    }
+}

@@ -1,0 +1,204 @@
+//! After every single commit each packet fares by the old or by the new rules.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use chainsmith::iptables::{ChainName, Ruleset, Table};
+use chainsmith::kernel::Backend;
+use chainsmith::net::{IpFamily, Protocol};
+use chainsmith::plan::Limits;
+use chainsmith::rules::names;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
+
+use crate::cluster::{ALLOWED, Edit, NODE_IPS, World, edits, index, ip, pod, worlds};
+use crate::for_all;
+use crate::live::{Live, backends, empty, families, faults, limits};
+use crate::walker::{Fate, Fates, Packet, Walker};
+
+/// Every address, port and protocol that a Service of `world` has in `family`.
+fn frontends(world: &World, family: IpFamily) -> BTreeSet<(SocketAddr, Protocol)> {
+    let mut all = BTreeSet::new();
+    for port in world.services.values().flat_map(|service| service.ports_in(family)) {
+        let frontend = port.frontend;
+        let outside = frontend.external_ips.iter().chain(&frontend.load_balancer_ips);
+        for to in outside.chain([&frontend.cluster_ip]) {
+            all.insert((SocketAddr::new(*to, port.port.port), port.port.protocol));
+        }
+        for to in NODE_IPS[index(family)].iter().map(|text| ip(text)).chain([family.localhost()]) {
+            all.extend(
+                port.port.node_port.map(|node_port| (SocketAddr::new(to, node_port), port.port.protocol)),
+            );
+        }
+    }
+    all
+}
+
+/// Packets to `frontends` from everybody who may be treated differently.
+fn packets(frontends: &BTreeSet<(SocketAddr, Protocol)>, family: IpFamily) -> Vec<Packet> {
+    let stranger = if family == IpFamily::V4 { "192.0.2.99" } else { "2001:db8:99::99" };
+    let sources: [(IpAddr, Option<&'static str>); 5] = [
+        (pod(family, 1), Some("cali1")),
+        (pod(family, 2), Some("cbr0")),
+        (ip(NODE_IPS[index(family)][0]), None),
+        (ip(ALLOWED[index(family)]), Some("eth0")),
+        (ip(stranger), Some("eth0")),
+    ];
+    let mut packets = Vec::new();
+    for (to, protocol) in frontends {
+        for (source, in_interface) in sources {
+            packets.push(Packet { source, to: *to, protocol: *protocol, in_interface });
+        }
+    }
+    packets
+}
+
+fn local(family: IpFamily) -> Vec<IpAddr> {
+    NODE_IPS[index(family)].iter().map(|text| ip(text)).collect()
+}
+
+/// How all `packets` fare under `ruleset`.
+fn fates(ruleset: &Ruleset, packets: &[Packet], local: &[IpAddr]) -> Vec<Fates> {
+    packets.iter().map(|packet| Walker { ruleset, local }.fates(packet)).collect()
+}
+
+fn is_refused(fates: &Fates) -> bool {
+    fates.keys().all(|fate| matches!(fate, Fate::Dropped | Fate::Rejected))
+}
+
+/// Whether filter refuses some packet to the address and port of `packet`, which nat may send
+/// elsewhere before.
+fn has_refusal(ruleset: &Ruleset, packet: &Packet, local: &[IpAddr]) -> bool {
+    let mut filter_only = ruleset.clone();
+    filter_only.tables.insert(Table::Nat, Ruleset::with_built_in_chains().tables[&Table::Nat].clone());
+    is_refused(&Walker { ruleset: &filter_only, local }.fates(packet))
+}
+
+/// Claims that `now` treats each packet as `old` or as `new` does.
+///
+/// One thing may be between: where a Service address appears or vanishes that is refused to some
+/// (source ranges, policy Local), it may for a moment be refused to all. A packet is never let through
+/// to where neither the old nor the new rules send it.
+fn old_or_new(
+    world: &str,
+    packets: &[Packet],
+    local: &[IpAddr],
+    old: &Ruleset,
+    now: &Ruleset,
+    new: &Ruleset,
+) -> TestCaseResult {
+    let (was, is, will_be) =
+        (fates(old, packets, local), fates(now, packets, local), fates(new, packets, local));
+    for (n, packet) in packets.iter().enumerate() {
+        let is_between =
+            || is_refused(&is[n]) && (has_refusal(old, packet, local) || has_refusal(new, packet, local));
+        prop_assert!(
+            is[n] == was[n] || is[n] == will_be[n] || is_between(),
+            "{world}: {packet:?}\nwas {:?}\nis {:?}\nwill be {:?}",
+            was[n],
+            is[n],
+            will_be[n]
+        );
+    }
+    Ok(())
+}
+
+/// What holds of the kernel's tables at any moment.
+fn is_sound(ruleset: &Ruleset) -> TestCaseResult {
+    for chains in ruleset.tables.values() {
+        for (name, chain) in chains {
+            for callee in chain.rules.iter().filter_map(|rule| rule.callee()) {
+                prop_assert!(chains.contains_key(&callee), "{name} leads to {callee}, which is not there");
+            }
+        }
+    }
+    let nat = &ruleset.tables[&Table::Nat];
+    let dispatch = [names::KUBE_SERVICES, names::KUBE_NODEPORTS];
+    for name in dispatch {
+        let callees: Vec<ChainName> =
+            nat.get(&name).into_iter().flat_map(|c| c.rules.iter().filter_map(|r| r.callee())).collect();
+        for callee in callees.iter().filter(|callee| !dispatch.contains(callee)) {
+            prop_assert!(!nat[callee].rules.is_empty(), "{name} leads to {callee}, which is empty");
+        }
+    }
+    Ok(())
+}
+
+/// An agent of which nothing is known but the tables it wrote, checked after every commit.
+fn check_commits(live: &mut Live, family: IpFamily, edits: &[Edit], until_done: bool) -> TestCaseResult {
+    let local = local(family);
+    let mut to = frontends(&live.world, family);
+    live.edit(edits);
+    to.append(&mut frontends(&live.world, family));
+    let packets = packets(&to, family);
+    let (mut old, new) = (live.tables(), live.wanted());
+    live.history();
+    loop {
+        let outcome = live.sync().outcome;
+        for (n, now) in live.history().iter().enumerate() {
+            is_sound(now)?;
+            old_or_new(&format!("commit {n}"), &packets, &local, &old, now, &new)?;
+        }
+        if outcome.is_ok() || !until_done {
+            return Ok(());
+        }
+        old = live.tables();
+    }
+}
+
+#[test]
+fn each_commit_treats_every_packet_as_before_or_as_after() {
+    let lives = (worlds(), vec(vec(edits(), 1..4), 1..4), families(), backends());
+    for_all(192, lives, |(world, steps, family, backend)| {
+        let mut live = Live::start(empty(family, backend, backend.limits()), world);
+        check_commits(&mut live, family, &[], true)?;
+        for edits in steps {
+            check_commits(&mut live, family, &edits, true)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn failures_on_the_way_do_not_change_that() {
+    let plans = vec(option::weighted(0.5, faults()), 0..8);
+    let lives = (worlds(), vec(vec(edits(), 1..4), 1..4), plans, families(), backends());
+    for_all(192, lives, |(world, steps, faults, family, backend)| {
+        let mut live = Live::start(empty(family, backend, backend.limits()), world);
+        live.sync.kernel().faults = faults;
+        check_commits(&mut live, family, &[], true)?;
+        for edits in steps {
+            check_commits(&mut live, family, &edits, true)?;
+        }
+        Ok(())
+    });
+}
+
+/// In several processes chains are changed before what leads to them.
+#[test]
+fn in_many_processes_too() {
+    let lives = (worlds(), vec(vec(edits(), 1..4), 1..4), families(), limits());
+    for_all(192, lives, |(world, steps, family, limits)| {
+        let mut live = Live::start(empty(family, Backend::Nft, limits), world);
+        check_commits(&mut live, family, &[], true)?;
+        for edits in steps {
+            check_commits(&mut live, family, &edits, true)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn limits_of_one_chain_a_process_work() {
+    let tiny = Limits { max_names: 1, max_rules: 1 };
+    for_all(48, (worlds(), families()), |(world, family)| {
+        let mut live = Live::start(empty(family, Backend::Nft, tiny), world);
+        prop_assert_eq!(live.sync().outcome, Ok(()));
+        for now in live.history() {
+            is_sound(&now)?;
+        }
+        Ok(())
+    });
+}
