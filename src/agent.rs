@@ -12,13 +12,13 @@ use tracing::{info, warn};
 
 use crate::config::host::{Counters, Host, Kernel};
 use crate::config::{BackendChoice, Config};
-use crate::kernel::iptables::{self, Unusable, open};
+use crate::kernel::iptables::{self, KernelIptables, Unusable, open};
 use crate::kernel::sysctl::Sysctls;
-use crate::kernel::{Backend, Iptables, addrs, nfacct};
+use crate::kernel::{Backend, Iptables, addrs, nfacct, nft};
 use crate::metrics::{self, Metrics};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed, names};
-use crate::sync::{Ended, Loop, Parts, Patience, canary};
+use crate::sync::{Ended, Inputs, Loop, Parts, Patience, canary};
 use crate::watch;
 
 const PROC: &str = "/proc";
@@ -67,9 +67,39 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let patience = if config.manifests.is_empty() { Patience::CLUSTER } else { Patience::NONE };
     let host = Arc::new(move || Host { addresses: local_addresses(), kernel });
-    let parts = Parts { config, node_name, host, kernels, metrics, patience };
-    let looping = tokio::spawn(Loop::new(parts).run(changes, flushed, shutdown));
+    let (written_sender, written) = mpsc::channel(64);
+    let is_notified = notify(&kernels, written_sender, &mut tasks);
+    let parts = Parts { config, node_name, host, kernels, metrics, patience, is_notified };
+    let inputs = Inputs { watch: changes, flushed, written, shutdown };
+    let looping = tokio::spawn(Loop::new(parts).run(inputs));
     end(looping, tasks).await
+}
+
+/// Passes commits to nf_tables on to `written`; `false` where they are not to be had, and the tables
+/// are looked at instead.
+fn notify(
+    kernels: &[KernelIptables],
+    written: mpsc::Sender<Option<u32>>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> bool {
+    if kernels.iter().any(|kernel| kernel.backend() == Backend::Legacy) {
+        return false;
+    }
+    let mut notifications = match nft::Notifications::listen() {
+        Ok(notifications) => notifications,
+        Err(error) => {
+            warn!(%error, "cannot listen to nf_tables; looking at the tables every second instead");
+            return false;
+        }
+    };
+    tasks.spawn(async move {
+        while let Ok(()) = match notifications.next().await.context("listening to nf_tables")? {
+            nft::Commit::Made { generation, .. } => written.send(Some(generation)).await,
+            nft::Commit::Missed => written.send(None).await,
+        } {}
+        Ok(())
+    });
+    true
 }
 
 /// Waits for the loop, or for a task that ends although it should not.

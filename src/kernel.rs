@@ -69,6 +69,9 @@ pub trait Iptables: Restore<Error = RestoreError> + Send {
     fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool>;
     /// Passes on the name of each chain of `table`.
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()>;
+    /// The number of the ruleset, which every commit of anybody raises; `None` where there is none
+    /// (legacy), or when it cannot be had.
+    fn generation(&mut self) -> Option<u32>;
     /// Makes `chain` in `table` unless it is there.
     fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()>;
     /// Whether `chain` is in `table`; an error when that cannot be told now.

@@ -32,6 +32,10 @@ pub struct SyncSample {
     pub n_processes: usize,
     /// Chains written or deleted.
     pub n_chains: usize,
+    /// Service ports that are left out because the kernel refuses them.
+    pub n_quarantined: usize,
+    /// Chains and jumps that somebody else had changed.
+    pub n_drifted: usize,
     /// For each table: its name, rules written, rules of ours in force.
     pub rules: [(&'static str, usize, usize); 2],
 }
@@ -48,6 +52,8 @@ pub struct Metrics {
     partial_restore_failures: IntCounterVec,
     processes: IntCounterVec,
     chains_written: IntCounterVec,
+    drift: IntCounterVec,
+    quarantined: GaugeVec,
 }
 
 impl Metrics {
@@ -112,6 +118,20 @@ impl Metrics {
                 Opts::new("chainsmith_chains_written_total", "Chains written or deleted"),
                 family,
             )?,
+            quarantined: GaugeVec::new(
+                Opts::new(
+                    "chainsmith_quarantined_service_ports",
+                    "Service ports left out because the kernel refuses them",
+                ),
+                family,
+            )?,
+            drift: IntCounterVec::new(
+                Opts::new(
+                    "chainsmith_drift_repaired_total",
+                    "Chains and jumps that somebody else had changed",
+                ),
+                family,
+            )?,
         };
         metrics.register_all(registry).context("registering metrics")?;
         Ok(metrics)
@@ -121,12 +141,16 @@ impl Metrics {
         for histogram in [&self.sync_duration, &self.full_sync_duration, &self.partial_sync_duration] {
             registry.register(Box::new(histogram.clone()))?;
         }
-        for gauge in [&self.last_sync, &self.rules_total, &self.rules_last] {
+        for gauge in [&self.last_sync, &self.rules_total, &self.rules_last, &self.quarantined] {
             registry.register(Box::new(gauge.clone()))?;
         }
-        for counter in
-            [&self.restore_failures, &self.partial_restore_failures, &self.processes, &self.chains_written]
-        {
+        for counter in [
+            &self.restore_failures,
+            &self.partial_restore_failures,
+            &self.processes,
+            &self.chains_written,
+            &self.drift,
+        ] {
             registry.register(Box::new(counter.clone()))?;
         }
         Ok(())
@@ -142,6 +166,8 @@ impl Metrics {
         }
         self.processes.with_label_values(labels).inc_by(sync.n_processes as u64);
         self.chains_written.with_label_values(labels).inc_by(sync.n_chains as u64);
+        self.quarantined.with_label_values(labels).set(sync.n_quarantined as f64);
+        self.drift.with_label_values(labels).inc_by(sync.n_drifted as u64);
         for (table, n_written, n_in_force) in sync.rules {
             let labels = &[family.as_str(), table];
             self.rules_last.with_label_values(labels).set(n_written as f64);

@@ -250,17 +250,16 @@ where
                 Ok(())
             }
             Err(error) => {
-                let aftermath = error.aftermath();
-                for (table, name, effect) in &effects {
-                    let is_known = match aftermath {
-                        Aftermath::Nothing => true,
-                        // filter is committed before nat, and once more behind it.
-                        Aftermath::EarlierTables => *table == Table::Nat,
-                        Aftermath::Unknown => false,
-                    };
-                    if !is_known {
-                        self.committed.forget(*name, effect);
-                    }
+                // Which table failed is not known for sure; what comes last was not committed.
+                let last = effects.last().map(|(table, ..)| *table);
+                let in_last = effects.iter().rev().take_while(|(table, ..)| Some(*table) == last).count();
+                let n_uncertain = match error.aftermath() {
+                    Aftermath::Nothing => 0,
+                    Aftermath::EarlierTables => effects.len() - in_last,
+                    Aftermath::Unknown => effects.len(),
+                };
+                for (_, name, effect) in &effects[..n_uncertain] {
+                    self.committed.forget(*name, effect);
                 }
                 Err(Failure { error, lines })
             }

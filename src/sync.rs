@@ -5,11 +5,14 @@
 
 pub mod canary;
 mod family;
+mod lookout;
 mod pacer;
+mod quarantine;
 mod report;
+mod tables;
 
 pub use family::{FamilySync, View};
-pub use report::{Refusal, Report, SyncError};
+pub use report::{Drift, Refusal, Report, SyncError};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +20,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::config::host::Host;
 use crate::config::{Config, DetectLocal};
@@ -29,10 +32,8 @@ use crate::net::IpFamily;
 use crate::policy::Place;
 use crate::rules::Settings;
 use crate::watch::WatchEvent;
+use lookout::Lookout;
 use pacer::Pacer;
-
-/// How long nothing happens before everything is compared once more all the same.
-const FULL_SYNC_PERIOD: Duration = Duration::from_secs(60 * 60);
 
 /// Whatever wakes the loop.
 #[derive(Debug)]
@@ -42,7 +43,11 @@ pub enum Event {
     Watch(WatchEvent),
     /// The tables of a family were flushed by somebody.
     TablesFlushed(IpFamily),
-    /// Everything is to be compared once more.
+    /// Somebody, perhaps we, committed to nf_tables; the ruleset's generation if it is known.
+    TablesWritten(Option<u32>),
+    /// It is time to look whether anybody else wrote to the tables.
+    LookDue,
+    /// Everything is to be compared once more with what the kernel holds.
     FullSyncDue,
     /// A sync may start: a change waited for the minimum period to pass.
     SyncDue,
@@ -84,6 +89,20 @@ pub struct Parts<K> {
     pub metrics: Arc<Metrics>,
     /// How long to wait for what the Node has to tell.
     pub patience: Patience,
+    /// Whether commits to the tables are notified; otherwise they are looked at every second.
+    pub is_notified: bool,
+}
+
+/// What the loop listens to.
+pub struct Inputs {
+    /// The cluster.
+    pub watch: mpsc::Receiver<WatchEvent>,
+    /// Families whose canary is gone.
+    pub flushed: mpsc::Receiver<IpFamily>,
+    /// Commits to nf_tables, by generation; `None` when some were missed.
+    pub written: mpsc::Receiver<Option<u32>>,
+    /// Set when the process is to end.
+    pub shutdown: tokio::sync::watch::Receiver<bool>,
 }
 
 /// How long the first sync waits for what the Node object does not say yet, from when it is known
@@ -121,7 +140,7 @@ pub struct Loop<K> {
     are_slices_listed: bool,
     /// When it was known whether there is a Node.
     node_listed_at: Option<Instant>,
-    full_sync_at: Instant,
+    lookout: Lookout,
     /// Whether an object changed since the last sync.
     is_changed: bool,
     stop: Arc<AtomicBool>,
@@ -130,34 +149,31 @@ pub struct Loop<K> {
 impl<K: Iptables + 'static> Loop<K> {
     /// A loop that has seen nothing yet.
     pub fn new(parts: Parts<K>) -> Loop<K> {
-        let Parts { config, node_name, host, kernels, metrics, patience } = parts;
+        let Parts { config, node_name, host, kernels, metrics, patience, is_notified } = parts;
         let families = kernels.into_iter().map(FamilySync::new).collect();
         Loop {
             pacer: Pacer::new(config.min_sync_period, config.sync_period),
             state: State { families, snapshot: Snapshot::default() },
-            parts: Parts { config, node_name, host, kernels: Vec::new(), metrics, patience },
+            lookout: Lookout::new(is_notified, config.audit_period, Instant::now()),
+            parts: Parts { config, node_name, host, kernels: Vec::new(), metrics, patience, is_notified },
             settled_node: None,
             are_services_listed: false,
             are_slices_listed: false,
             node_listed_at: None,
-            full_sync_at: Instant::now() + FULL_SYNC_PERIOD,
             is_changed: false,
             stop: Arc::new(AtomicBool::new(false)),
         }
     }
 
     /// Runs until it is told to end, or cannot go on.
-    pub async fn run(
-        mut self,
-        mut watch: mpsc::Receiver<WatchEvent>,
-        mut flushed: mpsc::Receiver<IpFamily>,
-        mut shutdown: tokio::sync::watch::Receiver<bool>,
-    ) -> Ended {
+    pub async fn run(mut self, inputs: Inputs) -> Ended {
+        let Inputs { mut watch, mut flushed, mut written, mut shutdown } = inputs;
         loop {
             let event = tokio::select! {
                 biased;
                 () = until_set(&mut shutdown) => Event::Shutdown,
                 Some(family) = flushed.recv() => Event::TablesFlushed(family),
+                Some(generation) = written.recv() => Event::TablesWritten(generation),
                 event = watch.recv() => match event {
                     Some(event) => Event::Watch(event),
                     None => return Ended::SourcesGone,
@@ -165,7 +181,17 @@ impl<K: Iptables + 'static> Loop<K> {
                 event = self.due() => event,
             };
             // Changes wait for the minimum period; these have waited, or cannot.
-            let is_urgent = !matches!(event, Event::Watch(_) | Event::NodeWaitOver | Event::Shutdown);
+            let is_urgent = matches!(
+                event,
+                Event::TablesFlushed(_)
+                    | Event::SyncDue
+                    | Event::RetryDue
+                    | Event::FullSyncDue
+                    | Event::LookDue
+            );
+            if matches!(event, Event::LookDue) {
+                self.look().await;
+            }
             let mut ended = self.take(event);
             // What came together is synced together.
             while let (None, Ok(event)) = (&ended, watch.try_recv()) {
@@ -183,16 +209,23 @@ impl<K: Iptables + 'static> Loop<K> {
 
     /// Waits for the next thing that the clock asks for.
     async fn due(&self) -> Event {
-        let (at, event) = match (self.node_wait_until(), self.pacer.retry_at()) {
-            (Some(at), _) => (at, Event::NodeWaitOver),
-            (None, _) if self.is_waiting() => {
-                (self.pacer.may_start().unwrap_or_else(Instant::now), Event::SyncDue)
+        let node_wait = self.node_wait_until().map(|at| (at, Event::NodeWaitOver));
+        let sync = match self.pacer.retry_at() {
+            _ if self.is_waiting() => {
+                Some((self.pacer.may_start().unwrap_or_else(Instant::now), Event::SyncDue))
             }
-            (None, Some(at)) => (at, Event::RetryDue),
-            (None, None) => (self.full_sync_at, Event::FullSyncDue),
+            retry_at => retry_at.map(|at| (at, Event::RetryDue)),
         };
-        tokio::time::sleep_until(at).await;
-        event
+        let look = self.lookout.look_at().map(|at| (at, Event::LookDue));
+        let audit = Some((self.lookout.audit_at(), Event::FullSyncDue));
+        let next = [node_wait, sync, look, audit].into_iter().flatten().min_by_key(|(at, _)| *at);
+        match next {
+            Some((at, event)) => {
+                tokio::time::sleep_until(at).await;
+                event
+            }
+            None => std::future::pending().await,
+        }
     }
 
     /// Notes what an event changed.
@@ -210,12 +243,14 @@ impl<K: Iptables + 'static> Loop<K> {
                     sync.touch_everything(true);
                 }
             }
+            Event::TablesWritten(generation) => self.lookout.committed(generation, Instant::now()),
             Event::FullSyncDue => {
-                // Also when nothing can be synced yet: else it would be due for ever.
-                self.full_sync_at = Instant::now() + FULL_SYNC_PERIOD;
-                self.state.families.iter_mut().for_each(|sync| sync.touch_everything(true));
+                let generation = self.generation();
+                if self.lookout.begin_audit(generation, Instant::now()) {
+                    self.read_everything_again();
+                }
             }
-            Event::RetryDue | Event::SyncDue => {}
+            Event::RetryDue | Event::SyncDue | Event::LookDue => {}
         }
         None
     }
@@ -321,6 +356,37 @@ impl<K: Iptables + 'static> Loop<K> {
         self.state.families.iter().any(FamilySync::is_dirty)
     }
 
+    /// The ruleset's generation, on the nft back-end.
+    fn generation(&mut self) -> Option<u32> {
+        self.state.families.first_mut().and_then(|sync| sync.kernel().generation())
+    }
+
+    fn read_everything_again(&mut self) {
+        self.lookout.forget();
+        self.state.families.iter_mut().for_each(|sync| sync.touch_everything(true));
+    }
+
+    /// Looks whether somebody else wrote to the tables; if so, everything is compared.
+    async fn look(&mut self) {
+        let started = Instant::now();
+        let generation = self.generation();
+        let (state, is_wrong) = on_thread(self.take_state(), |state| {
+            state.families.iter_mut().map(|sync| sync.look()).fold(false, |any, one| any | one)
+        })
+        .await;
+        self.state = state;
+        if is_wrong {
+            self.read_everything_again();
+        } else {
+            self.lookout.looked(generation, started, Instant::now());
+        }
+    }
+
+    fn take_state(&mut self) -> State<K> {
+        let empty = State { families: Vec::new(), snapshot: Snapshot::default() };
+        std::mem::replace(&mut self.state, empty)
+    }
+
     /// Syncs the families that have something to do, at the same time, off the async threads.
     async fn sync(&mut self, shutdown: &mut tokio::sync::watch::Receiver<bool>) {
         let host = (self.parts.host)();
@@ -329,29 +395,50 @@ impl<K: Iptables + 'static> Loop<K> {
             sync.set_settings(Settings::new(&self.parts.config, node, &host, sync.family()));
         }
         self.is_changed = false;
-        let empty = State { families: Vec::new(), snapshot: Snapshot::default() };
-        let state = std::mem::replace(&mut self.state, empty);
+        let before = self.generation();
         let (node_name, stop, metrics) =
             (self.parts.node_name.clone(), self.stop.clone(), self.parts.metrics.clone());
-        let mut work = tokio::task::spawn_blocking(move || sync_families(state, &node_name, &stop, &metrics));
-        let result = tokio::select! {
-            result = &mut work => result,
+        let mut work = Box::pin(on_thread(self.take_state(), move |state| {
+            sync_families(state, &node_name, &stop, &metrics)
+        }));
+        let (state, done) = tokio::select! {
+            done = &mut work => done,
             () = until_set(shutdown) => {
                 // A restore that has begun is left to end; no other is begun.
                 self.stop.store(true, Ordering::Relaxed);
                 work.await
             }
         };
-        let (state, is_success) = match result {
-            Ok(done) => done,
-            // A panic ends the process: half a state is not to be gone on with.
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        };
         self.state = state;
         let now = Instant::now();
-        self.pacer.ended(now, is_success);
-        self.full_sync_at = now + FULL_SYNC_PERIOD;
+        self.pacer.ended(now, done.is_success);
+        let after = self.generation();
+        self.lookout.synced(before, after, done.n_commits, now);
     }
+}
+
+/// Does `work` on the state on a thread where it may block. A panic there ends the process: half a
+/// state is not to be gone on with.
+async fn on_thread<K: Send + 'static, T: Send + 'static>(
+    mut state: State<K>,
+    work: impl FnOnce(&mut State<K>) -> T + Send + 'static,
+) -> (State<K>, T) {
+    let done = tokio::task::spawn_blocking(move || {
+        let done = work(&mut state);
+        (state, done)
+    });
+    match done.await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// What the syncs of all families came to.
+struct Done {
+    /// Every family succeeded.
+    is_success: bool,
+    /// Commits to the kernel's tables.
+    n_commits: usize,
 }
 
 /// Waits until `flag` is set; for ever when nobody can set it any more.
@@ -361,27 +448,29 @@ async fn until_set(flag: &mut tokio::sync::watch::Receiver<bool>) {
     }
 }
 
-/// Returns the state and whether every family succeeded.
 fn sync_families<K: Iptables>(
-    mut state: State<K>,
+    state: &mut State<K>,
     node_name: &str,
     stop: &AtomicBool,
     metrics: &Metrics,
-) -> (State<K>, bool) {
-    let State { families, snapshot } = &mut state;
+) -> Done {
+    let State { families, snapshot } = state;
     let zone = snapshot.node().and_then(|node| node.zone.clone());
     let view = View { snapshot, place: Place { node: node_name, zone: zone.as_deref() } };
-    let is_success = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let threads: Vec<_> = families
             .iter_mut()
             .filter(|sync| sync.is_dirty())
             .map(|sync| scope.spawn(move || sync_family(sync, view, stop, metrics)))
             .collect();
-        let results =
-            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
-        results.fold(true, |all, one| all & one)
-    });
-    (state, is_success)
+        let mut done = Done { is_success: true, n_commits: 0 };
+        for thread in threads {
+            let report = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            done.is_success &= report.outcome.is_ok();
+            done.n_commits += report.tally.n_commits;
+        }
+        done
+    })
 }
 
 fn sync_family<K: Iptables>(
@@ -389,7 +478,7 @@ fn sync_family<K: Iptables>(
     view: View<'_>,
     stop: &AtomicBool,
     metrics: &Metrics,
-) -> bool {
+) -> Report {
     let started = Instant::now();
     let report = sync.sync(view, stop);
     let elapsed = started.elapsed();
@@ -402,11 +491,27 @@ fn sync_family<K: Iptables>(
         elapsed,
         n_processes: tally.n_processes,
         n_chains: tally.n_chains + tally.n_deleted,
+        n_quarantined: sync.n_quarantined(),
+        n_drifted: report.drift.chains.len() + report.drift.n_jumps,
         rules: [
             rules(Table::Filter, tally.n_filter_rules),
             rules(Table::Nat, tally.n_rules - tally.n_filter_rules),
         ],
     });
+    if !report.drift.is_empty() {
+        warn!(
+            family = %report.family, chains = %report.drift, n_chains = report.drift.chains.len(),
+            n_jumps = report.drift.n_jumps, repaired = report.outcome.is_ok(),
+            "somebody else changed our rules"
+        );
+    }
+    for (port, refusal) in &report.quarantined {
+        error!(
+            family = %report.family, service_port = %port, protocol = %port.protocol,
+            rule = refusal.text.as_deref().unwrap_or_default(), message = refusal.message,
+            "the kernel refuses this service port; it is left out until its Service changes"
+        );
+    }
     match &report.outcome {
         Ok(()) => debug!(
             family = %report.family, full = report.is_full, elapsed_ms = elapsed.as_millis() as u64,
@@ -419,7 +524,7 @@ fn sync_family<K: Iptables>(
             processes = tally.n_processes, %error, "sync failed; what was in force stays, will be tried again"
         ),
     }
-    report.outcome.is_ok()
+    report
 }
 
 #[cfg(test)]

@@ -1,25 +1,23 @@
 //! Every recorded case of kube-proxy: packets fare by our rules as they fare by its.
-#![allow(clippy::disallowed_methods, reason = "tests read files")]
 
-#[path = "corpus/case.rs"]
-mod case;
+#[path = "shared/corpus_cases.rs"]
+mod corpus_cases;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicBool;
 
-use case::{Case, place, version, whole_state};
 use chainsmith::config::DetectLocal;
 use chainsmith::iptables::trace::{
     self, Delivery, Node, Origin, Outcome, Packet, RecentLists, Verdict, Weight,
 };
-use chainsmith::iptables::{ChainName, CtStates, Policy, Ruleset, Table, parse};
+use chainsmith::iptables::{ChainName, CtStates, Policy, Ruleset, Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::fake::FakeIptables;
-use chainsmith::model::{Snapshot, Touched};
+use chainsmith::model::Snapshot;
 use chainsmith::net::{IpFamily, Protocol};
 use chainsmith::rules;
-use chainsmith::sync::{FamilySync, View};
+use corpus_cases::{Case, live, place, version};
 
 /// A place that packets come from.
 struct Source {
@@ -125,19 +123,12 @@ fn our_rulesets(case: &Case, family: IpFamily) -> Vec<Ruleset> {
         return states.map(render).collect();
     };
     let kernel = FakeIptables::holding(family, Backend::Nft, &initial).expect("initial rules");
-    let (mut sync, mut cluster) = (FamilySync::new(kernel), Snapshot::default());
-    states
-        .map(|snapshot| {
-            for change in whole_state(&snapshot) {
-                cluster.apply(change, &mut Touched::default());
-            }
-            sync.set_settings(case.settings(&cluster, family));
-            sync.touch_everything(false);
-            let view = View { snapshot: &cluster, place: place(case, &cluster) };
-            assert_eq!(sync.sync(view, &AtomicBool::new(false)).outcome, Ok(()), "{}", case.name());
-            sync.kernel().ruleset.clone()
-        })
-        .collect()
+    let rulesets = RefCell::new(Vec::new());
+    live(case, kernel, |kernel| {
+        rulesets.borrow_mut().push(kernel.ruleset.clone());
+        write::save(family, &kernel.ruleset)
+    });
+    rulesets.into_inner()
 }
 
 fn fates(case: &Case, ruleset: &Ruleset, packet: &Packet) -> Vec<(Weight, Outcome)> {

@@ -25,6 +25,10 @@ pub struct FakeIptables {
     pub inputs: Vec<String>,
     /// The tables after every single commit, when they are wanted.
     pub history: Option<Vec<Ruleset>>,
+    /// A line that holds one of these texts is refused, for whatever reason a kernel may have.
+    pub refused_texts: Vec<String>,
+    /// Whether a refusal names the line of the `COMMIT`, as nft may, and not the one at fault.
+    pub is_vague: bool,
     /// What the next restores answer instead of being carried out; the last one first.
     pub failures: Vec<RestoreError>,
     /// Whether saves fail.
@@ -33,6 +37,8 @@ pub struct FakeIptables {
     pub readable: Readable,
     /// Saves so far.
     pub n_saves: usize,
+    /// Commits so far, of anybody: raise it to stand in for a foreign one.
+    pub n_commits: u32,
 }
 
 impl FakeIptables {
@@ -46,9 +52,12 @@ impl FakeIptables {
             inputs: Vec::new(),
             history: None,
             failures: Vec::new(),
+            refused_texts: Vec::new(),
+            is_vague: false,
             is_save_broken: false,
             readable: Readable::Rules,
             n_saves: 0,
+            n_commits: 0,
         }
     }
 
@@ -67,9 +76,16 @@ impl FakeIptables {
 
     fn run(&mut self, input: &str) -> Result<(), RestoreError> {
         let mut open: Option<(Table, BTreeMap<ChainName, Chain>)> = None;
+        let mut refused_here = None;
         for (n, text) in input.lines().enumerate() {
             let refused =
                 |message: String| RestoreError::Refused { line: n + 1, text: Some(text.to_owned()), message };
+            if self.refused_texts.iter().any(|refused| text.contains(refused.as_str())) {
+                match self.is_vague {
+                    false => return Err(refused("the kernel does not like it".to_owned())),
+                    true => refused_here = Some("the kernel does not like something".to_owned()),
+                }
+            }
             match (parse::line(self.family, text).map_err(|e| refused(e.to_string()))?, &mut open) {
                 (Line::Blank, _) => {}
                 (Line::Table(word), None) => {
@@ -77,9 +93,13 @@ impl FakeIptables {
                     open = Some((table, self.ruleset.tables.get(&table).cloned().unwrap_or_default()));
                 }
                 (Line::Commit, Some((table, chains))) => {
+                    if let Some(message) = refused_here.take() {
+                        return Err(refused(message));
+                    }
                     self.check_depth(chains).map_err(refused)?;
                     self.ruleset.tables.insert(*table, std::mem::take(chains));
                     open = None;
+                    self.n_commits += 1;
                     if let Some(history) = &mut self.history {
                         history.push(self.ruleset.clone());
                     }
@@ -226,6 +246,10 @@ impl Iptables for FakeIptables {
         let chains = self.ruleset.tables.get(&table).into_iter().flatten();
         chains.for_each(|(name, _)| each(name.as_str()));
         Ok(())
+    }
+
+    fn generation(&mut self) -> Option<u32> {
+        (self.backend == Backend::Nft).then_some(self.n_commits)
     }
 
     fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()> {

@@ -169,6 +169,13 @@ impl Iptables for KernelIptables {
         }
     }
 
+    fn generation(&mut self) -> Option<u32> {
+        match self.backend {
+            Backend::Nft => nft::generation().ok(),
+            Backend::Legacy => None,
+        }
+    }
+
     fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()> {
         if self.has_chain(table, chain)? {
             return Ok(());

@@ -55,6 +55,8 @@ impl Limits {
 pub struct Tally {
     /// iptables-restore processes that were started.
     pub n_processes: usize,
+    /// Tables committed.
+    pub n_commits: usize,
     /// Lines of input.
     pub n_lines: usize,
     /// Bytes of input.
@@ -67,6 +69,21 @@ pub struct Tally {
     pub n_chains: usize,
     /// Chains deleted.
     pub n_deleted: usize,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        let Tally { n_processes, n_commits, n_lines, n_bytes, n_rules, n_filter_rules, n_chains, n_deleted } =
+            other;
+        self.n_processes += n_processes;
+        self.n_commits += n_commits;
+        self.n_lines += n_lines;
+        self.n_bytes += n_bytes;
+        self.n_rules += n_rules;
+        self.n_filter_rules += n_filter_rules;
+        self.n_chains += n_chains;
+        self.n_deleted += n_deleted;
+    }
 }
 
 /// Which chain each line of an input is about.
@@ -253,6 +270,7 @@ impl<'a, R: Restore> Input<'a, R> {
         if self.table.take().is_some() {
             let mut text = String::new();
             write::commit(&mut text);
+            self.tally.n_commits += 1;
             self.send(&text);
         }
     }

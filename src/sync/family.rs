@@ -4,16 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::anyhow;
-use tracing::{info, warn};
-
+use super::quarantine::{Scene, is_refusal};
 use super::report::{Refusal, Report, SyncError};
+use super::tables::Tables;
 use crate::iptables::parse::{self, Line};
-use crate::iptables::{ChainName, Jump, Rule, Table};
-use crate::kernel::{Iptables, Readable, RestoreError};
+use crate::iptables::{ChainName, Rule, Table};
+use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePort, ServicePortName, Snapshot};
 use crate::net::{IpFamily, Protocol};
-use crate::plan::{Aftermath, Committed, Digest, Failure, FilterChain, NatChain, Planner, Reader, Uncertain};
+use crate::plan::{Aftermath, Committed, Digest, Failure, FilterChain, NatChain, Planner, Uncertain};
 use crate::policy::{Place, Selection, Verdicts};
 use crate::rules::{self, Entry, Settings, SharedChain, classic, fixed, names};
 
@@ -29,7 +28,7 @@ enum Dirty {
 /// What is remembered of a service port between syncs: no rule text but for its few entries in
 /// filter.
 #[derive(Clone, Debug)]
-struct Record {
+pub(super) struct Record {
     verdicts: Verdicts,
     n_endpoints: usize,
     /// Its chains in nat.
@@ -55,17 +54,14 @@ impl Record {
 
 /// The rules of one family on one node.
 pub struct FamilySync<K> {
-    kernel: K,
-    jumps: Vec<Jump>,
+    pub(super) tables: Tables<K>,
     settings: Option<Settings>,
-    /// `None` until the kernel was read, and when it has to be read again.
-    committed: Option<Committed>,
-    /// What was committed before a failure, where the kernel is too large to be read again.
-    last_known: Committed,
-    records: BTreeMap<ServicePortName, Record>,
+    pub(super) records: BTreeMap<ServicePortName, Record>,
     n_endpoints: usize,
-    is_large: bool,
+    pub(super) is_large: bool,
     dirty: Dirty,
+    /// Service ports that the kernel refuses, and what it said; left out.
+    pub(super) quarantine: BTreeMap<ServicePortName, Refusal>,
 }
 
 /// The cluster and the place from which it is seen.
@@ -81,30 +77,29 @@ impl<K: Iptables> FamilySync<K> {
     /// Starts without knowing anything of the kernel's state.
     pub fn new(kernel: K) -> FamilySync<K> {
         FamilySync {
-            kernel,
-            jumps: fixed::jumps(),
+            tables: Tables::new(kernel),
             settings: None,
-            committed: None,
-            last_known: Committed::default(),
             records: BTreeMap::new(),
             n_endpoints: 0,
             is_large: false,
             dirty: Dirty::Everything,
+            quarantine: BTreeMap::new(),
         }
     }
 
     /// The family.
     pub fn family(&self) -> IpFamily {
-        self.kernel.family()
+        self.tables.kernel.family()
     }
 
     /// The kernel's tables.
     pub fn kernel(&mut self) -> &mut K {
-        &mut self.kernel
+        &mut self.tables.kernel
     }
 
     /// Notes that the Services called `names`, or their endpoints, changed.
     pub fn touch(&mut self, names: BTreeSet<ServiceName>) {
+        names.iter().for_each(|name| self.release(name));
         if let Dirty::Services(services) = &mut self.dirty {
             services.extend(names);
         }
@@ -115,8 +110,8 @@ impl<K: Iptables> FamilySync<K> {
     pub fn touch_everything(&mut self, reread: bool) {
         self.dirty = Dirty::Everything;
         if reread {
-            self.committed = None;
-            self.last_known = Committed::default();
+            self.tables.forget();
+            self.quarantine.clear();
         }
     }
 
@@ -130,12 +125,22 @@ impl<K: Iptables> FamilySync<K> {
 
     /// Whether a sync has anything to look at.
     pub fn is_dirty(&self) -> bool {
-        self.committed.is_none() || self.dirty != Dirty::Services(BTreeSet::new())
+        self.tables.committed().is_none() || self.dirty != Dirty::Services(BTreeSet::new())
+    }
+
+    /// Whether somebody else seems to have written to the tables; everything should be read then.
+    pub fn look(&mut self) -> bool {
+        self.tables.look()
+    }
+
+    /// How many service ports are left out because the kernel refuses them.
+    pub fn n_quarantined(&self) -> usize {
+        self.quarantine.len()
     }
 
     /// How many rules of ours the kernel holds in `table`.
     pub fn n_rules_in_force(&self, table: Table) -> usize {
-        self.committed.as_ref().map_or(0, |committed| committed.n_rules(table))
+        self.tables.committed().map_or(0, |committed| committed.n_rules(table))
     }
 
     /// Brings the kernel in step with `view`. After a failure everything is compared again at the
@@ -143,10 +148,19 @@ impl<K: Iptables> FamilySync<K> {
     pub fn sync(&mut self, view: View<'_>, stop: &AtomicBool) -> Report {
         let mut report = Report::new(self.family(), self.dirty == Dirty::Everything);
         let Some(settings) = self.settings.clone() else { return report };
-        let mut committed = self.read_kernel();
+        let scene = Scene { settings: &settings, view, stop };
+        let (mut committed, drift) = self.tables.take();
         let changed = self.compile(&settings, view);
-        let outcome = self.restore(&settings, view, &changed, &mut committed, stop, &mut report);
-        self.committed = Some(committed);
+        let mut outcome = self.restore(scene, &changed, &mut committed, &mut report);
+        self.tables.put_back(committed);
+        outcome = match outcome {
+            Err(failure) if is_refusal(&failure) => self.narrow(scene, failure, &mut report),
+            outcome => outcome,
+        };
+        if outcome.is_ok() && !drift.is_empty() {
+            self.tables.learn_dialects(&drift);
+        }
+        report.drift = drift;
         report.n_service_ports = self.records.len();
         report.n_endpoints = self.n_endpoints;
         match outcome {
@@ -159,71 +173,33 @@ impl<K: Iptables> FamilySync<K> {
                 report.outcome = Err(self.explain(failure));
                 self.touch_everything(false);
                 if reread {
-                    self.last_known = self.committed.take().unwrap_or_default();
+                    self.tables.doubt();
                 }
             }
         }
         report
     }
 
-    /// Reads what the kernel holds, unless that is known.
-    ///
-    /// A table that has too many chains, or that cannot be read (somebody put rules into it that
-    /// iptables does not know), is taken by the names of its chains alone, and with what was known
-    /// of them before.
-    fn read_kernel(&mut self) -> Committed {
-        if let Some(committed) = self.committed.take() {
-            return committed;
-        }
-        let family = self.family();
-        let known = std::mem::take(&mut self.last_known);
-        let mut reader = Reader::new(family, &self.jumps, &is_tracked);
-        let mut unread = Vec::new();
-        for table in [Table::Filter, Table::Nat] {
-            let result = match self.kernel.readable(table) {
-                Ok(Readable::Rules) => self.kernel.save(table, &mut |line| reader.line(line)),
-                Ok(Readable::NamesOnly) => Err(anyhow!("it has too many chains")),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = result {
-                info!(%family, %table, error = %format!("{error:#}"), "the table is not read; it is written anew");
-                unread.push(table);
-            }
-        }
-        let mut committed = reader.finish();
-        for table in unread {
-            self.read_names(table, &known, &mut committed);
-        }
-        committed
+    /// Reads the kernel; whether it holds anything else than was left there.
+    pub(super) fn has_drifted(&mut self) -> bool {
+        self.tables.doubt();
+        let (committed, drift) = self.tables.take();
+        self.tables.put_back(committed);
+        !drift.is_empty()
     }
 
-    /// Takes the names of the chains of `table` into `committed`; none, when they cannot be had.
-    fn read_names(&mut self, table: Table, known: &Committed, committed: &mut Committed) {
-        let mut names = BTreeSet::new();
-        let result = self.kernel.chain_names(table, &mut |name| {
-            names.extend(ChainName::new(name).filter(|name| is_tracked(table, name)));
-        });
-        if let Err(error) = result {
-            warn!(family = %self.family(), %table, error = %format!("{error:#}"), "stale chains cannot be found");
-        }
-        match table {
-            Table::Nat => {
-                committed.nat =
-                    names.iter().map(|name| (*name, known.nat.get(name).copied().flatten())).collect();
-            }
-            Table::Filter => committed.filter = names.iter().map(|name| (*name, None)).collect(),
-            Table::Mangle => {}
-        }
-        for (number, jump) in self.jumps.iter().enumerate().filter(|(_, jump)| jump.table == table) {
-            match self.kernel.has_jump(jump) {
-                Ok(true) => drop(committed.jumps.insert(number)),
-                Ok(false) => drop(committed.jumps.remove(&number)),
-                // A jump that may be there twice costs time; one that is missing cuts the node off.
-                Err(error) => {
-                    warn!(family = %self.family(), error = %format!("{error:#}"), "writing the jump once more")
-                }
-            }
-        }
+    /// Compiles, compares and restores everything that is not in quarantine.
+    pub(super) fn restore_everything(
+        &mut self,
+        scene: Scene<'_>,
+        report: &mut Report,
+    ) -> Result<(), Failure<RestoreError>> {
+        self.dirty = Dirty::Everything;
+        let changed = self.compile(scene.settings, scene.view);
+        let (mut committed, _) = self.tables.take();
+        let outcome = self.restore(scene, &changed, &mut committed, report);
+        self.tables.put_back(committed);
+        outcome
     }
 
     /// Makes the records of what is dirty again.
@@ -242,6 +218,9 @@ impl<K: Iptables> FamilySync<K> {
         for service in services {
             for port in service.ports_in(settings.family) {
                 let name = port.name();
+                if self.quarantine.contains_key(&name) {
+                    continue;
+                }
                 self.records.insert(name.clone(), record(settings, view, &port));
                 changed.ports.insert(name);
             }
@@ -275,11 +254,9 @@ impl<K: Iptables> FamilySync<K> {
 
     fn restore(
         &mut self,
-        settings: &Settings,
-        view: View<'_>,
+        Scene { settings, view, stop }: Scene<'_>,
         changed: &Changed,
         committed: &mut Committed,
-        stop: &AtomicBool,
         report: &mut Report,
     ) -> Result<(), Failure<RestoreError>> {
         let filter =
@@ -290,38 +267,26 @@ impl<K: Iptables> FamilySync<K> {
                 .filter(|(chain, _)| changed.shared.contains(chain))
                 .map(|(chain, rank)| (chain, rank, self.shared_digest(settings, chain)))
                 .collect();
-        let limits = self.kernel.limits();
-        let mut planner = Planner::new(settings.family, committed, &self.jumps, limits, &mut self.kernel);
+        let limits = self.tables.kernel.limits();
+        let mut planner =
+            Planner::new(settings.family, committed, &self.tables.jumps, limits, &mut self.tables.kernel);
         let steps = || -> Result<(), Failure<RestoreError>> {
             planner.filter_first(&filter)?;
             // Together, so that the mark that is set is always the mark that is looked for.
-            let fixed = fixed::chains(settings);
-            let fixed: Vec<NatChain<'_>> = fixed
-                .iter()
-                .filter(|chain| chain.table == Table::Nat)
-                .map(|chain| NatChain { name: chain.name, rank: 0, rules: &chain.rules })
-                .collect();
-            planner.nat_chains(&fixed)?;
+            planner.nat_chains(&ranked(&fixed_nat_chains(settings)))?;
             let mut stale = changed.chains_before();
             for name in &changed.ports {
                 if stop.load(Ordering::Relaxed) {
                     return planner.finish();
                 }
-                let Some(port) = find_port(view.snapshot, settings.family, name) else { continue };
-                let endpoints = view.snapshot.endpoints(&port, settings.family);
-                let selection = Selection::new(&port, &endpoints, view.place);
-                let chains = classic::chains(settings, &port, &selection, self.is_large);
+                let chains = nat_chains_of(settings, view, name, self.is_large);
                 for chain in &chains {
                     stale.remove(&chain.name);
                 }
                 if let Some(record) = self.records.get_mut(name) {
                     record.chains = chains.iter().map(|chain| chain.name).collect();
                 }
-                let ranked: Vec<NatChain<'_>> = chains
-                    .iter()
-                    .map(|chain| NatChain { name: chain.name, rank: rank(&chain.name), rules: &chain.rules })
-                    .collect();
-                planner.nat_chains(&ranked)?;
+                planner.nat_chains(&ranked(&chains))?;
             }
             for (chain, rank, digest) in shared {
                 planner.nat_shared(chain.name(), rank, digest, |each| {
@@ -337,7 +302,7 @@ impl<K: Iptables> FamilySync<K> {
             planner.finish()
         };
         let outcome = steps();
-        report.tally = planner.tally();
+        report.tally += planner.tally();
         outcome
     }
 
@@ -364,13 +329,19 @@ impl<K: Iptables> FamilySync<K> {
         tail(settings, chain).iter().fold(digest, |digest, rule| digest.then(Digest::rule(rule)))
     }
 
-    /// Finds out whom a failed restore is about.
+    /// Says what a failed restore is about.
     fn explain(&self, failure: Failure<RestoreError>) -> SyncError {
-        let RestoreError::Refused { line, text, message } = failure.error else {
-            return SyncError::Restore(failure.error);
-        };
-        let chain = failure.lines.chain_at(line).map(|(table, chain, _)| (table, chain));
-        let rule = text.as_deref().and_then(|text| match parse::line(self.kernel.family(), text) {
+        match self.refusal_of(&failure) {
+            Some(refusal) => SyncError::Refused(refusal),
+            None => SyncError::Restore(failure.error),
+        }
+    }
+
+    /// Finds out whom a refused restore is about; `None` for any other failure.
+    pub(super) fn refusal_of(&self, failure: &Failure<RestoreError>) -> Option<Refusal> {
+        let RestoreError::Refused { line, text, message } = &failure.error else { return None };
+        let chain = failure.lines.chain_at(*line).map(|(table, chain, _)| (table, chain));
+        let rule = text.as_deref().and_then(|text| match parse::line(self.family(), text) {
             Ok(Line::Append(_, rule)) => Some(rule),
             _ => None,
         });
@@ -378,13 +349,35 @@ impl<K: Iptables> FamilySync<K> {
             let is_owner = |record: &Record| record.owns(chain, rule.as_ref());
             self.records.iter().find(|(_, record)| is_owner(record)).map(|(name, _)| name.clone())
         });
-        SyncError::Refused(Refusal { line, text, message, chain, service_port })
+        Some(Refusal { line: *line, text: text.clone(), message: message.clone(), chain, service_port })
     }
 }
 
-/// Whether the content of the chain is compared: it is ours, or the kubelet's that we may write to.
-fn is_tracked(table: Table, name: &ChainName) -> bool {
-    names::is_ours(table, name) || (table == Table::Filter && *name == names::KUBE_FIREWALL)
+/// The chains of nat that do not depend on Services.
+pub(super) fn fixed_nat_chains(settings: &Settings) -> Vec<rules::NatChain> {
+    let of_nat = fixed::chains(settings).into_iter().filter(|chain| chain.table == Table::Nat);
+    of_nat.map(|chain| rules::NatChain { name: chain.name, rules: chain.rules }).collect()
+}
+
+/// `chains` as the planner takes them.
+pub(super) fn ranked(chains: &[rules::NatChain]) -> Vec<NatChain<'_>> {
+    chains
+        .iter()
+        .map(|chain| NatChain { name: chain.name, rank: rank(&chain.name), rules: &chain.rules })
+        .collect()
+}
+
+/// The chains of one service port, callees first.
+pub(super) fn nat_chains_of(
+    settings: &Settings,
+    view: View<'_>,
+    name: &ServicePortName,
+    is_large: bool,
+) -> Vec<rules::NatChain> {
+    let Some(port) = find_port(view.snapshot, settings.family, name) else { return Vec::new() };
+    let endpoints = view.snapshot.endpoints(&port, settings.family);
+    let selection = Selection::new(&port, &endpoints, view.place);
+    classic::chains(settings, &port, &selection, is_large)
 }
 
 /// What a compilation changed.

@@ -39,6 +39,41 @@ pub enum SyncError {
     Restore(RestoreError),
 }
 
+/// What the kernel held otherwise than we had left it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Chains with other rules, or gone.
+    pub chains: Vec<(Table, ChainName)>,
+    /// Jumps from built-in chains that were gone.
+    pub n_jumps: usize,
+}
+
+impl Drift {
+    /// Whether there was none.
+    pub fn is_empty(&self) -> bool {
+        self.chains.is_empty() && self.n_jumps == 0
+    }
+}
+
+/// The first few chains by name, and how many more there are.
+impl std::fmt::Display for Drift {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const SHOWN: usize = 5;
+        let names: Vec<String> =
+            self.chains.iter().take(SHOWN).map(|(table, chain)| format!("{table} {chain}")).collect();
+        f.write_str(&names.join(", "))?;
+        match self.chains.len() {
+            n if n > SHOWN => write!(f, " and {} more", n - SHOWN)?,
+            _ => {}
+        }
+        match self.n_jumps {
+            0 => Ok(()),
+            n if self.chains.is_empty() => write!(f, "{n} jumps from built-in chains"),
+            n => write!(f, "; {n} jumps from built-in chains"),
+        }
+    }
+}
+
 /// What a sync of one family did.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -52,6 +87,10 @@ pub struct Report {
     pub n_service_ports: usize,
     /// Their endpoints, whatever their conditions.
     pub n_endpoints: usize,
+    /// What was found changed by somebody else, and is repaired unless the sync failed.
+    pub drift: Drift,
+    /// Service ports that the kernel refused, and are left out from now on.
+    pub quarantined: Vec<(ServicePortName, Refusal)>,
     /// How it ended.
     pub outcome: Result<(), SyncError>,
 }
@@ -59,6 +98,15 @@ pub struct Report {
 impl Report {
     pub(super) fn new(family: IpFamily, is_full: bool) -> Report {
         let tally = Tally::default();
-        Report { family, is_full, tally, n_service_ports: 0, n_endpoints: 0, outcome: Ok(()) }
+        Report {
+            family,
+            is_full,
+            tally,
+            n_service_ports: 0,
+            n_endpoints: 0,
+            drift: Drift::default(),
+            quarantined: Vec::new(),
+            outcome: Ok(()),
+        }
     }
 }

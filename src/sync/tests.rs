@@ -1,1 +1,178 @@
+//! The loop in time that passes only when nothing is to be done.
 
+mod failures;
+mod kernel;
+mod node;
+mod pace;
+
+use std::sync::Mutex;
+
+use super::*;
+use crate::kernel::Backend;
+use crate::kernel::fake::FakeIptables;
+use crate::model::{
+    Conditions, Frontend, Hints, ObjectName, Port, Service, ServiceName, Slice, SliceEndpoint, SlicePort,
+};
+use crate::net::{Cidr, PerFamily, Protocol};
+use kernel::Shared;
+
+const NODE: &str = "node-a";
+
+/// A running loop, and what it is connected to.
+struct Rig {
+    kernels: Vec<Shared>,
+    events: mpsc::Sender<WatchEvent>,
+    flushed: mpsc::Sender<IpFamily>,
+    shutdown: tokio::sync::watch::Sender<bool>,
+    running: tokio::task::JoinHandle<Ended>,
+    metrics: Arc<Metrics>,
+    /// When each sync began, from the start.
+    syncs: Arc<Mutex<Vec<Duration>>>,
+    started: Instant,
+}
+
+impl Rig {
+    fn start(config: Config, patience: Patience) -> Rig {
+        let kernels: Vec<Shared> =
+            IpFamily::BOTH.map(|family| Shared::new(FakeIptables::new(family, Backend::Nft))).into();
+        let (events, watch) = mpsc::channel(64);
+        let (flushed_sender, flushed) = mpsc::channel(2);
+        let (shutdown_sender, shutdown) = tokio::sync::watch::channel(false);
+        let metrics = Arc::new(Metrics::register(&prometheus::Registry::new()).unwrap());
+        let (started, syncs) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
+        let begun = syncs.clone();
+        // The loop asks for the host's addresses at the start of each sync.
+        let host: HostSource = Arc::new(move || {
+            begun.lock().unwrap().push(started.elapsed());
+            Host::default()
+        });
+        let parts = Parts {
+            config: Arc::new(config),
+            node_name: NODE.into(),
+            host,
+            kernels: kernels.clone(),
+            metrics: metrics.clone(),
+            patience,
+        };
+        let running = tokio::spawn(Loop::new(parts).run(watch, flushed, shutdown));
+        Rig {
+            kernels,
+            events,
+            flushed: flushed_sender,
+            shutdown: shutdown_sender,
+            running,
+            metrics,
+            syncs,
+            started,
+        }
+    }
+
+    /// A loop that has synced `ns/s` once, which has no endpoints.
+    async fn settled() -> Rig {
+        let rig = Rig::start(Config::default(), Patience::CLUSTER);
+        rig.change(Change::Node(Some(node("east")))).await;
+        rig.change(service("s", 1)).await;
+        rig.list().await;
+        rig.after(Duration::from_secs(60)).await;
+        assert_eq!(rig.take_syncs(), [0]);
+        rig
+    }
+
+    async fn send(&self, event: WatchEvent) {
+        self.events.send(event).await.unwrap();
+    }
+
+    async fn change(&self, change: Change) {
+        self.send(WatchEvent::Change(change)).await;
+    }
+
+    async fn list(&self) {
+        for event in [WatchEvent::ServicesListed, WatchEvent::SlicesListed, WatchEvent::NodeListed] {
+            self.send(event).await;
+        }
+    }
+
+    /// Lets time pass; it does so at once when everybody waits.
+    async fn after(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    /// When syncs began, in milliseconds from the start; forgets them.
+    fn take_syncs(&self) -> Vec<u128> {
+        self.syncs.lock().unwrap().drain(..).map(|at| at.as_millis()).collect()
+    }
+
+    fn now(&self) -> u128 {
+        self.started.elapsed().as_millis()
+    }
+
+    /// What `work` sees in the kernel's tables of IPv4.
+    fn kernel<T>(&self, work: impl FnOnce(&mut FakeIptables) -> T) -> T {
+        self.kernels[0].with(work)
+    }
+
+    /// The rules of a chain that is there in IPv4.
+    fn rules(&self, table: Table, chain: &str) -> usize {
+        let name = crate::iptables::ChainName::new(chain).unwrap();
+        self.kernel(|kernel| kernel.ruleset.chain(table, &name).map_or(usize::MAX, |chain| chain.rules.len()))
+    }
+
+    fn restores(&self) -> usize {
+        self.kernel(|kernel| kernel.inputs.len())
+    }
+
+    async fn ended(self) -> Ended {
+        self.running.await.unwrap()
+    }
+}
+
+fn node(zone: &str) -> Node {
+    Node {
+        name: NODE.into(),
+        addresses: [[192, 168, 0, 2].into()].into(),
+        pod_cidrs: Box::default(),
+        zone: Some(zone.into()),
+    }
+}
+
+fn name(text: &str) -> ServiceName {
+    ObjectName::new("ns", text)
+}
+
+/// A Service at 172.30.0.`n`.
+fn service(text: &str, n: u8) -> Change {
+    let frontend = Frontend {
+        cluster_ip: [172, 30, 0, n].into(),
+        external_ips: Box::default(),
+        load_balancer_ips: Box::default(),
+        source_ranges: Box::default(),
+    };
+    let service = Service {
+        name: name(text),
+        frontends: PerFamily { v4: Some(frontend), v6: None },
+        ports: [Port { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }].into(),
+        internal_policy: Default::default(),
+        external_policy: Default::default(),
+        affinity_seconds: None,
+        health_check_node_port: None,
+    };
+    Change::Service(name(text), Some(service))
+}
+
+/// Endpoints of a Service, one for each zone that they are hinted for; none is ready for the empty
+/// zone.
+fn slice(service: &str, zones: &[&str]) -> Change {
+    let endpoint = |(n, zone): (usize, &&str)| SliceEndpoint {
+        ip: [10, 180, 0, n as u8].into(),
+        conditions: Conditions { is_ready: !zone.is_empty(), is_serving: true, is_terminating: false },
+        node: None,
+        hints: Some(Box::new(Hints { zones: [Arc::from(*zone)].into(), nodes: Box::default() })),
+    };
+    let slice = Slice {
+        service: name(service),
+        family: IpFamily::V4,
+        ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
+        endpoints: zones.iter().enumerate().map(endpoint).collect(),
+    };
+    Change::Slice(name(&format!("{service}-1")), Some(slice))
+}

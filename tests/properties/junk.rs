@@ -143,7 +143,7 @@ fn parts(ruleset: &Ruleset, jumps_wanted: usize) -> (Ruleset, Ruleset, Vec<usize
 #[test]
 fn whatever_was_there_the_wanted_rules_come_and_the_rest_stays() {
     let starts = (worlds(), vec(edits(), 0..3), junk(), families(), backends(), limits(), any::<bool>());
-    for_all(384, starts, |(world, edits, junk, family, backend, limits, is_readable)| {
+    for_all(1920, starts, |(world, edits, junk, family, backend, limits, is_readable)| {
         // What an earlier agent left, of a cluster that was a little different.
         let mut fake = FakeIptables::new(family, backend);
         fake.ruleset = world.ruleset(family);

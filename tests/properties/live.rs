@@ -141,6 +141,10 @@ impl Iptables for Flaky {
         self.fake.save(table, each)
     }
 
+    fn generation(&mut self) -> Option<u32> {
+        self.fake.generation()
+    }
+
     fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {
         self.fake.has_jump(jump)
     }

@@ -24,7 +24,7 @@ fn the_order_in_which_objects_come_makes_no_difference() {
         changes.extend(world.slices.iter().map(|(name, s)| Change::Slice(name.clone(), Some(s.clone()))));
         (Just(world), Just(changes).prop_shuffle())
     });
-    for_all(128, (worlds, families()), |((world, changes), family)| {
+    for_all(640, (worlds, families()), |((world, changes), family)| {
         let mut snapshot = Snapshot::default();
         changes.into_iter().for_each(|change| snapshot.apply(change, &mut Touched::default()));
         let mut shuffled_host = world.host.clone();
@@ -39,7 +39,7 @@ fn the_order_in_which_objects_come_makes_no_difference() {
 /// The bytes that are sent, too: nothing of a hash map's order is in them.
 #[test]
 fn the_same_cluster_gives_the_same_input() {
-    for_all(48, (worlds(), families()), |(world, family)| {
+    for_all(240, (worlds(), families()), |(world, family)| {
         let inputs = || {
             let mut live = Live::start(empty(family, Backend::Nft, Limits::NFT), world.clone());
             live.sync().outcome.expect("tables in memory take it");
@@ -52,7 +52,7 @@ fn the_same_cluster_gives_the_same_input() {
 
 #[test]
 fn every_jump_has_its_chain_and_no_path_is_longer_than_nf_tables_takes() {
-    for_all(256, (worlds(), families()), |(world, family)| {
+    for_all(1280, (worlds(), families()), |(world, family)| {
         let ruleset = world.ruleset(family);
         for (table, chains) in &ruleset.tables {
             for (name, chain) in chains {
@@ -81,7 +81,7 @@ fn names_fit_and_only_chains_that_kube_proxy_leaves_empty_are_empty() {
         let is_built_in = ruleset.chain(table, name).is_some_and(|chain| chain.policy.is_some());
         shared || is_built_in || [names::KUBE_PROXY_CANARY, names::KUBE_FIREWALL].contains(name)
     };
-    for_all(256, (worlds(), families()), |(world, family)| {
+    for_all(1280, (worlds(), families()), |(world, family)| {
         let ruleset = world.ruleset(family);
         for (table, chains) in &ruleset.tables {
             for (name, chain) in chains {
@@ -103,7 +103,7 @@ fn names_fit_and_only_chains_that_kube_proxy_leaves_empty_are_empty() {
 
 #[test]
 fn a_family_knows_nothing_of_the_other() {
-    for_all(64, worlds(), |world| {
+    for_all(320, worlds(), |world| {
         for family in IpFamily::BOTH {
             let mut alone = world.clone();
             alone.slices.retain(|_, slice| slice.family == family);

@@ -18,7 +18,7 @@ fn lives() -> impl Strategy<Value = (World, Vec<Vec<Edit>>)> {
 
 #[test]
 fn the_first_sync_leaves_the_whole_ruleset() {
-    for_all(192, (worlds(), families(), backends(), limits()), |(world, family, backend, limits)| {
+    for_all(960, (worlds(), families(), backends(), limits()), |(world, family, backend, limits)| {
         let mut live = Live::start(empty(family, backend, limits), world);
         prop_assert_eq!(live.sync().outcome, Ok(()));
         same(family, "kernel", &live.tables(), &live.wanted())
@@ -27,23 +27,27 @@ fn the_first_sync_leaves_the_whole_ruleset() {
 
 #[test]
 fn partial_syncs_end_where_a_full_one_ends() {
-    for_all(256, (lives(), families(), backends(), limits()), |((world, steps), family, backend, limits)| {
-        let mut live = Live::start(empty(family, backend, limits), world);
-        prop_assert_eq!(live.sync().outcome, Ok(()));
-        for edits in steps {
-            live.edit(&edits);
+    for_all(
+        1280,
+        (lives(), families(), backends(), limits()),
+        |((world, steps), family, backend, limits)| {
+            let mut live = Live::start(empty(family, backend, limits), world);
             prop_assert_eq!(live.sync().outcome, Ok(()));
-            same(family, "kernel", &live.tables(), &live.wanted())?;
-        }
-        Ok(())
-    });
+            for edits in steps {
+                live.edit(&edits);
+                prop_assert_eq!(live.sync().outcome, Ok(()));
+                same(family, "kernel", &live.tables(), &live.wanted())?;
+            }
+            Ok(())
+        },
+    );
 }
 
 #[test]
 fn failures_are_made_good_by_the_next_sync() {
     let plans = vec(proptest::option::weighted(0.6, faults()), 0..8);
     let lives = (lives(), plans, families(), backends(), limits(), any::<bool>());
-    for_all(384, lives, |((world, steps), faults, family, backend, limits, is_readable)| {
+    for_all(1920, lives, |((world, steps), faults, family, backend, limits, is_readable)| {
         let mut kernel = empty(family, backend, limits);
         kernel.faults = faults;
         kernel.fake.readable = if is_readable { Readable::Rules } else { Readable::NamesOnly };
@@ -78,7 +82,7 @@ fn a_cluster_that_becomes_large_and_small_again_looks_like_a_new_one() {
         Edit::Slice(name, Some(slice))
     };
     for_all(
-        12,
+        60,
         (worlds(), vec(prop_oneof![Just(999usize), 1000..1002usize, Just(5)], 1..5)),
         |(world, sizes)| {
             let mut live = Live::start(empty(IpFamily::V4, Backend::Nft, Limits::NFT), world);
@@ -133,7 +137,7 @@ fn one_slice() -> Edit {
 
 #[test]
 fn without_a_change_nothing_is_read_and_no_process_started() {
-    for_all(64, (lives(), families(), backends(), limits()), |((world, steps), family, backend, limits)| {
+    for_all(320, (lives(), families(), backends(), limits()), |((world, steps), family, backend, limits)| {
         let mut live = Live::start(empty(family, backend, limits), world);
         for edits in std::iter::once(Vec::new()).chain(steps) {
             live.edit(&edits);
@@ -165,7 +169,7 @@ fn without_a_change_nothing_is_read_and_no_process_started() {
 
 #[test]
 fn a_family_without_a_change_starts_no_process() {
-    for_all(96, (worlds(), vec(edits(), 1..3), families()), |(world, edits, family)| {
+    for_all(480, (worlds(), vec(edits(), 1..3), families()), |(world, edits, family)| {
         let mut live = Live::start(empty(family, Backend::Nft, Limits::NFT), world);
         prop_assert_eq!(live.sync().outcome, Ok(()));
         let before = live.wanted();
@@ -179,7 +183,7 @@ fn a_family_without_a_change_starts_no_process() {
 
 #[test]
 fn one_changed_endpoint_is_one_process_with_its_own_lines_only() {
-    for_all(96, (worlds(), any::<proptest::sample::Index>(), families()), |(world, which, family)| {
+    for_all(480, (worlds(), any::<proptest::sample::Index>(), families()), |(world, which, family)| {
         let mut live = Live::start(empty(family, Backend::Nft, Limits::NFT), world);
         prop_assert_eq!(live.sync().outcome, Ok(()));
         let before = live.tables();
@@ -223,7 +227,7 @@ fn changed_lines(before: &chainsmith::iptables::Ruleset, after: &chainsmith::ipt
 fn a_flush_is_repaired_also_where_the_rules_cannot_be_read() {
     let damage = vec((any::<proptest::sample::Index>(), 0..3u8), 1..8);
     for_all(
-        96,
+        480,
         (worlds(), damage, families(), backends(), any::<bool>()),
         |(world, damage, family, backend, is_readable)| {
             let mut live = Live::start(empty(family, backend, backend.limits()), world);

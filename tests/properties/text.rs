@@ -178,7 +178,7 @@ fn rulesets(family: IpFamily) -> impl Strategy<Value = Ruleset> {
 #[test]
 fn any_rule_is_read_back_from_its_text() {
     for family in IpFamily::BOTH {
-        for_all(3_000, rules(family), |rule| {
+        for_all(3000, rules(family), |rule| {
             let line = format!("-A X {}", write::rule_text(family, &rule));
             prop_assert_eq!(
                 parse::line(family, &line),
@@ -194,7 +194,7 @@ fn any_rule_is_read_back_from_its_text() {
 #[test]
 fn any_ruleset_is_read_back_from_its_text() {
     for family in IpFamily::BOTH {
-        for_all(200, rulesets(family), |ruleset| {
+        for_all(1000, rulesets(family), |ruleset| {
             let text = write::save(family, &ruleset);
             let read = parse::save(family, &text);
             prop_assert!(read.is_ok(), "{:?}\n{}", read, text);
@@ -205,7 +205,7 @@ fn any_ruleset_is_read_back_from_its_text() {
 
 #[test]
 fn rules_of_any_cluster_are_read_back_from_both_forms() {
-    for_all(128, (worlds(), families()), |(world, family)| {
+    for_all(640, (worlds(), families()), |(world, family)| {
         let ruleset = world.ruleset(family);
         let saved = parse::save(family, &write::save(family, &ruleset));
         same(family, "save", &saved.expect("our own text"), &ruleset)?;
@@ -231,7 +231,7 @@ fn no_text_makes_the_reader_panic() {
         "-A X -p tcp -m tcp ",
         "",
     ]);
-    for_all(4_000, (starts, texts(), texts()), |(start, a, b)| {
+    for_all(4000, (starts, texts(), texts()), |(start, a, b)| {
         for family in IpFamily::BOTH {
             let _ = parse::line(family, &format!("{start}{a} --dport {b}"));
             let _ = parse::line(family, &format!("{start}{a}"));

@@ -47,7 +47,6 @@ fn spellings_of_one_rule_are_one_value() {
     check("-p udp -j DNAT --to-destination [fd00::0:1]:53", "-p udp -j DNAT --to-destination [fd00::1]:53");
     check("--in-interface veth+ -g A", "-i veth+ -g A");
     check(r#"-m comment --comment it's -j A"#, r#"-m comment --comment "it\'s" -j A"#);
-    check("-f -p tcp ! --dport 80 -j A", "-p tcp -f ! --dport 80 -j A");
 }
 
 #[test]

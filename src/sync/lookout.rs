@@ -1,0 +1,180 @@
+//! When to look whether somebody else wrote to the tables, and how closely.
+//!
+//! The nft back-end tells: every commit raises the ruleset's generation and is notified. What we
+//! committed ourselves is known, so nothing is looked at while nobody else writes. The legacy
+//! back-end tells nothing: there the jumps are looked at every second.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long writers are given to be done before we look.
+const SETTLE: Duration = Duration::from_millis(250);
+/// How often the legacy back-end's jumps are looked at.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+/// A look may take this part of the time at most.
+const LOOK_SHARE: u32 = 20;
+
+/// Remembers what is ours among the commits, and when the next look is due.
+#[derive(Debug)]
+pub(super) struct Lookout {
+    /// The generation after our last commit; `None` on the legacy back-end, and before the first.
+    own: Option<u32>,
+    /// Whether commits are notified.
+    is_notified: bool,
+    /// When to look next.
+    look_at: Option<Instant>,
+    /// No look before this.
+    not_before: Instant,
+    audit_period: Duration,
+    audit_at: Instant,
+}
+
+impl Lookout {
+    pub(super) fn new(is_notified: bool, audit_period: Duration, now: Instant) -> Lookout {
+        Lookout {
+            own: None,
+            is_notified,
+            look_at: None,
+            not_before: now,
+            audit_period,
+            audit_at: now + audit_period,
+        }
+    }
+
+    /// When to look; never before the first sync.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        self.look_at.map(|at| at.max(self.not_before))
+    }
+
+    /// When to compare everything.
+    pub(super) fn audit_at(&self) -> Instant {
+        self.audit_at
+    }
+
+    /// Notes a sync that made `n_commits` between the generations `before` and `after`. Somebody who
+    /// wrote in between gives himself away by the difference.
+    pub(super) fn synced(&mut self, before: Option<u32>, after: Option<u32>, n_commits: usize, now: Instant) {
+        let was_alone = match (before, after) {
+            (Some(before), Some(after)) => {
+                after.wrapping_sub(before) as usize == n_commits && self.own.is_none_or(|own| own == before)
+            }
+            _ => true,
+        };
+        self.own = after;
+        self.look_at = match (was_alone, self.is_notified) {
+            (false, _) => Some(now + SETTLE),
+            (true, true) => None,
+            (true, false) => Some(now + LOOK_PERIOD),
+        };
+    }
+
+    /// Notes that the kernel is about to be read: whatever was written before counts no more.
+    pub(super) fn forget(&mut self) {
+        self.own = None;
+        self.look_at = None;
+    }
+
+    /// Notes that somebody committed `generation` (`None`: it is not known what).
+    pub(super) fn committed(&mut self, generation: Option<u32>, now: Instant) {
+        let Some(own) = self.own else { return };
+        // Numbers go round: what lies less than half a round behind is old.
+        let is_ours = generation.is_some_and(|generation| own.wrapping_sub(generation) < u32::MAX / 2);
+        if !is_ours && self.look_at.is_none() {
+            self.look_at = Some(now + SETTLE);
+        }
+    }
+
+    /// Notes a look that began at `started`, when the generation was `seen`, and found nothing.
+    pub(super) fn looked(&mut self, seen: Option<u32>, started: Instant, now: Instant) {
+        self.own = seen.or(self.own);
+        self.not_before = now + (now - started) * LOOK_SHARE;
+        self.look_at = (!self.is_notified).then(|| now + LOOK_PERIOD);
+    }
+
+    /// Whether the audit that is due has anything to compare; it is put off to the next time.
+    pub(super) fn begin_audit(&mut self, generation: Option<u32>, now: Instant) -> bool {
+        self.audit_at = now + self.audit_period;
+        generation.is_none() || generation != self.own
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AUDIT: Duration = Duration::from_secs(300);
+
+    fn after_sync(
+        is_notified: bool,
+        before: Option<u32>,
+        after: Option<u32>,
+        n_commits: usize,
+    ) -> (Lookout, Instant) {
+        let now = Instant::now();
+        let mut lookout = Lookout::new(is_notified, AUDIT, now);
+        lookout.synced(before, after, n_commits, now);
+        (lookout, now)
+    }
+
+    #[test]
+    fn our_own_commits_ask_for_no_look() {
+        let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
+        lookout.committed(Some(8), now);
+        lookout.committed(Some(9), now);
+        assert_eq!(lookout.look_at(), None);
+        assert!(!lookout.begin_audit(Some(9), now), "nobody wrote");
+    }
+
+    #[test]
+    fn a_foreign_commit_is_looked_at_once_it_has_settled() {
+        let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
+        lookout.committed(Some(10), now);
+        assert_eq!(lookout.look_at(), Some(now + SETTLE));
+        assert!(lookout.begin_audit(Some(10), now));
+        lookout.looked(Some(10), now, now);
+        assert_eq!(lookout.look_at(), None);
+        assert!(!lookout.begin_audit(Some(10), now));
+    }
+
+    #[test]
+    fn a_commit_between_ours_is_noticed() {
+        let (lookout, now) = after_sync(true, Some(7), Some(10), 2);
+        assert_eq!(lookout.look_at(), Some(now + SETTLE));
+    }
+
+    #[test]
+    fn generations_go_round() {
+        let (mut lookout, now) = after_sync(true, Some(u32::MAX), Some(1), 2);
+        lookout.committed(Some(u32::MAX), now);
+        assert_eq!(lookout.look_at(), None);
+        lookout.committed(Some(2), now);
+        assert!(lookout.look_at().is_some());
+    }
+
+    #[test]
+    fn missed_notifications_are_foreign_commits() {
+        let (mut lookout, now) = after_sync(true, Some(1), Some(1), 0);
+        lookout.committed(None, now);
+        assert!(lookout.look_at().is_some());
+    }
+
+    #[test]
+    fn without_notifications_there_is_a_look_each_second_that_costs_little() {
+        let (mut lookout, now) = after_sync(false, None, None, 1);
+        assert_eq!(lookout.look_at(), Some(now + LOOK_PERIOD));
+        let later = now + Duration::from_millis(100);
+        lookout.looked(None, now, later);
+        assert_eq!(lookout.look_at(), Some(later + Duration::from_secs(2)), "a look of 0.1 s, every 2 s");
+        assert!(lookout.begin_audit(None, later), "an audit always compares");
+        assert_eq!(lookout.audit_at(), later + AUDIT);
+    }
+
+    #[test]
+    fn nothing_is_looked_at_before_the_first_sync() {
+        let now = Instant::now();
+        let mut lookout = Lookout::new(true, AUDIT, now);
+        lookout.committed(Some(5), now);
+        assert_eq!(lookout.look_at(), None);
+    }
+}

@@ -1,0 +1,245 @@
+//! What is known of a family's tables: read when it is not known, compared with what we left, and
+//! looked at when somebody else may have written.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::anyhow;
+use tracing::{info, warn};
+
+use super::report::Drift;
+use crate::iptables::{ChainName, Jump, Table};
+use crate::kernel::{Backend, Iptables, Readable};
+use crate::plan::{Committed, Digest, Reader};
+use crate::rules::{fixed, names};
+
+/// Up to how many chains a suspicion is settled by reading everything.
+const CHEAP_CHAINS: usize = 2_000;
+
+/// A family's tables and what is known of them.
+pub(super) struct Tables<K> {
+    pub(super) kernel: K,
+    pub(super) jumps: Vec<Jump>,
+    /// `None` until the kernel was read, when it has to be read again, and during a sync.
+    committed: Option<Committed>,
+    /// What we had left there, while a new reading is due.
+    left: Option<Committed>,
+    /// Whether a reading is due because somebody else wrote, and not for a failure of ours.
+    is_foreign: bool,
+    /// Chains that read back otherwise than they are written, with both: the release of iptables
+    /// spells them in its own way.
+    dialects: BTreeMap<(Table, ChainName), (Digest, Digest)>,
+    n_looks: usize,
+}
+
+impl<K: Iptables> Tables<K> {
+    pub(super) fn new(kernel: K) -> Tables<K> {
+        let (committed, left) = (None, None);
+        Tables {
+            kernel,
+            jumps: fixed::jumps(),
+            committed,
+            left,
+            is_foreign: false,
+            dialects: BTreeMap::new(),
+            n_looks: 0,
+        }
+    }
+
+    /// What the kernel holds, when that is known.
+    pub(super) fn committed(&self) -> Option<&Committed> {
+        self.committed.as_ref()
+    }
+
+    /// Forgets what the kernel holds, because somebody else may have written there: it is read before
+    /// it is used again, and what cannot be read is written again.
+    pub(super) fn forget(&mut self) {
+        self.doubt();
+        self.is_foreign = true;
+    }
+
+    /// Has the kernel read again after a failure of ours. What cannot be read is taken to be as it was
+    /// left.
+    pub(super) fn doubt(&mut self) {
+        if let Some(committed) = self.committed.take() {
+            self.left = Some(committed);
+            self.is_foreign = false;
+        }
+    }
+
+    /// Takes what is known out, reading the kernel if need be; and what was found there otherwise than
+    /// we had left it.
+    pub(super) fn take(&mut self) -> (Committed, Drift) {
+        if let Some(committed) = self.committed.take() {
+            return (committed, Drift::default());
+        }
+        let left = self.left.take();
+        let mut found = self.read(left.as_ref().filter(|_| !self.is_foreign));
+        let drift = left.map_or_else(Drift::default, |left| self.compare(&left, &mut found));
+        (found, drift)
+    }
+
+    /// Gives back what was taken out.
+    pub(super) fn put_back(&mut self, committed: Committed) {
+        self.committed = Some(committed);
+    }
+
+    /// Reads the chains of `repaired` back, right after they were written. What still differs is a
+    /// dialect: it is said once, and from now on taken for what it means.
+    pub(super) fn learn_dialects(&mut self, repaired: &Drift) {
+        let Some(committed) = self.committed.take() else { return };
+        let found = self.read(None);
+        for (table, chain) in &repaired.chains {
+            let (written, read) = (digest(&committed, *table, chain), digest(&found, *table, chain));
+            if let (Some(written), Some(read)) = (written, read)
+                && written != read
+            {
+                let family = self.kernel.family();
+                info!(%family, %table, %chain, "this iptables prints the chain otherwise than it was written; taken as it is");
+                self.dialects.insert((*table, *chain), (written, read));
+            }
+        }
+        self.committed = Some(committed);
+    }
+
+    /// Whether somebody else wrote to the tables, as far as a quick look tells. Where reading all is
+    /// quick too, it is left to that.
+    pub(super) fn look(&mut self) -> bool {
+        let Some(committed) = &self.committed else { return true };
+        if self.kernel.backend() == Backend::Legacy {
+            return self.look_at_a_jump();
+        }
+        if committed.nat.len() + committed.filter.len() < CHEAP_CHAINS {
+            return true;
+        }
+        let mut wanted: BTreeSet<ChainName> = committed.nat.keys().copied().collect();
+        let names = self.kernel.chain_names(Table::Nat, &mut |name| {
+            if let Some(name) = ChainName::new(name) {
+                wanted.remove(&name);
+            }
+        });
+        let are_jumps_gone = self.jumps.iter().any(|jump| matches!(self.kernel.has_jump(jump), Ok(false)));
+        names.is_ok() && !wanted.is_empty() || are_jumps_gone
+    }
+
+    /// One process: the jumps in turns, one of nat and one of filter. No flush spares any of them.
+    fn look_at_a_jump(&mut self) -> bool {
+        let table = if self.n_looks.is_multiple_of(2) { Table::Nat } else { Table::Filter };
+        let of_table: Vec<&Jump> = self.jumps.iter().filter(|jump| jump.table == table).collect();
+        let jump = of_table[self.n_looks / 2 % of_table.len()];
+        self.n_looks += 1;
+        matches!(self.kernel.has_jump(jump), Ok(false))
+    }
+
+    /// What differs between what we `left` and what was `found`. Chains that only read otherwise are
+    /// taken for what was written.
+    fn compare(&self, left: &Committed, found: &mut Committed) -> Drift {
+        let mut drift = Drift { chains: Vec::new(), n_jumps: left.jumps.difference(&found.jumps).count() };
+        for table in [Table::Filter, Table::Nat] {
+            for chain in names_in(left, found, table) {
+                let (was, is) = (digest(left, table, &chain), digest(found, table, &chain));
+                let (is_known, is_there) = (contains(left, table, &chain), contains(found, table, &chain));
+                let is_same = is_known && is_there && (was.is_none() || is.is_none() || was == is);
+                // What the kubelet does with its chain is its own business.
+                if is_same || (chain == names::KUBE_FIREWALL && is_there) {
+                    continue;
+                }
+                match (was, is) {
+                    (Some(was), Some(is)) if self.dialects.get(&(table, chain)) == Some(&(was, is)) => {
+                        restate(left, found, table, chain);
+                    }
+                    _ => drift.chains.push((table, chain)),
+                }
+            }
+        }
+        drift
+    }
+
+    /// Reads both tables.
+    ///
+    /// A table that has too many chains, or that cannot be read (somebody put rules into it that
+    /// iptables does not know), is taken by the names of its chains alone, and with what was `left`.
+    fn read(&mut self, left: Option<&Committed>) -> Committed {
+        let family = self.kernel.family();
+        let mut reader = Reader::new(family, &self.jumps, &is_tracked);
+        let mut unread = Vec::new();
+        for table in [Table::Filter, Table::Nat] {
+            let result = match self.kernel.readable(table) {
+                Ok(Readable::Rules) => self.kernel.save(table, &mut |line| reader.line(line)),
+                Ok(Readable::NamesOnly) => Err(anyhow!("it has too many chains")),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = result {
+                info!(%family, %table, error = %format!("{error:#}"), "the table is not read; it is written anew");
+                unread.push(table);
+            }
+        }
+        let mut found = reader.finish();
+        for table in unread {
+            self.read_names(table, left, &mut found);
+        }
+        found
+    }
+
+    /// Takes the names of the chains of `table` into `found`; none, when they cannot be had.
+    fn read_names(&mut self, table: Table, left: Option<&Committed>, found: &mut Committed) {
+        let family = self.kernel.family();
+        let mut names = BTreeSet::new();
+        let result = self.kernel.chain_names(table, &mut |name| {
+            names.extend(ChainName::new(name).filter(|name| is_tracked(table, name)));
+        });
+        if let Err(error) = result {
+            warn!(%family, %table, error = %format!("{error:#}"), "stale chains cannot be found");
+        }
+        match table {
+            Table::Nat => {
+                let known = |name: &ChainName| left.and_then(|left| left.nat.get(name).copied().flatten());
+                found.nat = names.iter().map(|name| (*name, known(name))).collect();
+            }
+            Table::Filter => found.filter = names.iter().map(|name| (*name, None)).collect(),
+            Table::Mangle => {}
+        }
+        for (number, jump) in self.jumps.iter().enumerate().filter(|(_, jump)| jump.table == table) {
+            match self.kernel.has_jump(jump) {
+                Ok(true) => drop(found.jumps.insert(number)),
+                Ok(false) => drop(found.jumps.remove(&number)),
+                // A jump that may be there twice costs time; one that is missing cuts the node off.
+                Err(error) => warn!(%family, error = %format!("{error:#}"), "writing the jump once more"),
+            }
+        }
+    }
+}
+
+/// Whether the content of the chain is compared: it is ours, or the kubelet's that we may write to.
+fn is_tracked(table: Table, name: &ChainName) -> bool {
+    names::is_ours(table, name) || (table == Table::Filter && *name == names::KUBE_FIREWALL)
+}
+
+fn names_in(left: &Committed, found: &Committed, table: Table) -> BTreeSet<ChainName> {
+    match table {
+        Table::Nat => left.nat.keys().chain(found.nat.keys()).copied().collect(),
+        _ => left.filter.keys().chain(found.filter.keys()).copied().collect(),
+    }
+}
+
+fn contains(committed: &Committed, table: Table, chain: &ChainName) -> bool {
+    match table {
+        Table::Nat => committed.nat.contains_key(chain),
+        _ => committed.filter.contains_key(chain),
+    }
+}
+
+/// The content of `chain`; `None` when it is not there or not known.
+fn digest(committed: &Committed, table: Table, chain: &ChainName) -> Option<Digest> {
+    match table {
+        Table::Nat => committed.nat.get(chain).copied().flatten(),
+        _ => committed.filter.get(chain)?.as_ref().map(Digest::of),
+    }
+}
+
+/// Takes the content of `chain` in `found` for what was `left`.
+fn restate(left: &Committed, found: &mut Committed, table: Table, chain: ChainName) {
+    match table {
+        Table::Nat => drop(left.nat.get(&chain).map(|digest| found.nat.insert(chain, *digest))),
+        _ => drop(left.filter.get(&chain).map(|rules| found.filter.insert(chain, rules.clone()))),
+    }
+}

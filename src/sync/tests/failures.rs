@@ -1,0 +1,116 @@
+//! Restores that fail.
+
+use super::*;
+use crate::kernel::RestoreError;
+
+fn locked() -> RestoreError {
+    RestoreError::Locked(Duration::from_secs(5))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_is_tried_again_ever_later_and_counted() {
+    let rig = Rig::settled().await;
+    let now = rig.now();
+    rig.kernel(|kernel| kernel.failures = vec![locked(); 7]);
+    rig.change(service("t", 2)).await;
+    rig.after(Duration::from_secs(3600)).await;
+    let waits: Vec<u128> = rig.take_syncs().iter().map(|at| (at - now) / 1000).collect();
+    assert_eq!(waits[..8], [0, 1, 3, 7, 15, 31, 61, 91]);
+    assert_eq!(rig.metrics.restore_failures(IpFamily::V4), 7);
+    assert_eq!(rig.metrics.restore_failures(IpFamily::V6), 0);
+    assert_eq!(rig.rules(Table::Filter, "KUBE-SERVICES"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_success_the_next_failure_is_tried_again_soon() {
+    let rig = Rig::settled().await;
+    for n in [2, 3] {
+        let now = rig.now();
+        rig.kernel(|kernel| kernel.failures = vec![locked(); 3]);
+        rig.change(service("t", n)).await;
+        rig.after(Duration::from_secs(100)).await;
+        let waits: Vec<u128> = rig.take_syncs().iter().map(|at| (at - now) / 1000).collect();
+        assert_eq!(waits, [0, 1, 3, 7]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_while_a_failure_is_waited_out_is_in_the_next_try() {
+    let rig = Rig::settled().await;
+    rig.kernel(|kernel| kernel.failures = vec![locked(); 2]);
+    rig.change(service("t", 2)).await;
+    rig.after(Duration::from_millis(1500)).await;
+    rig.change(service("u", 3)).await;
+    rig.after(Duration::from_secs(60)).await;
+    assert_eq!((rig.take_syncs().len(), rig.rules(Table::Filter, "KUBE-SERVICES")), (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_familys_failure_does_not_hold_up_the_other() {
+    let rig = Rig::start(Config::default(), Patience::NONE);
+    rig.kernel(|kernel| kernel.failures = vec![locked(); 20]);
+    rig.list().await;
+    rig.after(Duration::from_secs(1)).await;
+    let has_rules = |n: usize| rig.kernels[n].with(|kernel| kernel.ruleset.tables[&Table::Nat].len() > 4);
+    assert_eq!((has_rules(0), has_rules(1)), (false, true));
+    // Nor is the other bothered again.
+    let n_restores = rig.kernels[1].with(|kernel| kernel.inputs.len());
+    rig.after(Duration::from_secs(100)).await;
+    assert_eq!(rig.kernels[1].with(|kernel| kernel.inputs.len()), n_restores);
+}
+
+/// What a sync of `changes` says when the line that begins with `refused` is refused.
+fn refusal(changes: &[Change], refused: &str) -> (SyncError, crate::iptables::Ruleset) {
+    let mut snapshot = Snapshot::default();
+    changes.iter().for_each(|change| snapshot.apply(change.clone(), &mut Touched::default()));
+    let view = View { snapshot: &snapshot, place: Place { node: NODE, zone: None } };
+    let settings = Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4);
+    let sync = |failures: Vec<RestoreError>| {
+        let mut sync = FamilySync::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
+        sync.kernel().failures = failures;
+        sync.set_settings(settings.clone());
+        let report = sync.sync(view, &AtomicBool::new(false));
+        (report, sync.kernel().clone())
+    };
+    let input = sync(Vec::new()).1.inputs.remove(0);
+    let (line, text) = input.lines().enumerate().find(|(_, text)| text.starts_with(refused)).expect(refused);
+    let message = format!("line {}: RULE_APPEND failed (Too many links)", line + 1);
+    let error = RestoreError::Refused { line: line + 1, text: Some(text.to_owned()), message };
+    let (report, kernel) = sync(vec![error]);
+    (report.outcome.unwrap_err(), kernel.ruleset)
+}
+
+#[test]
+fn a_refused_line_is_named_with_its_chain_and_service_port() {
+    let changes = [service("s", 1), service("t", 2), slice("s", &["east"])];
+    let check = |refused: &str, about: &str| {
+        let (error, in_force) = refusal(&changes, refused);
+        let said = error.to_string();
+        assert!(said.contains(refused) && said.contains("Too many links"), "{said}");
+        assert!(said.contains(about), "{about:?} is not in {said:?}");
+        assert_eq!(in_force, crate::iptables::Ruleset::with_built_in_chains());
+    };
+    check("-A KUBE-SVC-", "of chain nat KUBE-SVC-IFZG2GHEQVVUVAVZ for ns/s: ");
+    check(":KUBE-SEP-", "for ns/s: ");
+    check("-A KUBE-SERVICES -d 172.30.0.1/32", "of chain nat KUBE-SERVICES for ns/s: ");
+    check("-A KUBE-SERVICES -d 172.30.0.2/32", "of chain filter KUBE-SERVICES for ns/t: ");
+    check("-A KUBE-FORWARD", "of chain filter KUBE-FORWARD for no single service port: ");
+    check("COMMIT", "of chain unknown for no single service port: ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_refusal_the_kernel_is_read_again_for_it_may_not_be_as_it_was() {
+    let rig = Rig::settled().await;
+    let n_saves = rig.kernel(|kernel| kernel.n_saves);
+    // Somebody flushed nat, and nobody saw it: what leads to a chain that is gone is refused.
+    rig.kernel(|kernel| {
+        let built_in = crate::iptables::Ruleset::with_built_in_chains();
+        kernel.ruleset.tables.insert(Table::Nat, built_in.tables[&Table::Nat].clone());
+    });
+    rig.change(slice("s", &["east"])).await;
+    rig.after(Duration::from_secs(10)).await;
+    assert_eq!(rig.metrics.restore_failures(IpFamily::V4), 1);
+    assert_eq!(rig.kernel(|kernel| kernel.n_saves), n_saves + 2);
+    assert_eq!(rig.rules(Table::Nat, "KUBE-MARK-MASQ"), 1);
+    assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 2);
+}

@@ -1,0 +1,80 @@
+//! Tables in memory that the test can look at while the loop has them.
+
+use std::sync::PoisonError;
+
+use super::*;
+use crate::iptables::ChainName;
+use crate::kernel::{Readable, RestoreError};
+use crate::plan::{Limits, Restore};
+
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<FakeIptables>>);
+
+impl Shared {
+    pub(super) fn new(fake: FakeIptables) -> Shared {
+        Shared(Arc::new(Mutex::new(fake)))
+    }
+
+    pub(super) fn with<T>(&self, work: impl FnOnce(&mut FakeIptables) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Restore for Shared {
+    type Error = RestoreError;
+
+    fn begin(&mut self) {
+        self.with(Restore::begin);
+    }
+
+    fn write(&mut self, text: &str) {
+        self.with(|fake| fake.write(text));
+    }
+
+    fn end(&mut self) -> Result<(), RestoreError> {
+        self.with(Restore::end)
+    }
+}
+
+impl Iptables for Shared {
+    fn family(&self) -> IpFamily {
+        self.with(|fake| fake.family())
+    }
+
+    fn backend(&self) -> Backend {
+        self.with(|fake| fake.backend())
+    }
+
+    fn limits(&self) -> Limits {
+        self.with(|fake| fake.limits())
+    }
+
+    fn readable(&mut self, table: Table) -> anyhow::Result<Readable> {
+        self.with(|fake| fake.readable(table))
+    }
+
+    fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        self.with(|fake| fake.save(table, each))
+    }
+
+    fn chain_rules(
+        &mut self,
+        table: Table,
+        chain: ChainName,
+        each: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<()> {
+        self.with(|fake| fake.chain_rules(table, chain, each))
+    }
+
+    fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        self.with(|fake| fake.chain_names(table, each))
+    }
+
+    fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()> {
+        self.with(|fake| fake.ensure_chain(table, chain))
+    }
+
+    fn has_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<bool> {
+        self.with(|fake| fake.has_chain(table, chain))
+    }
+}

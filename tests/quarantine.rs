@@ -1,0 +1,155 @@
+//! A service port that the kernel refuses costs itself, and few extra processes.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::AtomicBool;
+
+use chainsmith::config::Config;
+use chainsmith::config::host::Host;
+use chainsmith::iptables::Table;
+use chainsmith::kernel::Backend;
+use chainsmith::kernel::fake::FakeIptables;
+use chainsmith::model::decode::{Interner, manifest};
+use chainsmith::model::{Change, Inventory, ObjectName, Snapshot, Touched};
+use chainsmith::net::IpFamily;
+use chainsmith::policy::Place;
+use chainsmith::rules::{self, Settings, names};
+use chainsmith::sync::{FamilySync, Report, View};
+
+const PLACE: Place<'_> = Place { node: "n", zone: None };
+
+/// `n` Services called `s0`, `s1`, ... with two endpoints each.
+fn cluster(n: usize) -> Snapshot {
+    let (mut inventory, mut interner) = (Inventory::default(), Interner::default());
+    let text: String = (0..n).map(service).collect();
+    let outcome = manifest::read(text.as_bytes(), "test", &mut |object| {
+        assert_eq!(inventory.add(&object, &mut interner), []);
+    });
+    assert_eq!((outcome.n_objects, outcome.problems), (2 * n, Vec::new()));
+    inventory.seen_from("n")
+}
+
+fn service(n: usize) -> String {
+    let (high, low) = (n / 250, n % 250 + 1);
+    let service = serde_json::json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("s{n}")},
+        "spec": {"clusterIP": format!("10.96.{high}.{low}"), "ports": [{"port": 80}]},
+    });
+    let slice = serde_json::json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": format!("s{n}-1"), "labels": {"kubernetes.io/service-name": format!("s{n}")}},
+        "addressType": "IPv4", "ports": [{"port": 80}],
+        "endpoints": [
+            {"addresses": [format!("10.1.{high}.{low}")]},
+            {"addresses": [format!("10.2.{high}.{low}")]},
+        ],
+    });
+    format!("{service}\n{slice}\n")
+}
+
+fn sync(family: &mut FamilySync<FakeIptables>, snapshot: &Snapshot) -> Report {
+    family.sync(View { snapshot, place: PLACE }, &AtomicBool::new(false))
+}
+
+fn settings() -> Settings {
+    Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4)
+}
+
+/// One of `n` Services is refused by a line that holds `text`: it alone is missing afterwards, for at
+/// most `max_extra` processes more than it takes without.
+fn check(n: usize, text: &str, is_vague: bool, bad: &str, max_extra: usize) {
+    let snapshot = cluster(n);
+    let start = |refused: &[String]| {
+        let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
+        kernel.refused_texts = refused.to_vec();
+        kernel.is_vague = is_vague;
+        let mut family = FamilySync::new(kernel);
+        family.set_settings(settings());
+        family
+    };
+    let mut healthy = start(&[]);
+    let n_usual = sync(&mut healthy, &snapshot).tally.n_processes;
+
+    let mut family = start(&[text.to_owned()]);
+    let report = sync(&mut family, &snapshot);
+    assert_eq!(report.outcome, Ok(()));
+    let names: Vec<String> = report.quarantined.iter().map(|(port, _)| port.to_string()).collect();
+    assert_eq!(names, [bad]);
+    assert_eq!((family.n_quarantined(), report.n_service_ports), (1, n - 1));
+    let n_extra = report.tally.n_processes - n_usual;
+    assert!(n_extra <= max_extra, "{n_extra} extra processes of at most {max_extra}");
+
+    // Everybody else is programmed just as without it.
+    let mut others = snapshot.clone();
+    let (namespace, name) = bad.split_once('/').expect("a name");
+    others.apply(Change::Service(ObjectName::new(namespace, name), None), &mut Touched::default());
+    let wanted = rules::ruleset(&settings(), &others, PLACE);
+    let mut held = family.kernel().ruleset.clone();
+    for table in Table::ALL {
+        held.chain_mut(table, names::KUBE_PROXY_CANARY);
+    }
+    assert_eq!(held, wanted);
+
+    // And there it stays, quietly, until its Service changes.
+    assert!(!family.is_dirty());
+    family.kernel().refused_texts.clear();
+    family.touch(BTreeSet::from([ObjectName::new(namespace, name)]));
+    let report = sync(&mut family, &snapshot);
+    assert_eq!((report.outcome, family.n_quarantined()), (Ok(()), 0));
+    assert_eq!(family.kernel().ruleset, healthy.kernel().ruleset);
+}
+
+/// ceil(log2(n)) + 2.
+fn bound(n: usize) -> usize {
+    n.next_power_of_two().ilog2() as usize + 2
+}
+
+#[test]
+fn a_refused_rule_of_its_own_chain_costs_a_service_port_itself() {
+    check(20, "10.1.0.8/32", false, "default/s7", 1);
+    check(20, "10.1.0.8/32", true, "default/s7", bound(20));
+}
+
+#[test]
+fn a_refused_entry_of_a_shared_chain_costs_its_owner() {
+    check(20, "-d 10.96.0.8/32", false, "default/s7", 1);
+}
+
+#[test]
+fn one_bad_service_among_5000_leaves_4999_programmed() {
+    check(5_000, "10.1.17.3/32", false, "default/s4252", bound(5_000));
+    check(5_000, "10.1.17.3/32", true, "default/s4252", bound(5_000));
+}
+
+#[test]
+fn what_nobody_is_to_blame_for_quarantines_nobody() {
+    let snapshot = cluster(10);
+    let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
+    kernel.refused_texts = vec!["-A KUBE-POSTROUTING".to_owned()];
+    let mut family = FamilySync::new(kernel);
+    family.set_settings(settings());
+    let report = sync(&mut family, &snapshot);
+    assert!(report.outcome.is_err());
+    assert_eq!((report.quarantined.len(), family.n_quarantined()), (0, 0));
+    family.kernel().refused_texts.clear();
+    assert_eq!(sync(&mut family, &snapshot).outcome, Ok(()));
+}
+
+#[test]
+fn a_flush_behind_our_back_quarantines_nobody() {
+    let snapshot = cluster(10);
+    let mut family = FamilySync::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
+    family.set_settings(settings());
+    assert_eq!(sync(&mut family, &snapshot).outcome, Ok(()));
+    let whole = family.kernel().ruleset.clone();
+    // All chains are gone, and a change comes before anybody noticed: its dispatch leads nowhere.
+    family.kernel().ruleset = FakeIptables::new(IpFamily::V4, Backend::Nft).ruleset;
+    let mut smaller = snapshot.clone();
+    let mut touched = Touched::default();
+    smaller.apply(Change::Service(ObjectName::new("default", "s3"), None), &mut touched);
+    family.touch(touched.services.v4.clone());
+    let report = sync(&mut family, &smaller);
+    assert_eq!((report.outcome, report.quarantined.len()), (Ok(()), 0));
+    family.touch(touched.services.v4);
+    assert_eq!(sync(&mut family, &snapshot).outcome, Ok(()));
+    assert_eq!(family.kernel().ruleset, whole);
+}
