@@ -22,8 +22,8 @@ fn two_services(endpoints: &[&str]) -> Lab {
     ])
 }
 
-fn refused() -> RestoreError {
-    RestoreError::Refused { line: 1, text: None, message: "no".to_owned() }
+fn failed() -> RestoreError {
+    RestoreError::Failed { status: 1, message: "no".to_owned() }
 }
 
 /// A Service with so many endpoints.
@@ -87,13 +87,13 @@ fn the_chain_of_an_endpoint_that_is_gone_is_deleted_in_the_same_restore() {
 /// Cases 156 and 157, replaced: whatever failed, the kernel is read and everything compared; what was
 /// in force stays in force meanwhile.
 #[test]
-fn after_a_refused_restore_everything_is_compared_with_the_kernel() {
+fn after_a_failed_restore_everything_is_compared_with_the_kernel() {
     let mut agent = Agent::new();
     agent.sees(&two_services(&[POD]));
     let (before, n_saves) = (agent.save(), agent.sync.kernel().n_saves);
     for _ in 0..2 {
         agent.hear(&two_services(&TWO));
-        agent.sync.kernel().failures.push(refused());
+        agent.sync.kernel().failures.push(failed());
         assert!(agent.sync().outcome.is_err());
         assert_eq!(agent.save(), before);
         assert!(agent.sync.is_dirty());
