@@ -68,7 +68,7 @@ pub enum Edit {
     Service(ServiceName, Option<Service>),
     Slice(SliceName, Option<Slice>),
     Node(Node),
-    Config(Config),
+    Config(Box<Config>),
     Host(Host),
 }
 
@@ -122,7 +122,7 @@ impl World {
                 self.node = node.clone();
                 return Some(Change::Node(Some(node)));
             }
-            Edit::Config(config) => self.config = config,
+            Edit::Config(config) => self.config = *config,
             Edit::Host(host) => self.host = host,
         }
         None
@@ -165,7 +165,7 @@ pub fn edits() -> impl Strategy<Value = Edit> {
         }),
         4 => slice_names().prop_map(|(name, _)| Edit::Slice(name, None)),
         1 => nodes().prop_map(Edit::Node),
-        1 => configs().prop_map(Edit::Config),
+        1 => configs().prop_map(|config| Edit::Config(Box::new(config))),
         1 => hosts().prop_map(Edit::Host),
     ]
 }

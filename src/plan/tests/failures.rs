@@ -2,9 +2,12 @@
 
 use super::*;
 
+/// The size of a chain: `Some(None)` when it may be there and its content is not known.
+type Known<T> = Option<Option<T>>;
+
 /// Plans filter, nat and filter again, in one process that fails with `aftermath`; returns what is
 /// known then of filter's chain, of nat's new chain and of nat's old chain.
-fn after(aftermath: Aftermath) -> (Option<Option<usize>>, Option<Option<u32>>, Option<Option<u32>>) {
+fn after(aftermath: Aftermath) -> (Known<usize>, Known<u32>, Known<u32>) {
     let mut committed = Committed::default();
     committed.filter.insert(name("F"), Some(rules(&["-p udp -j DROP"])));
     committed.nat.insert(name("OLD"), Some(Digest::EMPTY));

@@ -35,14 +35,18 @@ async fn after_a_success_the_next_failure_is_tried_again_soon() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_while_a_failure_is_waited_out_is_in_the_next_try() {
+async fn a_change_while_a_failure_is_waited_out_is_tried_after_the_minimum_period() {
     let rig = Rig::settled().await;
-    rig.kernel(|kernel| kernel.failures = vec![locked(); 2]);
+    let now = rig.now();
+    rig.kernel(|kernel| kernel.failures = vec![locked(); 4]);
     rig.change(service("t", 2)).await;
-    rig.after(Duration::from_millis(1500)).await;
+    rig.after(Duration::from_millis(3500)).await;
+    assert_eq!(rig.take_syncs(), [now, now + 1000, now + 3000]);
+    // The next try of its own would be four seconds after the last.
     rig.change(service("u", 3)).await;
     rig.after(Duration::from_secs(60)).await;
-    assert_eq!((rig.take_syncs().len(), rig.rules(Table::Filter, "KUBE-SERVICES")), (3, 3));
+    assert_eq!(rig.take_syncs(), [now + 4000, now + 12_000]);
+    assert_eq!(rig.rules(Table::Filter, "KUBE-SERVICES"), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -75,8 +79,9 @@ fn refusal(changes: &[Change], refused: &str) -> (SyncError, bool) {
             // Chains may have been tried, but nothing leads to them.
             let built_in = crate::iptables::Ruleset::with_built_in_chains();
             let tables = sync.kernel().ruleset.tables.clone();
-            let is_empty =
-                |(table, name): (&Table, &str)| tables[table][&ChainName::literal(name)].rules.is_empty();
+            let is_empty = |(table, name): (&Table, &str)| {
+                tables[table][&crate::iptables::ChainName::literal(name)].rules.is_empty()
+            };
             let mut all =
                 built_in.tables.keys().flat_map(|t| t.built_in().iter().map(move |name| (t, *name)));
             assert!(all.all(is_empty));

@@ -64,8 +64,7 @@ async fn changes_soon_after_a_sync_wait_for_the_minimum_period_and_then_go_toget
 
 #[tokio::test(start_paused = true)]
 async fn without_a_minimum_period_each_change_is_synced_at_once() {
-    let mut config = Config::default();
-    config.min_sync_period = Duration::ZERO;
+    let config = Config { min_sync_period: Duration::ZERO, ..Config::default() };
     let rig = Rig::start(config, Patience::CLUSTER);
     rig.change(Change::Node(Some(node("east")))).await;
     rig.list().await;

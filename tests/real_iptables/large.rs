@@ -1,0 +1,190 @@
+//! A large first sync on nf_tables, and a small change of a large cluster.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
+
+use chainsmith::config::Config;
+use chainsmith::config::host::Host;
+use chainsmith::iptables::parse::{self, Line};
+use chainsmith::iptables::{ChainName, Jump, Table};
+use chainsmith::kernel::iptables::{KernelIptables, open};
+use chainsmith::kernel::{Backend, Iptables, Readable, RestoreError};
+use chainsmith::model::{
+    Change, Conditions, Frontend, ObjectName, Port, Service, Slice, SliceEndpoint, SlicePort, Snapshot,
+    Touched,
+};
+use chainsmith::net::{IpFamily, PerFamily, Protocol};
+use chainsmith::plan::{Limits, Restore};
+use chainsmith::policy::Place;
+use chainsmith::rules::Settings;
+use chainsmith::sync::{FamilySync, View};
+
+use super::namespace::in_namespace;
+
+/// Real tables, and what was sent to them.
+struct Recorded {
+    kernel: KernelIptables,
+    inputs: Vec<String>,
+    n_saves: usize,
+}
+
+impl Restore for Recorded {
+    type Error = RestoreError;
+
+    fn begin(&mut self) {
+        self.inputs.push(String::new());
+        self.kernel.begin();
+    }
+
+    fn write(&mut self, text: &str) {
+        self.inputs.last_mut().expect("begun").push_str(text);
+        self.kernel.write(text);
+    }
+
+    fn end(&mut self) -> Result<(), RestoreError> {
+        self.kernel.end()
+    }
+}
+
+impl Iptables for Recorded {
+    fn family(&self) -> IpFamily {
+        self.kernel.family()
+    }
+
+    fn backend(&self) -> Backend {
+        self.kernel.backend()
+    }
+
+    fn readable(&mut self, table: Table) -> anyhow::Result<Readable> {
+        self.kernel.readable(table)
+    }
+
+    fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        self.n_saves += 1;
+        self.kernel.save(table, each)
+    }
+
+    fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {
+        self.kernel.has_jump(jump)
+    }
+
+    fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        self.kernel.chain_names(table, each)
+    }
+
+    fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()> {
+        self.kernel.ensure_chain(table, chain)
+    }
+
+    fn has_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<bool> {
+        self.kernel.has_chain(table, chain)
+    }
+}
+
+const N_SERVICES: usize = 1_500;
+const N_ENDPOINTS: usize = 4;
+
+fn ip(net: u8, n: usize) -> IpAddr {
+    [10, net, (n / 250) as u8, (n % 250) as u8].into()
+}
+
+fn service(n: usize) -> Service {
+    let frontend = Frontend {
+        cluster_ip: ip(96, n),
+        external_ips: Box::default(),
+        load_balancer_ips: Box::default(),
+        source_ranges: Box::default(),
+    };
+    Service {
+        name: ObjectName::new("ns", &format!("s{n}")),
+        frontends: PerFamily { v4: Some(frontend), v6: None },
+        ports: [Port { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }].into(),
+        internal_policy: Default::default(),
+        external_policy: Default::default(),
+        affinity_seconds: None,
+        health_check_node_port: None,
+    }
+}
+
+fn slice(n: usize, endpoints: impl Iterator<Item = usize>) -> Change {
+    let endpoint = |at: usize| SliceEndpoint {
+        ip: ip(180 + at as u8, n),
+        conditions: Conditions { is_ready: true, is_serving: true, is_terminating: false },
+        node: None,
+        hints: None,
+    };
+    let service = ObjectName::new("ns", &format!("s{n}"));
+    let ports = [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }].into();
+    let slice = Slice {
+        service: service.clone(),
+        family: IpFamily::V4,
+        ports,
+        endpoints: endpoints.map(endpoint).collect(),
+    };
+    Change::Slice(service, Some(slice))
+}
+
+/// Chains that an input names: declarations, rules and their targets.
+fn names(input: &str) -> BTreeSet<ChainName> {
+    let mut names = BTreeSet::new();
+    for line in input.lines() {
+        match parse::line(IpFamily::V4, line).expect("our own text") {
+            Line::Append(name, rule) | Line::Insert(name, rule) => {
+                names.extend([Some(name), rule.callee()].into_iter().flatten());
+            }
+            Line::Declaration(name, _) | Line::Delete(name) => drop(names.insert(name)),
+            Line::Table(_) | Line::Commit | Line::Blank => {}
+        }
+    }
+    names
+}
+
+fn large_cluster() -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for n in 0..N_SERVICES {
+        let service = service(n);
+        snapshot.apply(Change::Service(service.name.clone(), Some(service)), &mut Touched::default());
+        snapshot.apply(slice(n, 0..N_ENDPOINTS), &mut Touched::default());
+    }
+    snapshot
+}
+
+#[test]
+fn a_large_first_sync_is_divided_and_one_endpoint_is_one_small_process() {
+    in_namespace(|| {
+        let mut snapshot = large_cluster();
+        let kernel = open(IpFamily::V4, Some(Backend::Nft)).expect("iptables works");
+        let mut sync = FamilySync::new(Recorded { kernel, inputs: Vec::new(), n_saves: 0 });
+        sync.set_settings(Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4));
+        let place = Place { node: "n", zone: None };
+        let report = sync.sync(View { snapshot: &snapshot, place }, &AtomicBool::new(false));
+        assert_eq!(report.outcome, Ok(()));
+        let sizes: Vec<usize> = sync.kernel().inputs.iter().map(|input| names(input).len()).collect();
+        // KUBE-MARK-MASQ and the built-in chains are named beside those that are written.
+        assert!(sizes.iter().all(|n| *n <= Limits::NFT.max_names + 10), "{sizes:?}");
+        let n_chains = N_SERVICES * (1 + N_ENDPOINTS);
+        assert_eq!(sizes.len(), n_chains.div_ceil(Limits::NFT.max_names) + 1, "{sizes:?}");
+        assert_eq!(report.tally.n_processes, sizes.len());
+        // In each, callees first and names descending: each is near the head of the program's list.
+        for input in &sync.kernel().inputs {
+            let is_endpoint = |line: &&str| line.starts_with(":KUBE-SEP-");
+            let endpoints: Vec<&str> = input.lines().filter(is_endpoint).collect();
+            assert!(endpoints.windows(2).all(|pair| pair[0] > pair[1]));
+        }
+
+        let n_before = sync.kernel().inputs.len();
+        let mut touched = Touched::default();
+        snapshot.apply(slice(700, 0..N_ENDPOINTS - 1), &mut touched);
+        sync.touch(touched.services.v4);
+        let report = sync.sync(View { snapshot: &snapshot, place }, &AtomicBool::new(false));
+        assert_eq!((report.outcome, report.tally.n_processes), (Ok(()), 1));
+        assert!(report.tally.n_lines <= 10, "{}", sync.kernel().inputs[n_before]);
+
+        let (n_saves, n_inputs) = (sync.kernel().n_saves, sync.kernel().inputs.len());
+        sync.touch_everything(true);
+        let report = sync.sync(View { snapshot: &snapshot, place }, &AtomicBool::new(false));
+        assert_eq!((report.outcome, report.tally.n_processes), (Ok(()), 0));
+        assert_eq!((sync.kernel().n_saves, sync.kernel().inputs.len()), (n_saves + 2, n_inputs));
+    });
+}

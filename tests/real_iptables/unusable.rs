@@ -1,0 +1,85 @@
+//! iptables that is missing, too old or not permitted: one clear message, exit status 1.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use super::namespace::in_namespace;
+
+/// Runs the agent, which must end by itself; checks that it says `expected`, and nothing else.
+#[track_caller]
+fn check(prepare: impl Fn(&mut Command) + Sync, arguments: &[&str], expected: &[&str]) {
+    let manifests = tempfile::tempdir().expect("a folder");
+    fs::set_permissions(manifests.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let output = in_namespace(|| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chainsmith"));
+        command
+            .args(["run", "--hostname-override", "n", "--manifests"])
+            .arg(manifests.path())
+            .args(arguments);
+        prepare(&mut command);
+        command.output().expect("it starts")
+    });
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let errors: Vec<&str> = said.lines().filter(|line| line.contains("ERROR")).collect();
+    assert_eq!((errors.len(), said.lines().count()), (1, 1), "{said}");
+    for part in expected {
+        assert!(errors[0].contains(part), "{part:?} is not in {said}");
+    }
+}
+
+/// A folder of programs that say `version`.
+fn programs(folder: &Path, names: &[&str], version: &str) {
+    for name in names {
+        let path = folder.join(name);
+        fs::write(&path, format!("#!/bin/sh\necho '{version}'\n")).expect("a script");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    }
+}
+
+const ALL: [&str; 6] =
+    ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
+
+#[test]
+fn a_missing_program_is_named() {
+    let empty = tempfile::tempdir().expect("a folder");
+    let without = |command: &mut Command| {
+        command.env("PATH", empty.path());
+    };
+    check(without, &[], &["iptables cannot be run", "install iptables, or check PATH"]);
+    check(without, &["--iptables-backend", "legacy"], &["iptables-legacy cannot be run", "install iptables"]);
+    let half = tempfile::tempdir().expect("a folder");
+    programs(half.path(), &["iptables", "iptables-save"], "iptables v1.8.9 (nf_tables)");
+    let without_restore = |command: &mut Command| {
+        command.env("PATH", half.path());
+    };
+    check(without_restore, &[], &["iptables-restore cannot be run"]);
+}
+
+#[test]
+fn a_program_that_is_too_old_is_named_with_its_version() {
+    for (version, shown) in
+        [("iptables v1.4.21", "1.4.21"), ("iptables v1.6.1", "1.6.1"), ("BusyBox", "BusyBox")]
+    {
+        let old = tempfile::tempdir().expect("a folder");
+        programs(old.path(), &ALL, version);
+        let with = |command: &mut Command| {
+            command.env("PATH", old.path());
+        };
+        check(with, &[], &["iptables says", shown, "version 1.6.2 or newer is needed"]);
+    }
+}
+
+#[test]
+fn without_permission_it_says_so() {
+    let as_nobody = |command: &mut Command| {
+        command.uid(65534).gid(65534);
+    };
+    for backend in ["nft", "legacy"] {
+        let expected = ["-t nat does not work", "run as root with CAP_NET_ADMIN"];
+        check(as_nobody, &["--iptables-backend", backend], &expected);
+    }
+}
