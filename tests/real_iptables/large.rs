@@ -65,6 +65,10 @@ impl Iptables for Recorded {
         self.kernel.save(table, each)
     }
 
+    fn generation(&mut self) -> Option<u32> {
+        self.kernel.generation()
+    }
+
     fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {
         self.kernel.has_jump(jump)
     }
