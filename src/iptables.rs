@@ -7,6 +7,7 @@
 pub mod chain;
 pub mod parse;
 pub mod rule;
+pub mod trace;
 pub mod write;
 
 pub use chain::{ChainName, Table};

@@ -26,6 +26,8 @@ pub struct SyncSample {
     pub is_full: bool,
     /// Whether all that is wanted is in force.
     pub is_success: bool,
+    /// Restores that failed.
+    pub n_failed_restores: usize,
     /// How long it took.
     pub elapsed: Duration,
     /// iptables-restore processes started.
@@ -173,14 +175,14 @@ impl Metrics {
             self.rules_last.with_label_values(labels).set(n_written as f64);
             self.rules_total.with_label_values(labels).set(n_in_force as f64);
         }
+        let n_failed = sync.n_failed_restores as u64;
+        self.restore_failures.with_label_values(labels).inc_by(n_failed);
+        if !sync.is_full {
+            self.partial_restore_failures.with_label_values(labels).inc_by(n_failed);
+        }
         if sync.is_success {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             self.last_sync.with_label_values(labels).set(now.as_secs_f64());
-            return;
-        }
-        self.restore_failures.with_label_values(labels).inc();
-        if !sync.is_full {
-            self.partial_restore_failures.with_label_values(labels).inc();
         }
     }
 

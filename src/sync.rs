@@ -488,6 +488,7 @@ fn sync_family<K: Iptables>(
         family: report.family,
         is_full: report.is_full,
         is_success: report.outcome.is_ok(),
+        n_failed_restores: report.n_failed_restores,
         elapsed,
         n_processes: tally.n_processes,
         n_chains: tally.n_chains + tally.n_deleted,

@@ -84,6 +84,10 @@ impl CtStates {
     pub const RELATED: CtStates = CtStates(4);
     /// `ESTABLISHED`.
     pub const ESTABLISHED: CtStates = CtStates(8);
+    /// `UNTRACKED`.
+    pub const UNTRACKED: CtStates = CtStates(16);
+    /// `SNAT`: the source was translated.
+    pub const SNAT: CtStates = CtStates(32);
     /// `DNAT`: the destination was translated.
     pub const DNAT: CtStates = CtStates(64);
 
@@ -95,6 +99,11 @@ impl CtStates {
     /// Whether every state of `other` is in it.
     pub fn contains(self, other: CtStates) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// Whether any state is in both.
+    pub fn overlaps(self, other: CtStates) -> bool {
+        self.0 & other.0 != 0
     }
 
     /// Reads `RELATED,ESTABLISHED` in any order.

@@ -154,7 +154,7 @@ impl<K: Iptables> FamilySync<K> {
         let mut outcome = self.restore(scene, &changed, &mut committed, &mut report);
         self.tables.put_back(committed);
         outcome = match outcome {
-            Err(failure) if is_refusal(&failure) => self.narrow(scene, failure, &mut report),
+            Err(failure) if is_refusal(&failure) => self.narrow(scene, &mut report),
             outcome => outcome,
         };
         if outcome.is_ok() && !drift.is_empty() {
@@ -178,14 +178,6 @@ impl<K: Iptables> FamilySync<K> {
             }
         }
         report
-    }
-
-    /// Reads the kernel; whether it holds anything else than was left there.
-    pub(super) fn has_drifted(&mut self) -> bool {
-        self.tables.doubt();
-        let (committed, drift) = self.tables.take();
-        self.tables.put_back(committed);
-        !drift.is_empty()
     }
 
     /// Compiles, compares and restores everything that is not in quarantine.
@@ -303,6 +295,7 @@ impl<K: Iptables> FamilySync<K> {
         };
         let outcome = steps();
         report.tally += planner.tally();
+        report.n_failed_restores += usize::from(outcome.is_err());
         outcome
     }
 

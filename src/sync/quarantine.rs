@@ -29,16 +29,14 @@ impl<K: Iptables> FamilySync<K> {
     pub(super) fn narrow(
         &mut self,
         scene: Scene<'_>,
-        mut failure: Failure<RestoreError>,
         report: &mut Report,
     ) -> Result<(), Failure<RestoreError>> {
-        if self.has_drifted() {
-            // The kernel is not as it was left; that alone may be why.
-            match self.restore_everything(scene, report) {
-                Err(again) if is_refusal(&again) => failure = again,
-                result => return result,
-            }
-        }
+        // The kernel may not be as it was left, or have been short of something for a moment.
+        self.tables.doubt();
+        let mut failure = match self.restore_everything(scene, report) {
+            Err(again) if is_refusal(&again) => again,
+            result => return result,
+        };
         let mut is_line_trusted = true;
         for _ in 0..MAX_NEW {
             let blamed =
@@ -74,17 +72,20 @@ impl<K: Iptables> FamilySync<K> {
         self.quarantine.retain(|port, _| port.service != *service);
     }
 
-    /// Halves the service ports until one is left who is refused if anybody is.
+    /// Halves the service ports until one is left who is refused if anybody is. `None` when what all
+    /// need is refused.
     fn search(&mut self, scene: Scene<'_>, report: &mut Report) -> Option<ServicePortName> {
-        if self.is_refused(&[], scene, report) {
-            return None;
-        }
         let mut suspects: Vec<ServicePortName> = self.records.keys().cloned().collect();
+        let mut is_anything_taken = false;
         while suspects.len() > 1 {
             let rest = suspects.split_off(suspects.len() / 2);
             if !self.is_refused(&suspects, scene, report) {
                 suspects = rest;
+                is_anything_taken = true;
             }
+        }
+        if !is_anything_taken && self.is_refused(&[], scene, report) {
+            return None;
         }
         suspects.pop()
     }
@@ -105,6 +106,7 @@ impl<K: Iptables> FamilySync<K> {
         let result = result.and_then(|()| planner.finish());
         report.tally += planner.tally();
         self.tables.put_back(committed);
+        report.n_failed_restores += usize::from(result.is_err());
         result.is_err_and(|failure| is_refusal(&failure))
     }
 }

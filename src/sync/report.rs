@@ -83,6 +83,8 @@ pub struct Report {
     pub is_full: bool,
     /// What was sent to the kernel.
     pub tally: Tally,
+    /// Restores that failed; the sync may have succeeded all the same.
+    pub n_failed_restores: usize,
     /// Service ports that have a cluster IP in the family.
     pub n_service_ports: usize,
     /// Their endpoints, whatever their conditions.
@@ -102,6 +104,7 @@ impl Report {
             family,
             is_full,
             tally,
+            n_failed_restores: 0,
             n_service_ports: 0,
             n_endpoints: 0,
             drift: Drift::default(),

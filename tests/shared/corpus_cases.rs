@@ -19,8 +19,8 @@ use chainsmith::sync::{FamilySync, View};
 /// The input of one case.
 pub struct Case {
     folder: PathBuf,
-    config: Config,
-    host: Host,
+    pub config: Config,
+    pub host: Host,
 }
 
 impl Case {

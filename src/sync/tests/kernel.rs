@@ -67,6 +67,7 @@ impl Iptables for Shared {
         self.with(|fake| fake.has_jump(jump))
     }
 
+    /// As on the legacy back-end: both families' fakes would count for themselves.
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         self.with(|fake| fake.chain_names(table, each))
     }

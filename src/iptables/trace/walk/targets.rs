@@ -1,0 +1,88 @@
+//! What the targets of rules do to a packet.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Leg, Walk, Walker, leave_chain};
+use crate::iptables::Target;
+use crate::iptables::trace::{Step, Verdict};
+use crate::net::IpFamily;
+
+impl<'a> Walker<'a> {
+    /// Carries out the target of a rule that the packet matched at `step`.
+    pub(super) fn carry_out(&self, walk: &mut Walk<'a>, target: &Target, step: Step) -> Option<Verdict> {
+        match target {
+            Target::Accept => walk.pass(),
+            Target::Drop => return Some(Verdict::Dropped),
+            Target::Reject => return Some(Verdict::Rejected),
+            Target::Return => return leave_chain(walk),
+            Target::Jump(name) => return self.enter(walk, *name, step, false),
+            Target::Goto(name) => return self.enter(walk, *name, step, true),
+            Target::Dnat(to) => {
+                walk.set_destination(*to);
+                walk.pass();
+            }
+            Target::Masquerade { .. } => self.masquerade(walk),
+            Target::SetXmark { value, mask } => walk.mark = walk.mark & !mask ^ value,
+            Target::Other { name, words } => {
+                let words: Vec<&str> = words.iter().map(|word| &**word).collect();
+                return self.foreign(walk, name, &words, step);
+            }
+        }
+        None
+    }
+
+    fn masquerade(&self, walk: &mut Walk<'a>) {
+        let own = self.node.own_address(IpFamily::of(walk.source.ip()));
+        walk.set_source(SocketAddr::new(own, walk.source.port()));
+        walk.masquerade = true;
+        walk.pass();
+    }
+
+    /// Targets that others write.
+    fn foreign(&self, walk: &mut Walk<'a>, name: &str, words: &[&str], step: Step) -> Option<Verdict> {
+        let unknown = Some(Verdict::Unknown(step));
+        match (name, words) {
+            // They look at the packet, or change what no rule here asks about.
+            ("LOG" | "NFLOG" | "TRACE" | "CHECKSUM" | "TCPMSS", _) => {}
+            ("REJECT", _) => return Some(Verdict::Rejected),
+            ("MASQUERADE", _) => self.masquerade(walk),
+            ("REDIRECT", options) => {
+                let Some(port) = redirected_port(options, walk.destination.port()) else { return unknown };
+                let to = self.redirected_address(walk);
+                walk.set_destination(SocketAddr::new(to, port));
+                walk.pass();
+            }
+            ("DNAT", ["--to-destination", to, ..]) => {
+                let Some(to) = translated(to, walk.destination.port()) else { return unknown };
+                walk.set_destination(to);
+                walk.pass();
+            }
+            ("SNAT", ["--to-source", from, ..]) => {
+                let Some(from) = translated(from, walk.source.port()) else { return unknown };
+                walk.set_source(from);
+                walk.pass();
+            }
+            _ => return unknown,
+        }
+        None
+    }
+
+    /// What the node sends goes to loopback, what arrives to the interface's own address.
+    fn redirected_address(&self, walk: &Walk<'a>) -> IpAddr {
+        let family = IpFamily::of(walk.destination.ip());
+        if walk.leg == Leg::Sending { family.localhost() } else { self.node.own_address(family) }
+    }
+}
+
+fn redirected_port(options: &[&str], port: u16) -> Option<u16> {
+    match options {
+        [] => Some(port),
+        ["--to-ports", to] => to.parse().ok(),
+        _ => None,
+    }
+}
+
+/// `<ip>` or `<ip>:<port>`; ranges are left to chance by the kernel.
+fn translated(text: &str, port: u16) -> Option<SocketAddr> {
+    text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, port)))
+}

@@ -1,0 +1,123 @@
+//! Exact probabilities of rules with `statistic`.
+
+use std::fmt;
+
+const BASE_BITS: u32 = 31;
+const BASE: u64 = 1 << BASE_BITS;
+
+/// A number from 0 to 1, exact: the kernel keeps probabilities in units of 2^-31, so every product of
+/// them ends somewhere behind the point when it is written with 2^31 as its base.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Weight {
+    whole: u32,
+    /// Behind the point, the highest first, each below 2^31; the last is not 0.
+    digits: Vec<u32>,
+}
+
+impl Weight {
+    /// Certain.
+    pub const ONE: Weight = Weight { whole: 1, digits: Vec::new() };
+    /// Impossible.
+    pub const ZERO: Weight = Weight { whole: 0, digits: Vec::new() };
+
+    /// `threshold` times in 2^31.
+    pub fn of(threshold: u32) -> Weight {
+        Weight::ONE.times(threshold)
+    }
+
+    /// Whether it is impossible.
+    pub fn is_zero(&self) -> bool {
+        *self == Weight::ZERO
+    }
+
+    /// This times `threshold` / 2^31; `threshold` is at most 2^31.
+    pub fn times(&self, threshold: u32) -> Weight {
+        let factor = u64::from(threshold).min(BASE);
+        let mut digits = vec![0; self.digits.len() + 1];
+        let mut carry = 0;
+        for (n, digit) in self.digits.iter().enumerate().rev() {
+            let product = u64::from(*digit) * factor + carry;
+            digits[n + 1] = (product % BASE) as u32;
+            carry = product / BASE;
+        }
+        let product = u64::from(self.whole) * factor + carry;
+        digits[0] = (product % BASE) as u32;
+        Weight { whole: (product / BASE) as u32, digits }.trimmed()
+    }
+
+    /// Splits it into what `threshold` in 2^31 take of it, and the rest.
+    pub fn split(&self, threshold: u32) -> (Weight, Weight) {
+        let threshold = threshold.min(1 << BASE_BITS);
+        (self.times(threshold), self.times((1 << BASE_BITS) - threshold))
+    }
+
+    /// Adds `other`.
+    pub fn add(&mut self, other: &Weight) {
+        if self.digits.len() < other.digits.len() {
+            self.digits.resize(other.digits.len(), 0);
+        }
+        let mut carry = 0;
+        for n in (0..self.digits.len()).rev() {
+            let sum = self.digits[n] + other.digits.get(n).copied().unwrap_or(0) + carry;
+            self.digits[n] = (u64::from(sum) % BASE) as u32;
+            carry = (u64::from(sum) / BASE) as u32;
+        }
+        self.whole += other.whole + carry;
+        *self = std::mem::replace(self, Weight::ZERO).trimmed();
+    }
+
+    /// The nearest floating-point number.
+    pub fn to_f64(&self) -> f64 {
+        let base = BASE as f64;
+        // Behind the third digit nothing is seen in 53 bits.
+        let digits = self.digits.iter().take(3).rev();
+        f64::from(self.whole) + digits.fold(0.0, |sum, digit| (sum + f64::from(*digit)) / base)
+    }
+
+    fn trimmed(mut self) -> Weight {
+        while self.digits.last() == Some(&0) {
+            self.digits.pop();
+        }
+        self
+    }
+}
+
+/// As a decimal number, rounded.
+impl fmt::Display for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.to_f64(), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HALF: u32 = 1 << 30;
+    const THIRD: u32 = 715_827_883;
+
+    #[test]
+    fn parts_sum_up_to_the_whole() {
+        let mut rest = Weight::ONE;
+        let mut sum = Weight::ZERO;
+        for n in (2..300u32).rev() {
+            let (taken, left) = rest.split(((1u64 << 31) / u64::from(n)) as u32);
+            sum.add(&taken);
+            rest = left;
+        }
+        assert!(sum < Weight::ONE && !rest.is_zero());
+        sum.add(&rest);
+        assert_eq!(sum, Weight::ONE);
+    }
+
+    #[test]
+    fn products_are_exact() {
+        assert_eq!(Weight::of(HALF).times(HALF), Weight::of(HALF / 2));
+        assert_eq!(Weight::of(1 << 31), Weight::ONE);
+        assert_eq!(Weight::of(0), Weight::ZERO);
+        let (third, rest) = Weight::ONE.split(THIRD);
+        assert_eq!(third.to_f64(), f64::from(THIRD) / 2f64.powi(31));
+        assert_eq!(rest.split(HALF).0, rest.split(HALF).1);
+        assert!(third > rest.split(HALF).0, "the kernel's third is a bit more than a third");
+    }
+}
