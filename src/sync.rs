@@ -216,7 +216,9 @@ impl<K: Iptables + 'static> Loop<K> {
             }
             retry_at => retry_at.map(|at| (at, Event::RetryDue)),
         };
-        let look = self.lookout.look_at().map(|at| (at, Event::LookDue));
+        // A retry looks for itself, and not before its time.
+        let look = self.lookout.look_at().filter(|_| self.pacer.retry_at().is_none());
+        let look = look.map(|at| (at, Event::LookDue));
         let audit = Some((self.lookout.audit_at(), Event::FullSyncDue));
         let next = [node_wait, sync, look, audit].into_iter().flatten().min_by_key(|(at, _)| *at);
         match next {

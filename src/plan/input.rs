@@ -55,7 +55,7 @@ impl Limits {
 pub struct Tally {
     /// iptables-restore processes that were started.
     pub n_processes: usize,
-    /// Tables committed.
+    /// Tables committed, by processes that did not fail.
     pub n_commits: usize,
     /// Lines of input.
     pub n_lines: usize,
@@ -139,6 +139,8 @@ pub(super) struct Input<'a, R> {
     n_waiting_bytes: usize,
     n_names: usize,
     n_rules: usize,
+    /// Tables of the input so far.
+    n_tables: usize,
     effects: Vec<(Table, ChainName, Effect)>,
     lines: LineIndex,
     tally: Tally,
@@ -158,6 +160,7 @@ impl<'a, R: Restore> Input<'a, R> {
             n_waiting_bytes: 0,
             n_names: 0,
             n_rules: 0,
+            n_tables: 0,
             effects: Vec::new(),
             lines: LineIndex::default(),
             tally: Tally::default(),
@@ -270,7 +273,7 @@ impl<'a, R: Restore> Input<'a, R> {
         if self.table.take().is_some() {
             let mut text = String::new();
             write::commit(&mut text);
-            self.tally.n_commits += 1;
+            self.n_tables += 1;
             self.send(&text);
         }
     }
@@ -293,6 +296,8 @@ impl<'a, R: Restore> Input<'a, R> {
         self.is_open = false;
         (self.n_names, self.n_rules) = (0, 0);
         let result = self.restore.end();
+        let n_tables = std::mem::take(&mut self.n_tables);
+        self.tally.n_commits += if result.is_ok() { n_tables } else { 0 };
         Some((result, std::mem::take(&mut self.effects), std::mem::take(&mut self.lines)))
     }
 }

@@ -191,6 +191,10 @@ impl<K: Iptables> FamilySync<K> {
         let (mut committed, _) = self.tables.take();
         let outcome = self.restore(scene, &changed, &mut committed, report);
         self.tables.put_back(committed);
+        if outcome.is_err() {
+            // Which of its tables were committed, jumps among them, only the kernel knows.
+            self.tables.doubt();
+        }
         outcome
     }
 

@@ -23,6 +23,9 @@ use crate::cluster::{Edit, World};
 pub enum Fault {
     NotStarted,
     Locked(usize),
+    /// Without a word on which line.
+    Failed(usize),
+    /// At a line that has nothing to do with it. Who is blamed for it is left out for a while.
     Refused(usize),
     /// All of its tables may have been committed.
     Killed(usize),
@@ -34,7 +37,7 @@ pub fn faults() -> impl Strategy<Value = Fault> {
     prop_oneof![
         Just(Fault::NotStarted),
         (0..4usize).prop_map(Fault::Locked),
-        (0..4usize).prop_map(Fault::Refused),
+        (0..4usize).prop_map(Fault::Failed),
         (0..4usize).prop_map(Fault::Killed),
         Just(Fault::Unreadable),
     ]
@@ -104,6 +107,9 @@ impl Restore for Flaky {
             None | Some(Fault::Unreadable) => return self.fake.end(),
             Some(Fault::NotStarted) => (0, RestoreError::NotStarted("no".to_owned())),
             Some(Fault::Locked(n)) => (n % n_tables, RestoreError::Locked(std::time::Duration::from_secs(5))),
+            Some(Fault::Failed(n)) => {
+                (n % n_tables, RestoreError::Failed { status: 4, message: "out of memory".to_owned() })
+            }
             Some(Fault::Killed(n)) => (n % (n_tables + 1), RestoreError::Killed(9)),
             Some(Fault::Refused(n)) => {
                 let error =
