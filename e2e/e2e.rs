@@ -8,6 +8,7 @@ mod apiserver;
 mod by_hand;
 mod cluster;
 mod fabric;
+mod faults;
 #[allow(dead_code, reason = "the lab is shared by tests, demo and benches; each uses its part")]
 mod lab;
 mod running;
