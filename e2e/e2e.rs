@@ -8,6 +8,7 @@ mod apiserver;
 mod by_hand;
 mod cluster;
 mod fabric;
+#[allow(dead_code, reason = "the lab and the tests share it; each uses its part")]
 mod faults;
 #[allow(dead_code, reason = "the lab is shared by tests, demo and benches; each uses its part")]
 mod lab;

@@ -20,6 +20,8 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::faults::{Extent, FAULTS, Fault, Finding};
 use crate::lab::netfilter::Backend;
 
+const BACKENDS: [Backend; 2] = [Backend::Nft, Backend::Legacy];
+
 const USAGE: &str = "usage: lab [--cut] [--only WORD] [--write FILE]";
 
 /// What the lab is told.
@@ -48,10 +50,13 @@ fn main() -> Result<ExitCode> {
     let start = Instant::now();
     let mut outcomes = Vec::new();
     for (name, fault) in FAULTS.iter().filter(|(name, _)| name.contains(&orders.only)) {
-        for backend in [Backend::Nft, Backend::Legacy] {
-            eprintln!("{:>5.0} s  {name}, {}", start.elapsed().as_secs_f32(), backend.flag());
-            outcomes.push(Outcome { name, backend, result: attempt(*fault, backend, extent) });
-        }
+        eprintln!("{:>5.0} s  {name}", start.elapsed().as_secs_f32());
+        // Mostly they wait: both back-ends at the same time.
+        let results = std::thread::scope(|scope| {
+            let run = |backend| (backend, scope.spawn(move || attempt(*fault, backend, extent)));
+            BACKENDS.map(run).map(|(backend, run)| (backend, run.join().expect("panics are caught")))
+        });
+        outcomes.extend(results.map(|(backend, result)| Outcome { name, backend, result }));
     }
     let table = table(&outcomes);
     println!("{table}");
@@ -95,7 +100,9 @@ fn table(outcomes: &[Outcome]) -> String {
         let backend = backend.flag();
         let line = match result {
             Ok(findings) => findings.iter().map(|finding| row(finding, backend)).collect(),
-            Err(why) => format!("| {name} | {backend} | | **not survived**: {} | | | |\n", why.replace('|', "/")),
+            Err(why) => {
+                format!("| {name} | {backend} | | **not survived**: {} | | | |\n", why.replace('|', "/"))
+            }
         };
         text += &line;
     }
@@ -116,7 +123,8 @@ fn row(finding: &Finding, backend: &str) -> String {
 /// The table with what one has to know to read it.
 fn page(table: &str, elapsed: Duration) -> Result<String> {
     let said = |program: &str, args: &[&str]| -> Result<String> {
-        let output = Command::new(program).args(args).output().with_context(|| format!("running {program}"))?;
+        let output =
+            Command::new(program).args(args).output().with_context(|| format!("running {program}"))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let n_cores = std::thread::available_parallelism()?;

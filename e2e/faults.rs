@@ -12,14 +12,19 @@ mod rules;
 
 use std::time::Duration;
 
-use crate::cluster::Service;
-use crate::lab::Lab;
-use crate::lab::address::Family;
-use crate::lab::client::{Host, Protocol, Tally, Traffic};
+use crate::cluster::{self, OWN, Service};
+use crate::lab::address::{FAMILIES, Family};
+use crate::lab::client::{Host, Outcome, Protocol, Tally, Traffic};
 use crate::lab::netfilter::Backend;
+use crate::lab::{Lab, poll};
+use crate::running::Running;
+use crate::traffic;
 
 /// How long a repair may take on a machine busy with other tests.
 pub const SOON: Duration = Duration::from_secs(10);
+
+/// Changes are not held back, so that figures show nothing but the fault.
+const AT_ONCE: &str = "--iptables-min-sync-period=1ms";
 
 /// How much of a fault is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +108,25 @@ impl Load {
         self.clients.into_iter().for_each(|client| tally.merge(client.stop()));
         tally
     }
+}
+
+/// Puts the cluster back as it was at first, and tries every claim about traffic.
+fn all_is_right(running: &Running) {
+    running.api.put_yaml(cluster::OBJECTS);
+    // What clients began while nobody translated their packets would go on untranslated.
+    for node in running.lab.nodes() {
+        node.netfilter().forget_flows().expect("flows can be forgotten");
+    }
+    for (node, family) in running.lab.nodes().iter().flat_map(|node| FAMILIES.map(|family| (node, family))) {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let to = OWN.cluster_ip(family);
+            let is_first = |outcome| matches!(outcome, Outcome::Answered { pod, .. } if pod == "web-1");
+            poll::until("the first endpoint is in force again", SOON, || {
+                (0..3).all(|_| is_first(node.attempt(protocol, to, SOON).outcome))
+            });
+        }
+    }
+    traffic::all(&running.lab);
 }
 
 #[cfg(test)]

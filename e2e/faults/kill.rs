@@ -4,21 +4,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::kernel::TURNS;
-use super::{Extent, Finding, Load};
+use super::{AT_ONCE, Extent, Finding, Load, all_is_right};
 use crate::cluster::{OWN, WEB, WEB_PODS, own_slice};
 use crate::lab::address::Family;
 use crate::lab::client::{Host, Protocol};
 use crate::lab::netfilter::Backend;
 use crate::running::Running;
-use crate::traffic;
 
 /// Changes are killed within this of being made: a sync begins and ends in it.
-const LONGEST_MS: u64 = 60;
+const LONGEST_MS: u64 = 30;
 
 /// Killed in the middle of a sync: what is in force stays, and after the first sync of the next one
 /// all is as wanted.
 pub fn killed_at_any_moment_it_goes_on(backend: Backend, extent: Extent) -> Vec<Finding> {
-    let mut running = Running::start(backend).expect("a cluster starts");
+    let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let n_times = extent.of(6, 100);
     let load = Load::on(&running.lab, WEB);
     let own_load = Load::on(&running.lab, OWN);
@@ -30,7 +29,7 @@ pub fn killed_at_any_moment_it_goes_on(backend: Backend, extent: Extent) -> Vec<
         running.api.put(own_slice(&[address]));
         thread::sleep(Duration::from_millis(point));
         let start = Instant::now();
-        running.replace_agent(&[], None).expect("an agent starts");
+        running.replace_agent(&[AT_ONCE], None).expect("an agent starts");
         repaired.push(start.elapsed());
         let node = running.lab.node(1);
         n_unfinished += usize::from(running.agents[0].syncs().iter().any(|sync| sync.processes > 0));
@@ -44,11 +43,13 @@ pub fn killed_at_any_moment_it_goes_on(backend: Backend, extent: Extent) -> Vec<
     let mut tally = load.stop();
     tally.merge(own_load.stop());
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
-    traffic::all(&running.lab);
+    all_is_right(&running);
     vec![Finding {
         fault: "kill -9 of Chainsmith in a sync, then a start".to_owned(),
         n_times,
-        observed: format!("all traffic right after the first sync; {n_unfinished} times it had something to write"),
+        observed: format!(
+            "all traffic right after the first sync; {n_unfinished} times it had something to write"
+        ),
         repaired,
         n_tried: tally.n_attempts(),
         n_wrong: 0,

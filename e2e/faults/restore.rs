@@ -4,14 +4,13 @@
 use std::time::{Duration, Instant};
 
 use super::kernel::TURNS;
-use super::{Extent, Finding, Load, SOON};
+use super::{AT_ONCE, Extent, Finding, Load, SOON, all_is_right};
 use crate::cluster::{LOCAL, OWN, WEB, WEB_PODS, own_slice};
 use crate::lab::address::Family;
 use crate::lab::client::{Host, Protocol};
 use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
-use crate::traffic;
 
 /// How long a sync that failed a few times may take to be tried again.
 const RETRIED: Duration = Duration::from_secs(20);
@@ -20,7 +19,7 @@ const RETRIED: Duration = Duration::from_secs(20);
 const SABOTAGES: [(&str, &str, &str); 4] = [
     (
         "iptables-restore refused every second time",
-        "tried again; nobody is blamed for good",
+        "each service port is tried alone, and taken; nobody is blamed",
         r#"turn=$LAB_CALLS.$program
            if [ -e "$turn" ]; then rm "$turn"; else
                : > "$turn"; cat > /dev/null; echo "$program: line 2 failed" >&2; exit 1
@@ -52,7 +51,7 @@ fn only_restores(script: &str) -> String {
 
 /// A restore that fails costs time; what is in force stays meanwhile.
 pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec<Finding> {
-    let mut running = Running::start(backend).expect("a cluster starts");
+    let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let findings = SABOTAGES
         .iter()
         .map(|(fault, observed, script)| {
@@ -60,7 +59,7 @@ pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec
             let n_times = extent.of(1, 5);
             for _ in 0..n_times {
                 // Each begins without the failures of the one before.
-                running.replace_agent(&[], None).expect("an agent starts");
+                running.replace_agent(&[AT_ONCE], None).expect("an agent starts");
                 let (node, agent) = (running.lab.node(1), &running.agents[0]);
                 let to = OWN.cluster_ip(Family::V4);
                 let [(address, pod), (other_address, other)] = TURNS;
@@ -90,7 +89,7 @@ pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec
             }
         })
         .collect();
-    traffic::all(&running.lab);
+    all_is_right(&running);
     findings
 }
 
@@ -105,7 +104,7 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
            [ -z "$line" ] || { echo "$program: line $line failed" >&2; exit 1; }
            echo "$input" | "$program" "$@"; exit $?"#,
     );
-    let running = Running::start(backend).expect("a cluster starts");
+    let running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
     let (own, local) = (OWN.cluster_ip(Family::V4), LOCAL.cluster_ip(Family::V4));
     let [(address, pod), _] = TURNS;
@@ -121,7 +120,9 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
         poll::until("both ports are named", SOON, || {
             agent.log().matches("refuses this service port").count() == n_said + 2
         });
-        poll::until("the sync is over", SOON, || agent.log().lines().last().is_some_and(|line| line.contains("synced")));
+        poll::until("the sync is over", SOON, || {
+            agent.log().lines().last().is_some_and(|line| line.contains("synced"))
+        });
         let n_restores = restores(&agent.programs_started()[n_calls..]);
         // Somebody else's change is programmed meanwhile.
         running.api.delete("Service", Some("default"), LOCAL.name);
@@ -141,7 +142,7 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
         let start = Instant::now();
         running.api.put(own_slice(&[address]));
         poll::until("it is served again", SOON, || {
-            let attempt = node.attempt(Protocol::Tcp, own, Duration::from_secs(2));
+            let attempt = node.attempt(Protocol::Tcp, own, Duration::from_millis(100));
             matches!(attempt.outcome, crate::lab::client::Outcome::Answered { pod: who, .. } if who == pod)
         });
         repaired.push(start.elapsed());
@@ -153,7 +154,7 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
         assert_eq!(tally.n_wrong(&WEB_PODS), 0, "turn {turn}: {tally}");
         n_tried += tally.n_attempts();
     }
-    traffic::cluster_ip_spreads_over_all_nodes(&running.lab);
+    all_is_right(&running);
     vec![Finding {
         fault: "one service port refused by iptables".to_owned(),
         n_times,

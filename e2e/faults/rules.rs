@@ -29,7 +29,9 @@ impl Rules {
                 }
             }
         }
-        chains.retain(|name, _| !name.contains("CANARY") && !name.contains(" mangle ") && !name.contains(" raw "));
+        chains.retain(|name, _| {
+            !name.contains("CANARY") && !name.contains(" mangle ") && !name.contains(" raw ")
+        });
         Self(chains)
     }
 
@@ -48,7 +50,8 @@ impl Rules {
 
 /// The chain of the TCP port of the Service `web` on `node`.
 pub(super) fn chain_of_web(node: &Node, family: Family) -> String {
-    let rules = node.netfilter().iptables(family, &["-t", "nat", "-S", "KUBE-SERVICES"]).expect("it is there");
+    let rules =
+        node.netfilter().iptables(family, &["-t", "nat", "-S", "KUBE-SERVICES"]).expect("it is there");
     let rule = rules.lines().find(|rule| rule.contains("default/web:http cluster IP"));
     rule.and_then(|rule| rule.rsplit(' ').next()).expect("a rule ends in its target").to_owned()
 }

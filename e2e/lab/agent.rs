@@ -95,6 +95,13 @@ impl Agent {
         syncs(&self.log())
     }
 
+    /// What it has written so far, all syncs together: chains and rules.
+    pub fn written(&self) -> (u64, u64) {
+        let syncs = self.syncs();
+        let chains = syncs.iter().map(|sync| sync.chains_written).sum();
+        (chains, syncs.iter().map(|sync| sync.rules_written).sum())
+    }
+
     /// The process itself.
     pub fn process(&self) -> &Process {
         &self.process

@@ -213,7 +213,7 @@ pub trait Host {
             }
             tally
         })?;
-        Ok(Traffic { stop, client })
+        Ok(Traffic { stop, client: Some(client) })
     }
 }
 
@@ -221,14 +221,23 @@ pub trait Host {
 #[derive(Debug)]
 pub struct Traffic {
     stop: Arc<AtomicBool>,
-    client: JoinHandle<Tally>,
+    client: Option<JoinHandle<Tally>>,
 }
 
 impl Traffic {
     /// Ends it after the attempt that is under way; what came of all of them.
-    pub fn stop(self) -> Tally {
+    pub fn stop(mut self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
-        self.client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let client = self.client.take().expect("it is stopped once");
+        client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // What it met is of no interest to a test that ends without asking.
+        drop(self.client.take().map(JoinHandle::join));
     }
 }
 
