@@ -49,7 +49,11 @@ impl Running {
 
     /// Starts everything, the agents with these flags too, and waits for the first syncs.
     pub fn with_flags(backend: Backend, flags: &[&str]) -> Result<Self> {
-        let lab = cluster::build(backend)?;
+        Self::in_lab(cluster::build(backend)?, flags)
+    }
+
+    /// Starts everything in `lab`, which has at least the pods of [`cluster::plan`], and waits.
+    pub fn in_lab(lab: Lab, flags: &[&str]) -> Result<Self> {
         let api = start_cluster(listen(), Some(lab.fabric().fd()?)).context("starting an API server")?;
         Self::on(lab, api, flags)
     }
