@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::lab::address::Family;
+use crate::lab::address::{Family, pod_cidrs};
 use crate::lab::host::Node;
 use crate::lab::netfilter::Backend;
 use crate::lab::{Lab, LabPlan};
@@ -120,5 +120,21 @@ pub fn own_slice(addresses: &[&str]) -> Value {
             {"name": "echo", "protocol": "UDP", "port": 8080},
         ],
         "endpoints": endpoints,
+    })
+}
+
+/// The Node object of a node that `cluster.yaml` does not know.
+pub fn node_object(node: &Node) -> Value {
+    let (name, address, pod_cidrs) = (node.name(), node.address(), pod_cidrs(node.number()));
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        "spec": {"podCIDR": pod_cidrs[0], "podCIDRs": pod_cidrs},
+        "status": {"addresses": [
+            {"type": "InternalIP", "address": address.v4},
+            {"type": "InternalIP", "address": address.v6},
+            {"type": "Hostname", "address": name},
+        ]},
     })
 }

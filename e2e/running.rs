@@ -67,6 +67,9 @@ impl Running {
 
     fn on(lab: Lab, api: Box<dyn Cluster>, flags: &[&str]) -> Result<Self> {
         api.put_yaml(cluster::OBJECTS);
+        for node in lab.nodes().iter().filter(|node| !cluster::OBJECTS.contains(node.name())) {
+            api.put(cluster::node_object(node));
+        }
         let args = flags.iter().map(|&flag| flag.to_owned()).collect();
         let options = AgentOptions { kubeconfig: api.kubeconfig(), args, ..AgentOptions::default() };
         let mut running = Self { agents: Vec::new(), api, lab, options };

@@ -147,8 +147,8 @@ fn try_wreck(running: &Running, wreck: &Wreck, extent: Extent) -> Finding {
             found = Rules::of(node);
         }
         repaired.push(start.elapsed());
-        poll::until("the repair is logged", SOON, || {
-            agent.syncs()[n_syncs..].iter().map(|sync| sync.processes).sum::<u64>() >= 1
+        poll::until("the repairs of both families are logged", SOON, || {
+            agent.syncs()[n_syncs..].iter().filter(|sync| sync.processes > 0).count() >= FAMILIES.len()
         });
         let n_chains: u64 = agent.syncs()[n_syncs..].iter().map(|sync| sync.chains_written).sum();
         let n_families = 2;

@@ -1,5 +1,6 @@
 //! Chainsmith killed at any moment, and started again.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ pub fn killed_at_any_moment_it_goes_on(backend: Backend, extent: Extent) -> Vec<
     let load = Load::on(&running.lab, WEB);
     let own_load = Load::on(&running.lab, OWN);
     let to = OWN.cluster_ip(Family::V4);
-    let (mut repaired, mut n_unfinished) = (Vec::new(), 0);
+    let (mut repaired, mut n_unfinished, mut port) = (Vec::new(), 0, 20_000);
     // The points are spread over the time of a sync, not at its steps: the golden ratio leaves no gaps.
     let points = (1..=u64::from(n_times)).map(|n| n * 618_034 % 1_000_000 * LONGEST_MS / 1_000_000);
     for ((address, pod), point) in TURNS.into_iter().cycle().zip(points) {
@@ -35,7 +36,10 @@ pub fn killed_at_any_moment_it_goes_on(backend: Backend, extent: Extent) -> Vec<
         n_unfinished += usize::from(running.agents[0].syncs().iter().any(|sync| sync.processes > 0));
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             for _ in 0..5 {
-                let attempt = node.attempt(protocol, to, Duration::from_secs(2));
+                // A port used before would go on in the flow of before, to the endpoint of then.
+                port += 1;
+                let from = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+                let attempt = node.attempt_from(from, protocol, to, Duration::from_secs(2));
                 assert_eq!(attempt.pod(), pod, "killed after {point} ms, after the next one's first sync");
             }
         }

@@ -84,7 +84,8 @@ impl<K: Iptables> Tables<K> {
     }
 
     /// Reads the chains of `repaired` back, right after they were written. What still differs is a
-    /// dialect: it is said once, and from now on taken for what it means.
+    /// dialect: it is said once, and from now on taken for what it means. A dialect spells rules, it
+    /// has as many of them: with another number, somebody wrote once more before it was read.
     pub(super) fn learn_dialects(&mut self, repaired: &Drift) {
         let Some(committed) = self.committed.take() else { return };
         let found = self.read(None);
@@ -92,6 +93,7 @@ impl<K: Iptables> Tables<K> {
             let (written, read) = (digest(&committed, *table, chain), digest(&found, *table, chain));
             if let (Some(written), Some(read)) = (written, read)
                 && written != read
+                && written.n_rules == read.n_rules
             {
                 let family = self.kernel.family();
                 info!(%family, %table, %chain, "this iptables prints the chain otherwise than it was written; taken as it is");
