@@ -113,7 +113,7 @@ fn row(finding: &Finding, backend: &str) -> String {
     let Finding { fault, n_times, observed, n_tried, n_wrong, .. } = finding;
     let mut millis: Vec<u128> = finding.repaired.iter().map(Duration::as_millis).collect();
     millis.sort_unstable();
-    let repaired = match (millis.get(millis.len() / 2), millis.last()) {
+    let repaired = match (millis.get(millis.len().saturating_sub(1) / 2), millis.last()) {
         (Some(median), Some(max)) => format!("{median} / {max}"),
         _ => String::new(),
     };

@@ -200,12 +200,13 @@ pub fn held_lock_is_waited_for(backend: Backend, extent: Extent) -> Vec<Finding>
         poll::until("a sync gave up", Duration::from_secs(30), || {
             agent.log().contains("xtables lock was still held")
         });
-        while start.elapsed() < hold {
-            assert_eq!(node.tcp(to).pod(), TURNS[1].1, "what is in force stays");
-            thread::sleep(Duration::from_millis(100));
-        }
     } else {
         poll::until("the change is in force", SOON, || node.tcp(to).pod() == TURNS[0].1);
+    }
+    let in_force = TURNS[usize::from(backend == Backend::Legacy)].1;
+    while start.elapsed() < hold {
+        assert_eq!(node.tcp(to).pod(), in_force, "what is in force stays");
+        thread::sleep(Duration::from_millis(100));
     }
     let held = start.elapsed();
     release.send(()).expect("the holder waits");
@@ -262,6 +263,8 @@ pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<F
         for (address, pod) in TURNS.into_iter().cycle().take(n_changes) {
             running.api.put(own_slice(&[address]));
             repaired.push(poll::until("the change is in force", SOON, || node.tcp(to).pod() == pod));
+            let n_before = n_writes.load(Ordering::Relaxed);
+            poll::until("the other goes on", SOON, || n_writes.load(Ordering::Relaxed) > n_before);
         }
         stop.store(true, Ordering::Relaxed);
         repaired
