@@ -38,7 +38,7 @@ on_both_backends! {
     agent::restart_writes_nothing,
     agent::kill_leaves_the_rules,
     agent::flushed_tables_are_repaired,
-    services::three_nodes_serve_over_vxlan,
+    services::three_nodes_serve_over_routes_and_vxlan,
     services::internal_policy_local_stays_on_the_node,
     services::affinity_sticks_and_expires,
     services::sctp_is_translated,

@@ -126,10 +126,16 @@ fn wait_for(host: &dyn Host, wanted: Option<&str>) {
     });
 }
 
-/// Three nodes, pods joined by vxlan: each node serves every Service, also one without endpoints of
-/// its own.
-pub fn three_nodes_serve_over_vxlan(backend: Backend) {
-    let plan = cluster::plan(backend).node(&["client-3"]).pod_network(PodNetwork::Vxlan);
+/// Three nodes, pods joined by routes and by vxlan: each node serves every Service, also the one
+/// without endpoints of its own.
+pub fn three_nodes_serve_over_routes_and_vxlan(backend: Backend) {
+    for network in [PodNetwork::Routes, PodNetwork::Vxlan] {
+        three_nodes_serve(backend, network);
+    }
+}
+
+fn three_nodes_serve(backend: Backend, network: PodNetwork) {
+    let plan = cluster::plan(backend).node(&["client-3"]).pod_network(network);
     let running = Running::in_lab(plan.build().expect("a lab can be built"), &[AT_ONCE]).expect("it starts");
     let lab = &running.lab;
     let cases = FAMILIES.into_iter().flat_map(|family| [Protocol::Tcp, Protocol::Udp].map(|p| (family, p)));
