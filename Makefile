@@ -12,7 +12,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)
 export CARGO_TARGET_$(HOST)_RUNNER := sudo --preserve-env
 endif
 
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test lab lint bench
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,6 +27,10 @@ demo: setup ## a cluster in a box: Chainsmith on simulated nodes, traffic throug
 test: setup ## all tests: units, recorded cases, properties, real packets on real iptables
 	cargo test --doc
 	cargo test --no-fail-fast --lib --bins --tests
+
+lab: setup ## every fault with full counts, and a table of what came of it (about 10 minutes)
+	@cargo build --quiet --bin chainsmith
+	@cargo run --quiet --example lab -- $(LAB)
 
 lint: ## formatting, clippy, documentation; warnings are errors
 	@hack/setup.sh lint

@@ -3,9 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
-use crate::cluster::{OWN, WEB, WEB_PODS};
+use crate::cluster::{OWN, WEB, WEB_PODS, own_slice};
 use crate::lab::address::{FAMILIES, Family};
 use crate::lab::agent::Agent;
 use crate::lab::client::{Host, Outcome, Protocol};
@@ -80,36 +78,6 @@ pub fn endpoints_are_followed(backend: Backend) {
     stop_all(running);
 }
 
-/// The IPv4 slice of the Service `own` with these addresses.
-fn own_slice(addresses: &[&str]) -> serde_json::Value {
-    let endpoints: Vec<_> = addresses
-        .iter()
-        .map(|address| {
-            let node = if address.starts_with("10.128.0.") { "node-1" } else { "node-2" };
-            let conditions = json!({"ready": true, "serving": true, "terminating": false});
-            json!({"addresses": [address], "conditions": conditions, "nodeName": node})
-        })
-        .collect();
-    json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": "own-v4",
-            "namespace": "default",
-            "labels": {
-                "kubernetes.io/service-name": "own",
-                "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
-            },
-        },
-        "addressType": "IPv4",
-        "ports": [
-            {"name": "http", "protocol": "TCP", "port": 8080},
-            {"name": "echo", "protocol": "UDP", "port": 8080},
-        ],
-        "endpoints": endpoints,
-    })
-}
-
 /// A stopped Chainsmith leaves the rules in force, and a new one adopts them without writing.
 pub fn restart_writes_nothing(backend: Backend) {
     let mut running = Running::start(backend).expect("a cluster starts");
@@ -122,12 +90,12 @@ pub fn restart_writes_nothing(backend: Backend) {
 
     node.attempts(100, Protocol::Tcp, WEB.cluster_ip(Family::V4)).assert_spread(&WEB_PODS);
     let second = running.start_agent(node).expect("an agent starts");
-    poll::until("the new agent has synced both families", SOON, || syncs(&second.log()).len() >= 2);
+    poll::until("the new agent has synced both families", SOON, || second.syncs().len() >= 2);
     let after = Kernel::of(node);
     assert_eq!(after.rules, before.rules, "the rules themselves");
     assert_eq!(after.generation, before.generation, "commits to nf_tables");
     assert!(after.counted > before.counted, "counters went on: {} then {}", before.counted, after.counted);
-    for sync in syncs(&second.log()) {
+    for sync in second.syncs() {
         assert_eq!((sync.chains_written, sync.rules_written, sync.processes), (0, 0, 0), "{sync:?}");
     }
     assert_eq!(restores(&second), [""; 0]);
@@ -210,32 +178,6 @@ impl Kernel {
         }
         Self { rules, generation, counted }
     }
-}
-
-/// One sync, as the agent logs it.
-#[derive(Debug)]
-struct Sync {
-    chains_written: u64,
-    rules_written: u64,
-    processes: u64,
-}
-
-/// The syncs that a log tells of.
-fn syncs(log: &str) -> Vec<Sync> {
-    let field = |line: &str, name: &str| -> Option<u64> {
-        let (_, rest) = line.split_once(&format!("{name}="))?;
-        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-    };
-    let lines = log.lines();
-    lines
-        .filter_map(|line| {
-            Some(Sync {
-                chains_written: field(line, "chains_written")?,
-                rules_written: field(line, "rules_written")?,
-                processes: field(line, "processes")?,
-            })
-        })
-        .collect()
 }
 
 /// Ends all agents as a node would when it shuts down.

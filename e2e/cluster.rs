@@ -5,8 +5,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::Result;
+use serde_json::{Value, json};
 
-use crate::lab::address::Family;
+use crate::lab::address::{Family, pod_cidrs};
 use crate::lab::host::Node;
 use crate::lab::netfilter::Backend;
 use crate::lab::{Lab, LabPlan};
@@ -90,4 +91,50 @@ impl Service {
         };
         SocketAddr::new(address, 80)
     }
+}
+
+/// The IPv4 slice of the Service `own` with these addresses.
+pub fn own_slice(addresses: &[&str]) -> Value {
+    let endpoints: Vec<_> = addresses
+        .iter()
+        .map(|address| {
+            let node = if address.starts_with("10.128.0.") { "node-1" } else { "node-2" };
+            let conditions = json!({"ready": true, "serving": true, "terminating": false});
+            json!({"addresses": [address], "conditions": conditions, "nodeName": node})
+        })
+        .collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": "own-v4",
+            "namespace": "default",
+            "labels": {
+                "kubernetes.io/service-name": "own",
+                "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+            },
+        },
+        "addressType": "IPv4",
+        "ports": [
+            {"name": "http", "protocol": "TCP", "port": 8080},
+            {"name": "echo", "protocol": "UDP", "port": 8080},
+        ],
+        "endpoints": endpoints,
+    })
+}
+
+/// The Node object of a node that `cluster.yaml` does not know.
+pub fn node_object(node: &Node) -> Value {
+    let (name, address, pod_cidrs) = (node.name(), node.address(), pod_cidrs(node.number()));
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        "spec": {"podCIDR": pod_cidrs[0], "podCIDRs": pod_cidrs},
+        "status": {"addresses": [
+            {"type": "InternalIP", "address": address.v4},
+            {"type": "InternalIP", "address": address.v6},
+            {"type": "Hostname", "address": name},
+        ]},
+    })
 }

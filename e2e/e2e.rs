@@ -8,10 +8,14 @@ mod apiserver;
 mod by_hand;
 mod cluster;
 mod fabric;
+#[allow(dead_code, reason = "the lab and the tests share it; each uses its part")]
+mod faults;
 #[allow(dead_code, reason = "the lab is shared by tests, demo and benches; each uses its part")]
 mod lab;
 mod running;
 mod traffic;
+
+use traffic::services;
 
 /// Makes each function a test, once on each back-end.
 macro_rules! on_both_backends {
@@ -34,4 +38,13 @@ on_both_backends! {
     agent::restart_writes_nothing,
     agent::kill_leaves_the_rules,
     agent::flushed_tables_are_repaired,
+    services::three_nodes_serve_over_routes_and_vxlan,
+    services::internal_policy_local_stays_on_the_node,
+    services::affinity_sticks_and_expires,
+    services::sctp_is_translated,
+    services::service_without_selector_leads_outside,
+    services::readiness_is_followed,
+    services::hints_keep_traffic_in_the_zone,
+    services::source_ranges_bind_the_load_balancer,
+    services::node_ports_answer_on_loopback_unless_others_are_chosen,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::apiserver::{Cluster, start_cluster};
+use crate::apiserver::{ApiServer, Cluster, start_cluster};
 use crate::cluster;
 use crate::lab::agent::{Agent, AgentOptions};
 use crate::lab::host::Node;
@@ -49,10 +49,27 @@ impl Running {
 
     /// Starts everything, the agents with these flags too, and waits for the first syncs.
     pub fn with_flags(backend: Backend, flags: &[&str]) -> Result<Self> {
+        Self::in_lab(cluster::build(backend)?, flags)
+    }
+
+    /// Starts everything in `lab`, which has at least the pods of [`cluster::plan`], and waits.
+    pub fn in_lab(lab: Lab, flags: &[&str]) -> Result<Self> {
+        let api = start_cluster(listen(), Some(lab.fabric().fd()?)).context("starting an API server")?;
+        Self::on(lab, api, flags)
+    }
+
+    /// Like [`Running::with_flags`], always with the simulated API server.
+    pub fn simulated(backend: Backend, flags: &[&str]) -> Result<Self> {
         let lab = cluster::build(backend)?;
-        let listen = SocketAddr::new(address::fabric().v4.into(), API_PORT);
-        let api = start_cluster(listen, Some(lab.fabric().fd()?)).context("starting an API server")?;
+        let api = ApiServer::start(listen(), Some(lab.fabric().fd()?)).context("starting an API server")?;
+        Self::on(lab, Box::new(api), flags)
+    }
+
+    fn on(lab: Lab, api: Box<dyn Cluster>, flags: &[&str]) -> Result<Self> {
         api.put_yaml(cluster::OBJECTS);
+        for node in lab.nodes().iter().filter(|node| !cluster::OBJECTS.contains(node.name())) {
+            api.put(cluster::node_object(node));
+        }
         let args = flags.iter().map(|&flag| flag.to_owned()).collect();
         let options = AgentOptions { kubeconfig: api.kubeconfig(), args, ..AgentOptions::default() };
         let mut running = Self { agents: Vec::new(), api, lab, options };
@@ -65,10 +82,36 @@ impl Running {
         Ok(running)
     }
 
+    /// The simulated API server.
+    ///
+    /// # Panics
+    /// If it is a real one.
+    pub fn simulator(&self) -> &ApiServer {
+        self.api.simulator().expect("started with `simulated`")
+    }
+
+    /// Kills the agent of node-1 and starts another with these flags, and this kubeconfig if it is
+    /// not to be the first one's; waits for its first syncs.
+    pub fn replace_agent(&mut self, flags: &[&str], kubeconfig: Option<String>) -> Result<()> {
+        self.agents.remove(0).kill9();
+        let args = flags.iter().map(|&flag| flag.to_owned()).collect();
+        let kubeconfig = kubeconfig.unwrap_or_else(|| self.options.kubeconfig.clone());
+        let options = AgentOptions { kubeconfig, args, ..AgentOptions::default() };
+        let agent = self.lab.start_chainsmith(self.lab.node(1), &options)?;
+        poll::until("the new agent has synced both families", FIRST_SYNC, || agent.syncs().len() >= 2);
+        self.agents.insert(0, agent);
+        Ok(())
+    }
+
     /// Starts an agent on `node`, configured like the first ones.
     pub fn start_agent(&self, node: &Node) -> Result<Agent> {
         self.lab.start_chainsmith(node, &self.options)
     }
+}
+
+/// Where the API server listens.
+fn listen() -> SocketAddr {
+    SocketAddr::new(address::fabric().v4.into(), API_PORT)
 }
 
 /// Waits until `node` holds rules for all Services of the cluster, in both families.

@@ -4,6 +4,8 @@
 //! The masquerading claims are the table of ruleset.md 9.
 
 mod observe;
+mod sctp;
+pub mod services;
 
 use std::net::SocketAddr;
 use std::time::Duration;

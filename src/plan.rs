@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use crate::iptables::{ChainName, Jump, Rule, Table, write};
 use crate::net::IpFamily;
 use committed::Effect;
-use input::{Block, Input};
+use input::{Input, Size};
 
 /// What a chain of filter is to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,21 +103,24 @@ where
     /// Step 2: chains of nat that belong together, callees before callers. They are committed
     /// together unless they are too many for one process.
     pub fn nat_chains(&mut self, chains: &[NatChain<'_>]) -> Result<(), Failure<R::Error>> {
-        let mut blocks = Vec::new();
-        for chain in chains {
-            let digest = Digest::of(chain.rules);
-            if self.committed.nat.get(&chain.name) != Some(&Some(digest)) {
-                blocks.push(self.block(chain, digest));
-            }
-        }
-        if !self.input.has_room_for(&blocks) {
+        let new: Vec<(&NatChain<'_>, Digest)> = chains
+            .iter()
+            .map(|chain| (chain, Digest::of(chain.rules)))
+            .filter(|(chain, digest)| self.committed.nat.get(&chain.name) != Some(&Some(*digest)))
+            .collect();
+        let n_rules = new.iter().map(|(chain, _)| chain.rules.len()).sum();
+        if !self.input.has_room_for(Size { n_names: new.len(), n_rules }) {
             self.end_batch()?;
         }
-        for block in blocks {
-            if !self.input.has_room_for(std::slice::from_ref(&block)) {
+        let family = self.family;
+        for (NatChain { name, rank, rules }, digest) in new {
+            if !self.input.has_room_for(Size { n_names: 1, n_rules: rules.len() }) {
                 self.end_batch()?;
             }
-            self.input.push(block);
+            self.input.push(*name, *rank, 1, Effect::Nat(digest), |text| {
+                write::declaration(text, name);
+                rules.iter().for_each(|rule| write::append(text, family, name, rule));
+            });
         }
         self.input.drain_if_streaming();
         Ok(())
@@ -135,15 +138,15 @@ where
         if self.committed.nat.get(&name) == Some(&Some(digest)) {
             return Ok(());
         }
-        let mut text = String::new();
-        write::declaration(&mut text, &name);
-        rules(&mut |rule| write::append(&mut text, self.family, &name, rule));
-        let block =
-            Block { name, rank, text, effect: Effect::Nat(digest), n_names: 1 + digest.n_rules as usize };
-        if !self.input.has_room_for(std::slice::from_ref(&block)) {
+        let size = Size { n_names: 1 + digest.n_rules as usize, n_rules: digest.n_rules as usize };
+        if !self.input.has_room_for(size) {
             self.end_batch()?;
         }
-        self.input.push(block);
+        let family = self.family;
+        self.input.push(name, rank, size.n_names, Effect::Nat(digest), |text| {
+            write::declaration(text, &name);
+            rules(&mut |rule| write::append(text, family, &name, rule));
+        });
         Ok(())
     }
 
@@ -232,13 +235,6 @@ where
     fn missing_jumps(&self, table: Table) -> Vec<usize> {
         let is_missing = |n: &usize| self.jumps[*n].table == table && !self.committed.jumps.contains(n);
         (0..self.jumps.len()).filter(is_missing).collect()
-    }
-
-    fn block(&self, chain: &NatChain<'_>, digest: Digest) -> Block {
-        let mut text = String::with_capacity(40 + 160 * chain.rules.len());
-        write::declaration(&mut text, &chain.name);
-        chain.rules.iter().for_each(|rule| write::append(&mut text, self.family, &chain.name, rule));
-        Block { name: chain.name, rank: chain.rank, text, effect: Effect::Nat(digest), n_names: 1 }
     }
 
     /// Ends the process that is open, if one is, and notes what it did.

@@ -84,6 +84,24 @@ impl Agent {
         self.spy.calls()
     }
 
+    /// Has each iptables program that it starts run `script` first (shell; `$program` is the name,
+    /// `$@` the arguments); `None` ends that.
+    pub fn sabotage(&self, script: Option<&str>) {
+        self.spy.sabotage(script).expect("files can be written in the lab's folder");
+    }
+
+    /// The syncs that succeeded so far, one for each family.
+    pub fn syncs(&self) -> Vec<Sync> {
+        syncs(&self.log())
+    }
+
+    /// What it has written so far, all syncs together: chains and rules.
+    pub fn written(&self) -> (u64, u64) {
+        let syncs = self.syncs();
+        let chains = syncs.iter().map(|sync| sync.chains_written).sum();
+        (chains, syncs.iter().map(|sync| sync.rules_written).sum())
+    }
+
     /// The process itself.
     pub fn process(&self) -> &Process {
         &self.process
@@ -113,6 +131,35 @@ impl Agent {
         self.process.wait();
         self.process.log()
     }
+}
+
+/// One sync, as the agent logs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Sync {
+    /// Chains written anew.
+    pub chains_written: u64,
+    /// Rules in them.
+    pub rules_written: u64,
+    /// Programs started to write.
+    pub processes: u64,
+}
+
+/// The syncs that a log tells of.
+fn syncs(log: &str) -> Vec<Sync> {
+    let field = |line: &str, name: &str| -> Option<u64> {
+        let (_, rest) = line.split_once(&format!("{name}="))?;
+        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    let lines = log.lines();
+    lines
+        .filter_map(|line| {
+            Some(Sync {
+                chains_written: field(line, "chains_written")?,
+                rules_written: field(line, "rules_written")?,
+                processes: field(line, "processes")?,
+            })
+        })
+        .collect()
 }
 
 /// The program under test: `$CHAINSMITH`, or the one cargo built for this test, or for an example

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -24,6 +24,10 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a client waits that expects none.
 pub const IMPATIENCE: Duration = Duration::from_millis(700);
+
+/// Between two attempts of a client that keeps trying: there are 28 000 ports, and each is taken for
+/// a minute.
+const PAUSE: Duration = Duration::from_millis(3);
 
 /// A transport protocol that pods serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,6 +112,27 @@ impl Tally {
         }
     }
 
+    /// Adds what another client counted.
+    pub fn merge(&mut self, other: Self) {
+        for (pod, n) in other.pods {
+            *self.pods.entry(pod).or_default() += n;
+        }
+        for (outcome, n) in other.failures {
+            *self.failures.entry(outcome).or_default() += n;
+        }
+    }
+
+    /// All attempts.
+    pub fn n_attempts(&self) -> u32 {
+        self.pods.values().chain(self.failures.values()).sum()
+    }
+
+    /// Attempts that no pod of `pods` answered.
+    pub fn n_wrong(&self, pods: &[&str]) -> u32 {
+        let wrong_pods = self.pods.iter().filter(|(pod, _)| !pods.contains(&pod.as_str()));
+        wrong_pods.map(|(_, n)| n).chain(self.failures.values()).sum()
+    }
+
     /// Asserts that nothing failed and that exactly `pods` answered, each as often as chance allows.
     ///
     /// The bound is five standard deviations: a fair choice misses it once in a million.
@@ -184,10 +209,11 @@ pub trait Host {
             let mut tally = Tally::default();
             while !stopped.load(Ordering::Relaxed) {
                 tally.add(attempt(protocol, None, to, PATIENCE).outcome);
+                thread::sleep(PAUSE);
             }
             tally
         })?;
-        Ok(Traffic { stop, client })
+        Ok(Traffic { stop, client: Some(client) })
     }
 }
 
@@ -195,14 +221,23 @@ pub trait Host {
 #[derive(Debug)]
 pub struct Traffic {
     stop: Arc<AtomicBool>,
-    client: JoinHandle<Tally>,
+    client: Option<JoinHandle<Tally>>,
 }
 
 impl Traffic {
     /// Ends it after the attempt that is under way; what came of all of them.
-    pub fn stop(self) -> Tally {
+    pub fn stop(mut self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
-        self.client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let client = self.client.take().expect("it is stopped once");
+        client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // What it met is of no interest to a test that ends without asking.
+        drop(self.client.take().map(JoinHandle::join));
     }
 }
 

@@ -78,6 +78,11 @@ impl Netfilter<'_> {
         self.namespace.run(generation)
     }
 
+    /// Makes conntrack forget all flows.
+    pub fn forget_flows(&self) -> Result<()> {
+        self.namespace.command("conntrack", &["-F"], "").map(drop)
+    }
+
     /// The flows that conntrack knows.
     pub fn flows(&self, family: Family) -> Result<Vec<Flow>> {
         let name = match family {

@@ -48,6 +48,24 @@ impl Spy {
         ]
     }
 
+    /// Has each program run `script` first (shell; `$program` is its name, `$@` its arguments);
+    /// `None` lets it be itself again.
+    pub(super) fn sabotage(&self, script: Option<&str>) -> Result<()> {
+        let target = self.record.with_extension("calls.sabotage");
+        match script {
+            // Whole or not at all: programs are started meanwhile.
+            Some(script) => {
+                let draft = self.record.with_extension("calls.draft");
+                fs::write(&draft, script)?;
+                fs::rename(draft, target).context("putting sabotage in place")
+            }
+            None => match fs::remove_file(target) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+                _ => Ok(()),
+            },
+        }
+    }
+
     /// The calls so far.
     pub(super) fn calls(&self) -> Vec<String> {
         let text = fs::read_to_string(&self.record).unwrap_or_default();

@@ -11,7 +11,7 @@ use super::{
     AddressSide, Chain, ChainName, L4Protocol, Match, MaybeNot, Policy, RecentAction, Rule, Ruleset, Table,
     Target,
 };
-use crate::net::IpFamily;
+use crate::net::{self, Cidr, IpFamily};
 
 /// Appends `*<table>`.
 pub fn table(out: &mut String, table: Table) {
@@ -123,8 +123,8 @@ fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
 }
 
 fn body(out: &mut String, family: IpFamily, rule: &Rule) {
-    option(out, "-s", rule.source.as_ref(), |out, cidr| push(out, format_args!("{cidr}")));
-    option(out, "-d", rule.destination.as_ref(), |out, cidr| push(out, format_args!("{cidr}")));
+    option(out, "-s", rule.source.as_ref(), |out, cidr| network(out, *cidr));
+    option(out, "-d", rule.destination.as_ref(), |out, cidr| network(out, *cidr));
     option(out, "-i", rule.in_interface.as_ref(), |out, name| out.push_str(name.as_str()));
     option(out, "-o", rule.out_interface.as_ref(), |out, name| out.push_str(name.as_str()));
     option(out, "-p", rule.protocol.as_ref(), |out, protocol| match protocol {
@@ -135,6 +135,27 @@ fn body(out: &mut String, family: IpFamily, rule: &Rule) {
     if let Some(target) = &rule.target {
         write_target(out, family, target);
     }
+}
+
+fn network(out: &mut String, cidr: Cidr) {
+    net::push_ip(out, cidr.address());
+    out.push('/');
+    net::push_number(out, cidr.length().into());
+}
+
+/// `threshold` in 2^31, with eleven decimals as iptables prints them: rounded to the nearest, and
+/// halves to the even one.
+fn probability(out: &mut String, threshold: u32) {
+    const ONE: u64 = 100_000_000_000;
+    let scaled = u128::from(threshold) * u128::from(ONE);
+    let (whole, rest) = ((scaled >> 31) as u64, scaled & ((1 << 31) - 1));
+    let rounds_up = rest > 1 << 30 || (rest == 1 << 30 && whole % 2 == 1);
+    let rounded = whole + u64::from(rounds_up);
+    out.push_str(if rounded < ONE { "0." } else { "1." });
+    let mut number = itoa::Buffer::new();
+    let decimals = number.format(rounded % ONE);
+    (decimals.len()..11).for_each(|_| out.push('0'));
+    out.push_str(decimals);
 }
 
 fn option<T>(out: &mut String, word: &str, value: Option<&MaybeNot<T>>, write: impl FnOnce(&mut String, &T)) {
@@ -156,9 +177,11 @@ fn write_match(out: &mut String, family: IpFamily, m: &Match) {
             out.push_str(" -m ");
             out.push_str(protocol.lower());
             if let Some(range) = destination_ports {
-                push(out, format_args!(" --dport {}", range.first));
+                out.push_str(" --dport ");
+                net::push_number(out, range.first.into());
                 if range.last != range.first {
-                    push(out, format_args!(":{}", range.last));
+                    out.push(':');
+                    net::push_number(out, range.last.into());
                 }
             }
         }
@@ -176,8 +199,8 @@ fn write_match(out: &mut String, family: IpFamily, m: &Match) {
         Match::IsLocal(AddressSide::Source) => out.push_str(" -m addrtype --src-type LOCAL"),
         Match::IsLocal(AddressSide::Destination) => out.push_str(" -m addrtype --dst-type LOCAL"),
         Match::Random { threshold } => {
-            let probability = f64::from(*threshold) / f64::from(1u32 << 31);
-            push(out, format_args!(" -m statistic --mode random --probability {probability:.11}"));
+            out.push_str(" -m statistic --mode random --probability ");
+            probability(out, *threshold);
         }
         Match::Recent { action, list } => {
             match action {
@@ -227,7 +250,10 @@ fn write_target(out: &mut String, family: IpFamily, target: &Target) {
             out.push_str(" -j REJECT --reject-with ");
             out.push_str(default_reject(family));
         }
-        Target::Dnat(to) => push(out, format_args!(" -j DNAT --to-destination {to}")),
+        Target::Dnat(to) => {
+            out.push_str(" -j DNAT --to-destination ");
+            net::push_socket(out, *to);
+        }
         Target::Masquerade { random_fully } => {
             out.push_str(" -j MASQUERADE");
             out.push_str(if *random_fully { " --random-fully" } else { "" });
@@ -274,4 +300,22 @@ fn always_quoted(out: &mut String, text: &str) {
         out.push(c);
     }
     out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the C library prints for the double that iptables computes.
+    #[test]
+    fn probabilities_are_rounded_as_printf_rounds() {
+        let check = |threshold: u32| {
+            let mut text = String::new();
+            probability(&mut text, threshold);
+            assert_eq!(text, format!("{:.11}", f64::from(threshold) / f64::from(1u32 << 31)), "{threshold}");
+        };
+        [0, 1, 2, 3, 1 << 19, 3 << 19, 1 << 20, (1 << 31) - 1, 1 << 31].into_iter().for_each(check);
+        (0..200_000u32).map(|n| n.wrapping_mul(0x9E37_79B9) >> 1).for_each(check);
+        (1..5_000).map(|n| (1u32 << 31) / n).for_each(check);
+    }
 }

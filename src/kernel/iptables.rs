@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 
 use super::{Backend, Iptables, Readable, RestoreError, nft};
-use crate::iptables::{ChainName, Jump, Table, write};
+use crate::iptables::{ChainName, Jump, Table, Target, write};
 use crate::net::IpFamily;
 use crate::plan::Restore;
 use child::RestoreChild;
@@ -148,6 +148,8 @@ impl Iptables for KernelIptables {
         match output.status.code() {
             Some(0) => Ok(true),
             Some(1) => Ok(false),
+            // Also 2 when the chain that it leads to is gone, as after `-F` and `-X`.
+            Some(2) if self.is_target_gone(jump)? => Ok(false),
             _ => bail!(
                 "cannot look for the jump {rule:?} in {} {}: {}",
                 jump.table,
@@ -195,6 +197,15 @@ impl Iptables for KernelIptables {
             Some(1) => Ok(false),
             // 4: the lock is held, or the kernel is busy: nothing is known.
             _ => bail!("cannot look for chain {chain} in table {table}: {}", said(&output.stderr)),
+        }
+    }
+}
+
+impl KernelIptables {
+    fn is_target_gone(&mut self, jump: &Jump) -> anyhow::Result<bool> {
+        match jump.rule.target {
+            Some(Target::Jump(chain) | Target::Goto(chain)) => Ok(!self.has_chain(jump.table, chain)?),
+            _ => Ok(false),
         }
     }
 }

@@ -49,7 +49,8 @@ impl Touched {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     services: BTreeMap<ServiceName, Service>,
-    slices: BTreeMap<ServiceName, BTreeMap<SliceName, Slice>>,
+    /// Of each Service, sorted by name; mostly one, which a map would give room for eleven.
+    slices: BTreeMap<ServiceName, Vec<(SliceName, Slice)>>,
     owners: BTreeMap<SliceName, ServiceName>,
     node: Option<Node>,
 }
@@ -117,19 +118,23 @@ impl Snapshot {
         if let Some(owner) = self.owners.remove(&name)
             && let Some(slices) = self.slices.get_mut(&owner)
         {
-            slices.remove(&name);
+            slices.retain(|(other, _)| *other != name);
             if slices.is_empty() {
                 self.slices.remove(&owner);
             }
         }
         if let Some(slice) = new {
             self.owners.insert(name.clone(), slice.service.clone());
-            self.slices.entry(slice.service.clone()).or_default().insert(name, slice);
+            let slices = self.slices.entry(slice.service.clone()).or_default();
+            let at = slices.partition_point(|(other, _)| *other < name);
+            slices.reserve_exact(1);
+            slices.insert(at, (name, slice));
         }
     }
 
     fn slice(&self, name: &SliceName) -> Option<&Slice> {
-        self.slices.get(self.owners.get(name)?)?.get(name)
+        let slices = self.slices.get(self.owners.get(name)?)?;
+        slices.iter().find(|(other, _)| other == name).map(|(_, slice)| slice)
     }
 
     /// This node's Node; the last one seen, also after it was deleted.
@@ -149,12 +154,12 @@ impl Snapshot {
 
     /// All slices, by Service and name.
     pub fn slices(&self) -> impl Iterator<Item = (&SliceName, &Slice)> {
-        self.slices.values().flatten()
+        self.slices.values().flatten().map(|(name, slice)| (name, slice))
     }
 
     /// The endpoints of `port` in `family`, whatever their conditions: sorted by address, each once.
     pub fn endpoints(&self, port: &ServicePort<'_>, family: IpFamily) -> Vec<Endpoint<'_>> {
-        let slices = self.slices.get(&port.service.name).into_iter().flat_map(BTreeMap::values);
+        let slices = self.slices.get(&port.service.name).into_iter().flatten().map(|(_, slice)| slice);
         Endpoint::merge(slices.filter(|slice| slice.family == family), &port.port.name, port.port.protocol)
     }
 }

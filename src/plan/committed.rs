@@ -1,7 +1,10 @@
 //! What the kernel holds of our chains: a hash for each chain of nat, the rules of filter's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::BuildHasher;
+use std::sync::LazyLock;
+
+use foldhash::fast::RandomState;
 
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Jump, Rule, Table};
@@ -16,6 +19,9 @@ pub struct Digest {
     pub n_rules: u32,
 }
 
+/// Another at each start, so that nobody can make objects whose rules have equal hashes.
+static HASH: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+
 impl Digest {
     /// An empty chain.
     pub const EMPTY: Digest = Digest { hash: 0, n_rules: 0 };
@@ -27,9 +33,7 @@ impl Digest {
 
     /// The hash of one rule, for [`Digest::then`].
     pub fn rule(rule: &Rule) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        rule.hash(&mut hasher);
-        hasher.finish()
+        HASH.hash_one(rule)
     }
 
     /// The chain with one more rule at its end.

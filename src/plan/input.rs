@@ -1,6 +1,8 @@
 //! Inputs of iptables-restore as they are made: text goes out piece by piece, and what each piece
 //! is about is kept until the process has ended.
 
+use std::ops::Range;
+
 use super::committed::Effect;
 use crate::iptables::{ChainName, Table, write};
 
@@ -115,19 +117,29 @@ impl LineIndex {
     }
 }
 
+/// What room in an input is for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Size {
+    /// Chains named, about.
+    pub(super) n_names: usize,
+    pub(super) n_rules: usize,
+}
+
 /// A chain of nat that waits for its place in the input.
 #[derive(Debug)]
-pub(super) struct Block {
-    pub(super) name: ChainName,
-    pub(super) rank: u8,
-    pub(super) text: String,
-    pub(super) effect: Effect,
-    /// Chains it names, about.
-    pub(super) n_names: usize,
+struct Block {
+    name: ChainName,
+    rank: u8,
+    effect: Effect,
+    /// Where its text lies in [`Input::waiting`].
+    text: Range<usize>,
 }
 
 /// How much text may wait before it is passed on, where order across service ports does not matter.
 const STREAMING_BYTES: usize = 1 << 20;
+
+/// How much text is gathered for one write.
+const WRITTEN_BYTES: usize = 64 << 10;
 
 /// The input that is being made.
 pub(super) struct Input<'a, R> {
@@ -136,9 +148,11 @@ pub(super) struct Input<'a, R> {
     is_open: bool,
     table: Option<Table>,
     blocks: Vec<Block>,
-    n_waiting_bytes: usize,
-    n_names: usize,
-    n_rules: usize,
+    /// The text of `blocks`.
+    waiting: String,
+    /// What has its place and was not passed on yet.
+    gathered: String,
+    used: Size,
     /// Tables of the input so far.
     n_tables: usize,
     effects: Vec<(Table, ChainName, Effect)>,
@@ -157,9 +171,9 @@ impl<'a, R: Restore> Input<'a, R> {
             is_open: false,
             table: None,
             blocks: Vec::new(),
-            n_waiting_bytes: 0,
-            n_names: 0,
-            n_rules: 0,
+            waiting: String::new(),
+            gathered: String::new(),
+            used: Size::default(),
             n_tables: 0,
             effects: Vec::new(),
             lines: LineIndex::default(),
@@ -171,30 +185,37 @@ impl<'a, R: Restore> Input<'a, R> {
         self.tally
     }
 
-    pub(super) fn has_room_for(&self, blocks: &[Block]) -> bool {
-        let n_names: usize = blocks.iter().map(|block| block.n_names).sum();
-        let n_rules: usize = blocks.iter().map(|block| block.effect.n_rules()).sum();
-        let is_empty = self.n_names == 0 && self.n_rules == 0;
+    /// Whether `size` more fits into this process; into an empty one everything does.
+    pub(super) fn has_room_for(&self, size: Size) -> bool {
+        let is_empty = self.used.n_names == 0 && self.used.n_rules == 0;
         is_empty
-            || self.n_names.saturating_add(n_names) <= self.limits.max_names
-                && self.n_rules.saturating_add(n_rules) <= self.limits.max_rules
+            || self.used.n_names.saturating_add(size.n_names) <= self.limits.max_names
+                && self.used.n_rules.saturating_add(size.n_rules) <= self.limits.max_rules
     }
 
     pub(super) fn room_for_names(&self) -> usize {
-        self.limits.max_names.saturating_sub(self.n_names)
+        self.limits.max_names.saturating_sub(self.used.n_names)
     }
 
-    /// Lets `block` wait for its place.
-    pub(super) fn push(&mut self, block: Block) {
-        self.n_names = self.n_names.saturating_add(block.n_names);
-        self.n_rules = self.n_rules.saturating_add(block.effect.n_rules());
-        self.n_waiting_bytes += block.text.len();
-        self.blocks.push(block);
+    /// Lets a chain of nat wait for its place. It is written by `write` and names `n_names` chains.
+    pub(super) fn push(
+        &mut self,
+        name: ChainName,
+        rank: u8,
+        n_names: usize,
+        effect: Effect,
+        write: impl FnOnce(&mut String),
+    ) {
+        self.used.n_names = self.used.n_names.saturating_add(n_names);
+        self.used.n_rules = self.used.n_rules.saturating_add(effect.n_rules());
+        let start = self.waiting.len();
+        write(&mut self.waiting);
+        self.blocks.push(Block { name, rank, effect, text: start..self.waiting.len() });
     }
 
     /// Passes waiting chains on where one process takes everything, so that memory stays bounded.
     pub(super) fn drain_if_streaming(&mut self) {
-        if self.limits.max_names == usize::MAX && self.n_waiting_bytes > STREAMING_BYTES {
+        if self.limits.max_names == usize::MAX && self.waiting.len() > STREAMING_BYTES {
             self.drain();
         }
     }
@@ -203,18 +224,19 @@ impl<'a, R: Restore> Input<'a, R> {
     /// each declaration followed at once by its rules. So `iptables-nft-restore` finds nearly every
     /// chain at the head of its list.
     pub(super) fn drain(&mut self) {
-        let mut blocks = std::mem::take(&mut self.blocks);
-        self.n_waiting_bytes = 0;
+        let (mut blocks, mut text) = (std::mem::take(&mut self.blocks), std::mem::take(&mut self.waiting));
         blocks.sort_unstable_by(|a, b| a.rank.cmp(&b.rank).then(b.name.cmp(&a.name)));
-        for block in blocks {
-            self.piece(Table::Nat, block.name, &block.text, block.effect);
+        for block in blocks.drain(..) {
+            self.piece(Table::Nat, block.name, &text[block.text], block.effect);
         }
+        text.clear();
+        (self.blocks, self.waiting) = (blocks, text);
     }
 
     /// Passes on lines about `chain` at once.
     pub(super) fn lines(&mut self, table: Table, chain: ChainName, text: &str, effect: Effect) {
-        self.n_rules = self.n_rules.saturating_add(effect.n_rules());
-        self.n_names += 1;
+        self.used.n_rules = self.used.n_rules.saturating_add(effect.n_rules());
+        self.used.n_names += 1;
         self.piece(table, chain, text, effect);
     }
 
@@ -227,12 +249,12 @@ impl<'a, R: Restore> Input<'a, R> {
         for chain in in_order {
             text.clear();
             write::declaration(&mut text, chain);
-            self.text(Table::Nat, &text, *chain);
+            self.text(Table::Nat, &text, 1, *chain);
         }
         for chain in chains {
             text.clear();
             write::delete_chain(&mut text, chain);
-            self.n_names += 1;
+            self.used.n_names += 1;
             self.piece(Table::Nat, *chain, &text, Effect::Deleted);
         }
     }
@@ -247,11 +269,12 @@ impl<'a, R: Restore> Input<'a, R> {
         if table == Table::Filter {
             self.tally.n_filter_rules += effect.n_rules();
         }
-        self.text(table, text, chain);
+        self.text(table, text, effect.n_lines(), chain);
         self.effects.push((table, chain, effect));
     }
 
-    fn text(&mut self, table: Table, text: &str, chain: ChainName) {
+    /// Gathers `text`, which has `n_lines`.
+    fn text(&mut self, table: Table, text: &str, n_lines: usize, chain: ChainName) {
         if !self.is_open {
             self.restore.begin();
             self.is_open = true;
@@ -259,31 +282,36 @@ impl<'a, R: Restore> Input<'a, R> {
         }
         if self.table != Some(table) {
             self.commit();
-            let mut heading = String::new();
-            write::table(&mut heading, table);
-            self.send(&heading);
+            write::table(&mut self.gathered, table);
+            self.count_lines(1);
             self.table = Some(table);
         }
-        let n_lines = text.bytes().filter(|byte| *byte == b'\n').count() as u32;
-        self.lines.pieces.push(Piece { first_line: self.lines.n_lines + 1, n_lines, table, chain });
-        self.send(text);
+        let first_line = self.lines.n_lines + 1;
+        self.lines.pieces.push(Piece { first_line, n_lines: n_lines as u32, table, chain });
+        self.gathered.push_str(text);
+        self.count_lines(n_lines);
+        if self.gathered.len() > WRITTEN_BYTES {
+            self.pass_on();
+        }
     }
 
     fn commit(&mut self) {
         if self.table.take().is_some() {
-            let mut text = String::new();
-            write::commit(&mut text);
+            write::commit(&mut self.gathered);
             self.n_tables += 1;
-            self.send(&text);
+            self.count_lines(1);
         }
     }
 
-    fn send(&mut self, text: &str) {
-        let n_lines = text.bytes().filter(|byte| *byte == b'\n').count();
+    fn count_lines(&mut self, n_lines: usize) {
         self.lines.n_lines += n_lines;
         self.tally.n_lines += n_lines;
-        self.tally.n_bytes += text.len();
-        self.restore.write(text);
+    }
+
+    fn pass_on(&mut self) {
+        self.tally.n_bytes += self.gathered.len();
+        self.restore.write(&self.gathered);
+        self.gathered.clear();
     }
 
     /// Passes on what waits, commits and ends the process. `None` when there was nothing to do.
@@ -293,8 +321,9 @@ impl<'a, R: Restore> Input<'a, R> {
             return None;
         }
         self.commit();
+        self.pass_on();
         self.is_open = false;
-        (self.n_names, self.n_rules) = (0, 0);
+        self.used = Size::default();
         let result = self.restore.end();
         let n_tables = std::mem::take(&mut self.n_tables);
         self.tally.n_commits += if result.is_ok() { n_tables } else { 0 };
@@ -303,6 +332,14 @@ impl<'a, R: Restore> Input<'a, R> {
 }
 
 impl Effect {
+    /// Lines that its text has: a declaration and the rules, or one command.
+    fn n_lines(&self) -> usize {
+        match self {
+            Effect::Nat(_) | Effect::Filter(_) => 1 + self.n_rules(),
+            Effect::Jump(_) | Effect::Deleted => 1,
+        }
+    }
+
     /// Rules that it writes.
     fn n_rules(&self) -> usize {
         match self {

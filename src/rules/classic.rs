@@ -12,7 +12,7 @@ use crate::iptables::{
     AddressSide, ChainName, L4Protocol, Match, MaybeNot, PortRange, RecentAction, Rule, Target,
 };
 use crate::model::{Endpoint, ServicePort, TrafficPolicy};
-use crate::net::{Cidr, IpFamily, Protocol};
+use crate::net::{self, Cidr, IpFamily, Protocol};
 use crate::policy::{Selection, Verdict, Verdicts};
 
 /// The entries of `port` in the shared chains.
@@ -220,7 +220,8 @@ impl ChainWriter<'_> {
         let mut reachable: Vec<Reachable<'e>> = endpoints
             .iter()
             .map(|endpoint| {
-                let text = endpoint.address.to_string();
+                let mut text = String::with_capacity("255.255.255.255:65535".len());
+                net::push_socket(&mut text, endpoint.address);
                 Reachable { endpoint: *endpoint, chain: self.names.endpoint(&text), text }
             })
             .collect();

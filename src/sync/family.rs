@@ -228,9 +228,11 @@ impl<K: Iptables> FamilySync<K> {
             self.is_large = is_large;
             // kube-proxy leaves chains of unchanged Services as they are until its next full sync;
             // here the same objects always give the same rules.
-            for (name, record) in &self.records {
-                changed.old.entry(name.clone()).or_insert_with(|| record.clone());
-                changed.ports.insert(name.clone());
+            if self.dirty != Dirty::Everything {
+                for (name, record) in &self.records {
+                    changed.old.entry(name.clone()).or_insert_with(|| record.clone());
+                    changed.ports.insert(name.clone());
+                }
             }
         }
         changed
@@ -270,7 +272,10 @@ impl<K: Iptables> FamilySync<K> {
             planner.filter_first(&filter)?;
             // Together, so that the mark that is set is always the mark that is looked for.
             planner.nat_chains(&ranked(&fixed_nat_chains(settings)))?;
-            let mut stale = changed.chains_before();
+            let mut stale = match self.dirty {
+                Dirty::Everything => chains_of_service_ports(planner.committed()),
+                Dirty::Services(_) => changed.chains_before(),
+            };
             for name in &changed.ports {
                 if stop.load(Ordering::Relaxed) {
                     return planner.finish();
@@ -289,11 +294,7 @@ impl<K: Iptables> FamilySync<K> {
                     shared_rules(settings, view.snapshot, &self.records, chain, each);
                 })?;
             }
-            let stale = match self.dirty {
-                Dirty::Everything => unwanted(planner.committed(), &self.records),
-                Dirty::Services(_) => callers_first(stale),
-            };
-            planner.nat_last(&stale)?;
+            planner.nat_last(&callers_first(stale))?;
             planner.filter_last(&filter)?;
             planner.finish()
         };
@@ -488,12 +489,9 @@ fn rank(name: &ChainName) -> u8 {
     names::PortChain::of(name).map_or(0, |kind| 1 + kind as u8)
 }
 
-/// Chains of service ports that the kernel holds and nobody wants.
-fn unwanted(committed: &Committed, records: &BTreeMap<ServicePortName, Record>) -> Vec<ChainName> {
-    let wanted: BTreeSet<ChainName> =
-        records.values().flat_map(|record| record.chains.iter().copied()).collect();
-    let ours = committed.nat.keys().filter(|name| names::PortChain::of(name).is_some());
-    callers_first(ours.filter(|name| !wanted.contains(*name)).copied())
+/// Chains of service ports, ours or not, that the kernel holds.
+fn chains_of_service_ports(committed: &Committed) -> BTreeSet<ChainName> {
+    committed.nat.keys().filter(|name| names::PortChain::of(name).is_some()).copied().collect()
 }
 
 fn callers_first(chains: impl IntoIterator<Item = ChainName>) -> Vec<ChainName> {

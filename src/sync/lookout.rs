@@ -10,8 +10,9 @@ use tokio::time::Instant;
 
 /// How long writers are given to be done before we look.
 const SETTLE: Duration = Duration::from_millis(250);
-/// How often the legacy back-end's jumps are looked at.
-const LOOK_PERIOD: Duration = Duration::from_secs(1);
+/// How often the legacy back-end's jumps are looked at: those of nat and of filter in turns, so that
+/// a flush of either is repaired within two seconds.
+const LOOK_PERIOD: Duration = Duration::from_millis(900);
 /// A look may take this part of the time at most.
 const LOOK_SHARE: u32 = 20;
 

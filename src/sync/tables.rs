@@ -84,7 +84,8 @@ impl<K: Iptables> Tables<K> {
     }
 
     /// Reads the chains of `repaired` back, right after they were written. What still differs is a
-    /// dialect: it is said once, and from now on taken for what it means.
+    /// dialect: it is said once, and from now on taken for what it means. A dialect spells rules, it
+    /// has as many of them: with another number, somebody wrote once more before it was read.
     pub(super) fn learn_dialects(&mut self, repaired: &Drift) {
         let Some(committed) = self.committed.take() else { return };
         let found = self.read(None);
@@ -92,6 +93,7 @@ impl<K: Iptables> Tables<K> {
             let (written, read) = (digest(&committed, *table, chain), digest(&found, *table, chain));
             if let (Some(written), Some(read)) = (written, read)
                 && written != read
+                && written.n_rules == read.n_rules
             {
                 let family = self.kernel.family();
                 info!(%family, %table, %chain, "this iptables prints the chain otherwise than it was written; taken as it is");
@@ -245,5 +247,33 @@ fn restate(left: &Committed, found: &mut Committed, table: Table, chain: ChainNa
     match table {
         Table::Nat => drop(left.nat.get(&chain).map(|digest| found.nat.insert(chain, *digest))),
         _ => drop(left.filter.get(&chain).map(|rules| found.filter.insert(chain, rules.clone()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::fake::FakeIptables;
+    use crate::net::IpFamily;
+
+    const CHAIN: ChainName = ChainName::literal("KUBE-MARK-MASQ");
+
+    /// A chain was written with one rule, and the kernel now prints `rules` in it: whether that is
+    /// taken for another way to spell it.
+    fn is_dialect(rules: &str) -> bool {
+        let save = format!("*nat\n:{CHAIN} - [0:0]\n{rules}COMMIT\n");
+        let kernel = FakeIptables::holding(IpFamily::V4, Backend::Nft, &save).unwrap();
+        let mut tables = Tables::new(kernel);
+        let mut committed = Committed::default();
+        committed.nat.insert(CHAIN, Some(Digest::EMPTY.then(7)));
+        tables.put_back(committed);
+        tables.learn_dialects(&Drift { chains: vec![(Table::Nat, CHAIN)], n_jumps: 0 });
+        tables.dialects.contains_key(&(Table::Nat, CHAIN))
+    }
+
+    #[test]
+    fn a_chain_that_somebody_emptied_is_no_dialect() {
+        assert!(is_dialect("-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n"));
+        assert!(!is_dialect(""), "it was flushed before it was read back");
     }
 }

@@ -15,7 +15,7 @@ use super::super::RestoreError;
 use super::said;
 
 /// How much of an input is kept to name a refused line: more than one batch of the nft back-end.
-const KEPT_BYTES: usize = 8 << 20;
+const KEPT_BYTES: usize = 4 << 20;
 /// How much of what a program says is kept.
 const KEPT_STDERR: u64 = 64 << 10;
 

@@ -1,0 +1,143 @@
+//! From the decoded model to the bytes to restore, and the steps between: `cargo bench --bench pipeline`.
+//!
+//! Figures to hold on a machine of 2 cores: `compile/10000` 300 ms, `one_endpoint/10000` 2 ms.
+
+#![allow(missing_docs, reason = "criterion's macros make public functions")]
+
+mod cluster;
+mod sink;
+
+use std::hint::black_box;
+
+use chainsmith::iptables::{Jump, Ruleset, Table, parse, write};
+use chainsmith::kernel::Backend;
+use chainsmith::net::IpFamily;
+use chainsmith::plan::{Committed, Limits, NatChain, Planner, Tally};
+use chainsmith::rules::{self, fixed, names};
+use criterion::{
+    BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+    measurement::WallTime,
+};
+
+use crate::cluster::Cluster;
+use crate::sink::Sink;
+
+const SIZES: [usize; 3] = [100, 1_000, 10_000];
+const N_ENDPOINTS: usize = 10;
+/// How much one changed endpoint may send.
+const MAX_LINES: usize = 100;
+
+fn all(c: &mut Criterion) {
+    for n_services in SIZES {
+        let mut cluster = Cluster::new(n_services, N_ENDPOINTS);
+        let ruleset = rules::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
+        compile(c, n_services, &cluster);
+        one_endpoint(c, n_services, &mut cluster);
+        plan(c, n_services, &ruleset);
+        text(c, n_services, &ruleset);
+    }
+}
+
+fn group<'a>(c: &'a mut Criterion, name: &str, throughput: Throughput) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = c.benchmark_group(name);
+    group.throughput(throughput).sample_size(20);
+    group
+}
+
+fn endpoints(n_services: usize) -> Throughput {
+    Throughput::Elements((n_services * N_ENDPOINTS) as u64)
+}
+
+/// Decoded model to restore text: a first sync whose text goes nowhere.
+fn compile(c: &mut Criterion, n_services: usize, cluster: &Cluster) {
+    let mut group = group(c, "compile", endpoints(n_services));
+    group.bench_function(BenchmarkId::from_parameter(n_services), |bencher| {
+        bencher.iter_batched(
+            || sink::fresh(cluster, Backend::Nft),
+            |mut family| {
+                let report = sink::sync(&mut family, cluster);
+                (family, report)
+            },
+            BatchSize::PerIteration,
+        );
+    });
+}
+
+/// One endpoint of the cluster becomes another.
+fn one_endpoint(c: &mut Criterion, n_services: usize, cluster: &mut Cluster) {
+    let mut family = sink::fresh(cluster, Backend::Nft);
+    sink::sync(&mut family, cluster);
+    let mut version = 0;
+    let mut group = group(c, "one_endpoint", Throughput::Elements(1));
+    group.bench_function(BenchmarkId::from_parameter(n_services), |bencher| {
+        bencher.iter_custom(|n_iterations| {
+            let mut elapsed = std::time::Duration::ZERO;
+            for _ in 0..n_iterations {
+                version = version % 1_000 + 1;
+                let change = cluster.endpoint_change(n_services / 2, version);
+                let started = now();
+                let report = sink::change(&mut family, cluster, change);
+                elapsed += started.elapsed();
+                let Tally { n_lines, n_processes, .. } = report.tally;
+                assert!(n_lines <= MAX_LINES && n_processes == 1, "{n_lines} lines, {n_processes} processes");
+            }
+            elapsed
+        });
+    });
+}
+
+#[allow(clippy::disallowed_methods, reason = "a bench measures time")]
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+/// Rules of nat to inputs: everything is new, and nothing is.
+fn plan(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
+    let chains: Vec<NatChain<'_>> = ruleset.tables[&Table::Nat]
+        .iter()
+        .filter(|(name, _)| names::PortChain::of(name).is_some())
+        .map(|(name, chain)| NatChain { name: *name, rank: 0, rules: &chain.rules })
+        .collect();
+    let jumps = fixed::jumps();
+    let mut held = Committed::default();
+    send(&chains, &jumps, &mut held);
+    let mut group = group(c, "plan", endpoints(n_services));
+    group.bench_function(BenchmarkId::new("all", n_services), |bencher| {
+        bencher.iter_batched(
+            Committed::default,
+            |mut committed| {
+                send(&chains, &jumps, &mut committed);
+                committed
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.bench_function(BenchmarkId::new("nothing", n_services), |bencher| {
+        bencher.iter(|| assert_eq!(send(&chains, &jumps, &mut held).n_lines, 0));
+    });
+}
+
+fn send(chains: &[NatChain<'_>], jumps: &[Jump], committed: &mut Committed) -> Tally {
+    let mut sink = Sink(Backend::Nft);
+    let mut planner = Planner::new(IpFamily::V4, committed, jumps, Limits::NFT, &mut sink);
+    for chain in chains {
+        planner.nat_chains(std::slice::from_ref(chain)).expect("a sink takes everything");
+    }
+    planner.finish().expect("a sink takes everything");
+    planner.tally()
+}
+
+/// A whole ruleset to the text of `iptables-save`, and back.
+fn text(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
+    let text = write::save(IpFamily::V4, ruleset);
+    let bytes = || Throughput::Bytes(text.len() as u64);
+    group(c, "write", bytes()).bench_function(BenchmarkId::from_parameter(n_services), |bencher| {
+        bencher.iter(|| write::save(IpFamily::V4, black_box(ruleset)));
+    });
+    group(c, "parse", bytes()).bench_function(BenchmarkId::from_parameter(n_services), |bencher| {
+        bencher.iter(|| parse::save(IpFamily::V4, black_box(&text)).expect("text of our own"));
+    });
+}
+
+criterion_group!(benches, all);
+criterion_main!(benches);

@@ -1,0 +1,324 @@
+//! The agent at size, on real iptables: `cargo bench --bench scale`, as root.
+//!
+//! For each back-end and size: a network namespace with a simulated API server full of Services and
+//! EndpointSlices, the release binary in it, and figures on stdout. Each case is a process of its
+//! own, so that nothing is left of it.
+//!
+//! `cargo bench --bench scale -- [--backend nft|legacy] [--changes N] [N_SERVICESxN_ENDPOINTS ...]`
+
+#![allow(clippy::disallowed_methods, reason = "starts programs, reads files and measures time")]
+
+#[path = "../e2e/apiserver.rs"]
+mod apiserver;
+mod cluster;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use apiserver::{Cluster, start_cluster};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use serde_json::Value;
+
+/// How long one sync may take.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// What to measure.
+#[derive(Clone, Debug)]
+struct Case {
+    backend: String,
+    n_services: usize,
+    n_endpoints: usize,
+    n_changes: usize,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    if let [one, backend, n_services, n_endpoints, n_changes] = &arguments[..]
+        && one == "--one"
+    {
+        return measure(&Case {
+            backend: backend.clone(),
+            n_services: n_services.parse()?,
+            n_endpoints: n_endpoints.parse()?,
+            n_changes: n_changes.parse()?,
+        });
+    }
+    ensure!(nix::unistd::geteuid().is_root(), "this bench makes network namespaces: run it as root");
+    println!("{}", heading());
+    for case in cases(&arguments)? {
+        let numbers = [case.n_services, case.n_endpoints, case.n_changes].map(|n| n.to_string());
+        let status = Command::new(std::env::current_exe()?)
+            .args(["--one", &case.backend])
+            .args(numbers)
+            .status()
+            .context("starting a case")?;
+        ensure!(status.success(), "{case:?} failed ({status})");
+    }
+    Ok(())
+}
+
+fn cases(arguments: &[String]) -> anyhow::Result<Vec<Case>> {
+    let (mut backends, mut sizes, mut n_changes) = (vec!["nft", "legacy"], Vec::new(), 50);
+    let mut words = arguments.iter().map(String::as_str);
+    while let Some(word) = words.next() {
+        match word {
+            "--backend" => backends = vec![words.next().context("--backend nft|legacy")?],
+            "--changes" => n_changes = words.next().context("--changes N")?.parse()?,
+            size => {
+                let (n_services, n_endpoints) = size.split_once('x').context("a size is NxM")?;
+                sizes.push((n_services.parse()?, n_endpoints.parse()?));
+            }
+        }
+    }
+    if sizes.is_empty() {
+        sizes = vec![(1_000, 10), (5_000, 10), (10_000, 10)];
+    }
+    let case = |backend: &str, (n_services, n_endpoints)| Case {
+        backend: backend.to_owned(),
+        n_services,
+        n_endpoints,
+        n_changes,
+    };
+    Ok(backends.iter().flat_map(|backend| sizes.iter().map(|size| case(backend, *size))).collect())
+}
+
+fn heading() -> String {
+    format!(
+        "{:7} {:>10} | {:>8} {:>6} {:>8} {:>8} | {:>8} {:>8} {:>6} {:>6} | {:>8} {:>8} {:>8} | {:>7} {:>8}",
+        "backend",
+        "size",
+        "first s",
+        "procs",
+        "own cpu",
+        "children",
+        "p50 ms",
+        "p99 ms",
+        "lines",
+        "procs",
+        "RSS MB",
+        "peak MB",
+        "child MB",
+        "listed",
+        "rules"
+    )
+}
+
+/// Runs one case in namespaces of its own and prints its row.
+fn measure(case: &Case) -> anyhow::Result<()> {
+    enter_namespaces()?;
+    let server = start_cluster(([127, 0, 0, 1], 0).into(), None)?;
+    fill(&*server, case);
+    let folder = tempfile::tempdir()?;
+    let kubeconfig = folder.path().join("kubeconfig");
+    fs::write(&kubeconfig, server.kubeconfig())?;
+    let agent = Agent::start(case, &kubeconfig)?;
+
+    let mut listed = agent.started;
+    for _ in 0..2 {
+        listed = agent.wait("listed", |line| line["kind"] != "Node")?.0;
+    }
+    let (synced, first) = agent.wait("synced", |line| line["family"] == "IPv4")?;
+    // What ends after the first sync (the other family, trimming) is not part of a change.
+    std::thread::sleep(Duration::from_secs(1));
+    let (cpu, synced_memory) = (agent.cpu()?, agent.memory()?);
+
+    let mut latencies = Vec::new();
+    let (mut n_lines, mut n_processes) = (0, 0);
+    for version in 1..=case.n_changes {
+        let slice = cluster::slice(version * 97 % case.n_services, case.n_endpoints, version as u64);
+        let changed_at = Instant::now();
+        server.put(slice);
+        let (at, line) = agent.wait("synced", |line| line["family"] == "IPv4")?;
+        latencies.push((at - changed_at).as_secs_f64() * 1e3);
+        n_lines = n_lines.max(number(&line, "lines"));
+        n_processes = n_processes.max(number(&line, "processes"));
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    latencies.sort_by(f64::total_cmp);
+    let percentile = |p: usize| latencies.get((latencies.len() * p / 100).min(latencies.len() - 1));
+    let memory = agent.memory()?;
+    println!(
+        "{:7} {:>10} | {:8.2} {:>6} {:8.2} {:8.2} | {:8.1} {:8.1} {:>6} {:>6} | {:3.0}>{:3.0} {:8.0} {:8.1} | {:7.2} {:>8}",
+        case.backend,
+        format!("{}x{}", case.n_services, case.n_endpoints),
+        (synced - listed).as_secs_f64(),
+        number(&first, "processes"),
+        cpu.own,
+        cpu.children,
+        percentile(50).context("no changes")?,
+        percentile(99).context("no changes")?,
+        n_lines,
+        n_processes,
+        synced_memory.resident_mb,
+        memory.resident_mb,
+        memory.peak_mb,
+        memory.largest_child_mb,
+        (listed - agent.started).as_secs_f64(),
+        number(&first, "rules_written"),
+    );
+    ensure!(n_processes == 1, "one changed endpoint started {n_processes} processes");
+    agent.end()
+}
+
+fn number(line: &Value, key: &str) -> u64 {
+    line[key].as_u64().unwrap_or_default()
+}
+
+/// A network of our own, and a `/run` of our own for the lock of the legacy back-end.
+fn enter_namespaces() -> anyhow::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("making namespaces (as root?)")?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
+    mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), none).context("mounting /run")?;
+    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("running ip")?;
+    ensure!(status.success(), "cannot bring up lo");
+    Ok(())
+}
+
+fn fill(server: &dyn Cluster, case: &Case) {
+    server.put(cluster::node());
+    for n in 0..case.n_services {
+        server.put(cluster::service(n));
+        server.put(cluster::slice(n, case.n_endpoints, 0));
+    }
+}
+
+/// A running agent and its log.
+struct Agent {
+    child: Child,
+    started: Instant,
+    log: mpsc::Receiver<(Instant, Value)>,
+    /// The most memory that a child of it had, in KB.
+    largest_child: Arc<AtomicU64>,
+    is_over: Arc<AtomicBool>,
+}
+
+/// Seconds of CPU.
+struct Cpu {
+    own: f64,
+    children: f64,
+}
+
+struct Memory {
+    resident_mb: f64,
+    peak_mb: f64,
+    largest_child_mb: f64,
+}
+
+impl Agent {
+    fn start(case: &Case, kubeconfig: &std::path::Path) -> anyhow::Result<Agent> {
+        // Another one, to compare with.
+        let program = std::env::var_os("CHAINSMITH").unwrap_or(env!("CARGO_BIN_EXE_chainsmith").into());
+        let mut child = Command::new(program)
+            .arg("run")
+            .arg(format!("--kubeconfig={}", kubeconfig.display()))
+            .arg(format!("--iptables-backend={}", case.backend))
+            .args(["--cluster-cidr=10.0.0.0/8", "--iptables-min-sync-period=1ms"])
+            .args(["--hostname-override", cluster::NODE, "--logging-format=json", "-v=2"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting chainsmith")?;
+        let started = Instant::now();
+        let stderr = child.stderr.take().context("a pipe")?;
+        let (sender, log) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                if sender.send((Instant::now(), line)).is_err() {
+                    break;
+                }
+            }
+        });
+        let (largest_child, is_over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (pid, largest, over) = (child.id(), largest_child.clone(), is_over.clone());
+        std::thread::spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                largest.fetch_max(children_peak(pid), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        Ok(Agent { child, started, log, largest_child, is_over })
+    }
+
+    /// The next line of the log that says `message` and for which `claim` holds.
+    fn wait(&self, message: &str, claim: impl Fn(&Value) -> bool) -> anyhow::Result<(Instant, Value)> {
+        loop {
+            let (at, line) = self.log.recv_timeout(LIMIT).with_context(|| format!("no {message:?}"))?;
+            if std::env::var_os("SHOW_LOG").is_some()
+                || matches!(line["level"].as_str(), Some("WARN" | "ERROR"))
+            {
+                eprintln!("{line}");
+            }
+            if line["message"] == message && claim(&line) {
+                return Ok((at, line));
+            }
+        }
+    }
+
+    fn cpu(&self) -> anyhow::Result<Cpu> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let (_, rest) = stat.rsplit_once(')').context("a stat line")?;
+        // utime, stime, cutime, cstime: fields 14 to 17, in hundredths of a second.
+        let times: Vec<f64> =
+            rest.split_whitespace().skip(11).take(4).map(str::parse).collect::<Result<_, _>>()?;
+        Ok(Cpu { own: (times[0] + times[1]) / 100.0, children: (times[2] + times[3]) / 100.0 })
+    }
+
+    fn memory(&self) -> anyhow::Result<Memory> {
+        let megabytes =
+            |key| Ok::<f64, anyhow::Error>(status_kb(self.child.id(), key).context(key)? as f64 / 1024.0);
+        let largest_child_mb = self.largest_child.load(Ordering::Relaxed) as f64 / 1024.0;
+        Ok(Memory { resident_mb: megabytes("VmRSS:")?, peak_mb: megabytes("VmHWM:")?, largest_child_mb })
+    }
+
+    fn end(mut self) -> anyhow::Result<()> {
+        self.is_over.store(true, Ordering::Relaxed);
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        let status = self.child.wait()?;
+        if !status.success() {
+            bail!("chainsmith ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // After a failure; otherwise it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One line of `/proc/<pid>/status`; `None` when the process is gone.
+fn status(pid: u32, key: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned())
+}
+
+fn status_kb(pid: u32, key: &str) -> Option<u64> {
+    status(pid, key)?.split(' ').next()?.parse().ok()
+}
+
+/// The highest peak among the children that `pid` has now, in KB.
+fn children_peak(pid: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<u32> = children
+        .flat_map(|line| line.split_whitespace().map_while(|word| word.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    // Between fork and exec a child is still the agent.
+    let is_program = |pid: &u32| status(*pid, "Name:").is_some_and(|name| name.starts_with("ip"));
+    pids.into_iter()
+        .filter(is_program)
+        .filter_map(|child| status_kb(child, "VmHWM:"))
+        .max()
+        .unwrap_or_default()
+}

@@ -1,0 +1,94 @@
+//! Tables that take every restore and keep nothing of it.
+
+#![allow(dead_code, reason = "each bench uses a part of this module")]
+
+use std::hint::black_box;
+use std::sync::atomic::AtomicBool;
+
+use chainsmith::iptables::{ChainName, Jump, Table};
+use chainsmith::kernel::{Backend, Iptables, Readable, RestoreError};
+use chainsmith::model::{Change, Touched};
+use chainsmith::net::IpFamily;
+use chainsmith::plan::Restore;
+use chainsmith::sync::{FamilySync, Report, View};
+
+use crate::cluster::Cluster;
+
+/// Empty tables of IPv4 that stay empty.
+#[derive(Debug)]
+pub struct Sink(pub Backend);
+
+impl Restore for Sink {
+    type Error = RestoreError;
+
+    fn begin(&mut self) {}
+
+    fn write(&mut self, text: &str) {
+        black_box(text);
+    }
+
+    fn end(&mut self) -> Result<(), RestoreError> {
+        Ok(())
+    }
+}
+
+impl Iptables for Sink {
+    fn family(&self) -> IpFamily {
+        IpFamily::V4
+    }
+
+    fn backend(&self) -> Backend {
+        self.0
+    }
+
+    fn readable(&mut self, _: Table) -> anyhow::Result<Readable> {
+        Ok(Readable::Rules)
+    }
+
+    fn save(&mut self, _: Table, _: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn has_jump(&mut self, _: &Jump) -> anyhow::Result<bool> {
+        Ok(false)
+    }
+
+    fn generation(&mut self) -> Option<u32> {
+        None
+    }
+
+    fn chain_names(&mut self, _: Table, _: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn ensure_chain(&mut self, _: Table, _: ChainName) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn has_chain(&mut self, _: Table, _: ChainName) -> anyhow::Result<bool> {
+        Ok(true)
+    }
+}
+
+/// A family that has seen nothing yet.
+pub fn fresh(cluster: &Cluster, backend: Backend) -> FamilySync<Sink> {
+    let mut family = FamilySync::new(Sink(backend));
+    family.set_settings(cluster.settings.clone());
+    family
+}
+
+/// One sync.
+pub fn sync(family: &mut FamilySync<Sink>, cluster: &Cluster) -> Report {
+    let view = View { snapshot: &cluster.snapshot, place: cluster.place() };
+    let report = family.sync(view, &AtomicBool::new(false));
+    assert_eq!(report.outcome, Ok(()));
+    report
+}
+
+/// One change of the cluster, and the sync that follows.
+pub fn change(family: &mut FamilySync<Sink>, cluster: &mut Cluster, change: Change) -> Report {
+    let mut touched = Touched::default();
+    cluster.snapshot.apply(change, &mut touched);
+    family.touch(touched.services.v4);
+    sync(family, cluster)
+}

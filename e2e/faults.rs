@@ -1,0 +1,162 @@
+//! Faults, and what a running Chainsmith makes of them: each function tries one kind, asserts what
+//! has to hold whatever happens, and tells what it observed.
+//!
+//! The tests make a short run of each; `make lab` ([`crate::all`] there) the full counts.
+
+pub mod api;
+pub mod changes;
+pub mod kernel;
+pub mod kill;
+pub mod restore;
+mod rules;
+
+use std::time::Duration;
+
+use crate::cluster::{self, OWN, Service};
+use crate::lab::address::{FAMILIES, Family};
+use crate::lab::client::{Host, Outcome, Protocol, Tally, Traffic};
+use crate::lab::netfilter::Backend;
+use crate::lab::{Lab, poll};
+use crate::running::Running;
+use crate::traffic;
+
+/// How long a repair may take on a machine busy with other tests.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// Changes are not held back, so that figures show nothing but the fault.
+const AT_ONCE: &str = "--iptables-min-sync-period=1ms";
+
+/// How much of a fault is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// As much as shows that it is survived.
+    Cut,
+    /// As much as gives figures.
+    Full,
+}
+
+impl Extent {
+    /// `cut` or `full`.
+    pub fn of<T>(self, cut: T, full: T) -> T {
+        match self {
+            Self::Cut => cut,
+            Self::Full => full,
+        }
+    }
+}
+
+/// A kind of fault.
+pub type Fault = fn(Backend, Extent) -> Vec<Finding>;
+
+/// All of them, by name.
+pub const FAULTS: &[(&str, Fault)] = &[
+    ("wrecked tables", kernel::wrecked_tables_are_repaired),
+    ("xtables lock held", kernel::held_lock_is_waited_for),
+    ("competing writer", kernel::competing_writer_is_left_alone),
+    ("nothing at all", kernel::nothing_is_started_while_nothing_happens),
+    ("restores that fail", restore::failing_restores_are_tried_again),
+    ("refused service port", restore::refused_service_port_is_left_out_alone),
+    ("kill -9", kill::killed_at_any_moment_it_goes_on),
+    ("API server", api::rules_outlive_the_api_server),
+    ("endpoint changes", changes::changes_disturb_no_connection),
+];
+
+/// What was tried, and what came of it.
+#[derive(Clone, Debug, Default)]
+pub struct Finding {
+    /// What was wrong.
+    pub fault: String,
+    /// How often.
+    pub n_times: u32,
+    /// What was seen.
+    pub observed: String,
+    /// How long it took each time until all was as it should be.
+    pub repaired: Vec<Duration>,
+    /// Connections tried meanwhile.
+    pub n_tried: u32,
+    /// Those of them that were refused, lost or answered by somebody else.
+    pub n_wrong: u32,
+}
+
+/// New connections one after the other, for as long as it lives: TCP and UDP, from a pod, a node and
+/// outside.
+pub struct Load {
+    clients: Vec<Traffic>,
+}
+
+impl Load {
+    /// Starts connecting to `service`.
+    pub fn on(lab: &Lab, service: Service) -> Self {
+        let (one, two) = (lab.node(1), lab.node(2));
+        let (pod, outside) = (lab.pod("client-1"), lab.outside());
+        let (v4, v6) = (Family::V4, Family::V6);
+        let clients: [(&dyn Host, Protocol, _); 6] = [
+            (pod, Protocol::Tcp, service.cluster_ip(v4)),
+            (pod, Protocol::Udp, service.cluster_ip(v4)),
+            (one, Protocol::Tcp, service.cluster_ip(v6)),
+            (two, Protocol::Udp, service.cluster_ip(v4)),
+            (outside, Protocol::Tcp, service.node_port(one, v4)),
+            (outside, Protocol::Udp, service.node_port(one, v6)),
+        ];
+        let start = |(host, protocol, to): (&dyn Host, Protocol, _)| host.keep_trying(protocol, to);
+        Self { clients: clients.map(|client| start(client).expect("a client can be started")).into() }
+    }
+
+    /// Ends it; what came of all attempts.
+    pub fn stop(self) -> Tally {
+        let mut tally = Tally::default();
+        self.clients.into_iter().for_each(|client| tally.merge(client.stop()));
+        tally
+    }
+}
+
+/// Puts the cluster back as it was at first, and tries every claim about traffic.
+fn all_is_right(running: &Running) {
+    running.api.put_yaml(cluster::OBJECTS);
+    // What clients began while nobody translated their packets would go on untranslated.
+    for node in running.lab.nodes() {
+        node.netfilter().forget_flows().expect("flows can be forgotten");
+    }
+    for (node, family) in running.lab.nodes().iter().flat_map(|node| FAMILIES.map(|family| (node, family))) {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let to = OWN.cluster_ip(family);
+            let is_first = |outcome| matches!(outcome, Outcome::Answered { pod, .. } if pod == "web-1");
+            poll::until("the first endpoint is in force again", SOON, || {
+                (0..3).all(|_| is_first(node.attempt(protocol, to, SOON).outcome))
+            });
+        }
+    }
+    traffic::CLAIMS.iter().for_each(|(_, claim)| claim(&running.lab));
+}
+
+#[cfg(test)]
+macro_rules! on_both_backends {
+    ($($module:ident::$fault:ident),* $(,)?) => {
+        mod nft {
+            $(#[test] fn $fault() { super::show(super::$module::$fault, super::Backend::Nft); })*
+        }
+        mod legacy {
+            $(#[test] fn $fault() { super::show(super::$module::$fault, super::Backend::Legacy); })*
+        }
+    };
+}
+
+#[cfg(test)]
+on_both_backends! {
+    kernel::wrecked_tables_are_repaired,
+    kernel::held_lock_is_waited_for,
+    kernel::competing_writer_is_left_alone,
+    kernel::nothing_is_started_while_nothing_happens,
+    restore::failing_restores_are_tried_again,
+    restore::refused_service_port_is_left_out_alone,
+    kill::killed_at_any_moment_it_goes_on,
+    api::rules_outlive_the_api_server,
+    changes::changes_disturb_no_connection,
+}
+
+#[cfg(test)]
+fn show(fault: Fault, backend: Backend) {
+    for finding in fault(backend, Extent::Cut) {
+        println!("{finding:?}");
+    }
+}

@@ -1,0 +1,171 @@
+//! What becomes of the programs that write: refused, killed, without memory; and a service port that
+//! they refuse.
+
+use std::time::{Duration, Instant};
+
+use super::kernel::TURNS;
+use super::{AT_ONCE, Extent, Finding, Load, SOON, all_is_right};
+use crate::cluster::{LOCAL, OWN, WEB, WEB_PODS, own_slice};
+use crate::lab::address::Family;
+use crate::lab::client::{Host, Protocol};
+use crate::lab::netfilter::Backend;
+use crate::lab::poll;
+use crate::running::Running;
+
+/// How long a sync that failed a few times may take to be tried again.
+const RETRIED: Duration = Duration::from_secs(20);
+
+/// What befalls restores: a name, what is seen, how many restores fail, and the script.
+const SABOTAGES: [(&str, &str, &str); 4] = [
+    (
+        "iptables-restore refused every second time",
+        "each service port is tried alone, and taken; nobody is blamed",
+        r#"turn=$LAB_CALLS.$program
+           if [ -e "$turn" ]; then rm "$turn"; else
+               : > "$turn"; cat > /dev/null; echo "$program: line 2 failed" >&2; exit 1
+           fi"#,
+    ),
+    (
+        "iptables-restore killed in the middle (SIGKILL)",
+        "tried again after reading what the kernel holds",
+        r#"if mkdir "$LAB_CALLS.$program.1" || mkdir "$LAB_CALLS.$program.2"; then
+               exec 3<&0; "$program" "$@" <&3 & sleep "0.00$(($$ % 10))"; kill -KILL $!; kill -KILL $$
+           fi 2> /dev/null"#,
+    ),
+    (
+        "iptables-restore killed by the out-of-memory killer",
+        "tried again after reading what the kernel holds",
+        r#"mkdir "$LAB_CALLS.$program.1" 2> /dev/null && head -c 200 > /dev/null && kill -KILL $$"#,
+    ),
+    (
+        "iptables-restore without memory (ulimit -v)",
+        "tried again after reading what the kernel holds",
+        r#"mkdir "$LAB_CALLS.$program.1" 2> /dev/null && ulimit -v 3000"#,
+    ),
+];
+
+/// Runs `script` for restores only, not for the question which release it is.
+fn only_restores(script: &str) -> String {
+    format!("case \"$program $1\" in *-restore\\ -w)\n{script}\n;; esac\n")
+}
+
+/// A restore that fails costs time; what is in force stays meanwhile.
+pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec<Finding> {
+    let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
+    let findings = SABOTAGES
+        .iter()
+        .map(|(fault, observed, script)| {
+            let (mut repaired, mut n_tried, mut n_failed) = (Vec::new(), 0, 0);
+            let n_times = extent.of(1, 5);
+            for _ in 0..n_times {
+                // Each begins without the failures of the one before.
+                running.replace_agent(&[AT_ONCE], None).expect("an agent starts");
+                let (node, agent) = (running.lab.node(1), &running.agents[0]);
+                let to = OWN.cluster_ip(Family::V4);
+                let [(address, pod), (other_address, other)] = TURNS;
+                running.api.put(own_slice(&[other_address]));
+                poll::until("the old endpoint is in force", SOON, || node.tcp(to).pod() == other);
+                let load = Load::on(&running.lab, WEB);
+                agent.sabotage(Some(&only_restores(script)));
+                running.api.put(own_slice(&[address]));
+                repaired.push(poll::until(&format!("{fault}: the change is in force"), RETRIED, || {
+                    node.tcp(to).pod() == pod
+                }));
+                agent.sabotage(None);
+                let log = agent.log();
+                n_failed += log.matches("sync failed").count();
+                assert!(!log.contains("refuses this service port"), "{fault}: nobody is to blame");
+                let tally = load.stop();
+                assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{fault}: {tally}");
+                n_tried += tally.n_attempts();
+            }
+            Finding {
+                fault: (*fault).to_owned(),
+                n_times,
+                observed: format!("{observed}; {n_failed} syncs failed"),
+                repaired,
+                n_tried,
+                n_wrong: 0,
+            }
+        })
+        .collect();
+    all_is_right(&running);
+    findings
+}
+
+/// iptables refuses whatever names one address: its service port is left out and named, everybody
+/// else is programmed; once it relents, the next change of the Service puts it back.
+pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) -> Vec<Finding> {
+    const BAD: &str = "10.128.0.99";
+    // The last line that names it is the one that a real iptables names, or one near it.
+    let script = only_restores(
+        r#"input=$(cat)
+           line=$(echo "$input" | grep -n '10.128.0.99:8080' | head -n 1 | cut -d: -f1)
+           [ -z "$line" ] || { echo "$program: line $line failed" >&2; exit 1; }
+           echo "$input" | "$program" "$@"; exit $?"#,
+    );
+    let running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
+    let (node, agent) = (running.lab.node(1), &running.agents[0]);
+    let (own, local) = (OWN.cluster_ip(Family::V4), LOCAL.cluster_ip(Family::V4));
+    let [(address, pod), _] = TURNS;
+    let (mut repaired, mut n_tried) = (Vec::new(), 0);
+    let n_times = extent.of(1, 5);
+    for turn in 0..n_times {
+        let load = Load::on(&running.lab, WEB);
+        agent.sabotage(Some(&script));
+        let n_said = agent.log().matches("refuses this service port").count();
+        let n_calls = agent.programs_started().len();
+        running.api.put(own_slice(&[BAD]));
+        // Both ports of the Service have the endpoint.
+        poll::until("both ports are named", SOON, || {
+            agent.log().matches("refuses this service port").count() == n_said + 2
+        });
+        poll::until("the sync is over", SOON, || {
+            agent.log().lines().last().is_some_and(|line| line.contains("synced"))
+        });
+        let n_restores = restores(&agent.programs_started()[n_calls..]);
+        // Somebody else's change is programmed meanwhile.
+        running.api.delete("Service", Some("default"), LOCAL.name);
+        poll::until("others are programmed", SOON, || {
+            node.attempt(Protocol::Udp, local, Duration::from_millis(200)).outcome
+                == crate::lab::client::Outcome::Unreachable
+        });
+        running.api.put_yaml(crate::cluster::OBJECTS);
+        running.api.put(own_slice(&[BAD]));
+        poll::until("others are programmed", SOON, || {
+            matches!(
+                node.attempt(Protocol::Udp, local, Duration::from_millis(200)).outcome,
+                crate::lab::client::Outcome::Answered { .. }
+            )
+        });
+        agent.sabotage(None);
+        let start = Instant::now();
+        running.api.put(own_slice(&[address]));
+        poll::until("it is served again", SOON, || {
+            let attempt = node.attempt(Protocol::Tcp, own, Duration::from_millis(100));
+            matches!(attempt.outcome, crate::lab::client::Outcome::Answered { pod: who, .. } if who == pod)
+        });
+        repaired.push(start.elapsed());
+        let log = agent.log();
+        let said: Vec<&str> = log.lines().filter(|line| line.contains("refuses this service port")).collect();
+        assert!(said.iter().all(|line| line.contains("default/own:")), "{said:#?}");
+        assert!(n_restores <= 12, "{n_restores} restores");
+        let tally = load.stop();
+        assert_eq!(tally.n_wrong(&WEB_PODS), 0, "turn {turn}: {tally}");
+        n_tried += tally.n_attempts();
+    }
+    all_is_right(&running);
+    vec![Finding {
+        fault: "one service port refused by iptables".to_owned(),
+        n_times,
+        observed: "it alone is left out, and named; served again when it changes".to_owned(),
+        repaired,
+        n_tried,
+        n_wrong: 0,
+    }]
+}
+
+/// How many of `calls` wrote rules.
+fn restores(calls: &[String]) -> usize {
+    calls.iter().filter(|call| call.contains("-restore -w")).count()
+}
