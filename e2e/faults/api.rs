@@ -9,6 +9,7 @@ use super::{AT_ONCE, Extent, Finding, Load, all_is_right};
 use crate::apiserver::{ApiServer, Fault};
 use crate::cluster::{OWN, WEB, WEB_PODS, own_slice};
 use crate::lab::address::Family;
+use crate::lab::agent::Agent;
 use crate::lab::client::Host;
 use crate::lab::netfilter::Backend;
 use crate::lab::poll;
@@ -21,7 +22,7 @@ const CAUGHT_UP: Duration = Duration::from_secs(60);
 struct Trouble {
     name: &'static str,
     /// Begins it; the value is a version from before the last change.
-    begin: fn(&ApiServer, u64),
+    begin: fn(&ApiServer, &Agent, u64),
     /// For how long, in full.
     lasts: Duration,
     /// The agent can hear of changes all the same.
@@ -33,7 +34,7 @@ const TROUBLES: [Trouble; 11] = [
         name: "410 Gone",
         lasts: Duration::from_secs(2),
         is_passable: true,
-        begin: |api, _| {
+        begin: |api, _, _| {
             api.set_fault(Some(Fault::Gone));
         },
     },
@@ -41,29 +42,29 @@ const TROUBLES: [Trouble; 11] = [
         name: "history compacted",
         lasts: Duration::from_secs(2),
         is_passable: true,
-        begin: |api, _| api.compact(),
+        begin: |api, _, _| api.compact(),
     },
     Trouble {
         name: "connections cut, idle ones too",
         lasts: Duration::from_secs(2),
         is_passable: true,
-        begin: |api, _| {
-            api.set_fault(Some(Fault::Cut { after: 0, times: 4 }));
+        begin: |api, _, _| {
+            api.set_fault(Some(Fault::Cut { after: 0, times: 12 }));
         },
     },
     Trouble {
-        name: "connections cut after 700 bytes",
+        name: "connections cut after 300 bytes",
         lasts: Duration::from_secs(2),
         is_passable: true,
-        begin: |api, _| {
-            api.set_fault(Some(Fault::Cut { after: 700, times: 6 }));
+        begin: |api, _, _| {
+            api.set_fault(Some(Fault::Cut { after: 300, times: 12 }));
         },
     },
     Trouble {
         name: "slow: 200 bytes each 20 ms",
         lasts: Duration::from_secs(2),
         is_passable: true,
-        begin: |api, _| {
+        begin: |api, _, _| {
             api.compact();
             api.set_fault(Some(Fault::Slow { chunk: 200, pause: Duration::from_millis(20) }));
         },
@@ -72,7 +73,7 @@ const TROUBLES: [Trouble; 11] = [
         name: "silent",
         lasts: Duration::from_secs(2),
         is_passable: false,
-        begin: |api, _| {
+        begin: |api, _, _| {
             api.set_fault(Some(Fault::Silent));
         },
     },
@@ -80,7 +81,7 @@ const TROUBLES: [Trouble; 11] = [
         name: "away",
         lasts: Duration::from_secs(60),
         is_passable: false,
-        begin: |api, _| {
+        begin: |api, _, _| {
             api.set_fault(Some(Fault::Away));
         },
     },
@@ -88,7 +89,7 @@ const TROUBLES: [Trouble; 11] = [
         name: "500 for everything",
         lasts: Duration::from_secs(2),
         is_passable: false,
-        begin: |api, _| {
+        begin: |api, _, _| {
             api.set_fault(Some(Fault::Status(500)));
             api.drop_watches();
         },
@@ -97,7 +98,7 @@ const TROUBLES: [Trouble; 11] = [
         name: "garbage",
         lasts: Duration::from_secs(2),
         is_passable: false,
-        begin: |api, _| {
+        begin: |api, _, _| {
             api.set_fault(Some(Fault::Garbage(b"{\"type\":]\x00\xff".to_vec())));
             api.compact();
         },
@@ -106,7 +107,7 @@ const TROUBLES: [Trouble; 11] = [
         name: "half an object",
         lasts: Duration::from_secs(2),
         is_passable: false,
-        begin: |api, _| {
+        begin: |api, _, _| {
             api.set_fault(Some(Fault::HalfObject));
         },
     },
@@ -114,9 +115,12 @@ const TROUBLES: [Trouble; 11] = [
         name: "a stale list",
         lasts: Duration::from_secs(2),
         is_passable: true,
-        begin: |api, before| {
+        begin: |api, agent, before| {
+            // What cannot be read makes agents list anew, after a pause; the list is the stale one.
+            api.set_fault(Some(Fault::Garbage(b"garbage".to_vec())));
+            let is_it = |line: &str| line.contains("watch failed") && line.contains("kind=EndpointSlice");
+            poll::until("the agent gives up", CAUGHT_UP, || agent.log().lines().any(is_it));
             api.set_fault(Some(Fault::StaleList { at: before }));
-            api.drop_watches();
         },
     },
 ];
@@ -141,7 +145,7 @@ fn try_trouble(running: &mut Running, trouble: &Trouble, extent: Extent, n_full:
     let hold = extent.of(Duration::from_millis(300), trouble.lasts);
     let [(address, pod), (other_address, other)] = TURNS;
     let to = OWN.cluster_ip(Family::V4);
-    let (mut repaired, mut n_tried, mut n_written) = (Vec::new(), 0, 0);
+    let (mut repaired, mut n_tried, mut n_written, mut n_asked) = (Vec::new(), 0, 0, 0);
     let load = Load::on(&running.lab, WEB);
     for _ in 0..n_times {
         let before = running.simulator().version();
@@ -151,7 +155,8 @@ fn try_trouble(running: &mut Running, trouble: &Trouble, extent: Extent, n_full:
         let (node, api, agent) = (running.lab.node(1), running.simulator(), &running.agents[0]);
         poll::until("the old endpoint is in force", CAUGHT_UP, || node.tcp(to).pod() == other);
         let (_, n_before) = agent.written();
-        (trouble.begin)(api, before);
+        let n_requests_before = n_requests(api);
+        (trouble.begin)(api, agent, before);
         api.put(own_slice(&[address]));
         let start = Instant::now();
         let mut caught_up = None;
@@ -162,6 +167,7 @@ fn try_trouble(running: &mut Running, trouble: &Trouble, extent: Extent, n_full:
             assert!(trouble.is_passable || caught_up.is_none(), "{}: how does it know?", trouble.name);
             thread::sleep(Duration::from_millis(10));
         }
+        n_asked = n_asked.max(n_requests(api) - n_requests_before);
         api.set_fault(None);
         let cleared = Instant::now();
         let since = if trouble.is_passable { start } else { cleared };
@@ -178,11 +184,19 @@ fn try_trouble(running: &mut Running, trouble: &Trouble, extent: Extent, n_full:
     Finding {
         fault: format!("API server: {}, for {} s", trouble.name, hold.as_secs_f32()),
         n_times,
-        observed: format!("rules stay; {n_written} of {n_full} rules written for the change made meanwhile"),
+        observed: format!(
+            "rules stay; {n_written} of {n_full} rules written for the change made meanwhile; \
+             two nodes asked {n_asked} times"
+        ),
         repaired,
         n_tried,
         n_wrong: 0,
     }
+}
+
+/// Lists and watches that anybody asked for so far.
+fn n_requests(api: &ApiServer) -> u64 {
+    api.counters().resources.values().map(|counts| counts.pages + counts.watches).sum()
 }
 
 /// Servers that do not serve streaming lists are asked for pages.
