@@ -3,6 +3,7 @@
 //! A node's rules are one thing, so they are reconciled as a whole by one loop and not an object at
 //! a time. Whatever wakes it is an [`Event`]. Changes that come together are synced together.
 
+mod ahead;
 pub mod canary;
 mod family;
 mod lookout;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::ahead::for_each_made;
 use super::quarantine::{Scene, is_refusal};
 use super::report::{Refusal, Report, SyncError};
 use super::tables::Tables;
@@ -276,18 +277,25 @@ impl<K: Iptables> FamilySync<K> {
                 Dirty::Everything => chains_of_service_ports(planner.committed()),
                 Dirty::Services(_) => changed.chains_before(),
             };
-            for name in &changed.ports {
+            let names: Vec<&ServicePortName> = changed.ports.iter().collect();
+            let is_large = self.is_large;
+            let compile = |name: &&ServicePortName| nat_chains_of(settings, view, name, is_large);
+            let ended = for_each_made(&names, compile, |name, chains| {
                 if stop.load(Ordering::Relaxed) {
-                    return planner.finish();
+                    return Err(None);
                 }
-                let chains = nat_chains_of(settings, view, name, self.is_large);
                 for chain in &chains {
                     stale.remove(&chain.name);
                 }
-                if let Some(record) = self.records.get_mut(name) {
+                if let Some(record) = self.records.get_mut(*name) {
                     record.chains = chains.iter().map(|chain| chain.name).collect();
                 }
-                planner.nat_chains(&ranked(&chains))?;
+                planner.nat_chains(&ranked(&chains)).map_err(Some)
+            });
+            match ended {
+                Ok(()) => {}
+                Err(Some(failure)) => return Err(failure),
+                Err(None) => return planner.finish(),
             }
             for (chain, rank, digest) in shared {
                 planner.nat_shared(chain.name(), rank, digest, |each| {
