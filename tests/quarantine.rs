@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 use chainsmith::config::Config;
 use chainsmith::config::host::Host;
 use chainsmith::iptables::Table;
-use chainsmith::kernel::Backend;
 use chainsmith::kernel::fake::FakeIptables;
+use chainsmith::kernel::{Backend, RestoreError};
 use chainsmith::model::decode::{Interner, manifest};
 use chainsmith::model::{Change, Inventory, ObjectName, Snapshot, Touched};
 use chainsmith::net::IpFamily;
@@ -105,13 +105,13 @@ fn bound(n: usize) -> usize {
 
 #[test]
 fn a_refused_rule_of_its_own_chain_costs_a_service_port_itself() {
-    check(20, "10.1.0.8/32", false, "default/s7", 1);
+    check(20, "10.1.0.8/32", false, "default/s7", 2);
     check(20, "10.1.0.8/32", true, "default/s7", bound(20));
 }
 
 #[test]
 fn a_refused_entry_of_a_shared_chain_costs_its_owner() {
-    check(20, "-d 10.96.0.8/32", false, "default/s7", 1);
+    check(20, "-d 10.96.0.8/32", false, "default/s7", 2);
 }
 
 #[test]
@@ -132,6 +132,22 @@ fn what_nobody_is_to_blame_for_quarantines_nobody() {
     assert_eq!((report.quarantined.len(), family.n_quarantined()), (0, 0));
     family.kernel().refused_texts.clear();
     assert_eq!(sync(&mut family, &snapshot).outcome, Ok(()));
+}
+
+#[test]
+fn a_refusal_that_does_not_come_again_costs_no_service_its_rules() {
+    let snapshot = cluster(10);
+    let mut family = FamilySync::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
+    family.set_settings(settings());
+    for line in [1, 3, 20, 1_000] {
+        family.kernel().failures =
+            vec![RestoreError::Refused { line, text: None, message: "no memory".to_owned() }];
+        family.kernel().ruleset = FakeIptables::new(IpFamily::V4, Backend::Nft).ruleset;
+        family.touch_everything(true);
+        let report = sync(&mut family, &snapshot);
+        assert_eq!((report.outcome, report.quarantined.len(), report.n_failed_restores), (Ok(()), 0, 1));
+        assert_eq!((family.n_quarantined(), report.n_service_ports), (0, 10));
+    }
 }
 
 #[test]
