@@ -12,7 +12,7 @@ use std::hint::black_box;
 use chainsmith::iptables::{Jump, Ruleset, Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::net::IpFamily;
-use chainsmith::plan::{Committed, Limits, NatChain, Planner, Tally};
+use chainsmith::plan::{Committed, Limits, NatChain, Planner, Tally, When};
 use chainsmith::rules::{self, fixed, names};
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
@@ -121,7 +121,7 @@ fn send(chains: &[NatChain<'_>], jumps: &[Jump], committed: &mut Committed) -> T
     let mut sink = Sink(Backend::Nft);
     let mut planner = Planner::new(IpFamily::V4, committed, jumps, Limits::NFT, &mut sink);
     for chain in chains {
-        planner.nat_chains(std::slice::from_ref(chain)).expect("a sink takes everything");
+        planner.nat_chains(std::slice::from_ref(chain), When::Now).expect("a sink takes everything");
     }
     planner.finish().expect("a sink takes everything");
     planner.tally()

@@ -5,6 +5,7 @@
 
 mod ahead;
 pub mod canary;
+mod dispatch;
 mod family;
 mod lookout;
 mod pacer;

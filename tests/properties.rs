@@ -2,6 +2,8 @@
 
 #[path = "properties/cluster.rs"]
 mod cluster;
+#[path = "properties/fates.rs"]
+mod fates;
 #[path = "properties/junk.rs"]
 mod junk;
 #[path = "properties/live.rs"]
@@ -14,8 +16,6 @@ mod ruleset;
 mod steps;
 #[path = "properties/text.rs"]
 mod text;
-#[path = "properties/walker.rs"]
-mod walker;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestRng, TestRunner};

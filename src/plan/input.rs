@@ -240,8 +240,8 @@ impl<'a, R: Restore> Input<'a, R> {
         self.piece(table, chain, text, effect);
     }
 
-    /// Empties and deletes `chains`: all are emptied first, as they may call each other.
-    pub(super) fn delete(&mut self, chains: &[ChainName]) {
+    /// Empties and deletes `chains` of `table`: all are emptied first, as they may call each other.
+    pub(super) fn delete(&mut self, table: Table, chains: &[ChainName]) {
         self.drain();
         let mut text = String::new();
         let mut in_order: Vec<&ChainName> = chains.iter().collect();
@@ -249,13 +249,13 @@ impl<'a, R: Restore> Input<'a, R> {
         for chain in in_order {
             text.clear();
             write::declaration(&mut text, chain);
-            self.text(Table::Nat, &text, 1, *chain);
+            self.text(table, &text, 1, *chain);
         }
         for chain in chains {
             text.clear();
             write::delete_chain(&mut text, chain);
             self.used.n_names += 1;
-            self.piece(Table::Nat, *chain, &text, Effect::Deleted);
+            self.piece(table, *chain, &text, Effect::Deleted);
         }
     }
 
