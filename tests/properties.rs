@@ -6,6 +6,8 @@ mod cluster;
 mod fates;
 #[path = "properties/junk.rs"]
 mod junk;
+#[path = "properties/layouts.rs"]
+mod layouts;
 #[path = "properties/live.rs"]
 mod live;
 #[path = "properties/order.rs"]

@@ -19,7 +19,7 @@ use crate::for_all;
 use crate::live::{Live, backends, empty, families, faults};
 
 /// Every address, port and protocol that a Service of `world` has in `family`.
-fn frontends(world: &World, family: IpFamily) -> BTreeSet<(SocketAddr, Protocol)> {
+pub fn frontends(world: &World, family: IpFamily) -> BTreeSet<(SocketAddr, Protocol)> {
     let mut all = BTreeSet::new();
     for port in world.services.values().flat_map(|service| service.ports_in(family)) {
         let frontend = port.frontend;
@@ -37,7 +37,7 @@ fn frontends(world: &World, family: IpFamily) -> BTreeSet<(SocketAddr, Protocol)
 }
 
 /// Packets to `frontends` from everybody who may be treated differently.
-fn packets(frontends: &BTreeSet<(SocketAddr, Protocol)>, family: IpFamily) -> Vec<Packet> {
+pub fn packets(frontends: &BTreeSet<(SocketAddr, Protocol)>, family: IpFamily) -> Vec<Packet> {
     let stranger = if family == IpFamily::V4 { "192.0.2.99" } else { "2001:db8:99::99" };
     let sources: [(IpAddr, Option<&'static str>); 5] = [
         (pod(family, 1), Some("cali1")),
@@ -55,7 +55,7 @@ fn packets(frontends: &BTreeSet<(SocketAddr, Protocol)>, family: IpFamily) -> Ve
     packets
 }
 
-fn local(family: IpFamily) -> BTreeSet<IpAddr> {
+pub fn local(family: IpFamily) -> BTreeSet<IpAddr> {
     NODE_IPS[index(family)].iter().map(|text| ip(text)).collect()
 }
 

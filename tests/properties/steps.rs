@@ -1,5 +1,6 @@
 //! Syncing in steps leaves what one full sync would have left, whatever happens on the way.
 
+use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::Table;
 use chainsmith::kernel::{Backend, Readable};
 use chainsmith::net::IpFamily;
@@ -89,7 +90,8 @@ fn a_cluster_that_becomes_large_and_small_again_looks_like_a_new_one() {
     for_all(
         60,
         (worlds(), vec(prop_oneof![Just(999usize), 1000..1002usize, Just(5)], 1..5)),
-        |(world, sizes)| {
+        |(mut world, sizes)| {
+            world.config.layout = LayoutChoice::Classic;
             let mut live = Live::start(empty(IpFamily::V4, Backend::Nft, Limits::NFT), world);
             live.edit(&[one_service()]);
             prop_assert_eq!(live.sync().outcome, Ok(()));
