@@ -197,7 +197,6 @@ fn restore_form_is_for_one_family() {
 fn usage_errors_are_told_apart() {
     check_refused(&["render"], "", 2, &["-f"]);
     check_refused(&["render", "-f", "nowhere.yaml", "--node", "n"], "", 2, &["nowhere.yaml"]);
-    check_refused(&["render", "-f", "-", "--node", "n", "--layout", "compact"], WEB, 2, &["compact"]);
     check_refused(&["render", "-f", "-", "--node", "n", "--family", "ipv5"], WEB, 2, &["ipv5"]);
     check_refused(&["render", "-f", "-", "--config", "nowhere"], WEB, 2, &["nowhere"]);
     check_refused(&["nonsense"], "", 2, &["nonsense"]);

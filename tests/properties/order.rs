@@ -103,19 +103,6 @@ fn is_allowed(
     Ok(())
 }
 
-/// The chains of `new`, still led to as in `old`: by address, and `by_node_port` too.
-fn with_dispatch_of(old: &Ruleset, new: &Ruleset, by_node_port: bool) -> Ruleset {
-    let mut mixed = new.clone();
-    let nat = mixed.tables.entry(Table::Nat).or_default();
-    for (name, chain) in &old.tables[&Table::Nat] {
-        let is_dispatch = *name == names::KUBE_SERVICES || by_node_port && *name == names::KUBE_NODEPORTS;
-        if is_dispatch || !nat.contains_key(name) {
-            nat.insert(*name, chain.clone());
-        }
-    }
-    mixed
-}
-
 /// What holds of the kernel's tables at any moment.
 fn is_sound(ruleset: &Ruleset) -> TestCaseResult {
     for chains in ruleset.tables.values() {
@@ -137,17 +124,8 @@ fn is_sound(ruleset: &Ruleset) -> TestCaseResult {
     Ok(())
 }
 
-/// How a sync is divided.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Division {
-    /// One process takes everything.
-    None,
-    /// Several; the chains of a service port are in one of them.
-    Processes,
-}
-
 /// Syncs `edits` until it succeeds, and looks at the tables after every commit.
-fn check_commits(live: &mut Live, family: IpFamily, edits: &[Edit], division: Division) -> TestCaseResult {
+fn check_commits(live: &mut Live, family: IpFamily, edits: &[Edit]) -> TestCaseResult {
     let local = local(family);
     let mut to = frontends(&live.world, family);
     live.edit(edits);
@@ -160,12 +138,7 @@ fn check_commits(live: &mut Live, family: IpFamily, edits: &[Edit], division: Di
         for (n, now) in live.history().iter().enumerate() {
             is_sound(now)?;
             let what = format!("commit {n}");
-            if division == Division::None {
-                is_allowed(&what, &packets, &local, now, &[&old, &new])?;
-            } else {
-                let between = [true, false].map(|by_node_port| with_dispatch_of(&old, &new, by_node_port));
-                is_allowed(&what, &packets, &local, now, &[&old, &between[0], &between[1], &new])?;
-            }
+            is_allowed(&what, &packets, &local, now, &[&old, &new])?;
         }
         if outcome.is_ok() {
             return Ok(());
@@ -178,9 +151,9 @@ fn each_commit_treats_every_packet_as_before_or_as_after() {
     let lives = (worlds(), vec(vec(edits(), 1..4), 1..4), families(), backends());
     for_all(960, lives, |(world, steps, family, backend)| {
         let mut live = Live::start(empty(family, backend, backend.limits()), world);
-        check_commits(&mut live, family, &[], Division::None)?;
+        check_commits(&mut live, family, &[])?;
         for edits in steps {
-            check_commits(&mut live, family, &edits, Division::None)?;
+            check_commits(&mut live, family, &edits)?;
         }
         Ok(())
     });
@@ -193,18 +166,16 @@ fn failures_on_the_way_do_not_change_that() {
     for_all(960, lives, |(world, steps, faults, family, backend)| {
         let mut live = Live::start(empty(family, backend, backend.limits()), world);
         live.sync.kernel().faults = faults;
-        check_commits(&mut live, family, &[], Division::None)?;
+        check_commits(&mut live, family, &[])?;
         for edits in steps {
-            check_commits(&mut live, family, &edits, Division::None)?;
+            check_commits(&mut live, family, &edits)?;
         }
         Ok(())
     });
 }
 
-/// Here the chains of a service port change before what leads to them: for a moment an address that
-/// goes to a Service, or no longer does, meets the Service's new chains.
 #[test]
-fn in_many_processes_a_service_port_changes_at_once() {
+fn in_many_processes_too_after_each_of_them() {
     let limits =
         (25..40usize, 100..200usize).prop_map(|(max_names, max_rules)| Limits { max_names, max_rules });
     let plans = vec(option::weighted(0.3, faults()), 0..8);
@@ -212,9 +183,9 @@ fn in_many_processes_a_service_port_changes_at_once() {
     for_all(960, lives, |(world, steps, faults, family, limits)| {
         let mut live = Live::start(empty(family, Backend::Nft, limits), world);
         live.sync.kernel().faults = faults;
-        check_commits(&mut live, family, &[], Division::Processes)?;
+        check_commits(&mut live, family, &[])?;
         for edits in steps {
-            check_commits(&mut live, family, &edits, Division::Processes)?;
+            check_commits(&mut live, family, &edits)?;
         }
         Ok(())
     });
