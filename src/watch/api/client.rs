@@ -4,30 +4,122 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use kube::config::{Config, KubeConfigOptions, Kubeconfig};
-use tracing::info;
+use axum::body::Bytes;
+use http::{Request, Response};
+use kube::client::{Body, ClientBuilder};
+use kube::config::{AuthInfo, Config, KubeConfigOptions, Kubeconfig};
+use tower::buffer::BufferLayer;
+use tower::{BoxError, Service};
+use tracing::{info, warn};
 
+use super::observer::Observer;
+use super::token::TokenFile;
+use super::transport::{Limit, Transport};
 use crate::net::{Cidr, parse_ip};
 
-/// A client by kube-proxy's rules: exactly the file `kubeconfig` (neither `KUBECONFIG` nor
+/// A connection to an API server.
+#[derive(Clone)]
+pub struct Connection {
+    /// Sends requests.
+    pub client: kube::Client,
+    /// The file whose token requests carry, if it is one.
+    pub token: Option<Arc<TokenFile>>,
+}
+
+impl Connection {
+    /// Sends through `service` what `transport` lets pass.
+    fn through<S, B>(
+        builder: ClientBuilder<S>,
+        transport: &Transport,
+        token: Option<Arc<TokenFile>>,
+    ) -> Connection
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
+        S::Error: Into<BoxError> + Send + Sync,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+    {
+        // The buffer makes clones of what can only be had once.
+        let builder = builder.with_layer(&BufferLayer::new(N_WAITING)).with_layer(transport);
+        Connection { client: builder.build(), token }
+    }
+
+    /// Sends through `service` what a transport with this limit lets pass.
+    #[cfg(test)]
+    pub fn to<S, B>(service: S, limit: Limit, observer: Arc<dyn Observer>) -> Connection
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
+        S::Error: Into<BoxError> + Send + Sync,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+    {
+        let transport = Transport::new("api.test:443".to_owned(), limit, None, observer);
+        Connection::through(ClientBuilder::new(service, "default"), &transport, None)
+    }
+}
+
+/// How many requests may wait for the one before them to be taken.
+const N_WAITING: usize = 64;
+
+/// How long the server may be silent. It sends each watch a bookmark every minute, so after two the
+/// connection is dead, even if nobody said so (a lost route, a load balancer that forgot it).
+const SILENCE: Duration = Duration::from_secs(130);
+
+/// How long it may take to reach the server.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// A connection by kube-proxy's rules: exactly the file `kubeconfig` (neither `KUBECONFIG` nor
 /// `~/.kube/config` count), its server replaced by `master` if given; with neither of them, what a
-/// pod finds in its environment.
+/// pod finds in its environment. JSON is asked for whatever the content types configured; lists
+/// may come compressed.
 ///
 /// Errors when a file or the environment is unusable; nobody is contacted yet.
-pub async fn client(kubeconfig: Option<&Path>, master: Option<&str>) -> anyhow::Result<kube::Client> {
+pub async fn connect(
+    kubeconfig: Option<&Path>,
+    master: Option<&str>,
+    limit: Limit,
+    observer: Arc<dyn Observer>,
+) -> anyhow::Result<Connection> {
     let mut config = config(kubeconfig, master).await?;
-    // Longer than any watch: this ends what a server leaves open for ever.
-    config.read_timeout = Some(Duration::from_secs(330));
+    config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
+    config.connect_timeout = Some(CONNECT);
     // The client would try again by itself for minutes and nobody would hear of it; `follow` has a
     // back-off of its own.
     config.default_retry = false;
     let agent = format!("chainsmith/{}", env!("CARGO_PKG_VERSION"));
     config.headers.push(("user-agent".parse()?, agent.parse()?));
-    kube::Client::try_from(config).context("preparing the API client")
+    let token = token_file(&mut config.auth_info)?.map(Arc::new);
+    let proxy = config.proxy_url.as_ref().and_then(http::Uri::host).map(str::to_owned);
+    let Limit { qps, burst } = limit;
+    info!(server = %config.cluster_url, ?proxy, ?qps, burst, content = "application/json", "API client");
+    let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
+    let transport = Transport::new(host, limit, token.clone(), observer);
+    let builder = ClientBuilder::try_from(config).context("preparing the API client")?;
+    Ok(Connection::through(builder, &transport, token))
+}
+
+/// Takes the token file over from kube, which reads it once a minute: one that was refused has to be
+/// replaced sooner. As in client-go a file counts more than a token beside it, unless it is
+/// unreadable.
+fn token_file(auth: &mut AuthInfo) -> anyhow::Result<Option<TokenFile>> {
+    let Some(path) = &auth.token_file else { return Ok(None) };
+    match TokenFile::open(Path::new(path)) {
+        Ok(file) => {
+            *auth = AuthInfo { token: None, token_file: None, exec: None, ..std::mem::take(auth) };
+            Ok(Some(file))
+        }
+        Err(error) if auth.token.is_some() => {
+            warn!(error = %format!("{error:#}"), "using the token beside it");
+            auth.token_file = None;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn config(kubeconfig: Option<&Path>, master: Option<&str>) -> anyhow::Result<Config> {
@@ -174,6 +266,8 @@ mod tests {
         file
     }
 
+    const LIMIT: Limit = Limit { qps: Some(5.0), burst: 10 };
+
     const TWO_CLUSTERS: &str = "
 current-context: b
 contexts:
@@ -201,7 +295,7 @@ users:
         assert_eq!(both.cluster_url.to_string(), "https://c.example:3/");
         let alone = config(None, Some("http://127.0.0.1:8080")).await.unwrap();
         assert_eq!(alone.cluster_url.to_string(), "http://127.0.0.1:8080/");
-        client(None, Some("http://127.0.0.1:8080")).await.unwrap();
+        connect(None, Some("http://127.0.0.1:8080"), LIMIT, Arc::new(())).await.unwrap();
     }
 
     #[tokio::test]
