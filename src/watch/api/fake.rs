@@ -133,11 +133,6 @@ impl FakeServer {
         self.state().cut = Some((n_bytes, cut));
     }
 
-    /// Whether the cut asked for last has not come about yet.
-    pub fn is_to_be_cut(&self) -> bool {
-        self.state().cut.is_some()
-    }
-
     /// When it was asked for what (address and query) so far; forgets it.
     pub fn take_requests(&self) -> Vec<(Instant, String)> {
         std::mem::take(&mut self.state().requests)
