@@ -41,8 +41,8 @@ pub enum Fault {
     /// A list, and a watch at its next event, ends in the middle of an object as if it were whole.
     HalfObject,
     /// Every list, streaming ones included, that is asked for as of any version (`resourceVersion=0`)
-    /// is as of this version (or the oldest that is known), as from a server behind the others.
-    /// Lists that are to be as of now are, as from such a server: it waits until it knows.
+    /// is as of this version (or the oldest that is known), as from a server behind the others, and
+    /// watches from there hear nothing new. Lists that are to be as of now are, as from such a server: it waits until it knows.
     StaleList {
         /// What [`super::ApiServer::version`] gave once.
         at: u64,

@@ -190,8 +190,10 @@ impl Watch {
             if let Some(chunk) = self.fault_chunk(fault, setting.epoch) {
                 return Some(chunk);
             }
-            let chunk = match self.phase {
-                Phase::Initial { .. } => self.initial_chunk(),
+            let chunk = match (&self.phase, fault) {
+                (Phase::Initial { .. }, _) => self.initial_chunk(),
+                // Who was given the past hears no more until the server knows more itself.
+                (_, Some(Fault::StaleList { at })) if self.version <= *at => Bytes::new(),
                 _ => self.changes_chunk(),
             };
             if !chunk.is_empty() {
