@@ -42,7 +42,8 @@ pub enum Fault {
     HalfObject,
     /// Every list, streaming ones included, that is asked for as of any version (`resourceVersion=0`)
     /// is as of this version (or the oldest that is known), as from a server behind the others, and
-    /// watches from there hear nothing new. Lists that are to be as of now are, as from such a server: it waits until it knows.
+    /// watches from there hear nothing new. Lists that are to be as of now are: such a server waits
+    /// until it knows.
     StaleList {
         /// What [`super::ApiServer::version`] gave once.
         at: u64,

@@ -87,7 +87,12 @@ async fn follow_kind<K>(
 {
     let mut follower = Follower {
         store: Store::<K>::new(interner),
-        trouble: Trouble { n_failures: 0, backoff: Backoff::default(), token: connection.token.clone() },
+        trouble: Trouble {
+            n_failures: 0,
+            backoff: Backoff::default(),
+            backoff_of_gone: Backoff::default(),
+            token: connection.token.clone(),
+        },
         n_begun: 0,
         sender,
         patience,
@@ -108,7 +113,7 @@ async fn follow_kind<K>(
         };
         match end {
             End::NobodyListens => return,
-            End::Broken(why) => follower.trouble.endure::<K>(&why, false).await,
+            End::Broken(why) => follower.trouble.endure::<K>(&why, Failure::Other).await,
             End::NoStreamingLists(why) => {
                 info!(kind = %K::KIND, why, "no streaming lists from this server; asking for pages");
                 strategy = InitialListStrategy::ListWatch;
@@ -209,7 +214,7 @@ where
         if is_unreadable || is_streaming && place == Place::List {
             return Some(End::Broken(text));
         }
-        self.trouble.endure::<K>(&text, is_unauthorized(error)).await;
+        self.trouble.endure::<K>(&text, Failure::of(error)).await;
         None
     }
 }
@@ -237,24 +242,49 @@ fn refusal(error: &watcher::Error) -> Option<String> {
     }
 }
 
-/// Whether it is the token that the server does not take.
-fn is_unauthorized(error: &watcher::Error) -> bool {
-    use watcher::Error::{InitialListFailed, WatchStartFailed};
-    let (InitialListFailed(error) | WatchStartFailed(error)) = error else { return false };
-    matches!(error, kube::Error::Api(status) if status.code == 401)
+/// What a failure says about the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// It does not take the token.
+    Unauthorized,
+    /// It is well, but what is asked for is too long ago: nothing is wrong with asking anew.
+    Gone,
+    /// It is not well, or not there.
+    Other,
+}
+
+impl Failure {
+    fn of(error: &watcher::Error) -> Failure {
+        use watcher::Error::{InitialListFailed, WatchError, WatchStartFailed};
+        let code = match error {
+            WatchError(status) => status.code,
+            InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) => {
+                status.code
+            }
+            _ => 0,
+        };
+        match code {
+            401 => Failure::Unauthorized,
+            410 => Failure::Gone,
+            _ => Failure::Other,
+        }
+    }
 }
 
 /// Failures in a row: how long to wait after each, and which to say aloud.
 struct Trouble {
     n_failures: u64,
     backoff: Backoff,
+    /// After [`Failure::Gone`]: the first one after an outage does not wait as long as the outage's
+    /// last try, but a server that says nothing else is asked for lists less and less.
+    backoff_of_gone: Backoff,
     token: Option<Arc<TokenFile>>,
 }
 
 impl Trouble {
     /// Says what is wrong, aloud the first time, the second, the fourth, ..., and waits: no longer
     /// than for another token where the last one was refused.
-    async fn endure<K: Kind>(&mut self, error: &str, is_unauthorized: bool) {
+    async fn endure<K: Kind>(&mut self, error: &str, failure: Failure) {
         self.n_failures += 1;
         let n_failures = self.n_failures;
         if n_failures.is_power_of_two() {
@@ -262,9 +292,10 @@ impl Trouble {
         } else {
             debug!(kind = %K::KIND, n_failures, error, "watch failed, trying again");
         }
-        let pause = tokio::time::sleep(self.backoff.next());
+        let backoff = if failure == Failure::Gone { &mut self.backoff_of_gone } else { &mut self.backoff };
+        let pause = tokio::time::sleep(backoff.next());
         match &self.token {
-            Some(token) if is_unauthorized => tokio::select! {
+            Some(token) if failure == Failure::Unauthorized => tokio::select! {
                 () = pause => {}
                 () = token.changed() => info!(kind = %K::KIND, "another token is in the file"),
             },

@@ -123,7 +123,6 @@ fn token_file(auth: &mut AuthInfo) -> anyhow::Result<Option<TokenFile>> {
 }
 
 async fn config(kubeconfig: Option<&Path>, master: Option<&str>) -> anyhow::Result<Config> {
-    let environment = |name: &str| std::env::var(name).or_else(|_| std::env::var(name.to_lowercase())).ok();
     let (mut config, named_proxy) = match (kubeconfig, master) {
         (Some(path), master) => from_file(path, master).await?,
         (None, Some(master)) => {
@@ -136,17 +135,7 @@ async fn config(kubeconfig: Option<&Path>, master: Option<&str>) -> anyhow::Resu
         }
     };
     // kube compares NO_PROXY with the proxy, not with the server, and knows no proxy in a pod.
-    let proxy = match named_proxy {
-        Some(proxy) => Some(proxy),
-        None => {
-            let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']);
-            let is_https = config.cluster_url.scheme_str() != Some("http");
-            let proxy = environment(if is_https { "HTTPS_PROXY" } else { "HTTP_PROXY" });
-            let port = config.cluster_url.port_u16().unwrap_or(if is_https { 443 } else { 80 });
-            let no_proxy = environment("NO_PROXY").unwrap_or_default();
-            proxy.filter(|proxy| !proxy.is_empty() && !is_direct(host, port, &no_proxy))
-        }
-    };
+    let proxy = named_proxy.or_else(|| proxy_for(&config.cluster_url, |name| std::env::var(name).ok()));
     config.proxy_url = match proxy {
         Some(proxy) => {
             Some(proxy_url(&proxy).with_context(|| format!("reading the proxy address {proxy:?}"))?)
@@ -154,6 +143,21 @@ async fn config(kubeconfig: Option<&Path>, master: Option<&str>) -> anyhow::Resu
         None => None,
     };
     Ok(config)
+}
+
+/// The proxy that the environment names for `server`: `HTTPS_PROXY` or `HTTP_PROXY` by its scheme,
+/// upper case before lower case, unless `NO_PROXY` names the server.
+fn proxy_for(server: &http::Uri, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let environment = |name: &str| {
+        let is_set = |text: &String| !text.is_empty();
+        variable(name).filter(is_set).or_else(|| variable(&name.to_lowercase()).filter(is_set))
+    };
+    let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
+    let is_https = server.scheme_str() != Some("http");
+    let port = server.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+    let no_proxy = environment("NO_PROXY").unwrap_or_default();
+    let proxy = environment(if is_https { "HTTPS_PROXY" } else { "HTTP_PROXY" });
+    proxy.filter(|_| !is_direct(host, port, &no_proxy))
 }
 
 /// The configuration of the current context of a file, and the proxy that the file names.
@@ -258,6 +262,69 @@ mod tests {
         check("api.example.org", "*.example.org", true);
         check("badexample.org", "example.org", false);
         check("anything", "*", true);
+    }
+
+    #[test]
+    fn the_environment_names_the_proxy_by_the_servers_scheme() {
+        let check = |server: &str, variables: &[(&str, &str)], expected: Option<&str>| {
+            let variable = |name: &str| {
+                variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            };
+            let proxy = proxy_for(&server.parse().unwrap(), variable);
+            assert_eq!(proxy.as_deref(), expected, "{server} {variables:?}");
+        };
+        let both = [("HTTPS_PROXY", "http://s:1"), ("HTTP_PROXY", "http://p:2")];
+        check("https://10.0.0.1:6443", &both, Some("http://s:1"));
+        check("http://10.0.0.1:8080", &both, Some("http://p:2"));
+        check("http://127.0.0.1:8080", &both, None);
+        check("https://10.0.0.1:6443", &[("https_proxy", "low")], Some("low"));
+        check("https://10.0.0.1", &[("HTTPS_PROXY", "up"), ("https_proxy", "low")], Some("up"));
+        check("https://10.0.0.1", &[("HTTPS_PROXY", ""), ("https_proxy", "low")], Some("low"));
+        check("https://10.0.0.1", &[("HTTP_PROXY", "up")], None);
+        check("https://10.96.0.1", &[("HTTPS_PROXY", "up"), ("NO_PROXY", "10.96.0.0/12")], None);
+        check("https://[fd00::1]:6443", &[("HTTPS_PROXY", "up"), ("no_proxy", "fd00::/64")], None);
+        check("https://a.b.c", &[("HTTPS_PROXY", "up"), ("NO_PROXY", ".b.c")], None);
+        check("https://a.b.c", &[("HTTPS_PROXY", "up"), ("NO_PROXY", "x,a.b.c:444")], Some("up"));
+        check("https://10.0.0.1", &[], None);
+    }
+
+    #[tokio::test]
+    async fn a_named_proxy_is_asked_for_a_tunnel() {
+        use tokio::io::{AsyncBufReadExt, BufReader};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = listener.local_addr().unwrap();
+        let file = kubeconfig(&TWO_CLUSTERS.replace("http://proxy.example:3128", &proxy.to_string()));
+        let connection = connect(Some(file.path()), None, LIMIT, Arc::new(())).await.unwrap();
+        let asking = tokio::spawn(async move { connection.client.apiserver_version().await });
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).await.unwrap();
+        assert_eq!(line.trim_end(), "CONNECT b.example:2 HTTP/1.1");
+        assert!(asking.await.unwrap().is_err(), "the proxy hung up");
+    }
+
+    #[tokio::test]
+    async fn an_unusable_proxy_is_named() {
+        let file = kubeconfig(&TWO_CLUSTERS.replace("http://proxy.example:3128", "http://pro xy"));
+        let error = config(Some(file.path()), None).await.expect_err("no address");
+        let error = format!("{error:#}");
+        assert!(error.contains(&file.path().display().to_string()) && error.contains("proxy url"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_token_file_counts_more_than_a_token_and_an_unreadable_one_less() {
+        let token = kubeconfig("from the file");
+        let named = |auth: &str| {
+            let text = TWO_CLUSTERS.replace("{token: secret}", auth);
+            let file = kubeconfig(&text);
+            async move { connect(Some(file.path()), None, LIMIT, Arc::new(())).await }
+        };
+        let both = format!("{{token: secret, tokenFile: {:?}}}", token.path());
+        let file = named(&both).await.unwrap().token.expect("the file counts");
+        assert_eq!(file.header(), "Bearer from the file");
+        assert!(named("{token: secret, tokenFile: /nonexistent/t}").await.unwrap().token.is_none());
+        let error = named("{tokenFile: /nonexistent/t}").await.err().expect("no token at all");
+        assert!(format!("{error:#}").contains("/nonexistent/t"), "{error:#}");
     }
 
     fn kubeconfig(text: &str) -> tempfile::NamedTempFile {

@@ -22,6 +22,8 @@ pub enum Mode {
     Serves,
     /// As above, but streaming lists are refused.
     ServesPages,
+    /// Every streaming list is followed by 410 Gone.
+    Forgets,
     /// No connection comes about.
     IsAway,
     /// Each watch ends in order before anything was sent.
@@ -155,6 +157,7 @@ impl FakeServer {
             stream::empty().boxed()
         } else if is_watch {
             let (first, version) = state.beginning(&plural, &query, is_streaming);
+            let first = if state.mode == Mode::Forgets { [first, gone()].concat().into() } else { first };
             let later = self.changes(plural.clone(), version, state.epoch, lasting(&query));
             stream::iter([Ok(first)]).chain(later).boxed()
         } else {
@@ -225,9 +228,7 @@ impl State {
         }
         let asked = query.get("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or(0);
         if asked < self.floor {
-            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
-                "reason": "Expired", "message": "too old resource version", "metadata": {}});
-            return (text([json!({"type": "ERROR", "object": status})]), self.version);
+            return (gone(), self.version);
         }
         (Bytes::new(), asked)
     }
@@ -246,6 +247,12 @@ impl State {
 
 fn text(lines: impl IntoIterator<Item = Value>) -> Bytes {
     lines.into_iter().map(|line| format!("{line}\n")).collect::<String>().into()
+}
+
+fn gone() -> Bytes {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
+        "reason": "Expired", "message": "too old resource version", "metadata": {}});
+    text([json!({"type": "ERROR", "object": status})])
 }
 
 /// When a watch ends that is asked for now.

@@ -307,3 +307,22 @@ async fn lists_may_come_compressed() {
     tokio::spawn(follow(connection, "node-a".into(), sender));
     assert_eq!(words(&mut events, 2).await, ["*a,b", "listed"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_died_without_a_word_is_made_anew_after_two_minutes() {
+    let begun = tokio::time::Instant::now();
+    let (asked, mut was_asked) = mpsc::channel(16);
+    let mut events = events_of(move |query| {
+        asked.try_send((begun.elapsed(), is_streaming_list(query))).unwrap();
+        if is_streaming_list(query) {
+            lines(vec![event("ADDED", &service("a", 1)), list_end()])
+        } else {
+            lines(vec![])
+        }
+    })
+    .await;
+    assert_eq!(words(&mut events, 2).await, ["*a", "listed"]);
+    assert!(was_asked.recv().await.unwrap().1);
+    let (after, is_list) = was_asked.recv().await.unwrap();
+    assert!(!is_list && (130..140).contains(&after.as_secs()), "{after:?}");
+}

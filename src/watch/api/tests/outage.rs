@@ -152,6 +152,18 @@ async fn watches_of_one_follower_are_asked_for_no_longer_than_290_s_and_not_in_s
     assert!(seconds.iter().all(|n| WATCH_SECONDS.contains(n)), "{seconds:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_server_that_forgets_at_once_is_not_stormed_with_lists() {
+    let server = serving(Mode::Forgets);
+    let mut follower = Follower::of(&server);
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < 10 * MINUTE {
+        assert!(follower.step(MINUTE).await, "it is told anew again and again");
+    }
+    let n_asked = server.take_requests().len();
+    assert!((300..=700).contains(&n_asked), "{n_asked} requests in 10 minutes");
+}
+
 /// More than a list of three Services and two changes.
 const N_BYTES: usize = 1500;
 
