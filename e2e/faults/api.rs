@@ -192,11 +192,14 @@ fn try_trouble(running: &mut Running, trouble: &Trouble, extent: Extent, n_full:
 /// the present in force: it asks for what is now.
 fn stale_list(running: &mut Running, extent: Extent) -> Finding {
     let hold = extent.of(Duration::from_millis(300), BRIEFLY);
-    let [(address, pod), (other_address, _)] = TURNS;
+    let [(address, pod), (other_address, other)] = TURNS;
     let to = OWN.cluster_ip(Family::V4);
-    let past = running.api.put(own_slice(&[other_address]));
-    running.api.put(own_slice(&[address]));
     let node = running.lab.node(1);
+    let past = running.api.put(own_slice(&[other_address]));
+    poll::until("the old endpoint is in force", CAUGHT_UP, || node.tcp(to).pod() == other);
+    let n_syncs = running.agents[0].syncs().len();
+    running.api.put(own_slice(&[address]));
+    poll::until("the change is synced", CAUGHT_UP, || running.agents[0].syncs().len() > n_syncs);
     poll::until("the new endpoint is in force", CAUGHT_UP, || node.tcp(to).pod() == pod);
     let load = [Load::on(&running.lab, WEB), Load::on(&running.lab, OWN)];
     running.api.set_fault(Some(Fault::StaleList { at: past }));
@@ -213,7 +216,7 @@ fn stale_list(running: &mut Running, extent: Extent) -> Finding {
     let [web, own] = load.map(Load::stop);
     assert_eq!(web.n_wrong(&WEB_PODS), 0, "{web}");
     // The other family has a slice of its own, with this pod.
-    assert_eq!(own.n_wrong(&[pod, TURNS[1].1]), 0, "{own}");
+    assert_eq!(own.n_wrong(&[pod, other]), 0, "{own}");
     Finding {
         fault: "API server: a stale list for all who do not ask for what is now".to_owned(),
         n_times: 1,
