@@ -116,7 +116,9 @@ pub fn rules_outlive_the_api_server(backend: Backend, extent: Extent) -> Vec<Fin
     let is_simulated = running.api.simulator().is_some();
     let can_have =
         |trouble: &&Trouble| is_simulated || (trouble.fault)().is_some_and(|fault| fault.is_of_connections());
-    let troubles = TROUBLES.iter().filter(can_have);
+    // What the server does is the same for both back-ends: a short run has half of it on each.
+    let (first, step) = extent.of((usize::from(backend == Backend::Legacy), 2), (0, 1));
+    let troubles = TROUBLES.iter().skip(first).step_by(step).filter(can_have);
     let mut findings: Vec<Finding> =
         troubles.map(|trouble| try_trouble(&mut running, trouble, extent, n_full)).collect();
     if is_simulated {
