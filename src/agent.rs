@@ -211,9 +211,11 @@ async fn start_source(
     let node = node_name.to_owned();
     if config.manifests.is_empty() {
         let client = &config.client;
-        let client = watch::api::client(client.kubeconfig.as_deref(), client.master.as_deref()).await?;
+        let limit = watch::api::Limit { qps: client.qps, burst: client.burst };
+        let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
+        let connection = watch::api::connect(kubeconfig, master, limit, Arc::new(())).await?;
         tasks.spawn(async move {
-            watch::api::follow(client, node, sender).await;
+            watch::api::follow(connection, node, sender).await;
             Ok(())
         });
     } else {

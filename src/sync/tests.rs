@@ -3,6 +3,7 @@
 mod failures;
 mod kernel;
 mod node;
+mod outage;
 mod pace;
 
 use std::sync::Mutex;
