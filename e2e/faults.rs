@@ -7,6 +7,7 @@ pub mod api;
 pub mod changes;
 pub mod kernel;
 pub mod kill;
+pub mod layouts;
 pub mod restore;
 mod rules;
 
@@ -59,6 +60,7 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("kill -9", kill::killed_at_any_moment_it_goes_on),
     ("API server", api::rules_outlive_the_api_server),
     ("endpoint changes", changes::changes_disturb_no_connection),
+    ("another layout", layouts::going_over_disturbs_no_connection),
 ];
 
 /// What was tried, and what came of it.
@@ -162,6 +164,7 @@ on_both_backends! {
     kill::killed_at_any_moment_it_goes_on,
     api::rules_outlive_the_api_server,
     changes::changes_disturb_no_connection,
+    layouts::going_over_disturbs_no_connection,
 }
 
 #[cfg(test)]
