@@ -29,7 +29,7 @@ const MAX_LINES: usize = 100;
 
 fn all(c: &mut Criterion) {
     for n_services in SIZES {
-        let mut cluster = Cluster::new(n_services, N_ENDPOINTS);
+        let mut cluster = Cluster::new(n_services, N_ENDPOINTS, LayoutChoice::Classic);
         let ruleset = rules::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
         compile(c, n_services, &cluster);
         one_endpoint(c, n_services, &mut cluster);
