@@ -21,8 +21,9 @@ const N_PASSING: usize = 40;
 /// Changes after which memory is looked at for the first time: by then all of it was in use once.
 const N_FIRST: usize = 1_000;
 
-/// Changes between two waits, far fewer than the server's history holds.
-const BATCH: usize = 250;
+/// Changes that come together, and the pause in which they are synced.
+const BATCH: usize = 50;
+const PAUSE: Duration = Duration::from_millis(60);
 
 /// How long a batch may take.
 const SLOW: Duration = Duration::from_secs(30);
@@ -163,6 +164,7 @@ pub fn changes_without_end_take_no_memory(backend: Backend, extent: Extent) -> V
         (0..BATCH).for_each(|_| churn.step());
         let n_due = n_initial + churn.n as u64;
         poll::until("each change was sent", SLOW, || churn.n_sent() >= n_due);
+        std::thread::sleep(PAUSE);
         if churn.n == N_FIRST {
             poll::until("the first changes are in force", SLOW, || is_in_force(node, churn.n));
             first = resident(&agent);
