@@ -261,6 +261,8 @@ impl<K: Iptables + 'static> Loop<K> {
                 let generation = self.generation();
                 if self.lookout.begin_audit(generation, Instant::now()) {
                     self.read_everything_again();
+                } else {
+                    self.state.families.iter_mut().for_each(FamilySync::retry_quarantined);
                 }
             }
             Event::RetryDue | Event::SyncDue | Event::LookDue | Event::AffinityLookDue => {}
@@ -390,6 +392,7 @@ impl<K: Iptables + 'static> Loop<K> {
         self.state = state;
         if is_wrong {
             self.read_everything_again();
+            self.lookout.suspected(started);
         } else {
             self.lookout.looked(generation, started, Instant::now());
         }
@@ -531,7 +534,7 @@ fn sync_family<K: Iptables>(
         error!(
             family = %report.family, service_port = %port, protocol = %port.protocol,
             rule = refusal.text.as_deref().unwrap_or_default(), message = refusal.message,
-            "the kernel refuses this service port; it is left out until its Service changes"
+            "the kernel refuses this service port; it is left out, and tried again when its Service changes and at each audit"
         );
     }
     match &report.outcome {
