@@ -16,8 +16,6 @@ mod rulesets;
 mod steps;
 #[path = "properties/text.rs"]
 mod text;
-#[path = "properties/walker.rs"]
-mod walker;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestRng, TestRunner};
