@@ -30,8 +30,11 @@ pub struct Trial {
     /// The input, for the message and for its size.
     pub input: Vec<u8>,
     /// Tries it; what does not hold.
-    pub claim: Box<dyn FnOnce(&[u8]) -> Result<(), String>>,
+    pub claim: Box<Claim>,
 }
+
+/// What has to hold of an input; otherwise what does not.
+type Claim = dyn FnOnce(&[u8]) -> Result<(), String>;
 
 /// A kind of input.
 pub struct Kind {

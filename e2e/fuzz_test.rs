@@ -21,7 +21,7 @@ fn nothing_that_is_read_panics_harms_a_neighbour_or_takes_memory_beyond_its_boun
     let mut failures = Vec::new();
     for kind in &KINDS {
         match try_all(kind, n_cases * kind.share / 100, 1) {
-            Ok(summary) => println!("{}: {summary:?}", kind.name),
+            Ok(summary) => println!("{} ({}): {summary:?}", kind.name, kind.what),
             Err(wrong) => failures.push(wrong),
         }
     }

@@ -87,7 +87,7 @@ mod tests {
         for (name, n) in [("KUBE-SEP-A", 99), ("KUBE-SEP-B", 100), ("KUBE-SEP-C", 7), ("not a chain", 500)] {
             fs::write(folder.join(name), LINE.repeat(n)).unwrap();
         }
-        capacity.map(|text| fs::write(&parameter, text).unwrap());
+        capacity.into_iter().for_each(|text| fs::write(&parameter, text).unwrap());
         let full = RecentLists::at(&folder, &parameter).full().unwrap();
         let names: Vec<&str> = full.names.iter().map(ChainName::as_str).collect();
         assert_eq!((full.capacity, names.as_slice()), expected);
