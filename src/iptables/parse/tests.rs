@@ -104,3 +104,10 @@ fn words_with_blanks_and_quotes_stay_one_word() {
         check(rule, rule);
     }
 }
+
+#[test]
+fn a_comment_without_its_text_is_refused() {
+    for rule in ["-j KUBE-SVC-A -m comment --comment", "-m comment --comment", "-j LOG --comment"] {
+        assert!(line(IpFamily::V4, &format!("-A X {rule}")).is_err(), "{rule}");
+    }
+}
