@@ -8,6 +8,7 @@ pub mod changes;
 pub mod kernel;
 pub mod kill;
 pub mod layouts;
+pub mod memory;
 pub mod restore;
 mod rules;
 
@@ -61,6 +62,7 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("API server", api::rules_outlive_the_api_server),
     ("endpoint changes", changes::changes_disturb_no_connection),
     ("another layout", layouts::going_over_disturbs_no_connection),
+    ("memory", memory::changes_without_end_take_no_memory),
 ];
 
 /// What was tried, and what came of it.
@@ -165,6 +167,7 @@ on_both_backends! {
     api::rules_outlive_the_api_server,
     changes::changes_disturb_no_connection,
     layouts::going_over_disturbs_no_connection,
+    memory::changes_without_end_take_no_memory,
 }
 
 #[cfg(test)]

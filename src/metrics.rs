@@ -56,6 +56,7 @@ pub struct Metrics {
     chains_written: IntCounterVec,
     drift: IntCounterVec,
     quarantined: GaugeVec,
+    affinity_lists_full: GaugeVec,
 }
 
 impl Metrics {
@@ -127,6 +128,13 @@ impl Metrics {
                 ),
                 family,
             )?,
+            affinity_lists_full: GaugeVec::new(
+                Opts::new(
+                    "chainsmith_affinity_lists_full",
+                    "Endpoints with session affinity of whose clients the kernel remembers no more",
+                ),
+                family,
+            )?,
             drift: IntCounterVec::new(
                 Opts::new(
                     "chainsmith_drift_repaired_total",
@@ -143,7 +151,13 @@ impl Metrics {
         for histogram in [&self.sync_duration, &self.full_sync_duration, &self.partial_sync_duration] {
             registry.register(Box::new(histogram.clone()))?;
         }
-        for gauge in [&self.last_sync, &self.rules_total, &self.rules_last, &self.quarantined] {
+        for gauge in [
+            &self.last_sync,
+            &self.rules_total,
+            &self.rules_last,
+            &self.quarantined,
+            &self.affinity_lists_full,
+        ] {
             registry.register(Box::new(gauge.clone()))?;
         }
         for counter in [
@@ -184,6 +198,11 @@ impl Metrics {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             self.last_sync.with_label_values(labels).set(now.as_secs_f64());
         }
+    }
+
+    /// Notes how many endpoints of `family` have as many clients as the kernel remembers.
+    pub fn affinity_lists_full(&self, family: IpFamily, n: usize) {
+        self.affinity_lists_full.with_label_values(&[family.to_string().as_str()]).set(n as f64);
     }
 
     /// Failed restores of `family` so far.

@@ -49,21 +49,33 @@ const SIZES: [usize; 4] = [10, 100, 1_000, 10_000];
 #[test]
 fn what_is_sent_grows_with_the_cluster_and_not_faster() {
     let check = |layout, backend, expected: [Sent; 4]| {
-        assert_eq!(SIZES.map(|n_services| sent(n_services, layout, backend)), expected, "{layout:?} {backend:?}");
+        assert_eq!(
+            SIZES.map(|n_services| sent(n_services, layout, backend)),
+            expected,
+            "{layout:?} {backend:?}"
+        );
     };
     let sent = |first, endpoint, service| Sent { first, endpoint, service };
-    check(LayoutChoice::Classic, Backend::Nft, [
-        sent((1, 121, 357), (1, 19), (0, 0, 0)),
-        sent((1, 1_120, 3_283), (1, 19), (0, 0, 0)),
-        sent((7, 11_110, 32_623), (1, 19), (0, 0, 0)),
-        sent((58, 111_025, 326_024), (1, 19), (0, 0, 0)),
-    ]);
-    check(LayoutChoice::Compact, Backend::Nft, [
-        sent((1, 121, 357), (1, 19), (0, 0, 0)),
-        sent((1, 1_120, 3_283), (1, 19), (0, 0, 0)),
-        sent((3, 1_367, 12_879), (1, 14), (0, 0, 0)),
-        sent((15, 13_037, 128_035), (1, 14), (0, 0, 0)),
-    ]);
+    check(
+        LayoutChoice::Classic,
+        Backend::Nft,
+        [
+            sent((1, 121, 357), (1, 19), (0, 0, 0)),
+            sent((1, 1_120, 3_283), (1, 19), (0, 0, 0)),
+            sent((7, 11_110, 32_623), (1, 19), (0, 0, 0)),
+            sent((58, 111_025, 326_024), (1, 19), (0, 0, 0)),
+        ],
+    );
+    check(
+        LayoutChoice::Compact,
+        Backend::Nft,
+        [
+            sent((1, 121, 357), (1, 19), (0, 0, 0)),
+            sent((1, 1_120, 3_283), (1, 19), (0, 0, 0)),
+            sent((3, 1_367, 12_879), (1, 14), (0, 0, 0)),
+            sent((15, 13_037, 128_035), (1, 14), (0, 0, 0)),
+        ],
+    );
 }
 
 #[test]

@@ -14,6 +14,8 @@ mod live;
 mod order;
 #[path = "properties/ruleset.rs"]
 mod ruleset;
+#[path = "shared/rulesets.rs"]
+mod rulesets;
 #[path = "properties/steps.rs"]
 mod steps;
 #[path = "properties/text.rs"]

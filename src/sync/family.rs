@@ -157,6 +157,16 @@ impl<K: Iptables> FamilySync<K> {
         self.quarantine.len()
     }
 
+    /// Whether it is one of those served.
+    pub(super) fn has_service_port(&self, name: &ServicePortName) -> bool {
+        self.records.contains_key(name)
+    }
+
+    /// The service port whose own chain in nat `chain` is.
+    pub(super) fn owner_of(&self, chain: &ChainName) -> Option<&ServicePortName> {
+        self.records.iter().find(|(_, record)| record.chains.contains(chain)).map(|(name, _)| name)
+    }
+
     /// How many rules of ours the kernel holds in `table`.
     pub fn n_rules_in_force(&self, table: Table) -> usize {
         self.tables.committed().map_or(0, |committed| committed.n_rules(table))
