@@ -224,9 +224,13 @@ where
             }
         }
         self.is_last = false;
-        if stale.len() > self.input.room_for_names() {
-            self.end_batch()?;
+        if stale.len() <= self.input.room_for_deletions() {
+            if !stale.is_empty() {
+                self.input.delete(Table::Nat, stale);
+            }
+            return Ok(());
         }
+        self.end_batch()?;
         if stale.len() > self.input.room_for_names() {
             // What nobody wants may call each other in any way, and all of it cannot be emptied and
             // deleted in one process.

@@ -197,6 +197,11 @@ impl<'a, R: Restore> Input<'a, R> {
         self.limits.max_names.saturating_sub(self.used.n_names)
     }
 
+    /// How many chains may be deleted in this process: a few always, for another would cost more.
+    pub(super) fn room_for_deletions(&self) -> usize {
+        self.room_for_names().max(self.limits.max_names / 10)
+    }
+
     /// Lets a chain of nat wait for its place. It is written by `write` and names `n_names` chains.
     pub(super) fn push(
         &mut self,

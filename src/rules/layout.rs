@@ -59,7 +59,7 @@ impl Layout {
         mut names: impl Iterator<Item = ChainName>,
         postrouting: impl FnOnce(&[Rule]) -> bool,
     ) -> bool {
-        names.any(|name| names::is_dispatch(Table::Nat, &name))
+        names.any(|name| names::is_dispatch(Table::Nat, &name) || names::is_group(&name))
             || settings.bpf
                 && fixed::chains(settings, Layout::Compact)
                     .iter()

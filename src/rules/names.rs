@@ -81,6 +81,12 @@ pub fn is_dispatch(table: Table, name: &ChainName) -> bool {
     }
 }
 
+/// Whether `name` is a chain for a group of endpoints, as only the compact layout has them.
+pub fn is_group(name: &ChainName) -> bool {
+    let is_balancing = matches!(PortChain::of(name), Some(PortChain::Local | PortChain::Cluster));
+    is_balancing && name.as_str().len() > "KUBE-SVC-".len() + HASH_LENGTH
+}
+
 /// Callees have a lower rank than their callers. Chains of the dispatch do not know from their names
 /// who calls whom among them; see [`super::dispatch::SharedPart::rank`].
 pub fn rank(name: &ChainName) -> u8 {
@@ -126,7 +132,7 @@ pub struct PortNames {
     seed: String,
     /// How much of `seed` is the name alone.
     name_length: usize,
-    hash: [u8; 16],
+    hash: [u8; HASH_LENGTH],
 }
 
 impl PortNames {
@@ -176,17 +182,20 @@ impl PortNames {
     }
 }
 
+/// Characters of a hash in a name.
+const HASH_LENGTH: usize = 16;
+
 /// The first 16 characters of the base32 text of the SHA-256 of `parts`, run together.
-fn hash(parts: &[&[u8]]) -> [u8; 16] {
+fn hash(parts: &[&[u8]]) -> [u8; HASH_LENGTH] {
     let mut sha = Sha256::new();
     parts.iter().for_each(|part| sha.update(part));
     let digest = sha.finalize();
-    let mut text = [0; 16];
+    let mut text = [0; HASH_LENGTH];
     BASE32_NOPAD.encode_mut(&digest[..10], &mut text);
     text
 }
 
-fn prefixed(kind: PortChain, hash: &[u8; 16]) -> ChainName {
+fn prefixed(kind: PortChain, hash: &[u8; HASH_LENGTH]) -> ChainName {
     let mut name = [0; ChainName::MAX];
     let prefix = kind.prefix().as_bytes();
     let length = prefix.len() + hash.len();
