@@ -148,6 +148,9 @@ where
             let waiting: Vec<Deferred> = waiting.collect();
             self.deferred.extend(waiting);
         }
+        if new.is_empty() {
+            return Ok(());
+        }
         let n_rules = new.iter().map(|(chain, _)| chain.rules.len()).sum();
         if !self.input.has_room_for(Size { n_names: new.len(), n_rules }) {
             self.end_batch()?;
@@ -200,7 +203,8 @@ where
             return Ok(());
         }
         let size = Size { n_names: 1 + digest.n_rules as usize, n_rules: digest.n_rules as usize };
-        if !self.is_last && !self.input.has_room_for(size) {
+        // What is too large for any process is not made less so by one of its own.
+        if !self.is_last && !self.input.has_room_for(size) && self.input.may_ever_have_room_for(size) {
             self.end_batch()?;
         }
         let family = self.family;

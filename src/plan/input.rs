@@ -193,6 +193,11 @@ impl<'a, R: Restore> Input<'a, R> {
                 && self.used.n_rules.saturating_add(size.n_rules) <= self.limits.max_rules
     }
 
+    /// Whether `size` fits into an empty process within its limits.
+    pub(super) fn may_ever_have_room_for(&self, size: Size) -> bool {
+        size.n_names <= self.limits.max_names && size.n_rules <= self.limits.max_rules
+    }
+
     pub(super) fn room_for_names(&self) -> usize {
         self.limits.max_names.saturating_sub(self.used.n_names)
     }
