@@ -33,6 +33,7 @@ on_both_backends! {
     by_hand::the_lab_itself_passes_with_hand_written_rules,
     by_hand::the_claims_notice_rules_that_are_wrong,
     agent::traffic_is_right,
+    agent::traffic_is_right_in_compact,
     agent::deleted_service_stops_at_once,
     agent::endpoints_are_followed,
     agent::restart_writes_nothing,

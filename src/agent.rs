@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::config::host::{Counters, Host, Kernel};
-use crate::config::{BackendChoice, Config};
+use crate::config::{BackendChoice, Config, LayoutChoice};
 use crate::kernel::iptables::{self, KernelIptables, Unusable, open};
 use crate::kernel::sysctl::Sysctls;
 use crate::kernel::{Backend, Iptables, addrs, nfacct, nft};
@@ -30,7 +30,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let node_name = node_name(&config)?;
     let (families, backend) = usable_families(config.backend)?;
-    let kernel = prepare_kernel(&config);
+    let mut kernel = prepare_kernel(&config);
 
     let registry = prometheus::Registry::new();
     let metrics = Arc::new(Metrics::register(&registry)?);
@@ -47,6 +47,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             Ok(())
         });
     }
+    kernel.bpf = config.layout == LayoutChoice::Classic || kernels.iter_mut().all(takes_bpf);
     info!(
         node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().word()),
         version = env!("CARGO_PKG_VERSION"), "starting"
@@ -73,6 +74,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let inputs = Inputs { watch: changes, flushed, written, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));
     end(looping, tasks).await
+}
+
+/// Whether rules may have the `bpf` match that compact tells a hairpin by.
+fn takes_bpf(kernel: &mut KernelIptables) -> bool {
+    let family = kernel.family();
+    let taken = iptables::takes(kernel, &fixed::hairpin_probe(family));
+    if let Err(error) = &taken {
+        warn!(%family, %error, "no match bpf; in layout compact each endpoint keeps a chain of its own");
+    }
+    taken.is_ok()
 }
 
 /// Passes commits to nf_tables on to `written`; `false` where they are not to be had, and the tables

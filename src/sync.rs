@@ -6,6 +6,7 @@
 mod affinity;
 mod ahead;
 pub mod canary;
+mod dispatch;
 mod family;
 mod lookout;
 mod pacer;

@@ -2,8 +2,12 @@
 
 #[path = "properties/cluster.rs"]
 mod cluster;
+#[path = "properties/fates.rs"]
+mod fates;
 #[path = "properties/junk.rs"]
 mod junk;
+#[path = "properties/layouts.rs"]
+mod layouts;
 #[path = "properties/live.rs"]
 mod live;
 #[path = "properties/order.rs"]

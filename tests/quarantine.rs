@@ -50,6 +50,7 @@ fn sync(family: &mut FamilySync<FakeIptables>, snapshot: &Snapshot) -> Report {
     family.sync(View { snapshot, place: PLACE }, &AtomicBool::new(false))
 }
 
+/// What the rules depend on beside the cluster; its size decides for the layout.
 fn settings() -> Settings {
     Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4)
 }
@@ -112,12 +113,13 @@ fn a_refused_rule_of_its_own_chain_costs_a_service_port_itself() {
 #[test]
 fn a_refused_entry_of_a_shared_chain_costs_its_owner() {
     check(20, "-d 10.96.0.8/32", false, "default/s7", 2);
+    check(1_000, "-d 10.96.0.8/32", false, "default/s7", 2);
 }
 
 #[test]
 fn one_bad_service_among_5000_leaves_4999_programmed() {
-    check(5_000, "10.1.17.3/32", false, "default/s4252", bound(5_000));
-    check(5_000, "10.1.17.3/32", true, "default/s4252", bound(5_000));
+    check(5_000, "10.1.17.3:80", false, "default/s4252", bound(5_000));
+    check(5_000, "10.1.17.3:80", true, "default/s4252", bound(5_000));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! namespaces of its own, which end with it. Needs root; without it these tests fail.
 #![allow(clippy::disallowed_methods, reason = "tests start programs and read files")]
 
+#[path = "real_iptables/compact.rs"]
+mod compact;
 #[path = "shared/corpus_cases.rs"]
 mod corpus_cases;
 #[path = "real_iptables/large.rs"]

@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
-use chainsmith::config::Config;
 use chainsmith::config::host::Host;
+use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::{Chain, Ruleset, Table, write};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::fake::FakeIptables;
@@ -13,7 +13,7 @@ use chainsmith::model::{Change, Service, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
 use chainsmith::policy::Place;
-use chainsmith::rules::{self, LARGE_CLUSTER_ENDPOINTS, Settings};
+use chainsmith::rules::{self, Layout, Settings};
 
 /// The node that rules are made for.
 const NODE: &str = "node-1";
@@ -82,6 +82,13 @@ pub fn defaults(family: IpFamily) -> Settings {
 /// That the rules of `snapshot`, which holds the neighbour, are such as a kernel takes, say in text
 /// what they say as values, and serve the neighbour as if it were alone.
 pub fn check(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> {
+    for layout in [LayoutChoice::Classic, LayoutChoice::Compact] {
+        check_layout(snapshot, &Settings { layout, ..settings.clone() })?;
+    }
+    Ok(())
+}
+
+fn check_layout(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> {
     let family = settings.family;
     let place = Place { node: NODE, zone: None };
     let ruleset = rules::ruleset(settings, snapshot, place);
@@ -96,10 +103,10 @@ pub fn check(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> {
             write::save(family, &kernel.ruleset)
         ));
     }
-    let is_large = rules::count_endpoints(snapshot, family) > LARGE_CLUSTER_ENDPOINTS;
+    let layout = Layout::plain(settings.layout, rules::count_endpoints(snapshot, family));
     let (alone, neighbour) = &*ALONE;
     let mut is_served = false;
-    for fragment in rules::fragments(settings, alone, place, neighbour, is_large) {
+    for fragment in rules::fragments(settings, alone, place, neighbour, layout) {
         for chain in fragment.chains {
             let there = ruleset.chain(Table::Nat, &chain.name);
             if there != Some(&Chain { policy: None, rules: chain.rules }) {
@@ -108,8 +115,9 @@ pub fn check(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> {
             is_served = true;
         }
         for (shared, rule) in fragment.entries {
-            let there = ruleset.chain(shared.table(), &shared.name());
-            if !there.is_some_and(|chain| chain.rules.contains(&rule)) {
+            // In compact it may stand in a chain behind the shared one.
+            let is_there = |chain: &Chain| chain.rules.contains(&rule);
+            if !ruleset.tables[&shared.table()].values().any(is_there) {
                 return Err(format!("the neighbour's entry in {} is lost: {rule:?}", shared.name()));
             }
         }

@@ -9,7 +9,7 @@ use tracing::{error, warn};
 
 use super::{complain, log};
 use crate::agent;
-use crate::config::{Config, Flags, LayoutChoice};
+use crate::config::{Config, Flags};
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
@@ -54,9 +54,6 @@ fn configure(flags: &Flags) -> anyhow::Result<(Config, Vec<crate::config::Warnin
         None => None,
     };
     let (config, warnings) = Config::resolve(file.as_deref(), flags)?;
-    if config.layout == LayoutChoice::Compact {
-        anyhow::bail!("layout compact is not built yet; use classic or auto");
-    }
     for unsupported in ["cleanup", "init-only", "write-config-to"] {
         let is_asked_for = match unsupported {
             "cleanup" => flags.is_cleanup(),

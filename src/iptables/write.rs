@@ -30,6 +30,13 @@ pub fn declaration(out: &mut String, chain: &ChainName) {
     }
 }
 
+/// Appends `-F <chain>`.
+pub fn flush_chain(out: &mut String, chain: &ChainName) {
+    for part in ["-F ", chain.as_str(), "\n"] {
+        out.push_str(part);
+    }
+}
+
 /// Appends `-X <chain>`.
 pub fn delete_chain(out: &mut String, chain: &ChainName) {
     for part in ["-X ", chain.as_str(), "\n"] {

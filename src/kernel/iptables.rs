@@ -5,7 +5,7 @@
 mod child;
 mod detect;
 
-pub use detect::{Unusable, in_use, ipv6_is_off, open};
+pub use detect::{Unusable, in_use, ipv6_is_off, open, takes};
 
 use std::process::Command;
 use std::time::Duration;

@@ -193,8 +193,18 @@ impl<'a, R: Restore> Input<'a, R> {
                 && self.used.n_rules.saturating_add(size.n_rules) <= self.limits.max_rules
     }
 
+    /// Whether `size` fits into an empty process within its limits.
+    pub(super) fn may_ever_have_room_for(&self, size: Size) -> bool {
+        size.n_names <= self.limits.max_names && size.n_rules <= self.limits.max_rules
+    }
+
     pub(super) fn room_for_names(&self) -> usize {
         self.limits.max_names.saturating_sub(self.used.n_names)
+    }
+
+    /// How many chains may be deleted in this process: a few always, for another would cost more.
+    pub(super) fn room_for_deletions(&self) -> usize {
+        self.room_for_names().max(self.limits.max_names / 10)
     }
 
     /// Lets a chain of nat wait for its place. It is written by `write` and names `n_names` chains.
@@ -240,8 +250,8 @@ impl<'a, R: Restore> Input<'a, R> {
         self.piece(table, chain, text, effect);
     }
 
-    /// Empties and deletes `chains`: all are emptied first, as they may call each other.
-    pub(super) fn delete(&mut self, chains: &[ChainName]) {
+    /// Empties and deletes `chains` of `table`: all are emptied first, as they may call each other.
+    pub(super) fn delete(&mut self, table: Table, chains: &[ChainName]) {
         self.drain();
         let mut text = String::new();
         let mut in_order: Vec<&ChainName> = chains.iter().collect();
@@ -249,13 +259,13 @@ impl<'a, R: Restore> Input<'a, R> {
         for chain in in_order {
             text.clear();
             write::declaration(&mut text, chain);
-            self.text(Table::Nat, &text, 1, *chain);
+            self.text(table, &text, 1, *chain);
         }
         for chain in chains {
             text.clear();
             write::delete_chain(&mut text, chain);
             self.used.n_names += 1;
-            self.piece(Table::Nat, *chain, &text, Effect::Deleted);
+            self.piece(table, *chain, &text, Effect::Deleted);
         }
     }
 

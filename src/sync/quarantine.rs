@@ -9,7 +9,7 @@ use super::family::{FamilySync, View, fixed_nat_chains, nat_chains_of, ranked};
 use super::report::Report;
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
-use crate::plan::{Failure, Planner};
+use crate::plan::{Failure, Planner, When};
 use crate::rules::Settings;
 
 /// How many service ports are left out in one sync at most. More are hardly their own fault.
@@ -93,15 +93,15 @@ impl<K: Iptables> FamilySync<K> {
     /// Restores the chains of `ports` alone, and those that all need. What is taken stays.
     fn is_refused(&mut self, ports: &[ServicePortName], scene: Scene<'_>, report: &mut Report) -> bool {
         let (mut committed, _) = self.tables.take();
-        let limits = self.tables.kernel.limits();
+        let (limits, layout) = (self.tables.kernel.limits(), self.layout());
         let tables = &mut self.tables;
         let mut planner =
             Planner::new(scene.settings.family, &mut committed, &tables.jumps, limits, &mut tables.kernel);
-        let fixed = fixed_nat_chains(scene.settings);
-        let mut result = planner.nat_chains(&ranked(&fixed));
+        let fixed = fixed_nat_chains(scene.settings, layout);
+        let mut result = planner.nat_chains(&ranked(&fixed), When::Now);
         for port in ports {
-            let chains = nat_chains_of(scene.settings, scene.view, port, self.is_large);
-            result = result.and_then(|()| planner.nat_chains(&ranked(&chains)));
+            let chains = nat_chains_of(scene.settings, layout, scene.view, port);
+            result = result.and_then(|()| planner.nat_chains(&ranked(&chains), When::Now));
         }
         let result = result.and_then(|()| planner.finish());
         report.tally += planner.tally();

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{KernelIptables, Programs, child, said};
-use crate::iptables::ChainName;
-use crate::kernel::Backend;
+use crate::iptables::{ChainName, Rule, Table, write};
+use crate::kernel::{Backend, Iptables, RestoreError};
 use crate::net::IpFamily;
 
 /// The oldest release whose `iptables-restore` can wait for the lock with a limit.
@@ -61,6 +61,38 @@ fn has_chain(family: IpFamily, backend: Backend, marks: &[ChainName]) -> bool {
         is_used |= name.is_some_and(|name| marks.iter().any(|mark| mark.as_str() == name));
     });
     read.is_ok() && is_used
+}
+
+/// Whether the program and the kernel take `rule`, tried on a chain of its own that is gone again with
+/// the same commit. When it cannot be told, because the tables are locked by others for long, it
+/// counts as refused.
+pub fn takes(kernel: &mut impl Iptables, rule: &Rule) -> Result<(), RestoreError> {
+    const TRIES: usize = 3;
+    let family = kernel.family();
+    let chain = ChainName::literal("KUBE-SVC-0PROBE");
+    let mut text = String::new();
+    write::table(&mut text, Table::Nat);
+    write::declaration(&mut text, &chain);
+    write::append(&mut text, family, &chain, rule);
+    write::flush_chain(&mut text, &chain);
+    write::delete_chain(&mut text, &chain);
+    write::commit(&mut text);
+    let mut attempt = || {
+        kernel.begin();
+        kernel.write(&text);
+        kernel.end()
+    };
+    let is_final = |result: &Result<(), RestoreError>| {
+        matches!(result, Ok(()) | Err(RestoreError::Refused { .. } | RestoreError::Failed { .. }))
+    };
+    let mut result = attempt();
+    for _ in 1..TRIES {
+        if is_final(&result) {
+            break;
+        }
+        result = attempt();
+    }
+    result
 }
 
 /// Opens the tables of `family` in `backend`, after making sure that they can be used.
