@@ -1,6 +1,8 @@
 //! The agent: finds out where it runs, starts the tasks, joins them.
 #![allow(clippy::disallowed_methods, reason = "reads what the machine knows of itself")]
 
+mod surroundings;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,10 +17,9 @@ use crate::config::{BackendChoice, Config};
 use crate::kernel::iptables::{self, KernelIptables, Unusable, open};
 use crate::kernel::sysctl::Sysctls;
 use crate::kernel::{Backend, Iptables, addrs, nfacct, nft};
-use crate::metrics::{self, Metrics};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed, names};
-use crate::sync::{Ended, Inputs, Loop, Observer, Parts, Patience, canary};
+use crate::sync::{Ended, Inputs, Loop, Parts, Patience, canary};
 use crate::watch;
 
 const PROC: &str = "/proc";
@@ -26,14 +27,13 @@ const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
 const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
 /// Runs until SIGTERM or SIGINT, which is success; the rules stay as they are.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+/// `flags` is every flag with its value, for `/flagz`.
+pub async fn run(config: Config, flags: Vec<(&'static str, String)>) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let node_name = node_name(&config)?;
     let (families, backend) = usable_families(config.backend)?;
     let kernel = prepare_kernel(&config);
 
-    let registry = prometheus::Registry::new();
-    let metrics = Arc::new(Metrics::register(&registry)?);
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let (shutdown_sender, shutdown) = tokio::sync::watch::channel(false);
     let (flushed_sender, flushed) = mpsc::channel(2);
@@ -51,10 +51,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().word()),
         version = env!("CARGO_PKG_VERSION"), "starting"
     );
-    if let Some(address) = config.metrics_bind_address {
-        tasks.spawn(metrics::serve(address, registry, config.bind_address_hard_fail));
-    }
-    let changes = start_source(&config, &node_name, &mut tasks).await?;
+    let client = client(&config).await?;
+    let about = surroundings::About {
+        config: &config,
+        flags,
+        node: &node_name,
+        machine: &machine_name()?,
+        client: client.clone(),
+        counters: kernel.counters,
+    };
+    let observers = surroundings::start(about, &mut tasks)?;
+    let changes = start_source(client, &config, &node_name, &mut tasks);
     let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     tasks.spawn(async move {
         let [terminate, interrupt] = &mut signals;
@@ -69,7 +76,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let host = Arc::new(move || Host { addresses: local_addresses(), kernel });
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = notify(&kernels, written_sender, &mut tasks);
-    let observers: Vec<Arc<dyn Observer>> = vec![metrics];
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
     let inputs = Inputs { watch: changes, flushed, written, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));
@@ -122,13 +128,15 @@ async fn end(
     }
 }
 
+fn machine_name() -> anyhow::Result<String> {
+    Ok(nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().into_owned())
+}
+
 /// The configured name, else the kernel's; lower case.
 fn node_name(config: &Config) -> anyhow::Result<Arc<str>> {
     let name = match &config.hostname_override {
         Some(name) => name.clone(),
-        None => {
-            nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().into_owned()
-        }
+        None => machine_name()?,
     };
     let name = name.trim().to_lowercase();
     if name.is_empty() {
@@ -203,22 +211,29 @@ fn local_addresses() -> Vec<std::net::IpAddr> {
     })
 }
 
-async fn start_source(
-    config: &Arc<Config>,
+/// The API server; `None` when objects come from folders.
+async fn client(config: &Config) -> anyhow::Result<Option<kube::Client>> {
+    if !config.manifests.is_empty() {
+        return Ok(None);
+    }
+    let client = &config.client;
+    watch::api::client(client.kubeconfig.as_deref(), client.master.as_deref()).await.map(Some)
+}
+
+fn start_source(
+    client: Option<kube::Client>,
+    config: &Config,
     node_name: &str,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> anyhow::Result<mpsc::Receiver<watch::WatchEvent>> {
+) -> mpsc::Receiver<watch::WatchEvent> {
     let (sender, receiver) = mpsc::channel(watch::CHANNEL_CAPACITY);
     let node = node_name.to_owned();
-    if config.manifests.is_empty() {
-        let client = &config.client;
-        let client = watch::api::client(client.kubeconfig.as_deref(), client.master.as_deref()).await?;
-        tasks.spawn(async move {
+    match client {
+        Some(client) => tasks.spawn(async move {
             watch::api::follow(client, node, sender).await;
             Ok(())
-        });
-    } else {
-        tasks.spawn(watch::files::follow(config.manifests.clone(), node, sender));
-    }
-    Ok(receiver)
+        }),
+        None => tasks.spawn(watch::files::follow(config.manifests.clone(), node, sender)),
+    };
+    receiver
 }

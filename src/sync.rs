@@ -13,9 +13,12 @@ mod observer;
 mod pacer;
 mod quarantine;
 mod report;
+mod stopwatch;
 mod tables;
+mod triggers;
 
 pub use family::{FamilySync, View};
+pub use measure::Meter;
 pub use observer::{News, Observer, Scope, Synced};
 pub use report::{Drift, Refusal, Report, SyncError};
 
@@ -268,7 +271,8 @@ impl<K: Iptables + 'static> Loop<K> {
         self.state.snapshot.apply(change, &mut touched);
         self.is_changed |= !touched.is_empty();
         let (is_listed, zone) = (self.is_listed(), self.zone());
-        self.tell(|observer| observer.changed(&News { touched: &touched, is_listed }));
+        let node = self.state.snapshot.node();
+        self.tell(|observer| observer.changed(&News { touched: &touched, node, is_listed }));
         for at in 0..self.state.families.len() {
             let family = self.state.families[at].family();
             let names = std::mem::take(touched.services.get_mut(family));
@@ -497,6 +501,7 @@ fn sync_family<K: Iptables>(
     stop: &AtomicBool,
     observers: &[Arc<dyn Observer>],
 ) -> Report {
+    observers.iter().for_each(|observer| observer.syncing(sync.family()));
     let started = Instant::now();
     let report = sync.sync(view, stop);
     let elapsed = started.elapsed();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Report, View};
-use crate::model::{ServiceName, Touched};
+use crate::model::{Node, ServiceName, Touched};
 use crate::net::IpFamily;
 use crate::rules::Settings;
 
@@ -29,6 +29,12 @@ pub trait Observer: Send + Sync {
         let _ = family;
     }
 
+    /// A sync of `family` begins. Everything that was told before is in the snapshot that it sees;
+    /// nothing more is told of the cluster before it has ended.
+    fn syncing(&self, family: IpFamily) {
+        let _ = family;
+    }
+
     /// A sync of a family ended, well or not. Nothing in the snapshot has changed since it began.
     fn synced(&self, synced: &Synced<'_>) {
         let _ = synced;
@@ -40,6 +46,9 @@ pub trait Observer: Send + Sync {
 pub struct News<'a> {
     /// What it touched.
     pub touched: &'a Touched,
+    /// This node's Node as it is now, also when nothing of it changed; the last one seen, when it was
+    /// deleted.
+    pub node: Option<&'a Node>,
     /// Whether all objects are known: rules are in force, or are being written.
     pub is_listed: bool,
 }

@@ -63,7 +63,7 @@ impl Rig {
             node_name: NODE.into(),
             host,
             kernels: kernels.clone(),
-            observers: vec![metrics.clone(), heard.clone()],
+            observers: vec![Arc::new(Meter::new(metrics.clone())), heard.clone()],
             patience,
             is_notified: true,
         };
