@@ -203,6 +203,11 @@ impl Metrics {
         self.requests.requested(request);
     }
 
+    /// Notes that the body of an answer was read, which is no watch.
+    pub fn received(&self, method: &str, host: &str, n_bytes: u64) {
+        self.requests.received(method, host, n_bytes);
+    }
+
     /// Notes how long a request to the API server was held back to stay below the rate allowed.
     pub fn limited(&self, method: &str, host: &str, elapsed: Duration) {
         self.requests.limited(method, host, elapsed);

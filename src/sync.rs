@@ -245,6 +245,9 @@ impl<K: Iptables + 'static> Loop<K> {
             Event::Watch(WatchEvent::Change(change)) => return self.change(change),
             Event::Watch(WatchEvent::ServicesListed) => self.are_services_listed = true,
             Event::Watch(WatchEvent::SlicesListed) => self.are_slices_listed = true,
+            Event::Watch(WatchEvent::Problems(kind, n)) => {
+                self.tell(|observer| observer.problems(kind, n));
+            }
             Event::Watch(WatchEvent::NodeListed) => self.node_listed_at = Some(Instant::now()),
             Event::NodeWaitOver => return self.node_wait_over(),
             Event::TablesFlushed(family) => {
@@ -258,6 +261,8 @@ impl<K: Iptables + 'static> Loop<K> {
                 let generation = self.generation();
                 if self.lookout.begin_audit(generation, Instant::now()) {
                     self.read_everything_again();
+                } else {
+                    self.state.families.iter_mut().for_each(FamilySync::retry_quarantined);
                 }
             }
             Event::RetryDue | Event::SyncDue | Event::LookDue => {}
@@ -399,6 +404,7 @@ impl<K: Iptables + 'static> Loop<K> {
         self.state = state;
         if is_wrong {
             self.read_everything_again();
+            self.lookout.suspected(started);
         } else {
             self.lookout.looked(generation, started, Instant::now());
         }

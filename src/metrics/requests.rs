@@ -37,8 +37,6 @@ pub struct Request<'a> {
     pub elapsed: Duration,
     /// Bytes of the request's body.
     pub n_sent: u64,
-    /// Bytes of the answer's body, where they are known in advance.
-    pub n_received: Option<u64>,
 }
 
 pub(super) struct RequestMetrics {
@@ -64,15 +62,16 @@ impl RequestMetrics {
     }
 
     pub(super) fn requested(&self, request: &Request<'_>) {
-        let Request { method, host, status, elapsed, n_sent, n_received } = *request;
+        let Request { method, host, status, elapsed, n_sent } = *request;
         let code = status.map_or("<error>".to_owned(), |status| status.to_string());
         self.total.with_label_values(&[code.as_str(), host, method]).inc();
         let labels = &[host, method];
         self.duration.with_label_values(labels).observe(elapsed.as_secs_f64());
         self.sent.with_label_values(labels).observe(n_sent as f64);
-        if let Some(n_received) = n_received {
-            self.received.with_label_values(labels).observe(n_received as f64);
-        }
+    }
+
+    pub(super) fn received(&self, method: &str, host: &str, n_bytes: u64) {
+        self.received.with_label_values(&[host, method]).observe(n_bytes as f64);
     }
 
     pub(super) fn limited(&self, method: &str, host: &str, elapsed: Duration) {

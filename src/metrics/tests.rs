@@ -71,10 +71,10 @@ fn everything() -> (Registry, Metrics) {
         metrics.event_lost(why);
     }
     let (method, host) = ("GET", "10.0.0.1:6443");
-    let request =
-        Request { method, host, status: Some(200), elapsed: second, n_sent: 0, n_received: Some(100) };
+    let request = Request { method, host, status: Some(200), elapsed: second, n_sent: 0 };
     metrics.requested(&request);
-    metrics.requested(&Request { status: None, n_received: None, ..request });
+    metrics.requested(&Request { status: None, ..request });
+    metrics.received(method, host, 100);
     metrics.limited(method, host, second);
     metrics.retried(method, host, None);
     (registry, metrics)

@@ -138,6 +138,14 @@ impl<K: Iptables> FamilySync<K> {
         }
     }
 
+    /// Lets the service ports that are left out be tried once more: what refused them may have
+    /// been the moment.
+    pub fn retry_quarantined(&mut self) {
+        let services: BTreeSet<ServiceName> =
+            self.quarantine.keys().map(|port| port.service.clone()).collect();
+        self.touch(services);
+    }
+
     /// Settles what the rules depend on beside the objects. Anything new there touches everything.
     pub fn set_settings(&mut self, settings: Settings) {
         if self.settings.as_ref() != Some(&settings) {

@@ -65,6 +65,10 @@ impl Observer for Meter {
         self.metrics.pending(state.services.len(), state.n_slices);
     }
 
+    fn problems(&self, kind: ObjectKind, n: usize) {
+        self.metrics.problems(kind.word(), n);
+    }
+
     fn queued(&self, family: IpFamily) {
         self.metrics.queued(family);
         self.state().queued_at.get_mut(family).get_or_insert_with(Instant::now);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Report, View};
-use crate::model::{Node, ServiceName, Touched};
+use crate::model::{Node, ObjectKind, ServiceName, Touched};
 use crate::net::IpFamily;
 use crate::rules::Settings;
 
@@ -22,6 +22,11 @@ pub trait Observer: Send + Sync {
     /// Something was heard of the cluster.
     fn changed(&self, news: &News<'_>) {
         let _ = news;
+    }
+
+    /// So many fields of objects of `kind` cannot be used now.
+    fn problems(&self, kind: ObjectKind, n: usize) {
+        let _ = (kind, n);
     }
 
     /// A change asks for a sync of `family`.

@@ -1,7 +1,7 @@
 //! Who is to blame for a refused restore, and how everybody else is served all the same.
 //!
 //! The refused line mostly tells; where it does not, service ports are halved until the one is alone
-//! that the kernel refuses. It is left out until its Service changes or everything is compared again.
+//! that the kernel refuses. It is left out until its Service changes; each audit lets it be tried again.
 
 use std::sync::atomic::AtomicBool;
 
