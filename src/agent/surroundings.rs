@@ -52,7 +52,7 @@ pub(super) fn start(
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
     let events = Arc::new(Events::start(client, node, machine, &metrics, tasks));
-    let health = Arc::new(Health::new(config.sync_period));
+    let health = Arc::new(Health::new(config.sync_period, config.manifests.is_empty()));
     let servers = Servers { config, metrics: &metrics, events: &events };
     if let Some(address) = config.healthz_bind_address {
         let router = health::router(health.clone(), metrics.clone());
