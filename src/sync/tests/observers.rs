@@ -1,4 +1,5 @@
 //! What observers are told.
+#![allow(clippy::disallowed_methods, reason = "trigger times are times of day")]
 
 use super::*;
 
@@ -145,6 +146,7 @@ async fn syncs_are_counted_by_kind_and_pending_changes_until_they_are_synced() {
     };
     assert_eq!((of("full"), of("partial")), (1.0, 0.0));
     rig.change(service("t", 7)).await;
+    rig.after(Duration::from_millis(100)).await;
     rig.change(service("u", 8)).await;
     rig.after(Duration::from_secs(60)).await;
     // The first was synced at once, the second after the minimum period.
@@ -152,7 +154,7 @@ async fn syncs_are_counted_by_kind_and_pending_changes_until_they_are_synced() {
     // Each counts for both families; so did the first Service of all.
     assert_eq!(rig.metric("kubeproxy_sync_proxy_rules_service_changes_total"), 6.0);
     let queue = "chainsmith_sync_stage_duration_seconds_sum{ip_family=\"IPv4\",stage=\"queue\"}";
-    assert!((0.9..1.1).contains(&rig.metric(queue)), "{}", rig.metric(queue));
+    assert!((0.89..0.91).contains(&rig.metric(queue)), "{}", rig.metric(queue));
     let rules = |table: &str| {
         rig.metric(&format!(
             "kubeproxy_sync_proxy_rules_iptables_total{{ip_family=\"IPv4\",table=\"{table}\"}}"
