@@ -215,7 +215,7 @@ fn metric(node: &Node, series: &str) -> Option<f64> {
 
 /// Ports that others have are told and tried again; everything else goes on.
 pub fn taken_ports_are_told_and_tried_again(backend: Backend) {
-    let mut running = Running::simulated(backend, &[]).expect("a cluster starts");
+    let mut running = Running::start(backend).expect("a cluster starts");
     running.agents.remove(0).stop();
     let listen = |address: String| TcpListener::bind(address).expect("a port is free");
     let taken: Vec<TcpListener> = running
@@ -240,7 +240,7 @@ pub fn taken_ports_are_told_and_tried_again(backend: Backend) {
     assert!(metric(node, "chainsmith_bind_failures_total{server=\"healthz\"}") >= Some(1.0));
     assert_eq!(metric(node, "chainsmith_service_health_ports_failed{ip_family=\"IPv4\"}"), Some(1.0));
     let event = poll::until_some("there is an event about the Service", SOON, || {
-        let events = running.simulator().posted("Event");
+        let events = running.api.events();
         events.into_iter().find(|event| event["reason"] == "FailedToStartServiceHealthcheck")
     });
     assert_eq!(
@@ -252,7 +252,7 @@ pub fn taken_ports_are_told_and_tried_again(backend: Backend) {
         event["note"].as_str().is_some_and(|note| note.contains("node node-1") && note.contains("30111")),
         "{event}"
     );
-    let starting = running.simulator().posted("Event");
+    let starting = running.api.events();
     assert!(
         starting.iter().any(|event| event["reason"] == "Starting" && event["regarding"]["kind"] == "Node")
     );
@@ -274,7 +274,7 @@ pub fn taken_ports_are_told_and_tried_again(backend: Backend) {
 
 /// With `bindAddressHardFail` a port that is taken ends the process, and an event says why.
 pub fn with_hard_fail_a_taken_port_ends_the_process(backend: Backend) {
-    let mut running = Running::simulated(backend, &["--bind-address-hard-fail"]).expect("a cluster starts");
+    let mut running = Running::with_flags(backend, &["--bind-address-hard-fail"]).expect("a cluster starts");
     running.agents.remove(0).stop();
     let node = running.lab.node(1);
     let listen = || TcpListener::bind(("127.0.0.1", METRICS)).expect("a port is free");
@@ -283,7 +283,7 @@ pub fn with_hard_fail_a_taken_port_ends_the_process(backend: Backend) {
     let status = agent.process().wait();
     assert_eq!(status.code(), Some(1), "{}", agent.log());
     assert!(agent.log().contains("cannot serve metrics on 127.0.0.1:10249"), "{}", agent.log());
-    let events = running.simulator().posted("Event");
+    let events = running.api.events();
     let event = events.iter().find(|event| event["reason"] == "FailedToStartMetricServer");
     assert_eq!(event.map(|event| &event["regarding"]["kind"]), Some(&json!("Node")), "{events:?}");
     stop_all(running);

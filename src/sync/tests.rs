@@ -4,6 +4,7 @@ mod failures;
 mod kernel;
 mod node;
 mod observers;
+mod outage;
 mod pace;
 
 use std::sync::Mutex;
