@@ -15,7 +15,7 @@ use kube::Client;
 use kube_runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tracing::{debug, warn};
+use tracing::{trace, warn};
 
 use crate::metrics::{EventLoss, Metrics};
 use crate::model::ServiceName;
@@ -92,7 +92,7 @@ impl Events {
 
     /// Tells `notice`, or drops it when there is too much to tell. Never waits.
     pub fn tell(&self, notice: Notice) {
-        debug!(?notice, "event");
+        trace!(?notice, "event");
         let Some(queue) = &self.queue else { return };
         // A limiter is a few numbers, always whole.
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
