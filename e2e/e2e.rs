@@ -16,7 +16,7 @@ mod lab;
 mod running;
 mod traffic;
 
-use traffic::services;
+use traffic::{affinity, services};
 
 /// Makes each function a test, once on each back-end.
 macro_rules! on_both_backends {
@@ -49,6 +49,7 @@ on_both_backends! {
     services::three_nodes_serve_over_routes_and_vxlan,
     services::internal_policy_local_stays_on_the_node,
     services::affinity_sticks_and_expires,
+    affinity::full_list_of_clients_is_said,
     services::sctp_is_translated,
     services::service_without_selector_leads_outside,
     services::readiness_is_followed,

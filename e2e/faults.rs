@@ -7,6 +7,7 @@ pub mod api;
 pub mod changes;
 pub mod kernel;
 pub mod kill;
+pub mod memory;
 pub mod restore;
 mod rules;
 
@@ -59,6 +60,7 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("kill -9", kill::killed_at_any_moment_it_goes_on),
     ("API server", api::rules_outlive_the_api_server),
     ("endpoint changes", changes::changes_disturb_no_connection),
+    ("memory", memory::changes_without_end_take_no_memory),
 ];
 
 /// What was tried, and what came of it.
@@ -162,6 +164,7 @@ on_both_backends! {
     kill::killed_at_any_moment_it_goes_on,
     api::rules_outlive_the_api_server,
     changes::changes_disturb_no_connection,
+    memory::changes_without_end_take_no_memory,
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //!
 //! The masquerading claims are the table of ruleset.md 9.
 
+pub mod affinity;
 mod observe;
 mod sctp;
 pub mod services;

@@ -7,6 +7,7 @@ pub mod iptables;
 mod netlink;
 pub mod nfacct;
 pub mod nft;
+pub mod recent;
 pub mod sysctl;
 
 use std::time::Duration;

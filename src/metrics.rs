@@ -122,6 +122,11 @@ impl Metrics {
         self.sync.programmed(family, seconds);
     }
 
+    /// Notes how many endpoints of `family` have as many clients as the kernel remembers.
+    pub fn affinity_lists_full(&self, family: IpFamily, n: usize) {
+        self.sync.affinity_lists_full(family, n);
+    }
+
     /// Failed restores of `family` so far.
     pub fn restore_failures(&self, family: IpFamily) -> u64 {
         self.sync.restore_failures(family)

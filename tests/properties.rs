@@ -10,12 +10,12 @@ mod live;
 mod order;
 #[path = "properties/ruleset.rs"]
 mod ruleset;
+#[path = "shared/rulesets.rs"]
+mod rulesets;
 #[path = "properties/steps.rs"]
 mod steps;
 #[path = "properties/text.rs"]
 mod text;
-#[path = "properties/walker.rs"]
-mod walker;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestRng, TestRunner};

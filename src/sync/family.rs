@@ -174,6 +174,16 @@ impl<K: Iptables> FamilySync<K> {
         self.quarantine.len()
     }
 
+    /// Whether it is one of those served.
+    pub(super) fn has_service_port(&self, name: &ServicePortName) -> bool {
+        self.records.contains_key(name)
+    }
+
+    /// The service port whose own chain in nat `chain` is.
+    pub(super) fn owner_of(&self, chain: &ChainName) -> Option<&ServicePortName> {
+        self.records.iter().find(|(_, record)| record.chains.contains(chain)).map(|(name, _)| name)
+    }
+
     /// Brings the kernel in step with `view`. After a failure everything is compared again at the
     /// next sync; what was committed before it stays known. `stop` ends it early, between batches.
     pub fn sync(&mut self, view: View<'_>, stop: &AtomicBool) -> Report {

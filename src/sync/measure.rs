@@ -69,6 +69,10 @@ impl Observer for Meter {
         self.metrics.problems(kind.word(), n);
     }
 
+    fn affinity_lists_full(&self, family: IpFamily, n: usize) {
+        self.metrics.affinity_lists_full(family, n);
+    }
+
     fn queued(&self, family: IpFamily) {
         self.metrics.queued(family);
         self.state().queued_at.get_mut(family).get_or_insert_with(Instant::now);

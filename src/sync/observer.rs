@@ -29,6 +29,11 @@ pub trait Observer: Send + Sync {
         let _ = (kind, n);
     }
 
+    /// The kernel remembers no more clients of `n` endpoints of `family` with session affinity.
+    fn affinity_lists_full(&self, family: IpFamily, n: usize) {
+        let _ = (family, n);
+    }
+
     /// A change asks for a sync of `family`.
     fn queued(&self, family: IpFamily) {
         let _ = family;

@@ -1,8 +1,9 @@
 //! After every single commit each packet fares by the old or by the new rules.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use chainsmith::iptables::trace::{Node, Origin, Packet, RecentLists, Verdict, trace};
 use chainsmith::iptables::{ChainName, Ruleset, Table};
 use chainsmith::kernel::Backend;
 use chainsmith::net::{IpFamily, Protocol};
@@ -16,7 +17,20 @@ use proptest::test_runner::TestCaseResult;
 use crate::cluster::{ALLOWED, Edit, NODE_IPS, World, edits, index, ip, pod, worlds};
 use crate::for_all;
 use crate::live::{Live, backends, empty, families, faults};
-use crate::walker::{Fate, Fates, Packet, Walker};
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fate {
+    /// It goes on to where it was sent to, or to an endpoint.
+    Delivered { to: SocketAddr, is_masqueraded: bool },
+    /// Its sender is told that nobody is there.
+    Rejected,
+    /// It vanishes.
+    Dropped,
+}
+
+/// Each fate with its probability, in parts of a million.
+type Fates = BTreeMap<Fate, u32>;
 
 /// Every address, port and protocol that a Service of `world` has in `family`.
 fn frontends(world: &World, family: IpFamily) -> BTreeSet<(SocketAddr, Protocol)> {
@@ -49,19 +63,40 @@ fn packets(frontends: &BTreeSet<(SocketAddr, Protocol)>, family: IpFamily) -> Ve
     let mut packets = Vec::new();
     for (to, protocol) in frontends {
         for (source, in_interface) in sources {
-            packets.push(Packet { source, to: *to, protocol: *protocol, in_interface });
+            let origin = in_interface.map_or(Origin::Node, |name| Origin::Arrives(Some(name.into())));
+            packets.push(Packet::new(origin, SocketAddr::new(source, 40_000), *to, *protocol));
         }
     }
     packets
 }
 
-fn local(family: IpFamily) -> Vec<IpAddr> {
+fn local(family: IpFamily) -> BTreeSet<IpAddr> {
     NODE_IPS[index(family)].iter().map(|text| ip(text)).collect()
 }
 
+/// How `packet` fares under `ruleset`, from a client that was never here before.
+fn fates_of(ruleset: &Ruleset, packet: &Packet, local: &BTreeSet<IpAddr>) -> Fates {
+    let node = Node { ruleset, local_addresses: local, routes: &[] };
+    let mut shares: BTreeMap<Fate, f64> = BTreeMap::new();
+    for branch in trace(&node, packet, &RecentLists::default()) {
+        let outcome = branch.outcome;
+        let fate = match outcome.verdict {
+            Verdict::Accepted(_) => {
+                Fate::Delivered { to: outcome.destination, is_masqueraded: outcome.masquerade }
+            }
+            Verdict::Rejected => Fate::Rejected,
+            Verdict::Dropped => Fate::Dropped,
+            Verdict::Unknown(step) => panic!("{packet:?}: {step} is not known"),
+        };
+        *shares.entry(fate).or_default() += branch.weight.to_f64();
+    }
+    let rounded = shares.into_iter().map(|(fate, share)| (fate, (share * 1e6).round() as u32));
+    rounded.filter(|(_, share)| *share > 0).collect()
+}
+
 /// How all `packets` fare under `ruleset`.
-fn fates(ruleset: &Ruleset, packets: &[Packet], local: &[IpAddr]) -> Vec<Fates> {
-    packets.iter().map(|packet| Walker { ruleset, local }.fates(packet)).collect()
+fn fates(ruleset: &Ruleset, packets: &[Packet], local: &BTreeSet<IpAddr>) -> Vec<Fates> {
+    packets.iter().map(|packet| fates_of(ruleset, packet, local)).collect()
 }
 
 fn is_refused(fates: &Fates) -> bool {
@@ -70,10 +105,10 @@ fn is_refused(fates: &Fates) -> bool {
 
 /// Whether filter refuses some packet to the address and port of `packet`, which nat may send
 /// elsewhere before.
-fn has_refusal(ruleset: &Ruleset, packet: &Packet, local: &[IpAddr]) -> bool {
+fn has_refusal(ruleset: &Ruleset, packet: &Packet, local: &BTreeSet<IpAddr>) -> bool {
     let mut filter_only = ruleset.clone();
     filter_only.tables.insert(Table::Nat, Ruleset::with_built_in_chains().tables[&Table::Nat].clone());
-    is_refused(&Walker { ruleset: &filter_only, local }.fates(packet))
+    is_refused(&fates_of(&filter_only, packet, local))
 }
 
 /// Claims that `now` treats each packet as one of `allowed`, the states between old and new, does.
@@ -84,7 +119,7 @@ fn has_refusal(ruleset: &Ruleset, packet: &Packet, local: &[IpAddr]) -> bool {
 fn is_allowed(
     what: &str,
     packets: &[Packet],
-    local: &[IpAddr],
+    local: &BTreeSet<IpAddr>,
     now: &Ruleset,
     allowed: &[&Ruleset],
 ) -> TestCaseResult {
