@@ -1,6 +1,8 @@
 //! The agent: finds out where it runs, starts the tasks, joins them.
 #![allow(clippy::disallowed_methods, reason = "reads what the machine knows of itself")]
 
+mod surroundings;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,25 +17,24 @@ use crate::config::{BackendChoice, Config, LayoutChoice};
 use crate::kernel::iptables::{self, KernelIptables, Unusable, open};
 use crate::kernel::sysctl::Sysctls;
 use crate::kernel::{Backend, Iptables, addrs, nfacct, nft};
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed, names};
 use crate::sync::{Ended, Inputs, Loop, Parts, Patience, canary};
-use crate::watch;
+use crate::watch::{self, api::Connection};
 
 const PROC: &str = "/proc";
 const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
 const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
 /// Runs until SIGTERM or SIGINT, which is success; the rules stay as they are.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+/// `flags` is every flag with its value, for `/flagz`.
+pub async fn run(config: Config, flags: Vec<(&'static str, String)>) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let node_name = node_name(&config)?;
     let (families, backend) = usable_families(config.backend)?;
     let mut kernel = prepare_kernel(&config);
 
-    let registry = prometheus::Registry::new();
-    let metrics = Arc::new(Metrics::register(&registry)?);
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let (shutdown_sender, shutdown) = tokio::sync::watch::channel(false);
     let (flushed_sender, flushed) = mpsc::channel(2);
@@ -52,10 +53,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().word()),
         version = env!("CARGO_PKG_VERSION"), "starting"
     );
-    if let Some(address) = config.metrics_bind_address {
-        tasks.spawn(metrics::serve(address, registry, config.bind_address_hard_fail));
-    }
-    let changes = start_source(&config, &node_name, &mut tasks).await?;
+    let registry = prometheus::Registry::new();
+    let metrics = Arc::new(Metrics::register(&registry)?);
+    let connection = connect(&config, &metrics).await?;
+    let about = surroundings::About {
+        config: &config,
+        flags,
+        node: &node_name,
+        machine: &machine_name()?,
+        client: connection.as_ref().map(|connection| connection.client.clone()),
+        counters: kernel.counters,
+    };
+    let observers = surroundings::start(about, registry, metrics, &mut tasks)?;
+    let changes = start_source(connection, &config, &node_name, &mut tasks);
     let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     tasks.spawn(async move {
         let [terminate, interrupt] = &mut signals;
@@ -70,7 +80,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let host = Arc::new(move || Host { addresses: local_addresses(), kernel });
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = notify(&kernels, written_sender, &mut tasks);
-    let parts = Parts { config, node_name, host, kernels, metrics, patience, is_notified };
+    let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
     let inputs = Inputs { watch: changes, flushed, written, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));
     end(looping, tasks).await
@@ -132,13 +142,15 @@ async fn end(
     }
 }
 
+fn machine_name() -> anyhow::Result<String> {
+    Ok(nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().into_owned())
+}
+
 /// The configured name, else the kernel's; lower case.
 fn node_name(config: &Config) -> anyhow::Result<Arc<str>> {
     let name = match &config.hostname_override {
         Some(name) => name.clone(),
-        None => {
-            nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().into_owned()
-        }
+        None => machine_name()?,
     };
     let name = name.trim().to_lowercase();
     if name.is_empty() {
@@ -213,24 +225,32 @@ fn local_addresses() -> Vec<std::net::IpAddr> {
     })
 }
 
-async fn start_source(
-    config: &Arc<Config>,
+/// The API server; `None` when objects come from folders. Its traffic is told to `metrics`.
+async fn connect(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Connection>> {
+    if !config.manifests.is_empty() {
+        return Ok(None);
+    }
+    let client = &config.client;
+    let limit = watch::api::Limit { qps: client.qps, burst: client.burst };
+    let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
+    let observer = Arc::new(surroundings::Traffic(metrics.clone()));
+    watch::api::connect(kubeconfig, master, limit, observer).await.map(Some)
+}
+
+fn start_source(
+    connection: Option<Connection>,
+    config: &Config,
     node_name: &str,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> anyhow::Result<mpsc::Receiver<watch::WatchEvent>> {
+) -> mpsc::Receiver<watch::WatchEvent> {
     let (sender, receiver) = mpsc::channel(watch::CHANNEL_CAPACITY);
     let node = node_name.to_owned();
-    if config.manifests.is_empty() {
-        let client = &config.client;
-        let limit = watch::api::Limit { qps: client.qps, burst: client.burst };
-        let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
-        let connection = watch::api::connect(kubeconfig, master, limit, Arc::new(())).await?;
-        tasks.spawn(async move {
+    match connection {
+        Some(connection) => tasks.spawn(async move {
             watch::api::follow(connection, node, sender).await;
             Ok(())
-        });
-    } else {
-        tasks.spawn(watch::files::follow(config.manifests.clone(), node, sender));
-    }
-    Ok(receiver)
+        }),
+        None => tasks.spawn(watch::files::follow(config.manifests.clone(), node, sender)),
+    };
+    receiver
 }

@@ -17,6 +17,8 @@ pub trait Cluster: Send + Sync {
     fn put(&self, object: Value) -> u64;
     /// Deletes an object; whether it was there.
     fn delete(&self, kind: &str, namespace: Option<&str>, name: &str) -> bool;
+    /// The events in the namespace `default`, as clients made them.
+    fn events(&self) -> Vec<Value>;
     /// A kubeconfig for clients that reach the address it was started on.
     fn kubeconfig(&self) -> String;
     /// A kubeconfig for clients that reach it at `ip`.
@@ -63,6 +65,10 @@ impl Cluster for ApiServer {
 
     fn delete(&self, kind: &str, namespace: Option<&str>, name: &str) -> bool {
         ApiServer::delete(self, kind, namespace, name)
+    }
+
+    fn events(&self) -> Vec<Value> {
+        self.posted("Event")
     }
 
     fn kubeconfig(&self) -> String {

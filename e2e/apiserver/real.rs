@@ -41,6 +41,7 @@ pub struct RealServer {
 enum Order {
     Put(Value, Sender<anyhow::Result<u64>>),
     Delete(&'static Resource, String, String, Sender<anyhow::Result<bool>>),
+    Events(Sender<anyhow::Result<Vec<Value>>>),
 }
 
 impl RealServer {
@@ -96,6 +97,10 @@ impl Cluster for RealServer {
         let resource = Resource::of_kind(kind).expect("a kind that the tests use");
         let namespace = namespace.unwrap_or("default").to_owned();
         self.order(|reply| Order::Delete(resource, namespace, name.to_owned(), reply))
+    }
+
+    fn events(&self) -> Vec<Value> {
+        self.order(Order::Events)
     }
 
     fn kubeconfig(&self) -> String {
@@ -175,6 +180,9 @@ impl Running {
                 Order::Delete(resource, namespace, name, reply) => {
                     let _ = reply.send(self.runtime.block_on(self.delete(resource, &namespace, &name)));
                 }
+                Order::Events(reply) => {
+                    let _ = reply.send(self.runtime.block_on(self.events()));
+                }
             }
         }
     }
@@ -227,6 +235,12 @@ impl Running {
                 Err(error).with_context(|| format!("deleting {} {namespace}/{name}", resource.kind))
             }
         }
+    }
+
+    async fn events(&self) -> anyhow::Result<Vec<Value>> {
+        let resource = Resource::of_kind("Event").expect("in the table");
+        let list = self.api(resource, "default").list(&Default::default()).await?;
+        list.items.into_iter().map(|event| Ok(serde_json::to_value(event)?)).collect()
     }
 
     fn api(&self, resource: &Resource, namespace: &str) -> Api<DynamicObject> {

@@ -31,7 +31,7 @@ pub fn main(arguments: &RunArguments) -> ExitCode {
     warnings.iter().for_each(|warning| warn!("{warning}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = runtime.context("cannot start the async runtime").and_then(|runtime| {
-        let result = runtime.block_on(agent::run(config));
+        let result = runtime.block_on(agent::run(config, arguments.flags.all()));
         // Tasks that wait for the network need not be waited for.
         runtime.shutdown_background();
         result

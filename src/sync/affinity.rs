@@ -11,7 +11,6 @@ use tracing::warn;
 use super::FamilySync;
 use crate::kernel::Iptables;
 use crate::kernel::recent::{FullLists, RecentLists};
-use crate::metrics::Metrics;
 use crate::model::ServicePortName;
 use crate::net::IpFamily;
 
@@ -49,7 +48,7 @@ impl Affinity {
         &mut self,
         found: io::Result<FullLists>,
         families: &[FamilySync<K>],
-        metrics: &Metrics,
+        tell: &dyn Fn(IpFamily, usize),
         now: Instant,
     ) {
         self.look_at = now + self.period;
@@ -70,7 +69,7 @@ impl Affinity {
             let family = sync.family();
             let ours: Vec<_> =
                 full.names.iter().filter_map(|list| Some((list, sync.owner_of(list)?))).collect();
-            metrics.affinity_lists_full(family, ours.len());
+            tell(family, ours.len());
             for (list, port) in ours {
                 if self.said.insert((family, port.clone())) {
                     warn!(
@@ -130,13 +129,13 @@ endpoints: [{addresses: [10.1.0.1]}, {addresses: [10.1.0.2]}]
         names.push(ChainName::literal("NOT-OURS"));
 
         let registry = prometheus::Registry::new();
-        let metrics = Metrics::register(&registry).unwrap();
+        let metrics = crate::metrics::Metrics::register(&registry).unwrap();
         let mut affinity = Affinity::new(RecentLists::at("/nowhere", "/nowhere"), PERIOD * 5, Instant::now());
         let mut families = [sync];
         let mut look = |names: &[ChainName], families: &[FamilySync<FakeIptables>]| {
             let found = Ok(FullLists { capacity: 100, names: names.to_vec() });
             let now = Instant::now();
-            affinity.looked(found, families, &metrics, now);
+            affinity.looked(found, families, &|family, n| metrics.affinity_lists_full(family, n), now);
             assert_eq!(affinity.look_at(), now + PERIOD, "audits are rarer");
             let text = crate::metrics::exposition(&registry).unwrap();
             let gauge =
@@ -156,7 +155,6 @@ endpoints: [{addresses: [10.1.0.1]}, {addresses: [10.1.0.2]}]
 
     #[test]
     fn lists_that_cannot_be_read_are_said_once_and_looked_at_again() {
-        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let start = Instant::now();
         let short = Duration::from_secs(5);
         let mut affinity = Affinity::new(RecentLists::at("/nowhere", "/nowhere"), short, start);
@@ -167,7 +165,7 @@ endpoints: [{addresses: [10.1.0.1]}, {addresses: [10.1.0.2]}]
             } else {
                 affinity.lists().full()
             };
-            affinity.looked(found, &families, &metrics, start);
+            affinity.looked(found, &families, &|_, _| {}, start);
             assert_eq!((affinity.is_troubled, affinity.look_at()), (is_troubled, start + short));
         }
     }

@@ -3,11 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::Scope;
 use super::ahead::for_each_made;
 use super::dispatch::Dispatch;
 use super::quarantine::{Scene, is_refusal};
 use super::report::{Refusal, Report, SyncError};
+use super::stopwatch::{Stopwatch, Timed};
 use super::tables::Tables;
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Rule, Table};
@@ -15,22 +20,13 @@ use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePort, ServicePortName, Snapshot};
 use crate::net::{IpFamily, Protocol};
 use crate::plan::{Aftermath, Committed, Digest, Failure, FilterChain, NatChain, Planner, Uncertain, When};
-use crate::policy::{Place, Selection, Verdicts};
+use crate::policy::{Place, Selection, Verdict, Verdicts};
 use crate::rules::dispatch::{self, Key, Part};
 use crate::rules::{self, Entry, Layout, Settings, SharedChain, fixed, names};
 
 /// Up to how many service ports and endpoints are put in force all together on a node without rules:
 /// what takes well under a second.
 const MAX_AT_ONCE: usize = 2_000;
-
-/// What has to be compiled and compared at the next sync.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Dirty {
-    /// Every service port.
-    Everything,
-    /// Those of these Services.
-    Services(BTreeSet<ServiceName>),
-}
 
 /// What is remembered of a service port between syncs: no rule text but for its few entries in
 /// filter.
@@ -62,15 +58,40 @@ impl Record {
     }
 }
 
+/// What all records come to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    n_endpoints: usize,
+    n_dropped_internal: usize,
+    n_dropped_external: usize,
+}
+
+impl Sums {
+    fn add(&mut self, record: &Record) {
+        self.n_endpoints += record.n_endpoints;
+        self.n_dropped_internal += usize::from(record.verdicts.internal == Verdict::Drop);
+        self.n_dropped_external += usize::from(record.verdicts.external == Verdict::Drop);
+    }
+
+    fn subtract(&mut self, record: &Record) {
+        self.n_endpoints -= record.n_endpoints;
+        self.n_dropped_internal -= usize::from(record.verdicts.internal == Verdict::Drop);
+        self.n_dropped_external -= usize::from(record.verdicts.external == Verdict::Drop);
+    }
+}
+
 /// The rules of one family on one node.
 pub struct FamilySync<K> {
     pub(super) tables: Tables<K>,
     settings: Option<Settings>,
     pub(super) records: BTreeMap<ServicePortName, Record>,
-    n_endpoints: usize,
+    sums: Sums,
     /// As the rules in force are laid out, or about to be; `None` before the first sync.
     layout: Option<Layout>,
-    dirty: Dirty,
+    /// What has to be compiled and compared at the next sync.
+    dirty: Scope,
+    /// Of the sync that is under way.
+    pub(super) clock: Stopwatch,
     /// Service ports that the kernel refuses, and what it said; left out.
     pub(super) quarantine: BTreeMap<ServicePortName, Refusal>,
 }
@@ -91,9 +112,10 @@ impl<K: Iptables> FamilySync<K> {
             tables: Tables::new(kernel),
             settings: None,
             records: BTreeMap::new(),
-            n_endpoints: 0,
+            sums: Sums::default(),
+            clock: Stopwatch::default(),
             layout: None,
-            dirty: Dirty::Everything,
+            dirty: Scope::Everything,
             quarantine: BTreeMap::new(),
         }
     }
@@ -111,7 +133,7 @@ impl<K: Iptables> FamilySync<K> {
     /// Notes that the Services called `names`, or their endpoints, changed.
     pub fn touch(&mut self, names: BTreeSet<ServiceName>) {
         names.iter().for_each(|name| self.release(name));
-        if let Dirty::Services(services) = &mut self.dirty {
+        if let Scope::Services(services) = &mut self.dirty {
             services.extend(names);
         }
     }
@@ -119,7 +141,7 @@ impl<K: Iptables> FamilySync<K> {
     /// Notes that every service port has to be compared; with `reread`, with what is found in the
     /// kernel, because somebody else wrote there. What cannot be read is written again.
     pub fn touch_everything(&mut self, reread: bool) {
-        self.dirty = Dirty::Everything;
+        self.dirty = Scope::Everything;
         if reread {
             self.tables.forget();
             self.quarantine.clear();
@@ -138,13 +160,18 @@ impl<K: Iptables> FamilySync<K> {
     pub fn set_settings(&mut self, settings: Settings) {
         if self.settings.as_ref() != Some(&settings) {
             self.settings = Some(settings);
-            self.dirty = Dirty::Everything;
+            self.dirty = Scope::Everything;
         }
+    }
+
+    /// What the rules depend on beside the objects, once it is settled.
+    pub fn settings(&self) -> Option<&Settings> {
+        self.settings.as_ref()
     }
 
     /// Whether a sync has anything to look at.
     pub fn is_dirty(&self) -> bool {
-        self.tables.committed().is_none() || self.dirty != Dirty::Services(BTreeSet::new())
+        self.tables.committed().is_none() || self.dirty != Scope::Services(BTreeSet::new())
     }
 
     /// Whether somebody else seems to have written to the tables; everything should be read then.
@@ -167,18 +194,15 @@ impl<K: Iptables> FamilySync<K> {
         self.records.iter().find(|(_, record)| record.chains.contains(chain)).map(|(name, _)| name)
     }
 
-    /// How many rules of ours the kernel holds in `table`.
-    pub fn n_rules_in_force(&self, table: Table) -> usize {
-        self.tables.committed().map_or(0, |committed| committed.n_rules(table))
-    }
-
     /// Brings the kernel in step with `view`. After a failure everything is compared again at the
     /// next sync; what was committed before it stays known. `stop` ends it early, between batches.
     pub fn sync(&mut self, view: View<'_>, stop: &AtomicBool) -> Report {
-        let mut report = Report::new(self.family(), self.dirty == Dirty::Everything);
+        let backend = self.tables.kernel.backend();
+        let mut report = Report::new(self.family(), backend, self.dirty.clone());
         let Some(settings) = self.settings.clone() else { return report };
+        self.clock = Stopwatch::start();
         let scene = Scene { settings: &settings, view, stop };
-        let (mut committed, drift) = self.tables.take();
+        let (mut committed, drift) = self.clock.reading(|| self.tables.take());
         if self.layout.is_none() {
             self.layout = Some(layout_of(&committed, &settings));
         }
@@ -192,14 +216,16 @@ impl<K: Iptables> FamilySync<K> {
             outcome => outcome,
         };
         if outcome.is_ok() && !drift.is_empty() {
-            self.tables.learn_dialects(&drift);
+            self.clock.reading(|| self.tables.learn_dialects(&drift));
         }
         report.drift = drift;
         report.n_service_ports = self.records.len();
-        report.n_endpoints = self.n_endpoints;
+        report.n_endpoints = self.sums.n_endpoints;
+        report.n_dropped_internal = self.sums.n_dropped_internal;
+        report.n_dropped_external = self.sums.n_dropped_external;
         match outcome {
             Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(false),
-            Ok(()) => self.dirty = Dirty::Services(BTreeSet::new()),
+            Ok(()) => self.dirty = Scope::Services(BTreeSet::new()),
             Err(failure) => {
                 // A refusal may mean that the kernel is not as it was: somebody flushed it. Unless
                 // nothing was tried, the old rules of filter are needed to go on from.
@@ -211,6 +237,10 @@ impl<K: Iptables> FamilySync<K> {
                 }
             }
         }
+        report.stages = self.clock.stop(self.tables.kernel.lock_wait());
+        report.n_quarantined = self.quarantine.len();
+        report.n_filter_rules = self.tables.n_rules(Table::Filter);
+        report.n_nat_rules = self.tables.n_rules(Table::Nat);
         report
     }
 
@@ -220,9 +250,9 @@ impl<K: Iptables> FamilySync<K> {
         scene: Scene<'_>,
         report: &mut Report,
     ) -> Result<(), Failure<RestoreError>> {
-        self.dirty = Dirty::Everything;
+        self.dirty = Scope::Everything;
         let changed = self.compile(scene.settings, scene.view);
-        let (mut committed, _) = self.tables.take();
+        let (mut committed, _) = self.clock.reading(|| self.tables.take());
         let outcome = self.restore(scene, &changed, &mut committed, report);
         self.tables.put_back(committed);
         if outcome.is_err() {
@@ -234,16 +264,17 @@ impl<K: Iptables> FamilySync<K> {
 
     /// Makes the records of what is dirty again.
     fn compile(&mut self, settings: &Settings, view: View<'_>) -> Changed {
+        let started = Instant::now();
         let old = match &self.dirty {
-            Dirty::Everything => std::mem::take(&mut self.records),
-            Dirty::Services(services) => {
+            Scope::Everything => std::mem::take(&mut self.records),
+            Scope::Services(services) => {
                 services.iter().flat_map(|name| take_records(&mut self.records, name)).collect()
             }
         };
         let mut changed = Changed { ports: BTreeSet::new(), old, shared: BTreeSet::new() };
         let services: Vec<_> = match &self.dirty {
-            Dirty::Everything => view.snapshot.services().collect(),
-            Dirty::Services(names) => names.iter().filter_map(|name| view.snapshot.service(name)).collect(),
+            Scope::Everything => view.snapshot.services().collect(),
+            Scope::Services(names) => names.iter().filter_map(|name| view.snapshot.service(name)).collect(),
         };
         for service in services {
             for port in service.ports_in(settings.family) {
@@ -255,9 +286,10 @@ impl<K: Iptables> FamilySync<K> {
                 changed.ports.insert(name);
             }
         }
-        changed.find_shared(&self.records, self.dirty == Dirty::Everything);
-        self.count_endpoints(&changed);
+        changed.find_shared(&self.records, self.dirty == Scope::Everything);
+        self.sum_up(&changed);
         self.lay_out(settings, &mut changed);
+        self.clock.compiling(started.elapsed());
         changed
     }
 
@@ -265,8 +297,8 @@ impl<K: Iptables> FamilySync<K> {
     /// unchanged Services as they are until its next full sync; here the same objects always give
     /// the same rules.
     fn lay_out(&mut self, settings: &Settings, changed: &mut Changed) {
-        let is_full = self.dirty == Dirty::Everything;
-        let next = Layout::next(settings.layout, self.n_endpoints, self.layout(), is_full);
+        let is_full = self.dirty == Scope::Everything;
+        let next = Layout::next(settings.layout, self.sums.n_endpoints, self.layout(), is_full);
         if std::mem::replace(&mut self.layout, Some(next)) == Some(next) || is_full {
             return;
         }
@@ -282,16 +314,18 @@ impl<K: Iptables> FamilySync<K> {
         self.layout.unwrap_or(Layout::Classic { is_large: false })
     }
 
-    fn count_endpoints(&mut self, changed: &Changed) {
-        let count = |records: &mut dyn Iterator<Item = &Record>| {
-            records.map(|record| record.n_endpoints).sum::<usize>()
-        };
-        if self.dirty == Dirty::Everything {
-            self.n_endpoints = count(&mut self.records.values());
+    fn sum_up(&mut self, changed: &Changed) {
+        if self.dirty == Scope::Everything {
+            self.sums = Sums::default();
+            self.records.values().for_each(|record| self.sums.add(record));
             return;
         }
-        self.n_endpoints += count(&mut changed.ports.iter().filter_map(|name| self.records.get(name)));
-        self.n_endpoints -= count(&mut changed.old.values());
+        changed
+            .ports
+            .iter()
+            .filter_map(|name| self.records.get(name))
+            .for_each(|record| self.sums.add(record));
+        changed.old.values().for_each(|record| self.sums.subtract(record));
     }
 
     /// On a node without rules of ours, puts those in force first that everything else may need.
@@ -301,7 +335,7 @@ impl<K: Iptables> FamilySync<K> {
         committed: &mut Committed,
         report: &mut Report,
     ) -> Result<(), Failure<RestoreError>> {
-        if !committed.jumps.is_empty() || self.records.len() + self.n_endpoints <= MAX_AT_ONCE {
+        if !committed.jumps.is_empty() || self.records.len() + self.sums.n_endpoints <= MAX_AT_ONCE {
             return Ok(());
         }
         let rest = self.records.extract_if(.., |name, _| !is_urgent(&name.service)).collect();
@@ -327,21 +361,24 @@ impl<K: Iptables> FamilySync<K> {
             BTreeMap::new()
         };
         let mut stale = match self.dirty {
-            Dirty::Everything => chains_of_service_ports(committed),
-            Dirty::Services(_) => changed.chains_before(),
+            Scope::Everything => chains_of_service_ports(committed),
+            Scope::Services(_) => changed.chains_before(),
         };
         let (fixed_first, fixed_last) = fixed_nat_chains_in_order(settings, layout, committed);
         let limits = self.tables.kernel.limits();
-        let mut planner =
-            Planner::new(settings.family, committed, &self.tables.jumps, limits, &mut self.tables.kernel);
+        let mut kernel = Timed::new(&mut self.tables.kernel);
+        let mut planner = Planner::new(settings.family, committed, &self.tables.jumps, limits, &mut kernel);
         let records = &mut self.records;
+        let mut compiling = Duration::ZERO;
         let steps = || -> Result<(), Failure<RestoreError>> {
             planner.filter_first(&filter)?;
             // Together, so that the mark that is set is always the mark that is looked for.
             planner.nat_chains(&ranked(&fixed_first), When::Now)?;
             let names: Vec<&ServicePortName> = changed.ports.iter().collect();
             let compile = |name: &&ServicePortName| nat_chains_of(settings, layout, view, name);
+            let (started, mut using) = (Instant::now(), Duration::ZERO);
             let ended = for_each_made(&names, compile, |name, chains| {
+                let made = Instant::now();
                 if stop.load(Ordering::Relaxed) {
                     return Err(None);
                 }
@@ -351,8 +388,12 @@ impl<K: Iptables> FamilySync<K> {
                 if let Some(record) = records.get_mut(*name) {
                     record.chains = chains.iter().map(|chain| chain.name).collect();
                 }
-                planner.nat_chains(&ranked(&chains), changed.when(name, records)).map_err(Some)
+                let result =
+                    planner.nat_chains(&ranked(&chains), changed.when(name, records)).map_err(Some);
+                using += made.elapsed();
+                result
             });
+            compiling = started.elapsed().saturating_sub(using);
             match ended {
                 Ok(()) => {}
                 Err(Some(failure)) => return Err(failure),
@@ -370,6 +411,8 @@ impl<K: Iptables> FamilySync<K> {
         let outcome = steps();
         report.tally += planner.tally();
         report.n_failed_restores += usize::from(outcome.is_err());
+        self.clock.compiling(compiling);
+        self.clock.restoring(kernel.elapsed());
         outcome
     }
 

@@ -1,7 +1,9 @@
 //! What a sync did, and why it failed.
 
+use super::Scope;
 use crate::iptables::{ChainName, Table};
-use crate::kernel::RestoreError;
+use crate::kernel::{Backend, RestoreError};
+use crate::metrics::Stages;
 use crate::model::ServicePortName;
 use crate::net::IpFamily;
 use crate::plan::Tally;
@@ -79,16 +81,31 @@ impl std::fmt::Display for Drift {
 pub struct Report {
     /// The family.
     pub family: IpFamily,
-    /// Whether every service port was compared.
-    pub is_full: bool,
+    /// Which Services were looked at.
+    pub scope: Scope,
+    /// Where its rules are.
+    pub backend: Backend,
     /// What was sent to the kernel.
     pub tally: Tally,
+    /// What the time went into.
+    pub stages: Stages,
     /// Restores that failed; the sync may have succeeded all the same.
     pub n_failed_restores: usize,
     /// Service ports that have a cluster IP in the family.
     pub n_service_ports: usize,
     /// Their endpoints, whatever their conditions.
     pub n_endpoints: usize,
+    /// Service ports that drop what is sent to their cluster IP: the policy is Local, and all
+    /// endpoints are elsewhere.
+    pub n_dropped_internal: usize,
+    /// Service ports that drop what comes from outside, likewise.
+    pub n_dropped_external: usize,
+    /// Service ports that are left out because the kernel refuses them.
+    pub n_quarantined: usize,
+    /// Rules of ours that filter holds afterwards.
+    pub n_filter_rules: usize,
+    /// Rules of ours that nat holds afterwards.
+    pub n_nat_rules: usize,
     /// What was found changed by somebody else, and is repaired unless the sync failed.
     pub drift: Drift,
     /// Service ports that the kernel refused, and are left out from now on.
@@ -98,18 +115,30 @@ pub struct Report {
 }
 
 impl Report {
-    pub(super) fn new(family: IpFamily, is_full: bool) -> Report {
+    pub(crate) fn new(family: IpFamily, backend: Backend, scope: Scope) -> Report {
         let tally = Tally::default();
         Report {
             family,
-            is_full,
+            scope,
+            backend,
             tally,
+            stages: Stages::default(),
             n_failed_restores: 0,
             n_service_ports: 0,
             n_endpoints: 0,
+            n_dropped_internal: 0,
+            n_dropped_external: 0,
+            n_quarantined: 0,
+            n_filter_rules: 0,
+            n_nat_rules: 0,
             drift: Drift::default(),
             quarantined: Vec::new(),
             outcome: Ok(()),
         }
+    }
+
+    /// Whether every service port was compared.
+    pub fn is_full(&self) -> bool {
+        self.scope == Scope::Everything
     }
 }

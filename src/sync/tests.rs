@@ -3,6 +3,7 @@
 mod failures;
 mod kernel;
 mod node;
+mod observers;
 mod outage;
 mod pace;
 
@@ -10,8 +11,10 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
 
 use super::*;
+use crate::iptables::Table;
 use crate::kernel::Backend;
 use crate::kernel::fake::FakeIptables;
+use crate::metrics::Metrics;
 use crate::model::{
     Conditions, Frontend, Hints, ObjectName, Port, Service, ServiceName, Slice, SliceEndpoint, SlicePort,
 };
@@ -31,6 +34,8 @@ struct Rig {
     shutdown: tokio::sync::watch::Sender<bool>,
     running: tokio::task::JoinHandle<Ended>,
     metrics: Arc<Metrics>,
+    registry: prometheus::Registry,
+    heard: Arc<observers::Heard>,
     /// When each sync began, from the start.
     syncs: Arc<Mutex<Vec<Duration>>>,
     started: Instant,
@@ -46,7 +51,9 @@ impl Rig {
         let (flushed_sender, flushed) = mpsc::channel(2);
         let (written_sender, written) = mpsc::channel(2);
         let (shutdown_sender, shutdown) = tokio::sync::watch::channel(false);
-        let metrics = Arc::new(Metrics::register(&prometheus::Registry::new()).unwrap());
+        let registry = prometheus::Registry::new();
+        let metrics = Arc::new(Metrics::register(&registry).unwrap());
+        let heard = Arc::new(observers::Heard::default());
         let (started, syncs) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
         let begun = syncs.clone();
         // The loop asks for the host's addresses at the start of each sync.
@@ -59,7 +66,7 @@ impl Rig {
             node_name: NODE.into(),
             host,
             kernels: kernels.clone(),
-            metrics: metrics.clone(),
+            observers: vec![Arc::new(Meter::new(metrics.clone())), heard.clone()],
             patience,
             is_notified: true,
         };
@@ -74,6 +81,8 @@ impl Rig {
             shutdown: shutdown_sender,
             running,
             metrics,
+            registry,
+            heard,
             syncs,
             started,
         }
@@ -129,6 +138,13 @@ impl Rig {
         self.kernel(|kernel| kernel.ruleset.chain(table, &name).map_or(usize::MAX, |chain| chain.rules.len()))
     }
 
+    /// The value of a series, by its whole name; 0 when it is not shown.
+    fn metric(&self, series: &str) -> f64 {
+        let text = crate::metrics::exposition(&self.registry).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
+    }
+
     fn restores(&self) -> usize {
         self.kernel(|kernel| kernel.inputs.len())
     }
@@ -144,6 +160,7 @@ fn node(zone: &str) -> Node {
         addresses: [[192, 168, 0, 2].into()].into(),
         pod_cidrs: Box::default(),
         zone: Some(zone.into()),
+        is_leaving: false,
     }
 }
 
@@ -185,6 +202,7 @@ fn slice(service: &str, zones: &[&str]) -> Change {
         family: IpFamily::V4,
         ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: zones.iter().enumerate().map(endpoint).collect(),
+        triggered_at: None,
     };
     Change::Slice(name(&format!("{service}-1")), Some(slice))
 }

@@ -10,6 +10,7 @@ use crate::model::Problem;
 #[derive(Debug, Default)]
 pub struct Reporter {
     said: BTreeMap<String, Vec<Problem>>,
+    n_told: usize,
     /// What was said before the list that is being received: forgotten with its end, unless the list
     /// gives cause to say it again.
     before: BTreeMap<String, Vec<Problem>>,
@@ -35,6 +36,16 @@ impl Reporter {
     /// It is complete: objects that it did not hold are gone, those too that never had a usable state.
     pub fn list_ends(&mut self) {
         self.before.clear();
+    }
+
+    /// How many problems there are, unless they were as many when this was asked last; nothing in the
+    /// middle of a list.
+    pub fn news(&mut self) -> Option<usize> {
+        if !self.before.is_empty() {
+            return None;
+        }
+        let n = self.said.values().map(Vec::len).sum();
+        (n != std::mem::replace(&mut self.n_told, n)).then_some(n)
     }
 
     /// The object called `name` is gone.

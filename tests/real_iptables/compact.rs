@@ -49,7 +49,7 @@ fn apply(snapshot: &mut Snapshot, family: IpFamily, service: Service, endpoints:
     };
     let ports = [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }].into();
     let endpoints = endpoints.iter().map(endpoint).collect();
-    let slice = Slice { service: name.clone(), family, ports, endpoints };
+    let slice = Slice { service: name.clone(), family, ports, endpoints, triggered_at: None };
     snapshot.apply(Change::Service(name.clone(), Some(service)), &mut Touched::default());
     snapshot.apply(Change::Slice(name, Some(slice)), &mut Touched::default());
 }
