@@ -2,6 +2,7 @@
 //! can stand in for it.
 
 pub mod addrs;
+pub mod conntrack;
 pub mod fake;
 pub mod iptables;
 mod netlink;

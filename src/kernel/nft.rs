@@ -32,7 +32,7 @@ const ATTEMPTS: usize = 20;
 
 /// The number of commits to nf_tables in this network namespace, all families, never zero.
 pub fn generation() -> io::Result<u32> {
-    let request = Request { subsystem: SUBSYSTEM, message: GET_GENERATION, family: 0, flags: 0, texts: &[] };
+    let request = Request { subsystem: SUBSYSTEM, message: GET_GENERATION, family: 0, flags: 0, texts: &[], attributes: &[] };
     let mut generation = None;
     Netfilter::open()?.ask(&request, &mut |message| generation = message.u32(GENERATION_ID))?;
     generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -47,7 +47,7 @@ pub fn chain_names(family: IpFamily, table: &str, each: &mut dyn FnMut(&str)) ->
         IpFamily::V4 => 2,
         IpFamily::V6 => 10,
     };
-    let request = Request { subsystem: SUBSYSTEM, message: GET_CHAIN, family, flags: NLM_F_DUMP, texts: &[] };
+    let request = Request { subsystem: SUBSYSTEM, message: GET_CHAIN, family, flags: NLM_F_DUMP, texts: &[], attributes: &[] };
     let mut netfilter = Netfilter::open()?;
     let mut attempts = 0;
     // Names are held until the dump is known to be whole: 28 bytes each at most.
