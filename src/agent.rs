@@ -18,7 +18,7 @@ use crate::kernel::{Backend, Iptables, addrs, nfacct, nft};
 use crate::metrics::{self, Metrics};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed, names};
-use crate::sync::{Ended, Inputs, Loop, Parts, Patience, canary};
+use crate::sync::{Ended, Inputs, Loop, Observer, Parts, Patience, canary};
 use crate::watch;
 
 const PROC: &str = "/proc";
@@ -69,7 +69,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let host = Arc::new(move || Host { addresses: local_addresses(), kernel });
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = notify(&kernels, written_sender, &mut tasks);
-    let parts = Parts { config, node_name, host, kernels, metrics, patience, is_notified };
+    let observers: Vec<Arc<dyn Observer>> = vec![metrics];
+    let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
     let inputs = Inputs { watch: changes, flushed, written, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));
     end(looping, tasks).await

@@ -6,13 +6,17 @@
 mod ahead;
 pub mod canary;
 mod family;
+mod log;
 mod lookout;
+mod measure;
+mod observer;
 mod pacer;
 mod quarantine;
 mod report;
 mod tables;
 
 pub use family::{FamilySync, View};
+pub use observer::{News, Observer, Scope, Synced};
 pub use report::{Drift, Refusal, Report, SyncError};
 
 use std::sync::Arc;
@@ -21,13 +25,11 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{debug, error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::host::Host;
 use crate::config::{Config, DetectLocal};
-use crate::iptables::Table;
 use crate::kernel::Iptables;
-use crate::metrics::{Metrics, SyncSample};
 use crate::model::{Change, Node, Snapshot, Touched};
 use crate::net::IpFamily;
 use crate::policy::Place;
@@ -86,8 +88,8 @@ pub struct Parts<K> {
     pub host: HostSource,
     /// The tables, one family each.
     pub kernels: Vec<K>,
-    /// Where syncs are counted.
-    pub metrics: Arc<Metrics>,
+    /// Who is told what the loop does, in this order.
+    pub observers: Vec<Arc<dyn Observer>>,
     /// How long to wait for what the Node has to tell.
     pub patience: Patience,
     /// Whether commits to the tables are notified; otherwise they are looked at every second.
@@ -150,13 +152,13 @@ pub struct Loop<K> {
 impl<K: Iptables + 'static> Loop<K> {
     /// A loop that has seen nothing yet.
     pub fn new(parts: Parts<K>) -> Loop<K> {
-        let Parts { config, node_name, host, kernels, metrics, patience, is_notified } = parts;
+        let Parts { config, node_name, host, kernels, observers, patience, is_notified } = parts;
         let families = kernels.into_iter().map(FamilySync::new).collect();
         Loop {
             pacer: Pacer::new(config.min_sync_period, config.sync_period),
             state: State { families, snapshot: Snapshot::default() },
             lookout: Lookout::new(is_notified, config.audit_period, Instant::now()),
-            parts: Parts { config, node_name, host, kernels: Vec::new(), metrics, patience, is_notified },
+            parts: Parts { config, node_name, host, kernels: Vec::new(), observers, patience, is_notified },
             settled_node: None,
             are_services_listed: false,
             are_slices_listed: false,
@@ -169,6 +171,8 @@ impl<K: Iptables + 'static> Loop<K> {
     /// Runs until it is told to end, or cannot go on.
     pub async fn run(mut self, inputs: Inputs) -> Ended {
         let Inputs { mut watch, mut flushed, mut written, mut shutdown } = inputs;
+        let families: Vec<IpFamily> = self.state.families.iter().map(FamilySync::family).collect();
+        self.tell(|observer| observer.started(&families));
         loop {
             let event = tokio::select! {
                 biased;
@@ -263,13 +267,20 @@ impl<K: Iptables + 'static> Loop<K> {
         let mut touched = Touched::default();
         self.state.snapshot.apply(change, &mut touched);
         self.is_changed |= !touched.is_empty();
-        for sync in &mut self.state.families {
-            sync.touch(std::mem::take(touched.services.get_mut(sync.family())));
+        let (is_listed, zone) = (self.is_listed(), self.zone());
+        self.tell(|observer| observer.changed(&News { touched: &touched, is_listed }));
+        for at in 0..self.state.families.len() {
+            let family = self.state.families[at].family();
+            let names = std::mem::take(touched.services.get_mut(family));
+            if is_listed && !names.is_empty() || zone != old_zone {
+                self.tell(|observer| observer.queued(family));
+            }
+            self.state.families[at].touch(names);
         }
         if !touched.node {
             return None;
         }
-        if self.zone() != old_zone {
+        if zone != old_zone {
             self.state.families.iter_mut().for_each(|sync| sync.touch_everything(false));
         }
         self.node_changed()
@@ -305,6 +316,10 @@ impl<K: Iptables + 'static> Loop<K> {
         }
         self.settled_node = Some(settled);
         None
+    }
+
+    fn tell(&self, what: impl Fn(&dyn Observer)) {
+        self.parts.observers.iter().for_each(|observer| what(observer.as_ref()));
     }
 
     fn zone(&self) -> Option<Arc<str>> {
@@ -399,10 +414,10 @@ impl<K: Iptables + 'static> Loop<K> {
         }
         self.is_changed = false;
         let before = self.generation();
-        let (node_name, stop, metrics) =
-            (self.parts.node_name.clone(), self.stop.clone(), self.parts.metrics.clone());
+        let (node_name, stop, observers) =
+            (self.parts.node_name.clone(), self.stop.clone(), self.parts.observers.clone());
         let mut work = Box::pin(on_thread(self.take_state(), move |state| {
-            sync_families(state, &node_name, &stop, &metrics)
+            sync_families(state, &node_name, &stop, &observers)
         }));
         let (state, done) = tokio::select! {
             done = &mut work => done,
@@ -455,7 +470,7 @@ fn sync_families<K: Iptables>(
     state: &mut State<K>,
     node_name: &str,
     stop: &AtomicBool,
-    metrics: &Metrics,
+    observers: &[Arc<dyn Observer>],
 ) -> Done {
     let State { families, snapshot } = state;
     let zone = snapshot.node().and_then(|node| node.zone.clone());
@@ -464,7 +479,7 @@ fn sync_families<K: Iptables>(
         let threads: Vec<_> = families
             .iter_mut()
             .filter(|sync| sync.is_dirty())
-            .map(|sync| scope.spawn(move || sync_family(sync, view, stop, metrics)))
+            .map(|sync| scope.spawn(move || sync_family(sync, view, stop, observers)))
             .collect();
         let mut done = Done { is_success: true, n_commits: 0 };
         for thread in threads {
@@ -480,53 +495,15 @@ fn sync_family<K: Iptables>(
     sync: &mut FamilySync<K>,
     view: View<'_>,
     stop: &AtomicBool,
-    metrics: &Metrics,
+    observers: &[Arc<dyn Observer>],
 ) -> Report {
     let started = Instant::now();
     let report = sync.sync(view, stop);
     let elapsed = started.elapsed();
-    let tally = report.tally;
-    let rules = |table: Table, n_written| (table.word(), n_written, sync.n_rules_in_force(table));
-    metrics.synced(&SyncSample {
-        family: report.family,
-        is_full: report.is_full,
-        is_success: report.outcome.is_ok(),
-        n_failed_restores: report.n_failed_restores,
-        elapsed,
-        n_processes: tally.n_processes,
-        n_chains: tally.n_chains + tally.n_deleted,
-        n_quarantined: sync.n_quarantined(),
-        n_drifted: report.drift.chains.len() + report.drift.n_jumps,
-        rules: [
-            rules(Table::Filter, tally.n_filter_rules),
-            rules(Table::Nat, tally.n_rules - tally.n_filter_rules),
-        ],
-    });
-    if !report.drift.is_empty() {
-        warn!(
-            family = %report.family, chains = %report.drift, n_chains = report.drift.chains.len(),
-            n_jumps = report.drift.n_jumps, repaired = report.outcome.is_ok(),
-            "somebody else changed our rules"
-        );
-    }
-    for (port, refusal) in &report.quarantined {
-        error!(
-            family = %report.family, service_port = %port, protocol = %port.protocol,
-            rule = refusal.text.as_deref().unwrap_or_default(), message = refusal.message,
-            "the kernel refuses this service port; it is left out until its Service changes"
-        );
-    }
-    match &report.outcome {
-        Ok(()) => debug!(
-            family = %report.family, full = report.is_full, elapsed_ms = elapsed.as_millis() as u64,
-            service_ports = report.n_service_ports, endpoints = report.n_endpoints,
-            chains_written = tally.n_chains, chains_deleted = tally.n_deleted, rules_written = tally.n_rules,
-            lines = tally.n_lines, bytes = tally.n_bytes, processes = tally.n_processes, "synced"
-        ),
-        Err(error) => warn!(
-            family = %report.family, full = report.is_full, elapsed_ms = elapsed.as_millis() as u64,
-            processes = tally.n_processes, %error, "sync failed; what was in force stays, will be tried again"
-        ),
+    log::synced(&report, elapsed);
+    if let Some(settings) = sync.settings() {
+        let synced = Synced { report: &report, view, settings, elapsed };
+        observers.iter().for_each(|observer| observer.synced(&synced));
     }
     report
 }

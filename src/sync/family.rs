@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::Scope;
 use super::ahead::for_each_made;
 use super::quarantine::{Scene, is_refusal};
 use super::report::{Refusal, Report, SyncError};
@@ -16,15 +17,6 @@ use crate::net::{IpFamily, Protocol};
 use crate::plan::{Aftermath, Committed, Digest, Failure, FilterChain, NatChain, Planner, Uncertain};
 use crate::policy::{Place, Selection, Verdicts};
 use crate::rules::{self, Entry, Settings, SharedChain, classic, fixed, names};
-
-/// What has to be compiled and compared at the next sync.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Dirty {
-    /// Every service port.
-    Everything,
-    /// Those of these Services.
-    Services(BTreeSet<ServiceName>),
-}
 
 /// What is remembered of a service port between syncs: no rule text but for its few entries in
 /// filter.
@@ -60,7 +52,8 @@ pub struct FamilySync<K> {
     pub(super) records: BTreeMap<ServicePortName, Record>,
     n_endpoints: usize,
     pub(super) is_large: bool,
-    dirty: Dirty,
+    /// What has to be compiled and compared at the next sync.
+    dirty: Scope,
     /// Service ports that the kernel refuses, and what it said; left out.
     pub(super) quarantine: BTreeMap<ServicePortName, Refusal>,
 }
@@ -83,7 +76,7 @@ impl<K: Iptables> FamilySync<K> {
             records: BTreeMap::new(),
             n_endpoints: 0,
             is_large: false,
-            dirty: Dirty::Everything,
+            dirty: Scope::Everything,
             quarantine: BTreeMap::new(),
         }
     }
@@ -101,7 +94,7 @@ impl<K: Iptables> FamilySync<K> {
     /// Notes that the Services called `names`, or their endpoints, changed.
     pub fn touch(&mut self, names: BTreeSet<ServiceName>) {
         names.iter().for_each(|name| self.release(name));
-        if let Dirty::Services(services) = &mut self.dirty {
+        if let Scope::Services(services) = &mut self.dirty {
             services.extend(names);
         }
     }
@@ -109,7 +102,7 @@ impl<K: Iptables> FamilySync<K> {
     /// Notes that every service port has to be compared; with `reread`, with what is found in the
     /// kernel, because somebody else wrote there. What cannot be read is written again.
     pub fn touch_everything(&mut self, reread: bool) {
-        self.dirty = Dirty::Everything;
+        self.dirty = Scope::Everything;
         if reread {
             self.tables.forget();
             self.quarantine.clear();
@@ -120,13 +113,18 @@ impl<K: Iptables> FamilySync<K> {
     pub fn set_settings(&mut self, settings: Settings) {
         if self.settings.as_ref() != Some(&settings) {
             self.settings = Some(settings);
-            self.dirty = Dirty::Everything;
+            self.dirty = Scope::Everything;
         }
+    }
+
+    /// What the rules depend on beside the objects, once it is settled.
+    pub fn settings(&self) -> Option<&Settings> {
+        self.settings.as_ref()
     }
 
     /// Whether a sync has anything to look at.
     pub fn is_dirty(&self) -> bool {
-        self.tables.committed().is_none() || self.dirty != Dirty::Services(BTreeSet::new())
+        self.tables.committed().is_none() || self.dirty != Scope::Services(BTreeSet::new())
     }
 
     /// Whether somebody else seems to have written to the tables; everything should be read then.
@@ -139,15 +137,10 @@ impl<K: Iptables> FamilySync<K> {
         self.quarantine.len()
     }
 
-    /// How many rules of ours the kernel holds in `table`.
-    pub fn n_rules_in_force(&self, table: Table) -> usize {
-        self.tables.committed().map_or(0, |committed| committed.n_rules(table))
-    }
-
     /// Brings the kernel in step with `view`. After a failure everything is compared again at the
     /// next sync; what was committed before it stays known. `stop` ends it early, between batches.
     pub fn sync(&mut self, view: View<'_>, stop: &AtomicBool) -> Report {
-        let mut report = Report::new(self.family(), self.dirty == Dirty::Everything);
+        let mut report = Report::new(self.family(), self.dirty.clone());
         let Some(settings) = self.settings.clone() else { return report };
         let scene = Scene { settings: &settings, view, stop };
         let (mut committed, drift) = self.tables.take();
@@ -166,7 +159,7 @@ impl<K: Iptables> FamilySync<K> {
         report.n_endpoints = self.n_endpoints;
         match outcome {
             Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(false),
-            Ok(()) => self.dirty = Dirty::Services(BTreeSet::new()),
+            Ok(()) => self.dirty = Scope::Services(BTreeSet::new()),
             Err(failure) => {
                 // A refusal may mean that the kernel is not as it was: somebody flushed it. Unless
                 // nothing was tried, the old rules of filter are needed to go on from.
@@ -178,6 +171,9 @@ impl<K: Iptables> FamilySync<K> {
                 }
             }
         }
+        report.n_quarantined = self.quarantine.len();
+        report.n_filter_rules = self.tables.n_rules(Table::Filter);
+        report.n_nat_rules = self.tables.n_rules(Table::Nat);
         report
     }
 
@@ -187,7 +183,7 @@ impl<K: Iptables> FamilySync<K> {
         scene: Scene<'_>,
         report: &mut Report,
     ) -> Result<(), Failure<RestoreError>> {
-        self.dirty = Dirty::Everything;
+        self.dirty = Scope::Everything;
         let changed = self.compile(scene.settings, scene.view);
         let (mut committed, _) = self.tables.take();
         let outcome = self.restore(scene, &changed, &mut committed, report);
@@ -202,15 +198,15 @@ impl<K: Iptables> FamilySync<K> {
     /// Makes the records of what is dirty again.
     fn compile(&mut self, settings: &Settings, view: View<'_>) -> Changed {
         let old = match &self.dirty {
-            Dirty::Everything => std::mem::take(&mut self.records),
-            Dirty::Services(services) => {
+            Scope::Everything => std::mem::take(&mut self.records),
+            Scope::Services(services) => {
                 services.iter().flat_map(|name| take_records(&mut self.records, name)).collect()
             }
         };
         let mut changed = Changed { ports: BTreeSet::new(), old, shared: BTreeSet::new() };
         let services: Vec<_> = match &self.dirty {
-            Dirty::Everything => view.snapshot.services().collect(),
-            Dirty::Services(names) => names.iter().filter_map(|name| view.snapshot.service(name)).collect(),
+            Scope::Everything => view.snapshot.services().collect(),
+            Scope::Services(names) => names.iter().filter_map(|name| view.snapshot.service(name)).collect(),
         };
         for service in services {
             for port in service.ports_in(settings.family) {
@@ -222,14 +218,14 @@ impl<K: Iptables> FamilySync<K> {
                 changed.ports.insert(name);
             }
         }
-        changed.find_shared(&self.records, self.dirty == Dirty::Everything);
+        changed.find_shared(&self.records, self.dirty == Scope::Everything);
         self.count_endpoints(&changed);
         let is_large = self.n_endpoints > rules::LARGE_CLUSTER_ENDPOINTS;
         if is_large != self.is_large {
             self.is_large = is_large;
             // kube-proxy leaves chains of unchanged Services as they are until its next full sync;
             // here the same objects always give the same rules.
-            if self.dirty != Dirty::Everything {
+            if self.dirty != Scope::Everything {
                 for (name, record) in &self.records {
                     changed.old.entry(name.clone()).or_insert_with(|| record.clone());
                     changed.ports.insert(name.clone());
@@ -243,7 +239,7 @@ impl<K: Iptables> FamilySync<K> {
         let count = |records: &mut dyn Iterator<Item = &Record>| {
             records.map(|record| record.n_endpoints).sum::<usize>()
         };
-        if self.dirty == Dirty::Everything {
+        if self.dirty == Scope::Everything {
             self.n_endpoints = count(&mut self.records.values());
             return;
         }
@@ -274,8 +270,8 @@ impl<K: Iptables> FamilySync<K> {
             // Together, so that the mark that is set is always the mark that is looked for.
             planner.nat_chains(&ranked(&fixed_nat_chains(settings)))?;
             let mut stale = match self.dirty {
-                Dirty::Everything => chains_of_service_ports(planner.committed()),
-                Dirty::Services(_) => changed.chains_before(),
+                Scope::Everything => chains_of_service_ports(planner.committed()),
+                Scope::Services(_) => changed.chains_before(),
             };
             let names: Vec<&ServicePortName> = changed.ports.iter().collect();
             let is_large = self.is_large;

@@ -1,5 +1,6 @@
 //! What a sync did, and why it failed.
 
+use super::Scope;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::RestoreError;
 use crate::model::ServicePortName;
@@ -79,8 +80,8 @@ impl std::fmt::Display for Drift {
 pub struct Report {
     /// The family.
     pub family: IpFamily,
-    /// Whether every service port was compared.
-    pub is_full: bool,
+    /// Which Services were looked at.
+    pub scope: Scope,
     /// What was sent to the kernel.
     pub tally: Tally,
     /// Restores that failed; the sync may have succeeded all the same.
@@ -89,6 +90,12 @@ pub struct Report {
     pub n_service_ports: usize,
     /// Their endpoints, whatever their conditions.
     pub n_endpoints: usize,
+    /// Service ports that are left out because the kernel refuses them.
+    pub n_quarantined: usize,
+    /// Rules of ours that filter holds afterwards.
+    pub n_filter_rules: usize,
+    /// Rules of ours that nat holds afterwards.
+    pub n_nat_rules: usize,
     /// What was found changed by somebody else, and is repaired unless the sync failed.
     pub drift: Drift,
     /// Service ports that the kernel refused, and are left out from now on.
@@ -98,18 +105,26 @@ pub struct Report {
 }
 
 impl Report {
-    pub(super) fn new(family: IpFamily, is_full: bool) -> Report {
+    pub(super) fn new(family: IpFamily, scope: Scope) -> Report {
         let tally = Tally::default();
         Report {
             family,
-            is_full,
+            scope,
             tally,
             n_failed_restores: 0,
             n_service_ports: 0,
             n_endpoints: 0,
+            n_quarantined: 0,
+            n_filter_rules: 0,
+            n_nat_rules: 0,
             drift: Drift::default(),
             quarantined: Vec::new(),
             outcome: Ok(()),
         }
+    }
+
+    /// Whether every service port was compared.
+    pub fn is_full(&self) -> bool {
+        self.scope == Scope::Everything
     }
 }

@@ -50,6 +50,11 @@ impl<K: Iptables> Tables<K> {
         self.committed.as_ref()
     }
 
+    /// How many rules of ours `table` holds; as it was left, while that is in doubt.
+    pub(super) fn n_rules(&self, table: Table) -> usize {
+        self.committed.as_ref().or(self.left.as_ref()).map_or(0, |committed| committed.n_rules(table))
+    }
+
     /// Forgets what the kernel holds, because somebody else may have written there: it is read before
     /// it is used again, and what cannot be read is written again.
     pub(super) fn forget(&mut self) {

@@ -3,14 +3,17 @@
 mod failures;
 mod kernel;
 mod node;
+mod observers;
 mod pace;
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
 
 use super::*;
+use crate::iptables::Table;
 use crate::kernel::Backend;
 use crate::kernel::fake::FakeIptables;
+use crate::metrics::Metrics;
 use crate::model::{
     Conditions, Frontend, Hints, ObjectName, Port, Service, ServiceName, Slice, SliceEndpoint, SlicePort,
 };
@@ -30,6 +33,7 @@ struct Rig {
     shutdown: tokio::sync::watch::Sender<bool>,
     running: tokio::task::JoinHandle<Ended>,
     metrics: Arc<Metrics>,
+    heard: Arc<observers::Heard>,
     /// When each sync began, from the start.
     syncs: Arc<Mutex<Vec<Duration>>>,
     started: Instant,
@@ -46,6 +50,7 @@ impl Rig {
         let (written_sender, written) = mpsc::channel(2);
         let (shutdown_sender, shutdown) = tokio::sync::watch::channel(false);
         let metrics = Arc::new(Metrics::register(&prometheus::Registry::new()).unwrap());
+        let heard = Arc::new(observers::Heard::default());
         let (started, syncs) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
         let begun = syncs.clone();
         // The loop asks for the host's addresses at the start of each sync.
@@ -58,7 +63,7 @@ impl Rig {
             node_name: NODE.into(),
             host,
             kernels: kernels.clone(),
-            metrics: metrics.clone(),
+            observers: vec![metrics.clone(), heard.clone()],
             patience,
             is_notified: true,
         };
@@ -73,6 +78,7 @@ impl Rig {
             shutdown: shutdown_sender,
             running,
             metrics,
+            heard,
             syncs,
             started,
         }

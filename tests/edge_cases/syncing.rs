@@ -99,7 +99,7 @@ fn after_a_failed_restore_everything_is_compared_with_the_kernel() {
         assert!(agent.sync.is_dirty());
     }
     let report = agent.sync();
-    assert!(report.outcome.is_ok() && report.is_full);
+    assert!(report.outcome.is_ok() && report.is_full());
     assert_eq!(agent.save(), two_services(&TWO).save(V4));
     assert!(agent.sync.kernel().n_saves > n_saves);
 }

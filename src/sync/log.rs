@@ -1,0 +1,38 @@
+//! What the log says of a sync.
+
+use std::time::Duration;
+
+use tracing::{debug, error, warn};
+
+use super::Report;
+
+/// Says what a sync that took `elapsed` came to.
+pub(super) fn synced(report: &Report, elapsed: Duration) {
+    let tally = report.tally;
+    if !report.drift.is_empty() {
+        warn!(
+            family = %report.family, chains = %report.drift, n_chains = report.drift.chains.len(),
+            n_jumps = report.drift.n_jumps, repaired = report.outcome.is_ok(),
+            "somebody else changed our rules"
+        );
+    }
+    for (port, refusal) in &report.quarantined {
+        error!(
+            family = %report.family, service_port = %port, protocol = %port.protocol,
+            rule = refusal.text.as_deref().unwrap_or_default(), message = refusal.message,
+            "the kernel refuses this service port; it is left out until its Service changes"
+        );
+    }
+    match &report.outcome {
+        Ok(()) => debug!(
+            family = %report.family, full = report.is_full(), elapsed_ms = elapsed.as_millis() as u64,
+            service_ports = report.n_service_ports, endpoints = report.n_endpoints,
+            chains_written = tally.n_chains, chains_deleted = tally.n_deleted, rules_written = tally.n_rules,
+            lines = tally.n_lines, bytes = tally.n_bytes, processes = tally.n_processes, "synced"
+        ),
+        Err(error) => warn!(
+            family = %report.family, full = report.is_full(), elapsed_ms = elapsed.as_millis() as u64,
+            processes = tally.n_processes, %error, "sync failed; what was in force stays, will be tried again"
+        ),
+    }
+}

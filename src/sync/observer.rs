@@ -1,0 +1,66 @@
+//! Who is told what the loop does: metrics, health, events, conntrack, the log.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::{Report, View};
+use crate::model::{ServiceName, Touched};
+use crate::net::IpFamily;
+use crate::rules::Settings;
+
+/// Is told what the loop does, as it happens.
+///
+/// Called on the loop's own threads, `synced` for both families at the same time: it must be quick
+/// and wait for nothing, so work that may take long goes to a thread or task of the observer's own.
+/// Whoever lags behind has to bound what it keeps.
+pub trait Observer: Send + Sync {
+    /// The loop begins, and will sync these families.
+    fn started(&self, families: &[IpFamily]) {
+        let _ = families;
+    }
+
+    /// Something was heard of the cluster.
+    fn changed(&self, news: &News<'_>) {
+        let _ = news;
+    }
+
+    /// A change asks for a sync of `family`.
+    fn queued(&self, family: IpFamily) {
+        let _ = family;
+    }
+
+    /// A sync of a family ended, well or not. Nothing in the snapshot has changed since it began.
+    fn synced(&self, synced: &Synced<'_>) {
+        let _ = synced;
+    }
+}
+
+/// What was heard of the cluster.
+#[derive(Debug)]
+pub struct News<'a> {
+    /// What it touched.
+    pub touched: &'a Touched,
+    /// Whether all objects are known: rules are in force, or are being written.
+    pub is_listed: bool,
+}
+
+/// A sync of one family that ended.
+pub struct Synced<'a> {
+    /// What it did.
+    pub report: &'a Report,
+    /// The cluster it was about, and the node.
+    pub view: View<'a>,
+    /// What its rules depend on beside the objects.
+    pub settings: &'a Settings,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Which Services a sync looked at. After a failure the next one looks at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every Service.
+    Everything,
+    /// Those called so, which may be gone: they or their endpoints changed.
+    Services(BTreeSet<ServiceName>),
+}
