@@ -18,7 +18,7 @@ use crate::kernel::{Backend, Iptables, addrs, nfacct, nft};
 use crate::metrics::{self, Metrics};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed, names};
-use crate::sync::{Ended, Inputs, Loop, Observer, Parts, Patience, canary};
+use crate::sync::{Ended, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
 use crate::watch;
 
 const PROC: &str = "/proc";
@@ -66,10 +66,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
 
     let patience = if config.manifests.is_empty() { Patience::CLUSTER } else { Patience::NONE };
-    let host = Arc::new(move || Host { addresses: local_addresses(), kernel });
+    let host: HostSource = Arc::new(move || Host { addresses: local_addresses(), kernel });
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = notify(&kernels, written_sender, &mut tasks);
-    let observers: Vec<Arc<dyn Observer>> = vec![metrics];
+    let sweeper = Arc::new(Sweeper::new(host.clone(), vec![metrics.clone()]));
+    let observers: Vec<Arc<dyn Observer>> = vec![metrics, sweeper.clone()];
+    tasks.spawn(async move {
+        sweeper.run().await;
+        Ok(())
+    });
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
     let inputs = Inputs { watch: changes, flushed, written, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));

@@ -13,11 +13,13 @@ mod observer;
 mod pacer;
 mod quarantine;
 mod report;
+mod sweep;
 mod tables;
 
 pub use family::{FamilySync, View};
 pub use observer::{News, Observer, Scope, Synced};
 pub use report::{Drift, Refusal, Report, SyncError};
+pub use sweep::{Sweep, Sweeper};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::sweep::Sweep;
 use super::{Report, View};
 use crate::model::{ServiceName, Touched};
 use crate::net::IpFamily;
@@ -32,6 +33,11 @@ pub trait Observer: Send + Sync {
     /// A sync of a family ended, well or not. Nothing in the snapshot has changed since it began.
     fn synced(&self, synced: &Synced<'_>) {
         let _ = synced;
+    }
+
+    /// Conntrack was looked through for stale flows of a family.
+    fn swept(&self, sweep: &Sweep) {
+        let _ = sweep;
     }
 }
 
