@@ -10,6 +10,7 @@ mod cluster;
 mod fabric;
 #[allow(dead_code, reason = "the lab and the tests share it; each uses its part")]
 mod faults;
+mod flows;
 #[allow(dead_code, reason = "the lab is shared by tests, demo and benches; each uses its part")]
 mod lab;
 mod running;
@@ -38,6 +39,11 @@ on_both_backends! {
     agent::restart_writes_nothing,
     agent::kill_leaves_the_rules,
     agent::flushed_tables_are_repaired,
+    flows::flows_move_with_their_endpoint,
+    flows::flows_end_with_the_last_endpoint,
+    flows::flows_end_with_the_service,
+    flows::flows_end_with_the_node_port,
+    flows::flows_live_through_a_restart,
     services::three_nodes_serve_over_routes_and_vxlan,
     services::internal_policy_local_stays_on_the_node,
     services::affinity_sticks_and_expires,

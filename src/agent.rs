@@ -1,6 +1,8 @@
 //! The agent: finds out where it runs, starts the tasks, joins them.
 #![allow(clippy::disallowed_methods, reason = "reads what the machine knows of itself")]
 
+mod tune;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,13 +15,13 @@ use tracing::{info, warn};
 use crate::config::host::{Counters, Host, Kernel};
 use crate::config::{BackendChoice, Config};
 use crate::kernel::iptables::{self, KernelIptables, Unusable, open};
-use crate::kernel::sysctl::Sysctls;
 use crate::kernel::{Backend, Iptables, addrs, nfacct, nft};
 use crate::metrics::{self, Metrics};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed, names};
 use crate::sync::{Ended, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
 use crate::watch;
+use tune::Roots;
 
 const PROC: &str = "/proc";
 const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
@@ -174,21 +176,21 @@ fn usable_families(choice: BackendChoice) -> Result<(Vec<IpFamily>, Option<Backe
 
 /// Finds out what the kernel can do, and lets it do what the configuration needs.
 fn prepare_kernel(config: &Config) -> Kernel {
-    let sysctls = Sysctls::of_kernel();
+    let roots = Roots::of_kernel();
+    let mut unset = tune::conntrack(&roots, &config.conntrack);
     let counters =
         Counters { invalid: counter(fixed::INVALID_COUNTER), localhost: counter(fixed::LOCALHOST_COUNTER) };
-    let tcp_be_liberal = sysctls.get::<i64>(BE_LIBERAL).is_ok_and(|value| value != 0);
+    let tcp_be_liberal = roots.sysctls.get::<i64>(BE_LIBERAL).is_ok_and(|value| value != 0);
     let kernel = Kernel { counters, tcp_be_liberal, ..Kernel::default() };
     // What the node's addresses are plays no role in whether loopback is among those configured.
     let wanted = Settings::new(config, None, &Host { addresses: Vec::new(), kernel }, IpFamily::V4);
-    let route_localnet = !wanted.localhost_node_ports
-        || sysctls.ensure(ROUTE_LOCALNET, 1).map_or_else(
-            |error| {
-                warn!(key = ROUTE_LOCALNET, value = 1, %error, "cannot set; node ports do not answer on 127.0.0.1");
-                false
-            },
-            |_| true,
-        );
+    let refused = wanted.localhost_node_ports.then(|| tune::set(&roots.sysctls, ROUTE_LOCALNET, 1)).flatten();
+    let route_localnet = refused.is_none();
+    if !route_localnet {
+        warn!(key = ROUTE_LOCALNET, "node ports do not answer on 127.0.0.1");
+    }
+    unset.extend(refused);
+    tune::warn_of(&unset);
     Kernel { route_localnet, ..kernel }
 }
 

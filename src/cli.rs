@@ -1,5 +1,6 @@
 //! The command line: subcommands and their exit status. The only place that prints to stdout.
 
+mod cleanup;
 mod log;
 mod objects;
 mod render;
@@ -30,6 +31,8 @@ enum Command {
     Run(run::RunArguments),
     /// Prints the rules of a node for given objects; needs neither root nor a cluster.
     Render(render::RenderArguments),
+    /// Removes the rules that kube-proxy, in any mode, and Chainsmith made, and nothing else.
+    Cleanup(cleanup::CleanupArguments),
 }
 
 /// Exit status for a command line that cannot be understood, of every command but `run`.
@@ -54,6 +57,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command {
         Command::Run(arguments) => run::main(&arguments),
         Command::Render(arguments) => render::main(&arguments),
+        Command::Cleanup(arguments) => cleanup::main(&arguments),
     }
 }
 

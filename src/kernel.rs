@@ -5,6 +5,7 @@ pub mod addrs;
 pub mod conntrack;
 pub mod fake;
 pub mod iptables;
+pub mod ipvs;
 mod netlink;
 pub mod nfacct;
 pub mod nft;

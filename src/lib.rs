@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod iptables;
 pub mod kernel;
+pub mod leftovers;
 pub mod metrics;
 pub mod model;
 pub mod net;

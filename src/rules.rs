@@ -7,6 +7,7 @@
 pub mod classic;
 pub mod fixed;
 pub mod names;
+pub mod remains;
 mod settings;
 
 pub use settings::{Detector, NodePorts, Settings};

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. Modules above `kernel` are pure.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("net", &[]),
     ("iptables", &["net"]),
     ("config", &["net"]),
@@ -13,6 +13,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("rules", &["net", "config", "iptables", "model", "policy"]),
     ("plan", &["net", "iptables"]),
     ("kernel", &["net", "iptables", "plan"]),
+    ("leftovers", &["net", "iptables", "plan", "rules", "kernel"]),
     ("metrics", &["net"]),
     ("watch", &["net", "model"]),
     (
@@ -23,10 +24,13 @@ const MAY_USE: [(&str, &[&str]); 15] = [
         "agent",
         &[
             "net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "metrics", "watch",
-            "sync",
+            "sync", "leftovers",
         ],
     ),
-    ("cli", &["net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "watch", "agent"]),
+    (
+        "cli",
+        &["net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "watch", "agent", "leftovers"],
+    ),
     ("main", &[]),
     ("lib", &[]),
 ];

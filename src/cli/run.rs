@@ -57,15 +57,5 @@ fn configure(flags: &Flags) -> anyhow::Result<(Config, Vec<crate::config::Warnin
     if config.layout == LayoutChoice::Compact {
         anyhow::bail!("layout compact is not built yet; use classic or auto");
     }
-    for unsupported in ["cleanup", "init-only", "write-config-to"] {
-        let is_asked_for = match unsupported {
-            "cleanup" => flags.is_cleanup(),
-            "init-only" => flags.is_init_only(),
-            _ => flags.write_config_to().is_some(),
-        };
-        if is_asked_for {
-            anyhow::bail!("--{unsupported} is not built yet");
-        }
-    }
     Ok((config, warnings))
 }

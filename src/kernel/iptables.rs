@@ -5,7 +5,7 @@
 mod child;
 mod detect;
 
-pub use detect::{Unusable, in_use, ipv6_is_off, open};
+pub use detect::{Unusable, has_legacy_table, in_use, ipv6_is_off, open};
 
 use std::process::Command;
 use std::time::Duration;

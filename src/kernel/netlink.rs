@@ -189,6 +189,55 @@ impl Netfilter {
     }
 }
 
+impl Netfilter {
+    /// Has the kernel carry out `request`, which changes something, as a commit of its own.
+    pub(super) fn commit(&mut self, request: &Request<'_>) -> io::Result<()> {
+        let begin = self.sequence.wrapping_add(1);
+        let (at, end) = (begin.wrapping_add(1), begin.wrapping_add(2));
+        self.sequence = end;
+        let mut bytes = batch_mark(BATCH_BEGIN, request.subsystem, begin);
+        bytes.extend(request.bytes(at));
+        bytes.extend(batch_mark(BATCH_END, request.subsystem, end));
+        self.socket.send(&bytes, 0)?;
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                received => received?,
+            };
+            let mut rest = self.buffer.as_slice();
+            while !rest.is_empty() {
+                let (message, tail) = first(rest)?;
+                rest = tail;
+                let number = message.sequence_number();
+                if message.message_type() == NLMSG_ERROR && [begin, at, end].contains(&number) {
+                    status(message.payload())?;
+                    if number == at {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`.
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+
+/// The message that begins or ends a commit of `subsystem`.
+fn batch_mark(kind: u16, subsystem: u8, sequence: u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(20);
+    bytes.extend(20u32.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(NLM_F_REQUEST.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend(0u32.to_ne_bytes());
+    // struct nfgenmsg: the resource is the subsystem.
+    bytes.extend([0, 0, 0, subsystem]);
+    bytes
+}
+
 /// The first of the messages in a datagram, and the others.
 pub(super) fn first(bytes: &[u8]) -> io::Result<(NetlinkBuffer<&[u8]>, &[u8])> {
     let message = NetlinkBuffer::new_checked(bytes).map_err(io::Error::other)?;
@@ -203,7 +252,7 @@ pub(super) fn content<'a>(message: &NetlinkBuffer<&'a [u8]>) -> io::Result<Messa
 }
 
 /// The error number at the start of the payload of ERROR and DONE: zero or negative.
-fn status(payload: &[u8]) -> io::Result<()> {
+pub(super) fn status(payload: &[u8]) -> io::Result<()> {
     let bytes: [u8; 4] = payload.get(..4).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
     match i32::from_ne_bytes(bytes) {
         0 => Ok(()),
