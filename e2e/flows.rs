@@ -139,7 +139,9 @@ impl Bystanders {
         };
         Self {
             tcp: ids(node, "tcp", |line| first(line, &cluster_ips)),
-            udp: ids(node, "udp", |line| first(line, &pods) || (first(line, &away) && line.contains("sport=40003 "))),
+            udp: ids(node, "udp", |line| {
+                first(line, &pods) || (first(line, &away) && line.contains("sport=40003 "))
+            }),
         }
     }
 
@@ -166,9 +168,9 @@ pub fn flows_move_with_their_endpoint(backend: Backend) {
         running.api.put(own(&running, family, &["web-2", "web-3"]));
     }
     poll::until("both families are in force", SOON, || {
-        FAMILIES.iter().all(|family| {
-            running.lab.node(1).netfilter().save(*family).expect("rules").contains("statistic")
-        })
+        FAMILIES
+            .iter()
+            .all(|family| running.lab.node(1).netfilter().save(*family).expect("rules").contains("statistic"))
     });
     std::thread::sleep(Duration::from_millis(500));
     all_answered_by(&running, "web-2");

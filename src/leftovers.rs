@@ -94,7 +94,8 @@ pub fn find_nft_tables() -> (Vec<Leftover>, Vec<Trouble>) {
         match nft::has_table(family, NFT_TABLE) {
             Ok(true) => found.push(Leftover::NftTable(family)),
             Ok(false) => {}
-            Err(error) => troubles.push(Trouble(format!("cannot look for {family} nftables table {NFT_TABLE}: {error}"))),
+            Err(error) => troubles
+                .push(Trouble(format!("cannot look for {family} nftables table {NFT_TABLE}: {error}"))),
         }
     }
     (found, troubles)
@@ -126,7 +127,10 @@ pub fn find_rules(backend: Backend, family: IpFamily) -> (Vec<Leftover>, Vec<Tro
                 break;
             }
             Err(error) => {
-                troubles.push(Trouble(format!("cannot look at {family} {table} of iptables-{}: {error:#}", backend.word())));
+                troubles.push(Trouble(format!(
+                    "cannot look at {family} {table} of iptables-{}: {error:#}",
+                    backend.word()
+                )));
             }
         }
     }
@@ -134,7 +138,10 @@ pub fn find_rules(backend: Backend, family: IpFamily) -> (Vec<Leftover>, Vec<Tro
 }
 
 fn is_not_installed(error: &anyhow::Error) -> bool {
-    error.root_cause().downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
+    error
+        .root_cause()
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Removes `leftover`; what of it is left, and why.

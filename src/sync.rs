@@ -17,7 +17,7 @@ mod sweep;
 mod tables;
 
 pub use family::{FamilySync, View};
-pub use observer::{News, Observer, Scope, Synced};
+pub use observer::{News, Notice, Observer, Scope, Synced};
 pub use report::{Drift, Refusal, Report, SyncError};
 pub use sweep::{Sweep, Sweeper};
 

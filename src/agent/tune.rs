@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Conntrack;
 use crate::kernel::sysctl::Sysctls;
+use crate::sync::Notice;
 
 const MAX: &str = "net/netfilter/nf_conntrack_max";
 const HASH_SIZE: &str = "module/nf_conntrack/parameters/hashsize";
@@ -44,6 +45,13 @@ pub(super) struct Unset {
     pub(super) value: u64,
     /// What the kernel said.
     pub(super) error: io::Error,
+}
+
+impl Unset {
+    /// As observers are told.
+    pub(super) fn notice(self) -> Notice {
+        Notice::ParameterUnset { key: self.key, value: self.value, error: self.error.to_string() }
+    }
 }
 
 /// Sets conntrack's parameters in kube-proxy's order, each only if it differs; what could not be set.
@@ -93,16 +101,15 @@ fn n_cpus(sys: &Path) -> u32 {
     if cpus.is_empty() {
         cpus = numbered(&sys.join("devices/system/cpu"), "cpu");
     }
-    let n_online = cpus.iter().filter(|cpu| online.as_ref().is_none_or(|online| online.contains(cpu))).count();
+    let n_online =
+        cpus.iter().filter(|cpu| online.as_ref().is_none_or(|online| online.contains(cpu))).count();
     if n_online > 0 { n_online as u32 } else { n_usable_cpus() }
 }
 
 /// The numbers `N` for which there is an entry `<prefix>N` in `folder`.
 fn numbered(folder: &Path, prefix: &str) -> BTreeSet<u32> {
     let Ok(entries) = fs::read_dir(folder) else { return BTreeSet::new() };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix(prefix)?.parse().ok())
-        .collect()
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()).collect()
 }
 
 /// Reads `0-3,5`.

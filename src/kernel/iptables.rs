@@ -72,6 +72,11 @@ impl KernelIptables {
         KernelIptables { family, backend, programs, restore: None }
     }
 
+    /// The same tables once more, for use beside this one.
+    pub fn twin(&self) -> KernelIptables {
+        KernelIptables::new(self.family, self.backend, self.programs)
+    }
+
     /// Runs one command of fixed words.
     ///
     /// The crate's own wait option has no limit, so it is left out and `-w 5` is passed instead.

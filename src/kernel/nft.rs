@@ -35,7 +35,14 @@ const ATTEMPTS: usize = 20;
 
 /// The number of commits to nf_tables in this network namespace, all families, never zero.
 pub fn generation() -> io::Result<u32> {
-    let request = Request { subsystem: SUBSYSTEM, message: GET_GENERATION, family: 0, flags: 0, texts: &[], attributes: &[] };
+    let request = Request {
+        subsystem: SUBSYSTEM,
+        message: GET_GENERATION,
+        family: 0,
+        flags: 0,
+        texts: &[],
+        attributes: &[],
+    };
     let mut generation = None;
     Netfilter::open()?.ask(&request, &mut |message| generation = message.u32(GENERATION_ID))?;
     generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -46,7 +53,14 @@ pub fn generation() -> io::Result<u32> {
 /// each of many attempts; nothing was passed on then.
 pub fn chain_names(family: IpFamily, table: &str, each: &mut dyn FnMut(&str)) -> io::Result<()> {
     let family = nfproto(family);
-    let request = Request { subsystem: SUBSYSTEM, message: GET_CHAIN, family, flags: NLM_F_DUMP, texts: &[], attributes: &[] };
+    let request = Request {
+        subsystem: SUBSYSTEM,
+        message: GET_CHAIN,
+        family,
+        flags: NLM_F_DUMP,
+        texts: &[],
+        attributes: &[],
+    };
     let mut netfilter = Netfilter::open()?;
     let mut attempts = 0;
     // Names are held until the dump is known to be whole: 28 bytes each at most.
@@ -76,7 +90,8 @@ pub fn chain_names(family: IpFamily, table: &str, each: &mut dyn FnMut(&str)) ->
 pub fn has_table(family: IpFamily, name: &str) -> io::Result<bool> {
     let texts = &[(TABLE_NAME, name)];
     let message = GET_TABLE;
-    let request = Request { subsystem: SUBSYSTEM, message, family: nfproto(family), flags: 0, texts, attributes: &[] };
+    let request =
+        Request { subsystem: SUBSYSTEM, message, family: nfproto(family), flags: 0, texts, attributes: &[] };
     match Netfilter::open()?.ask(&request, &mut |_| {}) {
         Ok(()) => Ok(true),
         // No such table; or no nf_tables in this kernel.
@@ -89,7 +104,8 @@ pub fn has_table(family: IpFamily, name: &str) -> io::Result<bool> {
 pub fn delete_table(family: IpFamily, name: &str) -> io::Result<()> {
     let texts = &[(TABLE_NAME, name)];
     let message = DELETE_TABLE;
-    let request = Request { subsystem: SUBSYSTEM, message, family: nfproto(family), flags: 0, texts, attributes: &[] };
+    let request =
+        Request { subsystem: SUBSYSTEM, message, family: nfproto(family), flags: 0, texts, attributes: &[] };
     match Netfilter::open()?.commit(&request) {
         Err(error) if is_any(&error, &[Errno::ENOENT]) => Ok(()),
         done => done,

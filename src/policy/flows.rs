@@ -104,9 +104,9 @@ impl Frontends {
             return;
         }
         // Ready without serving is what publishNotReadyAddresses gives: the rules use it.
-        let serving = endpoints.iter().filter(|endpoint| {
-            endpoint.source.conditions.is_serving || endpoint.source.conditions.is_ready
-        });
+        let serving = endpoints
+            .iter()
+            .filter(|endpoint| endpoint.source.conditions.is_serving || endpoint.source.conditions.is_ready);
         self.backends.push(serving.map(|endpoint| endpoint.address).collect());
         let (at, backends) = (self.backends.len() - 1, &self.backends);
         let take = |held: &mut usize| {
@@ -131,7 +131,9 @@ impl Frontends {
             .addresses
             .extend(addresses.filter(|address| !self.addresses.contains_key(*address)).copied());
         let node_ports = earlier.node_ports.keys().chain(&earlier.former.node_ports);
-        self.former.node_ports.extend(node_ports.filter(|port| !self.node_ports.contains_key(*port)).copied());
+        self.former
+            .node_ports
+            .extend(node_ports.filter(|port| !self.node_ports.contains_key(*port)).copied());
     }
 
     /// Forgets what was one: no flow to it is left. Forgets endpoints too, which the next to succeed

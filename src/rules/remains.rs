@@ -116,11 +116,7 @@ impl Remains {
     /// Inputs for `iptables-restore --noflush`, one after the other, each naming at most `max_names`
     /// chains of ours. The first takes the jumps away: from then on no packet meets any of it. Given
     /// to `each`, which may end it by an error.
-    pub fn removal<E>(
-        &self,
-        max_names: usize,
-        mut each: impl FnMut(&str) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn removal<E>(&self, max_names: usize, mut each: impl FnMut(&str) -> Result<(), E>) -> Result<(), E> {
         if self.is_empty() {
             return Ok(());
         }
@@ -180,7 +176,8 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
         }
         let (mut is_quoted, mut is_escaped) = (false, false);
         let end = rest.find(|c: char| {
-            let was_escaped = std::mem::replace(&mut is_escaped, c == '\\' && !is_escaped);
+            let was_escaped = is_escaped;
+            is_escaped = c == '\\' && !was_escaped;
             is_quoted ^= c == '"' && !was_escaped;
             c == ' ' && !is_quoted
         });
@@ -296,7 +293,8 @@ COMMIT
 
     #[test]
     fn of_nothing_nothing_is_removed() {
-        let remains = remains(Table::Nat, "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j ACCEPT\nCOMMIT\n");
+        let remains =
+            remains(Table::Nat, "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j ACCEPT\nCOMMIT\n");
         assert!(remains.is_empty());
         assert_eq!(inputs(&remains, 10), [""; 0]);
     }

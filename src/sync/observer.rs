@@ -35,10 +35,42 @@ pub trait Observer: Send + Sync {
         let _ = synced;
     }
 
+    /// Something about this node was noticed.
+    fn noticed(&self, notice: &Notice) {
+        let _ = notice;
+    }
+
     /// Conntrack was looked through for stale flows of a family.
     fn swept(&self, sweep: &Sweep) {
         let _ = sweep;
     }
+}
+
+/// Something about this node that whoever looks after it should know. Each is noticed once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Rules of another mode or back-end were there, and are removed: which.
+    LeftoverRemoved(String),
+    /// Something of another mode or back-end is there and stays.
+    LeftoverStays {
+        /// What.
+        what: String,
+        /// A command that removes it.
+        remedy: String,
+    },
+    /// Somebody else programs Services on this node: how that is known.
+    Rival(String),
+    /// A kernel parameter could not be set; the kernel has what it had.
+    ParameterUnset {
+        /// Its path below `/proc/sys`, or `module/...` below `/sys`.
+        key: String,
+        /// What it was to be.
+        value: u64,
+        /// What the kernel said.
+        error: String,
+    },
+    /// Node ports do not answer on 127.0.0.1, although they are configured to.
+    NoLocalhostNodePorts,
 }
 
 /// What was heard of the cluster.

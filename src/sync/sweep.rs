@@ -134,7 +134,8 @@ impl Sweeper {
         let is_newest = Arc::ptr_eq(&state.frontends, &frontends);
         drop(frontends);
         // Where a newer one waits, that remembers what is gone; it is looked for once more.
-        if is_complete && is_newest
+        if is_complete
+            && is_newest
             && let Some(frontends) = Arc::get_mut(&mut state.frontends)
         {
             frontends.settle();
@@ -203,7 +204,10 @@ fn node_port_ips(settings: &Settings, host: &HostSource) -> NodePortIps {
             ips.filter(|ip| is_loopback_included || !ip.is_loopback()).collect()
         }
     };
-    NodePortIps { ips, is_loopback_included: is_loopback_included && settings.node_ports == NodePorts::EveryAddress }
+    NodePortIps {
+        ips,
+        is_loopback_included: is_loopback_included && settings.node_ports == NodePorts::EveryAddress,
+    }
 }
 
 fn sweep_kernel(family: IpFamily, frontends: &Frontends) -> io::Result<Sweep> {

@@ -126,10 +126,8 @@ fn without_sysfs_the_cpus_that_may_be_used_count() {
     assert!(n_cpus(&scratch.roots().sys) >= usable);
     // All offline, or a list that is none.
     for online in ["9", "x"] {
-        let scratch = Scratch::new(&[
-            ("sys/devices/system/cpu/online", online),
-            ("sys/devices/system/cpu/cpu0/x", ""),
-        ]);
+        let scratch =
+            Scratch::new(&[("sys/devices/system/cpu/online", online), ("sys/devices/system/cpu/cpu0/x", "")]);
         assert!(n_cpus(&scratch.roots().sys) >= 1, "{online}");
     }
     assert_eq!(parse_list("0-2,5\n"), Some([0, 1, 2, 5].into()));

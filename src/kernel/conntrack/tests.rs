@@ -35,7 +35,13 @@ fn tuple(kind: u16, protocol: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
 }
 
 /// Makes a flow from `client` to `destination` that was taken to `backend`.
-fn add(netfilter: &mut Netfilter, protocol: u8, client: SocketAddr, destination: SocketAddr, backend: SocketAddr) {
+fn add(
+    netfilter: &mut Netfilter,
+    protocol: u8,
+    client: SocketAddr,
+    destination: SocketAddr,
+    backend: SocketAddr,
+) {
     let mut attributes = tuple(TUPLE_ORIGINAL, protocol, client, destination);
     attributes.extend(tuple(TUPLE_REPLY, protocol, backend, client));
     // IPS_SEEN_REPLY, IPS_ASSURED, IPS_CONFIRMED
@@ -47,15 +53,22 @@ fn add(netfilter: &mut Netfilter, protocol: u8, client: SocketAddr, destination:
     }
     let family = nfproto(IpFamily::of(client.ip()));
     let flags = NLM_F_CREATE | NLM_F_EXCL;
-    let request = Request { subsystem: SUBSYSTEM, message: NEW, family, flags, texts: &[], attributes: &attributes };
+    let request =
+        Request { subsystem: SUBSYSTEM, message: NEW, family, flags, texts: &[], attributes: &attributes };
     netfilter.ask(&request, &mut |_| {}).unwrap();
 }
 
 /// All flows of `family`, by destination.
 fn n_flows(family: IpFamily) -> usize {
     let mut n = 0;
-    let request =
-        Request { subsystem: SUBSYSTEM, message: GET, family: nfproto(family), flags: NLM_F_DUMP, texts: &[], attributes: &[] };
+    let request = Request {
+        subsystem: SUBSYSTEM,
+        message: GET,
+        family: nfproto(family),
+        flags: NLM_F_DUMP,
+        texts: &[],
+        attributes: &[],
+    };
     Netfilter::open().unwrap().ask(&request, &mut |_| n += 1).unwrap();
     n
 }
@@ -90,7 +103,9 @@ fn only_what_is_judged_stale_goes() {
         assert_eq!(n_flows(IpFamily::V4), 6, "5 of UDP and one of TCP");
         assert_eq!(n_flows(IpFamily::V6), 1);
 
-        let swept = sweep_udp(IpFamily::V6, |to, backend| (to == v6[1] && backend == v6[2]).then_some(()), drop).unwrap();
+        let swept =
+            sweep_udp(IpFamily::V6, |to, backend| (to == v6[1] && backend == v6[2]).then_some(()), drop)
+                .unwrap();
         assert_eq!((swept.n_seen, swept.n_deleted), (1, 1));
         assert_eq!(n_flows(IpFamily::V6), 0);
     });
@@ -180,7 +195,8 @@ fn a_full_table_is_swept_in_bounded_time_and_memory() {
         let mut netfilter = Netfilter::open().unwrap();
         let (vip, keep, gone) = (addr("10.96.0.1:53"), addr("10.0.0.1:53"), addr("10.0.0.2:53"));
         for n in 0..N {
-            let client = SocketAddr::new(Ipv4Addr::from(0xc612_0000 + n / 50_000).into(), 1024 + (n % 50_000) as u16);
+            let client =
+                SocketAddr::new(Ipv4Addr::from(0xc612_0000 + n / 50_000).into(), 1024 + (n % 50_000) as u16);
             add(&mut netfilter, UDP, client, vip, if n % 2 == 0 { keep } else { gone });
         }
         let before = resident_kib();

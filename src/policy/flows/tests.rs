@@ -55,10 +55,8 @@ fn add(frontends: &mut Frontends, name: &str, cluster_ip: &str, endpoints: &[&st
             SliceEndpoint { ip: ip.parse().unwrap(), conditions, node: None, hints: None }
         })
         .collect();
-    let all: Vec<Endpoint<'_>> = sources
-        .iter()
-        .map(|source| Endpoint { address: SocketAddr::new(source.ip, 9090), source })
-        .collect();
+    let all: Vec<Endpoint<'_>> =
+        sources.iter().map(|source| Endpoint { address: SocketAddr::new(source.ip, 9090), source }).collect();
     for port in service.ports_in(family) {
         frontends.add(&port, &["1.2.3.4".parse().unwrap()], &all);
     }
@@ -168,7 +166,8 @@ fn an_address_of_two_services_is_served_by_the_first_that_can() {
 
 #[test]
 fn ipv6_is_judged_alike() {
-    let mut frontends = Frontends::new(NodePortIps { ips: ["fd01::1".parse().unwrap()].into(), ..nobody().node_port_ips });
+    let mut frontends =
+        Frontends::new(NodePortIps { ips: ["fd01::1".parse().unwrap()].into(), ..nobody().node_port_ips });
     add(&mut frontends, "svc", "fd00:96::1", &["1"]);
     check(&frontends, "[fd00:96::1]:8000", "[fd00::1]:9090", None);
     check(&frontends, "[fd00:96::1]:8000", "[fd00::2]:9090", Some(Stale::EndpointGone));

@@ -4,8 +4,8 @@ use super::*;
 use crate::config::Config;
 use crate::config::host::Host;
 use crate::model::{
-    Change, Conditions, Frontend, ObjectName, Port, Service, Slice, SliceEndpoint, SlicePort, Snapshot, Touched,
-    TrafficPolicy,
+    Change, Conditions, Frontend, ObjectName, Port, Service, Slice, SliceEndpoint, SlicePort, Snapshot,
+    Touched, TrafficPolicy,
 };
 use crate::policy::Place;
 use crate::sync::{Report, SyncError};
@@ -69,7 +69,8 @@ impl Rig {
         let n_calls = Arc::new(AtomicUsize::new(0));
         let heard = Arc::new(Heard::default());
         let (broken, calls) = (is_broken.clone(), n_calls.clone());
-        let flows = [(VIP, "10.0.0.1:53"), (VIP, "10.0.0.2:53"), ("192.0.2.1:30053", "10.0.0.1:53"), (VIP, VIP)];
+        let flows =
+            [(VIP, "10.0.0.1:53"), (VIP, "10.0.0.2:53"), ("192.0.2.1:30053", "10.0.0.1:53"), (VIP, VIP)];
         let sweep = move |family, frontends: &Frontends| {
             calls.fetch_add(1, Ordering::Relaxed);
             if broken.load(Ordering::Relaxed) {
@@ -77,13 +78,22 @@ impl Rig {
             }
             let mut deleted = BTreeMap::new();
             for (destination, backend) in flows {
-                let flow = Flow { destination: destination.parse().unwrap(), backend: backend.parse().unwrap() };
+                let flow =
+                    Flow { destination: destination.parse().unwrap(), backend: backend.parse().unwrap() };
                 if let Some(reason) = frontends.judge(&flow) {
                     *deleted.entry(reason).or_insert(0) += 1;
                 }
             }
             let elapsed = Duration::ZERO;
-            Ok(Sweep { family, elapsed, n_seen: 4, deleted, n_failed: 0, first_error: None, is_incomplete: false })
+            Ok(Sweep {
+                family,
+                elapsed,
+                n_seen: 4,
+                deleted,
+                n_failed: 0,
+                first_error: None,
+                is_incomplete: false,
+            })
         };
         let sweeper = Sweeper::with(Arc::new(host), vec![heard.clone()], Box::new(sweep));
         Rig { sweeper: Arc::new(sweeper), snapshot: Snapshot::default(), settings, is_broken, n_calls, heard }
