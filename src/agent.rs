@@ -1,7 +1,9 @@
 //! The agent: finds out where it runs, starts the tasks, joins them.
 #![allow(clippy::disallowed_methods, reason = "reads what the machine knows of itself")]
 
+mod advice;
 mod config_file;
+mod notices;
 mod rivals;
 mod takeover;
 mod tune;
@@ -18,7 +20,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::config::host::{Counters, Host, Kernel};
-use crate::config::{BackendChoice, Config};
+use crate::config::{BackendChoice, Config, Origin, Setting};
 use crate::kernel::iptables::{self, KernelIptables, Unusable, open};
 use crate::kernel::{Backend, Iptables, addrs, nfacct, nft};
 use crate::metrics::{self, Metrics};
@@ -26,6 +28,8 @@ use crate::net::IpFamily;
 use crate::rules::{Settings, fixed, names};
 use crate::sync::{Ended, HostSource, Inputs, Loop, Notice, Observer, Parts, Patience, Sweeper, canary};
 use crate::watch;
+use advice::Advice;
+use notices::Notices;
 use rivals::Rivals;
 use takeover::FirstSyncs;
 use tune::Roots;
@@ -42,10 +46,12 @@ pub async fn run(config: Config, file: Option<ConfigFile>) -> anyhow::Result<()>
     let kernels = usable_families(config.backend)?;
     let families: Vec<IpFamily> = kernels.iter().map(Iptables::family).collect();
     check_families(&config, &families)?;
+    say_settings(&config.effective.settings());
     let (kernel, notices) = prepare_kernel(&config);
 
     let registry = prometheus::Registry::new();
     let metrics = Arc::new(Metrics::register(&registry)?);
+    let notice_counter = Arc::new(Notices::register(&registry)?);
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     if let Some(file) = file {
         tasks.spawn(file.until_changed());
@@ -86,11 +92,12 @@ pub async fn run(config: Config, file: Option<ConfigFile>) -> anyhow::Result<()>
     let host: HostSource = Arc::new(move || Host { addresses: local_addresses(), kernel });
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = notify(&kernels, written_sender, &mut tasks);
-    let told: Vec<Arc<dyn Observer>> = vec![metrics];
+    let told: Vec<Arc<dyn Observer>> = vec![metrics, notice_counter];
     for notice in &notices {
         told.iter().for_each(|observer| observer.noticed(notice));
     }
-    let observers = observers(told, &host, kernels.first().map(Iptables::backend), &mut tasks);
+    let mut observers = observers(told, &host, kernels.first().map(Iptables::backend), &mut tasks);
+    observers.push(Arc::new(Advice::new(config.clone(), families)));
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
     let inputs = Inputs { watch: changes, flushed, written, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));
@@ -123,6 +130,7 @@ fn observers(
 /// Does what needs more privileges than running: sets kernel parameters. Needs neither the API server
 /// nor iptables' tables. An error names every parameter that could not be set.
 pub fn init_only(config: &Config) -> anyhow::Result<()> {
+    say_settings(&config.effective.settings());
     let (_, notices) = prepare_kernel(config);
     let unset: Vec<String> = notices
         .iter()
@@ -181,6 +189,19 @@ async fn end(
             Some(ended) = tasks.join_next() => ended.context("a task panicked")??,
         }
     }
+}
+
+/// Says every setting once, with its origin; those that somebody set apart from the defaults.
+fn say_settings(settings: &[Setting]) {
+    let list = |is_wanted: &dyn Fn(&Setting) -> bool, shown: &dyn Fn(&Setting) -> String| {
+        settings.iter().filter(|setting| is_wanted(setting)).map(shown).collect::<Vec<_>>().join(", ")
+    };
+    let is_default = |setting: &Setting| setting.origin == Origin::Default;
+    let given = list(&|setting| !is_default(setting), &|setting| {
+        format!("{}={} ({})", setting.path, setting.value, setting.origin)
+    });
+    let defaults = list(&is_default, &|setting| format!("{}={}", setting.path, setting.value));
+    info!(given, defaults, "configuration");
 }
 
 /// The configured name, else the kernel's; lower case.

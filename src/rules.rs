@@ -4,6 +4,7 @@
 //! ruleset is the fixed chains plus the sum of all fragments in the order of their names. Every
 //! `KUBE-` word is in this module.
 
+pub mod advice;
 pub mod classic;
 pub mod fixed;
 pub mod names;

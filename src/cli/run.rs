@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 
 use super::{cleanup, complain, log};
 use crate::agent::{self, ConfigFile};
-use crate::config::{Config, Flags, LayoutChoice, Origin, Setting, Warning};
+use crate::config::{Config, Flags, LayoutChoice, Warning};
 
 /// The release of kube-proxy that Chainsmith stands in for.
 const KUBERNETES: &str = "v1.36.2";
@@ -143,7 +143,6 @@ fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
     if flags.is_cleanup() {
         return cleanup::everything();
     }
-    say_settings(&config.effective.settings());
     let result = if flags.is_init_only() { agent::init_only(&config) } else { start(config, file) };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -161,19 +160,6 @@ fn start(config: Config, file: Option<ConfigFile>) -> anyhow::Result<()> {
     // Tasks that wait for the network need not be waited for.
     runtime.shutdown_background();
     result
-}
-
-/// Says every setting once, with its origin; those that somebody set apart from the defaults.
-fn say_settings(settings: &[Setting]) {
-    let list = |is_wanted: &dyn Fn(&Setting) -> bool, shown: &dyn Fn(&Setting) -> String| {
-        settings.iter().filter(|setting| is_wanted(setting)).map(shown).collect::<Vec<_>>().join(", ")
-    };
-    let is_default = |setting: &Setting| setting.origin == Origin::Default;
-    let given = list(&|setting| !is_default(setting), &|setting| {
-        format!("{}={} ({})", setting.path, setting.value, setting.origin)
-    });
-    let defaults = list(&is_default, &|setting| format!("{}={}", setting.path, setting.value));
-    info!(given, defaults, "configuration");
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use anyhow::{Context, anyhow, bail};
 use super::{Backend, Iptables, Readable, RestoreError, nft};
 use crate::iptables::{ChainName, Jump, Table, Target, write};
 use crate::net::IpFamily;
-use crate::plan::Restore;
+use crate::plan::{Limits, Restore};
 use child::RestoreChild;
 
 /// How long a program waits for the xtables lock.
@@ -64,12 +64,13 @@ pub struct KernelIptables {
     backend: Backend,
     programs: Programs,
     restore: Option<RestoreChild>,
+    limits: Limits,
 }
 
 impl KernelIptables {
     /// The tables that `programs`, which are of `backend`, work on.
     pub fn new(family: IpFamily, backend: Backend, programs: Programs) -> KernelIptables {
-        KernelIptables { family, backend, programs, restore: None }
+        KernelIptables { family, backend, programs, restore: None, limits: backend.limits() }
     }
 
     /// The same tables once more, for use beside this one.
@@ -130,6 +131,17 @@ impl Iptables for KernelIptables {
 
     fn backend(&self) -> Backend {
         self.backend
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn shrink_limits(&mut self) -> bool {
+        // A legacy table is replaced as a whole, whatever the input.
+        let less = self.limits.halved().filter(|_| self.backend == Backend::Nft);
+        self.limits = less.unwrap_or(self.limits);
+        less.is_some()
     }
 
     fn readable(&mut self, table: Table) -> anyhow::Result<Readable> {

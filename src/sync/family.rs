@@ -147,6 +147,12 @@ impl<K: Iptables> FamilySync<K> {
         let changed = self.compile(&settings, view);
         let mut outcome = self.restore(scene, &changed, &mut committed, &mut report);
         self.tables.put_back(committed);
+        while matches!(&outcome, Err(failure) if matches!(failure.error, RestoreError::TooLarge(_)))
+            && self.tables.kernel.shrink_limits()
+        {
+            self.tables.doubt();
+            outcome = self.restore_everything(scene, &mut report);
+        }
         outcome = match outcome {
             Err(failure) if is_refusal(&failure) => self.narrow(scene, &mut report),
             outcome => outcome,
