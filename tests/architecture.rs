@@ -148,6 +148,19 @@ fn pure_code_lifts_no_wall() {
     }
 }
 
+/// A clock that is set, forwards or back, moves no period, wait or retry: they go by monotonic time.
+#[test]
+fn nothing_that_waits_knows_the_time_of_day() {
+    let mut n_files = 0;
+    for (module, file, text) in sources() {
+        if ["kernel", "sync", "agent", "leftovers"].contains(&module.as_str()) {
+            n_files += 1;
+            assert!(!text.contains("SystemTime"), "{} asks for the time of day", file.display());
+        }
+    }
+    assert!(n_files > 20, "only {n_files} files found: is the search right?");
+}
+
 #[test]
 fn no_module_is_called_mod_or_utils() {
     for (_, file, _) in sources() {

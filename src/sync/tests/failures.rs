@@ -127,7 +127,7 @@ async fn after_a_refusal_the_kernel_is_read_again_for_it_may_not_be_as_it_was() 
 
 #[tokio::test(start_paused = true)]
 async fn a_restore_that_is_too_large_is_split_within_the_sync() {
-    const MAX: usize = 6_000;
+    const MAX: usize = 16_000;
     let rig = Rig::start(Config::default(), Patience::NONE);
     rig.kernel(|kernel| kernel.max_bytes = MAX);
     for n in 1..=60 {
