@@ -3,8 +3,8 @@
 
 mod advice;
 mod config_file;
-mod notices;
 mod rivals;
+mod surroundings;
 mod takeover;
 mod tune;
 
@@ -23,13 +23,11 @@ use crate::config::host::{Counters, Host, Kernel};
 use crate::config::{BackendChoice, Config, Origin, Setting};
 use crate::kernel::iptables::{self, KernelIptables, Unusable, open};
 use crate::kernel::{Backend, Iptables, addrs, nfacct, nft};
-use crate::metrics::{self, Metrics};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed, names};
-use crate::sync::{Ended, HostSource, Inputs, Loop, Notice, Observer, Parts, Patience, Sweeper, canary};
+use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
 use crate::watch;
 use advice::Advice;
-use notices::Notices;
 use rivals::Rivals;
 use takeover::FirstSyncs;
 use tune::Roots;
@@ -38,20 +36,21 @@ const PROC: &str = "/proc";
 const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
 const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
-/// Runs until SIGTERM or SIGINT, which is success; the rules stay as they are. `file` is where the
-/// configuration was read from.
-pub async fn run(config: Config, file: Option<ConfigFile>) -> anyhow::Result<()> {
+/// Runs until SIGTERM or SIGINT, which is success; the rules stay as they are. `flags` is every flag
+/// with its value, for `/flagz`; `file` is where the configuration was read from.
+pub async fn run(
+    config: Config,
+    flags: Vec<(&'static str, String)>,
+    file: Option<ConfigFile>,
+) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let node_name = node_name(&config)?;
     let kernels = usable_families(config.backend)?;
     let families: Vec<IpFamily> = kernels.iter().map(Iptables::family).collect();
     check_families(&config, &families)?;
     say_settings(&config.effective.settings());
-    let (kernel, notices) = prepare_kernel(&config);
+    let (kernel, findings) = prepare_kernel(&config);
 
-    let registry = prometheus::Registry::new();
-    let metrics = Arc::new(Metrics::register(&registry)?);
-    let notice_counter = Arc::new(Notices::register(&registry)?);
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     if let Some(file) = file {
         tasks.spawn(file.until_changed());
@@ -74,10 +73,17 @@ pub async fn run(config: Config, file: Option<ConfigFile>) -> anyhow::Result<()>
         node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().word()),
         version = env!("CARGO_PKG_VERSION"), "starting"
     );
-    if let Some(address) = config.metrics_bind_address {
-        tasks.spawn(metrics::serve(address, registry, config.bind_address_hard_fail));
-    }
-    let changes = start_source(&config, &node_name, &mut tasks).await?;
+    let client = client(&config).await?;
+    let about = surroundings::About {
+        config: &config,
+        flags,
+        node: &node_name,
+        machine: &machine_name()?,
+        client: client.clone(),
+        counters: kernel.counters,
+    };
+    let told = surroundings::start(about, &mut tasks)?;
+    let changes = start_source(client, &config, &node_name, &mut tasks);
     let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     tasks.spawn(async move {
         let [terminate, interrupt] = &mut signals;
@@ -92,9 +98,8 @@ pub async fn run(config: Config, file: Option<ConfigFile>) -> anyhow::Result<()>
     let host: HostSource = Arc::new(move || Host { addresses: local_addresses(), kernel });
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = notify(&kernels, written_sender, &mut tasks);
-    let told: Vec<Arc<dyn Observer>> = vec![metrics, notice_counter];
-    for notice in &notices {
-        told.iter().for_each(|observer| observer.noticed(notice));
+    for finding in &findings {
+        told.iter().for_each(|observer| observer.noticed(finding));
     }
     let mut observers = observers(told, &host, kernels.first().map(Iptables::backend), &mut tasks);
     observers.push(Arc::new(Advice::new(config.clone(), families)));
@@ -131,11 +136,11 @@ fn observers(
 /// nor iptables' tables. An error names every parameter that could not be set.
 pub fn init_only(config: &Config) -> anyhow::Result<()> {
     say_settings(&config.effective.settings());
-    let (_, notices) = prepare_kernel(config);
-    let unset: Vec<String> = notices
+    let (_, findings) = prepare_kernel(config);
+    let unset: Vec<String> = findings
         .iter()
-        .filter_map(|notice| match notice {
-            Notice::ParameterUnset { key, value, error } => Some(format!("{key} = {value}: {error}")),
+        .filter_map(|finding| match finding {
+            Finding::ParameterUnset { key, value, error } => Some(format!("{key} = {value}: {error}")),
             _ => None,
         })
         .collect();
@@ -204,13 +209,15 @@ fn say_settings(settings: &[Setting]) {
     info!(given, defaults, "configuration");
 }
 
+fn machine_name() -> anyhow::Result<String> {
+    Ok(nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().into_owned())
+}
+
 /// The configured name, else the kernel's; lower case.
 fn node_name(config: &Config) -> anyhow::Result<Arc<str>> {
     let name = match &config.hostname_override {
         Some(name) => name.clone(),
-        None => {
-            nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().into_owned()
-        }
+        None => machine_name()?,
     };
     let name = name.trim().to_lowercase();
     if name.is_empty() {
@@ -260,7 +267,7 @@ fn check_families(config: &Config, families: &[IpFamily]) -> anyhow::Result<()> 
 }
 
 /// Finds out what the kernel can do, and lets it do what the configuration needs; what it would not.
-fn prepare_kernel(config: &Config) -> (Kernel, Vec<Notice>) {
+fn prepare_kernel(config: &Config) -> (Kernel, Vec<Finding>) {
     let roots = Roots::of_kernel();
     let mut unset = tune::conntrack(&roots, &config.conntrack);
     let counters =
@@ -273,12 +280,12 @@ fn prepare_kernel(config: &Config) -> (Kernel, Vec<Notice>) {
     let route_localnet = refused.is_none();
     unset.extend(refused);
     tune::warn_of(&unset);
-    let mut notices: Vec<Notice> = unset.into_iter().map(tune::Unset::notice).collect();
+    let mut findings: Vec<Finding> = unset.into_iter().map(tune::Unset::finding).collect();
     if !route_localnet {
         warn!("node ports do not answer on 127.0.0.1, as the kernel does not route it");
-        notices.push(Notice::NoLocalhostNodePorts);
+        findings.push(Finding::NoLocalhostNodePorts);
     }
-    (Kernel { route_localnet, ..kernel }, notices)
+    (Kernel { route_localnet, ..kernel }, findings)
 }
 
 fn counter(name: &str) -> bool {
@@ -297,22 +304,29 @@ fn local_addresses() -> Vec<std::net::IpAddr> {
     })
 }
 
-async fn start_source(
-    config: &Arc<Config>,
+/// The API server; `None` when objects come from folders.
+async fn client(config: &Config) -> anyhow::Result<Option<kube::Client>> {
+    if !config.manifests.is_empty() {
+        return Ok(None);
+    }
+    let client = &config.client;
+    watch::api::client(client.kubeconfig.as_deref(), client.master.as_deref()).await.map(Some)
+}
+
+fn start_source(
+    client: Option<kube::Client>,
+    config: &Config,
     node_name: &str,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> anyhow::Result<mpsc::Receiver<watch::WatchEvent>> {
+) -> mpsc::Receiver<watch::WatchEvent> {
     let (sender, receiver) = mpsc::channel(watch::CHANNEL_CAPACITY);
     let node = node_name.to_owned();
-    if config.manifests.is_empty() {
-        let client = &config.client;
-        let client = watch::api::client(client.kubeconfig.as_deref(), client.master.as_deref()).await?;
-        tasks.spawn(async move {
+    match client {
+        Some(client) => tasks.spawn(async move {
             watch::api::follow(client, node, sender).await;
             Ok(())
-        });
-    } else {
-        tasks.spawn(watch::files::follow(config.manifests.clone(), node, sender));
-    }
-    Ok(receiver)
+        }),
+        None => tasks.spawn(watch::files::follow(config.manifests.clone(), node, sender)),
+    };
+    receiver
 }

@@ -79,6 +79,11 @@ pub trait Iptables: Restore<Error = RestoreError> + Send {
     /// The number of the ruleset, which every commit of anybody raises; `None` where there is none
     /// (legacy), or when it cannot be had.
     fn generation(&mut self) -> Option<u32>;
+    /// How long restores have waited for others to let go of the xtables lock since this was asked
+    /// last.
+    fn lock_wait(&mut self) -> Duration {
+        Duration::ZERO
+    }
     /// Makes `chain` in `table` unless it is there.
     fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()>;
     /// Whether `chain` is in `table`; an error when that cannot be told now.

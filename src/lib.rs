@@ -8,6 +8,9 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod events;
+pub mod health;
+mod http;
 pub mod iptables;
 pub mod kernel;
 pub mod leftovers;

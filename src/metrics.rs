@@ -1,198 +1,272 @@
-//! The metrics, by kube-proxy's names, types, labels and buckets.
-#![allow(clippy::disallowed_methods, reason = "time stamps of syncs are metrics")]
+//! The metrics: kube-proxy's by their names, types, labels and buckets, and our own beside them.
+//!
+//! What belongs to the Go runtime (`go_*`, `workqueue_*`, ...) has no counterpart here and is left out.
+#![allow(clippy::disallowed_methods, reason = "time stamps are metrics")]
 
+mod cluster;
+mod define;
+mod node;
+mod packets;
+mod pages;
+mod process;
+mod requests;
 mod server;
+mod sync;
 
-pub use server::serve;
+pub use node::EventLoss;
+pub use packets::ReadPackets;
+pub use pages::Pages;
+pub use requests::Request;
+pub use server::router;
+pub use sync::{Stages, SyncSample};
 
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{Registry, TextEncoder};
 
 use crate::net::IpFamily;
+use cluster::ClusterMetrics;
+use define::Definer;
+use node::NodeMetrics;
+use packets::Packets;
+use process::Process;
+use requests::RequestMetrics;
+use sync::SyncMetrics;
 
-/// Doubling from a millisecond to 16 s. Source: kube-proxy v1.36, `pkg/proxy/metrics`.
-const SYNC_BUCKETS: [f64; 15] = [
-    0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384,
-];
+/// Packets dropped because conntrack called them INVALID.
+const INVALID: (&str, &str) = (
+    "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
+    "[ALPHA] packets dropped by iptables to work around conntrack problems",
+);
+/// Packets to node ports of loopback.
+const LOCALHOST: (&str, &str) = (
+    "kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
+    "[ALPHA] Number of packets accepted on nodeports of loopback interface",
+);
 
-/// What a sync of one family came to.
-#[derive(Clone, Copy, Debug)]
-pub struct SyncSample {
-    /// The family.
-    pub family: IpFamily,
-    /// Whether every service port was compared.
-    pub is_full: bool,
-    /// Whether all that is wanted is in force.
-    pub is_success: bool,
-    /// Restores that failed.
-    pub n_failed_restores: usize,
-    /// How long it took.
-    pub elapsed: Duration,
-    /// iptables-restore processes started.
-    pub n_processes: usize,
-    /// Chains written or deleted.
-    pub n_chains: usize,
-    /// Service ports that are left out because the kernel refuses them.
-    pub n_quarantined: usize,
-    /// Chains and jumps that somebody else had changed.
-    pub n_drifted: usize,
-    /// For each table: its name, rules written, rules of ours in force.
-    pub rules: [(&'static str, usize, usize); 2],
-}
-
-/// Every metric.
+/// Every metric. Methods never wait for anything.
 pub struct Metrics {
-    sync_duration: HistogramVec,
-    full_sync_duration: HistogramVec,
-    partial_sync_duration: HistogramVec,
-    last_sync: GaugeVec,
-    rules_total: GaugeVec,
-    rules_last: GaugeVec,
-    restore_failures: IntCounterVec,
-    partial_restore_failures: IntCounterVec,
-    processes: IntCounterVec,
-    chains_written: IntCounterVec,
-    drift: IntCounterVec,
-    quarantined: GaugeVec,
+    registry: Registry,
+    sync: SyncMetrics,
+    cluster: ClusterMetrics,
+    node: NodeMetrics,
+    requests: RequestMetrics,
 }
 
 impl Metrics {
     /// Makes all metrics and registers them.
     pub fn register(registry: &Registry) -> anyhow::Result<Metrics> {
-        let family = &["ip_family"];
-        let table = &["ip_family", "table"];
-        let histogram = |name: &str, help: &str| {
-            let options = HistogramOpts::new(name, help).buckets(SYNC_BUCKETS.to_vec());
-            HistogramVec::new(options, family)
-        };
-        let metrics = Metrics {
-            sync_duration: histogram(
-                "kubeproxy_sync_proxy_rules_duration_seconds",
-                "[ALPHA] Duration of a sync of one family, in seconds",
-            )?,
-            full_sync_duration: histogram(
-                "kubeproxy_sync_full_proxy_rules_duration_seconds",
-                "[ALPHA] Duration of a sync that compared every service port, in seconds",
-            )?,
-            partial_sync_duration: histogram(
-                "kubeproxy_sync_partial_proxy_rules_duration_seconds",
-                "[ALPHA] Duration of a sync that compared changed service ports only, in seconds",
-            )?,
-            last_sync: GaugeVec::new(
-                Opts::new(
-                    "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-                    "[ALPHA] When the last sync succeeded, in seconds since 1970",
-                ),
-                family,
-            )?,
-            rules_total: GaugeVec::new(
-                Opts::new("kubeproxy_sync_proxy_rules_iptables_total", "[ALPHA] Rules in force"),
-                table,
-            )?,
-            rules_last: GaugeVec::new(
-                Opts::new(
-                    "kubeproxy_sync_proxy_rules_iptables_last",
-                    "[ALPHA] Rules written by the last sync",
-                ),
-                table,
-            )?,
-            restore_failures: IntCounterVec::new(
-                Opts::new(
-                    "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
-                    "[ALPHA] Restores that failed",
-                ),
-                family,
-            )?,
-            partial_restore_failures: IntCounterVec::new(
-                Opts::new(
-                    "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
-                    "[ALPHA] Restores of partial syncs that failed",
-                ),
-                family,
-            )?,
-            processes: IntCounterVec::new(
-                Opts::new("chainsmith_restore_processes_total", "iptables-restore processes started"),
-                family,
-            )?,
-            chains_written: IntCounterVec::new(
-                Opts::new("chainsmith_chains_written_total", "Chains written or deleted"),
-                family,
-            )?,
-            quarantined: GaugeVec::new(
-                Opts::new(
-                    "chainsmith_quarantined_service_ports",
-                    "Service ports left out because the kernel refuses them",
-                ),
-                family,
-            )?,
-            drift: IntCounterVec::new(
-                Opts::new(
-                    "chainsmith_drift_repaired_total",
-                    "Chains and jumps that somebody else had changed",
-                ),
-                family,
-            )?,
-        };
-        metrics.register_all(registry).context("registering metrics")?;
-        Ok(metrics)
+        let define = Definer(registry);
+        registry.register(Box::new(Process::new("/proc")?)).context("registering the process's metrics")?;
+        Ok(Metrics {
+            registry: registry.clone(),
+            sync: SyncMetrics::new(&define)?,
+            cluster: ClusterMetrics::new(&define)?,
+            node: NodeMetrics::new(&define)?,
+            requests: RequestMetrics::new(&define)?,
+        })
     }
 
-    fn register_all(&self, registry: &Registry) -> prometheus::Result<()> {
-        for histogram in [&self.sync_duration, &self.full_sync_duration, &self.partial_sync_duration] {
-            registry.register(Box::new(histogram.clone()))?;
+    /// Notes what is fixed from the start: the version, and each feature gate with its name, stage
+    /// (`ALPHA`, `BETA` or empty) and whether it is on.
+    pub fn is_built<'a>(
+        &self,
+        gates: impl Iterator<Item = (&'a str, &'static str, bool)>,
+    ) -> anyhow::Result<()> {
+        let define = Definer(&self.registry);
+        let platform = platform();
+        let labels = || BUILD_LABELS.into_iter().chain([("platform", platform.as_str())]);
+        let build = define.gauges(BUILD, &labels().map(|(label, _)| label).collect::<Vec<_>>())?;
+        build.with_label_values(&labels().map(|(_, value)| value).collect::<Vec<_>>()).set(1.0);
+        let features = define.gauges(FEATURES, &["name", "stage"])?;
+        for (name, stage, is_on) in gates {
+            features.with_label_values(&[name, stage]).set(f64::from(u8::from(is_on)));
         }
-        for gauge in [&self.last_sync, &self.rules_total, &self.rules_last, &self.quarantined] {
-            registry.register(Box::new(gauge.clone()))?;
-        }
-        for counter in [
-            &self.restore_failures,
-            &self.partial_restore_failures,
-            &self.processes,
-            &self.chains_written,
-            &self.drift,
-        ] {
-            registry.register(Box::new(counter.clone()))?;
+        Ok(())
+    }
+
+    /// Shows the kernel's count of packets dropped as INVALID, and of those to node ports of loopback;
+    /// `None` where the kernel has no such counters.
+    pub fn packets(
+        &self,
+        invalid: Option<ReadPackets>,
+        localhost: Option<ReadPackets>,
+    ) -> anyhow::Result<()> {
+        for (known, read) in [(INVALID, invalid), (LOCALHOST, localhost)] {
+            if let Some(read) = read {
+                self.registry.register(Box::new(Packets::new(known, read)?))?;
+            }
         }
         Ok(())
     }
 
     /// Notes a sync.
     pub fn synced(&self, sync: &SyncSample) {
-        let family = sync.family.to_string();
-        let labels = &[family.as_str()];
-        let by_kind = if sync.is_full { &self.full_sync_duration } else { &self.partial_sync_duration };
-        for histogram in [&self.sync_duration, by_kind] {
-            histogram.with_label_values(labels).observe(sync.elapsed.as_secs_f64());
-        }
-        self.processes.with_label_values(labels).inc_by(sync.n_processes as u64);
-        self.chains_written.with_label_values(labels).inc_by(sync.n_chains as u64);
-        self.quarantined.with_label_values(labels).set(sync.n_quarantined as f64);
-        self.drift.with_label_values(labels).inc_by(sync.n_drifted as u64);
-        for (table, n_written, n_in_force) in sync.rules {
-            let labels = &[family.as_str(), table];
-            self.rules_last.with_label_values(labels).set(n_written as f64);
-            self.rules_total.with_label_values(labels).set(n_in_force as f64);
-        }
-        let n_failed = sync.n_failed_restores as u64;
-        self.restore_failures.with_label_values(labels).inc_by(n_failed);
-        if !sync.is_full {
-            self.partial_restore_failures.with_label_values(labels).inc_by(n_failed);
-        }
-        if sync.is_success {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            self.last_sync.with_label_values(labels).set(now.as_secs_f64());
-        }
+        self.sync.synced(sync);
+    }
+
+    /// Notes that a sync of `family` is asked for.
+    pub fn queued(&self, family: IpFamily) {
+        self.sync.queued(family);
+    }
+
+    /// Notes how long a sync of `family` waited from the first change that asks for it to its start.
+    pub fn waited(&self, family: IpFamily, elapsed: Duration) {
+        self.sync.stage(family, "queue", elapsed);
+    }
+
+    /// Notes that the rules of `family` follow a change of endpoints that began so many seconds ago;
+    /// less than zero where clocks differ.
+    pub fn programmed(&self, family: IpFamily, seconds: f64) {
+        self.sync.programmed(family, seconds);
     }
 
     /// Failed restores of `family` so far.
     pub fn restore_failures(&self, family: IpFamily) -> u64 {
-        self.restore_failures.with_label_values(&[family.to_string().as_str()]).get()
+        self.sync.restore_failures(family)
     }
+
+    /// Notes in which back-end (`nft`, `legacy`) and layout (`classic`, `compact`) the rules are.
+    pub fn layout(&self, family: IpFamily, backend: &str, layout: &str) {
+        self.sync.layout(family, backend, layout);
+    }
+
+    /// Notes that so many Services (each once for each family) and EndpointSlices were heard of.
+    pub fn heard(&self, n_services: usize, n_slices: usize) {
+        self.cluster.heard(n_services, n_slices);
+    }
+
+    /// Notes how many changes wait for a sync.
+    pub fn pending(&self, n_services: usize, n_slices: usize) {
+        self.cluster.pending(n_services, n_slices);
+    }
+
+    /// Notes how many objects of a kind count.
+    pub fn objects(&self, kind: &str, n: usize) {
+        self.cluster.objects(kind, n);
+    }
+
+    /// Notes how many fields of objects of a kind cannot be used.
+    pub fn problems(&self, kind: &str, n: usize) {
+        self.cluster.problems(kind, n);
+    }
+
+    /// Notes that the watch of a kind is begun anew after a failure.
+    pub fn watch_restarted(&self, kind: &str) {
+        self.cluster.watch_restarted(kind);
+    }
+
+    /// Notes an answer of `/healthz`.
+    pub fn healthz(&self, code: u16) {
+        self.node.healthz(code);
+    }
+
+    /// Notes an answer of `/livez`.
+    pub fn livez(&self, code: u16) {
+        self.node.livez(code);
+    }
+
+    /// Notes that conntrack was compared with the endpoints of `family`.
+    pub fn conntrack_reconciled(&self, family: IpFamily, elapsed: Duration) {
+        self.node.reconciled(family, elapsed);
+    }
+
+    /// Notes that `n` conntrack entries were deleted for `reason`, a few fixed words.
+    pub fn conntrack_deleted(&self, family: IpFamily, reason: &str, n: u64) {
+        self.node.deleted(family, reason, n);
+    }
+
+    /// Notes that something of `kind`, a few fixed words, was found amiss on the node.
+    pub fn found(&self, kind: &str) {
+        self.node.found(kind);
+    }
+
+    /// Notes of how many Services the health check node port is open, and of how many it cannot be
+    /// opened.
+    pub fn health_ports(&self, family: IpFamily, n_open: usize, n_failed: usize) {
+        self.node.health_ports(family, n_open, n_failed);
+    }
+
+    /// Notes that `server` (`healthz`, `metrics`, `service_health`) cannot listen on an address.
+    pub fn bind_failed(&self, server: &str) {
+        self.node.bind_failed(server);
+    }
+
+    /// Notes an event of a type (`Normal`, `Warning`) that was sent.
+    pub fn event_sent(&self, kind: &str) {
+        self.node.event_sent(kind);
+    }
+
+    /// Notes an event that is not sent.
+    pub fn event_lost(&self, why: EventLoss) {
+        self.node.event_lost(why);
+    }
+
+    /// Notes a request to the API server.
+    pub fn requested(&self, request: &Request<'_>) {
+        self.requests.requested(request);
+    }
+
+    /// Notes that the body of an answer was read, which is no watch.
+    pub fn received(&self, method: &str, host: &str, n_bytes: u64) {
+        self.requests.received(method, host, n_bytes);
+    }
+
+    /// Notes how long a request to the API server was held back to stay below the rate allowed.
+    pub fn limited(&self, method: &str, host: &str, elapsed: Duration) {
+        self.requests.limited(method, host, elapsed);
+    }
+
+    /// Notes that a request is sent again after an answer with `status`, or none.
+    pub fn retried(&self, method: &str, host: &str, status: Option<u16>) {
+        self.requests.retried(method, host, status);
+    }
+}
+
+const BUILD: (&str, &str) = (
+    "kubernetes_build_info",
+    "[BETA] A metric with a constant '1' value labeled by major, minor, git version, git commit, git tree state, build date, Go version, and compiler from which Kubernetes was built, and platform on which it is running.",
+);
+/// Dashboards compare `git_version` with that of kubelets: the version of kube-proxy that this stands
+/// for, and ours behind it.
+const BUILD_LABELS: [(&str, &str); 8] = [
+    ("build_date", ""),
+    ("compiler", "rustc"),
+    ("git_commit", ""),
+    ("git_tree_state", ""),
+    ("git_version", concat!("v1.36.0+chainsmith.", env!("CARGO_PKG_VERSION"))),
+    ("go_version", ""),
+    ("major", "1"),
+    ("minor", "36"),
+];
+
+/// This platform as Go calls it.
+fn platform() -> String {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+        "loongarch64" => "loong64",
+        same => same,
+    };
+    format!("{}/{architecture}", std::env::consts::OS)
+}
+
+const FEATURES: (&str, &str) = (
+    "kubernetes_feature_enabled",
+    "[BETA] This metric records the data about the stage and enablement of a k8s feature.",
+);
+
+fn seconds_now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// The text that Prometheus scrapes.
 pub fn exposition(registry: &Registry) -> anyhow::Result<String> {
-    TextEncoder::new().encode_to_string(&registry.gather()).context("writing metrics")
+    let text = TextEncoder::new().encode_to_string(&registry.gather()).context("writing metrics")?;
+    Ok(requests::respelled(text))
 }
+
+#[cfg(test)]
+mod tests;

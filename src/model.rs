@@ -16,7 +16,7 @@ pub use inventory::Inventory;
 pub use node::Node;
 pub use problem::{ObjectKind, Problem};
 pub use service::{Frontend, Port, Service, ServicePort, TrafficPolicy};
-pub use snapshot::{Change, Snapshot, Touched};
+pub use snapshot::{Change, SliceChange, Snapshot, Touched};
 
 use std::fmt;
 use std::sync::Arc;

@@ -13,11 +13,14 @@ mod observer;
 mod pacer;
 mod quarantine;
 mod report;
+mod stopwatch;
 mod sweep;
 mod tables;
+mod triggers;
 
 pub use family::{FamilySync, View};
-pub use observer::{News, Notice, Observer, Scope, Synced};
+pub use measure::Meter;
+pub use observer::{Finding, News, Observer, Scope, Synced};
 pub use report::{Drift, Refusal, Report, SyncError};
 pub use sweep::{Sweep, Sweeper};
 
@@ -244,6 +247,9 @@ impl<K: Iptables + 'static> Loop<K> {
             Event::Watch(WatchEvent::Change(change)) => return self.change(change),
             Event::Watch(WatchEvent::ServicesListed) => self.are_services_listed = true,
             Event::Watch(WatchEvent::SlicesListed) => self.are_slices_listed = true,
+            Event::Watch(WatchEvent::Problems(kind, n)) => {
+                self.tell(|observer| observer.problems(kind, n));
+            }
             Event::Watch(WatchEvent::NodeListed) => self.node_listed_at = Some(Instant::now()),
             Event::NodeWaitOver => return self.node_wait_over(),
             Event::TablesFlushed(family) => {
@@ -257,6 +263,8 @@ impl<K: Iptables + 'static> Loop<K> {
                 let generation = self.generation();
                 if self.lookout.begin_audit(generation, Instant::now()) {
                     self.read_everything_again();
+                } else {
+                    self.state.families.iter_mut().for_each(FamilySync::retry_quarantined);
                 }
             }
             Event::RetryDue | Event::SyncDue | Event::LookDue => {}
@@ -270,7 +278,8 @@ impl<K: Iptables + 'static> Loop<K> {
         self.state.snapshot.apply(change, &mut touched);
         self.is_changed |= !touched.is_empty();
         let (is_listed, zone) = (self.is_listed(), self.zone());
-        self.tell(|observer| observer.changed(&News { touched: &touched, is_listed }));
+        let node = self.state.snapshot.node();
+        self.tell(|observer| observer.changed(&News { touched: &touched, node, is_listed }));
         for at in 0..self.state.families.len() {
             let family = self.state.families[at].family();
             let names = std::mem::take(touched.services.get_mut(family));
@@ -397,6 +406,7 @@ impl<K: Iptables + 'static> Loop<K> {
         self.state = state;
         if is_wrong {
             self.read_everything_again();
+            self.lookout.suspected(started);
         } else {
             self.lookout.looked(generation, started, Instant::now());
         }
@@ -499,6 +509,7 @@ fn sync_family<K: Iptables>(
     stop: &AtomicBool,
     observers: &[Arc<dyn Observer>],
 ) -> Report {
+    observers.iter().for_each(|observer| observer.syncing(sync.family()));
     let started = Instant::now();
     let report = sync.sync(view, stop);
     let elapsed = started.elapsed();

@@ -6,7 +6,7 @@ pub mod api;
 pub mod files;
 mod report;
 
-use crate::model::Change;
+use crate::model::{Change, ObjectKind};
 
 /// What a source tells the loop, in order.
 ///
@@ -23,6 +23,8 @@ pub enum WatchEvent {
     SlicesListed,
     /// It is known whether this node's Node is there.
     NodeListed,
+    /// So many fields of objects of a kind cannot be used now; told when the number changes.
+    Problems(ObjectKind, usize),
 }
 
 /// How many events a source may be ahead of the loop.

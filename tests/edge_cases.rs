@@ -50,9 +50,9 @@ const SOURCES: [&str; 10] = [
 /// The cases that are not here, and where they belong.
 const LEFT: [(u32, &str); 12] = [
     (46, "which families a node has: agent"),
-    (124, "health"),
-    (125, "health"),
-    (126, "health"),
+    (124, "health::ports"),
+    (125, "health::ports"),
+    (126, "health::ports"),
     (150, "what is waited for before the first sync: sync, watch"),
     (163, "pace: sync::pacer"),
     (164, "pace: sync::pacer"),

@@ -1,7 +1,7 @@
 //! SCTP by hand: where the kernel has no SCTP sockets, its NAT still works.
 
-use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::lab::address::Family;
 use crate::lab::client::Host;
 use crate::lab::host::Pod;
 
@@ -45,21 +46,21 @@ impl Drop for Inits {
     }
 }
 
-/// Listens for INITs in `pod`.
-pub(super) fn listen(pod: &Pod) -> Inits {
+/// Listens for INITs over `family` in `pod`.
+pub(super) fn listen(pod: &Pod, family: Family) -> Inits {
     let (told, heard) = mpsc::channel();
     let (ready, is_ready) = mpsc::channel();
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let listener = pod.namespace().spawn(move || {
-        let mut socket = raw_socket();
+        let socket = raw_socket(family);
         socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket takes a timeout");
         ready.send(()).expect("the test waits");
         let mut packet = [0; 2048];
         while !stopped.load(Ordering::Relaxed) {
-            match socket.read(&mut packet) {
+            match socket.recv_from(&mut packet) {
                 // Nobody listens any more when the test ends just now.
-                Ok(length) => drop(parse(&packet[..length]).map(|init| told.send(init))),
+                Ok((length, from)) => drop(parse(from, &packet[..length]).map(|init| told.send(init))),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(error) => panic!("hearing SCTP: {error}"),
             }
@@ -75,12 +76,19 @@ pub(super) fn send_init(pod: &Pod, port: u16, to: SocketAddr) {
     pod.namespace().run(|| {
         let mut at = to;
         at.set_port(0);
-        raw_socket().send_to(&packet, &at.into()).expect("a packet can be sent");
+        let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
+        raw_socket(family).send_to(&packet, at).expect("a packet can be sent");
     });
 }
 
-fn raw_socket() -> Socket {
-    Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(SCTP))).expect("root may have raw sockets")
+/// A raw socket, in the clothes of one for datagrams: it sends and receives in the same way.
+fn raw_socket(family: Family) -> UdpSocket {
+    let domain = match family {
+        Family::V4 => Domain::IPV4,
+        Family::V6 => Domain::IPV6,
+    };
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(SCTP)));
+    socket.expect("root may have raw sockets").into()
 }
 
 /// An SCTP packet with an INIT chunk (RFC 9260, 3.1 and 3.3.2).
@@ -102,10 +110,10 @@ fn init(source: u16, destination: u16) -> Vec<u8> {
     packet
 }
 
-/// Reads an IPv4 packet as a raw socket gives it; nothing if it is no INIT.
-fn parse(packet: &[u8]) -> Option<Init> {
-    let header = usize::from(packet.first()? & 0xf) * 4;
-    let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+/// Reads a packet as a raw socket gives it, with its header over IPv4 and without over IPv6; nothing
+/// if it is no INIT.
+fn parse(from: SocketAddr, packet: &[u8]) -> Option<Init> {
+    let header = if from.is_ipv4() { usize::from(packet.first()? & 0xf) * 4 } else { 0 };
     let sctp = packet.get(header..)?;
     if *sctp.get(12)? != 1 {
         return None;
@@ -113,7 +121,7 @@ fn parse(packet: &[u8]) -> Option<Init> {
     let mut zeroed = sctp.to_vec();
     zeroed[8..12].fill(0);
     Some(Init {
-        source: SocketAddr::new(IpAddr::V4(Ipv4Addr::from(source)), u16::from_be_bytes([sctp[0], sctp[1]])),
+        source: SocketAddr::new(from.ip(), u16::from_be_bytes([sctp[0], sctp[1]])),
         destination_port: u16::from_be_bytes([sctp[2], sctp[3]]),
         is_checksum_right: sctp[8..12] == crc32c(&zeroed).to_le_bytes(),
     })

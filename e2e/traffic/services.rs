@@ -1,4 +1,4 @@
-//! Services of every kind, made through the API server: what their packets meet.
+//! Services of every kind, made through the API server: what their packets meet over both families.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::observe::{assert_masqueraded_by, assert_source_kept, each_pod};
 use super::sctp;
 use crate::cluster::{self, CLIENTS, WEB, WEB_PODS};
-use crate::lab::address::{FAMILIES, Family, outside};
+use crate::lab::address::{FAMILIES, Family, outside, pod};
 use crate::lab::client::{Host, IMPATIENCE, Outcome, Protocol};
 use crate::lab::host::POD_PORT;
 use crate::lab::netfilter::Backend;
@@ -25,12 +25,13 @@ const BRIEF: Duration = Duration::from_millis(200);
 /// Changes are not held back.
 const AT_ONCE: &str = "--iptables-min-sync-period=1ms";
 
-/// The pods that serve, with the names of their nodes.
-const PODS: [(&str, &str, &str); 3] =
-    [("web-1", "10.128.0.5", "node-1"), ("web-2", "10.128.0.6", "node-1"), ("web-3", "10.128.1.5", "node-2")];
+/// The pods that serve, with the number of their node and of themselves there.
+const PODS: [(&str, u8, u8); 3] = [("web-1", 1, 5), ("web-2", 1, 6), ("web-3", 2, 5)];
 
-/// The cluster IP of the Service made here.
-const IP: &str = "10.96.0.77";
+/// The cluster IPs of the Service made here.
+const IPS: [&str; 2] = ["10.96.0.77", "fd00:10:96::77"];
+
+const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
 /// Its node port.
 const NODE_PORT: u16 = 30077;
@@ -40,8 +41,8 @@ fn service(spec: Value) -> Value {
     let mut object = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "it", "namespace": "default"},
         "spec": {
-            "type": "ClusterIP", "clusterIP": IP, "clusterIPs": [IP], "ipFamilies": ["IPv4"],
-            "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
+            "type": "ClusterIP", "clusterIP": IPS[0], "clusterIPs": IPS, "ipFamilies": ["IPv4", "IPv6"],
+            "ipFamilyPolicy": "RequireDualStack", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
             "ports": [
                 {"name": "http", "protocol": "TCP", "port": 80, "targetPort": POD_PORT},
                 {"name": "echo", "protocol": "UDP", "port": 80, "targetPort": POD_PORT},
@@ -62,25 +63,35 @@ fn with_node_port(kind: &str) -> Value {
     })
 }
 
-/// The slice of `it` with these endpoints.
-fn slice(endpoints: &[Value]) -> Value {
-    json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"name": "it-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "it"}},
-        "ports": [
-            {"name": "http", "protocol": "TCP", "port": POD_PORT},
-            {"name": "echo", "protocol": "UDP", "port": POD_PORT},
-            {"name": "assoc", "protocol": "SCTP", "port": POD_PORT},
-        ],
-        "endpoints": endpoints,
-    })
+/// Puts these endpoints of `it` in force: a slice for each family.
+fn publish(running: &Running, endpoints: &[Value]) {
+    for (n, family) in ["IPv4", "IPv6"].into_iter().enumerate() {
+        let mut endpoints = endpoints.to_vec();
+        for endpoint in &mut endpoints {
+            endpoint["addresses"] = json!([endpoint["addresses"][n]]);
+        }
+        let name = format!("it-{family}").to_lowercase();
+        let labels = json!({"kubernetes.io/service-name": "it"});
+        running.api.put(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+            "metadata": {"name": name, "namespace": "default", "labels": labels},
+            "ports": [
+                {"name": "http", "protocol": "TCP", "port": POD_PORT},
+                {"name": "echo", "protocol": "UDP", "port": POD_PORT},
+                {"name": "assoc", "protocol": "SCTP", "port": POD_PORT},
+            ],
+            "endpoints": endpoints,
+        }));
+    }
 }
 
-/// The endpoint of the pod `name`, with more in it.
+/// The endpoint of the pod `name` with its address in each family, and with more in it.
 fn endpoint(name: &str, more: &Value) -> Value {
-    let (_, address, node) = PODS.iter().find(|(pod, ..)| *pod == name).expect("a pod that serves");
+    let (_, node, host) = *PODS.iter().find(|(pod, ..)| *pod == name).expect("a pod that serves");
+    let addresses = FAMILIES.map(|family| pod(node, host).of(family));
     let conditions = json!({"ready": true, "serving": true, "terminating": false});
-    let mut endpoint = json!({"addresses": [address], "nodeName": node, "conditions": conditions});
+    let node = format!("node-{node}");
+    let mut endpoint = json!({"addresses": addresses, "nodeName": node, "conditions": conditions});
     for (key, value) in more.as_object().expect("more is an object") {
         endpoint[key] = value.clone();
     }
@@ -96,8 +107,23 @@ fn in_condition(name: &str, is_ready: bool, is_serving: bool, is_terminating: bo
     endpoint(name, &json!({"conditions": conditions}))
 }
 
-fn cluster_ip() -> SocketAddr {
-    SocketAddr::new(IP.parse().expect("an address"), 80)
+/// The cluster IP of `family`, port 80.
+fn cluster_ip(family: Family) -> SocketAddr {
+    SocketAddr::new(IPS[usize::from(family == Family::V6)].parse().expect("an address"), 80)
+}
+
+fn cases() -> impl Iterator<Item = (Family, Protocol)> {
+    FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|protocol| (family, protocol)))
+}
+
+/// Whether the rules of every node hold `wanted` in both families, and not `unwanted`.
+fn is_in_force(running: &Running, wanted: &str, unwanted: &str) -> bool {
+    running.lab.nodes().iter().all(|node| {
+        FAMILIES.into_iter().all(|family| {
+            let rules = node.netfilter().save(family).expect("rules can be read");
+            rules.contains(wanted) && !rules.contains(unwanted)
+        })
+    })
 }
 
 /// A cluster with the Service `it` in force on all nodes.
@@ -105,25 +131,24 @@ fn start(backend: Backend, flags: &[&str], spec: Value, endpoints: &[Value]) -> 
     let flags = [&[AT_ONCE], flags].concat();
     let running = Running::with_flags(backend, &flags).expect("a cluster starts");
     running.api.put(service(spec));
-    running.api.put(slice(endpoints));
-    for node in running.lab.nodes() {
-        poll::until("the Service is in force", SOON, || {
-            let rules = node.netfilter().save(Family::V4).expect("rules can be read");
-            rules.contains("default/it:") && !rules.contains("default/it:http has no endpoints")
-        });
-    }
+    publish(&running, endpoints);
+    poll::until("the Service is in force", SOON, || {
+        is_in_force(&running, "default/it:", "default/it:http has no endpoints")
+    });
     running
 }
 
-/// Waits until `host` meets `wanted` at the cluster IP three times in a row, `None` being a refusal.
+/// Waits until `host` meets `wanted` at both cluster IPs three times in a row, `None` being a refusal.
 #[track_caller]
 fn wait_for(host: &dyn Host, wanted: Option<&str>) {
-    poll::until(&format!("{wanted:?} answers"), SOON, || {
-        (0..3).all(|_| match host.attempt(Protocol::Udp, cluster_ip(), BRIEF).outcome {
-            Outcome::Answered { pod, .. } => Some(pod.as_str()) == wanted,
-            outcome => wanted.is_none() && outcome == Outcome::Refused,
-        })
-    });
+    for family in FAMILIES {
+        poll::until(&format!("{wanted:?} answers over {family:?}"), SOON, || {
+            (0..3).all(|_| match host.attempt(Protocol::Udp, cluster_ip(family), BRIEF).outcome {
+                Outcome::Answered { pod, .. } => Some(pod.as_str()) == wanted,
+                outcome => wanted.is_none() && outcome == Outcome::Refused,
+            })
+        });
+    }
 }
 
 /// Three nodes, pods joined by routes and by vxlan: each node serves every Service, also the one
@@ -138,8 +163,7 @@ fn three_nodes_serve(backend: Backend, network: PodNetwork) {
     let plan = cluster::plan(backend).node(&["client-3"]).pod_network(network);
     let running = Running::in_lab(plan.build().expect("a lab can be built"), &[AT_ONCE]).expect("it starts");
     let lab = &running.lab;
-    let cases = FAMILIES.into_iter().flat_map(|family| [Protocol::Tcp, Protocol::Udp].map(|p| (family, p)));
-    for (family, protocol) in cases {
+    for (family, protocol) in cases() {
         for client in ["client-1", "client-2", "client-3"] {
             each_pod(&WEB_PODS, lab.pod(client), protocol, WEB.cluster_ip(family), assert_source_kept);
         }
@@ -154,7 +178,9 @@ fn three_nodes_serve(backend: Backend, network: PodNetwork) {
     }
     for node in lab.nodes() {
         lab.outside().enter_by(node).expect("routes can be set");
-        lab.outside().attempts(300, Protocol::Tcp, WEB.load_balancer(Family::V4)).assert_spread(&WEB_PODS);
+        for family in FAMILIES {
+            lab.outside().attempts(300, Protocol::Tcp, WEB.load_balancer(family)).assert_spread(&WEB_PODS);
+        }
     }
 }
 
@@ -164,18 +190,18 @@ pub fn internal_policy_local_stays_on_the_node(backend: Backend) {
     let spec = json!({"internalTrafficPolicy": "Local"});
     let running = start(backend, &[], spec, &[ready("web-1"), ready("web-2")]);
     let lab = &running.lab;
-    for protocol in [Protocol::Tcp, Protocol::Udp] {
+    for (family, protocol) in cases() {
         let hosts: [&dyn Host; 2] = [lab.pod("client-1"), lab.node(1)];
         for host in hosts {
-            each_pod(&["web-1", "web-2"], host, protocol, cluster_ip(), |_| ());
+            each_pod(&["web-1", "web-2"], host, protocol, cluster_ip(family), |_| ());
         }
         let elsewhere: [&dyn Host; 2] = [lab.pod("client-2"), lab.node(2)];
         for host in elsewhere {
-            let attempt = host.attempt(protocol, cluster_ip(), IMPATIENCE);
+            let attempt = host.attempt(protocol, cluster_ip(family), IMPATIENCE);
             assert_eq!(attempt.outcome, Outcome::TimedOut, "{}", host.namespace().name());
         }
     }
-    running.api.put(slice(&[ready("web-1"), ready("web-3")]));
+    publish(&running, &[ready("web-1"), ready("web-3")]);
     wait_for(lab.pod("client-1"), Some("web-1"));
     wait_for(lab.pod("client-2"), Some("web-3"));
 }
@@ -190,8 +216,11 @@ pub fn affinity_sticks_and_expires(backend: Backend) {
     let running = start(backend, &[], spec, &PODS.map(|(pod, ..)| ready(pod)));
     let lab = &running.lab;
     let node_port = SocketAddr::new(lab.node(1).address().v4.into(), NODE_PORT);
-    let hosts: [(&dyn Host, SocketAddr); 2] =
-        [(lab.pod("client-1"), cluster_ip()), (lab.outside(), node_port)];
+    let hosts: [(&dyn Host, SocketAddr); 3] = [
+        (lab.pod("client-1"), cluster_ip(Family::V4)),
+        (lab.pod("client-1"), cluster_ip(Family::V6)),
+        (lab.outside(), node_port),
+    ];
     for (host, to) in hosts {
         // Longer than the timeout: each connection begins it anew.
         let begun = Instant::now();
@@ -214,40 +243,35 @@ pub fn sctp_is_translated(backend: Backend) {
     let spec = json!({"ports": [{"name": "assoc", "protocol": "SCTP", "port": 80, "targetPort": POD_PORT}]});
     let running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     running.api.put(service(spec));
-    running.api.put(slice(&[ready("web-3")]));
-    let lab = &running.lab;
-    poll::until("the Service is in force", SOON, || {
-        lab.nodes().iter().all(|node| {
-            let rules = node.netfilter().save(Family::V4).expect("rules can be read");
-            rules.contains("default/it:assoc ->")
-        })
-    });
-    let (client, server) = (lab.pod("client-1"), lab.pod("web-3"));
-    let inits = sctp::listen(server);
-    let seen = poll::until_some("an INIT arrives", SOON, || {
-        sctp::send_init(client, 4242, cluster_ip());
-        inits.hear(BRIEF)
-    });
-    assert_eq!(
-        (seen.source, seen.destination_port),
-        (SocketAddr::new(client.address().v4.into(), 4242), POD_PORT)
-    );
-    assert!(seen.is_checksum_right, "the checksum was made anew for the new port");
+    publish(&running, &[ready("web-3")]);
+    poll::until("the Service is in force", SOON, || is_in_force(&running, "default/it:assoc ->", "none"));
+    let (client, server) = (running.lab.pod("client-1"), running.lab.pod("web-3"));
+    for family in FAMILIES {
+        let inits = sctp::listen(server, family);
+        let seen = poll::until_some("an INIT arrives", SOON, || {
+            sctp::send_init(client, 4242, cluster_ip(family));
+            inits.hear(BRIEF)
+        });
+        let from = SocketAddr::new(client.address().of(family), 4242);
+        assert_eq!((seen.source, seen.destination_port), (from, POD_PORT));
+        assert!(seen.is_checksum_right, "the checksum was made anew for the new port");
+    }
 }
 
 /// A Service without a selector leads to the address outside that its slice names.
 pub fn service_without_selector_leads_outside(backend: Backend) {
     let address = json!({
-        "addresses": [outside().v4], "conditions": {"ready": true, "serving": true, "terminating": false},
+        "addresses": FAMILIES.map(|family| outside().of(family)),
+        "conditions": {"ready": true, "serving": true, "terminating": false},
     });
     let running = start(backend, &[], json!({}), &[address]);
     let lab = &running.lab;
-    for protocol in [Protocol::Tcp, Protocol::Udp] {
+    for (family, protocol) in cases() {
         for client in CLIENTS {
-            each_pod(&["outside"], lab.pod(client), protocol, cluster_ip(), assert_source_kept);
+            each_pod(&["outside"], lab.pod(client), protocol, cluster_ip(family), assert_source_kept);
         }
         for node in lab.nodes() {
-            each_pod(&["outside"], node, protocol, cluster_ip(), |attempt| {
+            each_pod(&["outside"], node, protocol, cluster_ip(family), |attempt| {
                 assert!(node.owns(attempt.seen()), "{attempt:?}");
             });
         }
@@ -273,7 +297,7 @@ pub fn readiness_is_followed(backend: Backend) {
         (&[ready("web-1"), gone("web-3")], Some("web-1")),
     ];
     for (endpoints, wanted) in steps {
-        running.api.put(slice(endpoints));
+        publish(&running, endpoints);
         wait_for(client, wanted);
     }
 }
@@ -289,45 +313,56 @@ pub fn hints_keep_traffic_in_the_zone(backend: Backend) {
     let lab = &running.lab;
     for (client, pod) in [("client-1", "web-1"), ("client-2", "web-3")] {
         wait_for(lab.pod(client), Some(pod));
-        lab.pod(client).attempts(50, Protocol::Tcp, cluster_ip()).assert_spread(&[pod]);
+        for family in FAMILIES {
+            lab.pod(client).attempts(50, Protocol::Tcp, cluster_ip(family)).assert_spread(&[pod]);
+        }
     }
-    running.api.put(slice(&[hinted("web-1", "zone-a"), ready("web-3")]));
-    poll::until("all serve all", SOON, || lab.pod("client-1").udp(cluster_ip()).pod() == "web-3");
-    each_pod(&["web-1", "web-3"], lab.pod("client-1"), Protocol::Tcp, cluster_ip(), assert_source_kept);
+    publish(&running, &[hinted("web-1", "zone-a"), ready("web-3")]);
+    for to in FAMILIES.map(cluster_ip) {
+        let client = lab.pod("client-1");
+        poll::until("all serve all", SOON, || client.udp(to).pod() == "web-3");
+        each_pod(&["web-1", "web-3"], client, Protocol::Tcp, to, assert_source_kept);
+    }
 }
 
 /// loadBalancerSourceRanges: the load balancer's address serves sources in them, and drops others;
 /// the Service's other addresses serve all.
 pub fn source_ranges_bind_the_load_balancer(backend: Backend) {
-    const VIP: &str = "203.0.113.77";
-    let vip = SocketAddr::new(VIP.parse().expect("an address"), 80);
-    let with_ranges = |range: &str| {
+    const VIPS: [&str; 2] = ["203.0.113.77", "2001:db8:113::77"];
+    let vips = VIPS.map(|vip| SocketAddr::new(vip.parse().expect("an address"), 80));
+    let with_ranges = |ranges: [&str; 2]| {
         let mut spec = with_node_port("LoadBalancer");
-        spec["loadBalancerSourceRanges"] = json!([range]);
+        spec["loadBalancerSourceRanges"] = json!(ranges);
         let mut object = service(spec);
-        object["status"] = json!({"loadBalancer": {"ingress": [{"ip": VIP, "ipMode": "VIP"}]}});
+        let ingress = VIPS.map(|ip| json!({"ip": ip, "ipMode": "VIP"}));
+        object["status"] = json!({"loadBalancer": {"ingress": ingress}});
         object
     };
     let running = start(backend, &[], with_node_port("NodePort"), &[ready("web-1"), ready("web-3")]);
     let lab = &running.lab;
     let node = lab.node(1);
     lab.outside().enter_by(node).expect("routes can be set");
-    running.api.put(with_ranges("192.0.2.200/32"));
-    poll::until("the range is in force", SOON, || {
-        let outcome = lab.outside().attempt(Protocol::Tcp, vip, BRIEF).outcome;
-        matches!(outcome, Outcome::Answered { .. })
-    });
-    each_pod(&["web-1", "web-3"], lab.outside(), Protocol::Tcp, vip, |attempt| {
-        assert_masqueraded_by(node, lab, attempt);
-    });
-    assert_eq!(lab.pod("client-1").attempt(Protocol::Tcp, vip, IMPATIENCE).outcome, Outcome::TimedOut);
-    running.api.put(with_ranges("198.51.100.0/24"));
-    poll::until("the other range is in force", SOON, || {
-        lab.outside().attempt(Protocol::Tcp, vip, IMPATIENCE).outcome == Outcome::TimedOut
-    });
-    let node_port = SocketAddr::new(node.address().v4.into(), NODE_PORT);
-    each_pod(&["web-1", "web-3"], lab.outside(), Protocol::Tcp, node_port, |_| ());
-    each_pod(&["web-1", "web-3"], lab.pod("client-1"), Protocol::Tcp, cluster_ip(), assert_source_kept);
+    running.api.put(with_ranges(["192.0.2.200/32", "2001:db8::200/128"]));
+    for vip in vips {
+        poll::until("the range is in force", SOON, || {
+            let outcome = lab.outside().attempt(Protocol::Tcp, vip, BRIEF).outcome;
+            matches!(outcome, Outcome::Answered { .. })
+        });
+        each_pod(&["web-1", "web-3"], lab.outside(), Protocol::Tcp, vip, |attempt| {
+            assert_masqueraded_by(node, lab, attempt);
+        });
+        assert_eq!(lab.pod("client-1").attempt(Protocol::Tcp, vip, IMPATIENCE).outcome, Outcome::TimedOut);
+    }
+    running.api.put(with_ranges(["198.51.100.0/24", "2001:db8:51::/64"]));
+    for (vip, family) in vips.into_iter().zip(FAMILIES) {
+        poll::until("the other range is in force", SOON, || {
+            lab.outside().attempt(Protocol::Tcp, vip, IMPATIENCE).outcome == Outcome::TimedOut
+        });
+        let node_port = SocketAddr::new(node.address().of(family), NODE_PORT);
+        each_pod(&["web-1", "web-3"], lab.outside(), Protocol::Tcp, node_port, |_| ());
+        let client = lab.pod("client-1");
+        each_pod(&["web-1", "web-3"], client, Protocol::Tcp, cluster_ip(family), assert_source_kept);
+    }
 }
 
 /// Node ports answer on every address of a node, 127.0.0.1 too; with --nodeport-addresses on the
@@ -336,21 +371,32 @@ pub fn node_ports_answer_on_loopback_unless_others_are_chosen(backend: Backend) 
     let port = WEB.node_port_number();
     let loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
     let mut running = Running::start(backend).expect("a cluster starts");
-    let bridge = SocketAddr::new(running.lab.node(1).bridge_address().v4.into(), port);
+    let bridges = FAMILIES.map(|family| bridge_port(&running, family, port));
     {
         let node = running.lab.node(1);
         each_pod(&WEB_PODS, node, Protocol::Tcp, loopback, |attempt| {
             assert_masqueraded_by(node, &running.lab, attempt);
         });
-        each_pod(&WEB_PODS, running.lab.pod("client-1"), Protocol::Tcp, bridge, |_| ());
+        for bridge in bridges {
+            each_pod(&WEB_PODS, running.lab.pod("client-1"), Protocol::Tcp, bridge, |_| ());
+        }
     }
-    running.replace_agent(&["--nodeport-addresses=192.0.2.0/24"], None).expect("an agent starts");
+    let chosen = "--nodeport-addresses=192.0.2.0/24,2001:db8::/64";
+    running.replace_agent(&[chosen], None).expect("an agent starts");
     let (lab, node) = (&running.lab, running.lab.node(1));
-    for protocol in [Protocol::Tcp, Protocol::Udp] {
-        each_pod(&WEB_PODS, lab.outside(), protocol, WEB.node_port(node, Family::V4), |attempt| {
+    for (family, protocol) in cases() {
+        each_pod(&WEB_PODS, lab.outside(), protocol, WEB.node_port(node, family), |attempt| {
             assert_masqueraded_by(node, lab, attempt);
         });
+        let bridge = bridge_port(&running, family, port);
         assert_eq!(lab.pod("client-1").attempt(protocol, bridge, IMPATIENCE).outcome, Outcome::Refused);
+    }
+    for protocol in PROTOCOLS {
         assert_eq!(node.attempt(protocol, loopback, IMPATIENCE).outcome, Outcome::Refused);
     }
+}
+
+/// `port` on the bridge of node 1.
+fn bridge_port(running: &Running, family: Family, port: u16) -> SocketAddr {
+    SocketAddr::new(running.lab.node(1).bridge_address().of(family), port)
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::sync::{Notice, Observer, Synced};
+use crate::sync::{Finding, Observer, Synced};
 
 /// How often processes are looked at.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -55,7 +55,7 @@ impl Drifts {
 }
 
 impl Rivals {
-    /// Tells `observers` of what it notices.
+    /// Tells `observers` of what it findings.
     pub(super) fn new(observers: Vec<Arc<dyn Observer>>) -> Rivals {
         Rivals { observers, drifts: Mutex::default() }
     }
@@ -77,8 +77,8 @@ impl Rivals {
             evidence,
             "another kube-proxy or Chainsmith seems to program this node; stop one of them: they undo each other's rules"
         );
-        let notice = Notice::Rival(evidence);
-        self.observers.iter().for_each(|observer| observer.noticed(&notice));
+        let finding = Finding::Rival(evidence);
+        self.observers.iter().for_each(|observer| observer.noticed(&finding));
     }
 }
 

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use crate::kernel::Backend;
 use crate::leftovers::{self, IPVS_COMMAND, Leftover, Trouble};
 use crate::net::{IpFamily, PerFamily};
-use crate::sync::{Notice, Observer, Synced};
+use crate::sync::{Finding, Observer, Synced};
 
 /// Tells the [`clear`] task of each family's first successful sync.
 pub(super) struct FirstSyncs {
@@ -47,7 +47,7 @@ pub(super) async fn clear(
         Backend::Nft => Backend::Legacy,
         Backend::Legacy => Backend::Nft,
     };
-    let tell = |notice: Notice| observers.iter().for_each(|observer| observer.noticed(&notice));
+    let tell = |finding: Finding| observers.iter().for_each(|observer| observer.noticed(&finding));
     let (found, troubles) = tokio::task::spawn_blocking(move || look(others)).await?;
     troubles.iter().for_each(|trouble| warn!("{trouble}"));
     for leftover in &found {
@@ -58,7 +58,7 @@ pub(super) async fn clear(
             Leftover::IpvsDevice | Leftover::IpvsServers(_) => {
                 let remedy = remedy(leftover);
                 warn!(remedy, "found {leftover}: Services may still be served by IPVS on this node");
-                tell(Notice::LeftoverStays { what: leftover.to_string(), remedy });
+                tell(Finding::LeftoverStays { what: leftover.to_string(), remedy });
             }
         }
     }
@@ -70,10 +70,10 @@ pub(super) async fn clear(
             troubles.iter().for_each(|trouble| warn!("{trouble}"));
             if troubles.is_empty() {
                 info!("removed {what}");
-                tell(Notice::LeftoverRemoved(what));
+                tell(Finding::LeftoverRemoved(what));
             } else {
                 let remedy = "chainsmith cleanup".to_owned();
-                tell(Notice::LeftoverStays { what, remedy });
+                tell(Finding::LeftoverStays { what, remedy });
             }
         }
     }

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Conntrack;
 use crate::kernel::sysctl::Sysctls;
-use crate::sync::Notice;
+use crate::sync::Finding;
 
 const MAX: &str = "net/netfilter/nf_conntrack_max";
 const HASH_SIZE: &str = "module/nf_conntrack/parameters/hashsize";
@@ -49,8 +49,8 @@ pub(super) struct Unset {
 
 impl Unset {
     /// As observers are told.
-    pub(super) fn notice(self) -> Notice {
-        Notice::ParameterUnset { key: self.key, value: self.value, error: self.error.to_string() }
+    pub(super) fn finding(self) -> Finding {
+        Finding::ParameterUnset { key: self.key, value: self.value, error: self.error.to_string() }
     }
 }
 

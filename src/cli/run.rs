@@ -143,7 +143,7 @@ fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
     if flags.is_cleanup() {
         return cleanup::everything();
     }
-    let result = if flags.is_init_only() { agent::init_only(&config) } else { start(config, file) };
+    let result = if flags.is_init_only() { agent::init_only(&config) } else { start(config, &flags, file) };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
@@ -153,10 +153,10 @@ fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
     }
 }
 
-fn start(config: Config, file: Option<ConfigFile>) -> anyhow::Result<()> {
+fn start(config: Config, flags: &Flags, file: Option<ConfigFile>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.context("cannot start the async runtime")?;
-    let result = runtime.block_on(agent::run(config, file));
+    let result = runtime.block_on(agent::run(config, flags.all(), file));
     // Tasks that wait for the network need not be waited for.
     runtime.shutdown_background();
     result

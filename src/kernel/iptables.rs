@@ -4,6 +4,7 @@
 
 mod child;
 mod detect;
+mod lock;
 
 pub use detect::{Unusable, has_legacy_table, in_use, ipv6_is_off, open};
 
@@ -20,6 +21,9 @@ use child::RestoreChild;
 
 /// How long a program waits for the xtables lock.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// What is left of it for a program at least: it counts in seconds.
+const SHORTEST_LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// Above how many chains of a table `iptables-nft-save`, which is quadratic in them, is not run.
 const MAX_READABLE_CHAINS: usize = 10_000;
@@ -65,12 +69,14 @@ pub struct KernelIptables {
     programs: Programs,
     restore: Option<RestoreChild>,
     limits: Limits,
+    lock_wait: Duration,
 }
 
 impl KernelIptables {
     /// The tables that `programs`, which are of `backend`, work on.
     pub fn new(family: IpFamily, backend: Backend, programs: Programs) -> KernelIptables {
-        KernelIptables { family, backend, programs, restore: None, limits: backend.limits() }
+        let limits = backend.limits();
+        KernelIptables { family, backend, programs, restore: None, limits, lock_wait: Duration::ZERO }
     }
 
     /// The same tables once more, for use beside this one.
@@ -107,7 +113,13 @@ impl Restore for KernelIptables {
     type Error = RestoreError;
 
     fn begin(&mut self) {
-        self.restore = Some(RestoreChild::start(self.programs.restore, LOCK_WAIT));
+        // The program does not tell how long it waited for the lock: most of the wait is done here.
+        let waited = match self.backend {
+            Backend::Legacy => lock::wait(&lock::path(), LOCK_WAIT - SHORTEST_LOCK_WAIT),
+            Backend::Nft => Duration::ZERO,
+        };
+        self.lock_wait += waited;
+        self.restore = Some(RestoreChild::start(self.programs.restore, LOCK_WAIT, waited));
     }
 
     fn write(&mut self, text: &str) {
@@ -142,6 +154,10 @@ impl Iptables for KernelIptables {
         let less = self.limits.halved().filter(|_| self.backend == Backend::Nft);
         self.limits = less.unwrap_or(self.limits);
         less.is_some()
+    }
+
+    fn lock_wait(&mut self) -> Duration {
+        std::mem::take(&mut self.lock_wait)
     }
 
     fn readable(&mut self, table: Table) -> anyhow::Result<Readable> {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::ServiceName;
 use crate::net::{IpFamily, Protocol};
@@ -61,6 +62,9 @@ pub struct Slice {
     pub ports: Box<[SlicePort]>,
     /// Its endpoints, in the object's order.
     pub endpoints: Box<[SliceEndpoint]>,
+    /// When what this slice follows from changed last, by the annotation
+    /// `endpoints.kubernetes.io/last-change-trigger-time`. [`Snapshot`](super::Snapshot) does not keep it.
+    pub triggered_at: Option<SystemTime>,
 }
 
 /// An endpoint of one service port: an address of a slice at the slice's port.

@@ -16,12 +16,14 @@ pub struct Node {
     pub pod_cidrs: Box<[Cidr]>,
     /// The label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
+    /// Whether it is about to go: deleted already, or tainted `ToBeDeletedByClusterAutoscaler`.
+    pub is_leaving: bool,
 }
 
 impl Node {
     /// A Node of which only the name is known.
     pub fn unknown(name: Arc<str>) -> Node {
-        Node { name, addresses: Box::default(), pod_cidrs: Box::default(), zone: None }
+        Node { name, addresses: Box::default(), pod_cidrs: Box::default(), zone: None, is_leaving: false }
     }
 
     /// Its address in each family: the first of all, and the first of the other family.

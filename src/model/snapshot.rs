@@ -1,6 +1,7 @@
 //! The newest state of the cluster, and what a change of it touches.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use super::{Endpoint, Node, Service, ServiceName, ServicePort, Slice, SliceName};
 use crate::net::{IpFamily, PerFamily};
@@ -30,6 +31,27 @@ pub struct Touched {
     pub services: PerFamily<BTreeSet<ServiceName>>,
     /// Whether the Node differs in anything; what it means for rules is for the caller to see.
     pub node: bool,
+    /// Services that were heard of, whether they differ or not, those that are not proxied included.
+    pub n_services_heard: usize,
+    /// Slices of Services that were heard of, whether they differ or not.
+    pub n_slices_heard: usize,
+    /// Services that differ.
+    pub changed_services: Vec<ServiceName>,
+    /// Slices that differ.
+    pub changed_slices: Vec<SliceChange>,
+}
+
+/// An EndpointSlice that differs from what was known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceChange {
+    /// Whose endpoints it holds.
+    pub service: ServiceName,
+    /// Of which family.
+    pub family: IpFamily,
+    /// Whether the slice is gone, or is the Service's no longer.
+    pub is_gone: bool,
+    /// When what led to the change began, if that is told.
+    pub triggered_at: Option<SystemTime>,
 }
 
 impl Touched {
@@ -60,7 +82,7 @@ impl Snapshot {
     /// touches nothing.
     pub fn apply(&mut self, change: Change, touched: &mut Touched) {
         match change {
-            Change::Service(name, service) => self.set_service(name, service, touched),
+            Change::Service(name, service) => self.hear_service(name, service, touched),
             Change::Slice(name, slice) => self.set_slice(name, slice, touched),
             Change::Node(node) => {
                 if node.is_some() && node != self.node {
@@ -73,9 +95,9 @@ impl Snapshot {
                     services.iter().map(|service| service.name.clone()).collect();
                 let gone: Vec<ServiceName> =
                     self.services.keys().filter(|name| !listed.contains(*name)).cloned().collect();
-                gone.into_iter().for_each(|name| self.set_service(name, None, touched));
+                gone.into_iter().for_each(|name| self.hear_service(name, None, touched));
                 for service in services {
-                    self.set_service(service.name.clone(), Some(service), touched);
+                    self.hear_service(service.name.clone(), Some(service), touched);
                 }
             }
             Change::AllSlices(slices) => {
@@ -90,11 +112,17 @@ impl Snapshot {
         }
     }
 
+    fn hear_service(&mut self, name: ServiceName, new: Option<Service>, touched: &mut Touched) {
+        touched.n_services_heard += 1;
+        self.set_service(name, new, touched);
+    }
+
     fn set_service(&mut self, name: ServiceName, new: Option<Service>, touched: &mut Touched) {
         let old = self.services.get(&name);
         if old == new.as_ref() {
             return;
         }
+        touched.changed_services.push(name.clone());
         for family in IpFamily::BOTH {
             let view = |service: Option<&Service>| service.is_some_and(|s| s.frontends.get(family).is_some());
             if view(old) || view(new.as_ref()) {
@@ -107,13 +135,24 @@ impl Snapshot {
         };
     }
 
-    fn set_slice(&mut self, name: SliceName, new: Option<Slice>, touched: &mut Touched) {
+    fn set_slice(&mut self, name: SliceName, mut new: Option<Slice>, touched: &mut Touched) {
         let old = self.slice(&name);
+        touched.n_slices_heard += usize::from(old.is_some() || new.is_some());
+        // Two slices that differ in nothing else make the same rules.
+        let triggered_at = new.as_mut().and_then(|slice| slice.triggered_at.take());
         if old == new.as_ref() {
             return;
         }
-        for slice in old.into_iter().chain(&new) {
-            touched.service(slice.family, &slice.service);
+        let of = |slice: &Slice| (slice.family, slice.service.clone());
+        if let Some((family, service)) =
+            old.map(of).filter(|of_old| new.as_ref().map(of).as_ref() != Some(of_old))
+        {
+            touched.service(family, &service);
+            touched.changed_slices.push(SliceChange { service, family, is_gone: true, triggered_at: None });
+        }
+        if let Some((family, service)) = new.as_ref().map(of) {
+            touched.service(family, &service);
+            touched.changed_slices.push(SliceChange { service, family, is_gone: false, triggered_at });
         }
         if let Some(owner) = self.owners.remove(&name)
             && let Some(slices) = self.slices.get_mut(&owner)
@@ -152,6 +191,16 @@ impl Snapshot {
         self.services.values()
     }
 
+    /// How many Services are proxied.
+    pub fn n_services(&self) -> usize {
+        self.services.len()
+    }
+
+    /// How many slices there are.
+    pub fn n_slices(&self) -> usize {
+        self.owners.len()
+    }
+
     /// All slices, by Service and name.
     pub fn slices(&self) -> impl Iterator<Item = (&SliceName, &Slice)> {
         self.slices.values().flatten().map(|(name, slice)| (name, slice))
@@ -161,5 +210,50 @@ impl Snapshot {
     pub fn endpoints(&self, port: &ServicePort<'_>, family: IpFamily) -> Vec<Endpoint<'_>> {
         let slices = self.slices.get(&port.service.name).into_iter().flatten().map(|(_, slice)| slice);
         Endpoint::merge(slices.filter(|slice| slice.family == family), &port.port.name, port.port.protocol)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectName;
+
+    fn slice(service: &str, second: Option<u64>) -> Change {
+        let triggered_at =
+            second.map(|second| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second));
+        let slice = Slice {
+            service: ObjectName::new("ns", service),
+            family: IpFamily::V4,
+            ports: Box::default(),
+            endpoints: Box::default(),
+            triggered_at,
+        };
+        Change::Slice(ObjectName::new("ns", "slice"), Some(slice))
+    }
+
+    /// What each of `changes` touched, in short: slices heard of, and `<service><+ or -><trigger>`.
+    fn heard(changes: Vec<Change>) -> Vec<String> {
+        let mut snapshot = Snapshot::default();
+        let short = |change: &SliceChange| {
+            let second = change.triggered_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+            let sign = if change.is_gone { '-' } else { '+' };
+            format!("{}{sign}{}", change.service.name(), second.map_or(0, |second| second.as_secs()))
+        };
+        let one = |change| {
+            let mut touched = Touched::default();
+            snapshot.apply(change, &mut touched);
+            let all: Vec<String> = touched.changed_slices.iter().map(short).collect();
+            format!("{} {}", touched.n_slices_heard, all.join(","))
+        };
+        changes.into_iter().map(one).collect()
+    }
+
+    #[test]
+    fn a_slice_tells_of_its_trigger_when_it_differs_in_anything_else() {
+        let gone = || Change::Slice(ObjectName::new("ns", "slice"), None);
+        let changes = vec![slice("a", Some(5)), slice("a", Some(6)), slice("b", None), gone(), gone()];
+        assert_eq!(heard(changes), ["1 a+5", "1 ", "1 a-0,b+0", "1 b-0", "0 "]);
+        let all = Change::AllSlices(vec![]);
+        assert_eq!(heard(vec![slice("a", None), all]), ["1 a+0", "1 a-0"]);
     }
 }

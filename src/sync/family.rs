@@ -3,11 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Scope;
 use super::ahead::for_each_made;
 use super::quarantine::{Scene, is_refusal};
 use super::report::{Refusal, Report, SyncError};
+use super::stopwatch::{Stopwatch, Timed};
 use super::tables::Tables;
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Rule, Table};
@@ -15,7 +19,7 @@ use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePort, ServicePortName, Snapshot};
 use crate::net::{IpFamily, Protocol};
 use crate::plan::{Aftermath, Committed, Digest, Failure, FilterChain, NatChain, Planner, Uncertain};
-use crate::policy::{Place, Selection, Verdicts};
+use crate::policy::{Place, Selection, Verdict, Verdicts};
 use crate::rules::{self, Entry, Settings, SharedChain, classic, fixed, names};
 
 /// What is remembered of a service port between syncs: no rule text but for its few entries in
@@ -45,15 +49,39 @@ impl Record {
     }
 }
 
+/// What all records come to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    n_endpoints: usize,
+    n_dropped_internal: usize,
+    n_dropped_external: usize,
+}
+
+impl Sums {
+    fn add(&mut self, record: &Record) {
+        self.n_endpoints += record.n_endpoints;
+        self.n_dropped_internal += usize::from(record.verdicts.internal == Verdict::Drop);
+        self.n_dropped_external += usize::from(record.verdicts.external == Verdict::Drop);
+    }
+
+    fn subtract(&mut self, record: &Record) {
+        self.n_endpoints -= record.n_endpoints;
+        self.n_dropped_internal -= usize::from(record.verdicts.internal == Verdict::Drop);
+        self.n_dropped_external -= usize::from(record.verdicts.external == Verdict::Drop);
+    }
+}
+
 /// The rules of one family on one node.
 pub struct FamilySync<K> {
     pub(super) tables: Tables<K>,
     settings: Option<Settings>,
     pub(super) records: BTreeMap<ServicePortName, Record>,
-    n_endpoints: usize,
+    sums: Sums,
     pub(super) is_large: bool,
     /// What has to be compiled and compared at the next sync.
     dirty: Scope,
+    /// Of the sync that is under way.
+    pub(super) clock: Stopwatch,
     /// Service ports that the kernel refuses, and what it said; left out.
     pub(super) quarantine: BTreeMap<ServicePortName, Refusal>,
 }
@@ -74,7 +102,8 @@ impl<K: Iptables> FamilySync<K> {
             tables: Tables::new(kernel),
             settings: None,
             records: BTreeMap::new(),
-            n_endpoints: 0,
+            sums: Sums::default(),
+            clock: Stopwatch::default(),
             is_large: false,
             dirty: Scope::Everything,
             quarantine: BTreeMap::new(),
@@ -109,6 +138,14 @@ impl<K: Iptables> FamilySync<K> {
         }
     }
 
+    /// Lets the service ports that are left out be tried once more: what refused them may have
+    /// been the moment.
+    pub fn retry_quarantined(&mut self) {
+        let services: BTreeSet<ServiceName> =
+            self.quarantine.keys().map(|port| port.service.clone()).collect();
+        self.touch(services);
+    }
+
     /// Settles what the rules depend on beside the objects. Anything new there touches everything.
     pub fn set_settings(&mut self, settings: Settings) {
         if self.settings.as_ref() != Some(&settings) {
@@ -140,10 +177,12 @@ impl<K: Iptables> FamilySync<K> {
     /// Brings the kernel in step with `view`. After a failure everything is compared again at the
     /// next sync; what was committed before it stays known. `stop` ends it early, between batches.
     pub fn sync(&mut self, view: View<'_>, stop: &AtomicBool) -> Report {
-        let mut report = Report::new(self.family(), self.dirty.clone());
+        let backend = self.tables.kernel.backend();
+        let mut report = Report::new(self.family(), backend, self.dirty.clone());
         let Some(settings) = self.settings.clone() else { return report };
+        self.clock = Stopwatch::start();
         let scene = Scene { settings: &settings, view, stop };
-        let (mut committed, drift) = self.tables.take();
+        let (mut committed, drift) = self.clock.reading(|| self.tables.take());
         let changed = self.compile(&settings, view);
         let mut outcome = self.restore(scene, &changed, &mut committed, &mut report);
         self.tables.put_back(committed);
@@ -158,11 +197,13 @@ impl<K: Iptables> FamilySync<K> {
             outcome => outcome,
         };
         if outcome.is_ok() && !drift.is_empty() {
-            self.tables.learn_dialects(&drift);
+            self.clock.reading(|| self.tables.learn_dialects(&drift));
         }
         report.drift = drift;
         report.n_service_ports = self.records.len();
-        report.n_endpoints = self.n_endpoints;
+        report.n_endpoints = self.sums.n_endpoints;
+        report.n_dropped_internal = self.sums.n_dropped_internal;
+        report.n_dropped_external = self.sums.n_dropped_external;
         match outcome {
             Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(false),
             Ok(()) => self.dirty = Scope::Services(BTreeSet::new()),
@@ -177,6 +218,7 @@ impl<K: Iptables> FamilySync<K> {
                 }
             }
         }
+        report.stages = self.clock.stop(self.tables.kernel.lock_wait());
         report.n_quarantined = self.quarantine.len();
         report.n_filter_rules = self.tables.n_rules(Table::Filter);
         report.n_nat_rules = self.tables.n_rules(Table::Nat);
@@ -191,7 +233,7 @@ impl<K: Iptables> FamilySync<K> {
     ) -> Result<(), Failure<RestoreError>> {
         self.dirty = Scope::Everything;
         let changed = self.compile(scene.settings, scene.view);
-        let (mut committed, _) = self.tables.take();
+        let (mut committed, _) = self.clock.reading(|| self.tables.take());
         let outcome = self.restore(scene, &changed, &mut committed, report);
         self.tables.put_back(committed);
         if outcome.is_err() {
@@ -203,6 +245,7 @@ impl<K: Iptables> FamilySync<K> {
 
     /// Makes the records of what is dirty again.
     fn compile(&mut self, settings: &Settings, view: View<'_>) -> Changed {
+        let started = Instant::now();
         let old = match &self.dirty {
             Scope::Everything => std::mem::take(&mut self.records),
             Scope::Services(services) => {
@@ -225,8 +268,8 @@ impl<K: Iptables> FamilySync<K> {
             }
         }
         changed.find_shared(&self.records, self.dirty == Scope::Everything);
-        self.count_endpoints(&changed);
-        let is_large = self.n_endpoints > rules::LARGE_CLUSTER_ENDPOINTS;
+        self.sum_up(&changed);
+        let is_large = self.sums.n_endpoints > rules::LARGE_CLUSTER_ENDPOINTS;
         if is_large != self.is_large {
             self.is_large = is_large;
             // kube-proxy leaves chains of unchanged Services as they are until its next full sync;
@@ -238,19 +281,22 @@ impl<K: Iptables> FamilySync<K> {
                 }
             }
         }
+        self.clock.compiling(started.elapsed());
         changed
     }
 
-    fn count_endpoints(&mut self, changed: &Changed) {
-        let count = |records: &mut dyn Iterator<Item = &Record>| {
-            records.map(|record| record.n_endpoints).sum::<usize>()
-        };
+    fn sum_up(&mut self, changed: &Changed) {
         if self.dirty == Scope::Everything {
-            self.n_endpoints = count(&mut self.records.values());
+            self.sums = Sums::default();
+            self.records.values().for_each(|record| self.sums.add(record));
             return;
         }
-        self.n_endpoints += count(&mut changed.ports.iter().filter_map(|name| self.records.get(name)));
-        self.n_endpoints -= count(&mut changed.old.values());
+        changed
+            .ports
+            .iter()
+            .filter_map(|name| self.records.get(name))
+            .for_each(|record| self.sums.add(record));
+        changed.old.values().for_each(|record| self.sums.subtract(record));
     }
 
     fn restore(
@@ -269,8 +315,9 @@ impl<K: Iptables> FamilySync<K> {
                 .map(|(chain, rank)| (chain, rank, self.shared_digest(settings, chain)))
                 .collect();
         let limits = self.tables.kernel.limits();
-        let mut planner =
-            Planner::new(settings.family, committed, &self.tables.jumps, limits, &mut self.tables.kernel);
+        let mut kernel = Timed::new(&mut self.tables.kernel);
+        let mut planner = Planner::new(settings.family, committed, &self.tables.jumps, limits, &mut kernel);
+        let mut compiling = Duration::ZERO;
         let steps = || -> Result<(), Failure<RestoreError>> {
             planner.filter_first(&filter)?;
             // Together, so that the mark that is set is always the mark that is looked for.
@@ -282,7 +329,9 @@ impl<K: Iptables> FamilySync<K> {
             let names: Vec<&ServicePortName> = changed.ports.iter().collect();
             let is_large = self.is_large;
             let compile = |name: &&ServicePortName| nat_chains_of(settings, view, name, is_large);
+            let (started, mut using) = (Instant::now(), Duration::ZERO);
             let ended = for_each_made(&names, compile, |name, chains| {
+                let made = Instant::now();
                 if stop.load(Ordering::Relaxed) {
                     return Err(None);
                 }
@@ -292,8 +341,11 @@ impl<K: Iptables> FamilySync<K> {
                 if let Some(record) = self.records.get_mut(*name) {
                     record.chains = chains.iter().map(|chain| chain.name).collect();
                 }
-                planner.nat_chains(&ranked(&chains)).map_err(Some)
+                let result = planner.nat_chains(&ranked(&chains)).map_err(Some);
+                using += made.elapsed();
+                result
             });
+            compiling = started.elapsed().saturating_sub(using);
             match ended {
                 Ok(()) => {}
                 Err(Some(failure)) => return Err(failure),
@@ -311,6 +363,8 @@ impl<K: Iptables> FamilySync<K> {
         let outcome = steps();
         report.tally += planner.tally();
         report.n_failed_restores += usize::from(outcome.is_err());
+        self.clock.compiling(compiling);
+        self.clock.restoring(kernel.elapsed());
         outcome
     }
 

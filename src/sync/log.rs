@@ -20,7 +20,7 @@ pub(super) fn synced(report: &Report, elapsed: Duration) {
         error!(
             family = %report.family, service_port = %port, protocol = %port.protocol,
             rule = refusal.text.as_deref().unwrap_or_default(), message = refusal.message,
-            "the kernel refuses this service port; it is left out until its Service changes"
+            "the kernel refuses this service port; it is left out, and tried again when its Service changes and at each audit"
         );
     }
     match &report.outcome {

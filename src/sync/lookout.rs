@@ -15,6 +15,9 @@ const SETTLE: Duration = Duration::from_millis(250);
 const LOOK_PERIOD: Duration = Duration::from_millis(900);
 /// A look may take this part of the time at most.
 const LOOK_SHARE: u32 = 20;
+/// After a suspicion was settled by reading everything, how long that may keep the next look waiting:
+/// a flush is to be repaired within two seconds, also where somebody writes all the time.
+const MAX_PAUSE: Duration = Duration::from_millis(1_500);
 
 /// Remembers what is ours among the commits, and when the next look is due.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub(super) struct Lookout {
     look_at: Option<Instant>,
     /// No look before this.
     not_before: Instant,
+    /// When the look began after which everything is read.
+    suspected_at: Option<Instant>,
     audit_period: Duration,
     audit_at: Instant,
 }
@@ -38,6 +43,7 @@ impl Lookout {
             is_notified,
             look_at: None,
             not_before: now,
+            suspected_at: None,
             audit_period,
             audit_at: now + audit_period,
         }
@@ -63,6 +69,9 @@ impl Lookout {
             _ => true,
         };
         self.own = after;
+        if let Some(suspected_at) = self.suspected_at.take() {
+            self.not_before = now + ((now - suspected_at) * LOOK_SHARE).min(MAX_PAUSE);
+        }
         self.look_at = match (was_alone, self.is_notified) {
             (false, _) => Some(now + SETTLE),
             (true, true) => None,
@@ -74,6 +83,12 @@ impl Lookout {
     pub(super) fn forget(&mut self) {
         self.own = None;
         self.look_at = None;
+    }
+
+    /// Notes that a look that began at `started` was not enough: everything is about to be read.
+    pub(super) fn suspected(&mut self, started: Instant) {
+        self.forget();
+        self.suspected_at = Some(started);
     }
 
     /// Notes that somebody committed `generation` (`None`: it is not known what).
@@ -136,6 +151,22 @@ mod tests {
         lookout.looked(Some(10), now, now);
         assert_eq!(lookout.look_at(), None);
         assert!(!lookout.begin_audit(Some(10), now));
+    }
+
+    #[test]
+    fn somebody_who_writes_all_the_time_does_not_make_us_read_all_the_time() {
+        let pause = |reading: Duration| {
+            let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
+            lookout.committed(Some(10), now);
+            lookout.suspected(now);
+            let read = now + reading;
+            lookout.synced(Some(10), Some(10), 0, read);
+            lookout.committed(Some(11), read);
+            lookout.look_at().unwrap() - read
+        };
+        assert_eq!(pause(Duration::from_millis(20)), Duration::from_millis(400));
+        assert_eq!(pause(Duration::from_millis(1)), SETTLE);
+        assert_eq!(pause(Duration::from_secs(2)), MAX_PAUSE, "a flush is still seen in time");
     }
 
     #[test]

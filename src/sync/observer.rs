@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::sweep::Sweep;
 use super::{Report, View};
-use crate::model::{ServiceName, Touched};
+use crate::model::{Node, ObjectKind, ServiceName, Touched};
 use crate::net::IpFamily;
 use crate::rules::Settings;
 
@@ -25,8 +25,19 @@ pub trait Observer: Send + Sync {
         let _ = news;
     }
 
+    /// So many fields of objects of `kind` cannot be used now.
+    fn problems(&self, kind: ObjectKind, n: usize) {
+        let _ = (kind, n);
+    }
+
     /// A change asks for a sync of `family`.
     fn queued(&self, family: IpFamily) {
+        let _ = family;
+    }
+
+    /// A sync of `family` begins. Everything that was told before is in the snapshot that it sees;
+    /// nothing more is told of the cluster before it has ended.
+    fn syncing(&self, family: IpFamily) {
         let _ = family;
     }
 
@@ -36,8 +47,8 @@ pub trait Observer: Send + Sync {
     }
 
     /// Something about this node was noticed.
-    fn noticed(&self, notice: &Notice) {
-        let _ = notice;
+    fn noticed(&self, finding: &Finding) {
+        let _ = finding;
     }
 
     /// Conntrack was looked through for stale flows of a family.
@@ -48,7 +59,7 @@ pub trait Observer: Send + Sync {
 
 /// Something about this node that whoever looks after it should know. Each is noticed once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
+pub enum Finding {
     /// Rules of another mode or back-end were there, and are removed: which.
     LeftoverRemoved(String),
     /// Something of another mode or back-end is there and stays.
@@ -73,11 +84,49 @@ pub enum Notice {
     NoLocalhostNodePorts,
 }
 
+impl Finding {
+    /// As metrics and events name its kind.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Finding::LeftoverRemoved(_) => "LeftoverRemoved",
+            Finding::LeftoverStays { .. } => "LeftoverStays",
+            Finding::Rival(_) => "SecondProxy",
+            Finding::ParameterUnset { .. } => "ParameterUnset",
+            Finding::NoLocalhostNodePorts => "NoLocalhostNodePorts",
+        }
+    }
+
+    /// Whether somebody has to see to it.
+    pub fn is_warning(&self) -> bool {
+        !matches!(self, Finding::LeftoverRemoved(_))
+    }
+}
+
+/// In a sentence.
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Finding::LeftoverRemoved(what) => write!(f, "removed what another proxy had left: {what}"),
+            Finding::LeftoverStays { what, remedy } => write!(f, "found {what}; to remove it: {remedy}"),
+            Finding::Rival(evidence) => {
+                write!(f, "another kube-proxy or Chainsmith seems to program this node: {evidence}")
+            }
+            Finding::ParameterUnset { key, value, error } => {
+                write!(f, "cannot set kernel parameter {key} to {value}: {error}")
+            }
+            Finding::NoLocalhostNodePorts => f.write_str("node ports do not answer on 127.0.0.1"),
+        }
+    }
+}
+
 /// What was heard of the cluster.
 #[derive(Debug)]
 pub struct News<'a> {
     /// What it touched.
     pub touched: &'a Touched,
+    /// This node's Node as it is now, also when nothing of it changed; the last one seen, when it was
+    /// deleted.
+    pub node: Option<&'a Node>,
     /// Whether all objects are known: rules are in force, or are being written.
     pub is_listed: bool,
 }

@@ -1,12 +1,13 @@
 //! Who is to blame for a refused restore, and how everybody else is served all the same.
 //!
 //! The refused line mostly tells; where it does not, service ports are halved until the one is alone
-//! that the kernel refuses. It is left out until its Service changes or everything is compared again.
+//! that the kernel refuses. It is left out until its Service changes; each audit lets it be tried again.
 
 use std::sync::atomic::AtomicBool;
 
 use super::family::{FamilySync, View, fixed_nat_chains, nat_chains_of, ranked};
 use super::report::Report;
+use super::stopwatch::Timed;
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
 use crate::plan::{Failure, Planner};
@@ -92,11 +93,11 @@ impl<K: Iptables> FamilySync<K> {
 
     /// Restores the chains of `ports` alone, and those that all need. What is taken stays.
     fn is_refused(&mut self, ports: &[ServicePortName], scene: Scene<'_>, report: &mut Report) -> bool {
-        let (mut committed, _) = self.tables.take();
+        let (mut committed, _) = self.clock.reading(|| self.tables.take());
         let limits = self.tables.kernel.limits();
-        let tables = &mut self.tables;
-        let mut planner =
-            Planner::new(scene.settings.family, &mut committed, &tables.jumps, limits, &mut tables.kernel);
+        let mut kernel = Timed::new(&mut self.tables.kernel);
+        let family = scene.settings.family;
+        let mut planner = Planner::new(family, &mut committed, &self.tables.jumps, limits, &mut kernel);
         let fixed = fixed_nat_chains(scene.settings);
         let mut result = planner.nat_chains(&ranked(&fixed));
         for port in ports {
@@ -105,6 +106,7 @@ impl<K: Iptables> FamilySync<K> {
         }
         let result = result.and_then(|()| planner.finish());
         report.tally += planner.tally();
+        self.clock.restoring(kernel.elapsed());
         self.tables.put_back(committed);
         report.n_failed_restores += usize::from(result.is_err());
         result.is_err_and(|failure| is_refusal(&failure))

@@ -2,7 +2,8 @@
 
 use super::Scope;
 use crate::iptables::{ChainName, Table};
-use crate::kernel::RestoreError;
+use crate::kernel::{Backend, RestoreError};
+use crate::metrics::Stages;
 use crate::model::ServicePortName;
 use crate::net::IpFamily;
 use crate::plan::Tally;
@@ -82,14 +83,23 @@ pub struct Report {
     pub family: IpFamily,
     /// Which Services were looked at.
     pub scope: Scope,
+    /// Where its rules are.
+    pub backend: Backend,
     /// What was sent to the kernel.
     pub tally: Tally,
+    /// What the time went into.
+    pub stages: Stages,
     /// Restores that failed; the sync may have succeeded all the same.
     pub n_failed_restores: usize,
     /// Service ports that have a cluster IP in the family.
     pub n_service_ports: usize,
     /// Their endpoints, whatever their conditions.
     pub n_endpoints: usize,
+    /// Service ports that drop what is sent to their cluster IP: the policy is Local, and all
+    /// endpoints are elsewhere.
+    pub n_dropped_internal: usize,
+    /// Service ports that drop what comes from outside, likewise.
+    pub n_dropped_external: usize,
     /// Service ports that are left out because the kernel refuses them.
     pub n_quarantined: usize,
     /// Rules of ours that filter holds afterwards.
@@ -105,15 +115,19 @@ pub struct Report {
 }
 
 impl Report {
-    pub(super) fn new(family: IpFamily, scope: Scope) -> Report {
+    pub(crate) fn new(family: IpFamily, backend: Backend, scope: Scope) -> Report {
         let tally = Tally::default();
         Report {
             family,
             scope,
+            backend,
             tally,
+            stages: Stages::default(),
             n_failed_restores: 0,
             n_service_ports: 0,
             n_endpoints: 0,
+            n_dropped_internal: 0,
+            n_dropped_external: 0,
             n_quarantined: 0,
             n_filter_rules: 0,
             n_nat_rules: 0,

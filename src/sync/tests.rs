@@ -63,7 +63,7 @@ impl Rig {
             node_name: NODE.into(),
             host,
             kernels: kernels.clone(),
-            observers: vec![metrics.clone(), heard.clone()],
+            observers: vec![Arc::new(Meter::new(metrics.clone())), heard.clone()],
             patience,
             is_notified: true,
         };
@@ -149,6 +149,7 @@ fn node(zone: &str) -> Node {
         addresses: [[192, 168, 0, 2].into()].into(),
         pod_cidrs: Box::default(),
         zone: Some(zone.into()),
+        is_leaving: false,
     }
 }
 
@@ -190,6 +191,7 @@ fn slice(service: &str, zones: &[&str]) -> Change {
         family: IpFamily::V4,
         ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: zones.iter().enumerate().map(endpoint).collect(),
+        triggered_at: None,
     };
     Change::Slice(name(&format!("{service}-1")), Some(slice))
 }

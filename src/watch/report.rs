@@ -10,6 +10,7 @@ use crate::model::Problem;
 #[derive(Debug, Default)]
 pub struct Reporter {
     said: BTreeMap<String, Vec<Problem>>,
+    n_told: usize,
 }
 
 impl Reporter {
@@ -23,6 +24,12 @@ impl Reporter {
             problems.iter().for_each(log);
             self.said.insert(name.to_owned(), problems);
         }
+    }
+
+    /// How many problems there are, unless they were as many when this was asked last.
+    pub fn news(&mut self) -> Option<usize> {
+        let n = self.said.values().map(Vec::len).sum();
+        (n != std::mem::replace(&mut self.n_told, n)).then_some(n)
     }
 
     /// The object called `name` is gone.

@@ -263,6 +263,7 @@ fn slices() -> impl Strategy<Value = Slice> {
             family,
             ports: ports.into(),
             endpoints: endpoints.into(),
+            triggered_at: None,
         })
     })
 }
@@ -306,6 +307,7 @@ fn nodes() -> impl Strategy<Value = Node> {
             addresses: addresses.into(),
             pod_cidrs: pod_cidrs.into(),
             zone: zone.map(Arc::from),
+            is_leaving: false,
         },
     )
 }

@@ -136,7 +136,8 @@ fn one_slice() -> Edit {
     };
     let port = SlicePort { name: "p".into(), protocol: chainsmith::net::Protocol::Tcp, port: 80 };
     let service = crate::cluster::service_name("z/crowd");
-    let slice = Slice { service, family: IpFamily::V4, ports: [port].into(), endpoints: [endpoint].into() };
+    let (ports, endpoints) = ([port].into(), [endpoint].into());
+    let slice = Slice { service, family: IpFamily::V4, ports, endpoints, triggered_at: None };
     Edit::Slice(crate::cluster::service_name("z/crowd-1"), Some(slice))
 }
 

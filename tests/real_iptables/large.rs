@@ -125,6 +125,7 @@ fn slice(n: usize, endpoints: impl Iterator<Item = usize>) -> Change {
         family: IpFamily::V4,
         ports,
         endpoints: endpoints.map(endpoint).collect(),
+        triggered_at: None,
     };
     Change::Slice(service, Some(slice))
 }

@@ -37,10 +37,12 @@ pub(super) struct RestoreChild {
 }
 
 impl RestoreChild {
-    /// Starts `program`; a failure to do so is told by [`RestoreChild::end`].
-    pub(super) fn start(program: &str, wait: Duration) -> RestoreChild {
+    /// Starts `program`, which may wait for the lock for what is left of `wait` after `waited`; a
+    /// failure to do so is told by [`RestoreChild::end`].
+    pub(super) fn start(program: &str, wait: Duration, waited: Duration) -> RestoreChild {
         let mut command = Command::new(program);
-        command.args(["-w", &wait.as_secs().to_string(), "--noflush", "--counters"]);
+        let left = (wait - waited).as_secs_f64().round().to_string();
+        command.args(["-w", &left, "--noflush", "--counters"]);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = detached(&mut command).spawn().map_err(|error| format!("{program}: {error}"));
         let stdin = child.as_mut().ok().and_then(|child| child.stdin.take());

@@ -9,6 +9,8 @@ use crate::model::{Node, ObjectKind, Problem};
 
 /// Label that names the zone of a node.
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// Taint of a node that the cluster autoscaler is about to remove, whatever its value and effect.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Decodes a Node; `None` without a usable name.
 pub fn node(object: &ApiNode, interner: &mut Interner) -> (Option<Node>, Vec<Problem>) {
@@ -36,11 +38,14 @@ pub fn node(object: &ApiNode, interner: &mut Interner) -> (Option<Node>, Vec<Pro
             ips.extend(fields.ip(format_args!("status.addresses[{i}].address"), &entry.address));
         }
     }
+    let taints = object.spec.as_ref().map_or(&[][..], |spec| list(&spec.taints));
     let node = Node {
         name: interner.text(name),
         addresses: ips.into(),
         pod_cidrs: pod_cidrs.into(),
         zone: zone.map(|zone| interner.text(zone)),
+        is_leaving: object.metadata.deletion_timestamp.is_some()
+            || taints.iter().any(|taint| taint.key == TO_BE_DELETED),
     };
     (Some(node), fields.into_problems())
 }

@@ -1,7 +1,9 @@
 //! EndpointSlices. Source: kube-proxy v1.36, `pkg/proxy/endpointslicecache.go`.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointSlice as ApiSlice};
 
 use super::field::{Fields, list};
@@ -14,6 +16,8 @@ use crate::net::IpFamily;
 const HEADLESS: &str = "service.kubernetes.io/headless";
 /// Label that names the Service a slice belongs to.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Annotation that tells when the change began that led to this slice.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Decodes an EndpointSlice; see [`Decoded`] for what becomes of one that counts for no Service.
 pub fn slice(object: &ApiSlice, interner: &mut Interner) -> Decoded<Slice> {
@@ -68,7 +72,18 @@ fn of_service(
     let service = interner.object_name(namespace, service);
     let endpoints = list(&object.endpoints).iter().enumerate();
     let endpoints = endpoints.filter_map(|(i, entry)| endpoint(fields, i, entry, family, interner)).collect();
-    Some(Slice { service, family, ports: ports(fields, object, interner), endpoints })
+    let triggered_at = triggered_at(fields, object);
+    Some(Slice { service, family, ports: ports(fields, object, interner), endpoints, triggered_at })
+}
+
+fn triggered_at(fields: &mut Fields, object: &ApiSlice) -> Option<SystemTime> {
+    let text = object.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?;
+    let time = text.parse::<Timestamp>().ok().and_then(|time| SystemTime::try_from(time).ok());
+    if time.is_none() {
+        let field = format_args!("metadata.annotations[{TRIGGER_TIME}]");
+        fields.problem(field, text, "is not an RFC 3339 time; ignored");
+    }
+    time
 }
 
 fn ports(fields: &mut Fields, object: &ApiSlice, interner: &mut Interner) -> Box<[SlicePort]> {

@@ -108,3 +108,22 @@ metadata: {name: n}
         problems.is_empty() && node.addresses.is_empty() && node.pod_cidrs.is_empty() && node.zone.is_none()
     );
 }
+
+#[test]
+fn a_node_that_is_deleted_or_tainted_for_it_is_leaving() {
+    let check = |metadata: &str, spec: &str, is_leaving: bool| {
+        let text = format!("kind: Node\nmetadata: {{name: n{metadata}}}\nspec: {spec}\n");
+        let (node, problems) = node_of(&text);
+        assert_eq!((node.unwrap().is_leaving, problems), (is_leaving, vec![]), "{text}");
+    };
+    check("", "{}", false);
+    check("", "{taints: [{key: node.kubernetes.io/not-ready, effect: NoExecute}]}", false);
+    check("", "{unschedulable: true}", false);
+    check(", deletionTimestamp: 2026-05-01T10:00:00Z", "{}", true);
+    check(
+        "",
+        "{taints: [{key: a, effect: NoSchedule}, {key: ToBeDeletedByClusterAutoscaler, value: '1', effect: NoSchedule}]}",
+        true,
+    );
+    check("", "{taints: [{key: ToBeDeletedByClusterAutoscaler, effect: PreferNoSchedule}]}", true);
+}

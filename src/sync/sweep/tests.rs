@@ -38,6 +38,7 @@ fn slice(name: &str, protocol: Protocol, ips: &[&str]) -> Change {
         family: IpFamily::V4,
         ports: [SlicePort { name: "".into(), protocol, port: 53 }].into(),
         endpoints: ips.iter().map(endpoint).collect(),
+        triggered_at: None,
     };
     Change::Slice(ObjectName::new("ns", name), Some(slice))
 }
@@ -104,7 +105,7 @@ impl Rig {
     }
 
     fn synced(&self, scope: Scope, outcome: Result<(), SyncError>) {
-        let mut report = Report::new(IpFamily::V4, scope);
+        let mut report = Report::new(IpFamily::V4, crate::kernel::Backend::Nft, scope);
         report.outcome = outcome;
         let view = View { snapshot: &self.snapshot, place: Place { node: "n", zone: None } };
         let synced = Synced { report: &report, view, settings: &self.settings, elapsed: Duration::ZERO };

@@ -3,6 +3,8 @@
 use super::*;
 use crate::kernel::RestoreError;
 
+const AUDIT: Duration = Duration::from_secs(300);
+
 fn locked() -> RestoreError {
     RestoreError::Locked(Duration::from_secs(5))
 }
@@ -106,6 +108,22 @@ fn a_refused_line_is_named_with_its_chain_and_service_port() {
     check("-A KUBE-SERVICES -d 172.30.0.2/32", "of chain filter KUBE-SERVICES for ns/t: ");
     check("-A KUBE-FORWARD", "of chain filter KUBE-FORWARD for no single service port: ");
     check("COMMIT", "of chain unknown for no single service port: ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_port_that_was_refused_is_tried_again_at_each_audit_though_nobody_wrote() {
+    let rig = Rig::settled().await;
+    rig.kernel(|kernel| kernel.refused_texts = vec!["-A KUBE-SVC-".to_owned()]);
+    rig.change(slice("s", &["east"])).await;
+    rig.after(Duration::from_secs(60)).await;
+    assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 1, "left out");
+    rig.after(AUDIT).await;
+    let n_failures = rig.metrics.restore_failures(IpFamily::V4);
+    rig.after(AUDIT).await;
+    assert!(rig.metrics.restore_failures(IpFamily::V4) > n_failures, "tried, and refused again");
+    rig.kernel(|kernel| kernel.refused_texts.clear());
+    rig.after(AUDIT).await;
+    assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 2, "served");
 }
 
 #[tokio::test(start_paused = true)]

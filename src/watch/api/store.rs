@@ -140,6 +140,12 @@ impl<'a, K: Kind> Store<'a, K> {
 
     /// What an event means for the cluster's state, in order.
     pub fn take(&mut self, event: Event<Guard<K>>) -> Vec<WatchEvent> {
+        let mut events = self.changes(event);
+        events.extend(self.reporter.news().map(|n| WatchEvent::Problems(K::KIND, n)));
+        events
+    }
+
+    fn changes(&mut self, event: Event<Guard<K>>) -> Vec<WatchEvent> {
         match event {
             Event::Init => {
                 self.list = Some(List { seen: BTreeSet::new(), values: Vec::new(), keeps_some: false });

@@ -170,3 +170,28 @@ fn a_slice_may_be_empty() {
     check("addressType: IPv4\nports: null\nendpoints: null", &[]);
     check("addressType: IPv6", &[]);
 }
+
+#[test]
+fn the_trigger_time_is_read_with_fraction_and_offset_and_a_bad_one_is_named() {
+    let slice = |annotation: &str| {
+        super::slice_of(&format!(
+            "kind: EndpointSlice\napiVersion: discovery.k8s.io/v1\naddressType: IPv4\nmetadata:\n  name: web-1\n  \
+             namespace: ns\n  labels: {{kubernetes.io/service-name: web}}\n  annotations: {{{annotation}}}\n"
+        ))
+    };
+    let key = "endpoints.kubernetes.io/last-change-trigger-time";
+    let check = |text: &str, millis: Option<u64>| {
+        let (slice, problems) = slice(&format!("{key}: '{text}'"));
+        let time = millis.map(|millis| std::time::UNIX_EPOCH + std::time::Duration::from_millis(millis));
+        assert_eq!(slice.unwrap().triggered_at, time, "{text}");
+        let problem = format!(
+            "EndpointSlice ns/web-1: metadata.annotations[{key}]: {text:?} is not an RFC 3339 time; ignored"
+        );
+        assert_eq!(problems, if millis.is_some() { vec![] } else { vec![problem] });
+    };
+    check("1970-01-01T00:01:00Z", Some(60_000));
+    check("1970-01-01T02:00:00.25+02:00", Some(250));
+    check("yesterday", None);
+    check("1970-01-01", None);
+    assert_eq!(slice("other: x").0.unwrap().triggered_at, None);
+}

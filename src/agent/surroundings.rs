@@ -1,0 +1,141 @@
+//! What others see of the agent: metrics, health, events; the servers for them, and who tells them
+//! what the loop does.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use axum::Router;
+use kube::Client;
+use prometheus::Registry;
+use tokio::task::JoinSet;
+
+use crate::config::Config;
+use crate::config::host::Counters;
+use crate::events::{Events, Notice, Regarding};
+use crate::health::{self, Health, HealthPorts, Refused};
+use crate::http::{Failure, serve_at};
+use crate::kernel::nfacct;
+use crate::metrics::{self, Metrics, Pages, ReadPackets};
+use crate::rules::fixed;
+use crate::sync::{Meter, Observer};
+
+/// How long a last event has to get out before the process ends.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// What is to be known of the agent.
+pub(super) struct About<'a> {
+    pub(super) config: &'a Config,
+    /// Every flag with its value.
+    pub(super) flags: Vec<(&'static str, String)>,
+    /// The Node's name.
+    pub(super) node: &'a str,
+    /// The machine's name.
+    pub(super) machine: &'a str,
+    /// The API server to send events to, if there is one.
+    pub(super) client: Option<Client>,
+    /// Which counters the kernel has.
+    pub(super) counters: Counters,
+}
+
+/// Starts all of it among `tasks`; those who have to be told what the loop does.
+pub(super) fn start(
+    about: About<'_>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
+    let About { config, flags, node, machine, client, counters } = about;
+    let registry = Registry::new();
+    let metrics = Arc::new(Metrics::register(&registry)?);
+    metrics.is_built(config.gates.iter())?;
+    metrics.packets(
+        counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
+        counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
+    )?;
+    let events = Arc::new(Events::start(client, node, machine, &metrics, tasks));
+    let health = Arc::new(Health::new(config.sync_period));
+    let servers = Servers { config, metrics: &metrics, events: &events };
+    if let Some(address) = config.healthz_bind_address {
+        let router = health::router(health.clone(), metrics.clone());
+        servers.start("healthz", "FailedToStartProxierHealthcheck", address, router, tasks);
+    }
+    if let Some(address) = config.metrics_bind_address {
+        let pages = Pages {
+            configz: config.effective.configz(),
+            flags: config.gates.is_on("ComponentFlagz").then_some(flags),
+            has_statusz: config.gates.is_on("ComponentStatusz"),
+            is_profiling: config.enable_profiling,
+            started: (Instant::now(), SystemTime::now()),
+        };
+        let router = metrics::router(registry, pages);
+        servers.start("metrics", "FailedToStartMetricServer", address, router, tasks);
+    }
+    let teller = events.clone();
+    let node = node.to_owned();
+    let on_refused: health::OnRefused = Arc::new(move |refused| teller.tell(notice_of(refused, &node)));
+    let ports = HealthPorts::start(&health, &metrics, &on_refused, tasks);
+    events.tell(Notice {
+        regarding: Regarding::Node,
+        is_warning: false,
+        reason: "Starting",
+        action: "StartKubeProxy",
+        note: String::new(),
+    });
+    // Health is told before the ports: what they answer after a sync is of that sync.
+    Ok(vec![Arc::new(Meter::new(metrics)), health, Arc::new(ports), events])
+}
+
+fn counter(name: &'static str) -> ReadPackets {
+    Box::new(move || nfacct::packets(name))
+}
+
+struct Servers<'a> {
+    config: &'a Config,
+    metrics: &'a Arc<Metrics>,
+    events: &'a Arc<Events>,
+}
+
+impl Servers<'_> {
+    /// Serves `router`; `reason` is that of the event that tells why the process ends.
+    fn start(
+        &self,
+        server: &'static str,
+        reason: &'static str,
+        address: SocketAddr,
+        router: Router,
+        tasks: &mut JoinSet<anyhow::Result<()>>,
+    ) {
+        let hard_fail = self.config.bind_address_hard_fail;
+        let (metrics, events) = (self.metrics.clone(), self.events.clone());
+        tasks.spawn(async move {
+            let failed = |failure: &Failure<'_>| {
+                metrics.bind_failed(server);
+                let is_final = failure.is_final;
+                if is_final {
+                    let note = format!("cannot serve {server} on {address}: {}", failure.error);
+                    let (regarding, action) = (Regarding::Node, "StartKubeProxy");
+                    events.tell(Notice { regarding, is_warning: true, reason, action, note });
+                }
+                async move {
+                    if is_final {
+                        tokio::time::sleep(LAST_WORDS).await;
+                    }
+                }
+            };
+            serve_at(server, address, router, hard_fail, failed).await
+        });
+    }
+}
+
+fn notice_of(refused: &Refused<'_>, node: &str) -> Notice {
+    let Refused { service, address, error } = refused;
+    Notice {
+        regarding: Regarding::Service((*service).clone()),
+        is_warning: true,
+        reason: "FailedToStartServiceHealthcheck",
+        action: "Listen",
+        note: format!(
+            "node {node} cannot answer health checks of service \"{service}\" on port {} ({address}): {error}",
+            address.port()
+        ),
+    }
+}

@@ -1,0 +1,230 @@
+//! What is told, and how much of it is sent.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::body::Body;
+use axum::http::{Request, Response};
+use prometheus::Registry;
+use serde_json::Value;
+
+use super::*;
+use crate::iptables::{ChainName, Table};
+use crate::kernel::Backend;
+use crate::metrics::exposition;
+use crate::model::{ObjectName, ServicePortName};
+use crate::net::{IpFamily, Protocol};
+use crate::sync::{Drift, Refusal, Scope};
+
+fn metrics() -> (Arc<Metrics>, Registry) {
+    let registry = Registry::new();
+    (Arc::new(Metrics::register(&registry).unwrap()), registry)
+}
+
+/// An API server that passes on method, path and body of each request, and answers with what `answer`
+/// makes of the number of the request: `None` for a connection that breaks off.
+fn server(answer: fn(usize) -> Option<u16>) -> (Client, mpsc::UnboundedReceiver<(String, Value)>) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let n_requests = Arc::new(AtomicUsize::new(0));
+    let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+        let (sender, n) = (sender.clone(), n_requests.fetch_add(1, Ordering::Relaxed));
+        async move {
+            let line = format!("{} {}", request.method(), request.uri().path());
+            let bytes = request.into_body().collect_bytes().await.unwrap();
+            let body: Value = serde_json::from_slice(&bytes).unwrap();
+            sender.send((line, body.clone())).unwrap();
+            let Some(status) = answer(n) else {
+                return Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+            };
+            let text = match status {
+                200 | 201 => body.to_string(),
+                _ => format!(
+                    r#"{{"kind":"Status","status":"Failure","message":"no","reason":"Forbidden","code":{status}}}"#
+                ),
+            };
+            Ok(Response::builder().status(status).body(Body::from(text)).unwrap())
+        }
+    });
+    (Client::new(service, "default"), receiver)
+}
+
+fn start(client: Option<Client>, metrics: &Arc<Metrics>) -> (Events, JoinSet<anyhow::Result<()>>) {
+    let mut tasks = JoinSet::new();
+    (Events::start(client, "node-1", "machine", metrics, &mut tasks), tasks)
+}
+
+fn notice(regarding: Regarding, note: &str) -> Notice {
+    Notice { regarding, is_warning: true, reason: "Reason", action: "Act", note: note.to_owned() }
+}
+
+fn service(text: &str) -> Regarding {
+    Regarding::Service(ObjectName::new("ns", text))
+}
+
+#[tokio::test]
+async fn an_event_goes_where_kube_proxys_go_and_repetitions_make_a_series() {
+    let (client, mut requests) = server(|_| Some(201));
+    let (metrics, _) = metrics();
+    let (events, _tasks) = start(Some(client), &metrics);
+    events.tell(notice(Regarding::Node, ""));
+    let (line, body) = requests.recv().await.unwrap();
+    assert_eq!(line, "POST /apis/events.k8s.io/v1/namespaces/default/events");
+    let text = |path: &str| body.pointer(path).and_then(Value::as_str).unwrap_or("absent");
+    for (path, expected) in [
+        ("/type", "Warning"),
+        ("/reason", "Reason"),
+        ("/action", "Act"),
+        ("/note", "absent"),
+        ("/reportingController", "kube-proxy"),
+        ("/reportingInstance", "kube-proxy-machine"),
+        ("/regarding/apiVersion", "v1"),
+        ("/regarding/kind", "Node"),
+        ("/regarding/name", "node-1"),
+        ("/regarding/uid", "absent"),
+        ("/regarding/namespace", "absent"),
+    ] {
+        assert_eq!(text(path), expected, "{path}");
+    }
+    let name = text("/metadata/name").to_owned();
+    let (regarding, hex) = name.split_once('.').unwrap();
+    assert!(regarding == "node-1" && u128::from_str_radix(hex, 16).is_ok(), "{name}");
+
+    events.tell(notice(service("web"), "broken"));
+    let (line, body) = requests.recv().await.unwrap();
+    assert_eq!(line, "POST /apis/events.k8s.io/v1/namespaces/ns/events");
+    assert_eq!(
+        (&body["note"], &body["regarding"]["namespace"]),
+        (&Value::from("broken"), &Value::from("ns"))
+    );
+
+    events.tell(notice(Regarding::Node, ""));
+    let (line, body) = requests.recv().await.unwrap();
+    assert_eq!(line, format!("PATCH /apis/events.k8s.io/v1/namespaces/default/events/{name}"));
+    assert_eq!(body["series"]["count"], 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_does_not_arrive_is_tried_again_and_one_that_is_refused_is_not() {
+    let (client, mut requests) = server(|n| [None, None, Some(201), Some(403), Some(201)][n]);
+    let (metrics, registry) = metrics();
+    let (events, _tasks) = start(Some(client), &metrics);
+    for text in ["a", "b", "c"] {
+        events.tell(notice(service(text), ""));
+    }
+    let mut names = Vec::new();
+    for _ in 0..5 {
+        let (_, body) = requests.recv().await.unwrap();
+        names.push(body["regarding"]["name"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(names, ["a", "a", "a", "b", "c"]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let text = exposition(&registry).unwrap();
+    assert!(text.contains("chainsmith_events_sent_total{type=\"Warning\"} 2\n"), "{text}");
+    assert!(text.contains("chainsmith_events_lost_total{reason=\"not_sent\"} 1\n"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_never_answers_costs_each_event_its_attempts() {
+    let (client, mut requests) = server(|_| None);
+    let (metrics, registry) = metrics();
+    let (events, _tasks) = start(Some(client), &metrics);
+    events.tell(notice(Regarding::Node, ""));
+    tokio::time::sleep(RETRY * (ATTEMPTS as u32 + 1)).await;
+    let mut n_requests = 0;
+    while requests.try_recv().is_ok() {
+        n_requests += 1;
+    }
+    assert_eq!(n_requests, ATTEMPTS);
+    assert!(exposition(&registry).unwrap().contains("chainsmith_events_lost_total{reason=\"not_sent\"} 1\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_in_a_second_wait_for_nobody_and_are_bounded() {
+    let (client, _requests) = server(|_| None);
+    let (metrics, registry) = metrics();
+    let (events, _tasks) = start(Some(client), &metrics);
+    let started = Instant::now();
+    for n in 0..10_000 {
+        events.tell(notice(service(&format!("s{}", n % 500)), "x"));
+    }
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    let queued = events.queue.as_ref().map(|queue| QUEUE - queue.capacity());
+    assert_eq!(queued, Some(QUEUE), "no task ran meanwhile");
+    let text = exposition(&registry).unwrap();
+    assert!(
+        text.contains(&format!("chainsmith_events_lost_total{{reason=\"queue_full\"}} {}\n", 10_000 - QUEUE)),
+        "{text}"
+    );
+    for _ in 0..1000 {
+        events.tell(notice(Regarding::Node, "x"));
+    }
+    let text = exposition(&registry).unwrap();
+    assert!(
+        text.contains(&format!("chainsmith_events_lost_total{{reason=\"rate_limited\"}} {}\n", 1000 - 25)),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn without_an_api_server_nothing_is_sent_and_nothing_counted_as_lost() {
+    let (metrics, registry) = metrics();
+    let (events, tasks) = start(None, &metrics);
+    events.tell(notice(Regarding::Node, ""));
+    assert!(tasks.is_empty() && !exposition(&registry).unwrap().contains("chainsmith_events"));
+}
+
+#[test]
+fn quarantine_and_drift_are_told_by_name() {
+    let mut report = Report::new(IpFamily::V4, Backend::Nft, Scope::Everything);
+    assert_eq!(notices(&report), []);
+    let port = ServicePortName {
+        service: ObjectName::new("ns", "web"),
+        port: "http".into(),
+        protocol: Protocol::Tcp,
+    };
+    let refusal = Refusal {
+        line: 7,
+        text: Some("-A KUBE-SVC-X -j NOWHERE".to_owned()),
+        message: "no such target".to_owned(),
+        chain: None,
+        service_port: Some(port.clone()),
+    };
+    report.quarantined.push((port, refusal));
+    report.drift = Drift { chains: vec![(Table::Nat, ChainName::literal("KUBE-SERVICES"))], n_jumps: 1 };
+    let told: Vec<(Regarding, &str, String)> =
+        notices(&report).into_iter().map(|notice| (notice.regarding, notice.reason, notice.note)).collect();
+    let refused = "the kernel refuses the IPv4 rules of service port ns/web:http (TCP), which is left out: \
+                   no such target; refused: -A KUBE-SVC-X -j NOWHERE";
+    let drifted = "somebody else changed IPv4 rules that belong to the proxy, repaired: nat KUBE-SERVICES; \
+                   1 jumps from built-in chains";
+    assert_eq!(
+        told,
+        [
+            (service("web"), "ServicePortQuarantined", refused.to_owned()),
+            (Regarding::Node, "RulesChangedByOthers", drifted.to_owned()),
+        ]
+    );
+}
+
+#[test]
+fn notes_are_cut_to_what_the_api_takes() {
+    assert_eq!(cut("short"), "short");
+    assert_eq!(cut(&"ä".repeat(1000)).len(), 1024);
+    assert_eq!(cut(&format!("a{}", "ä".repeat(1000))).len(), 1023);
+}
+
+#[tokio::test]
+async fn what_is_found_amiss_on_the_node_is_told_of_the_node() {
+    let (client, mut requests) = server(|_| Some(201));
+    let (metrics, _) = metrics();
+    let (events, _tasks) = start(Some(client), &metrics);
+    let (key, error) = ("k".to_owned(), "read-only".to_owned());
+    events.noticed(&Finding::ParameterUnset { key, value: 1, error });
+    events.noticed(&Finding::Rival("process 7 (kube-proxy)".to_owned()));
+    let (_, body) = requests.recv().await.unwrap();
+    assert_eq!(body["regarding"]["kind"], "Node");
+    assert_eq!((&body["type"], &body["reason"]), (&"Warning".into(), &"SecondProxy".into()));
+    assert!(body["note"].as_str().unwrap().contains("process 7 (kube-proxy)"), "{body}");
+    events.noticed(&Finding::LeftoverRemoved("IPv4 nftables table kube-proxy".to_owned()));
+    let (_, body) = requests.recv().await.unwrap();
+    assert_eq!((&body["type"], &body["reason"]), (&"Normal".into(), &"LeftoverRemoved".into()));
+}

@@ -1,0 +1,68 @@
+//! Health as others see it: `/healthz` and `/livez` of the proxy, and the health check node ports of
+//! Services.
+//!
+//! The loop tells what it does ([`Observer`]), servers ask. Time comes in as [`Moment`]s; how old a
+//! change is is measured by the monotonic clock, so that nobody can make a node sick by setting its
+//! clock.
+#![allow(clippy::disallowed_methods, reason = "health depends on time")]
+
+mod answer;
+mod ports;
+mod state;
+
+pub use answer::router;
+pub use ports::{HealthPorts, OnRefused, Refused};
+pub use state::{Moment, State};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::net::IpFamily;
+use crate::sync::{News, Observer, Synced};
+
+/// The health of the proxy on this node.
+pub struct Health(Mutex<State>);
+
+impl Health {
+    /// Healthy until something waits longer than twice `sync_period`.
+    pub fn new(sync_period: Duration) -> Health {
+        Health(Mutex::new(State::new(sync_period * 2)))
+    }
+
+    /// Whether no family has a change that waits for too long.
+    pub fn is_healthy(&self) -> bool {
+        self.state().is_healthy(Moment::now())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in there leaves half a state behind.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Health {
+    fn started(&self, families: &[IpFamily]) {
+        let now = Moment::now();
+        families.iter().for_each(|family| self.state().updated(*family, now));
+    }
+
+    fn changed(&self, news: &News<'_>) {
+        if let Some(node) = news.node {
+            self.state().node_is_leaving(node.is_leaving);
+        }
+    }
+
+    fn queued(&self, family: IpFamily) {
+        self.state().queued(family, Moment::now());
+    }
+
+    fn synced(&self, synced: &Synced<'_>) {
+        let (family, now) = (synced.report.family, Moment::now());
+        match synced.report.outcome {
+            Ok(()) => self.state().updated(family, now),
+            // kube-proxy counts only changes of objects. Rules that somebody flushed, or that never
+            // were there, and cannot be written are no better than rules that are old.
+            Err(_) => self.state().queued(family, now.earlier_by(synced.elapsed)),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Bodies and headers beside those that kube-proxy gave.
+
+use std::time::Duration;
+
+use prometheus::Registry;
+
+use super::*;
+use crate::http::recorded::{Answer, ask};
+use crate::metrics::exposition;
+use crate::net::IpFamily;
+
+const SYNC_PERIOD: Duration = Duration::from_secs(30);
+
+/// A proxy with both families in step, on a Node that is to stay.
+fn healthy() -> Arc<Health> {
+    let health = Health::new(SYNC_PERIOD);
+    health.state().node_is_leaving(false);
+    for family in IpFamily::BOTH {
+        health.state().updated(family, Moment::now());
+    }
+    Arc::new(health)
+}
+
+fn served(health: &Arc<Health>) -> (Router, Registry) {
+    let registry = Registry::new();
+    let metrics = Arc::new(Metrics::register(&registry).unwrap());
+    (router(health.clone(), metrics), registry)
+}
+
+/// Times made `T`, whatever they are.
+fn without_times(body: &str) -> String {
+    let mut parts: Vec<String> = body.split('"').map(str::to_owned).collect();
+    for part in &mut parts {
+        if part.ends_with('Z') && part.parse::<Timestamp>().is_ok() {
+            *part = "T".to_owned();
+        }
+    }
+    parts.join("\"")
+}
+
+fn comparable(answer: Answer) -> Answer {
+    Answer { body: without_times(&answer.body), ..answer }
+}
+
+fn recorded(text: &str) -> Answer {
+    comparable(Answer::read(text.trim_end()))
+}
+
+#[tokio::test]
+async fn answers_are_those_of_kube_proxy() {
+    let health = healthy();
+    let (router, _) = served(&health);
+    for (request, file) in [
+        ("GET /healthz", include_str!("../../../testdata/http/healthz.txt")),
+        ("GET /healthz?verbose", include_str!("../../../testdata/http/healthz-first-answer.txt")),
+        ("POST /healthz", include_str!("../../../testdata/http/healthz-post.txt")),
+        ("HEAD /healthz", include_str!("../../../testdata/http/healthz-head.txt")),
+        ("GET /livez", include_str!("../../../testdata/http/livez.txt")),
+        ("GET /", include_str!("../../../testdata/http/healthz-port-root.txt")),
+        ("GET /readyz", include_str!("../../../testdata/http/readyz.txt")),
+    ] {
+        let ours = comparable(ask(&router, request).await);
+        let expected = recorded(file);
+        assert_eq!((ours.status, &ours.headers), (expected.status, &expected.headers), "{request}");
+        assert_eq!(ours.body.trim_end(), expected.body.trim_end(), "{request}");
+    }
+    health.state().node_is_leaving(true);
+    for (request, file) in [
+        ("GET /healthz", include_str!("../../../testdata/http/healthz-node-to-be-deleted.txt")),
+        ("GET /livez", include_str!("../../../testdata/http/livez-node-to-be-deleted.txt")),
+    ] {
+        assert_eq!(comparable(ask(&router, request).await), recorded(file), "{request}");
+    }
+}
+
+#[tokio::test]
+async fn before_the_loop_begins_there_is_no_status_and_a_node_that_was_never_seen_is_not_eligible() {
+    let (router, _) = served(&Arc::new(Health::new(SYNC_PERIOD)));
+    let livez = ask(&router, "GET /livez").await;
+    let expected = r#"{"lastUpdated":"T","currentTime":"T","healthy":true}"#;
+    assert_eq!((livez.status, without_times(&livez.body).as_str()), (200, expected));
+    let healthz = ask(&router, "GET /healthz").await;
+    assert!(healthz.body.starts_with(r#"{"lastUpdated":"0001-01-01T00:00:00Z","#), "{}", healthz.body);
+    let expected = r#"{"lastUpdated":"T","currentTime":"T","nodeEligible":false,"healthy":true}"#;
+    assert_eq!((healthz.status, without_times(&healthz.body).as_str()), (503, expected));
+}
+
+#[tokio::test]
+async fn a_family_that_is_behind_is_named_and_the_requests_are_counted() {
+    let health = healthy();
+    let (router, registry) = served(&health);
+    let long_ago = Moment::now().earlier_by(SYNC_PERIOD * 2);
+    health.state().queued(IpFamily::V6, long_ago);
+    for (path, node) in [("/livez", ""), ("/healthz", r#""nodeEligible":true,"#)] {
+        let answer = ask(&router, &format!("GET {path}")).await;
+        let expected = format!(
+            r#"{{"lastUpdated":"T","currentTime":"T",{node}"healthy":false,"status":{{"IPv4":{{"lastUpdated":"T","healthy":true}},"IPv6":{{"lastUpdated":"T","healthy":false}}}}}}"#
+        );
+        assert_eq!((answer.status, without_times(&answer.body)), (503, expected));
+    }
+    health.state().updated(IpFamily::V6, Moment::now());
+    assert_eq!(ask(&router, "GET /healthz").await.status, 200);
+    let text = exposition(&registry).unwrap();
+    for line in [
+        "kubeproxy_proxy_healthz_total{code=\"200\"} 1\n",
+        "kubeproxy_proxy_healthz_total{code=\"503\"} 1\n",
+        "kubeproxy_proxy_livez_total{code=\"503\"} 1\n",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+}
+
+#[test]
+fn times_have_the_digits_that_they_need() {
+    let at = |nanos| Some(SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos));
+    let digits = |nanos| time(at(nanos)).trim_start_matches("1970-01-01T").to_owned();
+    if TimeZone::system().to_offset(Timestamp::UNIX_EPOCH).seconds() == 0 {
+        assert_eq!(digits(0), "00:00:00Z");
+        assert_eq!(digits(1_500_000_000), "00:00:01.5Z");
+        assert_eq!(digits(25_935_165_830), "00:00:25.93516583Z");
+    }
+    assert_eq!(time(None), NEVER);
+}

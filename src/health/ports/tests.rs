@@ -1,0 +1,291 @@
+//! Health check node ports on this machine's loopback.
+
+use std::sync::Mutex;
+
+use prometheus::Registry;
+
+use super::wanted::WantedPort;
+use super::*;
+use crate::config::Config;
+use crate::config::host::Host;
+use crate::http::recorded::{Answer, ask};
+use crate::model::decode::manifest::{self, Object};
+use crate::model::decode::{self, Interner};
+use crate::model::{Change, ObjectName, Snapshot, Touched};
+use crate::policy::Place;
+use crate::rules::Settings;
+use crate::sync::View;
+
+fn name(text: &str) -> ServiceName {
+    ObjectName::new("default", text)
+}
+
+/// A proxy that is healthy, or has a change that waits for hours.
+fn proxy(is_healthy: bool) -> Arc<Health> {
+    let health = Health::new(Duration::from_secs(30));
+    let long_ago = crate::health::Moment::now().earlier_by(Duration::from_secs(60));
+    health.state().updated(IpFamily::V4, long_ago);
+    if !is_healthy {
+        health.state().queued(IpFamily::V4, long_ago);
+    }
+    Arc::new(health)
+}
+
+#[tokio::test]
+async fn answers_are_those_of_kube_proxy() {
+    for (service, n_local, request, file) in [
+        ("front", 2, "GET /", include_str!("../../../testdata/http/service-health-local.txt")),
+        (
+            "front",
+            2,
+            "PUT /any/path?x",
+            include_str!("../../../testdata/http/service-health-local-any-path.txt"),
+        ),
+        ("front", 2, "HEAD /", include_str!("../../../testdata/http/service-health-local-head.txt")),
+        ("front", 1, "GET /", include_str!("../../../testdata/http/service-health-local-v6.txt")),
+        ("front", 2, "GET /", include_str!("../../../testdata/http/service-health-localhost.txt")),
+        ("front", 0, "GET /", include_str!("../../../testdata/http/service-health-local-terminating.txt")),
+        ("remote", 0, "GET /", include_str!("../../../testdata/http/service-health-remote.txt")),
+    ] {
+        let router = answers(name(service), Arc::new(AtomicUsize::new(n_local)), proxy(true));
+        let (ours, recorded) = (ask(&router, request).await, Answer::read(file.trim_end()));
+        assert_eq!((ours.status, &ours.headers), (recorded.status, &recorded.headers), "{request}");
+        assert_eq!(ours.body.trim_end(), recorded.body.trim_end(), "{request}");
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_behind_serves_nobody_well() {
+    let router = answers(name("front"), Arc::new(AtomicUsize::new(2)), proxy(false));
+    let answer = ask(&router, "GET /").await;
+    assert_eq!((answer.status, answer.headers["x-load-balancing-endpoint-weight"].as_str()), (503, "2"));
+    assert!(
+        answer.body.ends_with("\"localEndpoints\": 2,\n\t\"serviceProxyHealthy\": false\n}"),
+        "{answer:?}"
+    );
+}
+
+/// What node-1 wants of `family` for objects in YAML.
+fn wanted_of(yaml: &str, config: &Config, family: IpFamily) -> Wanted {
+    let (mut snapshot, mut interner) = (Snapshot::default(), Interner::default());
+    manifest::read(yaml.as_bytes(), "test", &mut |object| {
+        let change = match object {
+            Object::Service(object) => decode::service(&object, &mut interner)
+                .named
+                .map(|(name, value)| Change::Service(name, value)),
+            Object::Slice(object) => {
+                decode::slice(&object, &mut interner).named.map(|(name, value)| Change::Slice(name, value))
+            }
+            Object::Node(object) => {
+                decode::node(&object, &mut interner).0.map(|node| Change::Node(Some(node)))
+            }
+        };
+        snapshot.apply(change.expect("a name"), &mut Touched::default());
+    });
+    let host = Host {
+        addresses: ["10.0.0.1", "127.0.0.1", "192.0.2.1"].map(|ip| ip.parse().unwrap()).into(),
+        ..Host::default()
+    };
+    let settings = Settings::new(config, snapshot.node(), &host, family);
+    wanted(View { snapshot: &snapshot, place: Place { node: "node-1", zone: None } }, &settings)
+}
+
+const RECORDED: &str = include_str!("../../../testdata/http/objects.yaml");
+
+#[test]
+fn the_recorded_objects_want_the_recorded_ports() {
+    let ports = |family| {
+        let wanted = wanted_of(RECORDED, &Config::default(), family);
+        let port = |(name, port): (ServiceName, WantedPort)| format!("{name} {} {}", port.port, port.n_local);
+        (wanted.addresses, wanted.services.into_iter().map(port).collect::<Vec<_>>())
+    };
+    let any = |ip: &str| vec![ip.parse::<IpAddr>().unwrap()];
+    // Of the two Services only one has a cluster IP of IPv6; at the end of the recording one endpoint of
+    // it is ready on node-1.
+    let (v4, v6) = (ports(IpFamily::V4), ports(IpFamily::V6));
+    assert_eq!((v4.0, v6.0), (any("0.0.0.0"), any("::")));
+    assert!(v4.1.len() == 2 && v4.1[1] == "default/remote 32081 0", "{:?}", v4.1);
+    assert!(v6.1.len() == 1 && v6.1[0].starts_with("default/front 32080 "), "{:?}", v6.1);
+}
+
+fn objects(spec: &str, endpoints: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: default}}\nspec: {{clusterIP: 10.96.0.1, type: LoadBalancer, \
+         externalTrafficPolicy: Local, healthCheckNodePort: 32000, ports: [{{name: a, port: 80}}, {{name: b, port: 81}}]{spec}}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-1, namespace: default, \
+         labels: {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: [{{name: a, port: 8080}}, {{name: b, port: 8081}}]\n\
+         endpoints: [{endpoints}]\n"
+    )
+}
+
+/// Local endpoints that are counted.
+fn n_local_of(endpoints: &str) -> usize {
+    let wanted = wanted_of(&objects("", endpoints), &Config::default(), IpFamily::V4);
+    wanted.services[&name("web")].n_local
+}
+
+/// Case 124.
+#[test]
+fn an_endpoint_that_serves_two_ports_counts_once() {
+    assert_eq!(n_local_of("{addresses: [10.1.0.1], nodeName: node-1}"), 1);
+    let two = "{addresses: [10.1.0.1], nodeName: node-1}, {addresses: [10.1.0.2], nodeName: node-1}";
+    assert_eq!(n_local_of(two), 2);
+}
+
+/// Case 125.
+#[test]
+fn only_ready_endpoints_of_this_node_count() {
+    assert_eq!(n_local_of("{addresses: [10.1.0.1], nodeName: node-2}, {addresses: [10.1.0.2]}"), 0);
+    let terminating = "conditions: {ready: false, serving: true, terminating: true}";
+    assert_eq!(n_local_of(&format!("{{addresses: [10.1.0.1], nodeName: node-1, {terminating}}}")), 0);
+    assert_eq!(n_local_of("{addresses: [10.1.0.1], nodeName: node-1, conditions: {ready: true}}"), 1);
+}
+
+#[test]
+fn a_service_without_ports_or_of_another_kind_has_no_health_port() {
+    let wanted = |objects: &str| wanted_of(objects, &Config::default(), IpFamily::V4).services.len();
+    let objects = objects("", "");
+    assert_eq!(wanted(&objects), 1);
+    assert_eq!(wanted(&objects.replace("ports: [{name: a, port: 80}, {name: b, port: 81}]", "ports: []")), 0);
+    assert_eq!(wanted(&objects.replace("Policy: Local", "Policy: Cluster")), 0);
+    assert_eq!(wanted(&objects.replace("LoadBalancer", "NodePort")), 0);
+}
+
+#[test]
+fn node_port_addresses_decide_where_health_is_answered() {
+    let yaml = "kind: KubeProxyConfiguration\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nnodePortAddresses: [10.0.0.0/8]\n";
+    let (config, _) = Config::resolve(Some(yaml), &crate::config::Flags::default()).unwrap();
+    let addresses = wanted_of(&objects("", ""), &config, IpFamily::V4).addresses;
+    assert_eq!(addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+}
+
+/// Ports on loopback, and what is told of refusals.
+struct Rig {
+    ports: Ports,
+    refused: Arc<Mutex<Vec<String>>>,
+    registry: Registry,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let registry = Registry::new();
+        let refused = Arc::new(Mutex::new(Vec::new()));
+        let told = refused.clone();
+        let ports = Ports {
+            family: IpFamily::V4,
+            health: proxy(true),
+            metrics: Arc::new(Metrics::register(&registry).unwrap()),
+            on_refused: Arc::new(move |refused: &Refused<'_>| {
+                told.lock().unwrap().push(refused.service.to_string())
+            }),
+            open: BTreeMap::new(),
+            failures: BTreeMap::new(),
+        };
+        Rig { ports, refused, registry }
+    }
+
+    fn metric(&self, name: &str) -> String {
+        let text = crate::metrics::exposition(&self.registry).unwrap();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or("none 0");
+        line.rsplit_once(' ').unwrap().1.to_owned()
+    }
+
+    fn n_refused(&self) -> usize {
+        self.refused.lock().unwrap().len()
+    }
+}
+
+/// These Services with so many local endpoints, on loopback.
+fn wants(services: &[(&str, u16, usize)]) -> Wanted {
+    let port = |(text, port, n_local): &(&str, u16, usize)| {
+        (name(text), WantedPort { port: *port, n_local: *n_local })
+    };
+    Wanted { addresses: vec![[127, 0, 0, 1].into()], services: services.iter().map(port).collect() }
+}
+
+/// A port that is free now.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Status and weight that `port` answers; `None` when nobody listens.
+async fn weight(port: u16) -> Option<(u16, String)> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut client = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    client.read_to_string(&mut text).await.unwrap();
+    let answer = Answer::read(&text.replace("\r\n", "\n"));
+    Some((answer.status, answer.headers["x-load-balancing-endpoint-weight"].clone()))
+}
+
+/// Case 126.
+#[tokio::test]
+async fn another_port_closes_the_old_one_and_opens_the_new() {
+    let (mut rig, now) = (Rig::new(), Instant::now());
+    let (old, new) = (free_port(), free_port());
+    rig.ports.update(&wants(&[("a", old, 1)]), now);
+    assert_eq!(weight(old).await, Some((200, "1".to_owned())));
+    rig.ports.update(&wants(&[("a", new, 1)]), now);
+    tokio::task::yield_now().await;
+    assert_eq!((weight(old).await, weight(new).await), (None, Some((200, "1".to_owned()))));
+    rig.ports.update(&wants(&[("a", new, 0)]), now);
+    assert_eq!(weight(new).await, Some((503, "0".to_owned())), "the same socket, another count");
+    assert_eq!(rig.metric("chainsmith_service_health_ports{"), "1");
+    rig.ports.update(&wants(&[]), now);
+    tokio::task::yield_now().await;
+    assert_eq!(weight(new).await, None);
+    assert_eq!(rig.metric("chainsmith_service_health_ports{"), "0");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_told_and_tried_again_ever_later_while_others_are_served() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mut rig, now, port) = (Rig::new(), Instant::now(), taken.local_addr().unwrap().port());
+    let other = free_port();
+    let wanted = wants(&[("a", port, 1), ("b", other, 3)]);
+    let at = |seconds| now + Duration::from_secs(seconds);
+    rig.ports.update(&wanted, now);
+    assert_eq!(weight(other).await, Some((200, "3".to_owned())));
+    assert_eq!(*rig.refused.lock().unwrap(), ["default/a"]);
+    assert_eq!(rig.metric("chainsmith_service_health_ports_failed"), "1");
+    // 1, 2, 4, 8 s after each other: at 1, 3, 7 and 15 s.
+    for (second, n_refused) in [(0, 1), (1, 2), (2, 2), (3, 3), (6, 3), (7, 4), (14, 4), (15, 5)] {
+        rig.ports.update(&wanted, at(second));
+        assert_eq!(rig.n_refused(), n_refused, "after {second} s");
+    }
+    assert_eq!(rig.metric("chainsmith_bind_failures_total{server=\"service_health\"}"), "5");
+    drop(taken);
+    rig.ports.update(&wanted, at(31));
+    assert_eq!(weight(port).await, Some((200, "1".to_owned())));
+    assert_eq!((rig.n_refused(), rig.metric("chainsmith_service_health_ports_failed")), (5, "0".to_owned()));
+}
+
+#[tokio::test]
+async fn a_service_that_is_gone_is_not_tried_again() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mut rig, now, port) = (Rig::new(), Instant::now(), taken.local_addr().unwrap().port());
+    rig.ports.update(&wants(&[("a", port, 1)]), now);
+    rig.ports.update(&wants(&[]), now);
+    assert!(rig.ports.failures.is_empty());
+}
+
+#[tokio::test]
+async fn the_task_follows_what_is_wanted_and_tries_again_by_itself() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let (rig, (sender, receiver)) = (Rig::new(), watch::channel(Wanted::default()));
+    let refused = rig.refused.clone();
+    tokio::spawn(rig.ports.follow(receiver));
+    sender.send(wants(&[("a", port, 1)])).unwrap();
+    let until = async |condition: &dyn Fn() -> bool| {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    until(&|| !refused.lock().unwrap().is_empty()).await;
+    drop(taken);
+    while weight(port).await.is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,161 @@
+//! Small servers over HTTP/1.1: sockets, connections that cannot pile up, and answers that several
+//! servers give.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+/// Connections of one listener at a time; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 256;
+/// How long a client may take for the head of a request, also for the next one of a connection that
+/// is kept: nobody keeps others out by saying nothing.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long to wait before an address that could not be bound is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// How long not to accept after the process ran out of something.
+const RECOVER: Duration = Duration::from_millis(200);
+const BACKLOG: i32 = 1024;
+
+/// Which families a socket on an unspecified address takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wildcard {
+    /// Both, as Go does: `0.0.0.0` and `[::]` are the same.
+    DualStack,
+    /// That of the address.
+    OneFamily,
+}
+
+/// Listens on `address`.
+pub fn bind(address: SocketAddr, wildcard: Wildcard) -> io::Result<TcpListener> {
+    if wildcard == Wildcard::OneFamily || !address.ip().is_unspecified() {
+        return listen(address, true);
+    }
+    let any = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port());
+    match listen(any, false) {
+        // A kernel without IPv6.
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse && address.is_ipv4() => listen(address, true),
+        result => result,
+    }
+}
+
+fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Answers on `listener` for as long as it is polled. Dropped, it ends its connections too.
+pub async fn serve(listener: TcpListener, router: Router) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let router = router.clone();
+                connections.spawn(async move {
+                    answer(stream, router).await;
+                    drop(permit);
+                });
+            }
+            // The client is gone again, or there are no descriptors left.
+            Err(error) => {
+                debug!(%error, "cannot accept a connection");
+                tokio::time::sleep(RECOVER).await;
+            }
+        }
+    }
+}
+
+async fn answer(stream: TcpStream, router: Router) {
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    if let Err(error) = connection.await {
+        debug!(%error, "a connection broke off");
+    }
+}
+
+/// What becomes of an address that cannot be bound.
+pub struct Failure<'a> {
+    /// What is wrong.
+    pub error: &'a io::Error,
+    /// Whether it is tried again, or the process ends.
+    pub is_final: bool,
+}
+
+/// Serves `router` on `address`, which logs call `server`, for ever. An address that cannot be bound is
+/// tried again every 5 s; with `hard_fail` it is an error. `failed` is told each time.
+pub async fn serve_at<F: Future<Output = ()>>(
+    server: &str,
+    address: SocketAddr,
+    router: Router,
+    hard_fail: bool,
+    failed: impl Fn(&Failure<'_>) -> F,
+) -> anyhow::Result<()> {
+    let mut n_failures = 0u64;
+    loop {
+        match bind(address, Wildcard::DualStack) {
+            Ok(listener) => {
+                info!(%address, server, "serving");
+                serve(listener, router).await;
+                return Ok(());
+            }
+            Err(error) => {
+                failed(&Failure { error: &error, is_final: hard_fail }).await;
+                if hard_fail {
+                    let message = format!("cannot serve {server} on {address}");
+                    return Err(anyhow::Error::new(error).context(message));
+                }
+                n_failures += 1;
+                if n_failures.is_power_of_two() {
+                    warn!(%address, server, %error, n_failures, "cannot listen; will try again every 5 s");
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// `text/plain`, as Go names it.
+pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+/// `application/json`.
+pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// Browsers are not to guess another type.
+pub const NO_SNIFF: (HeaderName, HeaderValue) =
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+
+/// An answer of `body`.
+pub fn reply(status: StatusCode, content_type: HeaderValue, body: impl Into<String>) -> Response {
+    (status, [(header::CONTENT_TYPE, content_type), NO_SNIFF], body.into()).into_response()
+}
+
+/// What Go's mux says of a path that it does not know.
+pub async fn not_found() -> Response {
+    reply(StatusCode::NOT_FOUND, TEXT, "404 page not found\n")
+}
+
+#[cfg(test)]
+pub mod recorded;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! Sockets and connections of this machine's loopback.
+
+use std::net::TcpStream as Client;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+fn any(ip: &str) -> SocketAddr {
+    SocketAddr::new(ip.parse().unwrap(), 0)
+}
+
+/// Whether somebody listens on `port` of each of the two loopback addresses.
+fn answers(port: u16) -> [bool; 2] {
+    ["127.0.0.1", "::1"].map(|ip| Client::connect((ip, port)).is_ok())
+}
+
+#[tokio::test]
+async fn an_unspecified_address_takes_both_families_or_its_own() {
+    for (ip, wildcard, expected) in [
+        ("0.0.0.0", Wildcard::DualStack, [true, true]),
+        ("::", Wildcard::DualStack, [true, true]),
+        ("0.0.0.0", Wildcard::OneFamily, [true, false]),
+        ("::", Wildcard::OneFamily, [false, true]),
+        ("127.0.0.1", Wildcard::DualStack, [true, false]),
+        ("::1", Wildcard::DualStack, [false, true]),
+    ] {
+        let listener = bind(any(ip), wildcard).unwrap();
+        assert_eq!(answers(listener.local_addr().unwrap().port()), expected, "{ip} {wildcard:?}");
+    }
+}
+
+#[tokio::test]
+async fn both_families_listen_on_one_port_each_with_a_socket_of_its_own() {
+    let v4 = bind(any("0.0.0.0"), Wildcard::OneFamily).unwrap();
+    let port = v4.local_addr().unwrap().port();
+    let v6 = bind(SocketAddr::new(any("::").ip(), port), Wildcard::OneFamily).unwrap();
+    assert_eq!(answers(port), [true, true]);
+    drop(v6);
+    assert_eq!(answers(port), [true, false]);
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_not_taken_by_halves() {
+    let taken = bind(any("0.0.0.0"), Wildcard::OneFamily).unwrap();
+    let address = SocketAddr::new(any("0.0.0.0").ip(), taken.local_addr().unwrap().port());
+    assert_eq!(bind(address, Wildcard::DualStack).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_bound_is_tried_again_until_it_can_and_each_time_told() {
+    let taken = bind(any("127.0.0.1"), Wildcard::OneFamily).unwrap();
+    let address = taken.local_addr().unwrap();
+    tokio::time::pause();
+    let n_failures = Arc::new(AtomicUsize::new(0));
+    let counted = n_failures.clone();
+    tokio::spawn(async move {
+        let failed = |failure: &Failure<'_>| {
+            assert_eq!((failure.error.kind(), failure.is_final), (io::ErrorKind::AddrInUse, false));
+            counted.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(())
+        };
+        serve_at("test", address, Router::new().fallback(not_found), false, failed).await
+    });
+    tokio::time::sleep(RETRY * 3 - Duration::from_millis(1)).await;
+    assert_eq!(n_failures.load(Ordering::Relaxed), 3);
+    drop(taken);
+    tokio::time::sleep(RETRY).await;
+    tokio::time::resume();
+    assert!(Client::connect(address).is_ok());
+    assert_eq!(n_failures.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn with_hard_fail_an_address_that_cannot_be_bound_is_an_error() {
+    let taken = bind(any("127.0.0.1"), Wildcard::OneFamily).unwrap();
+    let address = taken.local_addr().unwrap();
+    let failed = |failure: &Failure<'_>| {
+        assert!(failure.is_final);
+        std::future::ready(())
+    };
+    let error = serve_at("test", address, Router::new(), true, failed).await.unwrap_err();
+    assert_eq!(error.to_string(), format!("cannot serve test on {address}"));
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_hung_up_on_and_others_are_answered() {
+    let listener = bind(any("127.0.0.1"), Wildcard::OneFamily).unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(serve(listener, Router::new().fallback(not_found)));
+    let mut silent = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let mut late = TcpStream::connect(address).await.unwrap();
+    late.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    // Time passes when nobody has anything else to do.
+    tokio::time::pause();
+    let mut answer = String::new();
+    let all = async {
+        late.read_to_string(&mut answer).await.unwrap();
+    };
+    tokio::time::timeout(PATIENCE * 2, all).await.expect("the silent ones make room");
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_server_that_ends_ends_its_connections() {
+    let listener = bind(any("127.0.0.1"), Wildcard::OneFamily).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut server = JoinSet::new();
+    server.spawn(serve(listener, Router::new().fallback(not_found)));
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut head = [0; 12];
+    client.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 404");
+    drop(server);
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(10), client.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok(), "the connection was kept open");
+    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}

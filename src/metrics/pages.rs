@@ -1,0 +1,163 @@
+//! `/flagz` and `/statusz`: pages for people, or objects for those who ask for them.
+//!
+//! Source: KEPs 4827 and 4828; `k8s.io/component-base/zpages` v1.36.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use jiff::{Timestamp, Zoned, tz::TimeZone};
+use serde_json::{Value, json};
+
+use super::server::Served;
+use crate::http::{TEXT, reply};
+
+/// What this stands for.
+const VERSION: &str = "1.36";
+const WARNING: &str = "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.";
+
+/// What the metrics server shows beside metrics.
+pub struct Pages {
+    /// The body of `/configz`.
+    pub configz: String,
+    /// Every flag with its value, by name; `None`: no `/flagz`.
+    pub flags: Option<Vec<(&'static str, String)>>,
+    /// Whether there is `/statusz`.
+    pub has_statusz: bool,
+    /// Whether profiles were asked for.
+    pub is_profiling: bool,
+    /// When the process started.
+    pub started: (Instant, SystemTime),
+}
+
+impl Pages {
+    /// The paths that `/statusz` names, sorted.
+    fn paths(&self) -> Vec<&'static str> {
+        let all = [
+            ("/configz", true),
+            ("/flagz", self.flags.is_some()),
+            ("/healthz", true),
+            ("/metrics", true),
+            ("/proxyMode", true),
+        ];
+        all.into_iter().filter(|(_, is_there)| *is_there).map(|(path, _)| path).collect()
+    }
+}
+
+/// In which form a page is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Text,
+    Object { is_yaml: bool, version: &'static str },
+}
+
+/// What `Accept` asks for; `None` when it is nothing that there is. `kind` is `Flagz` or `Statusz`.
+pub(super) fn form(accept: &str, kind: &str) -> Option<Form> {
+    if accept.trim().is_empty() {
+        return Some(Form::Text);
+    }
+    accept.split(',').find_map(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let media_type = parts.next()?;
+        let parameters: Vec<(&str, &str)> = parts.filter_map(|part| part.split_once('=')).collect();
+        let parameter = |key| parameters.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
+        let is_yaml = match media_type {
+            "*/*" | "text/*" | "text/plain" => return Some(Form::Text),
+            "application/json" => false,
+            "application/yaml" => true,
+            _ => return None,
+        };
+        let version = match parameter("v")? {
+            "v1beta1" => "v1beta1",
+            "v1alpha1" => "v1alpha1",
+            _ => return None,
+        };
+        let is_it = parameter("g") == Some("config.k8s.io") && parameter("as") == Some(kind);
+        is_it.then_some(Form::Object { is_yaml, version })
+    })
+}
+
+fn page(headers: &HeaderMap, kind: &str, text: impl Fn() -> String, fields: impl Fn() -> Value) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match form(accept, kind) {
+        Some(Form::Text) => ([(header::CONTENT_TYPE, TEXT)], text()).into_response(),
+        Some(Form::Object { is_yaml, version }) => object(kind, version, is_yaml, fields()),
+        None => {
+            let ours = format!("application/json;v=v1beta1;g=config.k8s.io;as={kind}");
+            let message = format!("only text/plain and {ours} (or application/yaml likewise) are served\n");
+            reply(StatusCode::NOT_ACCEPTABLE, TEXT, message)
+        }
+    }
+}
+
+fn object(kind: &str, version: &str, is_yaml: bool, fields: Value) -> Response {
+    let mut object = json!({"kind": kind, "apiVersion": format!("config.k8s.io/{version}"), "metadata": {"name": "kube-proxy"}});
+    if let (Value::Object(object), Value::Object(fields)) = (&mut object, fields) {
+        object.extend(fields);
+    }
+    let (content_type, body) = match is_yaml {
+        true => ("application/yaml", serde_saphyr::to_string(&object).map_err(|error| error.to_string())),
+        false => ("application/json", Ok(object.to_string())),
+    };
+    let body = match body {
+        Ok(body) => body,
+        Err(error) => return reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
+    };
+    let mut answer = ([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))], body).into_response();
+    if version == "v1alpha1" {
+        let warning =
+            HeaderValue::from_static(r#"299 - "config.k8s.io/v1alpha1 is deprecated, use v1beta1""#);
+        answer.headers_mut().insert(header::WARNING, warning);
+    }
+    answer
+}
+
+pub(super) async fn flagz(State(served): State<Arc<Served>>, headers: HeaderMap) -> Response {
+    let flags = served.pages.flags.as_deref().unwrap_or_default();
+    let text = || {
+        let lines: String = flags.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
+        format!("\nkube-proxy flagz\n{WARNING}\n{lines}")
+    };
+    let fields = || {
+        let flags: serde_json::Map<String, Value> =
+            flags.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+        json!({"flags": flags})
+    };
+    page(&headers, "Flagz", text, fields)
+}
+
+pub(super) async fn statusz(State(served): State<Arc<Served>>, headers: HeaderMap) -> Response {
+    let (since, at) = served.pages.started;
+    let up = since.elapsed().as_secs();
+    let text = || statusz_text(at, up, &served.pages.paths());
+    let fields = || {
+        json!({
+            "startTime": time(at).map(|time| time.timestamp().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+            "uptimeSeconds": up,
+            "goVersion": "",
+            "binaryVersion": VERSION,
+            "emulationVersion": VERSION,
+            "paths": served.pages.paths(),
+        })
+    };
+    page(&headers, "Statusz", text, fields)
+}
+
+/// For a process that started `at` and is up for `up` seconds.
+fn statusz_text(at: SystemTime, up: u64, paths: &[&str]) -> String {
+    let started =
+        time(at).map_or_else(String::new, |time| time.strftime("%a %b %e %H:%M:%S %Z %Y").to_string());
+    let (hours, minutes, seconds) = (up / 3600, up / 60 % 60, up % 60);
+    format!(
+        "\nkube-proxy statusz\n{WARNING}\n\nStarted: {started}\nUp: {hours} hr {minutes:02} min {seconds:02} sec\n\
+         Go version: none (Chainsmith {}, Rust)\nBinary version: {VERSION}\nEmulation version: {VERSION}\nPaths: {}\n",
+        env!("CARGO_PKG_VERSION"),
+        paths.join(" ")
+    )
+}
+
+fn time(at: SystemTime) -> Option<Zoned> {
+    Some(Timestamp::try_from(at).ok()?.to_zoned(TimeZone::system()))
+}

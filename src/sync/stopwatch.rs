@@ -1,0 +1,110 @@
+//! What the time of a sync goes into.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::kernel::Iptables;
+use crate::metrics::Stages;
+use crate::plan::Restore;
+
+/// Adds up stages; what belongs to none is planning.
+#[derive(Debug, Default)]
+pub(super) struct Stopwatch {
+    started: Option<Instant>,
+    stages: Stages,
+}
+
+impl Stopwatch {
+    pub(super) fn start() -> Stopwatch {
+        Stopwatch { started: Some(Instant::now()), stages: Stages::default() }
+    }
+
+    /// Does `work`, which reads the kernel.
+    pub(super) fn reading<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let done = work();
+        self.stages.read += started.elapsed();
+        done
+    }
+
+    pub(super) fn compiling(&mut self, elapsed: Duration) {
+        self.stages.compile += elapsed;
+    }
+
+    pub(super) fn restoring(&mut self, elapsed: Duration) {
+        self.stages.restore += elapsed;
+    }
+
+    /// Ends it; so much of the time of restoring was spent waiting for the xtables lock.
+    pub(super) fn stop(&mut self, lock_wait: Duration) -> Stages {
+        let elapsed = self.started.take().map_or(Duration::ZERO, |started| started.elapsed());
+        let mut stages = std::mem::take(&mut self.stages);
+        stages.plan = elapsed.saturating_sub(stages.read + stages.compile + stages.restore);
+        stages.lock_wait = lock_wait.min(stages.restore);
+        stages.restore -= stages.lock_wait;
+        stages
+    }
+}
+
+/// A kernel, and how long its restores took.
+pub(super) struct Timed<'a, K> {
+    kernel: &'a mut K,
+    elapsed: Duration,
+}
+
+impl<'a, K> Timed<'a, K> {
+    pub(super) fn new(kernel: &'a mut K) -> Timed<'a, K> {
+        Timed { kernel, elapsed: Duration::ZERO }
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.elapsed
+    }
+
+    fn time<T>(&mut self, work: impl FnOnce(&mut K) -> T) -> T {
+        let started = Instant::now();
+        let done = work(self.kernel);
+        self.elapsed += started.elapsed();
+        done
+    }
+}
+
+impl<K: Iptables> Restore for Timed<'_, K> {
+    type Error = K::Error;
+
+    fn begin(&mut self) {
+        self.time(K::begin);
+    }
+
+    fn write(&mut self, text: &str) {
+        self.time(|kernel| kernel.write(text));
+    }
+
+    fn end(&mut self) -> Result<(), K::Error> {
+        self.time(K::end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_no_other_stage_is_planning() {
+        let seconds = Duration::from_secs;
+        let mut watch = Stopwatch::start();
+        tokio::time::advance(seconds(20)).await;
+        watch.compiling(seconds(3));
+        watch.restoring(seconds(9));
+        let stages = Stages {
+            read: seconds(0),
+            compile: seconds(3),
+            plan: seconds(8),
+            lock_wait: seconds(2),
+            restore: seconds(7),
+        };
+        assert_eq!(watch.stop(seconds(2)), stages);
+        assert_eq!(watch.stop(seconds(2)), Stages::default(), "a new sync begins at zero");
+    }
+}

@@ -1,0 +1,105 @@
+//! When the changes began that wait for their rules: what the latency of network programming is
+//! measured from.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use crate::model::{ServiceName, SliceChange};
+
+/// How many are kept. More come only when nothing can be programmed for long, and then a sample is as
+/// good as all.
+const MAX: usize = 10_000;
+
+/// The trigger times of one family's slices that no sync has put into force yet.
+///
+/// kube-proxy loses those of a sync that fails; here they stay until one succeeds, so that the latency
+/// of a node in trouble is seen.
+#[derive(Debug)]
+pub(super) struct Triggers {
+    since: SystemTime,
+    by_service: BTreeMap<ServiceName, Vec<SystemTime>>,
+    n_kept: usize,
+}
+
+impl Triggers {
+    /// Keeps what began after `since`: what is older was not caused by anything that we saw.
+    pub(super) fn new(since: SystemTime) -> Triggers {
+        Triggers { since, by_service: BTreeMap::new(), n_kept: 0 }
+    }
+
+    /// Notes a slice that differs. One that is gone takes with it what its Service waits for.
+    pub(super) fn note(&mut self, change: &SliceChange) {
+        if change.is_gone {
+            let dropped = self.by_service.remove(&change.service).map_or(0, |times| times.len());
+            self.n_kept -= dropped;
+        } else if let Some(time) = change.triggered_at.filter(|time| *time > self.since)
+            && self.n_kept < MAX
+        {
+            self.by_service.entry(change.service.clone()).or_default().push(time);
+            self.n_kept += 1;
+        }
+    }
+
+    /// How long each took that is in force `now`, in seconds; less than zero where clocks differ.
+    pub(super) fn take(&mut self, now: SystemTime) -> Vec<f64> {
+        self.n_kept = 0;
+        let times = std::mem::take(&mut self.by_service).into_values().flatten();
+        let seconds = |time| match now.duration_since(time) {
+            Ok(elapsed) => elapsed.as_secs_f64(),
+            Err(error) => -error.duration().as_secs_f64(),
+        };
+        times.map(seconds).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::ObjectName;
+    use crate::net::IpFamily;
+
+    fn at(second: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(second)
+    }
+
+    fn change(service: &str, second: Option<u64>) -> SliceChange {
+        let service = ObjectName::new("ns", service);
+        SliceChange { service, family: IpFamily::V4, is_gone: false, triggered_at: second.map(at) }
+    }
+
+    fn gone(service: &str) -> SliceChange {
+        SliceChange { is_gone: true, ..change(service, None) }
+    }
+
+    fn check(changes: &[SliceChange], expected: &[f64]) {
+        let mut triggers = Triggers::new(at(100));
+        changes.iter().for_each(|change| triggers.note(change));
+        assert_eq!(triggers.take(at(200)), expected, "{changes:?}");
+        assert!(triggers.take(at(200)).is_empty(), "taken");
+    }
+
+    #[test]
+    fn each_change_since_the_start_is_measured_by_itself() {
+        check(&[change("a", Some(150)), change("a", Some(190)), change("b", Some(199))], &[50.0, 10.0, 1.0]);
+        check(&[change("a", Some(100)), change("a", Some(50)), change("a", None)], &[]);
+        check(&[change("a", Some(203))], &[-3.0]);
+    }
+
+    #[test]
+    fn a_slice_that_goes_takes_its_services_along_and_no_others() {
+        check(&[change("a", Some(150)), change("b", Some(160)), gone("a")], &[40.0]);
+        check(&[change("a", Some(150)), gone("a"), change("a", Some(170))], &[30.0]);
+        check(&[gone("a")], &[]);
+    }
+
+    #[test]
+    fn a_bounded_number_is_kept() {
+        let mut triggers = Triggers::new(at(100));
+        (0..2 * MAX).for_each(|n| triggers.note(&change(&format!("s{}", n % 7), Some(150))));
+        assert_eq!(triggers.take(at(200)).len(), MAX);
+        triggers.note(&change("a", Some(150)));
+        assert_eq!(triggers.take(at(200)).len(), 1, "there is room again");
+    }
+}
