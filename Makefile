@@ -26,7 +26,8 @@ demo: setup ## a cluster in a box: Chainsmith on simulated nodes, traffic throug
 
 test: setup ## all tests: units, recorded cases, properties, real packets on real iptables
 	cargo test --doc
-	cargo test --no-fail-fast --lib --bins --tests
+	@# Real clusters mostly wait: two at a time on each core.
+	RUST_TEST_THREADS=$$((2 * $$(nproc))) cargo test --no-fail-fast --lib --bins --tests
 
 lab: setup ## every fault with full counts, and a table of what came of it (about 10 minutes)
 	@cargo build --quiet --bin chainsmith

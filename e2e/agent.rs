@@ -188,7 +188,7 @@ impl Kernel {
 
 /// Ends all agents as a node would when it shuts down.
 #[track_caller]
-fn stop_all(running: Running) {
+pub fn stop_all(running: Running) {
     for agent in running.agents {
         agent.stop();
     }

@@ -41,6 +41,8 @@ mod list;
 mod object;
 #[path = "apiserver/programs.rs"]
 mod programs;
+#[path = "apiserver/proxy.rs"]
+mod proxy;
 #[path = "apiserver/real.rs"]
 mod real;
 #[path = "apiserver/request.rs"]
@@ -62,6 +64,8 @@ pub use self::cluster::{Cluster, start_cluster};
 pub use self::counters::{Counters, ResourceCounters};
 pub use self::fault::Fault;
 use self::object::Key;
+#[allow(unused_imports, reason = "each test target uses a part of this module")]
+pub use self::proxy::Proxy;
 #[allow(unused_imports, reason = "each test target uses a part of this module")]
 pub use self::real::RealServer;
 use self::resource::Resource;
@@ -87,8 +91,8 @@ pub struct ApiServer {
 struct Shared {
     store: Mutex<Store>,
     pulse: watch::Sender<Pulse>,
-    faults: fault::Faults,
-    board: counters::Board,
+    faults: Arc<fault::Faults>,
+    board: Arc<counters::Board>,
     token: Mutex<Option<String>>,
 }
 
@@ -122,8 +126,8 @@ impl ApiServer {
         let shared = Arc::new(Shared {
             store: Mutex::new(Store::new(HISTORY)),
             pulse: watch::Sender::new(pulse),
-            faults: fault::Faults::default(),
-            board: counters::Board::default(),
+            faults: Arc::default(),
+            board: Arc::default(),
             token: Mutex::new(None),
         });
         let (ready, is_ready) = mpsc::channel();
@@ -225,6 +229,11 @@ impl ApiServer {
     /// Puts a fault in force, or none; requests and connections that are open meet it at once.
     pub fn set_fault(&self, fault: Option<Fault>) {
         self.shared.faults.set(fault, None);
+    }
+
+    /// How often clients met the fault that was put in force last.
+    pub fn faults_met(&self) -> u64 {
+        self.shared.faults.n_met()
     }
 
     /// Like [`ApiServer::set_fault`], for requests about `plural` only (`services`). Faults of whole

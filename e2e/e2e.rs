@@ -12,6 +12,7 @@ mod fabric;
 #[allow(dead_code, reason = "the lab and the tests share it; each uses its part")]
 mod faults;
 mod flows;
+mod health;
 #[allow(dead_code, reason = "the lab is shared by tests, demo and benches; each uses its part")]
 mod lab;
 mod running;
@@ -50,6 +51,12 @@ on_both_backends! {
     flows::flows_end_with_the_service,
     flows::flows_end_with_the_node_port,
     flows::flows_live_through_a_restart,
+    health::health_port_follows_the_local_pods,
+    health::a_node_that_is_to_go_is_unhealthy_but_alive,
+    health::a_stale_proxy_turns_unhealthy,
+    health::taken_ports_are_told_and_tried_again,
+    health::with_hard_fail_a_taken_port_ends_the_process,
+    health::metrics_tell_what_is_in_the_kernel,
     services::three_nodes_serve_over_routes_and_vxlan,
     services::internal_policy_local_stays_on_the_node,
     services::affinity_sticks_and_expires,

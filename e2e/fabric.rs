@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::cluster::{self, WEB};
 use crate::lab::address::FAMILIES;
-use crate::lab::client::{Host, Outcome, Protocol};
+use crate::lab::client::{Host, Outcome, PATIENCE, Protocol};
 use crate::lab::host::POD_PORT;
 use crate::lab::netfilter::Backend;
 use crate::lab::process::Process;
@@ -53,7 +53,7 @@ fn without_rules_a_service_is_unreachable() {
             }
         }
     }
-    let traffic = lab.pod("client-1").keep_trying(Protocol::Udp, WEB.cluster_ip(FAMILIES[0]));
+    let traffic = lab.pod("client-1").keep_trying(Protocol::Udp, WEB.cluster_ip(FAMILIES[0]), PATIENCE);
     let tally = traffic.expect("a client can be started").stop();
     assert!(tally.pods.is_empty(), "{tally}");
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::cluster::{self, OWN, Service};
 use crate::lab::address::{FAMILIES, Family};
-use crate::lab::client::{Host, Outcome, Protocol, Tally, Traffic};
+use crate::lab::client::{Host, IMPATIENCE, Outcome, PATIENCE, Protocol, Tally, Traffic};
 use crate::lab::netfilter::Backend;
 use crate::lab::{Lab, poll};
 use crate::running::Running;
@@ -87,6 +87,16 @@ pub struct Load {
 impl Load {
     /// Starts connecting to `service`.
     pub fn on(lab: &Lab, service: Service) -> Self {
+        Self::with_patience(lab, service, PATIENCE)
+    }
+
+    /// Like [`Load::on`], where connections are to be lost: waits no longer for each than an answer
+    /// takes.
+    pub fn impatient(lab: &Lab, service: Service) -> Self {
+        Self::with_patience(lab, service, IMPATIENCE)
+    }
+
+    fn with_patience(lab: &Lab, service: Service, patience: Duration) -> Self {
         let (one, two) = (lab.node(1), lab.node(2));
         let (pod, outside) = (lab.pod("client-1"), lab.outside());
         let (v4, v6) = (Family::V4, Family::V6);
@@ -98,7 +108,7 @@ impl Load {
             (outside, Protocol::Tcp, service.node_port(one, v4)),
             (outside, Protocol::Udp, service.node_port(one, v6)),
         ];
-        let start = |(host, protocol, to): (&dyn Host, Protocol, _)| host.keep_trying(protocol, to);
+        let start = |(host, protocol, to): (&dyn Host, Protocol, _)| host.keep_trying(protocol, to, patience);
         Self { clients: clients.map(|client| start(client).expect("a client can be started")).into() }
     }
 

@@ -58,13 +58,6 @@ impl Running {
         Self::on(lab, api, flags)
     }
 
-    /// Like [`Running::with_flags`], always with the simulated API server.
-    pub fn simulated(backend: Backend, flags: &[&str]) -> Result<Self> {
-        let lab = cluster::build(backend)?;
-        let api = ApiServer::start(listen(), Some(lab.fabric().fd()?)).context("starting an API server")?;
-        Self::on(lab, Box::new(api), flags)
-    }
-
     fn on(lab: Lab, api: Box<dyn Cluster>, flags: &[&str]) -> Result<Self> {
         api.put_yaml(cluster::OBJECTS);
         for node in lab.nodes().iter().filter(|node| !cluster::OBJECTS.contains(node.name())) {
@@ -87,7 +80,7 @@ impl Running {
     /// # Panics
     /// If it is a real one.
     pub fn simulator(&self) -> &ApiServer {
-        self.api.simulator().expect("started with `simulated`")
+        self.api.simulator().expect("no KUBEBUILDER_ASSETS names a real one")
     }
 
     /// Kills the agent of node-1 and starts another with these flags, and this kubeconfig if it is

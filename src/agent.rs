@@ -23,10 +23,11 @@ use crate::config::host::{Counters, Host, Kernel};
 use crate::config::{BackendChoice, Config, Origin, Setting};
 use crate::kernel::iptables::{self, KernelIptables, Unusable, open};
 use crate::kernel::{Backend, Iptables, addrs, nfacct, nft};
+use crate::metrics::Metrics;
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed, names};
 use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
-use crate::watch;
+use crate::watch::{self, api::Connection};
 use advice::Advice;
 use rivals::Rivals;
 use takeover::FirstSyncs;
@@ -73,17 +74,19 @@ pub async fn run(
         node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().word()),
         version = env!("CARGO_PKG_VERSION"), "starting"
     );
-    let client = client(&config).await?;
+    let registry = prometheus::Registry::new();
+    let metrics = Arc::new(Metrics::register(&registry)?);
+    let connection = connect(&config, &metrics).await?;
     let about = surroundings::About {
         config: &config,
         flags,
         node: &node_name,
         machine: &machine_name()?,
-        client: client.clone(),
+        client: connection.as_ref().map(|connection| connection.client.clone()),
         counters: kernel.counters,
     };
-    let told = surroundings::start(about, &mut tasks)?;
-    let changes = start_source(client, &config, &node_name, &mut tasks);
+    let told = surroundings::start(about, registry, metrics, &mut tasks)?;
+    let changes = start_source(connection, &config, &node_name, &mut tasks);
     let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     tasks.spawn(async move {
         let [terminate, interrupt] = &mut signals;
@@ -304,26 +307,29 @@ fn local_addresses() -> Vec<std::net::IpAddr> {
     })
 }
 
-/// The API server; `None` when objects come from folders.
-async fn client(config: &Config) -> anyhow::Result<Option<kube::Client>> {
+/// The API server; `None` when objects come from folders. Its traffic is told to `metrics`.
+async fn connect(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Connection>> {
     if !config.manifests.is_empty() {
         return Ok(None);
     }
     let client = &config.client;
-    watch::api::client(client.kubeconfig.as_deref(), client.master.as_deref()).await.map(Some)
+    let limit = watch::api::Limit { qps: client.qps, burst: client.burst };
+    let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
+    let observer = Arc::new(surroundings::Traffic(metrics.clone()));
+    watch::api::connect(kubeconfig, master, limit, observer).await.map(Some)
 }
 
 fn start_source(
-    client: Option<kube::Client>,
+    connection: Option<Connection>,
     config: &Config,
     node_name: &str,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> mpsc::Receiver<watch::WatchEvent> {
     let (sender, receiver) = mpsc::channel(watch::CHANNEL_CAPACITY);
     let node = node_name.to_owned();
-    match client {
-        Some(client) => tasks.spawn(async move {
-            watch::api::follow(client, node, sender).await;
+    match connection {
+        Some(connection) => tasks.spawn(async move {
+            watch::api::follow(connection, node, sender).await;
             Ok(())
         }),
         None => tasks.spawn(watch::files::follow(config.manifests.clone(), node, sender)),

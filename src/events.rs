@@ -209,7 +209,8 @@ fn reference(regarding: &Regarding, node: &str) -> ObjectReference {
 
 /// As much of a note as the API takes.
 fn cut(note: &str) -> &str {
-    &note[..note.floor_char_boundary(MAX_NOTE)]
+    let end = (0..=note.len().min(MAX_NOTE)).rev().find(|end| note.is_char_boundary(*end));
+    &note[..end.unwrap_or(0)]
 }
 
 #[cfg(test)]

@@ -24,9 +24,10 @@ use crate::sync::{News, Observer, Synced};
 pub struct Health(Mutex<State>);
 
 impl Health {
-    /// Healthy until something waits longer than twice `sync_period`.
-    pub fn new(sync_period: Duration) -> Health {
-        Health(Mutex::new(State::new(sync_period * 2)))
+    /// Healthy until something waits longer than twice `sync_period`; eligible once the Node was seen, if
+    /// one is expected.
+    pub fn new(sync_period: Duration, expects_node: bool) -> Health {
+        Health(Mutex::new(State::new(sync_period * 2, expects_node)))
     }
 
     /// Whether no family has a change that waits for too long.

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::ApiServer;
+use super::fault::Fault;
 use super::real::RealServer;
 
 /// An API server that a test fills and a client watches.
@@ -16,6 +17,8 @@ pub trait Cluster: Send + Sync {
     fn put(&self, object: Value) -> u64;
     /// Deletes an object; whether it was there.
     fn delete(&self, kind: &str, namespace: Option<&str>, name: &str) -> bool;
+    /// The events in the namespace `default`, as clients made them.
+    fn events(&self) -> Vec<Value>;
     /// A kubeconfig for clients that reach the address it was started on.
     fn kubeconfig(&self) -> String;
     /// A kubeconfig for clients that reach it at `ip`.
@@ -28,7 +31,13 @@ pub trait Cluster: Send + Sync {
         }
     }
 
-    /// The simulator, if this is it: for faults and counters.
+    /// Puts a fault in force, or none; a real server has those of connections only
+    /// ([`Fault::is_of_connections`]), through a [`super::Proxy`].
+    fn set_fault(&self, fault: Option<Fault>);
+    /// How often clients met the fault that was put in force last.
+    fn faults_met(&self) -> u64;
+
+    /// The simulator, if this is it: for its other faults and counters.
     fn simulator(&self) -> Option<&ApiServer> {
         None
     }
@@ -58,12 +67,24 @@ impl Cluster for ApiServer {
         ApiServer::delete(self, kind, namespace, name)
     }
 
+    fn events(&self) -> Vec<Value> {
+        self.posted("Event")
+    }
+
     fn kubeconfig(&self) -> String {
         ApiServer::kubeconfig(self)
     }
 
     fn kubeconfig_at(&self, ip: IpAddr) -> String {
         ApiServer::kubeconfig_at(self, ip, None)
+    }
+
+    fn set_fault(&self, fault: Option<Fault>) {
+        ApiServer::set_fault(self, fault);
+    }
+
+    fn faults_met(&self) -> u64 {
+        ApiServer::faults_met(self)
     }
 
     fn simulator(&self) -> Option<&ApiServer> {

@@ -4,6 +4,7 @@
 //! list and a watch while they are made. All of them wake when the fault changes, so a fault meets
 //! what is open already.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -39,8 +40,10 @@ pub enum Fault {
     Garbage(Vec<u8>),
     /// A list, and a watch at its next event, ends in the middle of an object as if it were whole.
     HalfObject,
-    /// Every list that does not continue another, and every streaming list, is as of this version
-    /// (or the oldest that is known), as from a server behind the others.
+    /// Every list, streaming ones included, that is asked for as of any version (`resourceVersion=0`)
+    /// is as of this version (or the oldest that is known), as from a server behind the others, and
+    /// watches from there hear nothing new. Lists that are to be as of now are: such a server waits
+    /// until it knows.
     StaleList {
         /// What [`super::ApiServer::version`] gave once.
         at: u64,
@@ -63,6 +66,13 @@ pub struct Setting {
     only: Option<String>,
 }
 
+impl Fault {
+    /// Whether it is one of connections, which a proxy can make too.
+    pub fn is_of_connections(&self) -> bool {
+        matches!(self, Fault::Cut { .. } | Fault::Slow { .. } | Fault::Silent | Fault::Away)
+    }
+}
+
 impl Setting {
     /// The fault as it concerns requests about `plural`.
     pub fn on(&self, plural: &str) -> Option<&Fault> {
@@ -70,32 +80,47 @@ impl Setting {
     }
 }
 
-/// Where the fault in force is kept.
+/// Where the fault in force is kept, and how often it was met.
 #[derive(Debug, Default)]
-pub struct Faults(watch::Sender<Setting>);
+pub struct Faults {
+    setting: watch::Sender<Setting>,
+    n_met: AtomicU64,
+}
 
 impl Faults {
     /// Puts `fault` in force, for `only` one plural or for all.
     pub fn set(&self, fault: Option<Fault>, only: Option<&str>) {
-        self.0.send_modify(|setting| {
+        self.n_met.store(0, Ordering::Relaxed);
+        self.setting.send_modify(|setting| {
             *setting = Setting { fault, epoch: setting.epoch + 1, only: only.map(str::to_owned) };
         });
     }
 
     /// The fault in force.
     pub fn now(&self) -> Setting {
-        self.0.borrow().clone()
+        self.setting.borrow().clone()
     }
 
     /// Follows the fault in force.
     pub fn follow(&self) -> watch::Receiver<Setting> {
-        self.0.subscribe()
+        self.setting.subscribe()
+    }
+
+    /// A client met the fault in force.
+    pub fn met(&self) {
+        self.n_met.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often clients met the fault that was put in force last; of a stale list: how many lists
+    /// they asked for, stale or not.
+    pub fn n_met(&self) -> u64 {
+        self.n_met.load(Ordering::Relaxed)
     }
 
     /// Takes one of the breaks of [`Fault::Cut`], if the fault of `epoch` has one left.
     pub fn take_cut(&self, epoch: u64) -> bool {
         let mut is_taken = false;
-        self.0.send_if_modified(|setting| {
+        self.setting.send_if_modified(|setting| {
             let Some(Fault::Cut { times, .. }) = &mut setting.fault else {
                 return false;
             };
@@ -103,6 +128,7 @@ impl Faults {
                 return false;
             }
             is_taken = true;
+            self.met();
             *times -= 1;
             let is_last = *times == 0;
             if is_last {

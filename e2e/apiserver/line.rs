@@ -14,20 +14,29 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 
-use super::Shared;
-use super::fault::{Fault, Setting};
+use super::counters::Board;
+use super::fault::{Fault, Faults, Setting};
+
+/// What connections are subject to, and where they are counted.
+#[derive(Clone, Debug, Default)]
+pub struct Wire {
+    /// The fault in force.
+    pub faults: Arc<Faults>,
+    /// The counters.
+    pub board: Arc<Board>,
+}
 
 /// Accepts connections as [`Line`]s.
 #[derive(Debug)]
 pub struct Lines {
     listener: TcpListener,
-    shared: Arc<Shared>,
+    wire: Wire,
 }
 
 impl Lines {
     /// Wraps a listener.
-    pub fn new(listener: TcpListener, shared: Arc<Shared>) -> Lines {
-        Lines { listener, shared }
+    pub fn new(listener: TcpListener, wire: Wire) -> Lines {
+        Lines { listener, wire }
     }
 }
 
@@ -38,7 +47,7 @@ impl Listener for Lines {
     async fn accept(&mut self) -> (Line, SocketAddr) {
         loop {
             match self.listener.accept().await {
-                Ok((stream, peer)) => return (Line::new(stream, Arc::clone(&self.shared)), peer),
+                Ok((stream, peer)) => return (Line::new(stream, self.wire.clone()), peer),
                 // Out of file descriptors, mostly: a later try may do better, an instant one not.
                 Err(_) => sleep(Duration::from_millis(50)).await,
             }
@@ -55,7 +64,7 @@ type NextSetting = Pin<Box<dyn Future<Output = (Setting, watch::Receiver<Setting
 /// One connection, subject to the fault in force.
 pub struct Line {
     stream: TcpStream,
-    shared: Arc<Shared>,
+    wire: Wire,
     setting: Setting,
     next: NextSetting,
     n_sent: u64,
@@ -70,14 +79,14 @@ enum Leave {
 }
 
 impl Line {
-    fn new(stream: TcpStream, shared: Arc<Shared>) -> Line {
+    fn new(stream: TcpStream, wire: Wire) -> Line {
         // Events are small: without this the second of two waits for the client's acknowledgement.
         let _ = stream.set_nodelay(true);
-        shared.board.connected();
-        let mut settings = shared.faults.follow();
+        wire.board.connected();
+        let mut settings = wire.faults.follow();
         let setting = settings.borrow_and_update().clone();
         let next = follow(settings);
-        Line { stream, shared, setting, next, n_sent: 0, pause: None, is_cut: false }
+        Line { stream, wire, setting, next, n_sent: 0, pause: None, is_cut: false }
     }
 
     /// Takes over a new fault, and registers to be woken by the one after it.
@@ -97,18 +106,22 @@ impl Line {
         }
         match self.setting.fault {
             Some(Fault::Away) => {
+                self.wire.faults.met();
                 self.is_cut = true;
                 Err(cut())
             }
             Some(Fault::Cut { after, .. }) if self.n_sent >= after => {
-                self.is_cut = self.shared.faults.take_cut(self.setting.epoch);
+                self.is_cut = self.wire.faults.take_cut(self.setting.epoch);
                 if self.is_cut { Err(cut()) } else { Ok(Leave::Write(usize::MAX)) }
             }
             Some(Fault::Cut { after, .. }) => {
                 Ok(Leave::Write(usize::try_from(after - self.n_sent).unwrap_or(usize::MAX)))
             }
             Some(Fault::Slow { chunk, .. }) => Ok(Leave::Write(chunk.max(1))),
-            Some(Fault::Silent) => Ok(Leave::Wait),
+            Some(Fault::Silent) => {
+                self.wire.faults.met();
+                Ok(Leave::Wait)
+            }
             _ => Ok(Leave::Write(usize::MAX)),
         }
     }
@@ -156,8 +169,9 @@ impl AsyncWrite for Line {
         let part = &bytes[..bytes.len().min(limit)];
         let n_written = ready!(Pin::new(&mut line.stream).poll_write(context, part))?;
         line.n_sent += n_written as u64;
-        line.shared.board.wrote(n_written);
+        line.wire.board.wrote(n_written);
         if let Some(Fault::Slow { pause, .. }) = line.setting.fault {
+            line.wire.faults.met();
             line.pause = Some(Box::pin(sleep(pause)));
         }
         Poll::Ready(Ok(n_written))

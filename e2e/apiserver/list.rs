@@ -55,6 +55,9 @@ fn answer(
     let fault = shared.faults.now();
     let fault = fault.on(target.resource.plural);
     let selector = selector(target, query).map_err(|message| (400, message))?;
+    if matches!(fault, Some(Fault::Garbage(_) | Fault::HalfObject | Fault::StaleList { .. })) {
+        shared.faults.met();
+    }
     let page = {
         let store = shared.store();
         page(&store, target.resource, query, fault)?
@@ -96,7 +99,9 @@ fn page(
     if !query.text("continue").is_empty() {
         return continued(store, resource, query.text("continue"), limit, is_gone);
     }
-    if let Some(Fault::StaleList { at }) = fault {
+    if let Some(Fault::StaleList { at }) = fault
+        && asked == Some(0)
+    {
         let (objects, version) = stale(store, resource, *at);
         let limit = limit.unwrap_or(usize::MAX);
         return Ok(Page { objects, version, after: None, limit });

@@ -1,4 +1,5 @@
-//! A real API server: `etcd` and `kube-apiserver` from a folder, on the same ground as the simulator.
+//! A real API server: `etcd` and `kube-apiserver` from a folder, on the same ground as the simulator,
+//! behind a proxy that has the faults of connections.
 //!
 //! One thread enters the network namespace, starts both programs there (children inherit it), and
 //! then carries out what the test asks through the kube client. When it ends, both are killed.
@@ -20,7 +21,9 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
 use super::cluster::{Cluster, kubeconfig};
+use super::fault::Fault;
 use super::programs::{Processes, TOKEN, api_arguments, etcd_arguments, last_words};
+use super::proxy::Proxy;
 use super::resource::Resource;
 
 /// Both programs need a few seconds on a small machine.
@@ -29,7 +32,7 @@ const START_LIMIT: Duration = Duration::from_secs(90);
 /// A running `etcd` and `kube-apiserver`; both end when this is dropped.
 #[derive(Debug)]
 pub struct RealServer {
-    address: SocketAddr,
+    proxy: Proxy,
     orders: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -38,6 +41,7 @@ pub struct RealServer {
 enum Order {
     Put(Value, Sender<anyhow::Result<u64>>),
     Delete(&'static Resource, String, String, Sender<anyhow::Result<bool>>),
+    Events(Sender<anyhow::Result<Vec<Value>>>),
 }
 
 impl RealServer {
@@ -50,7 +54,9 @@ impl RealServer {
         let folder = folder.to_owned();
         let (ready, is_ready) = channel();
         let (orders, to_do) = channel();
-        let work = move || match Running::start(&folder, listen, netns) {
+        let proxy_netns = netns.as_ref().map(OwnedFd::try_clone).transpose()?;
+        let own = SocketAddr::new(listen.ip(), 0);
+        let work = move || match Running::start(&folder, own, netns) {
             Ok(running) => {
                 let _ = ready.send(Ok(running.address));
                 running.work(&to_do);
@@ -59,8 +65,11 @@ impl RealServer {
         };
         let thread = std::thread::Builder::new().name("kube-apiserver".to_owned()).spawn(work);
         let thread = thread.context("starting the thread of the API server")?;
-        let address = is_ready.recv().context("waiting for the API server to be ready")??;
-        Ok(RealServer { address, orders: Some(orders), thread: Some(thread) })
+        let own = is_ready.recv().context("waiting for the API server to be ready")??;
+        let upstream = SocketAddr::new(reachable(own.ip()), own.port());
+        // The thread ends, and with it the programs, when there is nobody to give orders.
+        let proxy = Proxy::start(listen, proxy_netns, upstream)?;
+        Ok(RealServer { proxy, orders: Some(orders), thread: Some(thread) })
     }
 
     fn order<T>(&self, order: impl FnOnce(Sender<anyhow::Result<T>>) -> Order) -> T {
@@ -90,13 +99,25 @@ impl Cluster for RealServer {
         self.order(|reply| Order::Delete(resource, namespace, name.to_owned(), reply))
     }
 
+    fn events(&self) -> Vec<Value> {
+        self.order(Order::Events)
+    }
+
     fn kubeconfig(&self) -> String {
-        self.kubeconfig_at(reachable(self.address.ip()))
+        self.kubeconfig_at(reachable(self.proxy.address().ip()))
     }
 
     fn kubeconfig_at(&self, ip: IpAddr) -> String {
-        let server = format!("https://{}", SocketAddr::new(ip, self.address.port()));
+        let server = format!("https://{}", SocketAddr::new(ip, self.proxy.address().port()));
         kubeconfig(&server, Some(TOKEN), None)
+    }
+
+    fn set_fault(&self, fault: Option<Fault>) {
+        self.proxy.set_fault(fault);
+    }
+
+    fn faults_met(&self) -> u64 {
+        self.proxy.faults_met()
     }
 }
 
@@ -159,6 +180,9 @@ impl Running {
                 Order::Delete(resource, namespace, name, reply) => {
                     let _ = reply.send(self.runtime.block_on(self.delete(resource, &namespace, &name)));
                 }
+                Order::Events(reply) => {
+                    let _ = reply.send(self.runtime.block_on(self.events()));
+                }
             }
         }
     }
@@ -211,6 +235,12 @@ impl Running {
                 Err(error).with_context(|| format!("deleting {} {namespace}/{name}", resource.kind))
             }
         }
+    }
+
+    async fn events(&self) -> anyhow::Result<Vec<Value>> {
+        let resource = Resource::of_kind("Event").expect("in the table");
+        let list = self.api(resource, "default").list(&Default::default()).await?;
+        list.items.into_iter().map(|event| Ok(serde_json::to_value(event)?)).collect()
     }
 
     fn api(&self, resource: &Resource, namespace: &str) -> Api<DynamicObject> {

@@ -16,7 +16,7 @@ use super::Shared;
 use super::answer::{failure, json_body, not_found, text};
 use super::change::change;
 use super::fault::Fault;
-use super::line::Lines;
+use super::line::{Lines, Wire};
 use super::list::list;
 use super::request::{Query, Target};
 use super::watching::watch;
@@ -66,7 +66,8 @@ fn bind(
     let listener = runtime.block_on(tokio::net::TcpListener::bind(listen));
     let listener = listener.with_context(|| format!("listening on {listen}"))?;
     let address = listener.local_addr().context("asking for the address of the API server")?;
-    Ok((runtime, Lines::new(listener, Arc::clone(shared)), address))
+    let wire = Wire { faults: Arc::clone(&shared.faults), board: Arc::clone(&shared.board) };
+    Ok((runtime, Lines::new(listener, wire), address))
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
@@ -98,6 +99,7 @@ fn refuse(shared: &Shared, headers: &HeaderMap, path: &str) -> Option<Response<B
     let target = Target::parse(path);
     let plural = target.as_ref().map_or("", |target| target.resource.plural);
     if let Some(Fault::Status(code)) = setting.on(plural) {
+        shared.faults.met();
         return Some(failure(*code, "the fault in force"));
     }
     let token = shared.token.lock().unwrap_or_else(PoisonError::into_inner);

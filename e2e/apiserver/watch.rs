@@ -97,7 +97,7 @@ pub fn watch(shared: &Arc<Shared>, target: &Target, query: &Query) -> Response<B
 fn open(shared: &Arc<Shared>, target: &Target, query: &Query) -> Result<Watch, (u16, String)> {
     let bad = |message| (400, message);
     let selector = selector(target, query).map_err(bad)?;
-    let asked = query.number::<u64>("resourceVersion").map_err(bad)?.unwrap_or(0);
+    let asked = query.number::<u64>("resourceVersion").map_err(bad)?;
     let seconds = query.number::<u64>("timeoutSeconds").map_err(bad)?.filter(|seconds| *seconds > 0);
     let mut settings = shared.faults.follow();
     let setting = settings.borrow_and_update().clone();
@@ -129,11 +129,13 @@ fn open(shared: &Arc<Shared>, target: &Target, query: &Query) -> Result<Watch, (
 fn begin(
     shared: &Shared,
     resource: &Resource,
-    asked: u64,
+    asked: Option<u64>,
     is_streaming_list: bool,
     fault: Option<&Fault>,
 ) -> Result<(Phase, u64), (u16, String)> {
     let store = shared.store();
+    let is_any = asked == Some(0);
+    let asked = asked.unwrap_or(0);
     if is_streaming_list && asked > store.version() {
         return Err(too_large(asked, store.version()));
     }
@@ -141,8 +143,11 @@ fn begin(
     if !is_streaming_list && asked > 0 {
         return Ok((Phase::Follow, asked));
     }
+    if let Some(Fault::StaleList { .. }) = fault {
+        shared.faults.met();
+    }
     let (objects, version) = match fault {
-        Some(Fault::StaleList { at }) => stale(&store, resource, *at),
+        Some(Fault::StaleList { at }) if is_any => stale(&store, resource, *at),
         _ => (store.state(resource), store.version()),
     };
     Ok((Phase::Initial { objects, after: None, has_end: is_streaming_list }, version))
@@ -185,8 +190,10 @@ impl Watch {
             if let Some(chunk) = self.fault_chunk(fault, setting.epoch) {
                 return Some(chunk);
             }
-            let chunk = match self.phase {
-                Phase::Initial { .. } => self.initial_chunk(),
+            let chunk = match (&self.phase, fault) {
+                (Phase::Initial { .. }, _) => self.initial_chunk(),
+                // Who was given the past hears no more until the server knows more itself.
+                (_, Some(Fault::StaleList { at })) if self.version <= *at => Bytes::new(),
                 _ => self.changes_chunk(),
             };
             if !chunk.is_empty() {
@@ -223,8 +230,12 @@ impl Watch {
     fn fault_chunk(&mut self, fault: Option<&Fault>, epoch: u64) -> Option<Bytes> {
         match fault {
             // A list of the state as it is stays possible, or nobody could ever catch up.
-            Some(Fault::Gone) if matches!(self.phase, Phase::Follow) => Some(self.gone(self.version + 1)),
+            Some(Fault::Gone) if matches!(self.phase, Phase::Follow) => {
+                self.shared.faults.met();
+                Some(self.gone(self.version + 1))
+            }
             Some(Fault::Garbage(bytes)) if self.garbage_epoch != Some(epoch) => {
+                self.shared.faults.met();
                 self.garbage_epoch = Some(epoch);
                 Some([bytes.as_slice(), b"\n"].concat().into())
             }
@@ -326,6 +337,7 @@ impl Watch {
         if fault != Some(&Fault::HalfObject) {
             return chunk;
         }
+        self.shared.faults.met();
         self.phase = Phase::Over;
         half_of_last_line(&chunk)
     }

@@ -8,7 +8,7 @@ use kube::api::{Api, WatchEvent};
 use kube_runtime::watcher::Config;
 use tokio::time::Instant;
 
-use crate::apiserver::{ApiServer, Fault};
+use crate::apiserver::{ApiServer, Fault, Proxy};
 use crate::mirror::Mirror;
 use crate::{LIMIT, client, get, service, start};
 
@@ -185,7 +185,9 @@ async fn half_an_object_is_not_taken_for_a_whole_one() {
 
 #[tokio::test]
 async fn a_stale_list_shows_the_past_and_the_watch_leads_out_of_it() {
-    for config in [Config::default().page_size(1), Config::default().streaming_lists()] {
+    // The kube client leaves version 0 out of lists in pages.
+    let any = Config { page_size: None, ..Config::default().any_semantic() };
+    for config in [any, Config::default().streaming_lists()] {
         let server = start();
         server.put(service("a", "10.96.0.1"));
         let past = server.put(service("b", "10.96.0.1"));
@@ -194,12 +196,47 @@ async fn a_stale_list_shows_the_past_and_the_watch_leads_out_of_it() {
         server.put(service("c", "10.96.0.1"));
         server.set_fault(Some(Fault::StaleList { at: past }));
         let api: Api<Service> = Api::all(client(&server.kubeconfig()).await);
-        let mut mirror = Mirror::new(api, config);
+        let mut mirror = Mirror::new(api.clone(), config);
         mirror.listed().await;
         assert_eq!(mirror.names(), ["a", "b"]);
+        mirror.follow_for(Duration::from_millis(50), usize::MAX).await;
+        assert_eq!(mirror.names(), ["a", "b"]);
+        // Who asks for what is now is told.
+        let mut other = Mirror::new(api, Config::default().page_size(1));
+        other.listed().await;
+        assert_eq!(other.names(), ["b", "c"]);
+        server.set_fault(None);
         mirror.until("three steps", |mirror| mirror.steps.len() == 3).await;
         assert_eq!((mirror.names(), mirror.steps.join(" ").as_str()), (vec!["b", "c"], "-a +b +c"));
     }
+}
+
+#[tokio::test]
+async fn a_proxy_has_the_faults_of_connections() {
+    let server = start();
+    server.put(service("a", "10.96.0.1"));
+    let proxy = Proxy::start(([127, 0, 0, 1], 0).into(), None, server.address()).unwrap();
+    let kubeconfig = server.kubeconfig().replace(&server.address().to_string(), &proxy.address().to_string());
+    let api: Api<Service> = Api::all(client(&kubeconfig).await);
+    let mut mirror = Mirror::new(api, Config::default());
+    mirror.listed().await;
+    mirror.follow_for(Duration::from_millis(100), usize::MAX).await;
+    proxy.set_fault(Some(Fault::Away));
+    mirror.until("refused", |mirror| mirror.errors.len() > 3).await;
+    assert!(proxy.faults_met() > 0);
+    proxy.set_fault(Some(Fault::Cut { after: 100, times: 2 }));
+    server.put(service("b", "10.96.0.1"));
+    mirror.until("cut twice", |_| proxy.faults_met() == 2).await;
+    mirror.until("b", |mirror| mirror.names() == ["a", "b"]).await;
+    proxy.set_fault(Some(Fault::Silent));
+    server.put(service("c", "10.96.0.1"));
+    mirror.follow_for(Duration::from_millis(200), usize::MAX).await;
+    assert_eq!(mirror.names(), ["a", "b"]);
+    proxy.set_fault(Some(Fault::Slow { chunk: 50, pause: Duration::from_millis(5) }));
+    let begun = Instant::now();
+    mirror.until("c", |mirror| mirror.names() == ["a", "b", "c"]).await;
+    assert!(begun.elapsed() > Duration::from_millis(20), "{:?}", begun.elapsed());
+    assert_eq!(mirror.n_lists, 1);
 }
 
 #[tokio::test]

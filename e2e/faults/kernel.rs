@@ -134,7 +134,7 @@ fn try_wreck(running: &Running, wreck: &Wreck, extent: Extent) -> Finding {
     let n_times = extent.of(1, 10);
     let mut written = BTreeSet::new();
     let mut repaired = Vec::new();
-    let load = Load::on(&running.lab, WEB);
+    let load = Load::impatient(&running.lab, WEB);
     for _ in 0..n_times {
         let n_syncs = agent.syncs().len();
         FAMILIES.into_iter().for_each(|family| (wreck.act)(node, family));

@@ -201,14 +201,15 @@ pub trait Host {
         })
     }
 
-    /// New attempts one after the other, in the background, until they are stopped.
-    fn keep_trying(&self, protocol: Protocol, to: SocketAddr) -> Result<Traffic> {
+    /// New attempts one after the other, in the background, until they are stopped; each waits for
+    /// `patience`.
+    fn keep_trying(&self, protocol: Protocol, to: SocketAddr, patience: Duration) -> Result<Traffic> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let client = self.namespace().spawn(move || {
             let mut tally = Tally::default();
             while !stopped.load(Ordering::Relaxed) {
-                tally.add(attempt(protocol, None, to, PATIENCE).outcome);
+                tally.add(attempt(protocol, None, to, patience).outcome);
                 thread::sleep(PAUSE);
             }
             tally

@@ -16,12 +16,38 @@ use crate::events::{Events, Notice, Regarding};
 use crate::health::{self, Health, HealthPorts, Refused};
 use crate::http::{Failure, serve_at};
 use crate::kernel::nfacct;
-use crate::metrics::{self, Metrics, Pages, ReadPackets};
+use crate::metrics::{self, Metrics, Pages, ReadPackets, Request};
+use crate::model::ObjectKind;
 use crate::rules::fixed;
 use crate::sync::{Meter, Observer};
+use crate::watch::api;
 
 /// How long a last event has to get out before the process ends.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Counts the traffic with the API server.
+pub(super) struct Traffic(pub(super) Arc<Metrics>);
+
+impl api::Observer for Traffic {
+    fn answered(&self, exchange: &api::Exchange<'_>) {
+        let api::Exchange { method, host, code, held_back, elapsed, n_bytes } = *exchange;
+        self.0.requested(&Request { method, host, status: code, elapsed, n_sent: n_bytes });
+        self.0.limited(method, host, held_back);
+    }
+
+    fn received(&self, method: &str, host: &str, n_bytes: u64) {
+        self.0.received(method, host, n_bytes);
+    }
+
+    fn watch_restarted(&self, plural: &str) {
+        self.0.watch_restarted(match plural {
+            "services" => ObjectKind::Service.word(),
+            "endpointslices" => ObjectKind::EndpointSlice.word(),
+            "nodes" => ObjectKind::Node.word(),
+            other => other,
+        });
+    }
+}
 
 /// What is to be known of the agent.
 pub(super) struct About<'a> {
@@ -41,18 +67,18 @@ pub(super) struct About<'a> {
 /// Starts all of it among `tasks`; those who have to be told what the loop does.
 pub(super) fn start(
     about: About<'_>,
+    registry: Registry,
+    metrics: Arc<Metrics>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
     let About { config, flags, node, machine, client, counters } = about;
-    let registry = Registry::new();
-    let metrics = Arc::new(Metrics::register(&registry)?);
     metrics.is_built(config.gates.iter())?;
     metrics.packets(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
     let events = Arc::new(Events::start(client, node, machine, &metrics, tasks));
-    let health = Arc::new(Health::new(config.sync_period));
+    let health = Arc::new(Health::new(config.sync_period, config.manifests.is_empty()));
     let servers = Servers { config, metrics: &metrics, events: &events };
     if let Some(address) = config.healthz_bind_address {
         let router = health::router(health.clone(), metrics.clone());
@@ -137,5 +163,45 @@ fn notice_of(refused: &Refused<'_>, node: &str) -> Notice {
             "node {node} cannot answer health checks of service \"{service}\" on port {} ({address}): {error}",
             address.port()
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::api::Observer as _;
+    use super::*;
+
+    #[test]
+    fn traffic_with_the_api_server_is_counted_by_client_gos_names() {
+        let registry = Registry::new();
+        let traffic = Traffic(Arc::new(Metrics::register(&registry).unwrap()));
+        let exchange = api::Exchange {
+            method: "GET",
+            host: "10.0.0.1:6443",
+            code: Some(200),
+            held_back: Duration::from_secs(3),
+            elapsed: Duration::from_millis(20),
+            n_bytes: 0,
+        };
+        traffic.answered(&exchange);
+        traffic.answered(&api::Exchange { code: None, ..exchange });
+        traffic.received("GET", "10.0.0.1:6443", 100);
+        for plural in ["services", "endpointslices", "endpointslices", "nodes"] {
+            traffic.watch_restarted(plural);
+        }
+        let text = metrics::exposition(&registry).unwrap();
+        for line in [
+            r#"rest_client_requests_total{code="200",host="10.0.0.1:6443",method="GET"} 1"#,
+            r#"rest_client_requests_total{code="<error>",host="10.0.0.1:6443",method="GET"} 1"#,
+            r#"rest_client_request_duration_seconds_bucket{host="10.0.0.1:6443",verb="GET",le="0.025"} 2"#,
+            r#"rest_client_rate_limiter_duration_seconds_sum{host="10.0.0.1:6443",verb="GET"} 6"#,
+            r#"rest_client_response_size_bytes_sum{host="10.0.0.1:6443",verb="GET"} 100"#,
+            r#"chainsmith_watch_restarts_total{kind="EndpointSlice"} 2"#,
+            r#"chainsmith_watch_restarts_total{kind="Node"} 1"#,
+        ] {
+            assert!(text.contains(&format!("{line}\n")), "{line} in {text}");
+        }
     }
 }

@@ -173,7 +173,7 @@ pub const FLAGS: &[Flag] = &[
         "how pods' interfaces begin, for InterfaceNamePrefix",
     )
     .rules(),
-    flag("profiling", Switch, "false", "accepted"),
+    flag("profiling", Switch, "false", "accepted; there are no profiles"),
     flag("proxy-mode", One("MODE"), "", "iptables, or empty").rules(),
     flag("show-hidden-metrics-for-version", One("VERSION"), "", "the release before this one, or empty"),
     //

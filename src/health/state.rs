@@ -43,6 +43,8 @@ pub struct State {
     timeout: Duration,
     /// `None` before the loop begins, and for a family that is not proxied.
     families: PerFamily<Option<Family>>,
+    /// Whether there has to be a Node.
+    expects_node: bool,
     /// `None` while the Node was never seen.
     is_leaving: Option<bool>,
 }
@@ -59,9 +61,10 @@ pub struct FamilyHealth {
 }
 
 impl State {
-    /// A change may wait for less than `timeout`.
-    pub fn new(timeout: Duration) -> State {
-        State { timeout, families: PerFamily::default(), is_leaving: None }
+    /// A change may wait for less than `timeout`. Where no Node is expected (a folder of manifests need not
+    /// hold one) its absence is no reason to leave.
+    pub fn new(timeout: Duration, expects_node: bool) -> State {
+        State { timeout, families: PerFamily::default(), expects_node, is_leaving: None }
     }
 
     /// The rules of `family` are in step with all that was queued; or its loop begins.
@@ -97,9 +100,9 @@ impl State {
         self.families(now).iter().all(|family| family.is_healthy)
     }
 
-    /// Whether the Node is known and is to stay.
+    /// Whether the Node is known, if it has to be, and is to stay.
     pub fn is_node_eligible(&self) -> bool {
-        self.is_leaving == Some(false)
+        !self.is_leaving.unwrap_or(self.expects_node)
     }
 
     /// When rules were last in step, of any family.
@@ -127,7 +130,7 @@ mod tests {
 
     impl Clock {
         fn started() -> Clock {
-            let mut clock = Clock { state: State::new(TIMEOUT), now: Moment::now() };
+            let mut clock = Clock { state: State::new(TIMEOUT, true), now: Moment::now() };
             clock.updated(V4).updated(V6);
             clock
         }
@@ -159,7 +162,7 @@ mod tests {
 
     #[test]
     fn before_the_loop_begins_a_proxy_is_healthy_and_has_no_families() {
-        let mut state = State::new(TIMEOUT);
+        let mut state = State::new(TIMEOUT, true);
         state.queued(V4, Moment::now());
         assert!(state.is_healthy(Moment::now().earlier_by(TIMEOUT * 9)));
         assert_eq!((state.families(Moment::now()), state.last_updated()), (vec![], None));
@@ -207,11 +210,15 @@ mod tests {
 
     #[test]
     fn a_node_is_eligible_once_it_was_seen_and_while_it_is_to_stay() {
-        let mut state = State::new(TIMEOUT);
+        let mut state = State::new(TIMEOUT, true);
         assert!(!state.is_node_eligible());
         state.node_is_leaving(false);
         assert!(state.is_node_eligible());
         state.node_is_leaving(true);
         assert!(!state.is_node_eligible() && state.is_healthy(Moment::now()));
+        let mut state = State::new(TIMEOUT, false);
+        assert!(state.is_node_eligible(), "none is expected");
+        state.node_is_leaving(true);
+        assert!(!state.is_node_eligible());
     }
 }

@@ -4,6 +4,7 @@ mod failures;
 mod kernel;
 mod node;
 mod observers;
+mod outage;
 mod pace;
 
 use std::sync::Mutex;
@@ -33,6 +34,7 @@ struct Rig {
     shutdown: tokio::sync::watch::Sender<bool>,
     running: tokio::task::JoinHandle<Ended>,
     metrics: Arc<Metrics>,
+    registry: prometheus::Registry,
     heard: Arc<observers::Heard>,
     /// When each sync began, from the start.
     syncs: Arc<Mutex<Vec<Duration>>>,
@@ -49,7 +51,8 @@ impl Rig {
         let (flushed_sender, flushed) = mpsc::channel(2);
         let (written_sender, written) = mpsc::channel(2);
         let (shutdown_sender, shutdown) = tokio::sync::watch::channel(false);
-        let metrics = Arc::new(Metrics::register(&prometheus::Registry::new()).unwrap());
+        let registry = prometheus::Registry::new();
+        let metrics = Arc::new(Metrics::register(&registry).unwrap());
         let heard = Arc::new(observers::Heard::default());
         let (started, syncs) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
         let begun = syncs.clone();
@@ -78,6 +81,7 @@ impl Rig {
             shutdown: shutdown_sender,
             running,
             metrics,
+            registry,
             heard,
             syncs,
             started,
@@ -132,6 +136,13 @@ impl Rig {
     fn rules(&self, table: Table, chain: &str) -> usize {
         let name = crate::iptables::ChainName::new(chain).unwrap();
         self.kernel(|kernel| kernel.ruleset.chain(table, &name).map_or(usize::MAX, |chain| chain.rules.len()))
+    }
+
+    /// The value of a series, by its whole name; 0 when it is not shown.
+    fn metric(&self, series: &str) -> f64 {
+        let text = crate::metrics::exposition(&self.registry).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
     }
 
     fn restores(&self) -> usize {

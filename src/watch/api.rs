@@ -6,29 +6,40 @@
 //! arrive; nothing else of them is kept (`store`). Whatever fails is tried again, for ever, with
 //! back-off; meanwhile the last state stays.
 
+mod backoff;
 mod client;
+#[cfg(test)]
+pub mod fake;
 mod guard;
+mod observer;
 mod store;
+mod token;
+mod transport;
 
 use std::fmt::Debug;
+use std::ops::RangeInclusive;
 use std::pin::pin;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::{Api, Client};
-use kube_runtime::watcher::{self, Config, DefaultBackoff, Event, InitialListStrategy, watcher};
+use kube::Api;
+use kube_runtime::watcher::{self, Config, Event, InitialListStrategy, watcher};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 use tracing::{debug, info, warn};
 
 use super::WatchEvent;
 use crate::model::decode::Interner;
-pub use client::client;
+use backoff::Backoff;
+pub use client::{Connection, connect};
 use guard::Guard;
+pub use observer::{Exchange, Observer};
 use store::{Kind, Store};
+use token::TokenFile;
+pub use transport::Limit;
 
 /// How long to wait for what should come soon.
 #[derive(Clone, Copy, Debug)]
@@ -39,28 +50,34 @@ struct Patience {
     page: Duration,
 }
 
-const PATIENCE: Patience = Patience { object: Duration::from_secs(30), page: Duration::from_secs(90) };
+/// A streaming list that pauses for 5 s comes from a server that does not know where it ends (before
+/// Kubernetes 1.27), or from one that is better asked for pages.
+const PATIENCE: Patience = Patience { object: Duration::from_secs(5), page: Duration::from_secs(90) };
 
 /// How many streaming lists may break off in a row before pages are asked for instead.
 const STREAM_ATTEMPTS: usize = 3;
 
-/// Sends the cluster's state as `client` sees it, then follows it until the receiver is gone. Of
+/// How long a watch lasts, in seconds: somewhere in here, so that watches begun together (a server
+/// that came back, a DaemonSet rolled out) do not end together for ever.
+const WATCH_SECONDS: RangeInclusive<u32> = 200..=290;
+
+/// Sends the cluster's state as `connection` sees it, then follows it until the receiver is gone. Of
 /// Nodes, only the one called `node` is watched.
-pub async fn follow(client: Client, node: String, sender: Sender<WatchEvent>) {
-    follow_with(client, node, sender, PATIENCE).await;
+pub async fn follow(connection: Connection, node: String, sender: Sender<WatchEvent>) {
+    follow_with(connection, node, sender, PATIENCE).await;
 }
 
-async fn follow_with(client: Client, node: String, sender: Sender<WatchEvent>, patience: Patience) {
+async fn follow_with(connection: Connection, node: String, sender: Sender<WatchEvent>, patience: Patience) {
     let interner = Mutex::new(Interner::default());
     tokio::join!(
-        follow_kind::<Service>(&client, &node, &interner, &sender, patience),
-        follow_kind::<EndpointSlice>(&client, &node, &interner, &sender, patience),
-        follow_kind::<Node>(&client, &node, &interner, &sender, patience),
+        follow_kind::<Service>(&connection, &node, &interner, &sender, patience),
+        follow_kind::<EndpointSlice>(&connection, &node, &interner, &sender, patience),
+        follow_kind::<Node>(&connection, &node, &interner, &sender, patience),
     );
 }
 
 async fn follow_kind<K>(
-    client: &Client,
+    connection: &Connection,
     node: &str,
     interner: &Mutex<Interner>,
     sender: &Sender<WatchEvent>,
@@ -70,7 +87,12 @@ async fn follow_kind<K>(
 {
     let mut follower = Follower {
         store: Store::<K>::new(interner),
-        trouble: Trouble::default(),
+        trouble: Trouble {
+            n_failures: 0,
+            backoff: Backoff::default(),
+            backoff_of_gone: Backoff::default(),
+            token: connection.token.clone(),
+        },
         n_begun: 0,
         sender,
         patience,
@@ -81,16 +103,17 @@ async fn follow_kind<K>(
             label_selector: K::LABELS.map(str::to_owned),
             field_selector: K::fields(node),
             initial_list_strategy: strategy.clone(),
+            timeout: Some(fastrand::u32(WATCH_SECONDS)),
             ..Config::default()
         };
-        let api = Api::<Guard<K>>::all(client.clone());
+        let api = Api::<Guard<K>>::all(connection.client.clone());
         let end = tokio::select! {
             () = sender.closed() => return,
             end = follower.run(api, config) => end,
         };
         match end {
             End::NobodyListens => return,
-            End::Broken(why) => follower.trouble.endure::<K>(&why).await,
+            End::Broken(why) => follower.trouble.endure::<K>(&why, Failure::Other).await,
             End::NoStreamingLists(why) => {
                 info!(kind = %K::KIND, why, "no streaming lists from this server; asking for pages");
                 strategy = InitialListStrategy::ListWatch;
@@ -191,7 +214,7 @@ where
         if is_unreadable || is_streaming && place == Place::List {
             return Some(End::Broken(text));
         }
-        self.trouble.endure::<K>(&text).await;
+        self.trouble.endure::<K>(&text, Failure::of(error)).await;
         None
     }
 }
@@ -219,18 +242,49 @@ fn refusal(error: &watcher::Error) -> Option<String> {
     }
 }
 
+/// What a failure says about the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// It does not take the token.
+    Unauthorized,
+    /// It is well, but what is asked for is too long ago: nothing is wrong with asking anew.
+    Gone,
+    /// It is not well, or not there.
+    Other,
+}
+
+impl Failure {
+    fn of(error: &watcher::Error) -> Failure {
+        use watcher::Error::{InitialListFailed, WatchError, WatchStartFailed};
+        let code = match error {
+            WatchError(status) => status.code,
+            InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) => {
+                status.code
+            }
+            _ => 0,
+        };
+        match code {
+            401 => Failure::Unauthorized,
+            410 => Failure::Gone,
+            _ => Failure::Other,
+        }
+    }
+}
+
 /// Failures in a row: how long to wait after each, and which to say aloud.
-#[derive(Default)]
 struct Trouble {
     n_failures: u64,
-    /// 0.8 s, doubled up to 30 s, each with jitter up to double; begins anew after two minutes
-    /// without a failure (client-go's reflector).
-    backoff: DefaultBackoff,
+    backoff: Backoff,
+    /// After [`Failure::Gone`]: the first one after an outage does not wait as long as the outage's
+    /// last try, but a server that says nothing else is asked for lists less and less.
+    backoff_of_gone: Backoff,
+    token: Option<Arc<TokenFile>>,
 }
 
 impl Trouble {
-    /// Says what is wrong, aloud the first time, the second, the fourth, ..., and waits.
-    async fn endure<K: Kind>(&mut self, error: &str) {
+    /// Says what is wrong, aloud the first time, the second, the fourth, ..., and waits: no longer
+    /// than for another token where the last one was refused.
+    async fn endure<K: Kind>(&mut self, error: &str, failure: Failure) {
         self.n_failures += 1;
         let n_failures = self.n_failures;
         if n_failures.is_power_of_two() {
@@ -238,7 +292,15 @@ impl Trouble {
         } else {
             debug!(kind = %K::KIND, n_failures, error, "watch failed, trying again");
         }
-        tokio::time::sleep(self.backoff.next().unwrap_or(Duration::from_secs(30))).await;
+        let backoff = if failure == Failure::Gone { &mut self.backoff_of_gone } else { &mut self.backoff };
+        let pause = tokio::time::sleep(backoff.next());
+        match &self.token {
+            Some(token) if failure == Failure::Unauthorized => tokio::select! {
+                () = pause => {}
+                () = token.changed() => info!(kind = %K::KIND, "another token is in the file"),
+            },
+            _ => pause.await,
+        }
     }
 
     fn is_over<K: Kind>(&mut self) {

@@ -13,7 +13,7 @@ const SYNC_PERIOD: Duration = Duration::from_secs(30);
 
 /// A proxy with both families in step, on a Node that is to stay.
 fn healthy() -> Arc<Health> {
-    let health = Health::new(SYNC_PERIOD);
+    let health = Health::new(SYNC_PERIOD, true);
     health.state().node_is_leaving(false);
     for family in IpFamily::BOTH {
         health.state().updated(family, Moment::now());
@@ -75,7 +75,7 @@ async fn answers_are_those_of_kube_proxy() {
 
 #[tokio::test]
 async fn before_the_loop_begins_there_is_no_status_and_a_node_that_was_never_seen_is_not_eligible() {
-    let (router, _) = served(&Arc::new(Health::new(SYNC_PERIOD)));
+    let (router, _) = served(&Arc::new(Health::new(SYNC_PERIOD, true)));
     let livez = ask(&router, "GET /livez").await;
     let expected = r#"{"lastUpdated":"T","currentTime":"T","healthy":true}"#;
     assert_eq!((livez.status, without_times(&livez.body).as_str()), (200, expected));

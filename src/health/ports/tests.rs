@@ -22,7 +22,7 @@ fn name(text: &str) -> ServiceName {
 
 /// A proxy that is healthy, or has a change that waits for hours.
 fn proxy(is_healthy: bool) -> Arc<Health> {
-    let health = Health::new(Duration::from_secs(30));
+    let health = Health::new(Duration::from_secs(30), true);
     let long_ago = crate::health::Moment::now().earlier_by(Duration::from_secs(60));
     health.state().updated(IpFamily::V4, long_ago);
     if !is_healthy {

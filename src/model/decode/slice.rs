@@ -78,7 +78,7 @@ fn of_service(
 
 fn triggered_at(fields: &mut Fields, object: &ApiSlice) -> Option<SystemTime> {
     let text = object.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?;
-    let time = text.parse::<Timestamp>().ok().and_then(|time| SystemTime::try_from(time).ok());
+    let time = text.parse::<Timestamp>().ok().map(SystemTime::from);
     if time.is_none() {
         let field = format_args!("metadata.annotations[{TRIGGER_TIME}]");
         fields.problem(field, text, "is not an RFC 3339 time; ignored");

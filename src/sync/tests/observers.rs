@@ -1,4 +1,5 @@
 //! What observers are told.
+#![allow(clippy::disallowed_methods, reason = "trigger times are times of day")]
 
 use super::*;
 
@@ -87,4 +88,89 @@ async fn after_a_failure_the_next_sync_looks_at_everything() {
     let expected =
         ["synced IPv4 Everything, success true".to_owned(), format!("synced IPv4 {services}, success false")];
     assert_eq!(synced, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_changes_at_once_are_synced_together_and_the_last_state_is_in_force() {
+    let rig = Rig::settled().await;
+    for n in 0..10_000 {
+        let zones = ["", "east", "west"];
+        rig.change(slice("s", &zones[..1 + n % 3])).await;
+    }
+    rig.change(slice("s", &["east", "east"])).await;
+    rig.after(Duration::from_secs(60)).await;
+    let syncs = rig.take_syncs();
+    assert!(syncs.len() <= 3, "{syncs:?}");
+    assert_eq!(
+        rig.kernel(|kernel| {
+            let nat = &kernel.ruleset.tables[&Table::Nat];
+            nat.keys().filter(|name| name.to_string().starts_with("KUBE-SEP-")).count()
+        }),
+        2
+    );
+    assert_eq!(rig.metric("kubeproxy_sync_proxy_rules_endpoint_changes_total"), 10_001.0);
+    assert_eq!(rig.metric("kubeproxy_sync_proxy_rules_endpoint_changes_pending"), 0.0);
+}
+
+/// `slice`, following a change that begins now.
+fn triggered(change: Change) -> Change {
+    match change {
+        Change::Slice(name, Some(slice)) => {
+            let triggered_at = Some(std::time::SystemTime::now());
+            Change::Slice(name, Some(Slice { triggered_at, ..slice }))
+        }
+        other => other,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_endpoints_is_measured_once_it_is_in_force_also_after_failures() {
+    let rig = Rig::settled().await;
+    let count = "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"}";
+    rig.kernel(|kernel| kernel.failures.push(crate::kernel::RestoreError::Killed(9)));
+    rig.change(triggered(slice("s", &["east"]))).await;
+    rig.after(Duration::from_millis(500)).await;
+    assert_eq!((rig.take_syncs().len(), rig.metric(count)), (1, 0.0), "it failed");
+    rig.after(Duration::from_secs(60)).await;
+    assert_eq!((rig.take_syncs().len(), rig.metric(count)), (1, 1.0));
+    rig.change(triggered(slice("s", &["east"]))).await;
+    rig.after(Duration::from_secs(60)).await;
+    assert_eq!(rig.metric(count), 1.0, "nothing else differs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn syncs_are_counted_by_kind_and_pending_changes_until_they_are_synced() {
+    let rig = Rig::settled().await;
+    let of = |kind: &str| {
+        rig.metric(&format!("kubeproxy_sync_{kind}_proxy_rules_duration_seconds_count{{ip_family=\"IPv4\"}}"))
+    };
+    assert_eq!((of("full"), of("partial")), (1.0, 0.0));
+    rig.change(service("t", 7)).await;
+    rig.after(Duration::from_millis(100)).await;
+    rig.change(service("u", 8)).await;
+    rig.after(Duration::from_secs(60)).await;
+    // The first was synced at once, the second after the minimum period.
+    assert_eq!((of("full"), of("partial")), (1.0, 2.0));
+    // Each counts for both families; so did the first Service of all.
+    assert_eq!(rig.metric("kubeproxy_sync_proxy_rules_service_changes_total"), 6.0);
+    let queue = "chainsmith_sync_stage_duration_seconds_sum{ip_family=\"IPv4\",stage=\"queue\"}";
+    assert!((0.89..0.91).contains(&rig.metric(queue)), "{}", rig.metric(queue));
+    let rules = |table: &str| {
+        rig.metric(&format!(
+            "kubeproxy_sync_proxy_rules_iptables_total{{ip_family=\"IPv4\",table=\"{table}\"}}"
+        ))
+    };
+    let in_kernel = |table: Table| {
+        rig.kernel(|kernel| {
+            let chains = kernel.ruleset.tables[&table].iter();
+            chains
+                .filter(|(name, _)| name.to_string().starts_with("KUBE-"))
+                .map(|(_, chain)| chain.rules.len())
+                .sum::<usize>()
+        })
+    };
+    assert_eq!(
+        (rules("nat"), rules("filter")),
+        (in_kernel(Table::Nat) as f64, in_kernel(Table::Filter) as f64)
+    );
 }

@@ -1,7 +1,10 @@
 //! Watching over HTTP, against a server that says what it is told to.
 
+#![allow(clippy::disallowed_methods, reason = "writes files")]
+
+mod outage;
+
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -12,6 +15,11 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::model::Change;
+
+/// Writes a file.
+pub fn write(path: &std::path::Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+}
 
 const IMPATIENT: Patience = Patience { object: Duration::from_millis(300), page: Duration::from_secs(60) };
 
@@ -112,9 +120,11 @@ async fn events_of(script: impl Fn(&Query) -> Answer + Send + Sync + 'static) ->
     let address = listener.local_addr().unwrap();
     let router = Router::new().fallback(answer).with_state(Arc::new(script) as Script);
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    let client = client(None, Some(&format!("http://{address}"))).await.unwrap();
+    let server = format!("http://{address}");
+    let limit = Limit { qps: Some(50.0), burst: 10 };
+    let connection = connect(None, Some(&server), limit, Arc::new(())).await.unwrap();
     let (sender, receiver) = mpsc::channel(crate::watch::CHANNEL_CAPACITY);
-    tokio::spawn(follow_with(client, "node-a".into(), sender, IMPATIENT));
+    tokio::spawn(follow_with(connection, "node-a".into(), sender, IMPATIENT));
     receiver
 }
 
@@ -264,4 +274,55 @@ async fn lists_that_break_off_again_and_again_are_asked_for_as_pages() {
     })
     .await;
     assert_eq!(words(&mut events, 2).await, ["*a,b", "listed"]);
+}
+
+#[tokio::test]
+async fn lists_may_come_compressed() {
+    use std::io::Write;
+    let list = json!({
+        "kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": "10"},
+        "items": [service("a", 1), service("b", 2)],
+    });
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(list.to_string().as_bytes()).unwrap();
+    let body = encoder.finish().unwrap();
+    let compressed = move |request: Request| {
+        let accepts =
+            request.headers().get("accept-encoding").map(|value| value.to_str().unwrap().to_owned());
+        let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
+        let (code, body) = if is_watch { (422, Vec::new()) } else { (200, body.clone()) };
+        // What watches say is decoded member by member: they are not to be compressed.
+        assert_eq!(accepts.as_deref(), Some(if is_watch { "identity" } else { "gzip" }));
+        async move {
+            let answer = Response::builder().status(code).header("content-encoding", "gzip");
+            answer.body(Body::from(body)).unwrap()
+        }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(compressed)).await.unwrap() });
+    let limit = Limit { qps: None, burst: 1 };
+    let connection = connect(None, Some(&server), limit, Arc::new(())).await.unwrap();
+    let (sender, mut events) = mpsc::channel(16);
+    tokio::spawn(follow(connection, "node-a".into(), sender));
+    assert_eq!(words(&mut events, 2).await, ["*a,b", "listed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_died_without_a_word_is_made_anew_after_two_minutes() {
+    let begun = tokio::time::Instant::now();
+    let (asked, mut was_asked) = mpsc::channel(16);
+    let mut events = events_of(move |query| {
+        asked.try_send((begun.elapsed(), is_streaming_list(query))).unwrap();
+        if is_streaming_list(query) {
+            lines(vec![event("ADDED", &service("a", 1)), list_end()])
+        } else {
+            lines(vec![])
+        }
+    })
+    .await;
+    assert_eq!(words(&mut events, 2).await, ["*a", "listed"]);
+    assert!(was_asked.recv().await.unwrap().1);
+    let (after, is_list) = was_asked.recv().await.unwrap();
+    assert!(!is_list && (130..140).contains(&after.as_secs()), "{after:?}");
 }

@@ -87,11 +87,24 @@ pub fn read(path: &Path, node: &str, interner: &mut Interner) -> Content {
     content
 }
 
+/// What was said to be wrong with a file.
+#[derive(Clone, Debug, Default)]
+pub struct Said {
+    texts: Vec<String>,
+    /// Fields of objects that cannot be used, by kind.
+    pub problems: BTreeMap<ObjectKind, usize>,
+}
+
 /// Says what is wrong with a file, once for each version of it.
-pub fn say(content: &Content, path: &Path, is_new: bool, said: &mut Vec<String>) {
+pub fn say(content: &Content, path: &Path, is_new: bool, said: &mut Said) {
+    said.problems.clear();
+    let of_texts = content.text_problems.iter().filter_map(|problem| Some(problem.object.as_ref()?.0));
+    for kind in of_texts.chain(content.problems.iter().map(|problem| problem.kind)) {
+        *said.problems.entry(kind).or_default() += 1;
+    }
     let texts = content.text_problems.iter().map(ToString::to_string);
     let say: Vec<String> = texts.chain(content.problems.iter().map(ToString::to_string)).collect();
-    if !is_new && *said == say {
+    if !is_new && said.texts == say {
         return;
     }
     let file = path.display();
@@ -106,5 +119,5 @@ pub fn say(content: &Content, path: &Path, is_new: bool, said: &mut Vec<String>)
         }
     }
     content.problems.iter().for_each(report::log);
-    *said = say;
+    said.texts = say;
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::content::{Content, Name, Names, read, say};
+use super::content::{Content, Name, Names, Said, read, say};
 use super::manifests;
 use crate::model::decode::Interner;
 use crate::model::{Change, ObjectKind};
@@ -44,6 +44,8 @@ pub struct Manifests {
     /// Objects found in two files, and said to be.
     doubles: Names,
     is_listed: bool,
+    /// Problems of all files by kind, as last told.
+    problems: BTreeMap<ObjectKind, usize>,
 }
 
 struct Folder {
@@ -72,7 +74,7 @@ struct Held {
     is_drained: bool,
     /// Whether the text was readable to its end when it was last taken over.
     was_good: bool,
-    said: Vec<String>,
+    said: Said,
 }
 
 /// What tells one version of a file from the next; all zero when it cannot be opened.
@@ -104,6 +106,7 @@ impl Manifests {
             files: BTreeMap::new(),
             doubles: BTreeSet::new(),
             is_listed: false,
+            problems: BTreeMap::new(),
         }
     }
 
@@ -131,7 +134,20 @@ impl Manifests {
             self.stand_in(&holders[&name], &mut contents);
         }
         let events = self.events(holders, contents);
-        if std::mem::replace(&mut self.is_listed, true) { events } else { complete(events) }
+        let mut events = if std::mem::replace(&mut self.is_listed, true) { events } else { complete(events) };
+        events.extend(self.new_problems());
+        events
+    }
+
+    /// How many problems there are of each kind of which there were not as many before.
+    fn new_problems(&mut self) -> Vec<WatchEvent> {
+        let mut now: BTreeMap<ObjectKind, usize> = self.problems.keys().map(|kind| (*kind, 0)).collect();
+        for (kind, n) in self.files.values().flat_map(|held| &held.said.problems) {
+            *now.entry(*kind).or_default() += n;
+        }
+        let old = std::mem::replace(&mut self.problems, now.clone());
+        let is_new = |(kind, n): &(ObjectKind, usize)| old.get(kind) != Some(n);
+        now.into_iter().filter(is_new).map(|(kind, n)| WatchEvent::Problems(kind, n)).collect()
     }
 
     /// Reads the files of one folder that changed into `contents`, and forgets those that are gone.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "writes manifests")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 
@@ -9,7 +10,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::{self, Receiver};
 
 use super::*;
-use crate::model::{Change, Snapshot, Touched};
+use crate::model::{Change, ObjectKind, Snapshot, Touched};
 
 /// A Service called `name` with cluster IP 10.0.0.`octet`, as one document.
 fn service(name: &str, octet: u8) -> String {
@@ -26,6 +27,7 @@ struct Follower {
     events: Receiver<WatchEvent>,
     snapshot: Snapshot,
     n_listed: usize,
+    problems: BTreeMap<ObjectKind, usize>,
 }
 
 impl Follower {
@@ -38,7 +40,7 @@ impl Follower {
             poll: Duration::from_secs(1),
         };
         tokio::spawn(async move { follow_at(folders, "node-a".into(), sender, pace).await.unwrap() });
-        Follower { events, snapshot: Snapshot::default(), n_listed: 0 }
+        Follower { events, snapshot: Snapshot::default(), n_listed: 0, problems: BTreeMap::new() }
     }
 
     /// Services as `name=last octet`, by name.
@@ -53,6 +55,7 @@ impl Follower {
     async fn take(&mut self) {
         match self.events.recv().await.expect("the follower lives") {
             WatchEvent::Change(change) => self.snapshot.apply(change, &mut Touched::default()),
+            WatchEvent::Problems(kind, n) => drop(self.problems.insert(kind, n)),
             _ => self.n_listed += 1,
         }
     }
@@ -278,4 +281,28 @@ async fn ten_thousand_files_are_read_and_one_of_them_changes() {
         panic!("something else")
     };
     assert_eq!(name.name(), "s5000");
+}
+
+#[tokio::test]
+async fn problems_are_counted_over_all_files_until_they_are_gone() {
+    let folder = TempDir::new().unwrap();
+    let bad =
+        "kind: Service\nmetadata: {name: x, namespace: ns}\nspec: {clusterIP: no, ports: [{port: 80}]}\n";
+    write(&folder, "a.yaml", bad);
+    write(&folder, "b.yaml", &bad.replace("name: x", "name: y"));
+    let mut follower = Follower::new(&[folder.path()]);
+    let until = async |follower: &mut Follower, n: usize| {
+        let wait = async {
+            while follower.problems.get(&ObjectKind::Service) != Some(&n) {
+                follower.take().await;
+            }
+        };
+        let result = tokio::time::timeout(Duration::from_secs(20), wait).await;
+        assert!(result.is_ok(), "waited for {n}, there are {:?}", follower.problems);
+    };
+    until(&mut follower, 2).await;
+    write(&folder, "a.yaml", &service("a", 1));
+    until(&mut follower, 1).await;
+    fs::remove_file(folder.path().join("b.yaml")).unwrap();
+    until(&mut follower, 0).await;
 }

@@ -33,7 +33,8 @@ fn words(events: Vec<WatchEvent>) -> String {
         WatchEvent::ServicesListed => "listed".to_owned(),
         other => panic!("{other:?}"),
     };
-    events.into_iter().map(word).collect::<Vec<_>>().join(" ")
+    let events = events.into_iter().filter(|event| !matches!(event, WatchEvent::Problems(..)));
+    events.map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// Gives the events in turn; what the last one means.
@@ -99,4 +100,25 @@ fn an_object_that_cannot_be_decoded_keeps_its_last_state() {
 #[test]
 fn an_object_that_never_could_be_decoded_is_not_there() {
     check(vec![Init, InitApply(bad("a")), InitApply(good("b", 2)), InitDone], "*b listed");
+}
+
+#[test]
+fn the_number_of_problems_is_told_when_it_changes() {
+    let interner = Mutex::new(Interner::default());
+    let mut store = Store::new(&interner);
+    let mut told = Vec::new();
+    for event in [
+        Apply(good("a", 1)),
+        Apply(bad("a")),
+        Apply(bad("a")),
+        Apply(bad("b")),
+        Delete(bad("b")),
+        Apply(good("a", 1)),
+    ] {
+        told.extend(store.take(event).into_iter().filter_map(|event| match event {
+            WatchEvent::Problems(ObjectKind::Service, n) => Some(n),
+            _ => None,
+        }));
+    }
+    assert_eq!(told, [1, 2, 1, 0]);
 }

@@ -1,0 +1,205 @@
+//! Servers that fail, in simulated time.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::watch::api::fake::{Cut, FakeServer, Mode};
+
+const LIMIT: Limit = Limit { qps: Some(5.0), burst: 10 };
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A follower of a server, and what it was told about Services.
+struct Follower {
+    events: mpsc::Receiver<WatchEvent>,
+    names: BTreeSet<String>,
+    is_listed: bool,
+    n_lists: usize,
+}
+
+impl Follower {
+    fn of(server: &FakeServer) -> Follower {
+        let (sender, events) = mpsc::channel(crate::watch::CHANNEL_CAPACITY);
+        tokio::spawn(follow(server.connect(LIMIT, Arc::new(())), "node-a".into(), sender));
+        Follower { events, names: BTreeSet::new(), is_listed: false, n_lists: 0 }
+    }
+
+    /// Takes the next event, if one comes within `limit`; whether one did.
+    async fn step(&mut self, limit: Duration) -> bool {
+        let Ok(event) = tokio::time::timeout(limit, self.events.recv()).await else { return false };
+        match event.expect("the follower goes on") {
+            WatchEvent::Change(Change::AllServices(services)) => {
+                self.n_lists += 1;
+                self.names = services.iter().map(|service| service.name.name().to_owned()).collect();
+            }
+            WatchEvent::Change(Change::Service(name, service)) => {
+                match service {
+                    Some(_) => self.names.insert(name.name().to_owned()),
+                    None => self.names.remove(name.name()),
+                };
+            }
+            WatchEvent::ServicesListed => self.is_listed = true,
+            _ => {}
+        }
+        true
+    }
+
+    /// Goes on until exactly these Services are known; how long that took.
+    async fn until(&mut self, names: &[&str], limit: Duration) -> Duration {
+        let begun = tokio::time::Instant::now();
+        while !self.is_listed || !self.names.iter().eq(names) {
+            let left = limit.saturating_sub(begun.elapsed());
+            assert!(self.step(left).await, "{:?} after {limit:?}, not {names:?}", self.names);
+        }
+        begun.elapsed()
+    }
+}
+
+fn serving(mode: Mode) -> FakeServer {
+    let server = FakeServer::new(mode);
+    for name in ["a", "b", "c"] {
+        server.put("services", service(name, 0));
+    }
+    server
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_minutes_away_lose_no_change_and_end_within_seconds() {
+    for is_compacted in [false, true] {
+        let server = serving(Mode::Serves);
+        let mut follower = Follower::of(&server);
+        follower.until(&["a", "b", "c"], MINUTE).await;
+        while follower.step(Duration::from_secs(1)).await {}
+        server.take_requests();
+        server.turn(Mode::IsAway);
+        server.put("services", service("d", 0));
+        server.delete("services", "a");
+        assert!(!follower.step(10 * MINUTE).await, "nothing is heard meanwhile, and nothing forgotten");
+        let n_tried = server.take_requests().len();
+        // Three watches, each about every four seconds.
+        assert!((300..=660).contains(&n_tried), "{n_tried} requests in 10 minutes");
+        if is_compacted {
+            server.compact();
+        }
+        server.turn(Mode::Serves);
+        let took = follower.until(&["b", "c", "d"], MINUTE).await;
+        assert!(took < Duration::from_secs(9), "{took:?}");
+        while follower.step(MINUTE).await {}
+        let requests = server.take_requests();
+        let n_lists = requests.iter().filter(|(_, uri)| uri.contains("sendInitialEvents")).count();
+        assert_eq!(n_lists, if is_compacted { 3 } else { 0 }, "each kind lists again once, if it must");
+        assert!(requests.len() <= 9, "{requests:?}");
+        assert_eq!(follower.n_lists, if is_compacted { 2 } else { 1 });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_come_back_spread_over_time() {
+    let servers: Vec<FakeServer> = (0..100).map(|_| serving(Mode::IsAway)).collect();
+    let _followers: Vec<Follower> = servers.iter().map(Follower::of).collect();
+    tokio::time::sleep(10 * MINUTE).await;
+    let back = tokio::time::Instant::now();
+    for server in &servers {
+        server.take_requests();
+        server.turn(Mode::Serves);
+    }
+    tokio::time::sleep(MINUTE).await;
+    let firsts =
+        servers.iter().flat_map(FakeServer::take_requests).filter(|(_, uri)| uri.contains("/services"));
+    let mut by_second = BTreeMap::new();
+    for (at, _) in firsts {
+        *by_second.entry((at - back).as_secs()).or_insert(0) += 1;
+    }
+    assert!(by_second.keys().all(|second| *second < 9), "{by_second:?}");
+    // 100 of them in 8 s; what is left of pauses is short more often than long.
+    assert!(by_second.values().all(|n| *n < 45), "{by_second:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_ends_every_watch_at_once_is_asked_seldom() {
+    let server = serving(Mode::EndsWatches);
+    let mut follower = Follower::of(&server);
+    let minutes = 10;
+    let listed = tokio::time::timeout(minutes * MINUTE, async {
+        while follower.step(MINUTE).await {}
+        std::future::pending::<()>().await;
+    });
+    assert!(listed.await.is_err());
+    assert_eq!(follower.names.len(), 3, "lists in pages are served");
+    let n_asked = server.take_requests().len();
+    let allowed = 10 + 5 * 60 * minutes as usize;
+    assert!(n_asked <= allowed / 4, "{n_asked} of {allowed} requests");
+    server.put("services", service("d", 0));
+    server.turn(Mode::Serves);
+    let took = follower.until(&["a", "b", "c", "d"], MINUTE).await;
+    assert!(took < Duration::from_secs(9), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn watches_of_one_follower_are_asked_for_no_longer_than_290_s_and_not_in_step() {
+    let server = serving(Mode::Serves);
+    let _follower = Follower::of(&server);
+    let mut seconds = BTreeSet::new();
+    for _ in 0..20 {
+        let server = serving(Mode::Serves);
+        let mut follower = Follower::of(&server);
+        follower.until(&["a", "b", "c"], MINUTE).await;
+        for (_, uri) in server.take_requests() {
+            let text = uri.split("timeoutSeconds=").nth(1).unwrap().split('&').next().unwrap();
+            seconds.insert(text.parse::<u32>().unwrap());
+        }
+    }
+    assert!(seconds.len() > 20, "{seconds:?}");
+    assert!(seconds.iter().all(|n| WATCH_SECONDS.contains(n)), "{seconds:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_forgets_at_once_is_not_stormed_with_lists() {
+    let server = serving(Mode::Forgets);
+    let mut follower = Follower::of(&server);
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < 10 * MINUTE {
+        assert!(follower.step(MINUTE).await, "it is told anew again and again");
+    }
+    let n_asked = server.take_requests().len();
+    assert!((300..=700).contains(&n_asked), "{n_asked} requests in 10 minutes");
+}
+
+/// More than a list of three Services and two changes.
+const N_BYTES: usize = 1500;
+
+/// Cuts the first body with Services at each byte in turn; whatever was cut, what is known is never
+/// less than what is there.
+async fn check_cuts(mode: Mode, cut: Cut, n_asked_uncut: usize) {
+    let mut n_asked = 0;
+    for n_bytes in 0..=N_BYTES {
+        let case = format!("{mode:?} {cut:?} after {n_bytes}");
+        let server = serving(mode);
+        server.cut_next(n_bytes, cut);
+        let mut follower = Follower::of(&server);
+        while !follower.is_listed {
+            assert!(follower.step(MINUTE).await, "{case}: it lists");
+        }
+        assert_eq!(follower.names.len(), 3, "{case}: {:?}", follower.names);
+        // What the list did not use up is used up by changes.
+        server.put("services", service("d", 0));
+        server.delete("services", "a");
+        let begun = tokio::time::Instant::now();
+        while !follower.names.iter().eq(&["b", "c", "d"]) {
+            assert!(follower.step(MINUTE).await, "{case}: {:?}", follower.names);
+            assert!(follower.names.is_superset(&["b", "c"].map(str::to_owned).into()), "{case}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(9), "{case}: {:?}", begun.elapsed());
+        n_asked = server.take_requests().iter().filter(|(_, uri)| uri.contains("/services")).count();
+        assert!(n_asked < 8, "{case}: asked {n_asked} times");
+    }
+    assert_eq!(n_asked, n_asked_uncut, "{mode:?}: the last cut is behind the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_cut_at_any_byte_costs_no_object() {
+    for cut in [Cut::InOrder, Cut::Broken] {
+        check_cuts(Mode::Serves, cut, 1).await;
+        // A refusal, the list and the watch.
+        check_cuts(Mode::ServesPages, cut, 3).await;
+    }
+}

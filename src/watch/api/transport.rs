@@ -1,0 +1,243 @@
+//! What every request to the API server passes on its way: the limit of `clientConnection`, a pause
+//! after watches that ended at once, the token, and whoever counts.
+//!
+//! `kube_runtime::watcher` begins a watch again at once when it ended in order, and tells nobody; a
+//! server (or a proxy before it) that ends all of them would be asked without a pause. Between the
+//! watcher and the server is where that is seen.
+
+mod body;
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response, Uri, header};
+use http_body::Body as _;
+use kube::client::Body;
+use leaky_bucket::RateLimiter;
+use tokio::time::Instant;
+use tower::{BoxError, Layer, Service, ServiceExt};
+
+use super::backoff;
+use super::observer::{Exchange, Observer};
+use super::token::TokenFile;
+use body::{Counted, Purpose};
+
+/// A limit on requests: all of them count, each watch once. Source: `clientConnection.qps`, `burst`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit {
+    /// Requests each second in the long run, above 0; `None`: no limit.
+    pub qps: Option<f32>,
+    /// Requests at once.
+    pub burst: u32,
+}
+
+impl Limit {
+    /// The bucket of this limit, full.
+    fn bucket(self) -> Option<RateLimiter> {
+        /// The bucket's own grain.
+        const TICK: Duration = Duration::from_millis(1);
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        let qps = self.qps?;
+        let interval = Duration::try_from_secs_f32(qps.recip()).unwrap_or(DAY).clamp(TICK, DAY);
+        // More often than each tick: several at a tick.
+        let refill = ((qps * TICK.as_secs_f32()) as usize).max(1);
+        let burst = usize::try_from(self.burst.max(1)).unwrap_or(usize::MAX);
+        Some(RateLimiter::builder().interval(interval).refill(refill).initial(burst).max(burst).build())
+    }
+}
+
+/// How requests are sent; a layer around what sends them.
+#[derive(Clone)]
+pub struct Transport {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// `addr:port` of the API server.
+    host: String,
+    bucket: Option<RateLimiter>,
+    token: Option<Arc<TokenFile>>,
+    observer: Arc<dyn Observer>,
+    endings: Arc<Endings>,
+}
+
+impl Transport {
+    /// Sends to `host` (`addr:port`, for counting only) within `limit`, with the token of a file if
+    /// there is one.
+    pub fn new(
+        host: String,
+        limit: Limit,
+        token: Option<Arc<TokenFile>>,
+        observer: Arc<dyn Observer>,
+    ) -> Transport {
+        let endings = Arc::new(Endings { at_once: Mutex::default(), observer: observer.clone() });
+        let bucket = limit.bucket();
+        Transport { shared: Arc::new(Shared { host, bucket, token, observer, endings }) }
+    }
+}
+
+impl<S> Layer<S> for Transport {
+    type Service = Sender<S>;
+
+    fn layer(&self, inner: S) -> Sender<S> {
+        Sender { inner, shared: self.shared.clone() }
+    }
+}
+
+/// Sends requests through `S` as its [`Transport`] says.
+pub struct Sender<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+type Answering<B> = Pin<Box<dyn Future<Output = Result<Response<B>, BoxError>> + Send>>;
+
+impl<S, B> Service<Request<Body>> for Sender<S>
+where
+    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+{
+    type Response = Response<Counted<B>>;
+    type Error = BoxError;
+    type Future = Answering<Counted<B>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        // Each request waits by itself: a watch that has to pause holds up nobody else.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let (inner, shared) = (self.inner.clone(), self.shared.clone());
+        Box::pin(async move { shared.send(inner, request).await })
+    }
+}
+
+impl Shared {
+    async fn send<S, B>(&self, inner: S, mut request: Request<Body>) -> Result<Response<Counted<B>>, BoxError>
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Clone,
+        S::Error: Into<BoxError>,
+    {
+        let method = request.method().clone();
+        let n_bytes = request.body().size_hint().exact().unwrap_or_default();
+        let watched = Watched::of(request.uri());
+        if let Some(watched) = &watched {
+            self.endings.pause(&watched.path).await;
+            ask_for_the_most_recent(request.uri_mut());
+        }
+        let begun = Instant::now();
+        if let Some(bucket) = &self.bucket {
+            bucket.acquire_one().await;
+        }
+        let sent = Instant::now();
+        if let Some(token) = &self.token {
+            request.headers_mut().insert(header::AUTHORIZATION, token.header());
+        }
+        let answer = inner.oneshot(request).await.map_err(Into::into);
+        let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());
+        self.observer.answered(&Exchange {
+            method: method.as_str(),
+            host: &self.host,
+            code,
+            held_back: sent - begun,
+            elapsed: sent.elapsed(),
+            n_bytes,
+        });
+        let purpose = match watched {
+            Some(watched) if code == Some(200) => Purpose::Watch(self.endings.clone(), watched),
+            Some(watched) => {
+                self.observer.watch_restarted(watched.plural());
+                Purpose::Refusal
+            }
+            None => Purpose::Other(self.observer.clone(), method, self.host.clone()),
+        };
+        Ok(answer?.map(|body| Counted::new(body, purpose)))
+    }
+}
+
+/// A watch as it was asked for.
+pub struct Watched {
+    path: String,
+    /// How long it was to last.
+    lasting: Duration,
+}
+
+impl Watched {
+    /// `None` if it is none.
+    fn of(uri: &Uri) -> Option<Watched> {
+        let value = |key: &str| {
+            let mut pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+            pairs.find_map(|(name, value)| (name == key).then_some(value))
+        };
+        let seconds = value("timeoutSeconds").and_then(|text| text.parse().ok()).unwrap_or_default();
+        let lasting = Duration::from_secs(seconds);
+        (value("watch") == Some("true")).then(|| Watched { path: uri.path().to_owned(), lasting })
+    }
+
+    /// What is watched: `services`.
+    fn plural(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or(&self.path)
+    }
+}
+
+/// The watcher begins a streaming list with `resourceVersion=0`, "any": of several API servers, one
+/// that lags behind may answer with what was long ago, and rules would go back in time. Without a
+/// version the server answers once it knows all that was written before the request (client-go
+/// begins so, too); the watcher's lists in pages do so by themselves. This cannot be settled here by
+/// comparing versions instead: what was restored from a backup has lower ones, and counts.
+fn ask_for_the_most_recent(uri: &mut Uri) {
+    let query = uri.query().unwrap_or_default();
+    if !query.split('&').any(|pair| pair == "sendInitialEvents=true") {
+        return;
+    }
+    let pairs: Vec<&str> = query.split('&').filter(|pair| *pair != "resourceVersion=0").collect();
+    let text = format!("{}?{}", uri.path(), pairs.join("&"));
+    // Parts of an address make an address.
+    if let Ok(target) = text.parse() {
+        *uri = target;
+    }
+}
+
+/// Watches that ended at once, by path: how often in a row, and when to begin the next.
+pub struct Endings {
+    at_once: Mutex<BTreeMap<String, (u32, Instant)>>,
+    observer: Arc<dyn Observer>,
+}
+
+/// A watch that brought nothing and ended sooner has ended at once (as in client-go).
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// A server's clock begins earlier than ours, by as long as its answer took.
+const TOLERANCE: Duration = Duration::from_secs(5);
+
+impl Endings {
+    async fn pause(&self, path: &str) {
+        let next = self.at_once.lock().unwrap_or_else(PoisonError::into_inner).get(path).copied();
+        if let Some((_, next)) = next {
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// A watch ended after it had lasted for a time, in whichever way, and brought an event or not.
+    fn note(&self, watched: &Watched, lasted: Duration, has_brought: bool) {
+        if lasted + TOLERANCE < watched.lasting {
+            self.observer.watch_restarted(watched.plural());
+        }
+        let mut at_once = self.at_once.lock().unwrap_or_else(PoisonError::into_inner);
+        if has_brought || lasted >= AT_ONCE {
+            at_once.remove(&watched.path);
+        } else {
+            let (n, next) = at_once.entry(watched.path.clone()).or_insert((0, Instant::now()));
+            *n += 1;
+            // From now on: a failure that the follower waits for too is not waited for twice.
+            *next = Instant::now() + backoff::pause(*n);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
