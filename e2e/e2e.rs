@@ -57,6 +57,7 @@ on_both_backends! {
     health::taken_ports_are_told_and_tried_again,
     health::with_hard_fail_a_taken_port_ends_the_process,
     health::metrics_tell_what_is_in_the_kernel,
+    health::quarantine_and_drift_are_told_by_events,
     services::three_nodes_serve_over_routes_and_vxlan,
     services::internal_policy_local_stays_on_the_node,
     services::affinity_sticks_and_expires,

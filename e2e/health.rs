@@ -339,3 +339,49 @@ pub fn metrics_tell_what_is_in_the_kernel(backend: Backend) {
     assert_eq!(configz["kubeproxy.config.k8s.io"]["hostnameOverride"], "node-1");
     stop_all(running);
 }
+
+/// An address of a pod that the sabotaged programs refuse, and how they do.
+const REFUSED: &str = "10.128.0.99";
+const REFUSE: &str = r#"case "$program $1" in *-restore\ -w)
+    input=$(cat)
+    line=$(echo "$input" | grep -n '10.128.0.99:8080' | head -n 1 | cut -d: -f1)
+    [ -z "$line" ] || { echo "$program: line $line failed" >&2; exit 1; }
+    echo "$input" | "$program" "$@"; exit $?
+;; esac
+"#;
+
+/// Who reads events hears of a Service that is left out, and of others who write to our chains; the
+/// proxy is healthy all the same.
+pub fn quarantine_and_drift_are_told_by_events(backend: Backend) {
+    let running = Running::start(backend).expect("a cluster starts");
+    let (node, agent) = (running.lab.node(1), &running.agents[0]);
+    let event = |reason: &str| {
+        let words = ["kind", "name"].map(|field| format!("/regarding/{field}"));
+        poll::until_some(&format!("there is an event {reason}"), SOON, || {
+            let events = running.api.events();
+            let event = events.iter().find(|event| event["reason"] == reason)?;
+            let about =
+                words.each_ref().map(|path| event.pointer(path).and_then(Value::as_str).map(str::to_owned));
+            let note = event["note"].as_str()?.to_owned();
+            Some((about.map(Option::unwrap_or_default), note))
+        })
+    };
+    node.netfilter().flush(Family::V4, "nat").expect("a table can be flushed");
+    let (about, note) = event("RulesChangedByOthers");
+    assert_eq!(about, ["Node", "node-1"]);
+    assert!(note.contains("IPv4") && note.contains("nat KUBE-") && note.contains("repaired"), "{note}");
+    assert!(metric(node, "chainsmith_drift_repaired_total{ip_family=\"IPv4\"}") >= Some(1.0));
+
+    agent.sabotage(Some(REFUSE));
+    running.api.put(own_slice(&[REFUSED]));
+    let (about, note) = event("ServicePortQuarantined");
+    assert_eq!(about, ["Service", "own"]);
+    assert!(note.contains("default/own:") && note.contains(REFUSED), "{note}");
+    let quarantined = "chainsmith_quarantined_service_ports{ip_family=\"IPv4\"}";
+    poll::until("both ports are counted", SOON, || metric(node, quarantined) == Some(2.0));
+    assert_eq!(health(&running, node, Family::V4), [Some(200), Some(200)]);
+    agent.sabotage(None);
+    running.api.put(own_slice(&["10.128.1.5"]));
+    poll::until("it is served again", SOON, || metric(node, quarantined) == Some(0.0));
+    stop_all(running);
+}

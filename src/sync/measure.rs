@@ -127,3 +127,28 @@ impl Observer for Meter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_queue_is_measured_from_the_first_change_to_the_start() {
+        let registry = prometheus::Registry::new();
+        let meter = Meter::new(Arc::new(Metrics::register(&registry).unwrap()));
+        meter.queued(IpFamily::V4);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        meter.queued(IpFamily::V4);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        meter.syncing(IpFamily::V6);
+        meter.syncing(IpFamily::V4);
+        meter.syncing(IpFamily::V4);
+        let text = crate::metrics::exposition(&registry).unwrap();
+        let queue: Vec<&str> =
+            text.lines().filter(|line| line.contains("_sum") && line.contains("queue")).collect();
+        let expected = "chainsmith_sync_stage_duration_seconds_sum{ip_family=\"IPv4\",stage=\"queue\"} 5";
+        assert_eq!(queue, [expected], "a sync that nobody asked for waited for nothing");
+    }
+}
