@@ -111,6 +111,12 @@ pub fn restart_writes_nothing(backend: Backend) {
         assert_eq!((sync.chains_written, sync.rules_written, sync.processes), (0, 0, 0), "{sync:?}");
     }
     assert_eq!(restores(&second).len(), 2, "the two probes alone");
+    let mut asked: Vec<String> =
+        second.programs_started().into_iter().filter(|call| call.contains("--version")).collect();
+    asked.sort();
+    let n_asked = asked.len();
+    asked.dedup();
+    assert_eq!((n_asked, asked.len()), (6, 6), "each program is asked once for its version: {asked:?}");
 
     // It is alive, and what it now writes is the change only.
     running.api.put(own_slice(&["10.128.1.5"]));

@@ -7,9 +7,11 @@ mod agent;
 mod apiserver;
 mod by_hand;
 mod cluster;
+mod dropin;
 mod fabric;
 #[allow(dead_code, reason = "the lab and the tests share it; each uses its part")]
 mod faults;
+mod flows;
 mod health;
 #[allow(dead_code, reason = "the lab is shared by tests, demo and benches; each uses its part")]
 mod lab;
@@ -40,6 +42,16 @@ on_both_backends! {
     agent::restart_writes_nothing,
     agent::kill_leaves_the_rules,
     agent::flushed_tables_are_repaired,
+    dropin::kubeadm_daemonset_runs_as_it_stands,
+    dropin::leftovers_go_once_our_rules_are_in_force,
+    dropin::read_only_proc_sys_is_survived,
+    dropin::a_second_proxy_is_noticed,
+    dropin::init_only_sets_parameters_and_ends,
+    flows::flows_move_with_their_endpoint,
+    flows::flows_end_with_the_last_endpoint,
+    flows::flows_end_with_the_service,
+    flows::flows_end_with_the_node_port,
+    flows::flows_live_through_a_restart,
     health::health_port_follows_the_local_pods,
     health::a_node_that_is_to_go_is_unhealthy_but_alive,
     health::a_stale_proxy_turns_unhealthy,

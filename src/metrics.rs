@@ -182,6 +182,11 @@ impl Metrics {
         self.node.deleted(family, reason, n);
     }
 
+    /// Notes that something of `kind`, a few fixed words, was found amiss on the node.
+    pub fn found(&self, kind: &str) {
+        self.node.found(kind);
+    }
+
     /// Notes of how many Services the health check node port is open, and of how many it cannot be
     /// opened.
     pub fn health_ports(&self, family: IpFamily, n_open: usize, n_failed: usize) {

@@ -4,12 +4,14 @@
 //! ruleset is the fixed chains plus the sum of all fragments in the order of their names, laid out in
 //! one of two ways ([`Layout`]). Every `KUBE-` word is in this module.
 
+pub mod advice;
 pub mod classic;
 pub mod compact;
 pub mod dispatch;
 pub mod fixed;
 mod layout;
 pub mod names;
+pub mod remains;
 mod settings;
 
 pub use layout::{LARGE_CLUSTER_ENDPOINTS, Layout, SMALL_CLUSTER_ENDPOINTS};

@@ -16,13 +16,15 @@ mod pacer;
 mod quarantine;
 mod report;
 mod stopwatch;
+mod sweep;
 mod tables;
 mod triggers;
 
 pub use family::{FamilySync, View};
 pub use measure::Meter;
-pub use observer::{News, Observer, Scope, Synced};
+pub use observer::{Finding, News, Observer, Scope, Synced};
 pub use report::{Drift, Refusal, Report, SyncError};
+pub use sweep::{Sweep, Sweeper};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

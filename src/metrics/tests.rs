@@ -67,6 +67,7 @@ fn everything() -> (Registry, Metrics) {
         metrics.livez(code);
     }
     metrics.bind_failed("healthz");
+    metrics.found("SecondProxy");
     metrics.event_sent("Warning");
     for why in [EventLoss::Limited, EventLoss::QueueFull, EventLoss::NotSent] {
         metrics.event_lost(why);

@@ -50,6 +50,14 @@ impl Limits {
     pub const NFT: Limits = Limits { max_names: 2_000, max_rules: 20_000 };
     /// `iptables-legacy-restore` reads and replaces the whole table at each commit: one process.
     pub const LEGACY: Limits = Limits { max_names: usize::MAX, max_rules: usize::MAX };
+
+    /// About half of it, for a kernel that takes no commit as large as this one; `None` when that
+    /// would be too little to do anything.
+    pub fn halved(self) -> Option<Limits> {
+        let max_names = self.max_names / 2;
+        let max_rules = (self.max_rules / 2).min(self.max_names);
+        (max_names >= 8).then_some(Limits { max_names, max_rules })
+    }
 }
 
 /// What was sent to the kernel.

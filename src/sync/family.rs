@@ -211,6 +211,12 @@ impl<K: Iptables> FamilySync<K> {
             .restore_urgent(scene, &mut committed, &mut report)
             .and_then(|()| self.restore(scene, &changed, &mut committed, &mut report));
         self.tables.put_back(committed);
+        while matches!(&outcome, Err(failure) if matches!(failure.error, RestoreError::TooLarge(_)))
+            && self.tables.kernel.shrink_limits()
+        {
+            self.tables.doubt();
+            outcome = self.restore_everything(scene, &mut report);
+        }
         outcome = match outcome {
             Err(failure) if is_refusal(&failure) => self.narrow(scene, &mut report),
             outcome => outcome,
@@ -219,6 +225,7 @@ impl<K: Iptables> FamilySync<K> {
             self.clock.reading(|| self.tables.learn_dialects(&drift));
         }
         report.drift = drift;
+        report.layout = self.layout();
         report.n_service_ports = self.records.len();
         report.n_endpoints = self.sums.n_endpoints;
         report.n_dropped_internal = self.sums.n_dropped_internal;
@@ -388,8 +395,7 @@ impl<K: Iptables> FamilySync<K> {
                 if let Some(record) = records.get_mut(*name) {
                     record.chains = chains.iter().map(|chain| chain.name).collect();
                 }
-                let result =
-                    planner.nat_chains(&ranked(&chains), changed.when(name, records)).map_err(Some);
+                let result = planner.nat_chains(&ranked(&chains), changed.when(name, records)).map_err(Some);
                 using += made.elapsed();
                 result
             });

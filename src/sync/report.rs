@@ -7,6 +7,7 @@ use crate::metrics::Stages;
 use crate::model::ServicePortName;
 use crate::net::IpFamily;
 use crate::plan::Tally;
+use crate::rules::Layout;
 
 /// A restore that was refused, brought back to whom it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +86,8 @@ pub struct Report {
     pub scope: Scope,
     /// Where its rules are.
     pub backend: Backend,
+    /// How they are laid out.
+    pub layout: Layout,
     /// What was sent to the kernel.
     pub tally: Tally,
     /// What the time went into.
@@ -121,6 +124,7 @@ impl Report {
             family,
             scope,
             backend,
+            layout: Layout::Classic { is_large: false },
             tally,
             stages: Stages::default(),
             n_failed_restores: 0,

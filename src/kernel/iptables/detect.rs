@@ -50,7 +50,7 @@ pub fn in_use(marks: &[ChainName]) -> Option<Backend> {
 
 /// Whether mangle holds one of `marks`.
 fn has_chain(family: IpFamily, backend: Backend, marks: &[ChainName]) -> bool {
-    if backend == Backend::Legacy && !has_legacy_tables(family) {
+    if backend == Backend::Legacy && !has_legacy_table(family, Table::Mangle) {
         return false;
     }
     let mut command = Command::new(Programs::new(family, Some(backend)).save);
@@ -113,14 +113,14 @@ pub fn open(family: IpFamily, backend: Option<Backend>) -> Result<KernelIptables
     Ok(KernelIptables::new(family, backend, programs))
 }
 
-/// Whether the legacy back-end has the table mangle. A file that cannot be read (user namespaces)
-/// counts as yes.
-fn has_legacy_tables(family: IpFamily) -> bool {
+/// Whether the legacy back-end has `table` in this network namespace: looking at one that it has not
+/// would make it. A file that cannot be read (user namespaces) counts as yes.
+pub fn has_legacy_table(family: IpFamily, table: Table) -> bool {
     let path = match family {
-        IpFamily::V4 => "/proc/net/ip_tables_names",
-        IpFamily::V6 => "/proc/net/ip6_tables_names",
+        IpFamily::V4 => "/proc/thread-self/net/ip_tables_names",
+        IpFamily::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
-    std::fs::read_to_string(path).map_or(true, |names| names.lines().any(|name| name == "mangle"))
+    std::fs::read_to_string(path).map_or(true, |names| names.lines().any(|name| name == table.word()))
 }
 
 /// Whether the kernel has IPv6 switched off, so that only IPv4 is proxied.
