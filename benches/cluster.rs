@@ -5,9 +5,9 @@
 
 #![allow(dead_code, reason = "each bench uses a part of this module")]
 
-use chainsmith::config::host::Host;
 use std::net::SocketAddr;
 
+use chainsmith::config::host::Host;
 use chainsmith::config::{Config, Flags, LayoutChoice};
 use chainsmith::model::decode::{self, Interner};
 use chainsmith::model::{Change, Snapshot, Touched};
@@ -62,6 +62,11 @@ fn metadata(name: &str, n: usize, kind: &str) -> Value {
                           "f:spec": { "f:ports": {}, "f:selector": {}, "f:type": {} }, "f:kind": kind },
         }],
     })
+}
+
+/// The cluster IP of the Service of number `n`, with its port.
+pub fn frontend(n: usize) -> SocketAddr {
+    SocketAddr::new(address(172, 0x10_0000 + n as u64).parse().expect("an address"), 80)
 }
 
 /// The Service of number `n`.

@@ -123,7 +123,7 @@ fn plan(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
 }
 
 fn send(chains: &[NatChain<'_>], jumps: &[Jump], committed: &mut Committed) -> Tally {
-    let mut sink = Sink(Backend::Nft);
+    let mut sink = Sink::new(Backend::Nft);
     let mut planner = Planner::new(IpFamily::V4, committed, jumps, Limits::NFT, &mut sink);
     for chain in chains {
         planner.nat_chains(std::slice::from_ref(chain), When::Now).expect("a sink takes everything");

@@ -129,7 +129,8 @@ where
             }
         }
         self.has_leftovers |= !wanted.is_empty() && !self.stale_filter(wanted).is_empty();
-        self.write_filter(contents, true);
+        self.write_filter(contents)?;
+        self.insert_jumps(Table::Filter);
         Ok(())
     }
 
@@ -176,6 +177,24 @@ where
         Deferred { name: chain.name, rank: chain.rank, digest, text }
     }
 
+    /// Tries `rules` of `table` in the chain `name`, to which nothing leads and which is gone again with
+    /// the same commit.
+    pub fn probe(&mut self, table: Table, name: ChainName, rules: &[Rule]) {
+        if rules.is_empty() {
+            return;
+        }
+        self.input.drain();
+        let mut text = String::new();
+        write::declaration(&mut text, &name);
+        rules.iter().for_each(|rule| write::append(&mut text, self.family, &name, rule));
+        let effect = match table {
+            Table::Filter => Effect::Filter(rules.to_vec()),
+            _ => Effect::Nat(Digest::of(rules)),
+        };
+        self.input.lines(table, name, &text, effect);
+        self.input.delete(table, &[name]);
+    }
+
     /// Step 2: what comes now up to [`Planner::nat_last`] is committed together, if anything waits
     /// for it.
     pub fn nat_dispatch(&mut self) {
@@ -218,15 +237,8 @@ where
     /// Step 2, its end: the jumps that are missing in nat, and deletion of `stale` chains. Nothing
     /// that is wanted refers to them.
     pub fn nat_last(&mut self, stale: &[ChainName]) -> Result<(), Failure<R::Error>> {
-        let missing = self.missing_jumps(Table::Nat);
-        if !missing.is_empty() {
-            self.input.drain();
-            for jump in missing {
-                let mut text = String::new();
-                write::insert(&mut text, self.family, &self.jumps[jump].from, &self.jumps[jump].rule);
-                self.input.lines(Table::Nat, self.jumps[jump].from, &text, Effect::Jump(jump));
-            }
-        }
+        self.input.drain();
+        self.insert_jumps(Table::Nat);
         self.is_last = false;
         if stale.len() <= self.input.room_for_deletions() {
             if !stale.is_empty() {
@@ -269,7 +281,7 @@ where
         let contents = leftovers.map(|(name, chain)| (*name, chain.rank, chain.rules.clone())).collect();
         let stale = self.stale_filter(wanted);
         self.input.drain();
-        self.write_filter(contents, false);
+        self.write_filter(contents)?;
         if !stale.is_empty() {
             self.input.delete(Table::Filter, &stale);
         }
@@ -297,18 +309,30 @@ where
         self.input.tally()
     }
 
-    fn write_filter(&mut self, mut contents: Vec<(ChainName, u8, Vec<Rule>)>, with_jumps: bool) {
+    /// Between two commits of it nothing is wrong: callees come first, and what was there is still in.
+    fn write_filter(
+        &mut self,
+        mut contents: Vec<(ChainName, u8, Vec<Rule>)>,
+    ) -> Result<(), Failure<R::Error>> {
         contents.sort_by_key(|(name, rank, _)| (*rank, *name));
         for (name, _, rules) in contents {
+            let size = Size { n_names: 1, n_rules: rules.len() };
+            if !self.input.has_room_for(size) && self.input.may_ever_have_room_for(size) {
+                self.end_batch()?;
+            }
             let mut text = String::new();
             write::declaration(&mut text, &name);
             rules.iter().for_each(|rule| write::append(&mut text, self.family, &name, rule));
             self.input.lines(Table::Filter, name, &text, Effect::Filter(rules));
         }
-        for jump in if with_jumps { self.missing_jumps(Table::Filter) } else { Vec::new() } {
+        Ok(())
+    }
+
+    fn insert_jumps(&mut self, table: Table) {
+        for jump in self.missing_jumps(table) {
             let mut text = String::new();
             write::insert(&mut text, self.family, &self.jumps[jump].from, &self.jumps[jump].rule);
-            self.input.lines(Table::Filter, self.jumps[jump].from, &text, Effect::Jump(jump));
+            self.input.lines(table, self.jumps[jump].from, &text, Effect::Jump(jump));
         }
     }
 

@@ -199,18 +199,13 @@ impl<K: Iptables + 'static> Loop<K> {
                 event = self.due() => event,
             };
             // Changes wait for the minimum period; these have waited, or cannot.
-            let is_urgent = matches!(
-                event,
-                Event::TablesFlushed(_)
-                    | Event::SyncDue
-                    | Event::RetryDue
-                    | Event::FullSyncDue
-                    | Event::LookDue
-            );
-            match event {
+            let is_urgent = match event {
+                Event::TablesFlushed(_) | Event::SyncDue | Event::RetryDue | Event::FullSyncDue => true,
                 Event::LookDue => self.look().await,
-                Event::AffinityLookDue => self.look_at_affinity().await,
-                _ => {}
+                _ => false,
+            };
+            if matches!(event, Event::AffinityLookDue) {
+                self.look_at_affinity().await;
             }
             let mut ended = self.take(event);
             // What came together is synced together.
@@ -406,8 +401,8 @@ impl<K: Iptables + 'static> Loop<K> {
         self.state.families.iter_mut().for_each(|sync| sync.touch_everything(true));
     }
 
-    /// Looks whether somebody else wrote to the tables; if so, everything is compared.
-    async fn look(&mut self) {
+    /// Looks whether somebody else wrote to the tables; if so, everything is compared, at once.
+    async fn look(&mut self) -> bool {
         let started = Instant::now();
         let generation = self.generation();
         let (state, is_wrong) = on_thread(self.take_state(), |state| {
@@ -421,6 +416,7 @@ impl<K: Iptables + 'static> Loop<K> {
         } else {
             self.lookout.looked(generation, started, Instant::now());
         }
+        is_wrong
     }
 
     /// Looks whether clients lose their session affinity.

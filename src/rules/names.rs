@@ -67,6 +67,11 @@ impl PortChain {
     }
 }
 
+/// A chain of nat in which rules are tried, gone with the same commit.
+pub const NAT_PROBE: ChainName = ChainName::literal("KUBE-EXT-0PROBE");
+/// The same in filter.
+pub const FILTER_PROBE: ChainName = ChainName::literal("KUBE-SVC-0PROBE");
+
 /// What the name of a chain of the compact layout's dispatch begins with, behind the prefix of its
 /// kind: no hash in base32 has a 0.
 pub(super) const DISPATCH_DIGIT: &str = "0";

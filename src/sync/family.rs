@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::Scope;
 use super::ahead::for_each_made;
 use super::dispatch::Dispatch;
-use super::quarantine::{Scene, is_refusal};
+use super::quarantine::{Scene, held_chain, is_refusal};
 use super::report::{Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
 use super::tables::Tables;
@@ -86,12 +86,16 @@ pub struct FamilySync<K> {
     settings: Option<Settings>,
     pub(super) records: BTreeMap<ServicePortName, Record>,
     sums: Sums,
+    /// Endpoints of service ports in quarantine, when everything was last compiled.
+    n_left_out: usize,
     /// As the rules in force are laid out, or about to be; `None` before the first sync.
     layout: Option<Layout>,
     /// What has to be compiled and compared at the next sync.
     dirty: Scope,
     /// Of the sync that is under way.
     pub(super) clock: Stopwatch,
+    /// Chains of nat that nobody wants but somebody else's rules lead to: emptied, and left.
+    held: BTreeSet<ChainName>,
     /// Service ports that the kernel refuses, and what it said; left out.
     pub(super) quarantine: BTreeMap<ServicePortName, Refusal>,
 }
@@ -113,9 +117,11 @@ impl<K: Iptables> FamilySync<K> {
             settings: None,
             records: BTreeMap::new(),
             sums: Sums::default(),
+            n_left_out: 0,
             clock: Stopwatch::default(),
             layout: None,
             dirty: Scope::Everything,
+            held: BTreeSet::new(),
             quarantine: BTreeMap::new(),
         }
     }
@@ -145,6 +151,7 @@ impl<K: Iptables> FamilySync<K> {
         if reread {
             self.tables.forget();
             self.quarantine.clear();
+            self.held.clear();
         }
     }
 
@@ -206,7 +213,9 @@ impl<K: Iptables> FamilySync<K> {
         if self.layout.is_none() {
             self.layout = Some(layout_of(&committed, &settings));
         }
-        let changed = self.compile(&settings, view);
+        report.drift.add(drift);
+        let mut changed = self.compile(&settings, view);
+        self.lay_out(&settings, &mut changed);
         let mut outcome = self
             .restore_urgent(scene, &mut committed, &mut report)
             .and_then(|()| self.restore(scene, &changed, &mut committed, &mut report));
@@ -217,14 +226,20 @@ impl<K: Iptables> FamilySync<K> {
             self.tables.doubt();
             outcome = self.restore_everything(scene, &mut report);
         }
+        while let Some(chain) = outcome.as_ref().err().and_then(held_chain)
+            && self.held.insert(chain)
+        {
+            report.held.push(chain);
+            self.tables.doubt();
+            outcome = self.restore_everything(scene, &mut report);
+        }
         outcome = match outcome {
             Err(failure) if is_refusal(&failure) => self.narrow(scene, &mut report),
             outcome => outcome,
         };
-        if outcome.is_ok() && !drift.is_empty() {
-            self.clock.reading(|| self.tables.learn_dialects(&drift));
+        if outcome.is_ok() && !report.drift.is_empty() {
+            self.clock.reading(|| self.tables.learn_dialects(&report.drift));
         }
-        report.drift = drift;
         report.layout = self.layout();
         report.n_service_ports = self.records.len();
         report.n_endpoints = self.sums.n_endpoints;
@@ -259,7 +274,8 @@ impl<K: Iptables> FamilySync<K> {
     ) -> Result<(), Failure<RestoreError>> {
         self.dirty = Scope::Everything;
         let changed = self.compile(scene.settings, scene.view);
-        let (mut committed, _) = self.clock.reading(|| self.tables.take());
+        let (mut committed, drift) = self.clock.reading(|| self.tables.take());
+        report.drift.add(drift);
         let outcome = self.restore(scene, &changed, &mut committed, report);
         self.tables.put_back(committed);
         if outcome.is_err() {
@@ -283,29 +299,34 @@ impl<K: Iptables> FamilySync<K> {
             Scope::Everything => view.snapshot.services().collect(),
             Scope::Services(names) => names.iter().filter_map(|name| view.snapshot.service(name)).collect(),
         };
+        let mut n_left_out = 0;
         for service in services {
             for port in service.ports_in(settings.family) {
                 let name = port.name();
                 if self.quarantine.contains_key(&name) {
+                    n_left_out += view.snapshot.endpoints(&port, settings.family).len();
                     continue;
                 }
                 self.records.insert(name.clone(), record(settings, view, &port));
                 changed.ports.insert(name);
             }
         }
+        if self.dirty == Scope::Everything {
+            self.n_left_out = n_left_out;
+        }
         changed.find_shared(&self.records, self.dirty == Scope::Everything);
         self.sum_up(&changed);
-        self.lay_out(settings, &mut changed);
         self.clock.compiling(started.elapsed());
         changed
     }
 
-    /// Decides for a layout. Another than the last touches everything: kube-proxy leaves chains of
+    /// Decides for a layout, never while it is found out who is refused. Another than the last touches everything: kube-proxy leaves chains of
     /// unchanged Services as they are until its next full sync; here the same objects always give
     /// the same rules.
     fn lay_out(&mut self, settings: &Settings, changed: &mut Changed) {
         let is_full = self.dirty == Scope::Everything;
-        let next = Layout::next(settings.layout, self.sums.n_endpoints, self.layout(), is_full);
+        let n_endpoints = self.sums.n_endpoints + self.n_left_out;
+        let next = Layout::next(settings.layout, n_endpoints, self.layout(), is_full);
         if std::mem::replace(&mut self.layout, Some(next)) == Some(next) || is_full {
             return;
         }
@@ -375,7 +396,7 @@ impl<K: Iptables> FamilySync<K> {
         let limits = self.tables.kernel.limits();
         let mut kernel = Timed::new(&mut self.tables.kernel);
         let mut planner = Planner::new(settings.family, committed, &self.tables.jumps, limits, &mut kernel);
-        let records = &mut self.records;
+        let (records, held) = (&mut self.records, &self.held);
         let mut compiling = Duration::ZERO;
         let steps = || -> Result<(), Failure<RestoreError>> {
             planner.filter_first(&filter)?;
@@ -410,6 +431,11 @@ impl<K: Iptables> FamilySync<K> {
                 dispatch.restore(&mut planner, &mut stale)?;
             }
             planner.nat_chains(&ranked(&fixed_last), When::Now)?;
+            let held: Vec<ChainName> = stale.intersection(held).copied().collect();
+            for name in held {
+                stale.remove(&name);
+                planner.nat_chains(&[NatChain { name, rank: 0, rules: &[] }], When::Now)?;
+            }
             planner.nat_last(&callers_first(stale))?;
             planner.filter_last(&filter)?;
             planner.finish()
@@ -462,14 +488,14 @@ fn is_urgent(service: &ServiceName) -> bool {
 }
 
 /// The chains of nat that do not depend on Services.
-pub(super) fn fixed_nat_chains(settings: &Settings, layout: Layout) -> Vec<rules::NatChain> {
+fn fixed_nat_chains(settings: &Settings, layout: Layout) -> Vec<rules::NatChain> {
     let of_nat = fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Nat);
     of_nat.map(|chain| rules::NatChain { name: chain.name, rules: chain.rules }).collect()
 }
 
 /// Those that are written before the chains of service ports, and those that are written after them.
 /// As long as there are chains that compact has made, its rule for hairpins stays.
-fn fixed_nat_chains_in_order(
+pub(super) fn fixed_nat_chains_in_order(
     settings: &Settings,
     layout: Layout,
     committed: &Committed,
@@ -516,6 +542,13 @@ pub(super) fn ranked(chains: &[rules::NatChain]) -> Vec<NatChain<'_>> {
         .iter()
         .map(|chain| NatChain { name: chain.name, rank: names::rank(&chain.name), rules: &chain.rules })
         .collect()
+}
+
+/// The entries of one service port in the shared chains.
+pub(super) fn entries_of(settings: &Settings, view: View<'_>, name: &ServicePortName) -> Vec<Entry> {
+    let Some(port) = find_port(view.snapshot, settings.family, name) else { return Vec::new() };
+    let endpoints = view.snapshot.endpoints(&port, settings.family);
+    rules::entries(settings, &port, Selection::new(&port, &endpoints, view.place).verdicts(&port))
 }
 
 /// The chains of one service port, callees first.

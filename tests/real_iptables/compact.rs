@@ -25,7 +25,7 @@ use chainsmith::sync::{FamilySync, View};
 use super::corpus_cases::Case;
 use super::namespace::{everywhere, in_namespace, saved};
 
-const PLACE: Place<'_> = Place { node: "n", zone: None };
+pub const PLACE: Place<'_> = Place { node: "n", zone: None };
 
 fn settings(family: IpFamily, layout: LayoutChoice, bpf: bool) -> Settings {
     let host = Host { addresses: Vec::new(), kernel: Kernel { bpf, ..Kernel::default() } };
@@ -101,6 +101,17 @@ fn worst(family: IpFamily) -> Snapshot {
     let alike = all().filter(|ip| digits(ip)[..2] == [7, 7]).take(100);
     let endpoints: BTreeSet<IpAddr> = alike.chain(all().take(200)).collect();
     apply(&mut snapshot, family, crowded, &endpoints.into_iter().collect::<Vec<_>>());
+    snapshot
+}
+
+/// Two Services.
+pub fn small(family: IpFamily) -> Snapshot {
+    let base = if family == IpFamily::V4 { 0x0A60_0000 } else { 0xfd00 << 112 };
+    let mut snapshot = Snapshot::default();
+    for n in [1, 2] {
+        let one = service(family, &format!("s{n}"), address(family, base, n), address(family, base, n << 8));
+        apply(&mut snapshot, family, one, &[address(family, base, n << 12)]);
+    }
     snapshot
 }
 
