@@ -69,6 +69,9 @@ pub trait Iptables: Restore<Error = RestoreError> + Send {
     fn shrink_limits(&mut self) -> bool {
         false
     }
+    /// Lets them be more again, after a full sync that succeeded: what the kernel was short of may have
+    /// been short for a moment.
+    fn relax_limits(&mut self) {}
     /// Whether the rules of `table` can be read without stalling the node.
     fn readable(&mut self, table: Table) -> anyhow::Result<Readable>;
     /// Passes on each line that `iptables-save` prints for `table`.

@@ -37,7 +37,7 @@ use tracing::{info, warn};
 use crate::config::host::Host;
 use crate::config::{Config, DetectLocal};
 use crate::kernel::Iptables;
-use crate::kernel::recent::RecentLists;
+use crate::kernel::recent::{FullLists, RecentLists};
 use crate::model::{Change, Node, Snapshot, Touched};
 use crate::net::IpFamily;
 use crate::policy::Place;
@@ -184,6 +184,7 @@ impl<K: Iptables + 'static> Loop<K> {
     /// Runs until it is told to end, or cannot go on.
     pub async fn run(mut self, inputs: Inputs) -> Ended {
         let Inputs { mut watch, mut flushed, mut written, mut shutdown } = inputs;
+        let mut affinity_reading = None;
         let families: Vec<IpFamily> = self.state.families.iter().map(FamilySync::family).collect();
         self.tell(|observer| observer.started(&families));
         loop {
@@ -196,6 +197,11 @@ impl<K: Iptables + 'static> Loop<K> {
                     Some(event) => Event::Watch(event),
                     None => return Ended::SourcesGone,
                 },
+                found = heard(&mut affinity_reading) => {
+                    affinity_reading = None;
+                    self.affinity_read(found);
+                    continue;
+                }
                 event = self.due() => event,
             };
             // Changes wait for the minimum period; these have waited, or cannot.
@@ -205,7 +211,9 @@ impl<K: Iptables + 'static> Loop<K> {
                 _ => false,
             };
             if matches!(event, Event::AffinityLookDue) {
-                self.look_at_affinity().await;
+                // There may be very many lists; nobody waits for them.
+                let lists = self.affinity.begin(Instant::now());
+                affinity_reading = Some(tokio::task::spawn_blocking(move || lists.full()));
             }
             let mut ended = self.take(event);
             // What came together is synced together.
@@ -419,14 +427,11 @@ impl<K: Iptables + 'static> Loop<K> {
         is_wrong
     }
 
-    /// Looks whether clients lose their session affinity.
-    async fn look_at_affinity(&mut self) {
-        let lists = self.affinity.lists();
-        let (state, found) = on_thread(self.take_state(), move |_| lists.full()).await;
-        self.state = state;
+    /// Notes which clients lose their session affinity.
+    fn affinity_read(&mut self, found: std::io::Result<FullLists>) {
         let observers = &self.parts.observers;
         let tell = |family, n| observers.iter().for_each(|observer| observer.affinity_lists_full(family, n));
-        self.affinity.looked(found, &self.state.families, &tell, Instant::now());
+        self.affinity.looked(found, &self.state.families, &tell);
     }
 
     fn take_state(&mut self) -> State<K> {
@@ -461,6 +466,17 @@ impl<K: Iptables + 'static> Loop<K> {
         self.pacer.ended(now, done.is_success);
         let after = self.generation();
         self.lookout.synced(before, after, done.n_commits, now);
+    }
+}
+
+/// What a reading that was begun comes to; waits for ever where none was.
+async fn heard<T>(reading: &mut Option<tokio::task::JoinHandle<T>>) -> T {
+    match reading {
+        Some(reading) => match reading.await {
+            Ok(found) => found,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        },
+        None => std::future::pending().await,
     }
 }
 

@@ -156,6 +156,10 @@ impl Iptables for KernelIptables {
         less.is_some()
     }
 
+    fn relax_limits(&mut self) {
+        self.limits = self.limits.doubled(self.backend.limits());
+    }
+
     fn lock_wait(&mut self) -> Duration {
         std::mem::take(&mut self.lock_wait)
     }

@@ -60,6 +60,16 @@ impl Limits {
     }
 }
 
+impl Limits {
+    /// Twice as much, at most `most`.
+    pub fn doubled(self, most: Limits) -> Limits {
+        Limits {
+            max_names: self.max_names.saturating_mul(2).min(most.max_names),
+            max_rules: self.max_rules.saturating_mul(2).min(most.max_rules),
+        }
+    }
+}
+
 /// What was sent to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {

@@ -38,8 +38,9 @@ impl Affinity {
         self.look_at
     }
 
-    /// What to look at.
-    pub(super) fn lists(&self) -> RecentLists {
+    /// What to look at now.
+    pub(super) fn begin(&mut self, now: Instant) -> RecentLists {
+        self.look_at = now + self.period;
         self.lists.clone()
     }
 
@@ -49,9 +50,7 @@ impl Affinity {
         found: io::Result<FullLists>,
         families: &[FamilySync<K>],
         tell: &dyn Fn(IpFamily, usize),
-        now: Instant,
     ) {
-        self.look_at = now + self.period;
         let full = match found {
             Ok(full) => full,
             Err(error) => {
@@ -67,8 +66,7 @@ impl Affinity {
         });
         for sync in families {
             let family = sync.family();
-            let ours: Vec<_> =
-                full.names.iter().filter_map(|list| Some((list, sync.owner_of(list)?))).collect();
+            let ours = sync.owners_of(&full.names);
             tell(family, ours.len());
             for (list, port) in ours {
                 if self.said.insert((family, port.clone())) {
@@ -135,7 +133,8 @@ endpoints: [{addresses: [10.1.0.1]}, {addresses: [10.1.0.2]}]
         let mut look = |names: &[ChainName], families: &[FamilySync<FakeIptables>]| {
             let found = Ok(FullLists { capacity: 100, names: names.to_vec() });
             let now = Instant::now();
-            affinity.looked(found, families, &|family, n| metrics.affinity_lists_full(family, n), now);
+            affinity.begin(now);
+            affinity.looked(found, families, &|family, n| metrics.affinity_lists_full(family, n));
             assert_eq!(affinity.look_at(), now + PERIOD, "audits are rarer");
             let text = crate::metrics::exposition(&registry).unwrap();
             let gauge =
@@ -160,12 +159,9 @@ endpoints: [{addresses: [10.1.0.1]}, {addresses: [10.1.0.2]}]
         let mut affinity = Affinity::new(RecentLists::at("/nowhere", "/nowhere"), short, start);
         let families: [FamilySync<FakeIptables>; 0] = [];
         for is_troubled in [true, true, false] {
-            let found = if is_troubled {
-                Err(io::ErrorKind::PermissionDenied.into())
-            } else {
-                affinity.lists().full()
-            };
-            affinity.looked(found, &families, &|_, _| {}, start);
+            let lists = affinity.begin(start);
+            let found = if is_troubled { Err(io::ErrorKind::PermissionDenied.into()) } else { lists.full() };
+            affinity.looked(found, &families, &|_, _| {});
             assert_eq!((affinity.is_troubled, affinity.look_at()), (is_troubled, start + short));
         }
     }

@@ -196,9 +196,21 @@ impl<K: Iptables> FamilySync<K> {
         self.records.contains_key(name)
     }
 
-    /// The service port whose own chain in nat `chain` is.
-    pub(super) fn owner_of(&self, chain: &ChainName) -> Option<&ServicePortName> {
-        self.records.iter().find(|(_, record)| record.chains.contains(chain)).map(|(name, _)| name)
+    /// Those of `chains`, which are sorted, that are a service port's own in nat, and whose.
+    pub(super) fn owners_of(&self, chains: &[ChainName]) -> Vec<(ChainName, &ServicePortName)> {
+        if chains.is_empty() {
+            return Vec::new();
+        }
+        let owned = self.records.iter().flat_map(|(name, record)| {
+            record
+                .chains
+                .iter()
+                .filter(|chain| chains.binary_search(chain).is_ok())
+                .map(move |chain| (*chain, name))
+        });
+        let mut owned: Vec<_> = owned.collect();
+        owned.sort();
+        owned
     }
 
     /// Brings the kernel in step with `view`. After a failure everything is compared again at the
@@ -247,7 +259,12 @@ impl<K: Iptables> FamilySync<K> {
         report.n_dropped_external = self.sums.n_dropped_external;
         match outcome {
             Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(false),
-            Ok(()) => self.dirty = Scope::Services(BTreeSet::new()),
+            Ok(()) => {
+                if report.is_full() {
+                    self.tables.kernel.relax_limits();
+                }
+                self.dirty = Scope::Services(BTreeSet::new());
+            }
             Err(failure) => {
                 // A refusal may mean that the kernel is not as it was: somebody flushed it. Unless
                 // nothing was tried, the old rules of filter are needed to go on from.

@@ -8,11 +8,12 @@ use chainsmith::iptables::{ChainName, Table, parse};
 use chainsmith::kernel::iptables::open;
 use chainsmith::model::{Change, Touched};
 use chainsmith::net::IpFamily;
+use chainsmith::plan::Restore;
 use chainsmith::rules::Settings;
 use chainsmith::sync::{FamilySync, View};
 
 use super::compact::{PLACE, small};
-use super::namespace::{everywhere, load, saved};
+use super::namespace::{everywhere, saved};
 
 #[test]
 fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
@@ -29,7 +30,13 @@ fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
             |family: IpFamily| parse::save(family, &saved(family, backend)).expect("a save can be read");
         let is_service = |name: &&ChainName| name.as_str().starts_with("KUBE-SVC-");
         let held = *chains(family).tables[&Table::Nat].keys().find(is_service).expect("there is a Service");
-        load(family, backend, &format!("*nat\n:MINE - [0:0]\n-A MINE -j {held}\nCOMMIT\n"));
+        let others = |text: &str| {
+            let mut kernel = open(family, Some(backend)).expect("iptables works");
+            kernel.begin();
+            kernel.write(text);
+            assert_eq!(kernel.end(), Ok(()));
+        };
+        others(&format!("*nat\n:MINE - [0:0]\n-A MINE -j {held}\nCOMMIT\n"));
 
         let first = snapshot.services().map(|service| service.name.clone()).collect::<Vec<_>>();
         for name in first {
@@ -45,7 +52,7 @@ fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
         assert!(there.chain(Table::Nat, &held).is_some_and(|chain| chain.rules.is_empty()));
 
         // At an audit it is tried again.
-        load(family, backend, "*nat\n:MINE - [0:0]\nCOMMIT\n");
+        others("*nat\n:MINE - [0:0]\nCOMMIT\n");
         sync.touch_everything(true);
         assert_eq!(run(&mut sync, &snapshot).outcome, Ok(()));
         assert!(!chains(family).tables[&Table::Nat].contains_key(&held));

@@ -98,6 +98,11 @@ impl RestoreChild {
         if is_too_large(&message) {
             return RestoreError::TooLarge(message);
         }
+        // EMLINK is a limit of the namespace, or of how deep chains call each other: whose line it is
+        // says nothing about him.
+        if message.contains("Too many links") {
+            return RestoreError::Failed { status: status.code().unwrap_or(-1), message };
+        }
         match refused_line(&message) {
             Some(line) => RestoreError::Refused { line, text: self.line(line), message },
             None => RestoreError::Failed { status: status.code().unwrap_or(-1), message },
