@@ -39,5 +39,6 @@ lint: ## formatting, clippy, documentation; warnings are errors
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
 
-bench: setup ## speed of compiling, planning and writing rules
+bench: setup ## speed of the pipeline, then the agent at size on real iptables (BENCH="--backend nft 5000x10": a part)
 	cargo bench
+	cargo bench --bench scale -- $(BENCH)
