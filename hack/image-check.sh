@@ -55,7 +55,6 @@ inside() {
     env -i "${environment[@]}" chroot "$root" "$@"
 }
 
-entrypoint=
 step() {
     local instruction=${1%% *} rest=${1#* }
     case $instruction in
@@ -108,7 +107,7 @@ check_build_stage() {
 await_rules() {
     local backend=$1 n
     for ((n = 0; n < 100; n++)); do
-        if inside "iptables-$backend-save" -t nat | grep -q -- "-A KUBE-SERVICES -d 10.96.0.10/32 .* -j KUBE-SVC-"; then
+        if inside "iptables-$backend-save" -t nat | grep -- "-A KUBE-SERVICES -d 10.96.0.10/32 .* -j KUBE-SVC-" > /dev/null; then
             return
         fi
         kill -0 "$agent" 2> /dev/null || break
@@ -118,12 +117,13 @@ await_rules() {
     fail "no rules of $backend came into force"
 }
 
-# One life on back-end $1; what follows stands before the program (setpriv and its options).
+# One life on back-end $1, called as the DaemonSet does; what follows $1 stands before the program.
 live() {
     local backend=$1 status=0 answer
     shift
     env -i "${environment[@]}" chroot "$root" \
-        "$@" "${command[@]}" --manifests=/objects --iptables-backend="$backend" > "$work/agent.log" 2>&1 &
+        "$@" "$entrypoint" --config=/var/lib/kube-proxy/config.conf --hostname-override=node-1 \
+        --manifests=/objects --iptables-backend="$backend" > "$work/agent.log" 2>&1 &
     agent=$!
     await_rules "$backend"
     # There is nobody behind the endpoint's address: the counter of its rule tells.
@@ -133,22 +133,17 @@ live() {
     kill -TERM "$agent"
     wait "$agent" || status=$?
     [ "$status" = 0 ] || { tail -n 20 "$work/agent.log" >&2; fail "ended with status $status ($backend)"; }
-    inside "iptables-$backend-save" -t nat | grep -q -- "-j KUBE-SVC-" || fail "the rules did not stay ($backend)"
-    # Somebody else's turn: the tables are empty again.
-    for table in nat filter mangle; do
-        inside "iptables-$backend" -w 5 -t "$table" -F
-        inside "iptables-$backend" -w 5 -t "$table" -X
-    done
-    echo "$backend: rules in force, a packet met them, they stayed after SIGTERM${1:+ ($*)}"
+    inside "iptables-$backend-save" -t nat | grep -- "-j KUBE-SVC-" > /dev/null || fail "the rules did not stay ($backend)"
 }
 
-# In namespaces of its own: network, processes, mounts.
+# In namespaces of its own (network, processes, mounts): a life on back-end $1 with all privileges, or
+# with those of least-privilege.
 check_programs() {
+    local backend=$1 privileges=$2 capabilities before=() name version
     mount -t proc proc "$root/proc"
     mount -t sysfs -o ro sysfs "$root/sys"
     # Loaded modules are the machine's; the image may ask for more, as on a node.
     if [ -d /lib/modules ]; then
-        mkdir -p "$root/lib/modules"
         mount --bind -o ro /lib/modules "$root/lib/modules"
     fi
     # The node's address, and a way for packets to Services, which ends here.
@@ -156,34 +151,29 @@ check_programs() {
     ip address add 192.0.2.1/32 dev lo
     ip route add 10.0.0.0/8 dev lo
 
-    echo "$entrypoint --version: $(inside "$entrypoint" --version)"
-    echo "chainsmith --version: $(inside chainsmith --version)"
+    if [ "$privileges" = least ]; then
+        # As the kubelet makes it: nothing can be written but the lock.
+        mount -o remount,ro,bind "$root"
+        mount -t tmpfs tmpfs "$root/run"
+        touch "$root/run/xtables.lock"
+        mount --bind "$root/run/xtables.lock" "$root/run/xtables.lock"
+        mount -o remount,ro,bind "$root/run"
+        mount --bind "$root/proc/sys" "$root/proc/sys"
+        mount -o remount,ro,bind "$root/proc/sys"
+        capabilities=$(sed -n 's/^ *add: \[\(.*\)\]$/\1/p' manifests/overlays/least-privilege/daemonset.yaml)
+        [ -n "$capabilities" ] || fail "least-privilege adds no capabilities"
+        capabilities=$(tr -d ' ' <<< "${capabilities,,}")
+        before=(setpriv --no-new-privs --bounding-set="-all,+${capabilities//,/,+}")
+    fi
+    for name in "$entrypoint" kube-proxy chainsmith; do
+        version=$(inside "${before[@]}" "$name" --version)
+        [ -n "$version" ] || fail "$name --version says nothing"
+    done
     if inside ldd /usr/local/bin/chainsmith | grep "not found"; then
         fail "a library is missing"
     fi
-
-    # The configuration and the command line of the DaemonSet.
-    mkdir -p "$root/var/lib/kube-proxy" "$root/objects"
-    cp testdata/config/kubeadm.yaml "$root/var/lib/kube-proxy/config.conf"
-    cp hack/image-check.yaml "$root/objects/objects.yaml"
-    command=("$entrypoint" --config=/var/lib/kube-proxy/config.conf --hostname-override=node-1)
-    local backend capabilities
-    capabilities=$(sed -n 's/^ *add: \[\(.*\)\]$/\1/p' manifests/overlays/least-privilege/daemonset.yaml | tr -d ' ' | tr '[:upper:]' '[:lower:]')
-    [ -n "$capabilities" ] || fail "manifests/overlays/least-privilege/daemonset.yaml adds no capabilities"
-    for backend in nft legacy; do
-        live "$backend"
-    done
-    # As the kubelet makes it for least-privilege: nothing can be written but the lock.
-    mount -o remount,ro,bind "$root"
-    mount -t tmpfs tmpfs "$root/run"
-    touch "$root/run/xtables.lock"
-    mount --bind "$root/run/xtables.lock" "$root/run/xtables.lock"
-    mount -o remount,ro,bind "$root/run"
-    mount --bind "$root/proc/sys" "$root/proc/sys"
-    mount -o remount,ro,bind "$root/proc/sys"
-    for backend in nft legacy; do
-        live "$backend" setpriv --no-new-privs --bounding-set="-all,+${capabilities//,/,+}"
-    done
+    live "$backend" "${before[@]}"
+    echo "$backend, $privileges privileges: $version; rules in force, a packet met them, they stayed after SIGTERM"
 }
 
 # --- from here to the end ---------------------------------------------------------------------------
@@ -194,15 +184,27 @@ case ${1:-} in
         mount --bind "$root" "$root"
         while IFS= read -r line; do step "$line"; done < <(stage 2)
         umount "$root/proc"
+        [ -n "${entrypoint:-}" ] || fail "no ENTRYPOINT"
         rm "$root/etc/resolv.conf"
         echo "size: $(du -sxm "$root" | cut -f1) MB, of which Chainsmith $(du -m "$program" | cut -f1) MB"
+        # The configuration as kubeadm writes it.
+        mkdir -p "$root/var/lib/kube-proxy" "$root/objects" "$root/lib/modules"
+        cp testdata/config/kubeadm.yaml "$root/var/lib/kube-proxy/config.conf"
+        cp hack/image-check.yaml "$root/objects/objects.yaml"
         export entrypoint work root
-        exec unshare --net --pid --fork --kill-child --mount "$0" --in-network "${environment[@]}"
+        for privileges in all least; do
+            for backend in nft legacy; do
+                unshare --net --pid --fork --kill-child --mount \
+                    "$0" --in-network "$backend" "$privileges" "${environment[@]}"
+            done
+        done
+        exit
         ;;
     --in-network)
-        shift
+        backend=$2 privileges=$3
+        shift 3
         environment=("$@")
-        check_programs
+        check_programs "$backend" "$privileges"
         exit
         ;;
 esac
