@@ -53,7 +53,7 @@ fn granted() -> BTreeSet<Right> {
         .collect()
 }
 
-/// An API server without objects that keeps to the ClusterRole.
+/// An API server with nothing but a Node that keeps to the ClusterRole.
 #[derive(Debug, Default)]
 struct Server {
     granted: BTreeSet<Right>,
@@ -101,15 +101,22 @@ async fn serve(State(server): State<Arc<Server>>, request: Request) -> Response 
     let Some(right) = right(&head.method, head.uri.path(), &query) else {
         return status(StatusCode::NOT_FOUND, "NotFound");
     };
-    let verb = right.2.clone();
     let is_granted = server.granted.contains(&right);
-    server.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(right);
+    server.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(right.clone());
     if !is_granted {
         return status(StatusCode::FORBIDDEN, "Forbidden");
     }
-    match verb.as_str() {
+    match right.2.as_str() {
         "list" => {
-            let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": []});
+            // A Node that is not there is waited for.
+            let node = json!({
+                "metadata": {"name": "node-1", "resourceVersion": "1"},
+                "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+            });
+            let items = if right.1 == "nodes" { vec![node] } else { vec![] };
+            let list = json!({
+                "apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items,
+            });
             answer(StatusCode::OK, list.to_string())
         }
         // As a server that does not serve streaming lists: pages are asked for then.
@@ -121,7 +128,7 @@ async fn serve(State(server): State<Arc<Server>>, request: Request) -> Response 
         _ => {
             let body = axum::body::to_bytes(body, 1 << 20).await.expect("a small body");
             let mut event = server.event.lock().unwrap_or_else(PoisonError::into_inner);
-            if verb == "create" {
+            if right.2 == "create" {
                 *event = body;
             }
             answer(StatusCode::CREATED, event.clone())

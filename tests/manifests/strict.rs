@@ -11,7 +11,8 @@ use super::monitoring::{PodMonitor, PrometheusRule};
 /// Reads `value` as a `T`; with the paths of what a `T` does not have.
 pub fn read<T: DeserializeOwned>(value: Value) -> Result<(T, Vec<String>), serde_json::Error> {
     let mut ignored = Vec::new();
-    let read = serde_ignored::deserialize(value, |path| ignored.push(path.to_string()))?;
+    // `?` stands for each `Option` on the way.
+    let read = serde_ignored::deserialize(value, |path| ignored.push(path.to_string().replace(".?", "")))?;
     Ok((read, ignored))
 }
 
