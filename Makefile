@@ -12,7 +12,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)
 export CARGO_TARGET_$(HOST)_RUNNER := sudo --preserve-env
 endif
 
-.PHONY: help setup demo test lab lint bench
+.PHONY: help setup demo test lab lint bench image
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,3 +42,7 @@ lint: ## formatting, clippy, documentation; warnings are errors
 bench: setup ## speed of the pipeline, then the agent at size on real iptables (BENCH="--backend nft 5000x10": a part)
 	cargo bench
 	cargo bench --bench scale -- $(BENCH)
+
+image: setup ## the Dockerfile's last stage in a folder, and Chainsmith in it on both back-ends; no container engine
+	@cargo build --quiet --release --bin chainsmith
+	@hack/image-check.sh target/release/chainsmith
