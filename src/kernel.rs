@@ -12,6 +12,9 @@ pub mod nft;
 pub mod recent;
 pub mod sysctl;
 
+#[cfg(test)]
+pub(crate) use netlink::in_new_namespace;
+
 use std::time::Duration;
 
 use crate::iptables::{ChainName, Jump, Table};

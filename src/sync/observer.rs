@@ -85,6 +85,13 @@ pub enum Finding {
         /// What the kernel said.
         error: String,
     },
+    /// iptables of one family cannot be used: its Services are not served until the next start.
+    FamilyNotProxied {
+        /// Which.
+        family: IpFamily,
+        /// Why.
+        error: String,
+    },
     /// Node ports do not answer on 127.0.0.1, although they are configured to.
     NoLocalhostNodePorts,
 }
@@ -97,6 +104,7 @@ impl Finding {
             Finding::LeftoverStays { .. } => "LeftoverStays",
             Finding::Rival(_) => "SecondProxy",
             Finding::ParameterUnset { .. } => "ParameterUnset",
+            Finding::FamilyNotProxied { .. } => "FamilyNotProxied",
             Finding::NoLocalhostNodePorts => "NoLocalhostNodePorts",
         }
     }
@@ -118,6 +126,9 @@ impl std::fmt::Display for Finding {
             }
             Finding::ParameterUnset { key, value, error } => {
                 write!(f, "cannot set kernel parameter {key} to {value}: {error}")
+            }
+            Finding::FamilyNotProxied { family, error } => {
+                write!(f, "{family} Services are not served: {error}")
             }
             Finding::NoLocalhostNodePorts => f.write_str("node ports do not answer on 127.0.0.1"),
         }
