@@ -11,6 +11,7 @@ mod takeover;
 mod tune;
 
 pub use config_file::ConfigFile;
+pub use rivals::others;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 pub mod addrs;
 pub mod conntrack;
 pub mod fake;
+pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
 mod netlink;

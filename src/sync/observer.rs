@@ -71,8 +71,8 @@ pub enum Finding {
     LeftoverStays {
         /// What.
         what: String,
-        /// A command that removes it.
-        remedy: String,
+        /// What can be done about it.
+        advice: String,
     },
     /// Somebody else programs Services on this node: how that is known.
     Rival(String),
@@ -120,7 +120,7 @@ impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Finding::LeftoverRemoved(what) => write!(f, "removed what another proxy had left: {what}"),
-            Finding::LeftoverStays { what, remedy } => write!(f, "found {what}; to remove it: {remedy}"),
+            Finding::LeftoverStays { what, advice } => write!(f, "found {what}, which stays: {advice}"),
             Finding::Rival(evidence) => {
                 write!(f, "another kube-proxy or Chainsmith seems to program this node: {evidence}")
             }
