@@ -23,6 +23,9 @@ const NAMES_ONLY: u32 = 1 << 1;
 /// The protocol's version, which every kernel since 2.6.39 takes.
 const VERSION: u8 = 6;
 
+/// `IPSET_ERR_BUSY`, a number of ip_set's own.
+const REFERRED: i32 = 4100;
+
 /// How long the kernel may take to let go of a set after the last rule that refers to it is gone.
 const BUSY: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -64,12 +67,12 @@ pub fn destroy(name: &str) -> io::Result<()> {
     let mut netfilter = Netfilter::open()?;
     let deadline = Instant::now() + BUSY;
     loop {
-        match netfilter.ask(&request, &mut |_| {}) {
-            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => return Ok(()),
-            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) && Instant::now() < deadline => {
-                std::thread::sleep(PAUSE);
-            }
-            outcome => return outcome,
+        let outcome = netfilter.ask(&request, &mut |_| {});
+        match outcome.as_ref().err().and_then(io::Error::raw_os_error) {
+            Some(REFERRED) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Some(REFERRED) => return Err(io::Error::new(io::ErrorKind::ResourceBusy, "a rule refers to it")),
+            Some(code) if code == Errno::ENOENT as i32 => return Ok(()),
+            _ => return outcome,
         }
     }
 }
@@ -95,7 +98,7 @@ mod tests {
             run("ipset create KUBE-6-CLUSTER-IP hash:ip,port family inet6");
             assert_eq!(names().unwrap(), ["KUBE-6-CLUSTER-IP", "KUBE-LOOP-BACK", "mine"]);
             run("iptables-nft -A INPUT -m set --match-set mine src -j ACCEPT");
-            assert_eq!(destroy("mine").unwrap_err().raw_os_error(), Some(Errno::EBUSY as i32));
+            assert_eq!(destroy("mine").unwrap_err().kind(), io::ErrorKind::ResourceBusy);
             destroy("KUBE-LOOP-BACK").unwrap();
             destroy("KUBE-LOOP-BACK").unwrap();
             assert_eq!(names().unwrap(), ["KUBE-6-CLUSTER-IP", "mine"]);
