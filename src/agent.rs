@@ -3,29 +3,32 @@
 
 mod advice;
 mod config_file;
+mod counters;
+mod families;
 mod rivals;
 mod surroundings;
 mod takeover;
 mod tune;
 
 pub use config_file::ConfigFile;
+pub use rivals::others;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::config::host::{Counters, Host, Kernel};
-use crate::config::{BackendChoice, Config, LayoutChoice, Origin, Setting};
-use crate::kernel::iptables::{self, KernelIptables, Unusable, open};
-use crate::kernel::{Backend, Iptables, addrs, nfacct, nft};
+use crate::config::host::{Host, Kernel};
+use crate::config::{Config, LayoutChoice, Origin, Setting};
+use crate::kernel::iptables::{self, KernelIptables};
+use crate::kernel::{Backend, Iptables, addrs, nft};
 use crate::metrics::Metrics;
 use crate::net::IpFamily;
-use crate::rules::{Settings, fixed, names};
+use crate::rules::{Settings, fixed};
 use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
 use crate::watch::{self, api::Connection};
 use advice::Advice;
@@ -46,11 +49,17 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let node_name = node_name(&config)?;
-    let mut kernels = usable_families(config.backend)?;
+    let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    // It may take a minute, in which the process is to end when told so.
+    let (mut kernels, lost) = tokio::select! {
+        () = any(&mut signals) => return Ok(()),
+        usable = families::usable(&config) => usable?,
+    };
     let families: Vec<IpFamily> = kernels.iter().map(Iptables::family).collect();
-    check_families(&config, &families)?;
     say_settings(&config.effective.settings());
-    let (mut kernel, findings) = prepare_kernel(&config);
+    let (mut kernel, mut findings) = prepare_kernel(&config);
+    findings.extend(lost);
+    kernel.counters = counters::usable(&mut kernels);
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     if let Some(file) = file {
@@ -88,10 +97,8 @@ pub async fn run(
     };
     let told = surroundings::start(about, registry, metrics, &mut tasks)?;
     let changes = start_source(connection, &config, &node_name, &mut tasks);
-    let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     tasks.spawn(async move {
-        let [terminate, interrupt] = &mut signals;
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        any(&mut signals).await;
         info!("told to end; the rules stay as they are");
         // The loop may have ended already.
         let _ = shutdown_sender.send(true);
@@ -99,7 +106,10 @@ pub async fn run(
     });
 
     let patience = if config.manifests.is_empty() { Patience::CLUSTER } else { Patience::NONE };
-    let host: HostSource = Arc::new(move || Host { addresses: local_addresses(), kernel });
+    let host: HostSource = Arc::new(move || {
+        let counters = counters::ensured(kernel.counters);
+        Host { addresses: local_addresses(), kernel: Kernel { counters, ..kernel } }
+    });
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = notify(&kernels, written_sender, &mut tasks);
     for finding in &findings {
@@ -111,6 +121,11 @@ pub async fn run(
     let inputs = Inputs { watch: changes, flushed, written, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));
     end(looping, tasks).await
+}
+
+/// Waits for one of two signals.
+async fn any([one, other]: &mut [Signal; 2]) {
+    tokio::select! { _ = one.recv() => {}, _ = other.recv() => {} }
 }
 
 /// Whether rules may have the `bpf` match that compact tells a hairpin by.
@@ -240,54 +255,12 @@ fn node_name(config: &Config) -> anyhow::Result<Arc<str>> {
     Ok(name.into())
 }
 
-/// The tables of the families that can be proxied on this machine, all of one back-end.
-fn usable_families(choice: BackendChoice) -> Result<Vec<KernelIptables>, Unusable> {
-    let backend = match choice {
-        BackendChoice::Nft => Some(Backend::Nft),
-        BackendChoice::Legacy => Some(Backend::Legacy),
-        BackendChoice::Auto => iptables::in_use(&[
-            names::KUBE_IPTABLES_HINT,
-            names::KUBE_KUBELET_CANARY,
-            names::KUBE_PROXY_CANARY,
-        ]),
-    };
-    let v4 = open(IpFamily::V4, backend);
-    if iptables::ipv6_is_off(Path::new(PROC)) {
-        info!("IPv6 is switched off in the kernel; proxying IPv4 only");
-        return v4.map(|v4| vec![v4]);
-    }
-    match (v4, open(IpFamily::V6, backend)) {
-        (Ok(v4), Ok(v6)) => Ok(vec![v4, v6]),
-        (Ok(v4), Err(error)) => {
-            warn!(%error, "proxying IPv4 only");
-            Ok(vec![v4])
-        }
-        (Err(error), Ok(v6)) => {
-            warn!(%error, "proxying IPv6 only");
-            Ok(vec![v6])
-        }
-        (Err(error), Err(_)) => Err(error),
-    }
-}
-
-/// Refuses a configuration whose pods are all of a family that this machine cannot proxy.
-fn check_families(config: &Config, families: &[IpFamily]) -> anyhow::Result<()> {
-    let [only] = families else { return Ok(()) };
-    let cidrs = &config.cluster_cidrs;
-    if !cidrs.is_empty() && cidrs.iter().all(|cidr| cidr.family() != *only) {
-        bail!("clusterCIDR has no network of {only}, the only family that this machine can proxy");
-    }
-    Ok(())
-}
-
 /// Finds out what the kernel can do, and lets it do what the configuration needs; what it would not.
 fn prepare_kernel(config: &Config) -> (Kernel, Vec<Finding>) {
     let roots = Roots::of_kernel();
     let mut unset = tune::conntrack(&roots, &config.conntrack);
-    let counters =
-        Counters { invalid: counter(fixed::INVALID_COUNTER), localhost: counter(fixed::LOCALHOST_COUNTER) };
     let tcp_be_liberal = roots.sysctls.get::<i64>(BE_LIBERAL).is_ok_and(|value| value != 0);
-    let kernel = Kernel { counters, tcp_be_liberal, ..Kernel::default() };
+    let kernel = Kernel { tcp_be_liberal, ..Kernel::default() };
     // What the node's addresses are plays no role in whether loopback is among those configured.
     let wanted = Settings::new(config, None, &Host { addresses: Vec::new(), kernel }, IpFamily::V4);
     let refused = wanted.localhost_node_ports.then(|| tune::set(&roots.sysctls, ROUTE_LOCALNET, 1)).flatten();
@@ -300,15 +273,6 @@ fn prepare_kernel(config: &Config) -> (Kernel, Vec<Finding>) {
         findings.push(Finding::NoLocalhostNodePorts);
     }
     (Kernel { route_localnet, ..kernel }, findings)
-}
-
-fn counter(name: &str) -> bool {
-    nfacct::is_supported()
-        && nfacct::ensure(name)
-            .inspect_err(
-                |error| warn!(counter = name, %error, "cannot make the nfacct counter; rules do without"),
-            )
-            .is_ok()
 }
 
 fn local_addresses() -> Vec<std::net::IpAddr> {

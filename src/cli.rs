@@ -31,7 +31,13 @@ enum Command {
     Run(run::RunArguments),
     /// Prints the rules of a node for given objects; needs neither root nor a cluster.
     Render(render::RenderArguments),
-    /// Removes the rules that kube-proxy, in any mode, and Chainsmith made, and nothing else.
+    /// Removes what kube-proxy, in any mode, and Chainsmith made, and nothing else.
+    ///
+    /// That is: their chains and jumps in both iptables back-ends, the nftables tables kube-proxy, the
+    /// interface kube-ipvs0 and ipsets called KUBE-*. Virtual servers of IPVS stay, as they may be
+    /// anybody's: they are named, with the command. A chain that rules of others lead to is emptied and
+    /// stays. Exit status 1 when something of kube-proxy's or Chainsmith's is left; virtual servers
+    /// count as kube-proxy's when its ipvs mode was here. Stop the agent first.
     Cleanup(cleanup::CleanupArguments),
 }
 

@@ -4,6 +4,7 @@
 pub mod addrs;
 pub mod conntrack;
 pub mod fake;
+pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
 mod netlink;
@@ -11,6 +12,9 @@ pub mod nfacct;
 pub mod nft;
 pub mod recent;
 pub mod sysctl;
+
+#[cfg(test)]
+pub(crate) use netlink::in_new_namespace;
 
 use std::time::Duration;
 

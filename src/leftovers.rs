@@ -1,17 +1,18 @@
 //! What kube-proxy, in any of its modes, and Chainsmith have in the kernel of this node: found, and
 //! removed. Needs no API server and no configuration.
 //!
-//! Rules of others stay as they are; so do `KUBE-FIREWALL`, in which the kubelet has rules, nfacct
+//! IPVS's virtual servers stay, as they may be anybody's. Rules of others stay as they are; so do `KUBE-FIREWALL`, in which the kubelet has rules, nfacct
 //! counters, kernel parameters and conntrack's flows.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 
 use tracing::debug;
 
-use crate::iptables::Table;
+use crate::iptables::{ChainName, Table};
 use crate::kernel::iptables::{KernelIptables, Programs, has_legacy_table};
-use crate::kernel::{Backend, Iptables, ipvs, nft};
+use crate::kernel::{Backend, Iptables, ipset, ipvs, nft};
 use crate::net::IpFamily;
 use crate::plan::Restore;
 use crate::rules::remains::Remains;
@@ -19,8 +20,12 @@ use crate::rules::remains::Remains;
 /// The table of kube-proxy's nftables mode, in the families `ip` and `ip6`.
 const NFT_TABLE: &str = "kube-proxy";
 
+/// How the sets of kube-proxy's ipvs mode begin.
+const SET_PREFIX: &str = "KUBE-";
+
 /// What takes IPVS's virtual servers away; done by hand, as not all of them need be kube-proxy's.
-pub const IPVS_COMMAND: &str = "ipvsadm --clear && ipset destroy";
+const IPVS_ADVICE: &str = "remove each of kube-proxy's (`ipvsadm -l -n` lists all) with `ipvsadm -D -t ADDRESS:PORT` \
+(-u for UDP); only if nothing else on this node uses IPVS, `ipvsadm --clear` removes all";
 
 /// One thing that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +43,29 @@ pub enum Leftover {
     NftTable(IpFamily),
     /// The dummy interface of kube-proxy's ipvs mode.
     IpvsDevice,
-    /// Virtual servers of IPVS: how many.
+    /// The sets of kube-proxy's ipvs mode, by name.
+    IpSets(Vec<String>),
+    /// Virtual servers of IPVS, whoever made them: how many. They are never removed.
     IpvsServers(usize),
+}
+
+impl Leftover {
+    /// How to remove it by hand, where a command of others does that and nothing else.
+    pub fn by_hand(&self) -> Option<&'static str> {
+        match self {
+            Leftover::Rules { .. } => None,
+            Leftover::NftTable(IpFamily::V4) => Some("nft delete table ip kube-proxy"),
+            Leftover::NftTable(IpFamily::V6) => Some("nft delete table ip6 kube-proxy"),
+            Leftover::IpvsDevice => Some("ip link delete kube-ipvs0"),
+            Leftover::IpSets(_) => Some("ipset list -n | grep '^KUBE-' | xargs -n1 ipset destroy"),
+            Leftover::IpvsServers(_) => Some(IPVS_ADVICE),
+        }
+    }
+
+    /// Whether [`remove`] removes it.
+    pub fn is_removable(&self) -> bool {
+        !matches!(self, Leftover::IpvsServers(_))
+    }
 }
 
 impl fmt::Display for Leftover {
@@ -55,6 +81,7 @@ impl fmt::Display for Leftover {
             ),
             Leftover::NftTable(family) => write!(f, "{family} nftables table {NFT_TABLE}"),
             Leftover::IpvsDevice => write!(f, "interface {} of ipvs mode", ipvs::DEVICE),
+            Leftover::IpSets(names) => write!(f, "{} ipsets {SET_PREFIX}* of ipvs mode", names.len()),
             Leftover::IpvsServers(n) => write!(f, "{n} virtual servers of IPVS"),
         }
     }
@@ -83,6 +110,14 @@ pub fn find() -> (Vec<Leftover>, Vec<Trouble>) {
     let (tables, trouble) = find_nft_tables();
     found.extend(tables);
     troubles.extend(trouble);
+    // After the rules that refer to them.
+    match ipset::names() {
+        Ok(mut names) => {
+            names.retain(|name| name.starts_with(SET_PREFIX));
+            found.extend((!names.is_empty()).then_some(Leftover::IpSets(names)));
+        }
+        Err(error) => troubles.push(Trouble(format!("cannot look for ipsets: {error}"))),
+    }
     found.extend(find_ipvs());
     (found, troubles)
 }
@@ -144,7 +179,22 @@ fn is_not_installed(error: &anyhow::Error) -> bool {
         .is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Removes `leftover`; what of it is left, and why.
+/// What of `leftover` stays when it is removed, as others hold it, and who they are.
+pub fn held(leftover: &Leftover) -> Vec<String> {
+    let Leftover::Rules { backend, family, remains } = leftover else { return Vec::new() };
+    let sentence = |(chain, from): (&ChainName, &BTreeSet<String>)| {
+        let from: Vec<&str> = from.iter().map(String::as_str).collect();
+        format!(
+            "{family} {} of iptables-{}: {chain} is emptied, but stays: rules of others lead to it, in {}",
+            remains.table,
+            backend.word(),
+            from.join(", ")
+        )
+    };
+    remains.held().map(sentence).collect()
+}
+
+/// Removes `leftover`, except for what is [`held`]; why that does not go.
 pub fn remove(leftover: &Leftover) -> Vec<Trouble> {
     let cannot = |error: &dyn fmt::Display| vec![Trouble(format!("cannot remove {leftover}: {error}"))];
     match leftover {
@@ -155,17 +205,10 @@ pub fn remove(leftover: &Leftover) -> Vec<Trouble> {
                 kernel.write(input);
                 kernel.end()
             };
-            if let Err(error) = remains.removal(backend.limits().max_names, &mut each) {
-                return cannot(&error);
+            match remains.removal(backend.limits().max_names, &mut each) {
+                Ok(()) => Vec::new(),
+                Err(error) => cannot(&error),
             }
-            let held = remains.held().map(|(chain, n)| {
-                Trouble(format!(
-                    "{family} {} of iptables-{}: {chain} is empty now, but stays: {n} rules of others lead to it",
-                    remains.table,
-                    backend.word()
-                ))
-            });
-            held.collect()
         }
         Leftover::NftTable(family) => match nft::delete_table(*family, NFT_TABLE) {
             Ok(()) => Vec::new(),
@@ -175,8 +218,11 @@ pub fn remove(leftover: &Leftover) -> Vec<Trouble> {
             Ok(()) => Vec::new(),
             Err(error) => cannot(&error),
         },
-        Leftover::IpvsServers(_) => {
-            vec![Trouble(format!("{leftover} are left; if nobody else uses IPVS here: {IPVS_COMMAND}"))]
+        Leftover::IpSets(names) => {
+            let destroyed = names.iter().map(|name| (name, ipset::destroy(name)));
+            let failed = destroyed.filter_map(|(name, outcome)| Some((name, outcome.err()?)));
+            failed.map(|(name, error)| Trouble(format!("cannot destroy ipset {name}: {error}"))).collect()
         }
+        Leftover::IpvsServers(_) => vec![Trouble(format!("{leftover} stay: {IPVS_ADVICE}"))],
     }
 }

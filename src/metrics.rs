@@ -9,6 +9,7 @@ mod node;
 mod packets;
 mod pages;
 mod process;
+pub mod release;
 mod requests;
 mod server;
 mod sync;
@@ -75,10 +76,23 @@ impl Metrics {
         gates: impl Iterator<Item = (&'a str, &'static str, bool)>,
     ) -> anyhow::Result<()> {
         let define = Definer(&self.registry);
-        let platform = platform();
-        let labels = || BUILD_LABELS.into_iter().chain([("platform", platform.as_str())]);
-        let build = define.gauges(BUILD, &labels().map(|(label, _)| label).collect::<Vec<_>>())?;
-        build.with_label_values(&labels().map(|(_, value)| value).collect::<Vec<_>>()).set(1.0);
+        let (platform, git_version) = (platform(), release::git_version());
+        let (major, minor) = release::major_minor();
+        let labels = [
+            ("build_date", ""),
+            ("compiler", "rustc"),
+            ("git_commit", ""),
+            ("git_tree_state", ""),
+            ("git_version", &*git_version),
+            ("go_version", ""),
+            ("major", major),
+            ("minor", minor),
+            ("platform", &*platform),
+        ];
+        define
+            .gauges(BUILD, &labels.map(|(label, _)| label))?
+            .with_label_values(&labels.map(|(_, value)| value))
+            .set(1.0);
         let features = define.gauges(FEATURES, &["name", "stage"])?;
         for (name, stage, is_on) in gates {
             features.with_label_values(&[name, stage]).set(f64::from(u8::from(is_on)));
@@ -233,19 +247,6 @@ const BUILD: (&str, &str) = (
     "kubernetes_build_info",
     "[BETA] A metric with a constant '1' value labeled by major, minor, git version, git commit, git tree state, build date, Go version, and compiler from which Kubernetes was built, and platform on which it is running.",
 );
-/// Dashboards compare `git_version` with that of kubelets: the version of kube-proxy that this stands
-/// for, and ours behind it.
-const BUILD_LABELS: [(&str, &str); 8] = [
-    ("build_date", ""),
-    ("compiler", "rustc"),
-    ("git_commit", ""),
-    ("git_tree_state", ""),
-    ("git_version", concat!("v1.36.0+chainsmith.", env!("CARGO_PKG_VERSION"))),
-    ("go_version", ""),
-    ("major", "1"),
-    ("minor", "36"),
-];
-
 /// This platform as Go calls it.
 fn platform() -> String {
     let architecture = match std::env::consts::ARCH {

@@ -116,6 +116,14 @@ impl Seen {
     }
 }
 
+/// The agents other than this process in its network namespace, in words.
+pub fn others() -> Vec<String> {
+    processes(Path::new("/proc"))
+        .into_iter()
+        .map(|(pid, command)| format!("process {pid} ({command})"))
+        .collect()
+}
+
 /// The agents other than this one whose network namespace is ours: number and first words. What
 /// cannot be read (it ended, or is not ours to see) is none.
 fn processes(proc: &Path) -> Vec<(u32, String)> {

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::kernel::Backend;
-use crate::leftovers::{self, IPVS_COMMAND, Leftover, Trouble};
+use crate::leftovers::{self, Leftover, Trouble};
 use crate::net::{IpFamily, PerFamily};
 use crate::sync::{Finding, Observer, Synced};
 
@@ -55,10 +55,10 @@ pub(super) async fn clear(
             Leftover::Rules { .. } | Leftover::NftTable(_) => {
                 info!("found {leftover}; it goes once our rules are in force");
             }
-            Leftover::IpvsDevice | Leftover::IpvsServers(_) => {
-                let remedy = remedy(leftover);
-                warn!(remedy, "found {leftover}: Services may still be served by IPVS on this node");
-                tell(Finding::LeftoverStays { what: leftover.to_string(), remedy });
+            Leftover::IpvsDevice | Leftover::IpvsServers(_) | Leftover::IpSets(_) => {
+                let advice = by_hand(leftover);
+                warn!(advice, "found {leftover}: Services may still be served by IPVS on this node");
+                tell(Finding::LeftoverStays { what: leftover.to_string(), advice });
             }
         }
     }
@@ -66,15 +66,11 @@ pub(super) async fn clear(
         if !found.iter().any(|leftover| family_of(leftover) == Some(family)) {
             continue;
         }
-        for (what, troubles) in tokio::task::spawn_blocking(move || remove(others, family)).await? {
+        for (leftover, troubles) in tokio::task::spawn_blocking(move || remove(others, family)).await? {
             troubles.iter().for_each(|trouble| warn!("{trouble}"));
-            if troubles.is_empty() {
-                info!("removed {what}");
-                tell(Finding::LeftoverRemoved(what));
-            } else {
-                let remedy = "chainsmith cleanup".to_owned();
-                tell(Finding::LeftoverStays { what, remedy });
-            }
+            let finding = outcome(&leftover, &troubles);
+            info!("{finding}");
+            tell(finding);
         }
     }
     Ok(())
@@ -92,25 +88,90 @@ fn look(others: Backend) -> (Vec<Leftover>, Vec<Trouble>) {
 }
 
 /// Removes what there is of `family` by now.
-fn remove(others: Backend, family: IpFamily) -> Vec<(String, Vec<Trouble>)> {
+fn remove(others: Backend, family: IpFamily) -> Vec<(Leftover, Vec<Trouble>)> {
     let (rules, mut troubles) = leftovers::find_rules(others, family);
     let (tables, trouble) = leftovers::find_nft_tables();
     troubles.extend(trouble);
     troubles.iter().for_each(|trouble| warn!("{trouble}"));
     let ours = rules.into_iter().chain(tables).filter(|leftover| family_of(leftover) == Some(family));
-    ours.map(|leftover| (leftover.to_string(), leftovers::remove(&leftover))).collect()
+    let removed = ours.map(|leftover| {
+        let troubles = leftovers::remove(&leftover);
+        (leftover, troubles)
+    });
+    removed.collect()
 }
 
 fn family_of(leftover: &Leftover) -> Option<IpFamily> {
     match leftover {
         Leftover::Rules { family, .. } | Leftover::NftTable(family) => Some(*family),
-        Leftover::IpvsDevice | Leftover::IpvsServers(_) => None,
+        Leftover::IpvsDevice | Leftover::IpvsServers(_) | Leftover::IpSets(_) => None,
     }
 }
 
-fn remedy(leftover: &Leftover) -> String {
-    match leftover {
-        Leftover::IpvsServers(_) => IPVS_COMMAND.to_owned(),
-        _ => "chainsmith cleanup, or: ip link delete kube-ipvs0".to_owned(),
+/// What is told of `leftover` after an attempt to remove it. Chains that others hold are empty: no
+/// packet fares differently by them.
+fn outcome(leftover: &Leftover, troubles: &[Trouble]) -> Finding {
+    if troubles.is_empty() {
+        let held = leftovers::held(leftover).into_iter().map(|held| format!("; {held}"));
+        return Finding::LeftoverRemoved(leftover.to_string() + &held.collect::<String>());
+    }
+    let mut advice: Vec<String> = troubles.iter().map(ToString::to_string).collect();
+    advice.push(by_hand(leftover));
+    Finding::LeftoverStays { what: leftover.to_string(), advice: advice.join("; ") }
+}
+
+/// What somebody can do about it. Never `chainsmith cleanup`, which removes our own rules, too.
+fn by_hand(leftover: &Leftover) -> String {
+    match leftover.by_hand() {
+        Some(how) => format!("to remove it: {how}"),
+        None => "Chainsmith tries again when it starts next".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iptables::Table;
+    use crate::rules::remains::Remains;
+
+    fn rules(text: &str) -> Leftover {
+        let mut remains = Remains::new(Table::Nat);
+        text.lines().for_each(|line| remains.line(line));
+        Leftover::Rules { backend: Backend::Legacy, family: IpFamily::V4, remains }
+    }
+
+    #[test]
+    fn what_is_told_to_do_harms_nobody_else() {
+        let trouble = [Trouble("cannot remove it: the lock is held".to_owned())];
+        let all = [
+            rules(":KUBE-SERVICES - [0:0]"),
+            Leftover::NftTable(IpFamily::V6),
+            Leftover::IpvsDevice,
+            Leftover::IpSets(vec!["KUBE-LOOP-BACK".to_owned()]),
+            Leftover::IpvsServers(2),
+        ];
+        let expected = [
+            "tries again when it starts next",
+            "nft delete table ip6 kube-proxy",
+            "ip link delete kube-ipvs0",
+            "grep '^KUBE-' | xargs -n1 ipset destroy",
+            "`ipvsadm -D -t ADDRESS:PORT` (-u for UDP); only if nothing else on this node uses IPVS",
+        ];
+        for (leftover, expected) in all.iter().zip(expected) {
+            let told = outcome(leftover, &trouble).to_string();
+            assert!(told.contains(expected) && told.contains("the lock is held"), "{told}");
+            assert!(!told.contains("cleanup"), "it deletes the agent's own rules: {told}");
+        }
+    }
+
+    #[test]
+    fn a_chain_that_others_hold_is_named_with_them_and_needs_no_remedy() {
+        let held = rules(
+            ":KUBE-MARK-MASQ - [0:0]\n:CNI - [0:0]\n-A CNI -j KUBE-MARK-MASQ\n-A CNI -p tcp -j KUBE-MARK-MASQ",
+        );
+        let told = outcome(&held, &[]);
+        assert!(matches!(told, Finding::LeftoverRemoved(_)) && !told.is_warning(), "{told:?}");
+        let expected = "KUBE-MARK-MASQ is emptied, but stays: rules of others lead to it, in CNI";
+        assert!(told.to_string().ends_with(expected), "{told}");
     }
 }

@@ -11,9 +11,7 @@ use tracing::{error, info, warn};
 use super::{cleanup, complain, log};
 use crate::agent::{self, ConfigFile};
 use crate::config::{Config, Flags, Warning};
-
-/// The release of kube-proxy that Chainsmith stands in for.
-const KUBERNETES: &str = "v1.36.2";
+use crate::metrics::release;
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
@@ -113,14 +111,12 @@ fn version_text(text: &str) -> anyhow::Result<Version> {
         "false" | "f" | "F" | "FALSE" | "False" | "0" => Version::NotAsked,
         // The second word is what scripts take.
         "true" | "t" | "T" | "TRUE" | "True" | "1" => {
-            Version::Printed(format!("Kubernetes {KUBERNETES} (Chainsmith {own})"))
+            Version::Printed(format!("Kubernetes v{} (Chainsmith {own})", release::KUBERNETES))
         }
         "raw" => {
-            let numbers = KUBERNETES.trim_start_matches('v');
-            let (major, minor) = numbers.split_once('.').unwrap_or_default();
-            let minor = minor.split('.').next().unwrap_or_default();
+            let (release, (major, minor)) = (release::KUBERNETES, release::major_minor());
             Version::Printed(format!(
-                "version.Info{{Major:\"{major}\", Minor:\"{minor}\", GitVersion:\"{KUBERNETES}\", Chainsmith:\"{own}\", Platform:\"linux/{}\"}}",
+                "version.Info{{Major:\"{major}\", Minor:\"{minor}\", GitVersion:\"v{release}\", Chainsmith:\"{own}\", Platform:\"linux/{}\"}}",
                 std::env::consts::ARCH
             ))
         }
@@ -171,8 +167,8 @@ mod tests {
             }
             other => assert_eq!(format!("{other:?}"), expected),
         };
-        check("true", "Kubernetes v1.36.2 (Chainsmith ");
-        check("raw", "version.Info{Major:\"1\", Minor:\"36\", GitVersion:\"v1.36.2\"");
+        check("true", &format!("Kubernetes v{} (Chainsmith ", release::KUBERNETES));
+        check("raw", "version.Info{Major:\"1\", Minor:\"36\", GitVersion:\"v1.36.");
         check("false", "NotAsked");
         check("v1.35.0", "Claimed");
         assert!(version_text("1.35").is_err());

@@ -88,8 +88,7 @@ use Scope::{Always, Nothing, Own};
 pub const FLAGS: &[Flag] = &[
     flag("audit-period", One("DURATION"), "5m0s", "compare the kernel with what was written this often")
         .scope(Own),
-    flag("debug-bind-address", One("IP:PORT"), "", "serve the agent's state to `trace` and `explain` here")
-        .scope(Own),
+    flag("debug-bind-address", One("IP:PORT"), "", "has no effect yet").scope(Own),
     flag("iptables-backend", One("auto|nft|legacy"), "auto", "the iptables back-end").scope(Own),
     flag("layout", One("auto|classic|compact"), "auto", "the layout of the rules").scope(Own).rules(),
     flag("manifests", Many("DIR"), "[]", "take objects from the manifests in DIR instead of an API server")

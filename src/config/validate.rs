@@ -62,6 +62,9 @@ pub(super) fn check(
     let layout = check.word("chainsmith.layout", &own.layout, &LAYOUTS);
     let audit_period = check.positive("chainsmith.auditPeriod", own.audit_period);
     let debug_bind_address = check.server("chainsmith.debugBindAddress", &own.debug_bind_address);
+    if debug_bind_address.is_some() {
+        check.0.note("chainsmith.debugBindAddress", "has no effect yet");
+    }
 
     let (detect_local, mark) = (detect_local?, mark?);
     let (backend, layout) = (backend?, layout?);

@@ -262,7 +262,7 @@ pub(super) fn status(payload: &[u8]) -> io::Result<()> {
 
 /// Runs `test` in a network namespace that ends with it: a thread of its own leaves this one.
 #[cfg(test)]
-pub(super) fn in_new_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn in_new_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests run as root");

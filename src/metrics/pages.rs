@@ -11,11 +11,10 @@ use axum::response::{IntoResponse, Response};
 use jiff::{Timestamp, Zoned, tz::TimeZone};
 use serde_json::{Value, json};
 
+use super::release;
 use super::server::Served;
 use crate::http::{TEXT, reply};
 
-/// What this stands for.
-const VERSION: &str = "1.36";
 const WARNING: &str = "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.";
 
 /// What the metrics server shows beside metrics.
@@ -137,8 +136,8 @@ pub(super) async fn statusz(State(served): State<Arc<Served>>, headers: HeaderMa
             "startTime": time(at).map(|time| time.timestamp().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
             "uptimeSeconds": up,
             "goVersion": "",
-            "binaryVersion": VERSION,
-            "emulationVersion": VERSION,
+            "binaryVersion": release::minor_release(),
+            "emulationVersion": release::minor_release(),
             "paths": served.pages.paths(),
         })
     };
@@ -146,13 +145,14 @@ pub(super) async fn statusz(State(served): State<Arc<Served>>, headers: HeaderMa
 }
 
 /// For a process that started `at` and is up for `up` seconds.
-fn statusz_text(at: SystemTime, up: u64, paths: &[&str]) -> String {
+pub(super) fn statusz_text(at: SystemTime, up: u64, paths: &[&str]) -> String {
     let started =
         time(at).map_or_else(String::new, |time| time.strftime("%a %b %e %H:%M:%S %Z %Y").to_string());
+    let release = release::minor_release();
     let (hours, minutes, seconds) = (up / 3600, up / 60 % 60, up % 60);
     format!(
         "\nkube-proxy statusz\n{WARNING}\n\nStarted: {started}\nUp: {hours} hr {minutes:02} min {seconds:02} sec\n\
-         Go version: none (Chainsmith {}, Rust)\nBinary version: {VERSION}\nEmulation version: {VERSION}\nPaths: {}\n",
+         Go version: none (Chainsmith {}, Rust)\nBinary version: {release}\nEmulation version: {release}\nPaths: {}\n",
         env!("CARGO_PKG_VERSION"),
         paths.join(" ")
     )

@@ -125,6 +125,15 @@ pub fn hairpin_probe(family: IpFamily) -> Rule {
     hairpin(family, Target::Return)
 }
 
+/// A rule that only a program and a kernel with the match `nfacct` take, once [`INVALID_COUNTER`] is there.
+pub fn counter_probe() -> Rule {
+    Rule {
+        matches: vec![Match::Nfacct(INVALID_COUNTER.into())],
+        target: Some(Target::Return),
+        ..Rule::default()
+    }
+}
+
 fn forward_rules(settings: &Settings, by_one_rule: bool) -> Vec<Rule> {
     let mut rules = Vec::new();
     if settings.drops_invalid {

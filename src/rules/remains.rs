@@ -52,8 +52,8 @@ pub struct Remains {
     chains: BTreeSet<ChainName>,
     /// Rules of built-in chains that jump to our top-level chains, as `<chain> <rule>`.
     jumps: Vec<String>,
-    /// Chains of ours that somebody else's rules lead to, with how many of them.
-    held: BTreeMap<ChainName, usize>,
+    /// Chains of ours that somebody else's rules lead to, with the chains of those rules.
+    held: BTreeMap<ChainName, BTreeSet<String>>,
 }
 
 impl Remains {
@@ -78,7 +78,7 @@ impl Remains {
         if is_top_level(&target) && self.table.built_in().contains(&from) {
             self.jumps.push(rule.to_owned());
         } else {
-            *self.held.entry(target).or_default() += 1;
+            self.held.entry(target).or_default().insert(from.to_owned());
         }
     }
 
@@ -107,10 +107,10 @@ impl Remains {
         &self.jumps
     }
 
-    /// The chains that cannot be deleted, because rules of somebody else lead to them, with how many
-    /// such rules. They are emptied.
-    pub fn held(&self) -> impl Iterator<Item = (&ChainName, usize)> {
-        self.held.iter().map(|(name, n)| (name, *n))
+    /// The chains that cannot be deleted, because rules of somebody else lead to them, with the
+    /// chains that hold such rules. They are emptied.
+    pub fn held(&self) -> impl Iterator<Item = (&ChainName, &BTreeSet<String>)> {
+        self.held.iter()
     }
 
     /// Inputs for `iptables-restore --noflush`, one after the other, each naming at most `max_names`
@@ -249,7 +249,7 @@ COMMIT
 COMMIT
 ";
         assert_eq!(inputs(&remains, 100), [expected]);
-        let held: Vec<_> = remains.held().map(|(name, n)| (name.as_str(), n)).collect();
+        let held: Vec<_> = remains.held().map(|(name, from)| (name.as_str(), from.len())).collect();
         assert_eq!(held, [("KUBE-MARK-MASQ", 1)]);
         assert!(remains.has_services());
     }

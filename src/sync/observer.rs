@@ -71,8 +71,8 @@ pub enum Finding {
     LeftoverStays {
         /// What.
         what: String,
-        /// A command that removes it.
-        remedy: String,
+        /// What can be done about it.
+        advice: String,
     },
     /// Somebody else programs Services on this node: how that is known.
     Rival(String),
@@ -83,6 +83,13 @@ pub enum Finding {
         /// What it was to be.
         value: u64,
         /// What the kernel said.
+        error: String,
+    },
+    /// iptables of one family cannot be used: its Services are not served until the next start.
+    FamilyNotProxied {
+        /// Which.
+        family: IpFamily,
+        /// Why.
         error: String,
     },
     /// Node ports do not answer on 127.0.0.1, although they are configured to.
@@ -97,6 +104,7 @@ impl Finding {
             Finding::LeftoverStays { .. } => "LeftoverStays",
             Finding::Rival(_) => "SecondProxy",
             Finding::ParameterUnset { .. } => "ParameterUnset",
+            Finding::FamilyNotProxied { .. } => "FamilyNotProxied",
             Finding::NoLocalhostNodePorts => "NoLocalhostNodePorts",
         }
     }
@@ -112,12 +120,15 @@ impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Finding::LeftoverRemoved(what) => write!(f, "removed what another proxy had left: {what}"),
-            Finding::LeftoverStays { what, remedy } => write!(f, "found {what}; to remove it: {remedy}"),
+            Finding::LeftoverStays { what, advice } => write!(f, "found {what}, which stays: {advice}"),
             Finding::Rival(evidence) => {
                 write!(f, "another kube-proxy or Chainsmith seems to program this node: {evidence}")
             }
             Finding::ParameterUnset { key, value, error } => {
                 write!(f, "cannot set kernel parameter {key} to {value}: {error}")
+            }
+            Finding::FamilyNotProxied { family, error } => {
+                write!(f, "{family} Services are not served: {error}")
             }
             Finding::NoLocalhostNodePorts => f.write_str("node ports do not answer on 127.0.0.1"),
         }

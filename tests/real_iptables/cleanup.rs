@@ -129,6 +129,14 @@ fn cleanup_takes_ours_out_of_both_back_ends_and_nothing_else() {
         assert!(Command::new("nft").arg(nft).status().expect("nft").success());
         let made = Command::new("ip").args(["link", "add", "kube-ipvs0", "type", "bridge"]).status();
         assert!(made.expect("ip").success());
+        for name in ["KUBE-LOOP-BACK", "KUBE-NODE-PORT-TCP", "mine"] {
+            let made = Command::new("ipset").args(["create", name, "hash:ip"]).status();
+            assert!(made.expect("ipset").success());
+        }
+        // The kernel destroys no set that a rule refers to.
+        let refers =
+            "*nat\n-A KUBE-POSTROUTING -m set --match-set KUBE-LOOP-BACK src -j MASQUERADE\nCOMMIT\n";
+        restore_beside(IpFamily::V4, Backend::Nft, refers);
         let full = all();
         assert!(full.iter().zip(&before).all(|(full, before)| full.len() > before.len() + 50));
 
@@ -139,6 +147,7 @@ fn cleanup_takes_ours_out_of_both_back_ends_and_nothing_else() {
             "IPv4 nat of iptables-nft: ",
             "IPv6 filter of iptables-legacy: ",
             "IPv6 nftables table kube-proxy",
+            "2 ipsets KUBE-* of ipvs mode",
             "interface kube-ipvs0",
         ] {
             assert!(listed.contains(&format!("would remove {part}")), "{part}: {listed}");
@@ -151,6 +160,9 @@ fn cleanup_takes_ours_out_of_both_back_ends_and_nothing_else() {
         let tables = Command::new("nft").args(["list", "tables"]).output().expect("nft");
         let tables = String::from_utf8(tables.stdout).expect("text");
         assert!(tables.contains("table ip mine") && !tables.contains("kube-proxy"), "{tables}");
+
+        let sets = Command::new("ipset").args(["list", "-n"]).output().expect("ipset");
+        assert_eq!(String::from_utf8(sets.stdout).expect("text"), "mine\n");
 
         // Where there is nothing it is as good, and so is the flag of kube-proxy.
         assert_eq!(cleanup(&["cleanup"]), (Some(0), "nothing to remove\n".to_owned(), String::new()));
@@ -169,12 +181,29 @@ fn a_chain_that_others_lead_to_is_emptied_and_named() {
         let (status, _, errors) = cleanup(&["cleanup"]);
         assert_eq!(status, Some(1));
         assert!(
-            errors.contains("KUBE-MARK-MASQ is empty now, but stays: 1 rules of others lead to it"),
+            errors.contains("KUBE-MARK-MASQ is emptied, but stays: rules of others lead to it, in CNI"),
             "{errors}"
         );
         let left = tables(family, backend);
         let ours: Vec<&String> = left.iter().filter(|line| line.contains("KUBE-")).collect();
         assert_eq!(ours, [":KUBE-MARK-MASQ -", "-A CNI -j KUBE-MARK-MASQ"]);
+    });
+}
+
+#[test]
+fn cleanup_names_an_agent_that_runs_beside_it() {
+    in_namespace(|| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let agent = folder.path().join("kube-proxy");
+        std::os::unix::fs::symlink("/bin/sleep", &agent).expect("it is ours");
+        let mut running = Command::new(&agent).arg("60").spawn().expect("it starts");
+        let (status, said, errors) = cleanup(&["cleanup", "--dry-run"]);
+        running.kill().expect("it is ours");
+        running.wait().expect("it ends");
+        assert_eq!((status, said.as_str()), (Some(0), "nothing to remove\n"));
+        let expected =
+            format!("process {} ({} 60) runs in this network namespace", running.id(), agent.display());
+        assert!(errors.contains(&expected), "{errors}");
     });
 }
 

@@ -83,3 +83,27 @@ fn without_permission_it_says_so() {
         check(as_nobody, &["--iptables-backend", backend], &expected);
     }
 }
+
+#[test]
+fn a_lock_that_is_held_at_start_costs_no_family() {
+    let (folder, manifests) =
+        (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let real = "#!/bin/sh\nexec /usr/sbin/$(basename $0 | sed s/tables/tables-legacy/) \"$@\"\n";
+    let busy = "#!/bin/sh\n[ \"$1\" = --version ] || [ -e $0.was ] || { touch $0.was\n\
+                echo 'Another app is currently holding the xtables lock.' >&2; exit 4; }\n\
+                exec /usr/sbin/iptables-legacy \"$@\"\n";
+    for name in ALL {
+        let path = folder.path().join(name);
+        fs::write(&path, if name == "iptables" { busy } else { real }).expect("a script");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    }
+    let path = format!("{}:/usr/bin:/bin", folder.path().display());
+    let said = in_namespace(|| {
+        let mut command = Command::new("timeout");
+        command.args(["8", env!("CARGO_BIN_EXE_chainsmith"), "run", "--hostname-override", "n"]);
+        command.arg("--manifests").arg(manifests.path()).env("PATH", &path);
+        String::from_utf8_lossy(&command.output().expect("it starts").stderr).into_owned()
+    });
+    assert!(said.contains("the xtables lock") && said.contains("cannot use iptables yet"), "{said}");
+    assert!(said.contains("[V4, V6]"), "{said}");
+}

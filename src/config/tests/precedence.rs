@@ -119,7 +119,9 @@ fn an_empty_hostname_flag_leaves_the_files() {
 #[test]
 fn chainsmiths_flags_win_over_the_file() {
     let fields = "chainsmith: {manifests: [/a, /b], iptablesBackend: nft, layout: classic, auditPeriod: 1m, debugBindAddress: 127.0.0.1:1}";
-    let config = of_file(fields);
+    let (config, warnings) = Config::resolve(Some(&file(fields)), &Flags::default()).unwrap();
+    let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings, ["chainsmith.debugBindAddress: has no effect yet"]);
     assert_eq!(config.manifests, [PathBuf::from("/a"), PathBuf::from("/b")]);
     assert_eq!((config.backend, config.layout), (BackendChoice::Nft, LayoutChoice::Classic));
     assert_eq!(config.audit_period, Duration::from_secs(60));
@@ -134,7 +136,8 @@ fn chainsmiths_flags_win_over_the_file() {
         "--debug-bind-address=[::1]:2",
     ];
     let (config, warnings) = Config::resolve(Some(&file(fields)), &flags(&arguments)).unwrap();
-    assert_eq!(warnings, []);
+    let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings, ["--debug-bind-address: has no effect yet"]);
     assert_eq!(config.manifests, [PathBuf::from("/c,d"), PathBuf::from("/e")]);
     assert_eq!((config.backend, config.layout), (BackendChoice::Legacy, LayoutChoice::Compact));
     assert_eq!(config.audit_period, Duration::from_secs(120));

@@ -1,8 +1,9 @@
 //! Which back-end the node uses, and whether it can be used.
 #![allow(clippy::disallowed_methods, reason = "this is where processes are started and /proc is read")]
 
+use std::io;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use super::{KernelIptables, Programs, child, said};
 use crate::iptables::{ChainName, Rule, Table, write};
@@ -39,6 +40,21 @@ pub enum Unusable {
         /// What it said.
         message: String,
     },
+    /// It cannot just now: others hold the lock, or the machine is short of something.
+    #[error("{program} did not get through: {message}")]
+    Busy {
+        /// Which.
+        program: &'static str,
+        /// What it, or the system, said.
+        message: String,
+    },
+}
+
+impl Unusable {
+    /// Whether another attempt may succeed.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Unusable::Busy { .. })
+    }
 }
 
 /// The back-end in which one of the chains `marks` is in mangle: that of the kubelet, as
@@ -108,7 +124,7 @@ pub fn open(family: IpFamily, backend: Option<Backend>) -> Result<KernelIptables
     }
     let output = run(programs.iptables, &["-w", "5", "-S", "POSTROUTING", "-t", "nat"])?;
     if !output.status.success() {
-        return Err(Unusable::NotPermitted { program: programs.iptables, message: said(&output.stderr) });
+        return Err(failure(programs.iptables, &output));
     }
     Ok(KernelIptables::new(family, backend, programs))
 }
@@ -129,9 +145,33 @@ pub fn ipv6_is_off(proc: &Path) -> bool {
     !proc.join("net/if_inet6").exists() || disabled.is_ok_and(|value| value.trim() == "1")
 }
 
-fn run(program: &'static str, args: &[&str]) -> Result<std::process::Output, Unusable> {
-    let output = Command::new(program).args(args).env("LC_ALL", "C").output();
-    output.map_err(|error| Unusable::Missing { program, error: error.to_string() })
+/// Why a look at table nat failed. Status 4 is a lack of something: of the lock, of memory, of a ruleset
+/// that holds still; nft's variant has it for missing permission, too.
+fn failure(program: &'static str, output: &Output) -> Unusable {
+    let message = said(&output.stderr);
+    let is_permitted = !["Permission denied", "not permitted"].iter().any(|text| message.contains(text));
+    match output.status.code() {
+        Some(4) if is_permitted => Unusable::Busy { program, message },
+        Some(_) => Unusable::NotPermitted { program, message },
+        None => Unusable::Busy { program, message: format!("{} ({message})", output.status) },
+    }
+}
+
+/// What `program` answers, whatever its exit status, unless it was killed.
+fn run(program: &'static str, args: &[&str]) -> Result<Output, Unusable> {
+    use io::ErrorKind::{NotFound, PermissionDenied};
+    let output = Command::new(program).args(args).env("LC_ALL", "C").output().map_err(|error| {
+        let message = error.to_string();
+        match error.kind() {
+            NotFound | PermissionDenied => Unusable::Missing { program, error: message },
+            // No process or memory to be had, or the file is being replaced.
+            _ => Unusable::Busy { program, message },
+        }
+    })?;
+    match output.status.code() {
+        Some(_) => Ok(output),
+        None => Err(failure(program, &output)),
+    }
 }
 
 fn version(program: &'static str) -> Result<((u32, u32, u32), Backend), Unusable> {
@@ -153,7 +193,31 @@ fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_version;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{ExitStatus, Output};
+
+    use super::{failure, parse_version};
+
+    #[test]
+    fn what_passes_is_told_from_what_stays() {
+        let check = |status: i32, said: &str, expected: bool| {
+            let stderr = said.as_bytes().to_vec();
+            let output = Output { status: ExitStatus::from_raw(status), stdout: Vec::new(), stderr };
+            let failure = failure("iptables", &output);
+            assert_eq!(failure.is_transient(), expected, "{failure}");
+            assert!(failure.to_string().contains(said), "{failure}");
+        };
+        let exit = |code: i32| code << 8;
+        // As iptables 1.8.9 says it.
+        let lock = "Another app is currently holding the xtables lock; still 4s 0us time ahead to have a chance to grab the lock...";
+        check(exit(4), lock, true);
+        check(exit(4), "Could not fetch rule set generation id: Interrupted system call", true);
+        let root = "Could not fetch rule set generation id: Permission denied (you must be root)";
+        check(exit(4), root, false);
+        check(exit(4), "Fatal: can't open lock file /run/xtables.lock: Permission denied", false);
+        check(exit(3), "can't initialize ip6tables table `nat': Table does not exist", false);
+        check(9, "", true);
+    }
 
     #[test]
     fn versions_are_read() {
