@@ -22,7 +22,7 @@ fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
         let settings = Settings::new(&Config::default(), None, &Host::default(), family);
         let mut sync = FamilySync::new(open(family, Some(backend)).expect("iptables works"));
         sync.set_settings(settings);
-        let mut run = |sync: &mut FamilySync<_>, snapshot: &_| {
+        let run = |sync: &mut FamilySync<_>, snapshot: &_| {
             sync.sync(View { snapshot, place: PLACE }, &AtomicBool::new(false))
         };
         assert_eq!(run(&mut sync, &snapshot).outcome, Ok(()));
