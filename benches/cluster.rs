@@ -5,8 +5,10 @@
 
 #![allow(dead_code, reason = "each bench uses a part of this module")]
 
+use std::net::SocketAddr;
+
 use chainsmith::config::host::Host;
-use chainsmith::config::{Config, Flags};
+use chainsmith::config::{Config, Flags, LayoutChoice};
 use chainsmith::model::decode::{self, Interner};
 use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
@@ -60,6 +62,11 @@ fn metadata(name: &str, n: usize, kind: &str) -> Value {
                           "f:spec": { "f:ports": {}, "f:selector": {}, "f:type": {} }, "f:kind": kind },
         }],
     })
+}
+
+/// The cluster IP of the Service of number `n`, with its port.
+pub fn frontend(n: usize) -> SocketAddr {
+    SocketAddr::new(address(172, 0x10_0000 + n as u64).parse().expect("an address"), 80)
 }
 
 /// The Service of number `n`.
@@ -145,8 +152,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster of `n_services` with `n_endpoints` each.
-    pub fn new(n_services: usize, n_endpoints: usize) -> Cluster {
+    /// A cluster of `n_services` with `n_endpoints` each, laid out in `layout`.
+    pub fn new(n_services: usize, n_endpoints: usize, layout: LayoutChoice) -> Cluster {
         let mut interner = Interner::default();
         let mut snapshot = Snapshot::default();
         let mut touched = Touched::default();
@@ -161,7 +168,8 @@ impl Cluster {
         snapshot.apply(Change::Node(decode::node(&node, &mut interner).0), &mut touched);
         let config = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
                       mode: iptables\nclusterCIDR: 10.0.0.0/8\n";
-        let (config, _) = Config::resolve(Some(config), &Flags::default()).expect("a good configuration");
+        let (mut config, _) = Config::resolve(Some(config), &Flags::default()).expect("a good configuration");
+        config.layout = layout;
         let settings = Settings::new(&config, snapshot.node(), &Host::default(), IpFamily::V4);
         Cluster { snapshot, settings, n_endpoints, interner }
     }
@@ -169,6 +177,19 @@ impl Cluster {
     /// The place of the node.
     pub fn place(&self) -> Place<'_> {
         Place { node: NODE, zone: self.snapshot.node().and_then(|node| node.zone.as_deref()) }
+    }
+
+    /// The cluster IP of the last Service, with its port.
+    pub fn last_cluster_ip(&self) -> SocketAddr {
+        let ports = self.snapshot.services().flat_map(|service| service.ports_in(IpFamily::V4));
+        let all = ports.map(|port| SocketAddr::new(port.frontend.cluster_ip, port.port.port));
+        all.max().expect("there are Services")
+    }
+
+    /// The change that takes the Service of number `n` away; its endpoints stay.
+    pub fn service_deletion(&self, n: usize) -> Change {
+        let mut names = self.snapshot.services().map(|service| service.name.clone());
+        Change::Service(names.nth(n).expect("there is one"), None)
     }
 
     /// The change that gives the Service of number `n` another last endpoint.

@@ -1,6 +1,6 @@
 //! From the decoded model to the bytes to restore, and the steps between: `cargo bench --bench pipeline`.
 //!
-//! Figures to hold on a machine of 2 cores: `compile/10000` 300 ms, `one_endpoint/10000` 2 ms.
+//! Figures to hold on a machine of 2 cores: `compile/classic/10000` 300 ms, `one_endpoint/classic/10000` 2 ms.
 
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 
@@ -9,10 +9,11 @@ mod sink;
 
 use std::hint::black_box;
 
+use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::{Jump, Ruleset, Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::net::IpFamily;
-use chainsmith::plan::{Committed, Limits, NatChain, Planner, Tally};
+use chainsmith::plan::{Committed, Limits, NatChain, Planner, Tally, When};
 use chainsmith::rules::{self, fixed, names};
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
@@ -29,10 +30,13 @@ const MAX_LINES: usize = 100;
 
 fn all(c: &mut Criterion) {
     for n_services in SIZES {
-        let mut cluster = Cluster::new(n_services, N_ENDPOINTS);
+        for (name, layout) in [("classic", LayoutChoice::Classic), ("compact", LayoutChoice::Compact)] {
+            let mut cluster = Cluster::new(n_services, N_ENDPOINTS, layout);
+            compile(c, BenchmarkId::new(name, n_services), &cluster);
+            one_endpoint(c, BenchmarkId::new(name, n_services), &mut cluster);
+        }
+        let cluster = Cluster::new(n_services, N_ENDPOINTS, LayoutChoice::Classic);
         let ruleset = rules::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
-        compile(c, n_services, &cluster);
-        one_endpoint(c, n_services, &mut cluster);
         plan(c, n_services, &ruleset);
         text(c, n_services, &ruleset);
     }
@@ -49,9 +53,9 @@ fn endpoints(n_services: usize) -> Throughput {
 }
 
 /// Decoded model to restore text: a first sync whose text goes nowhere.
-fn compile(c: &mut Criterion, n_services: usize, cluster: &Cluster) {
-    let mut group = group(c, "compile", endpoints(n_services));
-    group.bench_function(BenchmarkId::from_parameter(n_services), |bencher| {
+fn compile(c: &mut Criterion, id: BenchmarkId, cluster: &Cluster) {
+    let mut group = group(c, "compile", endpoints(cluster.snapshot.services().count()));
+    group.bench_function(id, |bencher| {
         bencher.iter_batched(
             || sink::fresh(cluster, Backend::Nft),
             |mut family| {
@@ -64,12 +68,13 @@ fn compile(c: &mut Criterion, n_services: usize, cluster: &Cluster) {
 }
 
 /// One endpoint of the cluster becomes another.
-fn one_endpoint(c: &mut Criterion, n_services: usize, cluster: &mut Cluster) {
+fn one_endpoint(c: &mut Criterion, id: BenchmarkId, cluster: &mut Cluster) {
+    let n_services = cluster.snapshot.services().count();
     let mut family = sink::fresh(cluster, Backend::Nft);
     sink::sync(&mut family, cluster);
     let mut version = 0;
     let mut group = group(c, "one_endpoint", Throughput::Elements(1));
-    group.bench_function(BenchmarkId::from_parameter(n_services), |bencher| {
+    group.bench_function(id, |bencher| {
         bencher.iter_custom(|n_iterations| {
             let mut elapsed = std::time::Duration::ZERO;
             for _ in 0..n_iterations {
@@ -118,10 +123,10 @@ fn plan(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
 }
 
 fn send(chains: &[NatChain<'_>], jumps: &[Jump], committed: &mut Committed) -> Tally {
-    let mut sink = Sink(Backend::Nft);
+    let mut sink = Sink::new(Backend::Nft);
     let mut planner = Planner::new(IpFamily::V4, committed, jumps, Limits::NFT, &mut sink);
     for chain in chains {
-        planner.nat_chains(std::slice::from_ref(chain)).expect("a sink takes everything");
+        planner.nat_chains(std::slice::from_ref(chain), When::Now).expect("a sink takes everything");
     }
     planner.finish().expect("a sink takes everything");
     planner.tally()

@@ -1,19 +1,23 @@
-//! The agent at size, on real iptables: `cargo bench --bench scale`, as root.
+//! The agent at size, on real iptables: `make bench`, or `cargo bench --bench scale`, as root.
 //!
-//! For each back-end and size: a network namespace with a simulated API server full of Services and
-//! EndpointSlices, the release binary in it, and figures on stdout. Each case is a process of its
-//! own, so that nothing is left of it.
+//! For each back-end, layout and size: a network namespace with a simulated API server full of Services
+//! and EndpointSlices (a real one with `KUBEBUILDER_ASSETS`), the release binary in it, and a row of
+//! figures on stdout. Each case is a process of its own, so that nothing is left of it.
 //!
-//! `cargo bench --bench scale -- [--backend nft|legacy] [--changes N] [N_SERVICESxN_ENDPOINTS ...]`
+//! `cargo bench --bench scale -- [--backend nft|legacy] [--layout classic|compact] [--changes N]
+//! [N_SERVICESxN_ENDPOINTS ...]`
 
 #![allow(clippy::disallowed_methods, reason = "starts programs, reads files and measures time")]
 
 #[path = "../e2e/apiserver.rs"]
 mod apiserver;
 mod cluster;
+#[path = "scale/connects.rs"]
+mod connects;
+mod sink;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -21,6 +25,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use apiserver::{Cluster, start_cluster};
+use chainsmith::config::LayoutChoice;
+use chainsmith::kernel::Backend;
+use connects::Pod;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
@@ -32,6 +39,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug)]
 struct Case {
     backend: String,
+    layout: String,
     n_services: usize,
     n_endpoints: usize,
     n_changes: usize,
@@ -39,22 +47,23 @@ struct Case {
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    if let [one, backend, n_services, n_endpoints, n_changes] = &arguments[..]
+    if let [one, backend, layout, n_services, n_endpoints, n_changes] = &arguments[..]
         && one == "--one"
     {
         return measure(&Case {
             backend: backend.clone(),
+            layout: layout.clone(),
             n_services: n_services.parse()?,
             n_endpoints: n_endpoints.parse()?,
             n_changes: n_changes.parse()?,
         });
     }
     ensure!(nix::unistd::geteuid().is_root(), "this bench makes network namespaces: run it as root");
-    println!("{}", heading());
+    println!("{HEADING}");
     for case in cases(&arguments)? {
         let numbers = [case.n_services, case.n_endpoints, case.n_changes].map(|n| n.to_string());
         let status = Command::new(std::env::current_exe()?)
-            .args(["--one", &case.backend])
+            .args(["--one", &case.backend, &case.layout])
             .args(numbers)
             .status()
             .context("starting a case")?;
@@ -63,12 +72,17 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Those that the figures to reach are about.
+const SIZES: [(usize, usize); 5] = [(1_000, 10), (5_000, 10), (5_000, 50), (30_000, 4), (44_000, 1)];
+
 fn cases(arguments: &[String]) -> anyhow::Result<Vec<Case>> {
-    let (mut backends, mut sizes, mut n_changes) = (vec!["nft", "legacy"], Vec::new(), 50);
+    let (mut backends, mut layouts) = (vec!["nft", "legacy"], vec!["compact", "classic"]);
+    let (mut sizes, mut n_changes) = (Vec::new(), 50);
     let mut words = arguments.iter().map(String::as_str);
     while let Some(word) = words.next() {
         match word {
             "--backend" => backends = vec![words.next().context("--backend nft|legacy")?],
+            "--layout" => layouts = vec![words.next().context("--layout classic|compact")?],
             "--changes" => n_changes = words.next().context("--changes N")?.parse()?,
             size => {
                 let (n_services, n_endpoints) = size.split_once('x').context("a size is NxM")?;
@@ -77,41 +91,35 @@ fn cases(arguments: &[String]) -> anyhow::Result<Vec<Case>> {
         }
     }
     if sizes.is_empty() {
-        sizes = vec![(1_000, 10), (5_000, 10), (10_000, 10)];
+        sizes = SIZES.to_vec();
     }
-    let case = |backend: &str, (n_services, n_endpoints)| Case {
-        backend: backend.to_owned(),
-        n_services,
-        n_endpoints,
-        n_changes,
-    };
-    Ok(backends.iter().flat_map(|backend| sizes.iter().map(|size| case(backend, *size))).collect())
+    let mut cases = Vec::new();
+    for backend in backends {
+        for layout in &layouts {
+            cases.extend(sizes.iter().map(|(n_services, n_endpoints)| Case {
+                backend: backend.to_owned(),
+                layout: (*layout).to_owned(),
+                n_services: *n_services,
+                n_endpoints: *n_endpoints,
+                n_changes,
+            }));
+        }
+    }
+    Ok(cases)
 }
 
-fn heading() -> String {
-    format!(
-        "{:7} {:>10} | {:>8} {:>6} {:>8} {:>8} | {:>8} {:>8} {:>6} {:>6} | {:>8} {:>8} {:>8} | {:>7} {:>8}",
-        "backend",
-        "size",
-        "first s",
-        "procs",
-        "own cpu",
-        "children",
-        "p50 ms",
-        "p99 ms",
-        "lines",
-        "procs",
-        "RSS MB",
-        "peak MB",
-        "child MB",
-        "listed",
-        "rules"
-    )
-}
+const HEADING: &str = "\
+| back-end | layout | size | first sync, s | processes | rules | CPU own / children, s | one endpoint p50 / p99, ms | \
+bare restore p50, ms | to the first packet, ms | lines | one Service p50, ms | lines | resident / peak, MB | \
+largest child, MB | read from the API server, MB | restart: rules written | \
+connect bare / hit / miss p50, us | p99, us | per second |\n\
+|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|";
 
 /// Runs one case in namespaces of its own and prints its row.
 fn measure(case: &Case) -> anyhow::Result<()> {
     enter_namespaces()?;
+    let pod = Pod::serve()?;
+    let bare = pod.connect_to(pod.address())?;
     let server = start_cluster(([127, 0, 0, 1], 0).into(), None)?;
     fill(&*server, case);
     let folder = tempfile::tempdir()?;
@@ -124,46 +132,117 @@ fn measure(case: &Case) -> anyhow::Result<()> {
         listed = agent.wait("listed", |line| line["kind"] != "Node")?.0;
     }
     let (synced, first) = agent.wait("synced", |line| line["family"] == "IPv4")?;
+    let n_bytes_read = server.simulator().map(|simulator| simulator.counters().wire_bytes);
     // What ends after the first sync (the other family, trimming) is not part of a change.
     std::thread::sleep(Duration::from_secs(1));
-    let (cpu, synced_memory) = (agent.cpu()?, agent.memory()?);
+    let cpu = agent.cpu()?;
 
-    let mut latencies = Vec::new();
-    let (mut n_lines, mut n_processes) = (0, 0);
+    let change = |n: usize, put: &dyn Fn()| -> anyhow::Result<(f64, Value)> {
+        let changed_at = Instant::now();
+        put();
+        let (at, line) = agent.wait("synced", |line| line["family"] == "IPv4")?;
+        std::thread::sleep(Duration::from_millis(30));
+        ensure!(number(&line, "processes") == 1, "change {n} started {} processes", line["processes"]);
+        Ok(((at - changed_at).as_secs_f64() * 1e3, line))
+    };
+    let (mut endpoint, mut n_lines) = (Vec::new(), 0);
     for version in 1..=case.n_changes {
         let slice = cluster::slice(version * 97 % case.n_services, case.n_endpoints, version as u64);
-        let changed_at = Instant::now();
-        server.put(slice);
-        let (at, line) = agent.wait("synced", |line| line["family"] == "IPv4")?;
-        latencies.push((at - changed_at).as_secs_f64() * 1e3);
+        let (latency, line) = change(version, &|| drop(server.put(slice.clone())))?;
+        endpoint.push(latency);
         n_lines = n_lines.max(number(&line, "lines"));
-        n_processes = n_processes.max(number(&line, "processes"));
-        std::thread::sleep(Duration::from_millis(30));
     }
-    latencies.sort_by(f64::total_cmp);
-    let percentile = |p: usize| latencies.get((latencies.len() * p / 100).min(latencies.len() - 1));
+    let (mut service, mut n_service_lines) = (Vec::new(), 0);
+    for n in 0..10 {
+        let n = case.n_services + n;
+        server.put(cluster::slice(n, case.n_endpoints, 0));
+        let (latency, line) = change(n, &|| drop(server.put(cluster::service(n))))?;
+        service.push(latency);
+        n_service_lines = n_service_lines.max(number(&line, "lines"));
+    }
     let memory = agent.memory()?;
+    let mut restores = bare_restores(case)?;
+
+    // The last Service leads to the one endpoint that is there, and is asked for all the time.
+    let last = case.n_services - 1;
+    let mut slice = cluster::slice(last, 1, 0);
+    slice["endpoints"][0]["addresses"][0] = pod.address().ip().to_string().into();
+    let frontend = cluster::frontend(last);
+    let changed_at = Instant::now();
+    server.put(slice);
+    pod.first_packet(frontend, LIMIT)?;
+    let first_packet = changed_at.elapsed().as_secs_f64() * 1e3;
+    agent.wait("synced", |line| line["family"] == "IPv4")?;
+    let hit = pod.connect_to(frontend)?;
+    let miss = pod.connect_to(pod.address())?;
+    agent.end()?;
+
+    let again = Agent::start(case, &kubeconfig)?;
+    let (_, restart) = again.wait("synced", |line| line["family"] == "IPv4")?;
+    again.end()?;
+    let (own, children) = (cpu.own, cpu.children);
     println!(
-        "{:7} {:>10} | {:8.2} {:>6} {:8.2} {:8.2} | {:8.1} {:8.1} {:>6} {:>6} | {:3.0}>{:3.0} {:8.0} {:8.1} | {:7.2} {:>8}",
+        "| {} | {} | {} x {} | {:.2} | {} | {} | {own:.1} / {children:.1} | {:.0} / {:.0} | {:.0} | {first_packet:.0} | {n_lines} \
+         | {:.0} | {n_service_lines} | {:.0} / {:.0} | {:.0} | {} | {} | {:.0} / {:.0} / {:.0} | {:.0} / {:.0} / {:.0} | {:.0} / {:.0} / {:.0} |",
         case.backend,
-        format!("{}x{}", case.n_services, case.n_endpoints),
+        case.layout,
+        case.n_services,
+        case.n_endpoints,
         (synced - listed).as_secs_f64(),
         number(&first, "processes"),
-        cpu.own,
-        cpu.children,
-        percentile(50).context("no changes")?,
-        percentile(99).context("no changes")?,
-        n_lines,
-        n_processes,
-        synced_memory.resident_mb,
+        number(&first, "rules_written"),
+        percentile(&mut endpoint, 50),
+        percentile(&mut endpoint, 99),
+        percentile(&mut restores, 50),
+        percentile(&mut service, 50),
         memory.resident_mb,
         memory.peak_mb,
         memory.largest_child_mb,
-        (listed - agent.started).as_secs_f64(),
-        number(&first, "rules_written"),
+        n_bytes_read.map_or("?".to_owned(), |n| format!("{:.1}", n as f64 / 1e6)),
+        number(&restart, "rules_written"),
+        bare.p50_us,
+        hit.p50_us,
+        miss.p50_us,
+        bare.p99_us,
+        hit.p99_us,
+        miss.p99_us,
+        bare.per_second,
+        hit.per_second,
+        miss.per_second,
     );
-    ensure!(n_processes == 1, "one changed endpoint started {n_processes} processes");
-    agent.end()
+    Ok(())
+}
+
+/// The `p`th percentile of `values`.
+fn percentile(values: &mut [f64], p: usize) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[(values.len() * p / 100).min(values.len() - 1)]
+}
+
+/// How long `iptables-restore` alone takes, in ms, for what one changed endpoint sends: made by the same
+/// code for the same cluster, and restored into the tables that the agent has filled.
+fn bare_restores(case: &Case) -> anyhow::Result<Vec<f64>> {
+    let layout = if case.layout == "compact" { LayoutChoice::Compact } else { LayoutChoice::Classic };
+    let mut cluster = cluster::Cluster::new(case.n_services, case.n_endpoints, layout);
+    let mut family = sink::fresh(&cluster, Backend::Nft);
+    sink::sync(&mut family, &cluster);
+    let change = cluster.endpoint_change(97 % case.n_services, 1);
+    sink::change(&mut family, &mut cluster, change);
+    let text = std::mem::take(&mut family.kernel().last);
+    let program = format!("iptables-{}-restore", case.backend);
+    let mut times = Vec::new();
+    for _ in 0..case.n_changes.min(20) {
+        let started = Instant::now();
+        let mut child = Command::new(&program)
+            .args(["--noflush", "-w", "5"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("starting iptables-restore")?;
+        child.stdin.take().context("a pipe")?.write_all(text.as_bytes())?;
+        ensure!(child.wait()?.success(), "{program} refused what the agent sends");
+        times.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(times)
 }
 
 fn number(line: &Value, key: &str) -> u64 {
@@ -176,8 +255,12 @@ fn enter_namespaces() -> anyhow::Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
     mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), none).context("mounting /run")?;
-    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("running ip")?;
-    ensure!(status.success(), "cannot bring up lo");
+    for words in
+        ["link set lo up", "address add 192.0.2.9/32 dev lo", "route add default dev lo src 192.0.2.9"]
+    {
+        let status = Command::new("ip").args(words.split(' ')).status().context("running ip")?;
+        ensure!(status.success(), "ip {words} failed");
+    }
     Ok(())
 }
 
@@ -219,6 +302,7 @@ impl Agent {
             .arg("run")
             .arg(format!("--kubeconfig={}", kubeconfig.display()))
             .arg(format!("--iptables-backend={}", case.backend))
+            .arg(format!("--layout={}", case.layout))
             .args(["--cluster-cidr=10.0.0.0/8", "--iptables-min-sync-period=1ms"])
             .args(["--hostname-override", cluster::NODE, "--logging-format=json", "-v=2"])
             .stderr(Stdio::piped())

@@ -7,16 +7,18 @@ mod agent;
 mod apiserver;
 mod by_hand;
 mod cluster;
+mod dropin;
 mod fabric;
 #[allow(dead_code, reason = "the lab and the tests share it; each uses its part")]
 mod faults;
+mod flows;
 mod health;
 #[allow(dead_code, reason = "the lab is shared by tests, demo and benches; each uses its part")]
 mod lab;
 mod running;
 mod traffic;
 
-use traffic::services;
+use traffic::{affinity, services};
 
 /// Makes each function a test, once on each back-end.
 macro_rules! on_both_backends {
@@ -34,11 +36,22 @@ on_both_backends! {
     by_hand::the_lab_itself_passes_with_hand_written_rules,
     by_hand::the_claims_notice_rules_that_are_wrong,
     agent::traffic_is_right,
+    agent::traffic_is_right_in_compact,
     agent::deleted_service_stops_at_once,
     agent::endpoints_are_followed,
     agent::restart_writes_nothing,
     agent::kill_leaves_the_rules,
     agent::flushed_tables_are_repaired,
+    dropin::kubeadm_daemonset_runs_as_it_stands,
+    dropin::leftovers_go_once_our_rules_are_in_force,
+    dropin::read_only_proc_sys_is_survived,
+    dropin::a_second_proxy_is_noticed,
+    dropin::init_only_sets_parameters_and_ends,
+    flows::flows_move_with_their_endpoint,
+    flows::flows_end_with_the_last_endpoint,
+    flows::flows_end_with_the_service,
+    flows::flows_end_with_the_node_port,
+    flows::flows_live_through_a_restart,
     health::health_port_follows_the_local_pods,
     health::a_node_that_is_to_go_is_unhealthy_but_alive,
     health::a_stale_proxy_turns_unhealthy,
@@ -49,6 +62,7 @@ on_both_backends! {
     services::three_nodes_serve_over_routes_and_vxlan,
     services::internal_policy_local_stays_on_the_node,
     services::affinity_sticks_and_expires,
+    affinity::full_list_of_clients_is_said,
     services::sctp_is_translated,
     services::service_without_selector_leads_outside,
     services::readiness_is_followed,

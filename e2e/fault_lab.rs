@@ -5,6 +5,7 @@
 mod apiserver;
 mod cluster;
 mod faults;
+mod fuzz;
 mod lab;
 mod running;
 mod traffic;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::faults::{Extent, FAULTS, Fault, Finding};
+use crate::faults::{Extent, FAULTS, Finding};
 use crate::lab::netfilter::Backend;
 
 const BACKENDS: [Backend; 2] = [Backend::Nft, Backend::Legacy];
@@ -38,7 +39,8 @@ struct Orders {
 /// What came of one kind of fault on one back-end.
 struct Outcome {
     name: &'static str,
-    backend: Backend,
+    /// `None` when it is about neither.
+    backend: Option<Backend>,
     /// What it found, or why it broke off: the fault is not survived.
     result: Result<Vec<Finding>, String>,
 }
@@ -53,10 +55,14 @@ fn main() -> Result<ExitCode> {
         eprintln!("{:>5.0} s  {name}", start.elapsed().as_secs_f32());
         // Mostly they wait: both back-ends at the same time.
         let results = std::thread::scope(|scope| {
-            let run = |backend| (backend, scope.spawn(move || attempt(*fault, backend, extent)));
+            let run = |backend| (Some(backend), scope.spawn(move || attempt(|| fault(backend, extent))));
             BACKENDS.map(run).map(|(backend, run)| (backend, run.join().expect("panics are caught")))
         });
         outcomes.extend(results.map(|(backend, result)| Outcome { name, backend, result }));
+    }
+    if FUZZING.contains(&orders.only) {
+        eprintln!("{:>5.0} s  {FUZZING}", start.elapsed().as_secs_f32());
+        outcomes.push(Outcome { name: FUZZING, backend: None, result: attempt(|| fuzzing(extent)) });
     }
     let table = table(&outcomes);
     println!("{table}");
@@ -83,12 +89,35 @@ fn orders() -> Result<Orders> {
 }
 
 /// Tries one kind of fault; what breaks off is told by its message.
-fn attempt(fault: Fault, backend: Backend, extent: Extent) -> Result<Vec<Finding>, String> {
-    catch_unwind(AssertUnwindSafe(|| fault(backend, extent))).map_err(|panic| {
+fn attempt(fault: impl FnOnce() -> Vec<Finding>) -> Result<Vec<Finding>, String> {
+    catch_unwind(AssertUnwindSafe(fault)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it broke off");
         text.lines().next().unwrap_or_default().to_owned()
     })
+}
+
+const FUZZING: &str = "random input";
+
+/// Everything that reads is given what nobody should write.
+fn fuzzing(extent: Extent) -> Vec<Finding> {
+    let n_cases = extent.of(10_000, 1_000_000);
+    let n_threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let row = |kind: &fuzz::Kind| {
+        let summary = fuzz::try_all(kind, n_cases * kind.share / 100, n_threads);
+        let summary = summary.unwrap_or_else(|wrong| panic!("{wrong}"));
+        Finding {
+            fault: format!("{FUZZING}: {}", kind.what),
+            n_times: u32::try_from(summary.n_cases).expect("a million fits"),
+            observed: format!(
+                "no panic, no good neighbour lost; {} KiB of memory at most (bound: {})",
+                summary.peak.0 >> 10,
+                kind.bound
+            ),
+            ..Finding::default()
+        }
+    };
+    fuzz::KINDS.iter().map(row).collect()
 }
 
 fn table(outcomes: &[Outcome]) -> String {
@@ -97,7 +126,7 @@ fn table(outcomes: &[Outcome]) -> String {
          |---|---|--:|---|--:|--:|--:|\n",
     );
     for Outcome { name, backend, result } in outcomes {
-        let backend = backend.flag();
+        let backend = backend.map_or("", Backend::flag);
         let line = match result {
             Ok(findings) => findings.iter().map(|finding| row(finding, backend)).collect(),
             Err(why) => {

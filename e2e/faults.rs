@@ -7,6 +7,8 @@ pub mod api;
 pub mod changes;
 pub mod kernel;
 pub mod kill;
+pub mod layouts;
+pub mod memory;
 pub mod restore;
 mod rules;
 
@@ -59,6 +61,8 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("kill -9", kill::killed_at_any_moment_it_goes_on),
     ("API server", api::rules_outlive_the_api_server),
     ("endpoint changes", changes::changes_disturb_no_connection),
+    ("another layout", layouts::going_over_disturbs_no_connection),
+    ("memory", memory::changes_without_end_take_no_memory),
 ];
 
 /// What was tried, and what came of it.
@@ -162,6 +166,8 @@ on_both_backends! {
     kill::killed_at_any_moment_it_goes_on,
     api::rules_outlive_the_api_server,
     changes::changes_disturb_no_connection,
+    layouts::going_over_disturbs_no_connection,
+    memory::changes_without_end_take_no_memory,
 }
 
 #[cfg(test)]

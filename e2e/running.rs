@@ -103,7 +103,7 @@ impl Running {
 }
 
 /// Where the API server listens.
-fn listen() -> SocketAddr {
+pub fn listen() -> SocketAddr {
     SocketAddr::new(address::fabric().v4.into(), API_PORT)
 }
 

@@ -3,12 +3,15 @@
 //!
 //! The masquerading claims are the table of ruleset.md 9.
 
+pub mod affinity;
 mod observe;
 mod sctp;
 pub mod services;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
 
 use self::observe::{assert_masqueraded_by, assert_source_kept, at_the_same_time, each_pod, marked};
 
@@ -200,6 +203,48 @@ pub fn hairpin_works(lab: &Lab) {
             }
         });
     }
+}
+
+/// A pod reaches itself through its Service where the policy of FORWARD is DROP: what is sent back
+/// over the bridge is accepted.
+pub fn hairpin_works_where_forwarding_is_forbidden(lab: &Lab) {
+    let pod = lab.pod("web-1");
+    let node = lab.node_of(pod);
+    let set_policy = |policy| {
+        for family in FAMILIES {
+            let args = ["-P", "FORWARD", policy];
+            node.netfilter().iptables(family, &args).expect("a policy can be set");
+        }
+    };
+    set_policy("DROP");
+    for (family, protocol) in cases() {
+        for to in [OWN.cluster_ip(family), OWN.load_balancer(family), OWN.external_ip(family)] {
+            each_pod(&["web-1"], pod, protocol, to, |attempt| assert_masqueraded_by(node, lab, attempt));
+        }
+    }
+    set_policy("ACCEPT");
+}
+
+/// A connection of the node to itself that somebody redirects to loopback comes from where it came
+/// from: it is no hairpin.
+pub fn a_foreign_redirection_keeps_its_source(lab: &Lab) {
+    let node = lab.node(1);
+    let rule = "-t nat -I OUTPUT -d 127.0.0.9/32 -p tcp --dport 81 -j REDIRECT --to-ports 8181";
+    node.netfilter().iptables(Family::V4, &rule.split(' ').collect::<Vec<_>>()).expect("a rule can be added");
+    for _ in 0..5 {
+        let (seen, from) = node.namespace().run(|| {
+            let listener = TcpListener::bind("127.0.0.1:8181").expect("the port is free");
+            let client = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            client.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("an address of the node");
+            let to = SocketAddr::from(([127, 0, 0, 9], 81));
+            client.connect_timeout(&to.into(), PATIENCE).expect("it is redirected");
+            let from = client.local_addr().expect("it is bound").as_socket();
+            (listener.accept().expect("it arrived").1, from)
+        });
+        assert_eq!(Some(seen), from, "the source that the program saw, port and all");
+    }
+    let back = rule.replace("-I OUTPUT", "-D OUTPUT");
+    node.netfilter().iptables(Family::V4, &back.split(' ').collect::<Vec<_>>()).expect("it can be removed");
 }
 
 /// Without endpoints, each address of a Service refuses at once, for everybody.

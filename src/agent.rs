@@ -1,7 +1,14 @@
 //! The agent: finds out where it runs, starts the tasks, joins them.
 #![allow(clippy::disallowed_methods, reason = "reads what the machine knows of itself")]
 
+mod advice;
+mod config_file;
+mod rivals;
 mod surroundings;
+mod takeover;
+mod tune;
+
+pub use config_file::ConfigFile;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,41 +20,57 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::config::host::{Counters, Host, Kernel};
-use crate::config::{BackendChoice, Config};
+use crate::config::{BackendChoice, Config, LayoutChoice, Origin, Setting};
 use crate::kernel::iptables::{self, KernelIptables, Unusable, open};
-use crate::kernel::sysctl::Sysctls;
 use crate::kernel::{Backend, Iptables, addrs, nfacct, nft};
 use crate::metrics::Metrics;
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed, names};
-use crate::sync::{Ended, Inputs, Loop, Parts, Patience, canary};
+use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
 use crate::watch::{self, api::Connection};
+use advice::Advice;
+use rivals::Rivals;
+use takeover::FirstSyncs;
+use tune::Roots;
 
 const PROC: &str = "/proc";
 const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
 const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
-/// Runs until SIGTERM or SIGINT, which is success; the rules stay as they are.
-/// `flags` is every flag with its value, for `/flagz`.
-pub async fn run(config: Config, flags: Vec<(&'static str, String)>) -> anyhow::Result<()> {
+/// Runs until SIGTERM or SIGINT, which is success; the rules stay as they are. `flags` is every flag
+/// with its value, for `/flagz`; `file` is where the configuration was read from.
+pub async fn run(
+    config: Config,
+    flags: Vec<(&'static str, String)>,
+    file: Option<ConfigFile>,
+) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let node_name = node_name(&config)?;
-    let (families, backend) = usable_families(config.backend)?;
-    let kernel = prepare_kernel(&config);
+    let mut kernels = usable_families(config.backend)?;
+    let families: Vec<IpFamily> = kernels.iter().map(Iptables::family).collect();
+    check_families(&config, &families)?;
+    say_settings(&config.effective.settings());
+    let (mut kernel, findings) = prepare_kernel(&config);
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    if let Some(file) = file {
+        tasks.spawn(file.until_changed());
+    }
+    let score = config.oom_score_adj;
+    tasks.spawn(async move {
+        tune::oom_score(Path::new("/proc/self"), score).await;
+        Ok(())
+    });
     let (shutdown_sender, shutdown) = tokio::sync::watch::channel(false);
     let (flushed_sender, flushed) = mpsc::channel(2);
-    let mut kernels = Vec::new();
-    for family in &families {
-        kernels.push(open(*family, backend)?);
-        let watched = open(*family, backend)?;
-        let (period, sender) = (config.sync_period, flushed_sender.clone());
+    for kernel in &kernels {
+        let (watched, period, sender) = (kernel.twin(), config.sync_period, flushed_sender.clone());
         tasks.spawn(async move {
             canary::watch(watched, period, sender).await;
             Ok(())
         });
     }
+    kernel.bpf = config.layout == LayoutChoice::Classic || kernels.iter_mut().all(takes_bpf);
     info!(
         node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().word()),
         version = env!("CARGO_PKG_VERSION"), "starting"
@@ -63,7 +86,7 @@ pub async fn run(config: Config, flags: Vec<(&'static str, String)>) -> anyhow::
         client: connection.as_ref().map(|connection| connection.client.clone()),
         counters: kernel.counters,
     };
-    let observers = surroundings::start(about, registry, metrics, &mut tasks)?;
+    let told = surroundings::start(about, registry, metrics, &mut tasks)?;
     let changes = start_source(connection, &config, &node_name, &mut tasks);
     let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     tasks.spawn(async move {
@@ -76,13 +99,69 @@ pub async fn run(config: Config, flags: Vec<(&'static str, String)>) -> anyhow::
     });
 
     let patience = if config.manifests.is_empty() { Patience::CLUSTER } else { Patience::NONE };
-    let host = Arc::new(move || Host { addresses: local_addresses(), kernel });
+    let host: HostSource = Arc::new(move || Host { addresses: local_addresses(), kernel });
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = notify(&kernels, written_sender, &mut tasks);
+    for finding in &findings {
+        told.iter().for_each(|observer| observer.noticed(finding));
+    }
+    let mut observers = observers(told, &host, kernels.first().map(Iptables::backend), &mut tasks);
+    observers.push(Arc::new(Advice::new(config.clone(), families)));
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
     let inputs = Inputs { watch: changes, flushed, written, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));
     end(looping, tasks).await
+}
+
+/// Whether rules may have the `bpf` match that compact tells a hairpin by.
+fn takes_bpf(kernel: &mut KernelIptables) -> bool {
+    let family = kernel.family();
+    let taken = iptables::takes(kernel, &fixed::hairpin_probe(family));
+    if let Err(error) = &taken {
+        warn!(%family, %error, "no match bpf; in layout compact each endpoint keeps a chain of its own");
+    }
+    taken.is_ok()
+}
+
+/// Those who are `told`, and those who do something of their own with what they hear, as tasks.
+fn observers(
+    told: Vec<Arc<dyn Observer>>,
+    host: &HostSource,
+    backend: Option<Backend>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> Vec<Arc<dyn Observer>> {
+    let sweeper = Arc::new(Sweeper::new(host.clone(), told.clone()));
+    let rivals = Arc::new(Rivals::new(told.clone()));
+    let (first_syncs, synced) = FirstSyncs::new();
+    let mut observers = told.clone();
+    observers.extend([sweeper.clone() as Arc<dyn Observer>, rivals.clone(), Arc::new(first_syncs)]);
+    tasks.spawn(async move {
+        sweeper.run().await;
+        Ok(())
+    });
+    tasks.spawn(rivals.run());
+    if let Some(backend) = backend {
+        tasks.spawn(takeover::clear(backend, synced, told));
+    }
+    observers
+}
+
+/// Does what needs more privileges than running: sets kernel parameters. Needs neither the API server
+/// nor iptables' tables. An error names every parameter that could not be set.
+pub fn init_only(config: &Config) -> anyhow::Result<()> {
+    say_settings(&config.effective.settings());
+    let (_, findings) = prepare_kernel(config);
+    let unset: Vec<String> = findings
+        .iter()
+        .filter_map(|finding| match finding {
+            Finding::ParameterUnset { key, value, error } => Some(format!("{key} = {value}: {error}")),
+            _ => None,
+        })
+        .collect();
+    if !unset.is_empty() {
+        bail!("cannot set kernel parameters: {}", unset.join("; "));
+    }
+    Ok(())
 }
 
 /// Passes commits to nf_tables on to `written`; `false` where they are not to be had, and the tables
@@ -131,6 +210,19 @@ async fn end(
     }
 }
 
+/// Says every setting once, with its origin; those that somebody set apart from the defaults.
+fn say_settings(settings: &[Setting]) {
+    let list = |is_wanted: &dyn Fn(&Setting) -> bool, shown: &dyn Fn(&Setting) -> String| {
+        settings.iter().filter(|setting| is_wanted(setting)).map(shown).collect::<Vec<_>>().join(", ")
+    };
+    let is_default = |setting: &Setting| setting.origin == Origin::Default;
+    let given = list(&|setting| !is_default(setting), &|setting| {
+        format!("{}={} ({})", setting.path, setting.value, setting.origin)
+    });
+    let defaults = list(&is_default, &|setting| format!("{}={}", setting.path, setting.value));
+    info!(given, defaults, "configuration");
+}
+
 fn machine_name() -> anyhow::Result<String> {
     Ok(nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().into_owned())
 }
@@ -148,8 +240,8 @@ fn node_name(config: &Config) -> anyhow::Result<Arc<str>> {
     Ok(name.into())
 }
 
-/// The families that can be proxied on this machine, and the back-end for all of them.
-fn usable_families(choice: BackendChoice) -> Result<(Vec<IpFamily>, Option<Backend>), Unusable> {
+/// The tables of the families that can be proxied on this machine, all of one back-end.
+fn usable_families(choice: BackendChoice) -> Result<Vec<KernelIptables>, Unusable> {
     let backend = match choice {
         BackendChoice::Nft => Some(Backend::Nft),
         BackendChoice::Legacy => Some(Backend::Legacy),
@@ -162,40 +254,52 @@ fn usable_families(choice: BackendChoice) -> Result<(Vec<IpFamily>, Option<Backe
     let v4 = open(IpFamily::V4, backend);
     if iptables::ipv6_is_off(Path::new(PROC)) {
         info!("IPv6 is switched off in the kernel; proxying IPv4 only");
-        return v4.map(|_| (vec![IpFamily::V4], backend));
+        return v4.map(|v4| vec![v4]);
     }
     match (v4, open(IpFamily::V6, backend)) {
-        (Ok(_), Ok(_)) => Ok((IpFamily::BOTH.to_vec(), backend)),
-        (Ok(_), Err(error)) => {
+        (Ok(v4), Ok(v6)) => Ok(vec![v4, v6]),
+        (Ok(v4), Err(error)) => {
             warn!(%error, "proxying IPv4 only");
-            Ok((vec![IpFamily::V4], backend))
+            Ok(vec![v4])
         }
-        (Err(error), Ok(_)) => {
+        (Err(error), Ok(v6)) => {
             warn!(%error, "proxying IPv6 only");
-            Ok((vec![IpFamily::V6], backend))
+            Ok(vec![v6])
         }
         (Err(error), Err(_)) => Err(error),
     }
 }
 
-/// Finds out what the kernel can do, and lets it do what the configuration needs.
-fn prepare_kernel(config: &Config) -> Kernel {
-    let sysctls = Sysctls::of_kernel();
+/// Refuses a configuration whose pods are all of a family that this machine cannot proxy.
+fn check_families(config: &Config, families: &[IpFamily]) -> anyhow::Result<()> {
+    let [only] = families else { return Ok(()) };
+    let cidrs = &config.cluster_cidrs;
+    if !cidrs.is_empty() && cidrs.iter().all(|cidr| cidr.family() != *only) {
+        bail!("clusterCIDR has no network of {only}, the only family that this machine can proxy");
+    }
+    Ok(())
+}
+
+/// Finds out what the kernel can do, and lets it do what the configuration needs; what it would not.
+fn prepare_kernel(config: &Config) -> (Kernel, Vec<Finding>) {
+    let roots = Roots::of_kernel();
+    let mut unset = tune::conntrack(&roots, &config.conntrack);
     let counters =
         Counters { invalid: counter(fixed::INVALID_COUNTER), localhost: counter(fixed::LOCALHOST_COUNTER) };
-    let tcp_be_liberal = sysctls.get::<i64>(BE_LIBERAL).is_ok_and(|value| value != 0);
+    let tcp_be_liberal = roots.sysctls.get::<i64>(BE_LIBERAL).is_ok_and(|value| value != 0);
     let kernel = Kernel { counters, tcp_be_liberal, ..Kernel::default() };
     // What the node's addresses are plays no role in whether loopback is among those configured.
     let wanted = Settings::new(config, None, &Host { addresses: Vec::new(), kernel }, IpFamily::V4);
-    let route_localnet = !wanted.localhost_node_ports
-        || sysctls.ensure(ROUTE_LOCALNET, 1).map_or_else(
-            |error| {
-                warn!(key = ROUTE_LOCALNET, value = 1, %error, "cannot set; node ports do not answer on 127.0.0.1");
-                false
-            },
-            |_| true,
-        );
-    Kernel { route_localnet, ..kernel }
+    let refused = wanted.localhost_node_ports.then(|| tune::set(&roots.sysctls, ROUTE_LOCALNET, 1)).flatten();
+    let route_localnet = refused.is_none();
+    unset.extend(refused);
+    tune::warn_of(&unset);
+    let mut findings: Vec<Finding> = unset.into_iter().map(tune::Unset::finding).collect();
+    if !route_localnet {
+        warn!("node ports do not answer on 127.0.0.1, as the kernel does not route it");
+        findings.push(Finding::NoLocalhostNodePorts);
+    }
+    (Kernel { route_localnet, ..kernel }, findings)
 }
 
 fn counter(name: &str) -> bool {

@@ -1,5 +1,6 @@
 //! The command line: subcommands and their exit status. The only place that prints to stdout.
 
+mod cleanup;
 mod log;
 mod objects;
 mod render;
@@ -30,6 +31,8 @@ enum Command {
     Run(run::RunArguments),
     /// Prints the rules of a node for given objects; needs neither root nor a cluster.
     Render(render::RenderArguments),
+    /// Removes the rules that kube-proxy, in any mode, and Chainsmith made, and nothing else.
+    Cleanup(cleanup::CleanupArguments),
 }
 
 /// Exit status for a command line that cannot be understood, of every command but `run`.
@@ -54,6 +57,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command {
         Command::Run(arguments) => run::main(&arguments),
         Command::Render(arguments) => render::main(&arguments),
+        Command::Cleanup(arguments) => cleanup::main(&arguments),
     }
 }
 
@@ -62,7 +66,8 @@ fn with_command(mut argv: Vec<OsString>) -> Vec<OsString> {
     let is_kube_proxy =
         argv.first().is_some_and(|name| Path::new(name).file_name() == Some("kube-proxy".as_ref()));
     let first = argv.get(1).and_then(|argument| argument.to_str());
-    let asks_about_program = matches!(first, Some("--help" | "-h" | "--version" | "-V" | "help"));
+    let asks_about_program =
+        !is_kube_proxy && matches!(first, Some("--help" | "-h" | "--version" | "-V" | "help"));
     let is_flag = first.is_none_or(|first| first.starts_with('-'));
     if !asks_about_program && (is_flag || is_kube_proxy) {
         argv.insert(argv.len().min(1), "run".into());
@@ -97,6 +102,7 @@ mod tests {
     fn called_kube_proxy_it_is_the_agent() {
         check(&["/usr/local/bin/kube-proxy", "--v=2"], &["/usr/local/bin/kube-proxy", "run", "--v=2"]);
         check(&["kube-proxy"], &["kube-proxy", "run"]);
+        check(&["kube-proxy", "--version"], &["kube-proxy", "run", "--version"]);
     }
 
     #[test]

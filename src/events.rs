@@ -19,7 +19,7 @@ use tracing::{trace, warn};
 
 use crate::metrics::{EventLoss, Metrics};
 use crate::model::ServiceName;
-use crate::sync::{Observer, Report, Synced};
+use crate::sync::{Finding, Observer, Report, Synced};
 use limit::Limiter;
 
 /// How many may wait to be sent.
@@ -109,6 +109,19 @@ impl Events {
 impl Observer for Events {
     fn synced(&self, synced: &Synced<'_>) {
         notices(synced.report).into_iter().for_each(|notice| self.tell(notice));
+    }
+
+    fn noticed(&self, finding: &Finding) {
+        // What cannot be set is so at every start of a nested node: for the log and the metrics.
+        if !matches!(finding, Finding::ParameterUnset { .. }) {
+            self.tell(Notice {
+                regarding: Regarding::Node,
+                is_warning: finding.is_warning(),
+                reason: finding.word(),
+                action: "LookAtNode",
+                note: finding.to_string(),
+            });
+        }
     }
 }
 

@@ -2,11 +2,14 @@
 //! can stand in for it.
 
 pub mod addrs;
+pub mod conntrack;
 pub mod fake;
 pub mod iptables;
+pub mod ipvs;
 mod netlink;
 pub mod nfacct;
 pub mod nft;
+pub mod recent;
 pub mod sysctl;
 
 use std::time::Duration;
@@ -61,6 +64,11 @@ pub trait Iptables: Restore<Error = RestoreError> + Send {
     fn limits(&self) -> Limits {
         self.backend().limits()
     }
+    /// Has [`Iptables::limits`] be less from now on, because the kernel takes no commit as large as they
+    /// allow; `false` when they cannot be less.
+    fn shrink_limits(&mut self) -> bool {
+        false
+    }
     /// Whether the rules of `table` can be read without stalling the node.
     fn readable(&mut self, table: Table) -> anyhow::Result<Readable>;
     /// Passes on each line that `iptables-save` prints for `table`.
@@ -97,6 +105,10 @@ pub enum RestoreError {
         /// What the program said.
         message: String,
     },
+    /// The commit was too large for the socket's buffer, which is small in a user namespace; nothing of
+    /// the table that it was for changed.
+    #[error("the kernel takes no commit as large as this one: {0}")]
+    TooLarge(String),
     /// Another process held the xtables lock for the whole wait. It is taken for each table anew:
     /// those committed before stay applied.
     #[error("the xtables lock was still held after {} s", .0.as_secs())]
@@ -121,9 +133,10 @@ impl Uncertain for RestoreError {
     fn aftermath(&self) -> Aftermath {
         match self {
             RestoreError::NotStarted(_) => Aftermath::Nothing,
-            RestoreError::Refused { .. } | RestoreError::Locked(_) | RestoreError::Failed { .. } => {
-                Aftermath::EarlierTables
-            }
+            RestoreError::Refused { .. }
+            | RestoreError::TooLarge(_)
+            | RestoreError::Locked(_)
+            | RestoreError::Failed { .. } => Aftermath::EarlierTables,
             RestoreError::Killed(_) => Aftermath::Unknown,
         }
     }

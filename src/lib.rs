@@ -13,6 +13,7 @@ pub mod health;
 mod http;
 pub mod iptables;
 pub mod kernel;
+pub mod leftovers;
 pub mod metrics;
 pub mod model;
 pub mod net;

@@ -122,6 +122,11 @@ impl Metrics {
         self.sync.programmed(family, seconds);
     }
 
+    /// Notes how many endpoints of `family` have as many clients as the kernel remembers.
+    pub fn affinity_lists_full(&self, family: IpFamily, n: usize) {
+        self.sync.affinity_lists_full(family, n);
+    }
+
     /// Failed restores of `family` so far.
     pub fn restore_failures(&self, family: IpFamily) -> u64 {
         self.sync.restore_failures(family)
@@ -175,6 +180,11 @@ impl Metrics {
     /// Notes that `n` conntrack entries were deleted for `reason`, a few fixed words.
     pub fn conntrack_deleted(&self, family: IpFamily, reason: &str, n: u64) {
         self.node.deleted(family, reason, n);
+    }
+
+    /// Notes that something of `kind`, a few fixed words, was found amiss on the node.
+    pub fn found(&self, kind: &str) {
+        self.node.found(kind);
     }
 
     /// Notes of how many Services the health check node port is open, and of how many it cannot be

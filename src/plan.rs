@@ -31,6 +31,8 @@ use input::{Input, Size};
 pub struct FilterChain {
     /// Its rules.
     pub rules: Vec<Rule>,
+    /// Callees have a lower one.
+    pub rank: u8,
     /// It only has to be there; what others put into it stays. `rules` is empty then.
     pub is_shared_with_kubelet: bool,
 }
@@ -64,6 +66,28 @@ pub struct Planner<'a, R: Restore> {
     input: Input<'a, R>,
     /// Set when the union of the first step holds more than is wanted.
     has_leftovers: bool,
+    /// Chains of nat that wait for the dispatch.
+    deferred: Vec<Deferred>,
+    /// Set when what comes has to be committed together, however much it is.
+    is_last: bool,
+}
+
+/// A chain of nat that is there, and changes together with what leads to it.
+struct Deferred {
+    name: ChainName,
+    rank: u8,
+    digest: Digest,
+    text: String,
+}
+
+/// When a chain of nat is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// As soon as its batch is full: what leads to it now may find the new content.
+    Now,
+    /// If it is there already, in one commit with the dispatch: its new content is wrong for packets
+    /// that the old dispatch sends to it.
+    WithDispatch,
 }
 
 impl<'a, R: Restore> Planner<'a, R>
@@ -78,7 +102,15 @@ where
         limits: Limits,
         restore: &'a mut R,
     ) -> Planner<'a, R> {
-        Planner { family, committed, jumps, input: Input::new(limits, restore), has_leftovers: false }
+        Planner {
+            family,
+            committed,
+            jumps,
+            input: Input::new(limits, restore),
+            has_leftovers: false,
+            deferred: Vec::new(),
+            is_last: false,
+        }
     }
 
     /// Step 1: filter with the union of old and new rules, and the jumps that are missing there.
@@ -92,22 +124,34 @@ where
                 delta::Union::AsItIs { has_leftovers } => self.has_leftovers |= has_leftovers,
                 delta::Union::Write { rules, has_leftovers } => {
                     self.has_leftovers |= has_leftovers;
-                    contents.push((*name, rules));
+                    contents.push((*name, chain.rank, rules));
                 }
             }
         }
-        self.write_filter(contents, true);
+        self.has_leftovers |= !wanted.is_empty() && !self.stale_filter(wanted).is_empty();
+        self.write_filter(contents)?;
+        self.insert_jumps(Table::Filter);
         Ok(())
     }
 
     /// Step 2: chains of nat that belong together, callees before callers. They are committed
     /// together unless they are too many for one process.
-    pub fn nat_chains(&mut self, chains: &[NatChain<'_>]) -> Result<(), Failure<R::Error>> {
-        let new: Vec<(&NatChain<'_>, Digest)> = chains
+    pub fn nat_chains(&mut self, chains: &[NatChain<'_>], when: When) -> Result<(), Failure<R::Error>> {
+        let mut new: Vec<(&NatChain<'_>, Digest)> = chains
             .iter()
             .map(|chain| (chain, Digest::of(chain.rules)))
             .filter(|(chain, digest)| self.committed.nat.get(&chain.name) != Some(&Some(*digest)))
             .collect();
+        if when == When::WithDispatch {
+            let is_there =
+                |(chain, _): &mut (&NatChain<'_>, Digest)| self.committed.nat.contains_key(&chain.name);
+            let waiting = new.extract_if(.., is_there).map(|(chain, digest)| self.deferred(chain, digest));
+            let waiting: Vec<Deferred> = waiting.collect();
+            self.deferred.extend(waiting);
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
         let n_rules = new.iter().map(|(chain, _)| chain.rules.len()).sum();
         if !self.input.has_room_for(Size { n_names: new.len(), n_rules }) {
             self.end_batch()?;
@@ -126,6 +170,45 @@ where
         Ok(())
     }
 
+    fn deferred(&self, chain: &NatChain<'_>, digest: Digest) -> Deferred {
+        let mut text = String::new();
+        write::declaration(&mut text, &chain.name);
+        chain.rules.iter().for_each(|rule| write::append(&mut text, self.family, &chain.name, rule));
+        Deferred { name: chain.name, rank: chain.rank, digest, text }
+    }
+
+    /// Tries `rules` of `table` in the chain `name`, to which nothing leads and which is gone again with
+    /// the same commit.
+    pub fn probe(&mut self, table: Table, name: ChainName, rules: &[Rule]) {
+        if rules.is_empty() {
+            return;
+        }
+        self.input.drain();
+        let mut text = String::new();
+        write::declaration(&mut text, &name);
+        rules.iter().for_each(|rule| write::append(&mut text, self.family, &name, rule));
+        let effect = match table {
+            Table::Filter => Effect::Filter(rules.to_vec()),
+            _ => Effect::Nat(Digest::of(rules)),
+        };
+        self.input.lines(table, name, &text, effect);
+        self.input.delete(table, &[name]);
+    }
+
+    /// Step 2: what comes now up to [`Planner::nat_last`] is committed together, if anything waits
+    /// for it.
+    pub fn nat_dispatch(&mut self) {
+        for Deferred { name, rank, digest, text } in std::mem::take(&mut self.deferred) {
+            self.is_last = true;
+            self.input.push(name, rank, 1, Effect::Nat(digest), |waiting| waiting.push_str(&text));
+        }
+    }
+
+    /// Whether chains wait for the dispatch.
+    pub fn has_deferred(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+
     /// Step 2, for a chain with entries of many: `rules` is called only when `digest` differs from
     /// what is committed, and passes each rule on in order.
     pub fn nat_shared(
@@ -139,7 +222,8 @@ where
             return Ok(());
         }
         let size = Size { n_names: 1 + digest.n_rules as usize, n_rules: digest.n_rules as usize };
-        if !self.input.has_room_for(size) {
+        // What is too large for any process is not made less so by one of its own.
+        if !self.is_last && !self.input.has_room_for(size) && self.input.may_ever_have_room_for(size) {
             self.end_batch()?;
         }
         let family = self.family;
@@ -153,23 +237,21 @@ where
     /// Step 2, its end: the jumps that are missing in nat, and deletion of `stale` chains. Nothing
     /// that is wanted refers to them.
     pub fn nat_last(&mut self, stale: &[ChainName]) -> Result<(), Failure<R::Error>> {
-        let missing = self.missing_jumps(Table::Nat);
-        if !missing.is_empty() {
-            self.input.drain();
-            for jump in missing {
-                let mut text = String::new();
-                write::insert(&mut text, self.family, &self.jumps[jump].from, &self.jumps[jump].rule);
-                self.input.lines(Table::Nat, self.jumps[jump].from, &text, Effect::Jump(jump));
+        self.input.drain();
+        self.insert_jumps(Table::Nat);
+        self.is_last = false;
+        if stale.len() <= self.input.room_for_deletions() {
+            if !stale.is_empty() {
+                self.input.delete(Table::Nat, stale);
             }
+            return Ok(());
         }
-        if stale.len() > self.input.room_for_names() {
-            self.end_batch()?;
-        }
+        self.end_batch()?;
         if stale.len() > self.input.room_for_names() {
             // What nobody wants may call each other in any way, and all of it cannot be emptied and
             // deleted in one process.
             for name in stale {
-                self.nat_chains(&[NatChain { name: *name, rank: 0, rules: &[] }])?;
+                self.nat_chains(&[NatChain { name: *name, rank: 0, rules: &[] }], When::Now)?;
             }
             self.end_batch()?;
         }
@@ -179,7 +261,7 @@ where
                 self.end_batch()?;
             }
             let (now, later) = rest.split_at(rest.len().min(self.input.room_for_names()));
-            self.input.delete(now);
+            self.input.delete(Table::Nat, now);
             rest = later;
         }
         Ok(())
@@ -196,11 +278,20 @@ where
         let leftovers = wanted
             .iter()
             .filter(|(name, chain)| delta::has_leftovers(self.committed.filter.get(name), chain));
-        let contents: Vec<(ChainName, Vec<Rule>)> =
-            leftovers.map(|(name, chain)| (*name, chain.rules.clone())).collect();
+        let contents = leftovers.map(|(name, chain)| (*name, chain.rank, chain.rules.clone())).collect();
+        let stale = self.stale_filter(wanted);
         self.input.drain();
-        self.write_filter(contents, false);
+        self.write_filter(contents)?;
+        if !stale.is_empty() {
+            self.input.delete(Table::Filter, &stale);
+        }
         Ok(())
+    }
+
+    /// Chains of filter that nobody wants. Those that have no chains of ours behind them are wanted
+    /// always.
+    fn stale_filter(&self, wanted: &BTreeMap<ChainName, FilterChain>) -> Vec<ChainName> {
+        self.committed.filter.keys().filter(|name| !wanted.contains_key(*name)).copied().collect()
     }
 
     /// Ends the last process.
@@ -218,17 +309,30 @@ where
         self.input.tally()
     }
 
-    fn write_filter(&mut self, contents: Vec<(ChainName, Vec<Rule>)>, with_jumps: bool) {
-        for (name, rules) in contents {
+    /// Between two commits of it nothing is wrong: callees come first, and what was there is still in.
+    fn write_filter(
+        &mut self,
+        mut contents: Vec<(ChainName, u8, Vec<Rule>)>,
+    ) -> Result<(), Failure<R::Error>> {
+        contents.sort_by_key(|(name, rank, _)| (*rank, *name));
+        for (name, _, rules) in contents {
+            let size = Size { n_names: 1, n_rules: rules.len() };
+            if !self.input.has_room_for(size) && self.input.may_ever_have_room_for(size) {
+                self.end_batch()?;
+            }
             let mut text = String::new();
             write::declaration(&mut text, &name);
             rules.iter().for_each(|rule| write::append(&mut text, self.family, &name, rule));
             self.input.lines(Table::Filter, name, &text, Effect::Filter(rules));
         }
-        for jump in if with_jumps { self.missing_jumps(Table::Filter) } else { Vec::new() } {
+        Ok(())
+    }
+
+    fn insert_jumps(&mut self, table: Table) {
+        for jump in self.missing_jumps(table) {
             let mut text = String::new();
             write::insert(&mut text, self.family, &self.jumps[jump].from, &self.jumps[jump].rule);
-            self.input.lines(Table::Filter, self.jumps[jump].from, &text, Effect::Jump(jump));
+            self.input.lines(table, self.jumps[jump].from, &text, Effect::Jump(jump));
         }
     }
 
@@ -242,7 +346,9 @@ where
         let Some((result, effects, lines)) = self.input.end() else { return Ok(()) };
         match result {
             Ok(()) => {
-                effects.into_iter().for_each(|(_, name, effect)| self.committed.apply(name, effect));
+                effects
+                    .into_iter()
+                    .for_each(|(table, name, effect)| self.committed.apply(table, name, effect));
                 Ok(())
             }
             Err(error) => {
@@ -254,8 +360,8 @@ where
                     Aftermath::EarlierTables => effects.len() - in_last,
                     Aftermath::Unknown => effects.len(),
                 };
-                for (_, name, effect) in &effects[..n_uncertain] {
-                    self.committed.forget(*name, effect);
+                for (table, name, effect) in &effects[..n_uncertain] {
+                    self.committed.forget(*table, *name, effect);
                 }
                 Err(Failure { error, lines })
             }

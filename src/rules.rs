@@ -1,24 +1,28 @@
 //! What a node's rules are: the fixed chains, and for each service port a [`Fragment`].
 //!
 //! A fragment holds the chains of one service port and its entries in the shared chains. The
-//! ruleset is the fixed chains plus the sum of all fragments in the order of their names. Every
-//! `KUBE-` word is in this module.
+//! ruleset is the fixed chains plus the sum of all fragments in the order of their names, laid out in
+//! one of two ways ([`Layout`]). Every `KUBE-` word is in this module.
 
+pub mod advice;
 pub mod classic;
+pub mod compact;
+pub mod dispatch;
 pub mod fixed;
+mod layout;
 pub mod names;
+pub mod remains;
 mod settings;
 
+pub use layout::{LARGE_CLUSTER_ENDPOINTS, Layout, SMALL_CLUSTER_ENDPOINTS};
 pub use settings::{Detector, NodePorts, Settings};
 
-use crate::iptables::{Chain, ChainName, Rule, Ruleset, Table};
-use crate::model::{Service, Snapshot};
-use crate::net::IpFamily;
-use crate::policy::{Place, Selection};
+use dispatch::{Key, Part};
 
-/// Above how many endpoints of a family kube-proxy leaves comments out of endpoint rules.
-/// Source: kube-proxy v1.36, `largeClusterEndpointsThreshold`.
-pub const LARGE_CLUSTER_ENDPOINTS: usize = 1000;
+use crate::iptables::{Chain, ChainName, Rule, Ruleset, Table};
+use crate::model::{Service, ServicePort, Snapshot};
+use crate::net::IpFamily;
+use crate::policy::{Place, Selection, Verdicts};
 
 /// A chain in which every service port may have entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,7 +105,7 @@ pub fn fragments(
     snapshot: &Snapshot,
     place: Place<'_>,
     service: &Service,
-    is_large: bool,
+    layout: Layout,
 ) -> Vec<Fragment> {
     let mut ports: Vec<_> = service.ports_in(settings.family).collect();
     ports.sort_by_cached_key(|port| port.name());
@@ -111,38 +115,64 @@ pub fn fragments(
             let endpoints = snapshot.endpoints(port, settings.family);
             let selection = Selection::new(port, &endpoints, place);
             Fragment {
-                chains: classic::chains(settings, port, &selection, is_large),
-                entries: classic::entries(settings, port, selection.verdicts(port)),
+                chains: chains(settings, layout, port, &selection),
+                entries: entries(settings, port, selection.verdicts(port)),
             }
         })
         .collect()
 }
 
-/// The whole ruleset of a node in the classic layout: what `iptables-save` shows on a node that has
-/// nothing else, jumps and canaries included.
-pub fn ruleset(settings: &Settings, snapshot: &Snapshot, place: Place<'_>) -> Ruleset {
-    let is_large = count_endpoints(snapshot, settings.family) > LARGE_CLUSTER_ENDPOINTS;
-    let mut ruleset = Ruleset::with_built_in_chains();
-    for chain in fixed::chains(settings) {
-        *ruleset.chain_mut(chain.table, chain.name) = Chain { policy: None, rules: chain.rules };
+/// The chains of `port`, callees before callers; none without endpoints.
+pub fn chains(
+    settings: &Settings,
+    layout: Layout,
+    port: &ServicePort<'_>,
+    selection: &Selection<'_>,
+) -> Vec<NatChain> {
+    match layout {
+        Layout::Classic { is_large } => classic::chains(settings, port, selection, is_large),
+        Layout::Compact => compact::chains(settings, port, selection),
     }
-    for shared in SharedChain::ALL {
-        ruleset.chain_mut(shared.table(), shared.name());
+}
+
+/// The entries of `port` in the shared chains; the same in both layouts.
+pub fn entries(settings: &Settings, port: &ServicePort<'_>, verdicts: Verdicts) -> Vec<Entry> {
+    classic::entries(settings, port, verdicts)
+}
+
+/// The whole ruleset of a node: what `iptables-save` shows on a node that has nothing else, jumps and
+/// canaries included. `auto` is decided by the number of endpoints alone.
+pub fn ruleset(settings: &Settings, snapshot: &Snapshot, place: Place<'_>) -> Ruleset {
+    let layout = Layout::plain(settings.layout, count_endpoints(snapshot, settings.family));
+    let mut ruleset = Ruleset::with_built_in_chains();
+    for chain in fixed::chains(settings, layout) {
+        *ruleset.chain_mut(chain.table, chain.name) = Chain { policy: None, rules: chain.rules };
     }
     for table in Table::ALL {
         ruleset.chain_mut(table, names::KUBE_PROXY_CANARY);
     }
+    let mut entries: [Vec<Rule>; SharedChain::ALL.len()] = Default::default();
     for service in snapshot.services() {
-        for fragment in fragments(settings, snapshot, place, service, is_large) {
+        for fragment in fragments(settings, snapshot, place, service, layout) {
             for NatChain { name, rules } in fragment.chains {
                 ruleset.chain_mut(Table::Nat, name).rules = rules;
             }
             for (shared, rule) in fragment.entries {
-                ruleset.chain_mut(shared.table(), shared.name()).rules.push(rule);
+                entries[shared as usize].push(rule);
             }
         }
     }
-    ruleset.chain_mut(Table::Nat, names::KUBE_SERVICES).rules.extend(fixed::node_ports_tail(settings));
+    for shared in SharedChain::ALL {
+        let rules = &entries[shared as usize];
+        let keys: Vec<Key> = rules.iter().filter_map(Key::of).collect();
+        for chain in dispatch::shared_chains(settings, layout, shared, &keys) {
+            let rule = |part| match part {
+                Part::Entry(entry) => rules[entry].clone(),
+                Part::Rule(rule) => *rule,
+            };
+            ruleset.chain_mut(shared.table(), chain.name).rules = chain.parts.into_iter().map(rule).collect();
+        }
+    }
     for jump in fixed::jumps() {
         ruleset.chain_mut(jump.table, jump.from).rules.insert(0, jump.rule);
     }

@@ -3,8 +3,10 @@
 //! A node's rules are one thing, so they are reconciled as a whole by one loop and not an object at
 //! a time. Whatever wakes it is an [`Event`]. Changes that come together are synced together.
 
+mod affinity;
 mod ahead;
 pub mod canary;
+mod dispatch;
 mod family;
 mod log;
 mod lookout;
@@ -14,13 +16,15 @@ mod pacer;
 mod quarantine;
 mod report;
 mod stopwatch;
+mod sweep;
 mod tables;
 mod triggers;
 
 pub use family::{FamilySync, View};
 pub use measure::Meter;
-pub use observer::{News, Observer, Scope, Synced};
+pub use observer::{Finding, News, Observer, Scope, Synced};
 pub use report::{Drift, Refusal, Report, SyncError};
+pub use sweep::{Sweep, Sweeper};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,11 +37,13 @@ use tracing::{info, warn};
 use crate::config::host::Host;
 use crate::config::{Config, DetectLocal};
 use crate::kernel::Iptables;
+use crate::kernel::recent::RecentLists;
 use crate::model::{Change, Node, Snapshot, Touched};
 use crate::net::IpFamily;
 use crate::policy::Place;
 use crate::rules::Settings;
 use crate::watch::WatchEvent;
+use affinity::Affinity;
 use lookout::Lookout;
 use pacer::Pacer;
 
@@ -53,6 +59,8 @@ pub enum Event {
     TablesWritten(Option<u32>),
     /// It is time to look whether anybody else wrote to the tables.
     LookDue,
+    /// It is time to look whether the kernel still remembers all clients with session affinity.
+    AffinityLookDue,
     /// Everything is to be compared once more with what the kernel holds.
     FullSyncDue,
     /// A sync may start: a change waited for the minimum period to pass.
@@ -147,6 +155,7 @@ pub struct Loop<K> {
     /// When it was known whether there is a Node.
     node_listed_at: Option<Instant>,
     lookout: Lookout,
+    affinity: Affinity,
     /// Whether an object changed since the last sync.
     is_changed: bool,
     stop: Arc<AtomicBool>,
@@ -161,6 +170,7 @@ impl<K: Iptables + 'static> Loop<K> {
             pacer: Pacer::new(config.min_sync_period, config.sync_period),
             state: State { families, snapshot: Snapshot::default() },
             lookout: Lookout::new(is_notified, config.audit_period, Instant::now()),
+            affinity: Affinity::new(RecentLists::of_kernel(), config.audit_period, Instant::now()),
             parts: Parts { config, node_name, host, kernels: Vec::new(), observers, patience, is_notified },
             settled_node: None,
             are_services_listed: false,
@@ -189,16 +199,13 @@ impl<K: Iptables + 'static> Loop<K> {
                 event = self.due() => event,
             };
             // Changes wait for the minimum period; these have waited, or cannot.
-            let is_urgent = matches!(
-                event,
-                Event::TablesFlushed(_)
-                    | Event::SyncDue
-                    | Event::RetryDue
-                    | Event::FullSyncDue
-                    | Event::LookDue
-            );
-            if matches!(event, Event::LookDue) {
-                self.look().await;
+            let is_urgent = match event {
+                Event::TablesFlushed(_) | Event::SyncDue | Event::RetryDue | Event::FullSyncDue => true,
+                Event::LookDue => self.look().await,
+                _ => false,
+            };
+            if matches!(event, Event::AffinityLookDue) {
+                self.look_at_affinity().await;
             }
             let mut ended = self.take(event);
             // What came together is synced together.
@@ -228,7 +235,8 @@ impl<K: Iptables + 'static> Loop<K> {
         let look = self.lookout.look_at().filter(|_| self.pacer.retry_at().is_none());
         let look = look.map(|at| (at, Event::LookDue));
         let audit = Some((self.lookout.audit_at(), Event::FullSyncDue));
-        let next = [node_wait, sync, look, audit].into_iter().flatten().min_by_key(|(at, _)| *at);
+        let affinity = Some((self.affinity.look_at(), Event::AffinityLookDue));
+        let next = [node_wait, sync, look, audit, affinity].into_iter().flatten().min_by_key(|(at, _)| *at);
         match next {
             Some((at, event)) => {
                 tokio::time::sleep_until(at).await;
@@ -265,7 +273,7 @@ impl<K: Iptables + 'static> Loop<K> {
                     self.state.families.iter_mut().for_each(FamilySync::retry_quarantined);
                 }
             }
-            Event::RetryDue | Event::SyncDue | Event::LookDue => {}
+            Event::RetryDue | Event::SyncDue | Event::LookDue | Event::AffinityLookDue => {}
         }
         None
     }
@@ -393,8 +401,8 @@ impl<K: Iptables + 'static> Loop<K> {
         self.state.families.iter_mut().for_each(|sync| sync.touch_everything(true));
     }
 
-    /// Looks whether somebody else wrote to the tables; if so, everything is compared.
-    async fn look(&mut self) {
+    /// Looks whether somebody else wrote to the tables; if so, everything is compared, at once.
+    async fn look(&mut self) -> bool {
         let started = Instant::now();
         let generation = self.generation();
         let (state, is_wrong) = on_thread(self.take_state(), |state| {
@@ -408,6 +416,17 @@ impl<K: Iptables + 'static> Loop<K> {
         } else {
             self.lookout.looked(generation, started, Instant::now());
         }
+        is_wrong
+    }
+
+    /// Looks whether clients lose their session affinity.
+    async fn look_at_affinity(&mut self) {
+        let lists = self.affinity.lists();
+        let (state, found) = on_thread(self.take_state(), move |_| lists.full()).await;
+        self.state = state;
+        let observers = &self.parts.observers;
+        let tell = |family, n| observers.iter().for_each(|observer| observer.affinity_lists_full(family, n));
+        self.affinity.looked(found, &self.state.families, &tell, Instant::now());
     }
 
     fn take_state(&mut self) -> State<K> {

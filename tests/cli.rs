@@ -81,7 +81,10 @@ fn render_prints_the_recorded_rules_of_every_case() {
         }
         let file = |name: &str| case.join(name).to_str().expect("a path").to_owned();
         let (config, host, objects) = (file("config.yaml"), file("host.yaml"), file("objects.yaml"));
-        let both = chainsmith(&["render", "--config", &config, "--host", &host, "-f", &objects], "");
+        // What is recorded is kube-proxy's layout, also of large clusters.
+        let arguments =
+            ["render", "--layout", "classic", "--config", &config, "--host", &host, "-f", &objects];
+        let both = chainsmith(&arguments, "");
         // These have objects that cannot be used; everything else of them is rendered.
         let is_bad = ["slices-nil-port", "slices-odd-shapes", "slices-other-family"]
             .iter()
@@ -197,7 +200,6 @@ fn restore_form_is_for_one_family() {
 fn usage_errors_are_told_apart() {
     check_refused(&["render"], "", 2, &["-f"]);
     check_refused(&["render", "-f", "nowhere.yaml", "--node", "n"], "", 2, &["nowhere.yaml"]);
-    check_refused(&["render", "-f", "-", "--node", "n", "--layout", "compact"], WEB, 2, &["compact"]);
     check_refused(&["render", "-f", "-", "--node", "n", "--family", "ipv5"], WEB, 2, &["ipv5"]);
     check_refused(&["render", "-f", "-", "--config", "nowhere"], WEB, 2, &["nowhere"]);
     check_refused(&["nonsense"], "", 2, &["nonsense"]);
@@ -246,4 +248,62 @@ fn the_example_of_the_readme_is_what_render_prints() {
     let shown: Vec<&str> = lines.take_while(|line| line.starts_with("-A ")).collect();
     assert!(shown.len() > 5, "{shown:?}");
     assert_eq!(printed, shown);
+}
+
+#[test]
+fn the_release_is_printed_as_scripts_expect_it() {
+    let answer = chainsmith(&["run", "--version"], "");
+    assert_eq!(answer.status, 0, "{}", answer.stderr);
+    assert_eq!(answer.stdout.split_whitespace().nth(1), Some("v1.36.2"), "{}", answer.stdout);
+    let answer = chainsmith(&["--version=raw", "--config=/none"], "");
+    assert_eq!(
+        (answer.status, answer.stdout.contains("GitVersion:\"v1.36.2\"")),
+        (0, true),
+        "{}",
+        answer.stdout
+    );
+    check_refused(
+        &["run", "--version=1.36"],
+        "",
+        1,
+        &["--version: \"1.36\": must be a boolean, raw or vX.Y.Z"],
+    );
+    let answer = chainsmith(&["--version"], "");
+    assert!(answer.stdout.starts_with("chainsmith "), "{}", answer.stdout);
+}
+
+#[test]
+fn the_effective_configuration_is_written_and_read_back_as_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (first, second) =
+        (format!("--write-config-to={}", path("a")), format!("--write-config-to={}", path("b")));
+    let answer = chainsmith(&["run", &first, "--iptables-masquerade-bit=3", "--oom-score-adj=-5"], "");
+    assert_eq!(answer.status, 0, "{}", answer.stderr);
+    let config = format!("--config={}", path("a"));
+    assert_eq!(chainsmith(&["run", &config, &second], "").status, 0);
+    let read = |name: &str| std::fs::read_to_string(path(name)).expect("it was written");
+    assert_eq!(read("a"), read("b"));
+    assert!(
+        read("a").contains("masqueradeBit: 3\n") && read("a").contains("oomScoreAdj: -5\n"),
+        "{}",
+        read("a")
+    );
+    check_refused(
+        &["run", "--write-config-to=/none/x"],
+        "",
+        1,
+        &["cannot write the configuration to /none/x"],
+    );
+    // What is wrong is not written.
+    let third = format!("--write-config-to={}", path("c"));
+    check_refused(&["run", &third, "--iptables-masquerade-bit=32"], "", 1, &["--iptables-masquerade-bit"]);
+    assert!(!Path::new(&path("c")).exists());
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read_is_named() {
+    check_refused(&["run", "--config=/none"], "", 1, &["cannot read the configuration /none: No such file"]);
+    let folder = testdata().to_string_lossy().into_owned();
+    check_refused(&["run", &format!("--config={folder}")], "", 1, &["it is a folder"]);
 }

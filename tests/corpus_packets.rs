@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use chainsmith::config::DetectLocal;
+use chainsmith::config::{DetectLocal, LayoutChoice};
 use chainsmith::iptables::trace::{
     self, Delivery, Node, Origin, Outcome, Packet, RecentLists, Verdict, Weight,
 };
@@ -16,7 +16,7 @@ use chainsmith::kernel::Backend;
 use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::model::Snapshot;
 use chainsmith::net::{IpFamily, Protocol};
-use chainsmith::rules;
+use chainsmith::rules::{self, Settings};
 use corpus_cases::{Case, live, place, version};
 
 /// A place that packets come from.
@@ -193,6 +193,45 @@ fn packets_fare_by_our_rules_as_by_kube_proxys() {
     let Met { n_packets, n_to_endpoints, n_masqueraded, n_rejected, n_dropped, n_untouched } = met;
     assert!(n_packets > 20_000 && n_to_endpoints > 5_000 && n_masqueraded > 2_000, "{met:?}");
     assert!(n_rejected > 500 && n_dropped > 100 && n_untouched > 2_000, "{met:?}");
+}
+
+/// Whether both are the same, but for how the kernel's units of 2^-31 are rounded to: kube-proxy
+/// divides by what is left each time, groups of endpoints are weighed first.
+fn are_near(a: &[(Weight, Outcome)], b: &[(Weight, Outcome)]) -> bool {
+    let is_near = |((a, x), (b, y)): (&(Weight, Outcome), &(Weight, Outcome))| {
+        x == y && (a.to_f64() - b.to_f64()).abs() < 1e-8
+    };
+    a.len() == b.len() && a.iter().zip(b).all(is_near)
+}
+
+#[test]
+fn packets_fare_in_compact_as_by_kube_proxys_rules() {
+    let drop_by_default = |mut ruleset: Ruleset| {
+        ruleset.chain_mut(Table::Filter, ChainName::literal("FORWARD")).policy = Some(Policy::Drop);
+        ruleset
+    };
+    let mut n_packets = 0;
+    each_state(|case, what, family, snapshot, theirs, _| {
+        // Rendered rules have nothing of others' beside them.
+        if case.file(&format!("initial.{}.save", version(family))).is_some() {
+            return;
+        }
+        for bpf in [true, false] {
+            let settings = Settings { layout: LayoutChoice::Compact, bpf, ..case.settings(snapshot, family) };
+            let ours = rules::ruleset(&settings, snapshot, place(case, snapshot));
+            for (theirs, ours) in [
+                (theirs.clone(), ours.clone()),
+                (drop_by_default(theirs.clone()), drop_by_default(ours.clone())),
+            ] {
+                for packet in packets(case, snapshot, family) {
+                    let (theirs, ours) = (fates(case, &theirs, &packet), fates(case, &ours, &packet));
+                    assert!(are_near(&theirs, &ours), "{what}: {packet:?}\n{theirs:#?}\n{ours:#?}");
+                    n_packets += 1;
+                }
+            }
+        }
+    });
+    assert!(n_packets > 80_000, "{n_packets}");
 }
 
 #[test]

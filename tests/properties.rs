@@ -2,20 +2,24 @@
 
 #[path = "properties/cluster.rs"]
 mod cluster;
+#[path = "properties/fates.rs"]
+mod fates;
 #[path = "properties/junk.rs"]
 mod junk;
+#[path = "properties/layouts.rs"]
+mod layouts;
 #[path = "properties/live.rs"]
 mod live;
 #[path = "properties/order.rs"]
 mod order;
 #[path = "properties/ruleset.rs"]
 mod ruleset;
+#[path = "shared/rulesets.rs"]
+mod rulesets;
 #[path = "properties/steps.rs"]
 mod steps;
 #[path = "properties/text.rs"]
 mod text;
-#[path = "properties/walker.rs"]
-mod walker;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestRng, TestRunner};

@@ -50,6 +50,7 @@ fn sync(family: &mut FamilySync<FakeIptables>, snapshot: &Snapshot) -> Report {
     family.sync(View { snapshot, place: PLACE }, &AtomicBool::new(false))
 }
 
+/// What the rules depend on beside the cluster; its size decides for the layout.
 fn settings() -> Settings {
     Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4)
 }
@@ -112,12 +113,74 @@ fn a_refused_rule_of_its_own_chain_costs_a_service_port_itself() {
 #[test]
 fn a_refused_entry_of_a_shared_chain_costs_its_owner() {
     check(20, "-d 10.96.0.8/32", false, "default/s7", 2);
+    check(1_000, "-d 10.96.0.8/32", false, "default/s7", 2);
+}
+
+/// It has no chain of its own that could be refused.
+#[test]
+fn a_refused_entry_is_found_by_halving_too() {
+    check(20, "-d 10.96.0.8/32", true, "default/s7", bound(20));
+}
+
+#[test]
+fn two_that_are_refused_by_their_entries_cost_themselves() {
+    let snapshot = cluster(20);
+    let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
+    kernel.refused_texts = vec!["-d 10.96.0.8/32".to_owned(), "-d 10.96.0.11/32".to_owned()];
+    let mut family = FamilySync::new(kernel);
+    family.set_settings(settings());
+    let report = sync(&mut family, &snapshot);
+    let names: Vec<String> = report.quarantined.iter().map(|(port, _)| port.to_string()).collect();
+    assert_eq!((report.outcome, report.n_service_ports), (Ok(()), 18));
+    assert_eq!(names, ["default/s10", "default/s7"]);
+}
+
+/// Without endpoints, all that a Service has is a rule of filter.
+#[test]
+fn a_refused_refusal_costs_its_owner() {
+    let mut snapshot = cluster(20);
+    for n in [7, 10] {
+        snapshot.apply(
+            Change::Slice(ObjectName::new("default", &format!("s{n}-1")), None),
+            &mut Touched::default(),
+        );
+    }
+    for is_vague in [true, false] {
+        let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
+        kernel.refused_texts = vec!["-j REJECT".to_owned()];
+        kernel.is_vague = is_vague;
+        let mut family = FamilySync::new(kernel);
+        family.set_settings(settings());
+        let report = sync(&mut family, &snapshot);
+        assert_eq!((report.outcome, report.n_service_ports, report.quarantined.len()), (Ok(()), 18, 2));
+    }
+}
+
+#[test]
+fn a_held_lock_while_it_is_found_out_who_is_refused_costs_nobody_his_rules() {
+    let snapshot = cluster(20);
+    for n_before in 1..6 {
+        let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Legacy);
+        kernel.refused_texts = vec!["10.1.0.8/32".to_owned()];
+        kernel.is_vague = true;
+        let refused = || RestoreError::Refused { line: 1, text: None, message: "no".to_owned() };
+        let mut failures = vec![RestoreError::Locked(std::time::Duration::from_secs(5))];
+        failures.extend((0..n_before).map(|_| refused()));
+        kernel.failures = failures;
+        let mut family = FamilySync::new(kernel);
+        family.set_settings(settings());
+        let report = sync(&mut family, &snapshot);
+        assert!(matches!(report.outcome, Err(_)), "{n_before}: {:?}", report.outcome);
+        let innocent = report.quarantined.iter().any(|(port, _)| port.to_string() != "default/s7");
+        assert!(!innocent, "{n_before}: {:?}", report.quarantined);
+        assert!(family.n_quarantined() <= 1);
+    }
 }
 
 #[test]
 fn one_bad_service_among_5000_leaves_4999_programmed() {
-    check(5_000, "10.1.17.3/32", false, "default/s4252", bound(5_000));
-    check(5_000, "10.1.17.3/32", true, "default/s4252", bound(5_000));
+    check(5_000, "10.1.17.3:80", false, "default/s4252", bound(5_000));
+    check(5_000, "10.1.17.3:80", true, "default/s4252", bound(5_000));
 }
 
 #[test]

@@ -2,14 +2,22 @@
 //! namespaces of its own, which end with it. Needs root; without it these tests fail.
 #![allow(clippy::disallowed_methods, reason = "tests start programs and read files")]
 
+#[path = "real_iptables/cleanup.rs"]
+mod cleanup;
+#[path = "real_iptables/compact.rs"]
+mod compact;
 #[path = "shared/corpus_cases.rs"]
 mod corpus_cases;
+#[path = "real_iptables/held.rs"]
+mod held;
 #[path = "real_iptables/large.rs"]
 mod large;
 #[path = "real_iptables/namespace.rs"]
 mod namespace;
 #[path = "real_iptables/restore.rs"]
 mod restore;
+#[path = "real_iptables/rootless.rs"]
+mod rootless;
 #[path = "real_iptables/unusable.rs"]
 mod unusable;
 

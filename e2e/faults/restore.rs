@@ -121,7 +121,10 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
             agent.log().matches("refuses this service port").count() == n_said + 2
         });
         poll::until("the sync is over", SOON, || {
-            agent.log().lines().last().is_some_and(|line| line.contains("synced"))
+            let log = agent.log();
+            let (_, since) =
+                log.rsplit_once("the kernel refuses this service port; it").expect("it was said");
+            since.contains("log: synced ")
         });
         let n_restores = restores(&agent.programs_started()[n_calls..]);
         // Somebody else's change is programmed meanwhile.

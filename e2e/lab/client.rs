@@ -307,6 +307,20 @@ fn try_tcp(
     Ok(())
 }
 
+/// Binds a port that this client may just have left: a program that another test starts holds a copy
+/// of our sockets for a moment, between fork and exec.
+fn bind_udp(from: SocketAddr) -> io::Result<UdpSocket> {
+    let start = Instant::now();
+    loop {
+        match UdpSocket::bind(from) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && start.elapsed() < PATIENCE => {
+                thread::sleep(PAUSE);
+            }
+            bound => return bound,
+        }
+    }
+}
+
 fn try_udp(
     from: Option<SocketAddr>,
     to: SocketAddr,
@@ -315,7 +329,7 @@ fn try_udp(
     line: &mut String,
 ) -> io::Result<()> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(from.unwrap_or_else(|| SocketAddr::new(any, 0)))?;
+    let socket = bind_udp(from.unwrap_or_else(|| SocketAddr::new(any, 0)))?;
     // Without this only "port unreachable" would be told, not "host unreachable".
     if to.is_ipv4() {
         setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;

@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use super::objects::{self, Objects};
 use super::{USAGE, complain};
 use crate::config::host::Host;
-use crate::config::{Config, LayoutChoice, RuleFlags};
+use crate::config::{Config, RuleFlags};
 use crate::iptables::write;
 use crate::model::Inventory;
 use crate::net::IpFamily;
@@ -90,9 +90,6 @@ fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> 
     });
     let (config, warnings) = Config::resolve(file.transpose()?.as_deref(), &arguments.flags.0)?;
     warnings.iter().for_each(complain);
-    if config.layout == LayoutChoice::Compact {
-        bail!("--layout compact is not built yet; use classic or auto");
-    }
     if arguments.format == Format::Restore && arguments.family.is_none() {
         bail!("--format restore needs --family: each family has an input of its own");
     }

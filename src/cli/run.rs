@@ -1,41 +1,146 @@
-//! `chainsmith run`: the agent.
-#![allow(clippy::disallowed_methods, reason = "reads the configuration file")]
+//! `chainsmith run`: the agent, and what it does instead when a flag says so.
+#![allow(clippy::disallowed_methods, reason = "reads and writes configuration files")]
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
-use super::{complain, log};
-use crate::agent;
-use crate::config::{Config, Flags, LayoutChoice};
+use super::{cleanup, complain, log};
+use crate::agent::{self, ConfigFile};
+use crate::config::{Config, Flags, Warning};
+
+/// The release of kube-proxy that Chainsmith stands in for.
+const KUBERNETES: &str = "v1.36.2";
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
+#[command(disable_version_flag = true)]
 pub struct RunArguments {
     #[command(flatten)]
     flags: Flags,
+    /// Print the release, `raw`: as a structure; and exit.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(value_name = "true|false|raw", help_heading = "kube-proxy")]
+    version: Option<String>,
 }
 
 /// Runs the agent; whatever goes wrong is exit status 1, as with kube-proxy.
 pub fn main(arguments: &RunArguments) -> ExitCode {
-    let (config, warnings) = match configure(&arguments.flags) {
-        Ok(configured) => configured,
+    match prepare(arguments) {
+        Ok(Some(ready)) => run(ready),
+        Ok(None) => ExitCode::SUCCESS,
         Err(error) => {
             complain(format!("{error:#}"));
-            return ExitCode::FAILURE;
+            ExitCode::FAILURE
         }
+    }
+}
+
+/// What there is to do, and what is said first.
+struct Ready {
+    config: Config,
+    warnings: Vec<Warning>,
+    file: Option<ConfigFile>,
+    flags: Flags,
+}
+
+/// Reads and checks everything. `None`: all that was asked for is done.
+fn prepare(arguments: &RunArguments) -> anyhow::Result<Option<Ready>> {
+    let flags = &arguments.flags;
+    let version = arguments.version.as_deref().unwrap_or("false");
+    let mut warnings = Vec::new();
+    match version_text(version)? {
+        Version::Printed(text) => {
+            println!("{text}");
+            return Ok(None);
+        }
+        Version::NotAsked => {}
+        Version::Claimed => warnings.push(Warning::Note {
+            place: "--version".to_owned(),
+            note: format!("what Chainsmith says of its release cannot be changed to {version}"),
+        }),
+    }
+    let (text, file) = match flags.config() {
+        Some(path) => {
+            let (text, file) = read(path)?;
+            (Some(text), Some(file))
+        }
+        None => (None, None),
     };
+    let (config, more) = Config::resolve(text.as_deref(), flags)?;
+    warnings.extend(more);
+    if let Some(path) = flags.write_config_to() {
+        let written = std::fs::write(path, config.effective.to_file());
+        written.with_context(|| format!("cannot write the configuration to {}", path.display()))?;
+        println!("wrote the configuration to {}", path.display());
+        return Ok(None);
+    }
+    Ok(Some(Ready { config, warnings, file, flags: flags.clone() }))
+}
+
+/// The text of a configuration file, watched from before it was read.
+fn read(path: &Path) -> anyhow::Result<(String, ConfigFile)> {
+    let reading = || format!("cannot read the configuration {}", path.display());
+    // A file that cannot be read is said to be so, and not to be one that cannot be watched.
+    let metadata = std::fs::metadata(path).with_context(reading)?;
+    if metadata.is_dir() {
+        bail!("{}: it is a folder", reading());
+    }
+    let file = ConfigFile::watch(path)?;
+    Ok((std::fs::read_to_string(path).with_context(reading)?, file))
+}
+
+/// What `--version=<text>` asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Version {
+    /// Nothing.
+    NotAsked,
+    /// This is to be printed.
+    Printed(String),
+    /// To be taken for another release.
+    Claimed,
+}
+
+fn version_text(text: &str) -> anyhow::Result<Version> {
+    let own = env!("CARGO_PKG_VERSION");
+    let is_release = |text: &str| {
+        text.strip_prefix('v').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    Ok(match text {
+        "false" | "f" | "F" | "FALSE" | "False" | "0" => Version::NotAsked,
+        // The second word is what scripts take.
+        "true" | "t" | "T" | "TRUE" | "True" | "1" => {
+            Version::Printed(format!("Kubernetes {KUBERNETES} (Chainsmith {own})"))
+        }
+        "raw" => {
+            let numbers = KUBERNETES.trim_start_matches('v');
+            let (major, minor) = numbers.split_once('.').unwrap_or_default();
+            let minor = minor.split('.').next().unwrap_or_default();
+            Version::Printed(format!(
+                "version.Info{{Major:\"{major}\", Minor:\"{minor}\", GitVersion:\"{KUBERNETES}\", Chainsmith:\"{own}\", Platform:\"linux/{}\"}}",
+                std::env::consts::ARCH
+            ))
+        }
+        text if is_release(text) => Version::Claimed,
+        text => bail!("--version: {text:?}: must be a boolean, raw or vX.Y.Z"),
+    })
+}
+
+fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
     log::start(&config.logging);
+    if config.logging.verbosity >= 1 {
+        for (name, value) in flags.all() {
+            info!("FLAG: --{name}={value:?}");
+        }
+    }
     warnings.iter().for_each(|warning| warn!("{warning}"));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = runtime.context("cannot start the async runtime").and_then(|runtime| {
-        let result = runtime.block_on(agent::run(config, arguments.flags.all()));
-        // Tasks that wait for the network need not be waited for.
-        runtime.shutdown_background();
-        result
-    });
+    if flags.is_cleanup() {
+        return cleanup::everything();
+    }
+    let result = if flags.is_init_only() { agent::init_only(&config) } else { start(config, &flags, file) };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
@@ -45,27 +150,31 @@ pub fn main(arguments: &RunArguments) -> ExitCode {
     }
 }
 
-fn configure(flags: &Flags) -> anyhow::Result<(Config, Vec<crate::config::Warning>)> {
-    let file = match flags.config() {
-        Some(path) => {
-            let text = std::fs::read_to_string(path);
-            Some(text.with_context(|| format!("cannot read the configuration {}", path.display()))?)
-        }
-        None => None,
-    };
-    let (config, warnings) = Config::resolve(file.as_deref(), flags)?;
-    if config.layout == LayoutChoice::Compact {
-        anyhow::bail!("layout compact is not built yet; use classic or auto");
-    }
-    for unsupported in ["cleanup", "init-only", "write-config-to"] {
-        let is_asked_for = match unsupported {
-            "cleanup" => flags.is_cleanup(),
-            "init-only" => flags.is_init_only(),
-            _ => flags.write_config_to().is_some(),
+fn start(config: Config, flags: &Flags, file: Option<ConfigFile>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.context("cannot start the async runtime")?;
+    let result = runtime.block_on(agent::run(config, flags.all(), file));
+    // Tasks that wait for the network need not be waited for.
+    runtime.shutdown_background();
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_asked_for_as_kube_proxy_takes_it() {
+        let check = |text: &str, expected: &str| match version_text(text).unwrap() {
+            Version::Printed(printed) => {
+                assert!(printed.starts_with(expected) && !expected.is_empty(), "{printed}")
+            }
+            other => assert_eq!(format!("{other:?}"), expected),
         };
-        if is_asked_for {
-            anyhow::bail!("--{unsupported} is not built yet");
-        }
+        check("true", "Kubernetes v1.36.2 (Chainsmith ");
+        check("raw", "version.Info{Major:\"1\", Minor:\"36\", GitVersion:\"v1.36.2\"");
+        check("false", "NotAsked");
+        check("v1.35.0", "Claimed");
+        assert!(version_text("1.35").is_err());
     }
-    Ok((config, warnings))
 }

@@ -92,8 +92,12 @@ impl Host {
     /// Reads a host file: `interfaces: {NAME: [<ip>/<bits>, ...]}` and optionally
     /// `kernel: {nfacct, tcpBeLiberal, randomFully, bpf}`.
     pub fn parse(text: &str) -> Result<Host, HostError> {
-        let file: HostFile =
-            serde_saphyr::from_str(text).map_err(|error| HostError::Syntax(error.to_string()))?;
+        // Few aliases can make much of little.
+        let options = serde_saphyr::options! {
+            alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 10_000 },
+        };
+        let file: HostFile = serde_saphyr::from_str_with_options(text, options)
+            .map_err(|error| HostError::Syntax(error.to_string()))?;
         let mut addresses = Vec::new();
         for (interface, texts) in file.interfaces {
             for text in texts {
@@ -144,5 +148,9 @@ mod tests {
         check("interfaces: {eth0: [192.0.2.1/99]}", "interfaces.eth0: \"192.0.2.1/99\" is not an address");
         check("interfaces: {eth0: [x]}", "\"x\"");
         check("interfaces: [", "");
+        // Small, and two million addresses when it is written out.
+        let (addresses, aliases) = ("192.0.2.1, ".repeat(1_000), |n| format!("e{n}: *a, "));
+        let aliases: String = (0..2_000).map(aliases).collect();
+        check(&format!("interfaces: {{eth0: &a [{addresses}], {aliases}}}"), "alias");
     }
 }

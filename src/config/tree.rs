@@ -39,6 +39,8 @@ impl Tree {
             duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins,
             legacy_octal_numbers: true,
             with_snippet: false,
+            // Nobody writes many aliases here, and few of them can make much of little.
+            alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 10_000 },
         };
         let documents: Vec<Tree> = serde_saphyr::from_multiple_with_options(text, options)
             .map_err(|error| one_line(&error.to_string()))?;

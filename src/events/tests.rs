@@ -211,3 +211,20 @@ fn notes_are_cut_to_what_the_api_takes() {
     assert_eq!(cut(&"ä".repeat(1000)).len(), 1024);
     assert_eq!(cut(&format!("a{}", "ä".repeat(1000))).len(), 1023);
 }
+
+#[tokio::test]
+async fn what_is_found_amiss_on_the_node_is_told_of_the_node() {
+    let (client, mut requests) = server(|_| Some(201));
+    let (metrics, _) = metrics();
+    let (events, _tasks) = start(Some(client), &metrics);
+    let (key, error) = ("k".to_owned(), "read-only".to_owned());
+    events.noticed(&Finding::ParameterUnset { key, value: 1, error });
+    events.noticed(&Finding::Rival("process 7 (kube-proxy)".to_owned()));
+    let (_, body) = requests.recv().await.unwrap();
+    assert_eq!(body["regarding"]["kind"], "Node");
+    assert_eq!((&body["type"], &body["reason"]), (&"Warning".into(), &"SecondProxy".into()));
+    assert!(body["note"].as_str().unwrap().contains("process 7 (kube-proxy)"), "{body}");
+    events.noticed(&Finding::LeftoverRemoved("IPv4 nftables table kube-proxy".to_owned()));
+    let (_, body) = requests.recv().await.unwrap();
+    assert_eq!((&body["type"], &body["reason"]), (&"Normal".into(), &"LeftoverRemoved".into()));
+}

@@ -170,7 +170,8 @@ impl<'a> Words<'a> {
     }
 
     /// The words up to the next `-m`, `-j`, `-g` or basic match: the options of one extension.
-    fn options(&mut self) -> &'a [String] {
+    /// A comment that lacks its text is refused: written again, it would swallow what then follows.
+    fn options(&mut self) -> Result<&'a [String], Reason> {
         let start = self.at;
         while let Some(word) = self.peek() {
             let negates = word == "!" && self.words.get(self.at + 1).is_some_and(|next| is_basic(next));
@@ -180,8 +181,7 @@ impl<'a> Words<'a> {
             // The value of --comment may look like an option.
             self.at += if word == "--comment" { 2 } else { 1 };
         }
-        self.at = self.at.min(self.words.len());
-        &self.words[start..self.at]
+        self.words.get(start..self.at).ok_or("an option lacks its value")
     }
 }
 
@@ -226,9 +226,9 @@ fn rule(family: IpFamily, mut words: Words<'_>) -> Result<Rule, Reason> {
             "-p" | "--protocol" => rule.protocol = protocol(words.value()?, negated),
             "-m" | "--match" => {
                 let module = words.value()?;
-                rule.matches.push(extension(module, words.options()));
+                rule.matches.push(extension(module, words.options()?));
             }
-            "-j" | "--jump" => rule.target = Some(target(family, words.value()?, words.options())),
+            "-j" | "--jump" => rule.target = Some(target(family, words.value()?, words.options()?)),
             "-g" | "--goto" => {
                 rule.target =
                     Some(Target::Goto(ChainName::new(words.value()?).ok_or("not the name of a chain")?));
@@ -237,7 +237,7 @@ fn rule(family: IpFamily, mut words: Words<'_>) -> Result<Rule, Reason> {
             _ => {
                 let mut kept: Vec<Box<str>> =
                     if negated { vec!["!".into(), word.into()] } else { vec![word.into()] };
-                kept.extend(words.options().iter().map(|word| word.as_str().into()));
+                kept.extend(words.options()?.iter().map(|word| word.as_str().into()));
                 rule.matches.push(Match::Other { module: "".into(), words: kept.into() });
             }
         }

@@ -30,6 +30,13 @@ pub fn declaration(out: &mut String, chain: &ChainName) {
     }
 }
 
+/// Appends `-F <chain>`.
+pub fn flush_chain(out: &mut String, chain: &ChainName) {
+    for part in ["-F ", chain.as_str(), "\n"] {
+        out.push_str(part);
+    }
+}
+
 /// Appends `-X <chain>`.
 pub fn delete_chain(out: &mut String, chain: &ChainName) {
     for part in ["-X ", chain.as_str(), "\n"] {
@@ -129,7 +136,7 @@ fn body(out: &mut String, family: IpFamily, rule: &Rule) {
     option(out, "-o", rule.out_interface.as_ref(), |out, name| out.push_str(name.as_str()));
     option(out, "-p", rule.protocol.as_ref(), |out, protocol| match protocol {
         L4Protocol::Service(protocol) => out.push_str(protocol.lower()),
-        L4Protocol::Other(word) => out.push_str(word),
+        L4Protocol::Other(name) => word(out, name),
     });
     rule.matches.iter().for_each(|m| write_match(out, family, m));
     if let Some(target) = &rule.target {
@@ -220,13 +227,13 @@ fn write_match(out: &mut String, family: IpFamily, m: &Match) {
         // Two spaces: iptables-save prints them so.
         Match::Nfacct(name) => {
             out.push_str(" -m nfacct --nfacct-name  ");
-            out.push_str(name);
+            word(out, name);
         }
         // A basic option that is not known, as `-f`, belongs to no module.
         Match::Other { module, words: rest } => {
             if !module.is_empty() {
                 out.push_str(" -m ");
-                out.push_str(module);
+                word(out, module);
             }
             words(out, rest);
         }
@@ -263,7 +270,7 @@ fn write_target(out: &mut String, family: IpFamily, target: &Target) {
         }
         Target::Other { name, words: rest } => {
             out.push_str(" -j ");
-            out.push_str(name);
+            word(out, name);
             words(out, rest);
         }
     }
@@ -278,12 +285,16 @@ pub(super) fn default_reject(family: IpFamily) -> &'static str {
 }
 
 fn words(out: &mut String, words: &[Box<str>]) {
-    for word in words {
+    for text in words {
         out.push(' ');
-        let is_plain =
-            !word.is_empty() && word.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\".contains(&b));
-        if is_plain { out.push_str(word) } else { always_quoted(out, word) }
+        word(out, text);
     }
+}
+
+/// Any text that somebody else may have put into a rule, so that it stays one word.
+fn word(out: &mut String, text: &str) {
+    let is_plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\".contains(&b));
+    if is_plain { out.push_str(text) } else { always_quoted(out, text) }
 }
 
 fn quoted(out: &mut String, text: &str) {

@@ -29,6 +29,8 @@ pub struct FakeIptables {
     pub refused_texts: Vec<String>,
     /// Whether a refusal names the line of the `COMMIT`, as nft may, and not the one at fault.
     pub is_vague: bool,
+    /// An input of more bytes is too large, as in a user namespace.
+    pub max_bytes: usize,
     /// What the next restores answer instead of being carried out; the last one first.
     pub failures: Vec<RestoreError>,
     /// Whether saves fail.
@@ -52,6 +54,7 @@ impl FakeIptables {
             inputs: Vec::new(),
             history: None,
             failures: Vec::new(),
+            max_bytes: usize::MAX,
             refused_texts: Vec::new(),
             is_vague: false,
             is_save_broken: false,
@@ -206,6 +209,9 @@ impl Restore for FakeIptables {
             return Err(failure);
         }
         let input = self.inputs.last().expect("begin comes before end").clone();
+        if input.len() > self.max_bytes {
+            return Err(RestoreError::TooLarge("sendmsg() failed: Message too long".to_owned()));
+        }
         self.run(&input)
     }
 }
@@ -221,6 +227,12 @@ impl Iptables for FakeIptables {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    fn shrink_limits(&mut self) -> bool {
+        let less = self.limits.halved();
+        self.limits = less.unwrap_or(self.limits);
+        less.is_some()
     }
 
     fn readable(&mut self, _: Table) -> anyhow::Result<Readable> {

@@ -6,7 +6,7 @@ mod child;
 mod detect;
 mod lock;
 
-pub use detect::{Unusable, in_use, ipv6_is_off, open};
+pub use detect::{Unusable, has_legacy_table, in_use, ipv6_is_off, open, takes};
 
 use std::process::Command;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use anyhow::{Context, anyhow, bail};
 use super::{Backend, Iptables, Readable, RestoreError, nft};
 use crate::iptables::{ChainName, Jump, Table, Target, write};
 use crate::net::IpFamily;
-use crate::plan::Restore;
+use crate::plan::{Limits, Restore};
 use child::RestoreChild;
 
 /// How long a program waits for the xtables lock.
@@ -68,13 +68,20 @@ pub struct KernelIptables {
     backend: Backend,
     programs: Programs,
     restore: Option<RestoreChild>,
+    limits: Limits,
     lock_wait: Duration,
 }
 
 impl KernelIptables {
     /// The tables that `programs`, which are of `backend`, work on.
     pub fn new(family: IpFamily, backend: Backend, programs: Programs) -> KernelIptables {
-        KernelIptables { family, backend, programs, restore: None, lock_wait: Duration::ZERO }
+        let limits = backend.limits();
+        KernelIptables { family, backend, programs, restore: None, limits, lock_wait: Duration::ZERO }
+    }
+
+    /// The same tables once more, for use beside this one.
+    pub fn twin(&self) -> KernelIptables {
+        KernelIptables::new(self.family, self.backend, self.programs)
     }
 
     /// Runs one command of fixed words.
@@ -136,6 +143,17 @@ impl Iptables for KernelIptables {
 
     fn backend(&self) -> Backend {
         self.backend
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn shrink_limits(&mut self) -> bool {
+        // A legacy table is replaced as a whole, whatever the input.
+        let less = self.limits.halved().filter(|_| self.backend == Backend::Nft);
+        self.limits = less.unwrap_or(self.limits);
+        less.is_some()
     }
 
     fn lock_wait(&mut self) -> Duration {

@@ -49,7 +49,7 @@ fn ask(name: &str, message: u8, flags: u16) -> io::Result<Option<u64>> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let texts = &[(NAME, name)];
-    let request = Request { subsystem: SUBSYSTEM, message, family: 0, flags, texts };
+    let request = Request { subsystem: SUBSYSTEM, message, family: 0, flags, texts, attributes: &[] };
     let mut packets = None;
     Netfilter::open()?.ask(&request, &mut |message| packets = message.u64(PACKETS))?;
     Ok(packets)

@@ -15,9 +15,12 @@ use crate::net::IpFamily;
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u8 = 10;
+const GET_TABLE: u8 = 1;
+const DELETE_TABLE: u8 = 2;
 const GET_CHAIN: u8 = 4;
 const NEW_GENERATION: u8 = 15;
 const GET_GENERATION: u8 = 16;
+const TABLE_NAME: u16 = 1;
 const CHAIN_TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
 const GENERATION_ID: u16 = 1;
@@ -32,7 +35,14 @@ const ATTEMPTS: usize = 20;
 
 /// The number of commits to nf_tables in this network namespace, all families, never zero.
 pub fn generation() -> io::Result<u32> {
-    let request = Request { subsystem: SUBSYSTEM, message: GET_GENERATION, family: 0, flags: 0, texts: &[] };
+    let request = Request {
+        subsystem: SUBSYSTEM,
+        message: GET_GENERATION,
+        family: 0,
+        flags: 0,
+        texts: &[],
+        attributes: &[],
+    };
     let mut generation = None;
     Netfilter::open()?.ask(&request, &mut |message| generation = message.u32(GENERATION_ID))?;
     generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -42,12 +52,15 @@ pub fn generation() -> io::Result<u32> {
 /// in the kernel's order; none when there is no such table. `Interrupted` when somebody wrote during
 /// each of many attempts; nothing was passed on then.
 pub fn chain_names(family: IpFamily, table: &str, each: &mut dyn FnMut(&str)) -> io::Result<()> {
-    // NFPROTO_IPV4, NFPROTO_IPV6.
-    let family = match family {
-        IpFamily::V4 => 2,
-        IpFamily::V6 => 10,
+    let family = nfproto(family);
+    let request = Request {
+        subsystem: SUBSYSTEM,
+        message: GET_CHAIN,
+        family,
+        flags: NLM_F_DUMP,
+        texts: &[],
+        attributes: &[],
     };
-    let request = Request { subsystem: SUBSYSTEM, message: GET_CHAIN, family, flags: NLM_F_DUMP, texts: &[] };
     let mut netfilter = Netfilter::open()?;
     let mut attempts = 0;
     // Names are held until the dump is known to be whole: 28 bytes each at most.
@@ -70,6 +83,44 @@ pub fn chain_names(family: IpFamily, table: &str, each: &mut dyn FnMut(&str)) ->
         }
         names.split_terminator('\0').for_each(each);
         return Ok(());
+    }
+}
+
+/// Whether there is a table `name` of `family` (`ip` or `ip6`), whoever made it.
+pub fn has_table(family: IpFamily, name: &str) -> io::Result<bool> {
+    let texts = &[(TABLE_NAME, name)];
+    let message = GET_TABLE;
+    let request =
+        Request { subsystem: SUBSYSTEM, message, family: nfproto(family), flags: 0, texts, attributes: &[] };
+    match Netfilter::open()?.ask(&request, &mut |_| {}) {
+        Ok(()) => Ok(true),
+        // No such table; or no nf_tables in this kernel.
+        Err(error) if is_any(&error, &[Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP]) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes the table `name` of `family` with all that is in it; one that is gone is as good.
+pub fn delete_table(family: IpFamily, name: &str) -> io::Result<()> {
+    let texts = &[(TABLE_NAME, name)];
+    let message = DELETE_TABLE;
+    let request =
+        Request { subsystem: SUBSYSTEM, message, family: nfproto(family), flags: 0, texts, attributes: &[] };
+    match Netfilter::open()?.commit(&request) {
+        Err(error) if is_any(&error, &[Errno::ENOENT]) => Ok(()),
+        done => done,
+    }
+}
+
+fn is_any(error: &io::Error, codes: &[Errno]) -> bool {
+    codes.iter().any(|code| error.raw_os_error() == Some(*code as i32))
+}
+
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
+fn nfproto(family: IpFamily) -> u8 {
+    match family {
+        IpFamily::V4 => 2,
+        IpFamily::V6 => 10,
     }
 }
 

@@ -28,6 +28,7 @@ pub(super) struct NodeMetrics {
     health_ports: GaugeVec,
     health_ports_failed: GaugeVec,
     bind_failures: IntCounterVec,
+    findings: IntCounterVec,
     events_sent: IntCounterVec,
     events_lost: IntCounterVec,
 }
@@ -50,6 +51,7 @@ impl NodeMetrics {
             health_ports: define.gauges(HEALTH_PORTS, family)?,
             health_ports_failed: define.gauges(HEALTH_PORTS_FAILED, family)?,
             bind_failures: define.counters(BIND_FAILURES, &["server"])?,
+            findings: define.counters(FINDINGS, &["kind"])?,
             events_sent: define.counters(EVENTS_SENT, &["type"])?,
             events_lost: define.counters(EVENTS_LOST, &["reason"])?,
         })
@@ -86,6 +88,10 @@ impl NodeMetrics {
         self.bind_failures.with_label_values(&[server]).inc();
     }
 
+    pub(super) fn found(&self, kind: &str) {
+        self.findings.with_label_values(&[kind]).inc();
+    }
+
     pub(super) fn event_sent(&self, kind: &str) {
         self.events_sent.with_label_values(&[kind]).inc();
     }
@@ -118,6 +124,10 @@ const HEALTH_PORTS_FAILED: (&str, &str) = (
 );
 const BIND_FAILURES: (&str, &str) =
     ("chainsmith_bind_failures_total", "Failures to listen on an address, by server");
+const FINDINGS: (&str, &str) = (
+    "chainsmith_findings_total",
+    "What was found amiss on the node: leftovers of another proxy, a second one, kernel parameters that cannot be set",
+);
 const EVENTS_SENT: (&str, &str) =
     ("chainsmith_events_sent_total", "Events that the API server took, by type");
 const EVENTS_LOST: (&str, &str) = ("chainsmith_events_lost_total", "Events that were not sent, by reason");

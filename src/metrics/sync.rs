@@ -88,6 +88,7 @@ pub(super) struct SyncMetrics {
     service_ports: GaugeVec,
     endpoints: GaugeVec,
     layout: GaugeVec,
+    affinity_lists_full: GaugeVec,
 }
 
 impl SyncMetrics {
@@ -124,6 +125,7 @@ impl SyncMetrics {
             quarantined: define.gauges(QUARANTINED, family)?,
             service_ports: define.gauges(SERVICE_PORTS, family)?,
             endpoints: define.gauges(ENDPOINTS, family)?,
+            affinity_lists_full: define.gauges(AFFINITY_LISTS_FULL, family)?,
             layout: define.gauges(LAYOUT, &["backend", "ip_family", "layout"])?,
         })
     }
@@ -181,6 +183,10 @@ impl SyncMetrics {
 
     pub(super) fn programmed(&self, family: IpFamily, seconds: f64) {
         self.latency.with_label_values(&[family.to_string()]).observe(seconds);
+    }
+
+    pub(super) fn affinity_lists_full(&self, family: IpFamily, n: usize) {
+        self.affinity_lists_full.with_label_values(&[family.to_string()]).set(n as f64);
     }
 
     pub(super) fn restore_failures(&self, family: IpFamily) -> u64 {
@@ -250,5 +256,9 @@ const QUARANTINED: (&str, &str) =
 const SERVICE_PORTS: (&str, &str) = ("chainsmith_service_ports", "Service ports in the rules");
 const ENDPOINTS: (&str, &str) =
     ("chainsmith_endpoints", "Endpoints of the service ports in the rules, whatever their conditions");
+const AFFINITY_LISTS_FULL: (&str, &str) = (
+    "chainsmith_affinity_lists_full",
+    "Endpoints with session affinity of whose clients the kernel remembers no more",
+);
 const LAYOUT: (&str, &str) =
     ("chainsmith_rules_info", "Constant 1, labelled by iptables back-end and layout of the rules");

@@ -47,6 +47,7 @@ fn everything() -> (Registry, Metrics) {
         metrics.synced(&sample(family, true));
         metrics.synced(&sample(family, false));
         metrics.queued(family);
+        metrics.affinity_lists_full(family, 1);
         metrics.waited(family, second);
         metrics.programmed(family, 0.3);
         metrics.layout(family, "nft", "classic");
@@ -66,6 +67,7 @@ fn everything() -> (Registry, Metrics) {
         metrics.livez(code);
     }
     metrics.bind_failed("healthz");
+    metrics.found("SecondProxy");
     metrics.event_sent("Warning");
     for why in [EventLoss::Limited, EventLoss::QueueFull, EventLoss::NotSent] {
         metrics.event_lost(why);

@@ -49,7 +49,7 @@ impl Digest {
 pub(super) enum Effect {
     /// A chain of nat holds this.
     Nat(Digest),
-    /// A chain of nat is gone.
+    /// The chain is gone.
     Deleted,
     /// A chain of filter holds this.
     Filter(Vec<Rule>),
@@ -79,9 +79,10 @@ impl Committed {
         }
     }
 
-    pub(super) fn apply(&mut self, name: ChainName, effect: Effect) {
+    pub(super) fn apply(&mut self, table: Table, name: ChainName, effect: Effect) {
         match effect {
             Effect::Nat(digest) => drop(self.nat.insert(name, Some(digest))),
+            Effect::Deleted if table == Table::Filter => drop(self.filter.remove(&name)),
             Effect::Deleted => drop(self.nat.remove(&name)),
             Effect::Filter(rules) => drop(self.filter.insert(name, Some(rules))),
             Effect::Jump(number) => drop(self.jumps.insert(number)),
@@ -89,8 +90,9 @@ impl Committed {
     }
 
     /// Notes that nobody knows whether `effect` came about.
-    pub(super) fn forget(&mut self, name: ChainName, effect: &Effect) {
+    pub(super) fn forget(&mut self, table: Table, name: ChainName, effect: &Effect) {
         match effect {
+            Effect::Deleted if table == Table::Filter => drop(self.filter.insert(name, None)),
             Effect::Nat(_) | Effect::Deleted => drop(self.nat.insert(name, None)),
             Effect::Filter(_) => drop(self.filter.insert(name, None)),
             // Taken for in place: a jump written twice would do every lookup twice. The next look

@@ -50,6 +50,14 @@ impl Limits {
     pub const NFT: Limits = Limits { max_names: 2_000, max_rules: 20_000 };
     /// `iptables-legacy-restore` reads and replaces the whole table at each commit: one process.
     pub const LEGACY: Limits = Limits { max_names: usize::MAX, max_rules: usize::MAX };
+
+    /// About half of it, for a kernel that takes no commit as large as this one; `None` when that
+    /// would be too little to do anything.
+    pub fn halved(self) -> Option<Limits> {
+        let max_names = self.max_names / 2;
+        let max_rules = (self.max_rules / 2).min(self.max_names);
+        (max_names >= 8).then_some(Limits { max_names, max_rules })
+    }
 }
 
 /// What was sent to the kernel.
@@ -193,8 +201,18 @@ impl<'a, R: Restore> Input<'a, R> {
                 && self.used.n_rules.saturating_add(size.n_rules) <= self.limits.max_rules
     }
 
+    /// Whether `size` fits into an empty process within its limits.
+    pub(super) fn may_ever_have_room_for(&self, size: Size) -> bool {
+        size.n_names <= self.limits.max_names && size.n_rules <= self.limits.max_rules
+    }
+
     pub(super) fn room_for_names(&self) -> usize {
         self.limits.max_names.saturating_sub(self.used.n_names)
+    }
+
+    /// How many chains may be deleted in this process: a few always, for another would cost more.
+    pub(super) fn room_for_deletions(&self) -> usize {
+        self.room_for_names().max(self.limits.max_names / 10)
     }
 
     /// Lets a chain of nat wait for its place. It is written by `write` and names `n_names` chains.
@@ -240,8 +258,8 @@ impl<'a, R: Restore> Input<'a, R> {
         self.piece(table, chain, text, effect);
     }
 
-    /// Empties and deletes `chains`: all are emptied first, as they may call each other.
-    pub(super) fn delete(&mut self, chains: &[ChainName]) {
+    /// Empties and deletes `chains` of `table`: all are emptied first, as they may call each other.
+    pub(super) fn delete(&mut self, table: Table, chains: &[ChainName]) {
         self.drain();
         let mut text = String::new();
         let mut in_order: Vec<&ChainName> = chains.iter().collect();
@@ -249,13 +267,13 @@ impl<'a, R: Restore> Input<'a, R> {
         for chain in in_order {
             text.clear();
             write::declaration(&mut text, chain);
-            self.text(Table::Nat, &text, 1, *chain);
+            self.text(table, &text, 1, *chain);
         }
         for chain in chains {
             text.clear();
             write::delete_chain(&mut text, chain);
             self.used.n_names += 1;
-            self.piece(Table::Nat, *chain, &text, Effect::Deleted);
+            self.piece(table, *chain, &text, Effect::Deleted);
         }
     }
 

@@ -60,7 +60,7 @@ fn rules(texts: &[&str]) -> Vec<Rule> {
 
 /// Chains of filter, each with its rules.
 fn filter_chains(chains: &[(&str, &[&str])]) -> BTreeMap<ChainName, FilterChain> {
-    let chain = |texts: &[&str]| FilterChain { rules: rules(texts), is_shared_with_kubelet: false };
+    let chain = |texts: &[&str]| FilterChain { rules: rules(texts), rank: 0, is_shared_with_kubelet: false };
     chains.iter().map(|(text, texts)| (name(text), chain(texts))).collect()
 }
 

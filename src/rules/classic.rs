@@ -177,31 +177,26 @@ pub fn chains(
     selection: &Selection<'_>,
     is_large: bool,
 ) -> Vec<NatChain> {
-    let names = PortNames::new(&port.name());
-    let writer = ChainWriter { settings, port, names: &names, verdicts: selection.verdicts(port), is_large };
+    let writer = ChainWriter::new(settings, port, selection, is_large);
     let reachable = writer.reachable(&selection.reachable());
     let mut chains: Vec<NatChain> = Vec::with_capacity(reachable.len() + 2);
-    let text: Arc<str> = names.text().into();
-    chains.extend(reachable.iter().map(|endpoint| writer.endpoint_chain(endpoint, &text)));
+    let text: Arc<str> = writer.names.text().into();
+    chains.extend(reachable.iter().map(|endpoint| writer.chain_of(endpoint, &text)));
     for (kind, endpoints) in [(PortChain::Local, &selection.local), (PortChain::Cluster, &selection.cluster)]
     {
         if !endpoints.is_empty() {
             chains.push(writer.balancing_chain(kind, endpoints, &reachable));
         }
     }
-    if writer.verdicts.has_endpoints() && port.is_externally_accessible() {
-        chains.push(writer.external_chain());
-    }
-    if has_firewall(port, writer.verdicts) {
-        chains.push(writer.firewall_chain());
-    }
+    chains.extend(writer.outer_chains());
     chains
 }
 
-struct ChainWriter<'a> {
+/// Writes the chains of one service port.
+pub(super) struct ChainWriter<'a> {
     settings: &'a Settings,
     port: &'a ServicePort<'a>,
-    names: &'a PortNames,
+    names: PortNames,
     verdicts: Verdicts,
     is_large: bool,
 }
@@ -214,7 +209,37 @@ struct Reachable<'a> {
     chain: ChainName,
 }
 
-impl ChainWriter<'_> {
+impl<'a> ChainWriter<'a> {
+    pub(super) fn new(
+        settings: &'a Settings,
+        port: &'a ServicePort<'a>,
+        selection: &Selection<'_>,
+        is_large: bool,
+    ) -> ChainWriter<'a> {
+        let names = PortNames::new(&port.name());
+        ChainWriter { settings, port, names, verdicts: selection.verdicts(port), is_large }
+    }
+
+    pub(super) fn names(&self) -> &PortNames {
+        &self.names
+    }
+
+    pub(super) fn protocol(&self) -> Protocol {
+        self.port.port.protocol
+    }
+
+    pub(super) fn affinity_seconds(&self) -> Option<u32> {
+        self.port.service.affinity_seconds
+    }
+
+    /// The chains that lead to the balancing ones.
+    pub(super) fn outer_chains(&self) -> Vec<NatChain> {
+        let external = self.verdicts.has_endpoints() && self.port.is_externally_accessible();
+        let firewall = has_firewall(self.port, self.verdicts);
+        let external = external.then(|| self.external_chain());
+        external.into_iter().chain(firewall.then(|| self.firewall_chain())).collect()
+    }
+
     /// `endpoints` in the order of rules: that of their texts, byte by byte.
     fn reachable<'e>(&self, endpoints: &[Endpoint<'e>]) -> Vec<Reachable<'e>> {
         let mut reachable: Vec<Reachable<'e>> = endpoints
@@ -238,7 +263,13 @@ impl ChainWriter<'_> {
         matches
     }
 
-    fn endpoint_chain(&self, to: &Reachable<'_>, text: &Arc<str>) -> NatChain {
+    /// The chain of `endpoint`.
+    pub(super) fn endpoint_chain(&self, endpoint: Endpoint<'_>) -> NatChain {
+        let chain = self.names.endpoint_at(endpoint.address);
+        self.chain_of(&Reachable { endpoint, text: String::new(), chain }, &self.names.text().into())
+    }
+
+    fn chain_of(&self, to: &Reachable<'_>, text: &Arc<str>) -> NatChain {
         let protocol = self.port.port.protocol;
         let hairpin = Rule {
             source: Some(MaybeNot::is(Cidr::host(to.endpoint.address.ip()))),
@@ -283,9 +314,7 @@ impl ChainWriter<'_> {
             Rule { matches, target: Some(Target::Jump(chosen[n].chain)), ..Rule::default() }
         };
         let mut rules = Vec::with_capacity(1 + chosen.len());
-        if kind == internal_chain(self.port) {
-            rules.extend(self.masquerade_rule());
-        }
+        rules.extend(self.masquerade_rule_in(kind));
         if let Some(seconds) = self.port.service.affinity_seconds {
             rules.extend(chosen.iter().enumerate().map(|(n, to)| {
                 rule(n, Some(Match::Recent { action: RecentAction::Check { seconds }, list: to.chain }))
@@ -293,6 +322,11 @@ impl ChainWriter<'_> {
         }
         rules.extend((0..chosen.len()).map(|n| rule(n, one_of(chosen.len() - n))));
         NatChain { name: self.names.chain(kind), rules }
+    }
+
+    /// The masquerading rule, where the chain of `kind` is the one that the cluster IP leads to.
+    pub(super) fn masquerade_rule_in(&self, kind: PortChain) -> Option<Rule> {
+        (kind == internal_chain(self.port)).then(|| self.masquerade_rule()).flatten()
     }
 
     /// Packets to the cluster IP that do not come from a pod of this node leave with the node's

@@ -5,7 +5,7 @@ use super::names::{
     KUBE_EXTERNAL_SERVICES, KUBE_FIREWALL, KUBE_FORWARD, KUBE_MARK_MASQ, KUBE_NODEPORTS, KUBE_POSTROUTING,
     KUBE_PROXY_FIREWALL, KUBE_SERVICES,
 };
-use super::{NodePorts, Settings};
+use super::{Layout, NodePorts, Settings};
 use crate::iptables::{AddressSide, ChainName, CtStates, Jump, Match, MaybeNot, Rule, Table, Target};
 use crate::net::{Cidr, IpFamily};
 
@@ -61,17 +61,18 @@ pub struct FixedChain {
 }
 
 /// The chains that do not depend on Services.
-pub fn chains(settings: &Settings) -> Vec<FixedChain> {
+pub fn chains(settings: &Settings, layout: Layout) -> Vec<FixedChain> {
+    let by_one_rule = layout == Layout::Compact && settings.bpf;
     let chain = |table, name, rules| FixedChain { table, name, rules, is_shared_with_kubelet: false };
     let firewall: Vec<Rule> = settings.localhost_node_ports.then(martian_rule).into_iter().collect();
     vec![
-        chain(Table::Filter, KUBE_FORWARD, forward_rules(settings)),
+        chain(Table::Filter, KUBE_FORWARD, forward_rules(settings, by_one_rule)),
         FixedChain {
             is_shared_with_kubelet: firewall.is_empty(),
             ..chain(Table::Filter, KUBE_FIREWALL, firewall)
         },
         chain(Table::Nat, KUBE_MARK_MASQ, vec![set_mark(settings)]),
-        chain(Table::Nat, KUBE_POSTROUTING, postrouting_rules(settings)),
+        chain(Table::Nat, KUBE_POSTROUTING, postrouting_rules(settings, by_one_rule)),
     ]
 }
 
@@ -92,7 +93,39 @@ fn martian_rule() -> Rule {
     }
 }
 
-fn forward_rules(settings: &Settings) -> Vec<Rule> {
+/// A connection that was sent back to where it comes from: a hairpin. iptables has no match for
+/// equal addresses, BPF has. What comes from loopback is left alone: it is somebody's REDIRECT.
+fn hairpin(family: IpFamily, target: Target) -> Rule {
+    // Loads source and destination from the IP header, word by word, and compares: 65535 if equal.
+    let (loopback, bytecode) = match family {
+        IpFamily::V4 => (
+            Cidr::new(IpFamily::V4.localhost(), 8),
+            "8,32 0 0 12,2 0 0 0,32 0 0 16,97 0 0 0,28 0 0 0,21 0 1 0,6 0 0 65535,6 0 0 0",
+        ),
+        IpFamily::V6 => (
+            Cidr::host(IpFamily::V6.localhost()),
+            "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,\
+             32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,\
+             6 0 0 65535,6 0 0 0",
+        ),
+    };
+    Rule {
+        source: Some(MaybeNot::not(loopback)),
+        matches: vec![
+            Match::CtState(MaybeNot::is(CtStates::DNAT)),
+            Match::Other { module: "bpf".into(), words: ["--bytecode".into(), bytecode.into()].into() },
+        ],
+        target: Some(target),
+        ..Rule::default()
+    }
+}
+
+/// A rule that asks of the kernel and of iptables what compact asks of them.
+pub fn hairpin_probe(family: IpFamily) -> Rule {
+    hairpin(family, Target::Return)
+}
+
+fn forward_rules(settings: &Settings, by_one_rule: bool) -> Vec<Rule> {
     let mut rules = Vec::new();
     if settings.drops_invalid {
         // A packet out of window would leave untranslated and make its receiver reset the connection.
@@ -114,6 +147,8 @@ fn forward_rules(settings: &Settings) -> Vec<Rule> {
     ] {
         rules.push(Rule { matches, target: Some(Target::Accept), ..Rule::default() });
     }
+    // Marked in POSTROUTING only, so the first of the two does not know it.
+    rules.extend(by_one_rule.then(|| hairpin(settings.family, Target::Accept)));
     rules
 }
 
@@ -124,10 +159,12 @@ fn set_mark(settings: &Settings) -> Rule {
 
 /// The mark is taken off before masquerading, so that a packet that passes the stack again (in a
 /// tunnel) is not masqueraded again.
-fn postrouting_rules(settings: &Settings) -> Vec<Rule> {
+fn postrouting_rules(settings: &Settings, by_one_rule: bool) -> Vec<Rule> {
     let mark = settings.mark.value();
     let random_fully = settings.random_fully;
-    vec![
+    let mut rules = Vec::with_capacity(4);
+    rules.extend(by_one_rule.then(|| hairpin(settings.family, Target::Jump(KUBE_MARK_MASQ))));
+    rules.extend([
         Rule {
             matches: vec![Match::Mark { negated: true, value: mark, mask: mark }],
             target: Some(Target::Return),
@@ -139,7 +176,8 @@ fn postrouting_rules(settings: &Settings) -> Vec<Rule> {
             target: Some(Target::Masquerade { random_fully }),
             ..Rule::default()
         },
-    ]
+    ]);
+    rules
 }
 
 /// The last rules of nat `KUBE-SERVICES`: what leads to the node ports. They stand last, so that an

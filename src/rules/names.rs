@@ -50,7 +50,7 @@ impl PortChain {
     const ALL: [PortChain; 5] =
         [PortChain::Endpoint, PortChain::Local, PortChain::Cluster, PortChain::External, PortChain::Firewall];
 
-    fn prefix(self) -> &'static str {
+    pub(super) fn prefix(self) -> &'static str {
         match self {
             PortChain::Endpoint => "KUBE-SEP-",
             PortChain::Local => "KUBE-SVL-",
@@ -67,6 +67,49 @@ impl PortChain {
     }
 }
 
+/// A chain of nat in which rules are tried, gone with the same commit.
+pub const NAT_PROBE: ChainName = ChainName::literal("KUBE-EXT-0PROBE");
+/// The same in filter.
+pub const FILTER_PROBE: ChainName = ChainName::literal("KUBE-SVC-0PROBE");
+
+/// What the name of a chain of the compact layout's dispatch begins with, behind the prefix of its
+/// kind: no hash in base32 has a 0.
+pub(super) const DISPATCH_DIGIT: &str = "0";
+
+/// Whether `name` is a chain of the compact layout's dispatch.
+pub fn is_dispatch(table: Table, name: &ChainName) -> bool {
+    match table {
+        Table::Nat => name.as_str().starts_with("KUBE-EXT-0"),
+        Table::Filter => PortChain::of(name)
+            .is_some_and(|kind| name.as_str()[kind.prefix().len()..].starts_with(DISPATCH_DIGIT)),
+        Table::Mangle => false,
+    }
+}
+
+/// Whether `name` is a chain for a group of endpoints, as only the compact layout has them.
+pub fn is_group(name: &ChainName) -> bool {
+    let is_balancing = matches!(PortChain::of(name), Some(PortChain::Local | PortChain::Cluster));
+    is_balancing && name.as_str().len() > "KUBE-SVC-".len() + HASH_LENGTH
+}
+
+/// Callees have a lower rank than their callers. Chains of the dispatch do not know from their names
+/// who calls whom among them; see [`super::dispatch::SharedPart::rank`].
+pub fn rank(name: &ChainName) -> u8 {
+    match PortChain::of(name) {
+        None if *name == KUBE_POSTROUTING => 1,
+        None => 0,
+        Some(PortChain::Endpoint) => 1,
+        // Groups of endpoints have a digit more for each level.
+        Some(PortChain::Local | PortChain::Cluster) => 1 + (ChainName::MAX + 1 - name.as_str().len()) as u8,
+        Some(PortChain::External) if is_dispatch(Table::Nat, name) => DISPATCH_RANK,
+        Some(PortChain::External) => DISPATCH_RANK - 2,
+        Some(PortChain::Firewall) => DISPATCH_RANK - 1,
+    }
+}
+
+/// The rank of a dispatch chain that calls no other.
+pub(super) const DISPATCH_RANK: u8 = 32;
+
 /// Whether a restore may empty and delete the chain `name` of `table`: it is one of kube-proxy's.
 /// `KUBE-FIREWALL` is not; the kubelet has rules in it.
 pub fn is_ours(table: Table, name: &ChainName) -> bool {
@@ -78,6 +121,7 @@ pub fn is_ours(table: Table, name: &ChainName) -> bool {
         Table::Filter => {
             [KUBE_SERVICES, KUBE_EXTERNAL_SERVICES, KUBE_FORWARD, KUBE_NODEPORTS, KUBE_PROXY_FIREWALL]
                 .contains(name)
+                || is_dispatch(Table::Filter, name)
         }
         Table::Mangle => false,
     }
@@ -93,7 +137,7 @@ pub struct PortNames {
     seed: String,
     /// How much of `seed` is the name alone.
     name_length: usize,
-    hash: [u8; 16],
+    hash: [u8; HASH_LENGTH],
 }
 
 impl PortNames {
@@ -120,23 +164,43 @@ impl PortNames {
         prefixed(PortChain::Endpoint, &hash(&[self.seed.as_bytes(), text.as_bytes()]))
     }
 
+    /// The chain of a group of endpoints under the one of `kind`: those whose hash begins with these
+    /// hexadecimal digits, at most three.
+    pub fn group(&self, kind: PortChain, digits: &[u8]) -> ChainName {
+        let mut name = self.chain(kind).as_str().to_owned();
+        name.extend(digits.iter().map(|digit| char::from(b"0123456789ABCDEF"[usize::from(digit & 15)])));
+        ChainName::new(&name).expect("25 characters and at most 3")
+    }
+
+    /// The first hexadecimal digits of a hash of the endpoint at `address`.
+    pub fn endpoint_digits(&self, address: SocketAddr) -> [u8; 3] {
+        let mut sha = Sha256::new();
+        sha.update(self.seed.as_bytes());
+        sha.update(address.to_string().as_bytes());
+        let digest = sha.finalize();
+        [digest[0] >> 4, digest[0] & 15, digest[1] >> 4]
+    }
+
     /// The chain of the endpoint at `address`.
     pub fn endpoint_at(&self, address: SocketAddr) -> ChainName {
         self.endpoint(&address.to_string())
     }
 }
 
+/// Characters of a hash in a name.
+const HASH_LENGTH: usize = 16;
+
 /// The first 16 characters of the base32 text of the SHA-256 of `parts`, run together.
-fn hash(parts: &[&[u8]]) -> [u8; 16] {
+fn hash(parts: &[&[u8]]) -> [u8; HASH_LENGTH] {
     let mut sha = Sha256::new();
     parts.iter().for_each(|part| sha.update(part));
     let digest = sha.finalize();
-    let mut text = [0; 16];
+    let mut text = [0; HASH_LENGTH];
     BASE32_NOPAD.encode_mut(&digest[..10], &mut text);
     text
 }
 
-fn prefixed(kind: PortChain, hash: &[u8; 16]) -> ChainName {
+fn prefixed(kind: PortChain, hash: &[u8; HASH_LENGTH]) -> ChainName {
     let mut name = [0; ChainName::MAX];
     let prefix = kind.prefix().as_bytes();
     let length = prefix.len() + hash.len();

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use crate::config::host::{Counters, Host};
-use crate::config::{Config, DetectLocal, NodePortAddresses};
+use crate::config::{Config, DetectLocal, LayoutChoice, NodePortAddresses};
 use crate::iptables::{Interface, MaybeNot, Rule};
 use crate::model::{Node, ServicePort};
 use crate::net::{Cidr, IpFamily, MasqueradeMark};
@@ -73,6 +73,10 @@ pub struct Settings {
     pub random_fully: bool,
     /// Whether external IPs are served (gate AllowServiceExternalIPs).
     pub external_ips: bool,
+    /// Which layout is asked for.
+    pub layout: LayoutChoice,
+    /// Whether rules may have a `bpf` match, by which compact tells a hairpin.
+    pub bpf: bool,
 }
 
 impl Settings {
@@ -95,6 +99,8 @@ impl Settings {
             counters: host.kernel.counters,
             random_fully: host.kernel.random_fully,
             external_ips: config.allow_external_ips,
+            layout: config.layout,
+            bpf: host.kernel.bpf,
         }
     }
 

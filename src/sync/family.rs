@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use super::Scope;
 use super::ahead::for_each_made;
-use super::quarantine::{Scene, is_refusal};
+use super::dispatch::Dispatch;
+use super::quarantine::{Scene, held_chain, is_refusal};
 use super::report::{Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
 use super::tables::Tables;
@@ -18,20 +19,25 @@ use crate::iptables::{ChainName, Rule, Table};
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePort, ServicePortName, Snapshot};
 use crate::net::{IpFamily, Protocol};
-use crate::plan::{Aftermath, Committed, Digest, Failure, FilterChain, NatChain, Planner, Uncertain};
+use crate::plan::{Aftermath, Committed, Digest, Failure, FilterChain, NatChain, Planner, Uncertain, When};
 use crate::policy::{Place, Selection, Verdict, Verdicts};
-use crate::rules::{self, Entry, Settings, SharedChain, classic, fixed, names};
+use crate::rules::dispatch::{self, Key, Part};
+use crate::rules::{self, Entry, Layout, Settings, SharedChain, fixed, names};
+
+/// Up to how many service ports and endpoints are put in force all together on a node without rules:
+/// what takes well under a second.
+const MAX_AT_ONCE: usize = 2_000;
 
 /// What is remembered of a service port between syncs: no rule text but for its few entries in
 /// filter.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
-    verdicts: Verdicts,
+    pub(super) verdicts: Verdicts,
     n_endpoints: usize,
     /// Its chains in nat.
     chains: Box<[ChainName]>,
-    /// Hashes of its entries in nat's shared chains.
-    nat_entries: Box<[(SharedChain, u64)]>,
+    /// Its entries in nat's shared chains: which packets they are for, and hashes of the rules.
+    pub(super) nat_entries: Box<[(SharedChain, Key, u64)]>,
     /// Its entries in filter's shared chains.
     filter_entries: Box<[Entry]>,
 }
@@ -39,11 +45,14 @@ pub(super) struct Record {
 impl Record {
     /// Whether `chain` is the service port's, or shared and `rule` is an entry of it there.
     fn owns(&self, (table, chain): (Table, ChainName), rule: Option<&Rule>) -> bool {
-        let is_it = |shared: &SharedChain| shared.table() == table && shared.name() == chain;
+        // In compact, entries stand in chains behind the shared ones.
+        let is_it = |shared: &SharedChain| {
+            shared.table() == table && (shared.name() == chain || names::is_dispatch(table, &chain))
+        };
         table == Table::Nat && self.chains.contains(&chain)
             || rule.is_some_and(|rule| {
                 let hash = Digest::rule(rule);
-                self.nat_entries.iter().any(|(shared, entry)| is_it(shared) && *entry == hash)
+                self.nat_entries.iter().any(|(shared, _, entry)| is_it(shared) && *entry == hash)
                     || self.filter_entries.iter().any(|(shared, entry)| is_it(shared) && entry == rule)
             })
     }
@@ -77,11 +86,16 @@ pub struct FamilySync<K> {
     settings: Option<Settings>,
     pub(super) records: BTreeMap<ServicePortName, Record>,
     sums: Sums,
-    pub(super) is_large: bool,
+    /// Endpoints of service ports in quarantine, when everything was last compiled.
+    n_left_out: usize,
+    /// As the rules in force are laid out, or about to be; `None` before the first sync.
+    layout: Option<Layout>,
     /// What has to be compiled and compared at the next sync.
     dirty: Scope,
     /// Of the sync that is under way.
     pub(super) clock: Stopwatch,
+    /// Chains of nat that nobody wants but somebody else's rules lead to: emptied, and left.
+    held: BTreeSet<ChainName>,
     /// Service ports that the kernel refuses, and what it said; left out.
     pub(super) quarantine: BTreeMap<ServicePortName, Refusal>,
 }
@@ -103,9 +117,11 @@ impl<K: Iptables> FamilySync<K> {
             settings: None,
             records: BTreeMap::new(),
             sums: Sums::default(),
+            n_left_out: 0,
             clock: Stopwatch::default(),
-            is_large: false,
+            layout: None,
             dirty: Scope::Everything,
+            held: BTreeSet::new(),
             quarantine: BTreeMap::new(),
         }
     }
@@ -135,6 +151,7 @@ impl<K: Iptables> FamilySync<K> {
         if reread {
             self.tables.forget();
             self.quarantine.clear();
+            self.held.clear();
         }
     }
 
@@ -174,6 +191,16 @@ impl<K: Iptables> FamilySync<K> {
         self.quarantine.len()
     }
 
+    /// Whether it is one of those served.
+    pub(super) fn has_service_port(&self, name: &ServicePortName) -> bool {
+        self.records.contains_key(name)
+    }
+
+    /// The service port whose own chain in nat `chain` is.
+    pub(super) fn owner_of(&self, chain: &ChainName) -> Option<&ServicePortName> {
+        self.records.iter().find(|(_, record)| record.chains.contains(chain)).map(|(name, _)| name)
+    }
+
     /// Brings the kernel in step with `view`. After a failure everything is compared again at the
     /// next sync; what was committed before it stays known. `stop` ends it early, between batches.
     pub fn sync(&mut self, view: View<'_>, stop: &AtomicBool) -> Report {
@@ -183,17 +210,37 @@ impl<K: Iptables> FamilySync<K> {
         self.clock = Stopwatch::start();
         let scene = Scene { settings: &settings, view, stop };
         let (mut committed, drift) = self.clock.reading(|| self.tables.take());
-        let changed = self.compile(&settings, view);
-        let mut outcome = self.restore(scene, &changed, &mut committed, &mut report);
+        if self.layout.is_none() {
+            self.layout = Some(layout_of(&committed, &settings));
+        }
+        report.drift.add(drift);
+        let mut changed = self.compile(&settings, view);
+        self.lay_out(&settings, &mut changed);
+        let mut outcome = self
+            .restore_urgent(scene, &mut committed, &mut report)
+            .and_then(|()| self.restore(scene, &changed, &mut committed, &mut report));
         self.tables.put_back(committed);
+        while matches!(&outcome, Err(failure) if matches!(failure.error, RestoreError::TooLarge(_)))
+            && self.tables.kernel.shrink_limits()
+        {
+            self.tables.doubt();
+            outcome = self.restore_everything(scene, &mut report);
+        }
+        while let Some(chain) = outcome.as_ref().err().and_then(held_chain)
+            && self.held.insert(chain)
+        {
+            report.held.push(chain);
+            self.tables.doubt();
+            outcome = self.restore_everything(scene, &mut report);
+        }
         outcome = match outcome {
             Err(failure) if is_refusal(&failure) => self.narrow(scene, &mut report),
             outcome => outcome,
         };
-        if outcome.is_ok() && !drift.is_empty() {
-            self.clock.reading(|| self.tables.learn_dialects(&drift));
+        if outcome.is_ok() && !report.drift.is_empty() {
+            self.clock.reading(|| self.tables.learn_dialects(&report.drift));
         }
-        report.drift = drift;
+        report.layout = self.layout();
         report.n_service_ports = self.records.len();
         report.n_endpoints = self.sums.n_endpoints;
         report.n_dropped_internal = self.sums.n_dropped_internal;
@@ -227,7 +274,8 @@ impl<K: Iptables> FamilySync<K> {
     ) -> Result<(), Failure<RestoreError>> {
         self.dirty = Scope::Everything;
         let changed = self.compile(scene.settings, scene.view);
-        let (mut committed, _) = self.clock.reading(|| self.tables.take());
+        let (mut committed, drift) = self.clock.reading(|| self.tables.take());
+        report.drift.add(drift);
         let outcome = self.restore(scene, &changed, &mut committed, report);
         self.tables.put_back(committed);
         if outcome.is_err() {
@@ -251,32 +299,47 @@ impl<K: Iptables> FamilySync<K> {
             Scope::Everything => view.snapshot.services().collect(),
             Scope::Services(names) => names.iter().filter_map(|name| view.snapshot.service(name)).collect(),
         };
+        let mut n_left_out = 0;
         for service in services {
             for port in service.ports_in(settings.family) {
                 let name = port.name();
                 if self.quarantine.contains_key(&name) {
+                    n_left_out += view.snapshot.endpoints(&port, settings.family).len();
                     continue;
                 }
                 self.records.insert(name.clone(), record(settings, view, &port));
                 changed.ports.insert(name);
             }
         }
+        if self.dirty == Scope::Everything {
+            self.n_left_out = n_left_out;
+        }
         changed.find_shared(&self.records, self.dirty == Scope::Everything);
         self.sum_up(&changed);
-        let is_large = self.sums.n_endpoints > rules::LARGE_CLUSTER_ENDPOINTS;
-        if is_large != self.is_large {
-            self.is_large = is_large;
-            // kube-proxy leaves chains of unchanged Services as they are until its next full sync;
-            // here the same objects always give the same rules.
-            if self.dirty != Scope::Everything {
-                for (name, record) in &self.records {
-                    changed.old.entry(name.clone()).or_insert_with(|| record.clone());
-                    changed.ports.insert(name.clone());
-                }
-            }
-        }
         self.clock.compiling(started.elapsed());
         changed
+    }
+
+    /// Decides for a layout, never while it is found out who is refused. Another than the last touches everything: kube-proxy leaves chains of
+    /// unchanged Services as they are until its next full sync; here the same objects always give
+    /// the same rules.
+    fn lay_out(&mut self, settings: &Settings, changed: &mut Changed) {
+        let is_full = self.dirty == Scope::Everything;
+        let n_endpoints = self.sums.n_endpoints + self.n_left_out;
+        let next = Layout::next(settings.layout, n_endpoints, self.layout(), is_full);
+        if std::mem::replace(&mut self.layout, Some(next)) == Some(next) || is_full {
+            return;
+        }
+        changed.shared.extend(SharedChain::ALL);
+        for (name, record) in &self.records {
+            changed.old.entry(name.clone()).or_insert_with(|| record.clone());
+            changed.ports.insert(name.clone());
+        }
+    }
+
+    /// How the rules are laid out.
+    pub fn layout(&self) -> Layout {
+        self.layout.unwrap_or(Layout::Classic { is_large: false })
     }
 
     fn sum_up(&mut self, changed: &Changed) {
@@ -293,6 +356,25 @@ impl<K: Iptables> FamilySync<K> {
         changed.old.values().for_each(|record| self.sums.subtract(record));
     }
 
+    /// On a node without rules of ours, puts those in force first that everything else may need.
+    fn restore_urgent(
+        &mut self,
+        scene: Scene<'_>,
+        committed: &mut Committed,
+        report: &mut Report,
+    ) -> Result<(), Failure<RestoreError>> {
+        if !committed.jumps.is_empty() || self.records.len() + self.sums.n_endpoints <= MAX_AT_ONCE {
+            return Ok(());
+        }
+        let rest = self.records.extract_if(.., |name, _| !is_urgent(&name.service)).collect();
+        let rest: BTreeMap<ServicePortName, Record> = rest;
+        let ports = self.records.keys().cloned().collect();
+        let changed = Changed { ports, old: BTreeMap::new(), shared: SharedChain::ALL.into() };
+        let outcome = self.restore(scene, &changed, committed, report);
+        self.records.extend(rest);
+        outcome
+    }
+
     fn restore(
         &mut self,
         Scene { settings, view, stop }: Scene<'_>,
@@ -300,29 +382,28 @@ impl<K: Iptables> FamilySync<K> {
         committed: &mut Committed,
         report: &mut Report,
     ) -> Result<(), Failure<RestoreError>> {
-        let filter =
-            if changed.touches(Table::Filter) { self.filter_chains(settings) } else { BTreeMap::new() };
-        let shared: Vec<(SharedChain, u8, Digest)> =
-            [(SharedChain::NatNodePorts, 6), (SharedChain::NatServices, 7)]
-                .into_iter()
-                .filter(|(chain, _)| changed.shared.contains(chain))
-                .map(|(chain, rank)| (chain, rank, self.shared_digest(settings, chain)))
-                .collect();
+        let layout = self.layout();
+        let filter = if changed.touches(Table::Filter) {
+            filter_chains(settings, layout, &self.records)
+        } else {
+            BTreeMap::new()
+        };
+        let mut stale = match self.dirty {
+            Scope::Everything => chains_of_service_ports(committed),
+            Scope::Services(_) => changed.chains_before(),
+        };
+        let (fixed_first, fixed_last) = fixed_nat_chains_in_order(settings, layout, committed);
         let limits = self.tables.kernel.limits();
         let mut kernel = Timed::new(&mut self.tables.kernel);
         let mut planner = Planner::new(settings.family, committed, &self.tables.jumps, limits, &mut kernel);
+        let (records, held) = (&mut self.records, &self.held);
         let mut compiling = Duration::ZERO;
         let steps = || -> Result<(), Failure<RestoreError>> {
             planner.filter_first(&filter)?;
             // Together, so that the mark that is set is always the mark that is looked for.
-            planner.nat_chains(&ranked(&fixed_nat_chains(settings)))?;
-            let mut stale = match self.dirty {
-                Scope::Everything => chains_of_service_ports(planner.committed()),
-                Scope::Services(_) => changed.chains_before(),
-            };
+            planner.nat_chains(&ranked(&fixed_first), When::Now)?;
             let names: Vec<&ServicePortName> = changed.ports.iter().collect();
-            let is_large = self.is_large;
-            let compile = |name: &&ServicePortName| nat_chains_of(settings, view, name, is_large);
+            let compile = |name: &&ServicePortName| nat_chains_of(settings, layout, view, name);
             let (started, mut using) = (Instant::now(), Duration::ZERO);
             let ended = for_each_made(&names, compile, |name, chains| {
                 let made = Instant::now();
@@ -332,10 +413,10 @@ impl<K: Iptables> FamilySync<K> {
                 for chain in &chains {
                     stale.remove(&chain.name);
                 }
-                if let Some(record) = self.records.get_mut(*name) {
+                if let Some(record) = records.get_mut(*name) {
                     record.chains = chains.iter().map(|chain| chain.name).collect();
                 }
-                let result = planner.nat_chains(&ranked(&chains)).map_err(Some);
+                let result = planner.nat_chains(&ranked(&chains), changed.when(name, records)).map_err(Some);
                 using += made.elapsed();
                 result
             });
@@ -345,10 +426,15 @@ impl<K: Iptables> FamilySync<K> {
                 Err(Some(failure)) => return Err(failure),
                 Err(None) => return planner.finish(),
             }
-            for (chain, rank, digest) in shared {
-                planner.nat_shared(chain.name(), rank, digest, |each| {
-                    shared_rules(settings, view.snapshot, &self.records, chain, each);
-                })?;
+            if changed.touches(Table::Nat) {
+                let dispatch = Dispatch { settings, snapshot: view.snapshot, layout, records };
+                dispatch.restore(&mut planner, &mut stale)?;
+            }
+            planner.nat_chains(&ranked(&fixed_last), When::Now)?;
+            let held: Vec<ChainName> = stale.intersection(held).copied().collect();
+            for name in held {
+                stale.remove(&name);
+                planner.nat_chains(&[NatChain { name, rank: 0, rules: &[] }], When::Now)?;
             }
             planner.nat_last(&callers_first(stale))?;
             planner.filter_last(&filter)?;
@@ -360,29 +446,6 @@ impl<K: Iptables> FamilySync<K> {
         self.clock.compiling(compiling);
         self.clock.restoring(kernel.elapsed());
         outcome
-    }
-
-    /// The chains of filter with everything that is wanted in them.
-    fn filter_chains(&self, settings: &Settings) -> BTreeMap<ChainName, FilterChain> {
-        let mut chains = BTreeMap::new();
-        for chain in fixed::chains(settings).into_iter().filter(|chain| chain.table == Table::Filter) {
-            let is_shared_with_kubelet = chain.is_shared_with_kubelet;
-            chains.insert(chain.name, FilterChain { rules: chain.rules, is_shared_with_kubelet });
-        }
-        for shared in SharedChain::ALL.into_iter().filter(|shared| shared.table() == Table::Filter) {
-            let entries = self.records.values().flat_map(|record| &record.filter_entries);
-            let rules = entries.filter(|(chain, _)| *chain == shared).map(|(_, rule)| rule.clone()).collect();
-            chains.insert(shared.name(), FilterChain { rules, is_shared_with_kubelet: false });
-        }
-        chains
-    }
-
-    fn shared_digest(&self, settings: &Settings, chain: SharedChain) -> Digest {
-        let entries = self.records.values().flat_map(|record| &record.nat_entries);
-        let digest = entries
-            .filter(|(shared, _)| *shared == chain)
-            .fold(Digest::EMPTY, |digest, (_, hash)| digest.then(*hash));
-        tail(settings, chain).iter().fold(digest, |digest, rule| digest.then(Digest::rule(rule)))
     }
 
     /// Says what a failed restore is about.
@@ -409,31 +472,96 @@ impl<K: Iptables> FamilySync<K> {
     }
 }
 
+/// How `committed` is laid out.
+fn layout_of(committed: &Committed, settings: &Settings) -> Layout {
+    let there = committed.nat.get(&names::KUBE_POSTROUTING).copied().flatten();
+    let is_there = |rules: &[Rule]| there == Some(Digest::of(rules));
+    match Layout::is_compact(settings, committed.nat.keys().copied(), is_there) {
+        true => Layout::Compact,
+        false => Layout::Classic { is_large: false },
+    }
+}
+
+/// Services that others need to come up, as the API server and DNS.
+fn is_urgent(service: &ServiceName) -> bool {
+    matches!((service.namespace(), service.name()), ("kube-system", _) | ("default", "kubernetes"))
+}
+
 /// The chains of nat that do not depend on Services.
-pub(super) fn fixed_nat_chains(settings: &Settings) -> Vec<rules::NatChain> {
-    let of_nat = fixed::chains(settings).into_iter().filter(|chain| chain.table == Table::Nat);
+fn fixed_nat_chains(settings: &Settings, layout: Layout) -> Vec<rules::NatChain> {
+    let of_nat = fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Nat);
     of_nat.map(|chain| rules::NatChain { name: chain.name, rules: chain.rules }).collect()
+}
+
+/// Those that are written before the chains of service ports, and those that are written after them.
+/// As long as there are chains that compact has made, its rule for hairpins stays.
+pub(super) fn fixed_nat_chains_in_order(
+    settings: &Settings,
+    layout: Layout,
+    committed: &Committed,
+) -> (Vec<rules::NatChain>, Vec<rules::NatChain>) {
+    let was_compact = layout_of(committed, settings) == Layout::Compact;
+    let is_last = |chain: &rules::NatChain| {
+        was_compact && layout != Layout::Compact && chain.name == names::KUBE_POSTROUTING
+    };
+    fixed_nat_chains(settings, layout).into_iter().partition(|chain| !is_last(chain))
+}
+
+/// The chains of filter with everything that is wanted in them.
+fn filter_chains(
+    settings: &Settings,
+    layout: Layout,
+    records: &BTreeMap<ServicePortName, Record>,
+) -> BTreeMap<ChainName, FilterChain> {
+    let mut chains = BTreeMap::new();
+    for chain in fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Filter) {
+        let is_shared_with_kubelet = chain.is_shared_with_kubelet;
+        chains.insert(chain.name, FilterChain { rules: chain.rules, rank: 0, is_shared_with_kubelet });
+    }
+    for shared in SharedChain::ALL.into_iter().filter(|shared| shared.table() == Table::Filter) {
+        let entries = records.values().flat_map(|record| &record.filter_entries);
+        let entries: Vec<&Rule> =
+            entries.filter(|(chain, _)| *chain == shared).map(|(_, rule)| rule).collect();
+        let keys: Vec<Key> = entries.iter().filter_map(|rule| Key::of(rule)).collect();
+        for chain in dispatch::shared_chains(settings, layout, shared, &keys) {
+            let rule = |part| match part {
+                Part::Entry(entry) => Rule::clone(entries[entry]),
+                Part::Rule(rule) => *rule,
+            };
+            let rules = chain.parts.into_iter().map(rule).collect();
+            let filter = FilterChain { rules, rank: chain.rank, is_shared_with_kubelet: false };
+            chains.insert(chain.name, filter);
+        }
+    }
+    chains
 }
 
 /// `chains` as the planner takes them.
 pub(super) fn ranked(chains: &[rules::NatChain]) -> Vec<NatChain<'_>> {
     chains
         .iter()
-        .map(|chain| NatChain { name: chain.name, rank: rank(&chain.name), rules: &chain.rules })
+        .map(|chain| NatChain { name: chain.name, rank: names::rank(&chain.name), rules: &chain.rules })
         .collect()
+}
+
+/// The entries of one service port in the shared chains.
+pub(super) fn entries_of(settings: &Settings, view: View<'_>, name: &ServicePortName) -> Vec<Entry> {
+    let Some(port) = find_port(view.snapshot, settings.family, name) else { return Vec::new() };
+    let endpoints = view.snapshot.endpoints(&port, settings.family);
+    rules::entries(settings, &port, Selection::new(&port, &endpoints, view.place).verdicts(&port))
 }
 
 /// The chains of one service port, callees first.
 pub(super) fn nat_chains_of(
     settings: &Settings,
+    layout: Layout,
     view: View<'_>,
     name: &ServicePortName,
-    is_large: bool,
 ) -> Vec<rules::NatChain> {
     let Some(port) = find_port(view.snapshot, settings.family, name) else { return Vec::new() };
     let endpoints = view.snapshot.endpoints(&port, settings.family);
     let selection = Selection::new(&port, &endpoints, view.place);
-    classic::chains(settings, &port, &selection, is_large)
+    rules::chains(settings, layout, &port, &selection)
 }
 
 /// What a compilation changed.
@@ -451,6 +579,15 @@ impl Changed {
         self.shared.iter().any(|chain| chain.table() == table)
     }
 
+    /// When the chains of `name` may be written: with the dispatch, if packets that the old one sends
+    /// there would fare by neither the old nor the new rules.
+    fn when(&self, name: &ServicePortName, new: &BTreeMap<ServicePortName, Record>) -> When {
+        match (self.old.get(name), new.get(name)) {
+            (Some(old), Some(new)) if old.nat_entries != new.nat_entries => When::WithDispatch,
+            _ => When::Now,
+        }
+    }
+
     /// The chains of the changed service ports as they were.
     fn chains_before(&self) -> BTreeSet<ChainName> {
         self.old.values().flat_map(|record| record.chains.iter().copied()).collect()
@@ -466,7 +603,7 @@ impl Changed {
             let nat =
                 |record: Option<&Record>| record.map(|record| record.nat_entries.clone()).unwrap_or_default();
             if nat(old) != nat(new) {
-                self.shared.extend(nat(old).iter().chain(&nat(new)).map(|(chain, _)| *chain));
+                self.shared.extend(nat(old).iter().chain(&nat(new)).map(|(chain, ..)| *chain));
             }
             let filter = |record: Option<&Record>| {
                 record.map(|record| record.filter_entries.clone()).unwrap_or_default()
@@ -481,14 +618,17 @@ impl Changed {
 fn record(settings: &Settings, view: View<'_>, port: &ServicePort<'_>) -> Record {
     let endpoints = view.snapshot.endpoints(port, settings.family);
     let verdicts = Selection::new(port, &endpoints, view.place).verdicts(port);
-    let (nat, filter): (Vec<Entry>, Vec<Entry>) = classic::entries(settings, port, verdicts)
+    let (nat, filter): (Vec<Entry>, Vec<Entry>) = rules::entries(settings, port, verdicts)
         .into_iter()
         .partition(|(chain, _)| chain.table() == Table::Nat);
     Record {
         verdicts,
         n_endpoints: endpoints.len(),
         chains: Box::default(),
-        nat_entries: nat.iter().map(|(chain, rule)| (*chain, Digest::rule(rule))).collect(),
+        nat_entries: nat
+            .iter()
+            .filter_map(|(chain, rule)| Some((*chain, Key::of(rule)?, Digest::rule(rule))))
+            .collect(),
         filter_entries: filter.into(),
     }
 }
@@ -507,44 +647,13 @@ fn take_records(
     names.into_iter().filter_map(|name| records.remove_entry(&name)).collect()
 }
 
-fn find_port<'a>(
+pub(super) fn find_port<'a>(
     snapshot: &'a Snapshot,
     family: IpFamily,
     name: &ServicePortName,
 ) -> Option<ServicePort<'a>> {
     let service = snapshot.service(&name.service)?;
     service.ports_in(family).find(|port| port.port.name == name.port && port.port.protocol == name.protocol)
-}
-
-/// All rules of a shared chain of nat, in order.
-fn shared_rules(
-    settings: &Settings,
-    snapshot: &Snapshot,
-    records: &BTreeMap<ServicePortName, Record>,
-    chain: SharedChain,
-    each: &mut dyn FnMut(&Rule),
-) {
-    for (name, record) in records {
-        if !record.nat_entries.iter().any(|(shared, _)| *shared == chain) {
-            continue;
-        }
-        let Some(port) = find_port(snapshot, settings.family, name) else { continue };
-        for (shared, rule) in classic::entries(settings, &port, record.verdicts) {
-            if shared == chain {
-                each(&rule);
-            }
-        }
-    }
-    tail(settings, chain).iter().for_each(each);
-}
-
-fn tail(settings: &Settings, chain: SharedChain) -> Vec<Rule> {
-    if chain == SharedChain::NatServices { fixed::node_ports_tail(settings) } else { Vec::new() }
-}
-
-/// Callees have a lower rank than their callers.
-fn rank(name: &ChainName) -> u8 {
-    names::PortChain::of(name).map_or(0, |kind| 1 + kind as u8)
 }
 
 /// Chains of service ports, ours or not, that the kernel holds.
@@ -554,6 +663,6 @@ fn chains_of_service_ports(committed: &Committed) -> BTreeSet<ChainName> {
 
 fn callers_first(chains: impl IntoIterator<Item = ChainName>) -> Vec<ChainName> {
     let mut chains: Vec<ChainName> = chains.into_iter().collect();
-    chains.sort_unstable_by(|a, b| rank(b).cmp(&rank(a)).then(a.cmp(b)));
+    chains.sort_unstable_by(|a, b| names::rank(b).cmp(&names::rank(a)).then(a.cmp(b)));
     chains
 }

@@ -16,6 +16,9 @@ pub(super) fn synced(report: &Report, elapsed: Duration) {
             "somebody else changed our rules"
         );
     }
+    for chain in &report.held {
+        warn!(family = %report.family, %chain, "rules of somebody else lead to a chain that is wanted no more; it stays, empty");
+    }
     for (port, refusal) in &report.quarantined {
         error!(
             family = %report.family, service_port = %port, protocol = %port.protocol,

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use super::triggers::Triggers;
-use super::{News, Observer, Synced};
+use super::{Finding, News, Observer, Sweep, Synced};
 use crate::iptables::Table;
 use crate::metrics::{Metrics, SyncSample};
 use crate::model::{ObjectKind, ServiceName};
@@ -65,8 +65,23 @@ impl Observer for Meter {
         self.metrics.pending(state.services.len(), state.n_slices);
     }
 
+    fn swept(&self, sweep: &Sweep) {
+        self.metrics.conntrack_reconciled(sweep.family, sweep.elapsed);
+        for (reason, n) in &sweep.deleted {
+            self.metrics.conntrack_deleted(sweep.family, reason.word(), *n as u64);
+        }
+    }
+
+    fn noticed(&self, finding: &Finding) {
+        self.metrics.found(finding.word());
+    }
+
     fn problems(&self, kind: ObjectKind, n: usize) {
         self.metrics.problems(kind.word(), n);
+    }
+
+    fn affinity_lists_full(&self, family: IpFamily, n: usize) {
+        self.metrics.affinity_lists_full(family, n);
     }
 
     fn queued(&self, family: IpFamily) {
@@ -106,7 +121,7 @@ impl Observer for Meter {
             n_dropped_internal: report.n_dropped_internal,
             n_dropped_external: report.n_dropped_external,
         });
-        self.metrics.layout(family, report.backend.word(), "classic");
+        self.metrics.layout(family, report.backend.word(), report.layout.word());
         self.metrics.objects(ObjectKind::Service.word(), view.snapshot.n_services());
         self.metrics.objects(ObjectKind::EndpointSlice.word(), view.snapshot.n_slices());
         self.metrics.objects(ObjectKind::Node.word(), usize::from(view.snapshot.node().is_some()));

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::sweep::Sweep;
 use super::{Report, View};
 use crate::model::{Node, ObjectKind, ServiceName, Touched};
 use crate::net::IpFamily;
@@ -29,6 +30,11 @@ pub trait Observer: Send + Sync {
         let _ = (kind, n);
     }
 
+    /// The kernel remembers no more clients of `n` endpoints of `family` with session affinity.
+    fn affinity_lists_full(&self, family: IpFamily, n: usize) {
+        let _ = (family, n);
+    }
+
     /// A change asks for a sync of `family`.
     fn queued(&self, family: IpFamily) {
         let _ = family;
@@ -43,6 +49,78 @@ pub trait Observer: Send + Sync {
     /// A sync of a family ended, well or not. Nothing in the snapshot has changed since it began.
     fn synced(&self, synced: &Synced<'_>) {
         let _ = synced;
+    }
+
+    /// Something about this node was noticed.
+    fn noticed(&self, finding: &Finding) {
+        let _ = finding;
+    }
+
+    /// Conntrack was looked through for stale flows of a family.
+    fn swept(&self, sweep: &Sweep) {
+        let _ = sweep;
+    }
+}
+
+/// Something about this node that whoever looks after it should know. Each is noticed once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Rules of another mode or back-end were there, and are removed: which.
+    LeftoverRemoved(String),
+    /// Something of another mode or back-end is there and stays.
+    LeftoverStays {
+        /// What.
+        what: String,
+        /// A command that removes it.
+        remedy: String,
+    },
+    /// Somebody else programs Services on this node: how that is known.
+    Rival(String),
+    /// A kernel parameter could not be set; the kernel has what it had.
+    ParameterUnset {
+        /// Its path below `/proc/sys`, or `module/...` below `/sys`.
+        key: String,
+        /// What it was to be.
+        value: u64,
+        /// What the kernel said.
+        error: String,
+    },
+    /// Node ports do not answer on 127.0.0.1, although they are configured to.
+    NoLocalhostNodePorts,
+}
+
+impl Finding {
+    /// As metrics and events name its kind.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Finding::LeftoverRemoved(_) => "LeftoverRemoved",
+            Finding::LeftoverStays { .. } => "LeftoverStays",
+            Finding::Rival(_) => "SecondProxy",
+            Finding::ParameterUnset { .. } => "ParameterUnset",
+            Finding::NoLocalhostNodePorts => "NoLocalhostNodePorts",
+        }
+    }
+
+    /// Whether somebody has to see to it.
+    pub fn is_warning(&self) -> bool {
+        !matches!(self, Finding::LeftoverRemoved(_))
+    }
+}
+
+/// In a sentence.
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Finding::LeftoverRemoved(what) => write!(f, "removed what another proxy had left: {what}"),
+            Finding::LeftoverStays { what, remedy } => write!(f, "found {what}; to remove it: {remedy}"),
+            Finding::Rival(evidence) => {
+                write!(f, "another kube-proxy or Chainsmith seems to program this node: {evidence}")
+            }
+            Finding::ParameterUnset { key, value, error } => {
+                write!(f, "cannot set kernel parameter {key} to {value}: {error}")
+            }
+            Finding::NoLocalhostNodePorts => f.write_str("node ports do not answer on 127.0.0.1"),
+        }
     }
 }
 

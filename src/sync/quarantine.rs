@@ -3,15 +3,16 @@
 //! The refused line mostly tells; where it does not, service ports are halved until the one is alone
 //! that the kernel refuses. It is left out until its Service changes; each audit lets it be tried again.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::family::{FamilySync, View, fixed_nat_chains, nat_chains_of, ranked};
+use super::family::{FamilySync, View, entries_of, fixed_nat_chains_in_order, nat_chains_of, ranked};
 use super::report::Report;
 use super::stopwatch::Timed;
+use crate::iptables::{ChainName, Table};
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
-use crate::plan::{Failure, Planner};
-use crate::rules::Settings;
+use crate::plan::{Failure, Planner, When};
+use crate::rules::{Entry, Settings, names};
 
 /// How many service ports are left out in one sync at most. More are hardly their own fault.
 const MAX_NEW: usize = 64;
@@ -40,20 +41,31 @@ impl<K: Iptables> FamilySync<K> {
         };
         let mut is_line_trusted = true;
         for _ in 0..MAX_NEW {
+            if scene.stop.load(Ordering::Relaxed) {
+                return Err(failure);
+            }
             let blamed =
                 if is_line_trusted { self.refusal_of(&failure).and_then(|it| it.service_port) } else { None };
-            let Some(port) = blamed.or_else(|| self.search(scene, report)) else { return Err(failure) };
-            let Some(refusal) = self.refusal_of(&failure) else { return Err(failure) };
+            let found = match blamed {
+                Some(port) => Some(port),
+                None => self.search(scene, report)?,
+            };
+            let Some((port, refusal)) = found.zip(self.refusal_of(&failure)) else { return Err(failure) };
             self.quarantine.insert(port.clone(), refusal.clone());
             let again = match self.restore_everything(scene, report) {
                 Err(again) if is_refusal(&again) => again,
-                result => {
+                Ok(()) if !scene.stop.load(Ordering::Relaxed) => {
                     // It does without him: he is to blame.
                     report.quarantined.push((port, refusal));
+                    return Ok(());
+                }
+                result => {
+                    // Nothing was shown: the next sync finds out.
+                    self.quarantine.remove(&port);
                     return result;
                 }
             };
-            if self.is_refused(std::slice::from_ref(&port), scene, report) {
+            if self.is_refused(std::slice::from_ref(&port), scene, report)? {
                 report.quarantined.push((port, refusal));
             } else {
                 // The line was only near, or there is nobody to blame.
@@ -74,43 +86,77 @@ impl<K: Iptables> FamilySync<K> {
     }
 
     /// Halves the service ports until one is left who is refused if anybody is. `None` when what all
-    /// need is refused.
-    fn search(&mut self, scene: Scene<'_>, report: &mut Report) -> Option<ServicePortName> {
+    /// need is refused. Fails where it cannot be told: the tables are locked, a program was killed.
+    fn search(
+        &mut self,
+        scene: Scene<'_>,
+        report: &mut Report,
+    ) -> Result<Option<ServicePortName>, Failure<RestoreError>> {
         let mut suspects: Vec<ServicePortName> = self.records.keys().cloned().collect();
         let mut is_anything_taken = false;
         while suspects.len() > 1 {
             let rest = suspects.split_off(suspects.len() / 2);
-            if !self.is_refused(&suspects, scene, report) {
+            if !self.is_refused(&suspects, scene, report)? {
                 suspects = rest;
                 is_anything_taken = true;
             }
         }
-        if !is_anything_taken && self.is_refused(&[], scene, report) {
-            return None;
+        if !is_anything_taken && self.is_refused(&[], scene, report)? {
+            return Ok(None);
         }
-        suspects.pop()
+        Ok(suspects.pop())
     }
 
-    /// Restores the chains of `ports` alone, and those that all need. What is taken stays.
-    fn is_refused(&mut self, ports: &[ServicePortName], scene: Scene<'_>, report: &mut Report) -> bool {
-        let (mut committed, _) = self.clock.reading(|| self.tables.take());
-        let limits = self.tables.kernel.limits();
+    /// Restores the chains of `ports` alone, and those that all need, which stay; and the entries of
+    /// `ports` in the shared chains, in chains of their own that are gone again with the same commit.
+    fn is_refused(
+        &mut self,
+        ports: &[ServicePortName],
+        scene: Scene<'_>,
+        report: &mut Report,
+    ) -> Result<bool, Failure<RestoreError>> {
+        let Scene { settings, view, .. } = scene;
+        let (mut committed, drift) = self.clock.reading(|| self.tables.take());
+        report.drift.add(drift);
+        let (limits, layout) = (self.tables.kernel.limits(), self.layout());
         let mut kernel = Timed::new(&mut self.tables.kernel);
-        let family = scene.settings.family;
-        let mut planner = Planner::new(family, &mut committed, &self.tables.jumps, limits, &mut kernel);
-        let fixed = fixed_nat_chains(scene.settings);
-        let mut result = planner.nat_chains(&ranked(&fixed));
-        for port in ports {
-            let chains = nat_chains_of(scene.settings, scene.view, port, self.is_large);
-            result = result.and_then(|()| planner.nat_chains(&ranked(&chains)));
-        }
-        let result = result.and_then(|()| planner.finish());
+        // What compact still needs while its chains are replaced is left as it is.
+        let (fixed, _) = fixed_nat_chains_in_order(settings, layout, &committed);
+        let mut planner =
+            Planner::new(settings.family, &mut committed, &self.tables.jumps, limits, &mut kernel);
+        let entries = ports.iter().flat_map(|port| entries_of(settings, view, port));
+        let (nat, filter): (Vec<Entry>, Vec<Entry>) =
+            entries.partition(|(chain, _)| chain.table() == Table::Nat);
+        let rules = |entries: Vec<Entry>| entries.into_iter().map(|(_, rule)| rule).collect::<Vec<_>>();
+        let steps = || {
+            planner.probe(Table::Filter, names::FILTER_PROBE, &rules(filter));
+            planner.nat_chains(&ranked(&fixed), When::Now)?;
+            for port in ports {
+                planner.nat_chains(&ranked(&nat_chains_of(settings, layout, view, port)), When::Now)?;
+            }
+            planner.probe(Table::Nat, names::NAT_PROBE, &rules(nat));
+            planner.finish()
+        };
+        let result = steps();
         report.tally += planner.tally();
-        self.clock.restoring(kernel.elapsed());
         self.tables.put_back(committed);
         report.n_failed_restores += usize::from(result.is_err());
-        result.is_err_and(|failure| is_refusal(&failure))
+        match result {
+            Ok(()) => Ok(false),
+            Err(failure) if is_refusal(&failure) => Ok(true),
+            Err(failure) => Err(failure),
+        }
     }
+}
+
+/// The chain that could not be deleted, because a rule of somebody else leads to it.
+pub(super) fn held_chain(failure: &Failure<RestoreError>) -> Option<ChainName> {
+    let RestoreError::Refused { text, message, .. } = &failure.error else { return None };
+    // legacy names the line, nf_tables the chain: `CHAIN_DEL failed (Device or resource busy): chain X`.
+    let by_line = text.as_deref().and_then(|text| text.strip_prefix("-X "));
+    let by_message =
+        || message.split_once("CHAIN_DEL failed")?.1.split_once("chain ")?.1.split_whitespace().next();
+    by_line.or_else(by_message).and_then(|name| ChainName::new(name.trim()))
 }
 
 /// Whether the kernel refused what it was given, so that another input may fare better.

@@ -7,6 +7,7 @@ use crate::metrics::Stages;
 use crate::model::ServicePortName;
 use crate::net::IpFamily;
 use crate::plan::Tally;
+use crate::rules::Layout;
 
 /// A restore that was refused, brought back to whom it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,12 @@ pub struct Drift {
 }
 
 impl Drift {
+    /// Adds what was found later.
+    pub fn add(&mut self, mut more: Drift) {
+        self.chains.append(&mut more.chains);
+        self.n_jumps += more.n_jumps;
+    }
+
     /// Whether there was none.
     pub fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.n_jumps == 0
@@ -85,6 +92,8 @@ pub struct Report {
     pub scope: Scope,
     /// Where its rules are.
     pub backend: Backend,
+    /// How they are laid out.
+    pub layout: Layout,
     /// What was sent to the kernel.
     pub tally: Tally,
     /// What the time went into.
@@ -108,6 +117,8 @@ pub struct Report {
     pub n_nat_rules: usize,
     /// What was found changed by somebody else, and is repaired unless the sync failed.
     pub drift: Drift,
+    /// Chains that are wanted no more and stay, empty, because rules of somebody else lead to them.
+    pub held: Vec<ChainName>,
     /// Service ports that the kernel refused, and are left out from now on.
     pub quarantined: Vec<(ServicePortName, Refusal)>,
     /// How it ended.
@@ -121,6 +132,7 @@ impl Report {
             family,
             scope,
             backend,
+            layout: Layout::Classic { is_large: false },
             tally,
             stages: Stages::default(),
             n_failed_restores: 0,
@@ -132,6 +144,7 @@ impl Report {
             n_filter_rules: 0,
             n_nat_rules: 0,
             drift: Drift::default(),
+            held: Vec::new(),
             quarantined: Vec::new(),
             outcome: Ok(()),
         }

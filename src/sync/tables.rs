@@ -105,6 +105,7 @@ impl<K: Iptables> Tables<K> {
                 self.dialects.insert((*table, *chain), (written, read));
             }
         }
+        self.dialects.retain(|(table, chain), _| digest(&committed, *table, chain).is_some());
         self.committed = Some(committed);
     }
 
@@ -274,6 +275,22 @@ mod tests {
         tables.put_back(committed);
         tables.learn_dialects(&Drift { chains: vec![(Table::Nat, CHAIN)], n_jumps: 0 });
         tables.dialects.contains_key(&(Table::Nat, CHAIN))
+    }
+
+    #[test]
+    fn the_dialect_of_a_chain_that_is_gone_is_forgotten() {
+        let mut tables = Tables::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
+        for n in 0..100 {
+            let chain = ChainName::new(&format!("KUBE-SVC-{n}")).unwrap();
+            let rule = "-A KUBE-MARK-MASQ -j RETURN\n".replace("KUBE-MARK-MASQ", chain.as_str());
+            let save = format!("*nat\n:{chain} - [0:0]\n{rule}COMMIT\n");
+            tables.kernel = FakeIptables::holding(IpFamily::V4, Backend::Nft, &save).unwrap();
+            let mut committed = Committed::default();
+            committed.nat.insert(chain, Some(Digest::EMPTY.then(7)));
+            tables.put_back(committed);
+            tables.learn_dialects(&Drift { chains: vec![(Table::Nat, chain)], n_jumps: 0 });
+            assert_eq!(tables.dialects.keys().copied().collect::<Vec<_>>(), [(Table::Nat, chain)]);
+        }
     }
 
     #[test]

@@ -11,23 +11,39 @@ use crate::model::Problem;
 pub struct Reporter {
     said: BTreeMap<String, Vec<Problem>>,
     n_told: usize,
+    /// What was said before the list that is being received: forgotten with its end, unless the list
+    /// gives cause to say it again.
+    before: BTreeMap<String, Vec<Problem>>,
 }
 
 impl Reporter {
     /// Says what is wrong with the object called `name`, unless just that was said of it before.
     pub fn report(&mut self, name: &str, problems: Vec<Problem>) {
         if problems.is_empty() {
-            self.said.remove(name);
-            return;
+            return self.forget(name);
         }
-        if self.said.get(name) != Some(&problems) {
+        if self.said.get(name).or_else(|| self.before.get(name)) != Some(&problems) {
             problems.iter().for_each(log);
-            self.said.insert(name.to_owned(), problems);
         }
+        self.said.insert(name.to_owned(), problems);
     }
 
-    /// How many problems there are, unless they were as many when this was asked last.
+    /// A list of all objects begins.
+    pub fn list_begins(&mut self) {
+        self.before.append(&mut self.said);
+    }
+
+    /// It is complete: objects that it did not hold are gone, those too that never had a usable state.
+    pub fn list_ends(&mut self) {
+        self.before.clear();
+    }
+
+    /// How many problems there are, unless they were as many when this was asked last; nothing in the
+    /// middle of a list.
     pub fn news(&mut self) -> Option<usize> {
+        if !self.before.is_empty() {
+            return None;
+        }
         let n = self.said.values().map(Vec::len).sum();
         (n != std::mem::replace(&mut self.n_told, n)).then_some(n)
     }
@@ -35,6 +51,7 @@ impl Reporter {
     /// The object called `name` is gone.
     pub fn forget(&mut self, name: &str) {
         self.said.remove(name);
+        self.before.remove(name);
     }
 }
 
@@ -42,4 +59,35 @@ impl Reporter {
 pub fn log(problem: &Problem) {
     let Problem { kind, object, field, text, what } = problem;
     warn!(%kind, object = %object.escape_debug(), %field, ?text, what, "bad field in object");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectKind;
+
+    fn bad() -> Vec<Problem> {
+        let text = String::new;
+        vec![Problem { kind: ObjectKind::Service, object: text(), field: text(), text: text(), what: text() }]
+    }
+
+    #[test]
+    fn what_a_list_does_not_hold_any_more_is_forgotten() {
+        let mut reporter = Reporter::default();
+        for n in 0..1_000 {
+            reporter.list_begins();
+            // A list that is broken off is begun again.
+            reporter.report("broken off", bad());
+            reporter.list_begins();
+            reporter.report("stays", bad());
+            reporter.report(&format!("passes {n}"), bad());
+            reporter.list_ends();
+            reporter.report("changes", bad());
+            reporter.report("mended", bad());
+            reporter.report("mended", Vec::new());
+        }
+        let names: Vec<&String> = reporter.said.keys().collect();
+        assert_eq!(names, ["changes", "passes 999", "stays"]);
+        assert!(reporter.before.is_empty());
+    }
 }

@@ -32,6 +32,7 @@ fn with_endpoints(n: usize) -> Lab {
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let other = service("default/other", "clusterIP: 10.96.0.11, ports: [{name: p, port: 80}]", &[]);
     lab([web(""), pods(&[POD]), other, slice("default/other", "a", "{name: p, port: 80}", &many[1..])])
+        .flag("layout", "classic")
 }
 
 /// Case 151, replaced: one reading and one restore, jumps included.
@@ -213,7 +214,7 @@ fn a_cluster_that_grows_large_is_written_as_one_that_always_was() {
 fn in_a_large_cluster_too_stale_chains_are_deleted_at_once() {
     let mut agent = Agent::new();
     agent.sees(&with_endpoints(1002));
-    let alone = lab([web(""), pods(&[POD])]);
+    let alone = lab([web(""), pods(&[POD])]).flag("layout", "classic");
     let input = agent.sees(&alone);
     assert_eq!(input.lines().filter(|line| line.starts_with("-X ")).count(), 1002);
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock};
 
 use chainsmith::config::host::{Counters, Host, Kernel};
-use chainsmith::config::{Config, DetectLocal, NodePortAddresses};
+use chainsmith::config::{Config, DetectLocal, LayoutChoice, NodePortAddresses};
 use chainsmith::iptables::Ruleset;
 use chainsmith::model::{
     Change, Conditions, Frontend, Hints, Node, Port, Service, ServiceName, Slice, SliceEndpoint, SliceName,
@@ -335,6 +335,7 @@ fn configs() -> impl Strategy<Value = Config> {
         node_ports,
         (proptest::bool::weighted(0.2), proptest::bool::weighted(0.8), proptest::bool::weighted(0.9)),
         prop_oneof![3 => Just(14), 1 => 0..32u32],
+        select(vec![LayoutChoice::Auto, LayoutChoice::Classic, LayoutChoice::Compact]),
     )
         .prop_map(
             |(
@@ -343,6 +344,7 @@ fn configs() -> impl Strategy<Value = Config> {
                 node_port_addresses,
                 (masquerade_all, localhost, external),
                 bit,
+                layout,
             )| {
                 let mut config = DEFAULT.clone();
                 config.cluster_cidrs =
@@ -353,6 +355,7 @@ fn configs() -> impl Strategy<Value = Config> {
                 config.localhost_node_ports = localhost;
                 config.allow_external_ips = external;
                 config.mark = MasqueradeMark::from_bit(bit).expect("at most 31");
+                config.layout = layout;
                 config
             },
         )
@@ -366,11 +369,11 @@ fn hosts() -> impl Strategy<Value = Host> {
         .chain(IpFamily::BOTH.map(IpFamily::localhost))
         .collect();
     let flag = || proptest::bool::weighted(0.8);
-    (proptest::sample::subsequence(addresses, 2..=6).prop_shuffle(), (flag(), flag(), flag(), flag(), flag()))
-        .prop_map(|(addresses, (invalid, localhost, random_fully, strict, route_localnet))| {
+    (proptest::sample::subsequence(addresses, 2..=6).prop_shuffle(), [(); 6].map(|()| flag())).prop_map(
+        |(addresses, [invalid, localhost, random_fully, strict, route_localnet, bpf])| {
             let counters = Counters { invalid, localhost };
-            let kernel =
-                Kernel { counters, tcp_be_liberal: !strict, random_fully, bpf: true, route_localnet };
+            let kernel = Kernel { counters, tcp_be_liberal: !strict, random_fully, bpf, route_localnet };
             Host { addresses, kernel }
-        })
+        },
+    )
 }

@@ -1,15 +1,17 @@
 //! Syncing in steps leaves what one full sync would have left, whatever happens on the way.
 
+use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::Table;
 use chainsmith::kernel::{Backend, Readable};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Limits;
+use chainsmith::rules::Layout;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::cluster::{Edit, World, edits, worlds};
 use crate::for_all;
-use crate::live::{Fault, Live, backends, empty, families, faults, limits, same};
+use crate::live::{Fault, Flaky, Live, backends, empty, families, faults, limits, same};
 
 /// Changes of a cluster: those that come together in one list.
 fn lives() -> impl Strategy<Value = (World, Vec<Vec<Edit>>)> {
@@ -74,22 +76,11 @@ fn failures_are_made_good_by_the_next_sync() {
 
 #[test]
 fn a_cluster_that_becomes_large_and_small_again_looks_like_a_new_one() {
-    let crowd = |n: usize| {
-        let Edit::Slice(name, Some(mut slice)) = one_slice() else { unreachable!("it is one") };
-        let endpoint = slice.endpoints[0].clone();
-        slice.endpoints = (0..n)
-            .map(|n| {
-                let mut endpoint = endpoint.clone();
-                endpoint.ip = std::net::Ipv4Addr::new(10, 180, (n / 250) as u8, (n % 250) as u8).into();
-                endpoint
-            })
-            .collect();
-        Edit::Slice(name, Some(slice))
-    };
     for_all(
         60,
         (worlds(), vec(prop_oneof![Just(999usize), 1000..1002usize, Just(5)], 1..5)),
-        |(world, sizes)| {
+        |(mut world, sizes)| {
+            world.config.layout = LayoutChoice::Classic;
             let mut live = Live::start(empty(IpFamily::V4, Backend::Nft, Limits::NFT), world);
             live.edit(&[one_service()]);
             prop_assert_eq!(live.sync().outcome, Ok(()));
@@ -101,6 +92,55 @@ fn a_cluster_that_becomes_large_and_small_again_looks_like_a_new_one() {
             Ok(())
         },
     );
+}
+
+#[test]
+fn auto_goes_over_above_a_thousand_endpoints_and_back_below_eight_hundred_at_a_full_sync() {
+    let sizes = vec((prop_oneof![Just(1001usize), Just(1000), Just(801), Just(799)], any::<bool>()), 1..7);
+    for_all(40, (worlds(), sizes), |(mut world, sizes)| {
+        world.config.layout = LayoutChoice::Auto;
+        let mut live = Live::start(empty(IpFamily::V4, Backend::Nft, Limits::NFT), world);
+        live.edit(&[one_service()]);
+        prop_assert_eq!(live.sync().outcome, Ok(()));
+        let mut is_compact = false;
+        for (n_endpoints, is_full) in sizes {
+            live.edit(&[crowd(n_endpoints)]);
+            if is_full {
+                live.sync.touch_everything(false);
+            }
+            let report = live.sync();
+            prop_assert_eq!(report.outcome, Ok(()));
+            is_compact = report.n_endpoints > 1000 || is_compact && !(is_full && report.n_endpoints < 800);
+            let mut wanted = live.world.clone();
+            wanted.config.layout = if is_compact { LayoutChoice::Compact } else { LayoutChoice::Classic };
+            prop_assert_eq!(live.sync.layout() == Layout::Compact, is_compact);
+            std::mem::swap(&mut live.world, &mut wanted);
+            same(IpFamily::V4, "kernel", &live.tables(), &live.wanted())?;
+            std::mem::swap(&mut live.world, &mut wanted);
+            if report.n_endpoints < 800 {
+                continue;
+            }
+            // One that starts now finds what there is, and leaves it.
+            let kernel = Flaky::new(live.fake().clone());
+            let mut again = Live::start(kernel, live.world.clone());
+            let report = again.sync();
+            prop_assert_eq!((report.outcome, again.sync.layout()), (Ok(()), live.sync.layout()));
+            prop_assert_eq!(report.tally.n_processes, 0);
+        }
+        Ok(())
+    });
+}
+
+/// As many endpoints of one Service.
+fn crowd(n_endpoints: usize) -> Edit {
+    let Edit::Slice(name, Some(mut slice)) = one_slice() else { unreachable!("it is one") };
+    let endpoint = slice.endpoints[0].clone();
+    let nth = |n: usize| chainsmith::model::SliceEndpoint {
+        ip: std::net::Ipv4Addr::new(10, 180, (n / 250) as u8, (n % 250) as u8).into(),
+        ..endpoint.clone()
+    };
+    slice.endpoints = (0..n_endpoints).map(nth).collect();
+    Edit::Slice(name, Some(slice))
 }
 
 /// A Service with one port, for [`one_slice`].

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::atomic::AtomicBool;
 
-use chainsmith::config::Config;
 use chainsmith::config::host::Host;
+use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
 use chainsmith::iptables::{ChainName, Jump, Table};
 use chainsmith::kernel::iptables::{KernelIptables, open};
@@ -161,12 +161,14 @@ fn a_large_first_sync_is_divided_and_one_endpoint_is_one_small_process() {
         let mut snapshot = large_cluster();
         let kernel = open(IpFamily::V4, Some(Backend::Nft)).expect("iptables works");
         let mut sync = FamilySync::new(Recorded { kernel, inputs: Vec::new(), n_saves: 0 });
-        sync.set_settings(Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4));
+        let config = Config { layout: LayoutChoice::Classic, ..Config::default() };
+        sync.set_settings(Settings::new(&config, None, &Host::default(), IpFamily::V4));
         let place = Place { node: "n", zone: None };
         let report = sync.sync(View { snapshot: &snapshot, place }, &AtomicBool::new(false));
         assert_eq!(report.outcome, Ok(()));
         let sizes: Vec<usize> = sync.kernel().inputs.iter().map(|input| names(input).len()).collect();
-        // KUBE-MARK-MASQ and the built-in chains are named beside those that are written.
+        // The first is a small one; what is urgent is in force with it. KUBE-MARK-MASQ and the
+        // built-in chains are named beside those that are written.
         assert!(sizes.iter().all(|n| *n <= Limits::NFT.max_names + 10), "{sizes:?}");
         let n_chains = N_SERVICES * (1 + N_ENDPOINTS);
         assert_eq!(sizes.len(), n_chains.div_ceil(Limits::NFT.max_names) + 1, "{sizes:?}");

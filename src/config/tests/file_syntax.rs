@@ -191,6 +191,11 @@ fn a_file_that_grows_when_read_is_refused() {
         text.push_str(&format!("a{i}: &a{i} [{aliases}]\n"));
     }
     assert_eq!(error_texts(Config::resolve(Some(&text), &Flags::default())).len(), 1);
+    // Fewer of them, which still are 50 MB when they are written out.
+    let levels: String =
+        (0..8).map(|n| format!("l{}: &l{} [*l{n}, *l{n}, *l{n}, *l{n}]\n", n + 1, n + 1)).collect();
+    let text = file(&format!("l0: &l0 [x, x]\n{levels}"));
+    assert_eq!(error_texts(Config::resolve(Some(&text), &Flags::default())).len(), 1);
     let deep = format!("{}x: {}{}", file(""), "[".repeat(100_000), "]".repeat(100_000));
     assert_eq!(error_texts(Config::resolve(Some(&deep), &Flags::default())).len(), 1);
     let deep = format!("{{\"x\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));

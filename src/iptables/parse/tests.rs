@@ -90,3 +90,24 @@ fn a_saved_ruleset_is_written_back_to_the_byte() {
     let ruleset = save(IpFamily::V4, &format!("{raw}{counted}")).unwrap();
     assert_eq!(write::save(IpFamily::V4, &ruleset), text);
 }
+
+/// iptables takes no such words; a table that somebody damaged must not make another rule of them.
+#[test]
+fn words_with_blanks_and_quotes_stay_one_word() {
+    for rule in [
+        r#"-p "t cp -j DROP" -j A"#,
+        r#"-m "a b" --x -j A"#,
+        r#"-m nfacct --nfacct-name  "a -j \"DROP" -j A"#,
+        r#"-j "A \"B" --to x"#,
+        r#"-p "" -j A"#,
+    ] {
+        check(rule, rule);
+    }
+}
+
+#[test]
+fn a_comment_without_its_text_is_refused() {
+    for rule in ["-j KUBE-SVC-A -m comment --comment", "-m comment --comment", "-j LOG --comment"] {
+        assert!(line(IpFamily::V4, &format!("-A X {rule}")).is_err(), "{rule}");
+    }
+}

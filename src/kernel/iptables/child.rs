@@ -95,6 +95,9 @@ impl RestoreChild {
         if message.contains("xtables lock") {
             return RestoreError::Locked(self.wait);
         }
+        if is_too_large(&message) {
+            return RestoreError::TooLarge(message);
+        }
         match refused_line(&message) {
             Some(line) => RestoreError::Refused { line, text: self.line(line), message },
             None => RestoreError::Failed { status: status.code().unwrap_or(-1), message },
@@ -106,6 +109,12 @@ impl RestoreChild {
         let n = line.checked_sub(1 + self.n_forgotten_lines)?;
         self.kept.iter().flat_map(|text| text.lines()).nth(n).map(str::to_owned)
     }
+}
+
+/// Whether the kernel had no room for the commit: EMSGSIZE, ENOBUFS. The line that is named with it is
+/// the `COMMIT`.
+fn is_too_large(message: &str) -> bool {
+    ["Message too long", "No buffer space available"].iter().any(|text| message.contains(text))
 }
 
 /// The number in `line 3 failed`, `line 3: RULE_APPEND failed` or `Error occurred at line: 3`.
@@ -152,7 +161,19 @@ pub(super) fn read_lines(mut command: Command, each: &mut dyn FnMut(&str)) -> an
 
 #[cfg(test)]
 mod tests {
-    use super::refused_line;
+    use super::{is_too_large, refused_line};
+
+    #[test]
+    fn a_commit_that_is_too_large_is_told_from_one_that_is_wrong() {
+        // What iptables-nft-restore 1.8.9 says in a user namespace.
+        assert!(is_too_large(
+            "sendmsg() failed: Message too long; iptables-nft-restore: line 1001 failed: Message too long."
+        ));
+        assert!(is_too_large("iptables-nft-restore: line 3 failed: No buffer space available."));
+        assert!(!is_too_large(
+            "iptables-nft-restore v1.8.9 (nf_tables): ; line 37: RULE_APPEND failed (Too many links)"
+        ));
+    }
 
     #[test]
     fn the_refused_line_is_found_in_what_each_back_end_says() {

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{KernelIptables, Programs, child, said};
-use crate::iptables::ChainName;
-use crate::kernel::Backend;
+use crate::iptables::{ChainName, Rule, Table, write};
+use crate::kernel::{Backend, Iptables, RestoreError};
 use crate::net::IpFamily;
 
 /// The oldest release whose `iptables-restore` can wait for the lock with a limit.
@@ -50,7 +50,7 @@ pub fn in_use(marks: &[ChainName]) -> Option<Backend> {
 
 /// Whether mangle holds one of `marks`.
 fn has_chain(family: IpFamily, backend: Backend, marks: &[ChainName]) -> bool {
-    if backend == Backend::Legacy && !has_legacy_tables(family) {
+    if backend == Backend::Legacy && !has_legacy_table(family, Table::Mangle) {
         return false;
     }
     let mut command = Command::new(Programs::new(family, Some(backend)).save);
@@ -61,6 +61,38 @@ fn has_chain(family: IpFamily, backend: Backend, marks: &[ChainName]) -> bool {
         is_used |= name.is_some_and(|name| marks.iter().any(|mark| mark.as_str() == name));
     });
     read.is_ok() && is_used
+}
+
+/// Whether the program and the kernel take `rule`, tried on a chain of its own that is gone again with
+/// the same commit. When it cannot be told, because the tables are locked by others for long, it
+/// counts as refused.
+pub fn takes(kernel: &mut impl Iptables, rule: &Rule) -> Result<(), RestoreError> {
+    const TRIES: usize = 3;
+    let family = kernel.family();
+    let chain = ChainName::literal("KUBE-SVC-0PROBE");
+    let mut text = String::new();
+    write::table(&mut text, Table::Nat);
+    write::declaration(&mut text, &chain);
+    write::append(&mut text, family, &chain, rule);
+    write::flush_chain(&mut text, &chain);
+    write::delete_chain(&mut text, &chain);
+    write::commit(&mut text);
+    let mut attempt = || {
+        kernel.begin();
+        kernel.write(&text);
+        kernel.end()
+    };
+    let is_final = |result: &Result<(), RestoreError>| {
+        matches!(result, Ok(()) | Err(RestoreError::Refused { .. } | RestoreError::Failed { .. }))
+    };
+    let mut result = attempt();
+    for _ in 1..TRIES {
+        if is_final(&result) {
+            break;
+        }
+        result = attempt();
+    }
+    result
 }
 
 /// Opens the tables of `family` in `backend`, after making sure that they can be used.
@@ -81,14 +113,14 @@ pub fn open(family: IpFamily, backend: Option<Backend>) -> Result<KernelIptables
     Ok(KernelIptables::new(family, backend, programs))
 }
 
-/// Whether the legacy back-end has the table mangle. A file that cannot be read (user namespaces)
-/// counts as yes.
-fn has_legacy_tables(family: IpFamily) -> bool {
+/// Whether the legacy back-end has `table` in this network namespace: looking at one that it has not
+/// would make it. A file that cannot be read (user namespaces) counts as yes.
+pub fn has_legacy_table(family: IpFamily, table: Table) -> bool {
     let path = match family {
-        IpFamily::V4 => "/proc/net/ip_tables_names",
-        IpFamily::V6 => "/proc/net/ip6_tables_names",
+        IpFamily::V4 => "/proc/thread-self/net/ip_tables_names",
+        IpFamily::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
-    std::fs::read_to_string(path).map_or(true, |names| names.lines().any(|name| name == "mangle"))
+    std::fs::read_to_string(path).map_or(true, |names| names.lines().any(|name| name == table.word()))
 }
 
 /// Whether the kernel has IPv6 switched off, so that only IPv4 is proxied.

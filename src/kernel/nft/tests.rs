@@ -157,3 +157,22 @@ fn too_many_commits_are_told_as_missed() {
         assert!(matches!(next(&mut notifications).await, Commit::Made { .. }));
     });
 }
+
+#[test]
+fn a_table_is_found_and_deleted_with_all_in_it_and_no_other() {
+    in_new_namespace(|| {
+        let script = "add table ip kube-proxy; add chain ip kube-proxy a; \
+            add chain ip kube-proxy b { type nat hook prerouting priority 0; }; \
+            add rule ip kube-proxy b ip daddr 10.0.0.1 jump a; add set ip kube-proxy s { type ipv4_addr; }; \
+            add table ip6 kube-proxy; add table ip other; add table inet kube-proxy";
+        assert!(std::process::Command::new("nft").arg(script).status().unwrap().success());
+        let has = |family| has_table(family, "kube-proxy").unwrap();
+        assert!(has(IpFamily::V4) && has(IpFamily::V6));
+        delete_table(IpFamily::V4, "kube-proxy").unwrap();
+        assert_eq!((has(IpFamily::V4), has(IpFamily::V6)), (false, true));
+        delete_table(IpFamily::V4, "kube-proxy").unwrap();
+        let left = std::process::Command::new("nft").args(["list", "tables"]).output().unwrap();
+        let left = String::from_utf8(left.stdout).unwrap();
+        assert_eq!(left, "table ip6 kube-proxy\ntable ip other\ntable inet kube-proxy\n");
+    });
+}

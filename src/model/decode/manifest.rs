@@ -3,7 +3,7 @@
 //! parent module, opening files to the caller.
 //!
 //! Documents are separated by lines of `---`; each is YAML, or JSON when its first character is a
-//! `{` (then several may follow one another). A list of any kind may stand for its items, nested
+//! `{` (then several may follow one another) and it is not YAML of that form. A list of any kind may stand for its items, nested
 //! too. Text is read as a stream: what is in memory is one object, however long the list.
 //!
 //! A document that is not YAML or JSON costs itself from there on, an object with a field of the
@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use super::field::quote;
 use crate::model::ObjectKind;
-use document::{Documents, LineCounter};
+use document::{Documents, Kept, LineCounter};
 use list::{DocumentSeed, Position};
 
 /// An object of a kind that matters, defaults filled in.
@@ -80,8 +80,13 @@ pub fn read(text: impl BufRead, source: &str, each: &mut dyn FnMut(Object)) -> O
     let mut documents = Documents::new(text);
     while let Some(first) = documents.next_document() {
         match first {
-            Ok(b'{') => reading.json(&mut documents),
-            Ok(_) => reading.yaml(&mut documents),
+            Ok(b'{') => reading.json_or_yaml(&mut documents),
+            Ok(_) => {
+                let first = documents.line();
+                if let Err(Broken { place, what, .. }) = reading.yaml(documents.by_ref(), first) {
+                    reading.broken(first + place.0 - 1, &what);
+                }
+            }
             Err(error) => {
                 reading.broken(documents.line(), &format!("cannot be read: {error}"));
                 break;
@@ -92,6 +97,26 @@ pub fn read(text: impl BufRead, source: &str, each: &mut dyn FnMut(Object)) -> O
     reading.outcome
 }
 
+impl Outcome {
+    /// Whatever was found so far.
+    fn n_seen(&self) -> usize {
+        self.n_objects + self.n_others + self.problems.len()
+    }
+}
+
+/// How much of a document that begins as JSON is kept, in case it turns out to be YAML: more than
+/// anybody writes by hand. In bytes.
+const LONGEST_KEPT: usize = 1 << 20;
+
+/// A document that cannot be read on.
+struct Broken {
+    /// Line and column within the document, from 1.
+    place: (usize, usize),
+    what: String,
+    /// Nothing was handed out, and the fault is one of JSON's grammar.
+    may_be_yaml: bool,
+}
+
 /// Where the objects of one text go.
 struct Reading<'a> {
     source: &'a str,
@@ -100,36 +125,51 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    fn yaml(&mut self, documents: &mut Documents<impl BufRead>) {
+    /// Reads a document that begins with a `{`: JSON, or else YAML. What is neither is said to be the
+    /// one that it is for longer.
+    fn json_or_yaml(&mut self, documents: &mut Documents<impl BufRead>) {
         let first = documents.line();
-        let result = serde_saphyr::with_deserializer_from_reader_with_options(
-            documents,
-            yaml_options(),
-            |deserializer| {
-                DocumentSeed { reading: self, position: Position::Yaml { first } }.deserialize(deserializer)
+        let mut text = Kept::new(documents.by_ref(), LONGEST_KEPT);
+        let Err(json) = self.json(&mut text, first) else { return };
+        let broken = match text.rewound() {
+            Some(text) if json.may_be_yaml => match self.yaml(text, first) {
+                Err(yaml) if yaml.place > json.place => yaml,
+                Err(_) => json,
+                Ok(()) => return,
             },
-        );
-        if let Err(error) = result {
-            // A location of line 0 means that the parser knows none.
-            let line = error.location().map_or(1, |location| location.line().max(1)) as usize;
-            let text = error.without_snippet().to_string();
-            self.broken(first + line - 1, &format!("cannot be read as YAML: {}", without_place(&text)));
-        }
+            _ => json,
+        };
+        self.broken(first + broken.place.0 - 1, &broken.what);
     }
 
-    fn json(&mut self, documents: &mut Documents<impl BufRead>) {
-        let first = documents.line();
-        let lines = LineCounter::new(BufReader::with_capacity(64 << 10, documents.by_ref()), first);
+    fn yaml(&mut self, text: impl Read, first: usize) -> Result<(), Broken> {
+        serde_saphyr::with_deserializer_from_reader_with_options(text, yaml_options(), |deserializer| {
+            DocumentSeed { reading: self, position: Position::Yaml { first } }.deserialize(deserializer)
+        })
+        .map_err(|error| {
+            // A location of line 0 means that the parser knows none.
+            let place =
+                error.location().map_or((1, 0), |at| (at.line().max(1) as usize, at.column() as usize));
+            let what =
+                format!("cannot be read as YAML: {}", without_place(&error.without_snippet().to_string()));
+            Broken { place, what, may_be_yaml: true }
+        })
+    }
+
+    fn json(&mut self, text: impl Read, first: usize) -> Result<(), Broken> {
+        let lines = LineCounter::new(BufReader::with_capacity(64 << 10, text), first);
         let line = lines.line();
         let mut deserializer = serde_json::Deserializer::from_reader(lines);
+        let before = self.outcome.n_seen();
         while deserializer.end().is_err() {
             let seed = DocumentSeed { reading: self, position: Position::Json(&line) };
-            if let Err(error) = seed.deserialize(&mut deserializer) {
-                let at = first + error.line().max(1) - 1;
-                self.broken(at, &format!("cannot be read as JSON: {}", without_place(&error.to_string())));
-                return;
-            }
+            seed.deserialize(&mut deserializer).map_err(|error| Broken {
+                place: (error.line().max(1), error.column()),
+                what: format!("cannot be read as JSON: {}", without_place(&error.to_string())),
+                may_be_yaml: error.is_syntax() && self.outcome.n_seen() == before,
+            })?;
         }
+        Ok(())
     }
 
     /// Notes that the text itself is broken at `line`.

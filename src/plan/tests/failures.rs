@@ -15,7 +15,9 @@ fn after(aftermath: Aftermath) -> (Known<usize>, Known<u32>, Known<u32>) {
     let mut recorder = Recorder { failures: vec![Some(aftermath)], ..Recorder::default() };
     let mut planner = Planner::new(IpFamily::V4, &mut committed, &[], UNLIMITED, &mut recorder);
     planner.filter_first(&wanted).unwrap();
-    planner.nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &rules(&["-j RETURN"]) }]).unwrap();
+    planner
+        .nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &rules(&["-j RETURN"]) }], When::Now)
+        .unwrap();
     planner.nat_last(&[name("OLD")]).unwrap();
     planner.filter_last(&wanted).unwrap();
     assert_eq!(planner.finish().unwrap_err().error, Failed(aftermath));
@@ -40,7 +42,7 @@ fn after_nat_alone(aftermath: Aftermath) -> Committed {
     let mut committed = Committed::default();
     let mut recorder = Recorder { failures: vec![Some(aftermath)], ..Recorder::default() };
     let mut planner = Planner::new(IpFamily::V4, &mut committed, &[], UNLIMITED, &mut recorder);
-    planner.nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &[] }]).unwrap();
+    planner.nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &[] }], When::Now).unwrap();
     planner.finish().unwrap_err();
     committed
 }
@@ -59,7 +61,7 @@ fn what_was_committed_by_earlier_processes_stays_known_and_later_ones_are_not_be
     let limits = Limits { max_names: 1, max_rules: 9 };
     let mut planner = Planner::new(IpFamily::V4, &mut committed, &[], limits, &mut recorder);
     let chains = ["A", "B", "C", "D"].map(|text| NatChain { name: name(text), rank: 0, rules: &[] });
-    let failure = planner.nat_chains(&chains).unwrap_err();
+    let failure = planner.nat_chains(&chains, When::Now).unwrap_err();
     assert_eq!(failure.lines.chain_at(2), Some((Table::Nat, name("B"), 0)));
     assert_eq!((planner.tally().n_processes, planner.tally().n_commits), (2, 1));
     assert_eq!(committed.nat.keys().copied().collect::<Vec<_>>(), [name("A")]);
@@ -76,7 +78,7 @@ fn every_line_of_an_input_tells_its_chain() {
     let mut planner = Planner::new(IpFamily::V4, &mut committed, &jumps, UNLIMITED, &mut recorder);
     planner.filter_first(&filter_chains(&[("F", &["-j RETURN"]), ("G", &[])])).unwrap();
     let two = rules(&["-p tcp -j RETURN", "-j RETURN"]);
-    planner.nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &two }]).unwrap();
+    planner.nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &two }], When::Now).unwrap();
     planner.nat_last(&[name("OLD")]).unwrap();
     let lines = planner.finish().unwrap_err().lines;
     let shown = |line| {

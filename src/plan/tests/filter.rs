@@ -13,7 +13,7 @@ fn around_nat(old: &[(&str, &[&str])], new: &[(&str, &[&str])]) -> Vec<String> {
     let mut committed = held(old);
     let (inputs, _) = plan(&mut committed, &[], UNLIMITED, |planner| {
         planner.filter_first(&wanted)?;
-        planner.nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &[] }])?;
+        planner.nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &[] }], When::Now)?;
         planner.nat_last(&[])?;
         planner.filter_last(&wanted)
     });
@@ -82,7 +82,7 @@ fn a_chain_of_unknown_content_is_written_once() {
 
 #[test]
 fn the_kubelets_chain_is_made_but_never_emptied() {
-    let shared = FilterChain { rules: Vec::new(), is_shared_with_kubelet: true };
+    let shared = FilterChain { rules: Vec::new(), rank: 0, is_shared_with_kubelet: true };
     let wanted: BTreeMap<ChainName, FilterChain> = [(name("KUBE-FIREWALL"), shared)].into();
     let from = |mut committed: Committed| {
         let (inputs, _) = plan(&mut committed, &[], UNLIMITED, |planner| {

@@ -15,7 +15,7 @@ fn send(planner: &mut Planner<'_, Recorder>, groups: &[Chains]) -> Result<(), Fa
         let group = with_rules(group);
         let chains: Vec<NatChain<'_>> =
             group.iter().map(|(name, rank, rules)| NatChain { name: *name, rank: *rank, rules }).collect();
-        planner.nat_chains(&chains)?;
+        planner.nat_chains(&chains, When::Now)?;
     }
     Ok(())
 }
@@ -177,7 +177,9 @@ fn where_one_process_takes_everything_text_does_not_pile_up() {
     let mut planner = Planner::new(IpFamily::V4, &mut committed, &[], UNLIMITED, &mut kernel);
     let long = vec![rule("-p tcp -j RETURN"); 20_000];
     for n in 0..20 {
-        planner.nat_chains(&[NatChain { name: name(&format!("A{n}")), rank: 1, rules: &long }]).unwrap();
+        planner
+            .nat_chains(&[NatChain { name: name(&format!("A{n}")), rank: 1, rules: &long }], When::Now)
+            .unwrap();
     }
     let n_bytes_before_the_end = planner.tally().n_bytes;
     planner.finish().unwrap();

@@ -34,7 +34,9 @@ fn rules_grow_with_services_and_endpoints_as_kube_proxys() {
 #[test]
 fn comments_on_endpoints_go_above_a_thousand_of_them() {
     let comments = |n| {
-        let ruleset = service("ports: [{port: 80}]").with_endpoints(&endpoints(n)).ruleset(IpFamily::V4);
+        let config = format!("{CLUSTER_CIDR}\nchainsmith: {{layout: classic}}");
+        let case = service("ports: [{port: 80}]").with_config(&config);
+        let ruleset = case.with_endpoints(&endpoints(n)).ruleset(IpFamily::V4);
         let text = write::save(IpFamily::V4, &ruleset);
         let with = |prefix: &str| {
             text.lines().filter(|line| line.starts_with(prefix) && line.contains("--comment")).count()

@@ -142,3 +142,40 @@ async fn after_a_refusal_the_kernel_is_read_again_for_it_may_not_be_as_it_was() 
     assert_eq!(rig.rules(Table::Nat, "KUBE-MARK-MASQ"), 1);
     assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_that_is_too_large_is_split_within_the_sync() {
+    const MAX: usize = 16_000;
+    let rig = Rig::start(Config::default(), Patience::NONE);
+    rig.kernel(|kernel| kernel.max_bytes = MAX);
+    for n in 1..=60 {
+        rig.change(service(&format!("t{n}"), 100 + n)).await;
+        rig.change(slice(&format!("t{n}"), &["east", "west"])).await;
+    }
+    rig.list().await;
+    rig.after(Duration::from_millis(500)).await;
+    assert_eq!(rig.take_syncs().len(), 1, "it is not left to a retry");
+    let n_chains = rig.kernel(|kernel| kernel.ruleset.tables[&Table::Nat].len());
+    assert!(n_chains > 60, "{n_chains} chains");
+    let of = |is_large: bool| {
+        rig.kernel(|kernel| kernel.inputs.iter().filter(|input| (input.len() > MAX) == is_large).count())
+    };
+    let n_refused = of(true);
+    assert!(n_refused > 0, "something was too large");
+    // What was learnt stays.
+    rig.change(service("s", 9)).await;
+    rig.after(Duration::from_secs(60)).await;
+    assert_eq!(of(true), n_refused);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_split_is_an_error_and_tried_again_later() {
+    let rig = Rig::settled().await;
+    rig.kernel(|kernel| kernel.max_bytes = 10);
+    rig.change(service("t", 2)).await;
+    rig.after(Duration::from_secs(10)).await;
+    assert!(rig.metrics.restore_failures(IpFamily::V4) > 0);
+    rig.kernel(|kernel| kernel.max_bytes = usize::MAX);
+    rig.after(Duration::from_secs(60)).await;
+    assert_eq!(rig.rules(Table::Filter, "KUBE-SERVICES"), 2);
+}

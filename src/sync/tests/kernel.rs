@@ -55,6 +55,10 @@ impl Iptables for Shared {
         self.with(|fake| fake.limits())
     }
 
+    fn shrink_limits(&mut self) -> bool {
+        self.with(|fake| fake.shrink_limits())
+    }
+
     fn readable(&mut self, table: Table) -> anyhow::Result<Readable> {
         self.with(|fake| fake.readable(table))
     }

@@ -148,6 +148,7 @@ impl<'a, K: Kind> Store<'a, K> {
     fn changes(&mut self, event: Event<Guard<K>>) -> Vec<WatchEvent> {
         match event {
             Event::Init => {
+                self.reporter.list_begins();
                 self.list = Some(List { seen: BTreeSet::new(), values: Vec::new(), keeps_some: false });
                 Vec::new()
             }
@@ -206,7 +207,7 @@ impl<'a, K: Kind> Store<'a, K> {
         let Some(list) = self.list.take() else { return Vec::new() };
         info!(kind = %K::KIND, n_objects = list.seen.len(), "listed");
         let gone: Vec<ObjectName> = self.known.difference(&list.seen).cloned().collect();
-        gone.iter().for_each(|name| self.reporter.forget(&name.to_string()));
+        self.reporter.list_ends();
         self.known = list.seen;
         let mut events: Vec<WatchEvent> = if list.keeps_some {
             let here = list.values.into_iter().map(|(name, value)| K::change(name, Some(value)));

@@ -206,6 +206,37 @@ impl<R: Read> Read for LineCounter<R> {
     }
 }
 
+/// A reader that keeps what went through it, up to a limit, to be read once more.
+pub struct Kept<R> {
+    input: R,
+    limit: usize,
+    /// `None` when it was too much.
+    kept: Option<Vec<u8>>,
+}
+
+impl<R: Read> Kept<R> {
+    /// Keeps at most `limit` bytes of `input`.
+    pub fn new(input: R, limit: usize) -> Kept<R> {
+        Kept { input, limit, kept: Some(Vec::new()) }
+    }
+
+    /// The whole input from its beginning; `None` when more was read than is kept.
+    pub fn rewound(self) -> Option<impl Read> {
+        Some(io::Cursor::new(self.kept?).chain(self.input))
+    }
+}
+
+impl<R: Read> Read for Kept<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = self.input.read(out)?;
+        match &mut self.kept {
+            Some(kept) if kept.len() + n <= self.limit => kept.extend_from_slice(&out[..n]),
+            kept => *kept = None,
+        }
+        Ok(n)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,6 +283,20 @@ mod tests {
         check("# head\n\n  # more\na: 1\n", &[(4, "a: 1\n")]);
         check("---", &[]);
         check("\u{feff}a: 1", &[(1, "a: 1")]);
+    }
+
+    #[test]
+    fn what_was_read_can_be_read_again_unless_it_was_too_much() {
+        for (limit, expected) in [(4, Some("abcdef")), (3, None)] {
+            let mut text = Kept::new("abcdef".as_bytes(), limit);
+            text.read_exact(&mut [0; 4]).unwrap();
+            let again = text.rewound().map(|mut text| {
+                let mut all = String::new();
+                text.read_to_string(&mut all).unwrap();
+                all
+            });
+            assert_eq!(again.as_deref(), expected);
+        }
     }
 
     #[test]

@@ -82,6 +82,29 @@ fn items_without_a_kind_take_their_lists_wherever_it_says_it() {
 }
 
 #[test]
+fn yaml_may_begin_with_a_brace() {
+    check(
+        "{kind: Service, metadata: {name: a}}\n---\n{\"kind\": \"Node\", \"metadata\": {\"name\": b,}}\n",
+        &["Service a", "Node b"],
+    );
+    let items = "{kind: Service, metadata: {name: a}}, ".repeat(40_000);
+    let (names, outcome) = names(&format!("{{kind: List, items: [{items}]}}\n"));
+    assert_eq!((names.len(), outcome.problems), (40_000, Vec::new()), "longer than what is kept");
+}
+
+#[test]
+fn what_is_neither_json_nor_yaml_is_said_to_be_what_it_is_for_longer() {
+    check_problems(
+        "{kind: Service,\n metadata: {name: [a}}\n",
+        &["f.yaml:2: cannot be read as YAML: mismatched bracket '[' closed by '}'"],
+    );
+    check_problems(
+        "{\"kind\": \"Service\",\n \"metadata\": {\"name\": \"a\"}\n \"spec\": {}}\n",
+        &["f.yaml:3: cannot be read as JSON: expected `,` or `}`"],
+    );
+}
+
+#[test]
 fn json_may_follow_json() {
     check(
         "{\"kind\": \"Service\", \"metadata\": {\"name\": \"a\"}}\n{\"kind\": \"Service\", \"metadata\": {\"name\": \"b\"}}",

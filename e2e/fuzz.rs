@@ -1,0 +1,189 @@
+//! Random input into everything that reads: bytes and mutated text into the readers of manifests,
+//! watched objects, saved rules, configuration and host files; well-formed objects with hostile
+//! content all the way to the text of rules; random rules to text and back.
+//!
+//! Of each case is claimed: no panic, no memory beyond a bound, every message one line, what is
+//! written is read back as the same, and a good neighbour is served as if it were alone. A case is
+//! its kind and its number, so that `FUZZ_CASE=<kind>:<number> cargo test --test fuzz` repeats it.
+
+mod dice;
+mod objects;
+mod rules;
+mod served;
+mod settings;
+mod texts;
+
+// Both are shared with tests of the library.
+#[path = "../tests/shared/hostile.rs"]
+mod hostile;
+#[path = "../tests/shared/rulesets.rs"]
+mod rulesets;
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+pub use dice::Dice;
+
+/// One input, and what has to hold of it.
+pub struct Trial {
+    /// The input, for the message and for its size.
+    pub input: Vec<u8>,
+    /// Tries it; what does not hold.
+    pub claim: Box<Claim>,
+}
+
+/// What has to hold of an input; otherwise what does not.
+type Claim = dyn FnOnce(&[u8]) -> Result<(), String>;
+
+/// A kind of input.
+pub struct Kind {
+    /// A word.
+    pub name: &'static str,
+    /// What happens to it, for the table.
+    pub what: &'static str,
+    /// Of a hundred cases, how many are of this kind.
+    pub share: u64,
+    /// Most bytes allocated at one time.
+    pub bound: Bound,
+    make: fn(&mut Dice) -> Trial,
+}
+
+/// Memory that an input may cost: so much, and so much for each of its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    /// In KiB.
+    pub kib: u64,
+    /// In bytes.
+    pub per_byte: u64,
+}
+
+impl Bound {
+    fn of(self, n_bytes: usize) -> u64 {
+        (self.kib << 10) + self.per_byte * n_bytes as u64
+    }
+}
+
+/// `8 MiB + 100 for each byte`
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} MiB + {} for each byte", self.kib >> 10, self.per_byte)
+    }
+}
+
+/// All of them.
+pub const KINDS: [Kind; 7] = [
+    Kind {
+        name: "manifest",
+        what: "bytes and mutated YAML and JSON between two good manifests",
+        share: 20,
+        bound: Bound { kib: 8 << 10, per_byte: 400 },
+        make: texts::manifest,
+    },
+    Kind {
+        name: "watch",
+        what: "bytes and mutated JSON as watched objects",
+        share: 15,
+        bound: Bound { kib: 1 << 10, per_byte: 200 },
+        make: texts::watched,
+    },
+    Kind {
+        name: "object",
+        what: "well-formed objects with hostile content, to rules and their text",
+        share: 20,
+        bound: Bound { kib: 8 << 10, per_byte: 400 },
+        make: objects::make,
+    },
+    Kind {
+        name: "save",
+        what: "bytes and mutated text as saved rules, traced",
+        share: 15,
+        bound: Bound { kib: 1 << 10, per_byte: 200 },
+        make: rules::saved,
+    },
+    Kind {
+        name: "rules",
+        what: "random rules to text and back, traced",
+        share: 10,
+        bound: Bound { kib: 1 << 10, per_byte: 200 },
+        make: rules::random,
+    },
+    Kind {
+        name: "config",
+        what: "mutated configuration files and random flags, to settings and rules",
+        share: 15,
+        bound: Bound { kib: 8 << 10, per_byte: 400 },
+        make: settings::config,
+    },
+    Kind {
+        name: "host",
+        what: "bytes and mutated host files",
+        share: 5,
+        bound: Bound { kib: 1 << 10, per_byte: 200 },
+        make: settings::host,
+    },
+];
+
+/// What many cases of a kind came to.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Cases.
+    pub n_cases: u64,
+    /// Most bytes allocated at one time by one of them, and its number.
+    pub peak: (u64, u64),
+    /// The longest that one took, and its number.
+    pub slowest: (Duration, u64),
+}
+
+impl Summary {
+    fn merge(&mut self, other: Summary) {
+        self.n_cases += other.n_cases;
+        self.peak = self.peak.max(other.peak);
+        self.slowest = self.slowest.max(other.slowest);
+    }
+}
+
+/// Tries case `number` of `kind`: its peak of memory, or what does not hold and how to repeat it.
+pub fn attempt(kind: &Kind, number: u64) -> Result<u64, String> {
+    let Trial { input, claim } = (kind.make)(&mut Dice::new(kind.name, number));
+    let mut outcome = Ok(Ok(()));
+    let used = allocation_counter::measure(|| {
+        outcome = catch_unwind(AssertUnwindSafe(|| claim(&input)));
+    });
+    let bound = kind.bound.of(input.len());
+    let wrong = match outcome {
+        Ok(Ok(())) if used.bytes_max <= bound => return Ok(used.bytes_max),
+        Ok(Ok(())) => {
+            format!("{} bytes of memory for {} of input, at most {bound}", used.bytes_max, input.len())
+        }
+        Ok(Err(wrong)) => wrong,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            format!("panic: {}", text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default())
+        }
+    };
+    let shown: String = String::from_utf8_lossy(&input).chars().take(4_000).collect();
+    Err(format!("FUZZ_CASE={}:{number}: {wrong}\n---- the input ----\n{shown}\n----", kind.name))
+}
+
+/// Tries the first `n_cases` cases of `kind` on `n_threads` threads; the first that fails ends it.
+pub fn try_all(kind: &Kind, n_cases: u64, n_threads: u64) -> Result<Summary, String> {
+    let part = |first: u64| -> Result<Summary, String> {
+        let mut summary = Summary::default();
+        for number in (first..n_cases).step_by(n_threads as usize) {
+            let start = Instant::now();
+            let peak = attempt(kind, number)?;
+            summary.merge(Summary { n_cases: 1, peak: (peak, number), slowest: (start.elapsed(), number) });
+        }
+        Ok(summary)
+    };
+    std::thread::scope(|scope| {
+        let part = &part;
+        let threads: Vec<_> = (0..n_threads).map(|first| scope.spawn(move || part(first))).collect();
+        let mut summary = Summary::default();
+        for thread in threads {
+            summary.merge(thread.join().expect("panics of a claim are caught")?);
+        }
+        Ok(summary)
+    })
+}

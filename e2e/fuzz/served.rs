@@ -1,0 +1,169 @@
+//! The good neighbour, and that it is served whatever else there is.
+
+use std::sync::LazyLock;
+
+use chainsmith::config::host::Host;
+use chainsmith::config::{Config, LayoutChoice};
+use chainsmith::iptables::{Chain, Ruleset, Table, write};
+use chainsmith::kernel::Backend;
+use chainsmith::kernel::fake::FakeIptables;
+use chainsmith::model::decode::manifest::{self, Object};
+use chainsmith::model::decode::{self, Interner};
+use chainsmith::model::{Change, Service, Snapshot, Touched};
+use chainsmith::net::IpFamily;
+use chainsmith::plan::Restore;
+use chainsmith::policy::Place;
+use chainsmith::rules::{self, Layout, Settings};
+
+/// The node that rules are made for.
+const NODE: &str = "node-1";
+
+/// A Service with all kinds of addresses, and its slice.
+pub const NEIGHBOUR: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: good, namespace: neighbour}
+spec:
+  type: LoadBalancer
+  clusterIPs: [10.111.0.1, 'fd00:111::1']
+  externalIPs: [198.51.100.77]
+  loadBalancerSourceRanges: [203.0.113.0/24]
+  sessionAffinity: ClientIP
+  externalTrafficPolicy: Local
+  healthCheckNodePort: 32111
+  ports: [{name: http, port: 80, nodePort: 30111}, {name: dns, port: 53, protocol: UDP, nodePort: 30112}]
+status: {loadBalancer: {ingress: [{ip: 192.0.2.177}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: good-1, namespace: neighbour, labels: {kubernetes.io/service-name: good}}
+addressType: IPv4
+ports: [{name: http, port: 8080}, {name: dns, port: 5353, protocol: UDP}]
+endpoints: [{addresses: [10.222.0.1], nodeName: node-1}, {addresses: [10.222.0.2]}]
+";
+
+/// The neighbour's objects.
+pub static GOOD: LazyLock<Vec<Object>> = LazyLock::new(|| read(NEIGHBOUR.as_bytes()).1);
+
+/// What a manifest holds.
+pub fn read(text: &[u8]) -> (manifest::Outcome, Vec<Object>) {
+    let mut objects = Vec::new();
+    let outcome = manifest::read(text, "fuzz", &mut |object| objects.push(object));
+    (outcome, objects)
+}
+
+/// That a message is fit to be logged.
+pub fn is_one_line(message: &str) -> Result<(), String> {
+    match message.len() > 1_500 || message.chars().any(char::is_control) {
+        true => Err(format!("not one short line: {message:?}")),
+        false => Ok(()),
+    }
+}
+
+/// The cluster that holds `objects` and the neighbour, each object as good as it can be used.
+pub fn cluster(objects: &[Object]) -> Result<Snapshot, String> {
+    let (mut snapshot, mut interner) = (Snapshot::default(), Interner::default());
+    for object in objects.iter().chain(&*GOOD) {
+        let (change, problems) = decode::change(object, &mut interner);
+        problems.iter().try_for_each(|problem| is_one_line(&problem.to_string()))?;
+        if let Some(change) = change {
+            snapshot.apply(change, &mut Touched::default());
+        }
+    }
+    Ok(snapshot)
+}
+
+/// Settings that nobody changed.
+pub fn defaults(family: IpFamily) -> Settings {
+    static CONFIG: LazyLock<Config> = LazyLock::new(Config::default);
+    Settings::new(&CONFIG, None, &Host::of_node(&["192.0.2.1".parse().expect("an address")]), family)
+}
+
+/// That the rules of `snapshot`, which holds the neighbour, are such as a kernel takes, say in text
+/// what they say as values, and serve the neighbour as if it were alone.
+pub fn check(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> {
+    for layout in [LayoutChoice::Classic, LayoutChoice::Compact] {
+        check_layout(snapshot, &Settings { layout, ..settings.clone() })?;
+    }
+    Ok(())
+}
+
+fn check_layout(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> {
+    let family = settings.family;
+    let place = Place { node: NODE, zone: None };
+    let ruleset = rules::ruleset(settings, snapshot, place);
+    is_text_harmless(family, &ruleset)?;
+    let mut kernel = FakeIptables::new(family, Backend::Nft);
+    kernel.begin();
+    kernel.write(&write::restore(family, &ruleset));
+    kernel.end().map_err(|error| error.to_string())?;
+    if kernel.ruleset != ruleset {
+        return Err(format!(
+            "read back otherwise than it was written: {}",
+            write::save(family, &kernel.ruleset)
+        ));
+    }
+    let layout = Layout::plain(settings.layout, rules::count_endpoints(snapshot, family));
+    let (alone, neighbour) = &*ALONE;
+    let mut is_served = false;
+    for fragment in rules::fragments(settings, alone, place, neighbour, layout) {
+        for chain in fragment.chains {
+            let there = ruleset.chain(Table::Nat, &chain.name);
+            if there != Some(&Chain { policy: None, rules: chain.rules }) {
+                return Err(format!("the neighbour's {} is {there:?}", chain.name));
+            }
+            is_served = true;
+        }
+        for (shared, rule) in fragment.entries {
+            // In compact it may stand in a chain behind the shared one.
+            let is_there = |chain: &Chain| chain.rules.contains(&rule);
+            if !ruleset.tables[&shared.table()].values().any(is_there) {
+                return Err(format!("the neighbour's entry in {} is lost: {rule:?}", shared.name()));
+            }
+        }
+    }
+    if is_served || family == IpFamily::V6 { Ok(()) } else { Err("the neighbour has no rules".to_owned()) }
+}
+
+/// The cluster of the neighbour alone, and itself.
+static ALONE: LazyLock<(Snapshot, Service)> = LazyLock::new(|| {
+    let mut snapshot = Snapshot::default();
+    let mut interner = Interner::default();
+    for object in &*GOOD {
+        let (change, _) = decode::change(object, &mut interner);
+        snapshot.apply(change.expect("it is good"), &mut Touched::default());
+    }
+    let service = snapshot.services().next().expect("it is good").clone();
+    (snapshot, service)
+});
+
+/// That each line is what was meant and nothing else: looked at without our own parser.
+fn is_text_harmless(family: IpFamily, ruleset: &Ruleset) -> Result<(), String> {
+    let text = write::restore(family, ruleset);
+    let n_rules: usize =
+        ruleset.tables.values().flat_map(|chains| chains.values()).map(|chain| chain.rules.len()).sum();
+    let mut n_found = 0;
+    for line in text.lines() {
+        if !line.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            return Err(format!("a line with other than visible characters: {line:?}"));
+        }
+        let is_rule = ["-A ", "-I "].iter().any(|command| line.starts_with(command));
+        n_found += usize::from(is_rule);
+        let is_frame = line == "COMMIT" || line.starts_with([':', '*', '#']) || line.starts_with("-X ");
+        if !is_rule && !is_frame {
+            return Err(format!("a line that is no command: {line:?}"));
+        }
+    }
+    if n_found == n_rules { Ok(()) } else { Err(format!("{n_found} lines for {n_rules} rules")) }
+}
+
+/// Whether the change is about the neighbour.
+pub fn is_neighbours(change: &Change) -> bool {
+    match change {
+        Change::Service(name, _) => name.to_string().starts_with("neighbour/"),
+        Change::Slice(_, slice) => {
+            slice.as_ref().is_some_and(|slice| slice.service.to_string().starts_with("neighbour/"))
+        }
+        _ => false,
+    }
+}

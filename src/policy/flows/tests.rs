@@ -1,0 +1,182 @@
+//! Numbers in comments are those of the edge cases in the specification; 170 to 172 as issue 4
+//! replaces them.
+
+use super::*;
+use crate::model::{Conditions, Frontend, ObjectName, Port, Service, SliceEndpoint, TrafficPolicy};
+use crate::net::{IpFamily, PerFamily};
+
+const NODE: &str = "192.0.2.1";
+
+/// One Service with all kinds of addresses, port 8000 and node port 32000 in each protocol, and
+/// `endpoints` (`<last byte>` or `<last byte> <conditions>`: r(eady), s(erving), t(erminating)).
+fn frontends(endpoints: &[&str]) -> Frontends {
+    let mut frontends = nobody();
+    add(&mut frontends, "svc", "172.30.1.1", endpoints);
+    frontends
+}
+
+fn nobody() -> Frontends {
+    Frontends::new(NodePortIps { ips: [NODE.parse().unwrap()].into(), is_loopback_included: true })
+}
+
+fn add(frontends: &mut Frontends, name: &str, cluster_ip: &str, endpoints: &[&str]) {
+    let family = IpFamily::of(cluster_ip.parse().unwrap());
+    let port = |protocol| Port { name: "p".into(), protocol, port: 8000, node_port: Some(32000) };
+    let frontend = Frontend {
+        cluster_ip: cluster_ip.parse().unwrap(),
+        external_ips: Box::default(),
+        load_balancer_ips: ["5.6.7.8".parse().unwrap()].into(),
+        source_ranges: Box::default(),
+    };
+    let mut both = PerFamily { v4: None, v6: None };
+    *both.get_mut(family) = Some(frontend);
+    let service = Service {
+        name: ObjectName::new("ns", name),
+        frontends: both,
+        ports: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(port).into(),
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity_seconds: None,
+        health_check_node_port: None,
+    };
+    let sources: Vec<SliceEndpoint> = endpoints
+        .iter()
+        .map(|text| {
+            let (byte, conditions) = text.split_once(' ').unwrap_or((text, "rs"));
+            let conditions = Conditions {
+                is_ready: conditions.contains('r'),
+                is_serving: conditions.contains('s'),
+                is_terminating: conditions.contains('t'),
+            };
+            let ip = match family {
+                IpFamily::V4 => format!("10.0.0.{byte}"),
+                IpFamily::V6 => format!("fd00::{byte}"),
+            };
+            SliceEndpoint { ip: ip.parse().unwrap(), conditions, node: None, hints: None }
+        })
+        .collect();
+    let all: Vec<Endpoint<'_>> =
+        sources.iter().map(|source| Endpoint { address: SocketAddr::new(source.ip, 9090), source }).collect();
+    for port in service.ports_in(family) {
+        frontends.add(&port, &["1.2.3.4".parse().unwrap()], &all);
+    }
+}
+
+#[track_caller]
+fn check(frontends: &Frontends, destination: &str, backend: &str, expected: Option<Stale>) {
+    let flow = Flow { destination: destination.parse().unwrap(), backend: backend.parse().unwrap() };
+    assert_eq!(frontends.judge(&flow), expected, "{destination} -> {backend}");
+}
+
+#[test]
+fn flows_to_what_does_not_serve_are_stale_at_every_address() {
+    // 170, and the vectors of the specification.
+    let frontends = frontends(&["1", "2 t"]);
+    let node_port = format!("{NODE}:32000");
+    for to in ["172.30.1.1:8000", "1.2.3.4:8000", "5.6.7.8:8000", &node_port, "127.0.0.1:32000"] {
+        check(&frontends, to, "10.0.0.1:9090", None);
+        check(&frontends, to, "10.0.0.1:9091", Some(Stale::EndpointGone));
+        check(&frontends, to, "10.0.0.2:9090", Some(Stale::EndpointGone));
+        check(&frontends, to, "10.0.0.3:9090", Some(Stale::EndpointGone));
+        check(&frontends, to, to, Some(Stale::Untranslated));
+    }
+}
+
+#[test]
+fn other_flows_are_nobodys() {
+    let frontends = frontends(&["1"]);
+    check(&frontends, "172.30.1.1:3000", "10.0.0.7:9090", None);
+    check(&frontends, "8.8.8.8:53", "8.8.8.8:53", None);
+    // A node port is one on the node: not on hosts that this node routes to.
+    check(&frontends, "8.8.8.8:32000", "8.8.8.8:32000", None);
+    check(&frontends, "8.8.8.8:32000", "10.0.0.7:1", None);
+    // The other way round: a client that happens to use the number.
+    check(&frontends, &format!("{NODE}:8000"), "10.0.0.7:1", None);
+}
+
+#[test]
+fn node_ports_answer_where_they_are_told_to() {
+    let mut frontends = Frontends::new(NodePortIps::default());
+    add(&mut frontends, "svc", "172.30.1.1", &["1"]);
+    check(&frontends, "127.0.0.1:32000", "10.0.0.7:1", None);
+    check(&frontends, &format!("{NODE}:32000"), "10.0.0.7:1", None);
+}
+
+#[test]
+fn terminating_but_serving_endpoints_keep_their_flows() {
+    // 173; and `ready` without `serving`, which publishNotReadyAddresses gives.
+    let frontends = frontends(&["1 st", "2 r", "3 s"]);
+    for backend in ["10.0.0.1:9090", "10.0.0.2:9090", "10.0.0.3:9090"] {
+        check(&frontends, "172.30.1.1:8000", backend, None);
+    }
+}
+
+#[test]
+fn the_last_endpoint_takes_its_flows_along() {
+    // Replaces 171.
+    for endpoints in [&[][..], &["1 t"]] {
+        let frontends = frontends(endpoints);
+        check(&frontends, "172.30.1.1:8000", "10.0.0.1:9090", Some(Stale::NoEndpoints));
+    }
+}
+
+#[test]
+fn what_is_gone_takes_its_flows_along() {
+    // Replaces 172.
+    let mut next = nobody();
+    next.succeed(&frontends(&["1"]));
+    let node_port = format!("{NODE}:32000");
+    for to in ["172.30.1.1:8000", "1.2.3.4:8000", &node_port] {
+        check(&next, to, "10.0.0.1:9090", Some(Stale::FrontendGone));
+        // Now it is what it says: an address of somebody else.
+        check(&next, to, to, None);
+    }
+    check(&next, "8.8.8.8:32000", "10.0.0.1:9090", None);
+    assert!(!next.is_empty());
+    next.settle();
+    assert!(next.is_empty());
+    check(&next, "172.30.1.1:8000", "10.0.0.1:9090", None);
+}
+
+#[test]
+fn what_was_gone_before_the_last_could_act_is_not_forgotten() {
+    let first = frontends(&["1"]);
+    let mut second = nobody();
+    second.succeed(&first);
+    let mut third = nobody();
+    third.succeed(&second);
+    check(&third, "172.30.1.1:8000", "10.0.0.1:9090", Some(Stale::FrontendGone));
+    // What came back is judged by its endpoints.
+    let mut fourth = frontends(&["1"]);
+    fourth.succeed(&third);
+    check(&fourth, "172.30.1.1:8000", "10.0.0.1:9090", None);
+    check(&fourth, "172.30.1.1:8000", "10.0.0.2:9090", Some(Stale::EndpointGone));
+}
+
+#[test]
+fn an_address_of_two_services_is_served_by_the_first_that_can() {
+    let mut frontends = nobody();
+    add(&mut frontends, "a", "172.30.1.1", &[]);
+    add(&mut frontends, "b", "172.30.1.2", &["2"]);
+    add(&mut frontends, "c", "172.30.1.3", &["3"]);
+    check(&frontends, "1.2.3.4:8000", "10.0.0.2:9090", None);
+    check(&frontends, "1.2.3.4:8000", "10.0.0.3:9090", Some(Stale::EndpointGone));
+    check(&frontends, "172.30.1.1:8000", "10.0.0.2:9090", Some(Stale::NoEndpoints));
+}
+
+#[test]
+fn ipv6_is_judged_alike() {
+    let mut frontends =
+        Frontends::new(NodePortIps { ips: ["fd01::1".parse().unwrap()].into(), ..nobody().node_port_ips });
+    add(&mut frontends, "svc", "fd00:96::1", &["1"]);
+    check(&frontends, "[fd00:96::1]:8000", "[fd00::1]:9090", None);
+    check(&frontends, "[fd00:96::1]:8000", "[fd00::2]:9090", Some(Stale::EndpointGone));
+    check(&frontends, "[fd01::1]:32000", "[fd00::2]:9090", Some(Stale::EndpointGone));
+    check(&frontends, "[::1]:32000", "[fd00::2]:9090", None);
+}
+
+#[test]
+fn each_reason_has_a_word_of_its_own() {
+    let words: BTreeSet<&str> = Stale::ALL.into_iter().map(Stale::word).collect();
+    assert_eq!(words.len(), Stale::ALL.len());
+}

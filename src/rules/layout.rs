@@ -1,0 +1,103 @@
+//! The two ways to lay the same rules out.
+
+use super::{Settings, fixed, names};
+use crate::config::LayoutChoice;
+use crate::iptables::{ChainName, Rule, Table};
+
+/// Above how many endpoints of a family kube-proxy leaves comments out of endpoint rules, and we go
+/// over to compact where we may. Source: kube-proxy v1.36, `largeClusterEndpointsThreshold`.
+pub const LARGE_CLUSTER_ENDPOINTS: usize = 1000;
+
+/// Below how many endpoints a family goes back to classic, so that a cluster of about
+/// [`LARGE_CLUSTER_ENDPOINTS`] does not go back and forth.
+pub const SMALL_CLUSTER_ENDPOINTS: usize = 800;
+
+/// How the rules of a family are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// kube-proxy's own rules, to the byte.
+    Classic {
+        /// Without comments in rules for endpoints, as kube-proxy writes them in a large cluster.
+        is_large: bool,
+    },
+    /// The same fate for every packet, with short walks and a third of the rules.
+    Compact,
+}
+
+impl Layout {
+    /// What an agent that knows no history takes for `n_endpoints`.
+    pub fn plain(choice: LayoutChoice, n_endpoints: usize) -> Layout {
+        let is_large = n_endpoints > LARGE_CLUSTER_ENDPOINTS;
+        match choice {
+            LayoutChoice::Compact => Layout::Compact,
+            LayoutChoice::Auto if is_large => Layout::Compact,
+            LayoutChoice::Auto | LayoutChoice::Classic => Layout::Classic { is_large },
+        }
+    }
+
+    /// What an agent takes that has `current`: between both thresholds, and without a full sync, it
+    /// stays with compact.
+    pub fn next(choice: LayoutChoice, n_endpoints: usize, current: Layout, is_full: bool) -> Layout {
+        let may_go_back = is_full && n_endpoints < SMALL_CLUSTER_ENDPOINTS;
+        match (choice, current) {
+            (LayoutChoice::Auto, Layout::Compact) if !may_go_back => Layout::Compact,
+            _ => Layout::plain(choice, n_endpoints),
+        }
+    }
+
+    /// Its name, as in `--layout`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Layout::Classic { .. } => "classic",
+            Layout::Compact => "compact",
+        }
+    }
+
+    /// Whether nat chains with these names, and these rules in `KUBE-POSTROUTING`, are compact.
+    pub fn is_compact(
+        settings: &Settings,
+        mut names: impl Iterator<Item = ChainName>,
+        postrouting: impl FnOnce(&[Rule]) -> bool,
+    ) -> bool {
+        names.any(|name| names::is_dispatch(Table::Nat, &name) || names::is_group(&name))
+            || settings.bpf
+                && fixed::chains(settings, Layout::Compact)
+                    .iter()
+                    .find(|chain| chain.name == names::KUBE_POSTROUTING)
+                    .is_some_and(|chain| postrouting(&chain.rules))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLASSIC: Layout = Layout::Classic { is_large: false };
+
+    #[test]
+    fn auto_is_compact_above_a_thousand_endpoints_and_classic_again_below_eight_hundred() {
+        let check = |n_endpoints, current, is_full, expected| {
+            let next = Layout::next(LayoutChoice::Auto, n_endpoints, current, is_full);
+            assert_eq!(next, expected, "{n_endpoints} {current:?} {is_full}");
+        };
+        check(1000, CLASSIC, true, CLASSIC);
+        check(1001, CLASSIC, false, Layout::Compact);
+        check(800, Layout::Compact, true, Layout::Compact);
+        check(799, Layout::Compact, false, Layout::Compact);
+        check(799, Layout::Compact, true, CLASSIC);
+    }
+
+    #[test]
+    fn a_layout_that_is_asked_for_stays() {
+        for (choice, n_endpoints, expected) in [
+            (LayoutChoice::Classic, 5000, Layout::Classic { is_large: true }),
+            (LayoutChoice::Classic, 5, CLASSIC),
+            (LayoutChoice::Compact, 0, Layout::Compact),
+        ] {
+            assert_eq!(Layout::plain(choice, n_endpoints), expected);
+            for current in [CLASSIC, Layout::Compact] {
+                assert_eq!(Layout::next(choice, n_endpoints, current, false), expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What becomes of the first packet of a connection under a ruleset, told by `iptables::trace`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use chainsmith::iptables::Ruleset;
+use chainsmith::iptables::trace::{self, Node, Origin, RecentLists, Verdict};
+use chainsmith::net::Protocol;
+
+/// A packet that begins a connection.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    pub source: IpAddr,
+    pub to: SocketAddr,
+    pub protocol: Protocol,
+    /// `None`: the node itself sends it.
+    pub in_interface: Option<&'static str>,
+}
+
+/// How it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fate {
+    /// It goes on to where it was sent to, or to an endpoint.
+    Delivered {
+        to: SocketAddr,
+        is_masqueraded: bool,
+    },
+    Rejected,
+    Dropped,
+}
+
+/// Each fate with its probability.
+pub type Fates = BTreeMap<Fate, f64>;
+
+/// What becomes of `packet` under `ruleset` on a node that has the addresses `local`.
+pub fn fates(ruleset: &Ruleset, local: &BTreeSet<IpAddr>, packet: &Packet) -> Fates {
+    let origin = match packet.in_interface {
+        None => Origin::Node,
+        Some(name) => Origin::Arrives(Some(name.into())),
+    };
+    let from = SocketAddr::new(packet.source, 40_000);
+    let first = trace::Packet::new(origin, from, packet.to, packet.protocol);
+    let node = Node { ruleset, local_addresses: local, routes: &[] };
+    let mut fates = Fates::new();
+    for branch in trace::trace(&node, &first, &RecentLists::default()) {
+        let outcome = branch.outcome.visible();
+        let fate = match outcome.verdict {
+            Verdict::Accepted(_) => {
+                Fate::Delivered { to: outcome.destination, is_masqueraded: outcome.masquerade }
+            }
+            Verdict::Rejected => Fate::Rejected,
+            Verdict::Dropped => Fate::Dropped,
+            Verdict::Unknown(step) => panic!("{packet:?} cannot be followed beyond {step}"),
+        };
+        *fates.entry(fate).or_default() += branch.weight.to_f64();
+    }
+    fates
+}
+
+/// Whether both are the same, but for the kernel's rounding of probabilities: 2^-31 for each choice on
+/// the way.
+pub fn are_same(a: &Fates, b: &Fates) -> bool {
+    let is_near = |(a, b): ((&Fate, &f64), (&Fate, &f64))| a.0 == b.0 && (a.1 - b.1).abs() < 1e-8;
+    a.len() == b.len() && a.iter().zip(b).all(is_near)
+}
