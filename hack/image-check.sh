@@ -165,7 +165,7 @@ check_programs() {
         capabilities=$(tr -d ' ' <<< "${capabilities,,}")
         before=(setpriv --no-new-privs --bounding-set="-all,+${capabilities//,/,+}")
     fi
-    for name in "$entrypoint" kube-proxy chainsmith; do
+    for name in chainsmith kube-proxy "$entrypoint"; do
         version=$(inside "${before[@]}" "$name" --version)
         [ -n "$version" ] || fail "$name --version says nothing"
     done
