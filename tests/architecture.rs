@@ -54,6 +54,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
             "rules",
             "plan",
             "kernel",
+            "metrics",
             "watch",
             "agent",
             "leftovers",

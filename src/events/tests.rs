@@ -228,3 +228,19 @@ async fn what_is_found_amiss_on_the_node_is_told_of_the_node() {
     let (_, body) = requests.recv().await.unwrap();
     assert_eq!((&body["type"], &body["reason"]), (&"Normal".into(), &"LeftoverRemoved".into()));
 }
+
+#[test]
+fn every_finding_is_explained_where_operators_look() {
+    let page = include_str!("../../docs/observability.md");
+    let text = String::new;
+    for finding in [
+        Finding::LeftoverRemoved(text()),
+        Finding::LeftoverStays { what: text(), advice: text() },
+        Finding::Rival(text()),
+        Finding::ParameterUnset { key: text(), value: 0, error: text() },
+        Finding::FamilyNotProxied { family: crate::net::IpFamily::V6, error: text() },
+        Finding::NoLocalhostNodePorts,
+    ] {
+        assert!(page.contains(&format!("`{}`", finding.word())), "{finding:?}");
+    }
+}
