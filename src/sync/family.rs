@@ -344,7 +344,7 @@ impl<K: Iptables> FamilySync<K> {
         let is_full = self.dirty == Scope::Everything;
         let n_endpoints = self.sums.n_endpoints + self.n_left_out;
         let next = Layout::next(settings.layout, n_endpoints, self.layout(), is_full);
-        if std::mem::replace(&mut self.layout, Some(next)) == Some(next) || is_full {
+        if self.layout.replace(next) == Some(next) || is_full {
             return;
         }
         changed.shared.extend(SharedChain::ALL);
@@ -383,8 +383,10 @@ impl<K: Iptables> FamilySync<K> {
         if !committed.jumps.is_empty() || self.records.len() + self.sums.n_endpoints <= MAX_AT_ONCE {
             return Ok(());
         }
-        let rest = self.records.extract_if(.., |name, _| !is_urgent(&name.service)).collect();
-        let rest: BTreeMap<ServicePortName, Record> = rest;
+        let all = std::mem::take(&mut self.records).into_iter();
+        let (urgent, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.partition(|(name, _)| is_urgent(&name.service));
+        self.records = urgent;
         let ports = self.records.keys().cloned().collect();
         let changed = Changed { ports, old: BTreeMap::new(), shared: SharedChain::ALL.into() };
         let outcome = self.restore(scene, &changed, committed, report);

@@ -22,7 +22,11 @@ fn v4(n: u32) -> Key {
 }
 
 /// The chains of the dispatch by address, with entries that are known by their keys.
-fn grow(family: IpFamily, chain: SharedChain, keys: &[Key]) -> BTreeMap<ChainName, Vec<Result<Key, Rule>>> {
+fn grow(
+    family: IpFamily,
+    chain: SharedChain,
+    keys: &[Key],
+) -> BTreeMap<ChainName, Vec<Result<Key, Box<Rule>>>> {
     let chains = shared_chains(&settings(family), Layout::Compact, chain, keys);
     let names: Vec<ChainName> = chains.iter().map(|chain| chain.name).collect();
     for (n, chain) in chains.iter().enumerate() {
@@ -36,7 +40,7 @@ fn grow(family: IpFamily, chain: SharedChain, keys: &[Key]) -> BTreeMap<ChainNam
     }
     let part = |part: Part| match part {
         Part::Entry(entry) => Ok(keys[entry]),
-        Part::Rule(rule) => Err(*rule),
+        Part::Rule(rule) => Err(rule),
     };
     let by_name: BTreeMap<_, _> =
         chains.into_iter().map(|chain| (chain.name, chain.parts.into_iter().map(part).collect())).collect();
@@ -44,12 +48,12 @@ fn grow(family: IpFamily, chain: SharedChain, keys: &[Key]) -> BTreeMap<ChainNam
     by_name
 }
 
-fn nat(keys: &[Key]) -> BTreeMap<ChainName, Vec<Result<Key, Rule>>> {
+fn nat(keys: &[Key]) -> BTreeMap<ChainName, Vec<Result<Key, Box<Rule>>>> {
     grow(IpFamily::V4, SharedChain::NatServices, keys)
 }
 
 /// How many chains lie on the longest path from `from`, itself not counted.
-fn depth(chains: &BTreeMap<ChainName, Vec<Result<Key, Rule>>>, from: &ChainName) -> usize {
+fn depth(chains: &BTreeMap<ChainName, Vec<Result<Key, Box<Rule>>>>, from: &ChainName) -> usize {
     let Some(parts) = chains.get(from) else { return 0 };
     let callees = parts.iter().filter_map(|part| part.as_ref().err()?.callee());
     let callees = callees.filter(|callee| chains.contains_key(callee));
@@ -81,7 +85,7 @@ fn chains_are_named_by_their_prefixes() {
     let chains = nat(&keys);
     let names: Vec<&str> = chains.keys().map(ChainName::as_str).collect();
     assert_eq!(names, ["KUBE-EXT-00A60010024", "KUBE-EXT-00A60010028", "KUBE-SERVICES"]);
-    let text = |part: &Result<Key, Rule>| {
+    let text = |part: &Result<Key, Box<Rule>>| {
         crate::iptables::write::rule_text(IpFamily::V4, part.as_ref().unwrap_err())
     };
     // The first by a jump, so that a miss comes back; the next by goto, so that it does so at once.
@@ -95,7 +99,7 @@ fn chains_are_named_by_their_prefixes() {
 fn an_address_with_many_ports_is_split_by_them() {
     let keys: Vec<Key> = (0..40).map(|n| key([10, 96, 0, 1], Protocol::Tcp, 8000 + n)).collect();
     let chains = nat(&keys);
-    let text = |part: &Result<Key, Rule>| {
+    let text = |part: &Result<Key, Box<Rule>>| {
         crate::iptables::write::rule_text(IpFamily::V4, part.as_ref().unwrap_err())
     };
     assert_eq!(
@@ -206,7 +210,7 @@ fn in_filter_nothing_is_skipped_and_addresses_stand_before_node_ports() {
     let keys: Vec<Key> =
         (0..40).flat_map(|n| [node_port(30_000 + n), v4(0x0A60_0000 + u32::from(n))]).collect();
     let chains = grow(IpFamily::V4, SharedChain::FilterExternalServices, &keys);
-    let rules: Vec<&Rule> = chains.values().flatten().filter_map(|part| part.as_ref().err()).collect();
+    let rules: Vec<&Box<Rule>> = chains.values().flatten().filter_map(|part| part.as_ref().err()).collect();
     assert!(rules.iter().all(|rule| matches!(rule.target, Some(Target::Jump(_)))));
     let root = &chains[&names::KUBE_EXTERNAL_SERVICES];
     let is_by_address: Vec<bool> =
