@@ -232,7 +232,10 @@ impl<K: Iptables> FamilySync<K> {
         report.n_dropped_external = self.sums.n_dropped_external;
         match outcome {
             Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(false),
-            Ok(()) => self.dirty = Scope::Services(BTreeSet::new()),
+            Ok(()) => {
+                self.dirty = Scope::Services(BTreeSet::new());
+                report.inherited = self.tables.take_inherited();
+            }
             Err(failure) => {
                 // A refusal may mean that the kernel is not as it was: somebody flushed it. Unless
                 // nothing was tried, the old rules of filter are needed to go on from.

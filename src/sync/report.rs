@@ -6,7 +6,7 @@ use crate::kernel::{Backend, RestoreError};
 use crate::metrics::Stages;
 use crate::model::ServicePortName;
 use crate::net::IpFamily;
-use crate::plan::Tally;
+use crate::plan::{Tally, UdpDoors};
 use crate::rules::Layout;
 
 /// A restore that was refused, brought back to whom it is about.
@@ -111,6 +111,8 @@ pub struct Report {
     pub n_nat_rules: usize,
     /// What was found changed by somebody else, and is repaired unless the sync failed.
     pub drift: Drift,
+    /// What UDP rules answered on that an earlier process had left; with the first sync that succeeds.
+    pub inherited: UdpDoors,
     /// Service ports that the kernel refused, and are left out from now on.
     pub quarantined: Vec<(ServicePortName, Refusal)>,
     /// How it ended.
@@ -136,6 +138,7 @@ impl Report {
             n_filter_rules: 0,
             n_nat_rules: 0,
             drift: Drift::default(),
+            inherited: UdpDoors::default(),
             quarantined: Vec::new(),
             outcome: Ok(()),
         }
