@@ -44,7 +44,7 @@ impl Health {
 impl Observer for Health {
     fn started(&self, families: &[IpFamily]) {
         let now = Moment::now();
-        families.iter().for_each(|family| self.state().updated(*family, now));
+        families.iter().for_each(|family| self.state().started(*family, now));
     }
 
     fn changed(&self, news: &News<'_>) {
@@ -55,6 +55,10 @@ impl Observer for Health {
 
     fn queued(&self, family: IpFamily) {
         self.state().queued(family, Moment::now());
+    }
+
+    fn syncing(&self, family: IpFamily) {
+        self.state().syncing(family, Moment::now());
     }
 
     fn synced(&self, synced: &Synced<'_>) {

@@ -1,6 +1,8 @@
 //! Small servers over HTTP/1.1: sockets, connections that cannot pile up, and answers that several
 //! servers give.
 
+mod connection;
+
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -10,19 +12,15 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 /// Connections of one listener at a time; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 256;
-/// How long a client may take for the head of a request, also for the next one of a connection that
-/// is kept: nobody keeps others out by saying nothing.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// How long to wait before an address that could not be bound is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long not to accept after the process ran out of something.
@@ -72,9 +70,10 @@ pub async fn serve(listener: TcpListener, router: Router) {
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, _)) => {
-                let router = router.clone();
+                let (router, permits) = (router.clone(), permits.clone());
+                let are_scarce = move || permits.available_permits() < MAX_CONNECTIONS / 2;
                 connections.spawn(async move {
-                    answer(stream, router).await;
+                    connection::answer(stream, router, are_scarce).await;
                     drop(permit);
                 });
             }
@@ -87,21 +86,16 @@ pub async fn serve(listener: TcpListener, router: Router) {
     }
 }
 
-async fn answer(stream: TcpStream, router: Router) {
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    if let Err(error) = connection.await {
-        debug!(%error, "a connection broke off");
-    }
-}
-
 /// What becomes of an address that cannot be bound.
 pub struct Failure<'a> {
     /// What is wrong.
     pub error: &'a io::Error,
     /// Whether it is tried again, or the process ends.
     pub is_final: bool,
+    /// How often it failed until now, this one included.
+    pub n: u64,
+    /// How long after the first time.
+    pub lasted: Duration,
 }
 
 /// Serves `router` on `address`, which logs call `server`, for ever. An address that cannot be bound is
@@ -114,6 +108,7 @@ pub async fn serve_at<F: Future<Output = ()>>(
     failed: impl Fn(&Failure<'_>) -> F,
 ) -> anyhow::Result<()> {
     let mut n_failures = 0u64;
+    let started = Instant::now();
     loop {
         match bind(address, Wildcard::DualStack) {
             Ok(listener) => {
@@ -122,12 +117,13 @@ pub async fn serve_at<F: Future<Output = ()>>(
                 return Ok(());
             }
             Err(error) => {
-                failed(&Failure { error: &error, is_final: hard_fail }).await;
+                n_failures += 1;
+                let lasted = started.elapsed();
+                failed(&Failure { error: &error, is_final: hard_fail, n: n_failures, lasted }).await;
                 if hard_fail {
                     let message = format!("cannot serve {server} on {address}");
                     return Err(anyhow::Error::new(error).context(message));
                 }
-                n_failures += 1;
                 if n_failures.is_power_of_two() {
                     warn!(%address, server, %error, n_failures, "cannot listen; will try again every 5 s");
                 }

@@ -131,6 +131,9 @@ pub enum RestoreError {
     /// The program was killed; each table is changed wholly or not at all, nobody knows which.
     #[error("iptables-restore was killed by signal {0}")]
     Killed(i32),
+    /// It did not end in time and was killed, as above.
+    #[error("iptables-restore did not end within {} s and was killed", .0.as_secs())]
+    TimedOut(Duration),
     /// The program could not be started or waited for; nothing changed.
     #[error("cannot run iptables-restore: {0}")]
     NotStarted(String),
@@ -144,7 +147,7 @@ impl Uncertain for RestoreError {
             | RestoreError::TooLarge(_)
             | RestoreError::Locked(_)
             | RestoreError::Failed { .. } => Aftermath::EarlierTables,
-            RestoreError::Killed(_) => Aftermath::Unknown,
+            RestoreError::Killed(_) | RestoreError::TimedOut(_) => Aftermath::Unknown,
         }
     }
 }

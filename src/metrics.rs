@@ -17,6 +17,7 @@ mod sync;
 pub use node::EventLoss;
 pub use packets::ReadPackets;
 pub use pages::Pages;
+pub use process::ReadLargest;
 pub use requests::Request;
 pub use server::router;
 pub use sync::{Stages, SyncSample};
@@ -31,7 +32,7 @@ use cluster::ClusterMetrics;
 use define::Definer;
 use node::NodeMetrics;
 use packets::Packets;
-use process::Process;
+use process::{Children, Process};
 use requests::RequestMetrics;
 use sync::SyncMetrics;
 
@@ -113,6 +114,11 @@ impl Metrics {
             }
         }
         Ok(())
+    }
+
+    /// Shows what memory programs had that were started.
+    pub fn children(&self, largest: ReadLargest) -> anyhow::Result<()> {
+        Ok(self.registry.register(Box::new(Children::new(largest)?))?)
     }
 
     /// Notes a sync.
@@ -235,11 +241,6 @@ impl Metrics {
     /// Notes how long a request to the API server was held back to stay below the rate allowed.
     pub fn limited(&self, method: &str, host: &str, elapsed: Duration) {
         self.requests.limited(method, host, elapsed);
-    }
-
-    /// Notes that a request is sent again after an answer with `status`, or none.
-    pub fn retried(&self, method: &str, host: &str, status: Option<u16>) {
-        self.requests.retried(method, host, status);
     }
 }
 

@@ -16,7 +16,7 @@ mod committed;
 mod delta;
 mod input;
 
-pub use committed::{Committed, Digest, Reader};
+pub use committed::{Committed, Digest, Reader, UdpDoors};
 pub use input::{Aftermath, Limits, LineIndex, Restore, Tally, Uncertain};
 
 use std::collections::BTreeMap;

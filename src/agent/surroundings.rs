@@ -1,29 +1,36 @@
 //! What others see of the agent: metrics, health, events; the servers for them, and who tells them
 //! what the loop does.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use kube::Client;
 use prometheus::Registry;
 use tokio::task::JoinSet;
+use tracing::warn;
 
 use crate::config::Config;
 use crate::config::host::Counters;
 use crate::events::{Events, Notice, Regarding};
 use crate::health::{self, Health, HealthPorts, Refused};
 use crate::http::{Failure, serve_at};
-use crate::kernel::nfacct;
+use crate::kernel::{iptables, nfacct};
 use crate::metrics::{self, Metrics, Pages, ReadPackets, Request};
 use crate::model::ObjectKind;
 use crate::rules::fixed;
-use crate::sync::{Meter, Observer};
+use crate::sync::{Finding, Meter, Observer};
 use crate::watch::api;
 
 /// How long a last event has to get out before the process ends.
-const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// For how long somebody else has a port of ours until it is said that there are two proxies: longer
+/// than an old one takes to end.
+const HANDOVER: Duration = Duration::from_secs(90);
 
 /// Counts the traffic with the API server.
 pub(super) struct Traffic(pub(super) Arc<Metrics>);
@@ -77,6 +84,7 @@ pub(super) fn start(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
+    metrics.children(iptables::largest_child)?;
     let events = Arc::new(Events::start(client, node, machine, &metrics, tasks));
     let health = Arc::new(Health::new(config.sync_period, config.manifests.is_empty()));
     let servers = Servers { config, metrics: &metrics, events: &events };
@@ -121,7 +129,7 @@ struct Servers<'a> {
 }
 
 impl Servers<'_> {
-    /// Serves `router`; `reason` is that of the event that tells why the process ends.
+    /// Serves `router`; `reason` is that of the event that tells, once, why it is not served.
     fn start(
         &self,
         server: &'static str,
@@ -133,13 +141,20 @@ impl Servers<'_> {
         let hard_fail = self.config.bind_address_hard_fail;
         let (metrics, events) = (self.metrics.clone(), self.events.clone());
         tasks.spawn(async move {
+            let is_rival_said = AtomicBool::new(false);
             let failed = |failure: &Failure<'_>| {
                 metrics.bind_failed(server);
                 let is_final = failure.is_final;
-                if is_final {
+                if failure.n == 1 {
                     let note = format!("cannot serve {server} on {address}: {}", failure.error);
                     let (regarding, action) = (Regarding::Node, "StartKubeProxy");
                     events.tell(Notice { regarding, is_warning: true, reason, action, note });
+                }
+                if is_anothers(failure) && !is_rival_said.swap(true, Ordering::Relaxed) {
+                    let finding = Finding::Rival(format!("port {} ({server}) is taken", address.port()));
+                    warn!("{finding}");
+                    metrics.found(finding.word());
+                    events.noticed(&finding);
                 }
                 async move {
                     if is_final {
@@ -150,6 +165,11 @@ impl Servers<'_> {
             serve_at(server, address, router, hard_fail, failed).await
         });
     }
+}
+
+/// Whether somebody else has the port, and is not about to leave it.
+fn is_anothers(failure: &Failure<'_>) -> bool {
+    failure.error.kind() == io::ErrorKind::AddrInUse && failure.lasted > HANDOVER
 }
 
 fn notice_of(refused: &Refused<'_>, node: &str) -> Notice {
@@ -168,10 +188,50 @@ fn notice_of(refused: &Refused<'_>, node: &str) -> Notice {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::sync::Mutex;
 
     use super::api::Observer as _;
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_another_has_is_an_event_and_later_a_second_proxy_each_once() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+        let api = heard.clone();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let api = api.clone();
+            async move {
+                let bytes = request.into_body().collect_bytes().await?;
+                let event: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
+                api.lock().unwrap().push(format!("{}: {}", event["reason"], event["note"]));
+                let answer = http::Response::builder().status(201);
+                Ok::<_, kube::Error>(
+                    answer.body(kube::client::Body::from(bytes.to_vec())).expect("an answer"),
+                )
+            }
+        });
+        let registry = Registry::new();
+        let metrics = Arc::new(Metrics::register(&registry).unwrap());
+        let (config, mut tasks) = (Config::default(), JoinSet::new());
+        let client = Some(Client::new(service, "default"));
+        let events = Arc::new(Events::start(client, "node-1", "machine", &metrics, &mut tasks));
+        let servers = Servers { config: &config, metrics: &metrics, events: &events };
+        servers.start("healthz", "FailedToStartProxierHealthcheck", address, Router::new(), &mut tasks);
+        let unserved = format!("\"FailedToStartProxierHealthcheck\": \"cannot serve healthz on {address}: ");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let told = heard.lock().unwrap().clone();
+        assert!(told.len() == 1 && told[0].starts_with(&unserved), "{told:?}");
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let told = heard.lock().unwrap().clone();
+        let rival = format!("port {} (healthz) is taken\"", address.port());
+        assert!(
+            told.len() == 2 && told[1].starts_with("\"SecondProxy\"") && told[1].ends_with(&rival),
+            "{told:?}"
+        );
+        let text = metrics::exposition(&registry).unwrap();
+        assert!(text.contains("{kind=\"SecondProxy\"} 1\n"), "{text}");
+    }
 
     #[test]
     fn traffic_with_the_api_server_is_counted_by_client_gos_names() {

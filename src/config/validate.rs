@@ -52,7 +52,12 @@ pub(super) fn check(
     if ![super::document::PROTOBUF, super::document::JSON].contains(&content_type.as_str()) {
         check.0.note("clientConnection.contentType", "Chainsmith asks the API server for JSON");
     }
-    let qps = Some(d.client_connection.qps).filter(|qps| *qps >= 0.0);
+    // As client-go takes them, which a flag can say as well as the file.
+    let burst = if burst == 0 { DEFAULT_BURST } else { burst };
+    let qps = match d.client_connection.qps {
+        0.0 => Some(DEFAULT_QPS),
+        qps => Some(qps).filter(|qps| *qps > 0.0),
+    };
     let kubeconfig = Some(&d.client_connection.kubeconfig).filter(|path| !path.is_empty());
     let client =
         Client { kubeconfig: kubeconfig.map(PathBuf::from), master: check.master(master), qps, burst };
@@ -102,6 +107,11 @@ pub(super) fn check(
         effective,
     })
 }
+
+/// What client-go makes of a `clientConnection.qps` of 0; source: `k8s.io/client-go/rest`, v0.36.
+const DEFAULT_QPS: f32 = 5.0;
+/// Likewise of `burst`.
+const DEFAULT_BURST: u32 = 10;
 
 const BACKENDS: [(&str, BackendChoice); 3] =
     [("auto", BackendChoice::Auto), ("nft", BackendChoice::Nft), ("legacy", BackendChoice::Legacy)];

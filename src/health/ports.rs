@@ -106,7 +106,7 @@ struct Ports {
 /// A port that is open on one address; dropped, it is closed and its connections end.
 struct Open {
     n_local: Arc<AtomicUsize>,
-    _server: JoinSet<()>,
+    server: JoinSet<()>,
 }
 
 /// What could not be opened.
@@ -120,7 +120,7 @@ impl Ports {
     async fn follow(mut self, mut wanted: watch::Receiver<Wanted>) {
         loop {
             let now = wanted.borrow_and_update().clone();
-            self.update(&now, Instant::now());
+            self.update(&now, Instant::now()).await;
             let retry_at = self.failures.values().map(|failures| failures.retry_at).min();
             let retry = async {
                 match retry_at {
@@ -137,7 +137,7 @@ impl Ports {
 
     /// Closes what is no longer wanted, opens what is missing unless it has to wait, and passes on
     /// how many endpoints there are.
-    fn update(&mut self, wanted: &Wanted, now: Instant) {
+    async fn update(&mut self, wanted: &Wanted, now: Instant) {
         let keys: BTreeMap<Key, usize> = wanted
             .services
             .iter()
@@ -147,13 +147,15 @@ impl Ports {
                 wanted.addresses.iter().map(at)
             })
             .collect();
-        self.open.retain(|(service, address), _| {
-            let stays = keys.contains_key(&(service.clone(), *address));
-            if !stays {
-                info!(%service, %address, "health check node port closed");
+        let gone: Vec<Key> = self.open.keys().filter(|key| !keys.contains_key(*key)).cloned().collect();
+        for key in gone {
+            if let Some(mut open) = self.open.remove(&key) {
+                // Waited for: the port may be another Service's from now on.
+                open.server.shutdown().await;
             }
-            stays
-        });
+            let (service, address) = key;
+            info!(%service, %address, "health check node port closed");
+        }
         self.failures.retain(|key, _| keys.contains_key(key));
         for (key, n_local) in &keys {
             match self.open.get(key) {
@@ -182,7 +184,7 @@ impl Ports {
                 let router = answers(service.clone(), n_local.clone(), self.health.clone());
                 let mut server = JoinSet::new();
                 server.spawn(http::serve(listener, router));
-                self.open.insert(key.clone(), Open { n_local, _server: server });
+                self.open.insert(key.clone(), Open { n_local, server });
                 info!(%service, %address, "health check node port open");
             }
             Err(error) => {

@@ -33,8 +33,10 @@ impl Moment {
 #[derive(Clone, Copy, Debug)]
 struct Family {
     updated: Moment,
-    /// Since when a change waits.
+    /// Since when a change waits, or a sync runs.
     pending_since: Option<Instant>,
+    /// Whether a sync of it succeeded.
+    is_synced: bool,
 }
 
 /// What is known of the health of a node.
@@ -67,9 +69,23 @@ impl State {
         State { timeout, families: PerFamily::default(), expects_node, is_leaving: None }
     }
 
-    /// The rules of `family` are in step with all that was queued; or its loop begins.
+    /// The loop of `family` begins.
+    pub fn started(&mut self, family: IpFamily, now: Moment) {
+        *self.families.get_mut(family) = Some(Family { updated: now, pending_since: None, is_synced: false });
+    }
+
+    /// The rules of `family` are in step with all that was queued.
     pub fn updated(&mut self, family: IpFamily, now: Moment) {
-        *self.families.get_mut(family) = Some(Family { updated: now, pending_since: None });
+        *self.families.get_mut(family) = Some(Family { updated: now, pending_since: None, is_synced: true });
+    }
+
+    /// A sync of `family` begins. It counts as a change that waits, so that one which never ends makes its
+    /// family sick: nothing is queued meanwhile. The first one counts only once it failed, as for
+    /// kube-proxy: where it takes minutes, a liveness probe would begin it again and again.
+    pub fn syncing(&mut self, family: IpFamily, now: Moment) {
+        if self.families.get(family).is_some_and(|family| family.is_synced) {
+            self.queued(family, now);
+        }
     }
 
     /// A change of `family` waits from now on. One that waits already is older.
@@ -87,7 +103,7 @@ impl State {
     /// Each family that is proxied.
     pub fn families(&self, now: Moment) -> Vec<FamilyHealth> {
         let family = |family| {
-            let Family { updated, pending_since } = (*self.families.get(family))?;
+            let Family { updated, pending_since, .. } = (*self.families.get(family))?;
             let waits = pending_since.map(|since| now.monotonic.saturating_duration_since(since));
             let is_healthy = waits.is_none_or(|waits| waits < self.timeout);
             Some(FamilyHealth { family, updated: updated.wall, is_healthy })
@@ -181,6 +197,21 @@ mod tests {
         clock.updated(V4).is([true, true]);
         clock.queued(V6).wait(TIMEOUT).updated(V4).is([true, false]);
         clock.queued(V4).wait(TIMEOUT).updated(V4).is([true, false]).updated(V6).is([true, true]);
+    }
+
+    #[test]
+    fn a_sync_that_does_not_end_makes_its_family_sick_except_the_first() {
+        let mut clock = Clock { state: State::new(TIMEOUT, true), now: Moment::now() };
+        IpFamily::BOTH.into_iter().for_each(|family| clock.state.started(family, clock.now));
+        clock.state.syncing(V4, clock.now);
+        clock.wait(TIMEOUT * 9).is([true, true]).updated(V4).wait(TIMEOUT);
+        clock.state.syncing(V4, clock.now);
+        clock.wait(TIMEOUT - Duration::from_nanos(1)).is([true, true]);
+        clock.wait(Duration::from_nanos(1)).is([false, true]).updated(V4).is([true, true]);
+        // What waited before it began is older.
+        clock.queued(V4).wait(TIMEOUT / 2);
+        clock.state.syncing(V4, clock.now);
+        clock.wait(TIMEOUT / 2).is([false, true]);
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::net::TcpStream as Client;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
+use super::connection::{EXCHANGE, IDLE, PATIENCE};
 use super::*;
 
 fn any(ip: &str) -> SocketAddr {
@@ -58,7 +60,9 @@ async fn an_address_that_cannot_be_bound_is_tried_again_until_it_can_and_each_ti
     tokio::spawn(async move {
         let failed = |failure: &Failure<'_>| {
             assert_eq!((failure.error.kind(), failure.is_final), (io::ErrorKind::AddrInUse, false));
-            counted.fetch_add(1, Ordering::Relaxed);
+            let n = counted.fetch_add(1, Ordering::Relaxed) as u64;
+            let lasted = Duration::from_secs((failure.lasted.as_secs_f64() / 5.0).round() as u64 * 5);
+            assert_eq!((failure.n, lasted), (n + 1, RETRY * n as u32));
             std::future::ready(())
         };
         serve_at("test", address, Router::new().fallback(not_found), false, failed).await
@@ -122,4 +126,87 @@ async fn a_server_that_ends_ends_its_connections() {
     let ended = tokio::time::timeout(Duration::from_secs(10), client.read_to_end(&mut rest)).await;
     assert!(ended.is_ok(), "the connection was kept open");
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+/// A server of this router, and a connection to it on which a request was answered if there is one.
+async fn connected(router: Router, request: &str) -> (JoinSet<()>, SocketAddr, TcpStream) {
+    let listener = bind(any("127.0.0.1"), Wildcard::OneFamily).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut server = JoinSet::new();
+    server.spawn(serve(listener, router));
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(request.as_bytes()).await.unwrap();
+    (server, address, client)
+}
+
+/// How long the server keeps `client`, whatever it sends meanwhile; time passes by itself.
+async fn kept(client: &mut TcpStream) -> Duration {
+    let started = Instant::now();
+    // A connection that is dropped with bytes unread is reset.
+    let _ = client.read_to_end(&mut Vec::new()).await;
+    started.elapsed()
+}
+
+const REQUEST: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+#[tokio::test]
+async fn a_connection_that_is_kept_outlives_the_time_between_two_scrapes() {
+    let (_server, _, mut client) = connected(Router::new().fallback(not_found), REQUEST).await;
+    let mut head = [0; 12];
+    client.read_exact(&mut head).await.unwrap();
+    tokio::time::pause();
+    // Answered again after each pause, and idle from then on.
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        client.write_all(REQUEST.as_bytes()).await.unwrap();
+        let mut some = [0; 400];
+        assert!(client.read(&mut some).await.unwrap() > 0);
+    }
+    let kept = kept(&mut client).await;
+    assert!(kept > IDLE / 2 && kept < IDLE * 2, "{kept:?}");
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_where_they_are_many() {
+    let (_server, address, first) = connected(Router::new().fallback(not_found), REQUEST).await;
+    let mut clients = vec![first];
+    for _ in 0..MAX_CONNECTIONS * 3 / 4 {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(REQUEST.as_bytes()).await.unwrap();
+        clients.push(client);
+    }
+    for client in &mut clients {
+        client.read_exact(&mut [0; 12]).await.unwrap();
+    }
+    tokio::time::pause();
+    let kept = kept(&mut clients[0]).await;
+    assert!(kept < PATIENCE * 2, "{kept:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_comes_in_drops_is_hung_up_on() {
+    let (_server, _, mut client) = connected(Router::new().fallback(not_found), "GET / HT").await;
+    tokio::time::pause();
+    let kept = kept(&mut client).await;
+    assert!(kept >= PATIENCE / 2 && kept < PATIENCE * 2, "{kept:?}");
+}
+
+#[tokio::test]
+async fn who_does_not_take_the_answer_or_has_none_made_is_hung_up_on_after_a_minute() {
+    let large = Router::new().fallback(async || "x".repeat(64 << 20));
+    let never = Router::new().fallback(std::future::pending::<String>);
+    for (router, is_large) in [(large, true), (never, false)] {
+        let (_server, _, mut client) = connected(router, REQUEST).await;
+        if is_large {
+            // The answer has begun, and what the kernel takes of it is sent.
+            client.read_exact(&mut [0; 12]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        tokio::time::pause();
+        tokio::time::sleep(EXCHANGE + Duration::from_secs(2)).await;
+        tokio::time::resume();
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(10), client.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok() && rest.len() < 64 << 20, "{} bytes, {ended:?}", rest.len());
+    }
 }

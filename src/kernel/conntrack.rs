@@ -23,6 +23,7 @@ const ZONE: u16 = 18;
 const FILTER: u16 = 25;
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTOCOL: u16 = 2;
+const TUPLE_ZONE: u16 = 3;
 const IP_V4: [u16; 2] = [1, 2];
 const IP_V6: [u16; 2] = [3, 4];
 const PROTOCOL_NUMBER: u16 = 1;
@@ -134,13 +135,16 @@ fn udp_only() -> Vec<u8> {
 }
 
 /// The destination of the first packet as it came, and where answers come from; `None` for other
-/// protocols, which older kernels list too.
+/// protocols, which older kernels list too, and for flows in others' zones: the rules' are in zone 0,
+/// and the same addresses may mean somebody else in another.
 fn udp_flow(message: &Message<'_>) -> Option<(SocketAddr, SocketAddr)> {
-    let original = message.inner(TUPLE_ORIGINAL)?;
-    if original.inner(TUPLE_PROTOCOL)?.u8(PROTOCOL_NUMBER)? != UDP {
+    let (original, reply) = (message.inner(TUPLE_ORIGINAL)?, message.inner(TUPLE_REPLY)?);
+    let zones = [message.u16(ZONE), original.u16(TUPLE_ZONE), reply.u16(TUPLE_ZONE)];
+    let is_in_zone_0 = zones.into_iter().flatten().all(|zone| zone == 0);
+    if !is_in_zone_0 || original.inner(TUPLE_PROTOCOL)?.u8(PROTOCOL_NUMBER)? != UDP {
         return None;
     }
-    Some((end(&original, 1)?, end(&message.inner(TUPLE_REPLY)?, 0)?))
+    Some((end(&original, 1)?, end(&reply, 0)?))
 }
 
 /// The source (0) or the destination (1) of a tuple.
@@ -164,10 +168,8 @@ fn delete(netfilter: &mut Netfilter, family: IpFamily, listed: &Message<'_>) -> 
     let reply = listed.attribute(TUPLE_REPLY).ok_or(io::ErrorKind::InvalidData)?;
     let mut attributes = Vec::with_capacity(128);
     push_attribute(&mut attributes, TUPLE_REPLY | NESTED, reply);
-    for kind in [ID, ZONE] {
-        if let Some(value) = listed.attribute(kind) {
-            push_attribute(&mut attributes, kind, value);
-        }
+    if let Some(id) = listed.attribute(ID) {
+        push_attribute(&mut attributes, ID, id);
     }
     let request = Request {
         subsystem: SUBSYSTEM,

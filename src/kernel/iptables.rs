@@ -5,8 +5,10 @@
 mod child;
 mod detect;
 mod lock;
+mod minder;
 
 pub use detect::{Unusable, has_legacy_table, in_use, ipv6_is_off, open, takes};
+pub use minder::largest_child;
 
 use std::process::Command;
 use std::time::Duration;
@@ -119,7 +121,7 @@ impl Restore for KernelIptables {
             Backend::Nft => Duration::ZERO,
         };
         self.lock_wait += waited;
-        self.restore = Some(RestoreChild::start(self.programs.restore, LOCK_WAIT, waited));
+        self.restore = Some(RestoreChild::start(self.programs.restore, LOCK_WAIT, waited, minder::LIMIT));
     }
 
     fn write(&mut self, text: &str) {
@@ -176,7 +178,7 @@ impl Iptables for KernelIptables {
     fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         let mut command = Command::new(self.programs.save);
         command.args(["-t", table.word()]);
-        child::read_lines(command, each)
+        child::read_lines(command, minder::LIMIT, each)
     }
 
     fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {

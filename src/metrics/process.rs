@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-use nix::sys::resource::{UsageWho, getrusage};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Counter, Gauge};
@@ -38,20 +37,15 @@ const VIRTUAL_MAX: Known =
 const CHILD: Known = (
     G,
     "chainsmith_largest_child_resident_memory_bytes",
-    "Most resident memory that any program had that was started and ended",
+    "Most resident memory that any program was seen to have that was started",
 );
-const ALL: [Known; 10] =
-    [CPU, MAX_FDS, RECEIVED, SENT, OPEN_FDS, RESIDENT, START, VIRTUAL, VIRTUAL_MAX, CHILD];
+const ALL: [Known; 9] = [CPU, MAX_FDS, RECEIVED, SENT, OPEN_FDS, RESIDENT, START, VIRTUAL, VIRTUAL_MAX];
 
 impl Process {
     /// Of this process, by the files under `proc`.
     pub(super) fn new(proc: impl Into<PathBuf>) -> prometheus::Result<Process> {
-        let description =
-            |(_, name, help): Known| Desc::new(name.into(), help.into(), vec![], Default::default());
-        Ok(Process {
-            proc: proc.into(),
-            descriptions: ALL.into_iter().map(description).collect::<Result<_, _>>()?,
-        })
+        let descriptions = ALL.into_iter().map(description).collect::<Result<_, _>>()?;
+        Ok(Process { proc: proc.into(), descriptions })
     }
 
     /// When this process started, in seconds since 1970.
@@ -65,7 +59,6 @@ impl Process {
         let of_net = |key| self.file("self/net/netstat").and_then(|text| ip_octets(&text, key));
         let of_limits = |key| self.file("self/limits").and_then(|text| limit(&text, key));
         let fds = std::fs::read_dir(self.proc.join("self/fd")).ok().map(|entries| entries.count() as f64);
-        let child = getrusage(UsageWho::RUSAGE_CHILDREN).ok().map(|usage| usage.max_rss() as f64 * 1024.0);
         let values = [
             (CPU, of_stat(|stat| stat.cpu_ticks as f64 / ticks_per_second())),
             (MAX_FDS, of_limits("Max open files")),
@@ -76,7 +69,6 @@ impl Process {
             (START, self.started()),
             (VIRTUAL, of_stat(|stat| stat.virtual_bytes as f64)),
             (VIRTUAL_MAX, of_limits("Max address space")),
-            (CHILD, child),
         ];
         values.into_iter().filter_map(|(known, value)| Some((known, value?))).collect()
     }
@@ -92,17 +84,50 @@ impl Collector for Process {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let family = |((kind, name, help), value): (Known, f64)| match kind {
-            C => Counter::new(name, help).map(|counter| {
-                counter.inc_by(value);
-                counter.collect()
-            }),
-            G => Gauge::new(name, help).map(|gauge| {
-                gauge.set(value);
-                gauge.collect()
-            }),
-        };
-        self.values().into_iter().filter_map(|value| family(value).ok()).flatten().collect()
+        self.values().into_iter().flat_map(|(known, value)| sample(known, value)).collect()
+    }
+}
+
+fn description((_, name, help): Known) -> prometheus::Result<Desc> {
+    Desc::new(name.into(), help.into(), vec![], Default::default())
+}
+
+fn sample((kind, name, help): Known, value: f64) -> Vec<MetricFamily> {
+    let sample = match kind {
+        C => Counter::new(name, help).map(|counter| {
+            counter.inc_by(value);
+            counter.collect()
+        }),
+        G => Gauge::new(name, help).map(|gauge| {
+            gauge.set(value);
+            gauge.collect()
+        }),
+    };
+    sample.unwrap_or_default()
+}
+
+/// Tells how much memory the largest program had that this process started, in bytes; `None`: unknown.
+pub type ReadLargest = fn() -> Option<u64>;
+
+/// The memory of programs that this process started; left out while it is unknown.
+pub(super) struct Children {
+    largest: ReadLargest,
+    description: Desc,
+}
+
+impl Children {
+    pub(super) fn new(largest: ReadLargest) -> prometheus::Result<Children> {
+        Ok(Children { largest, description: description(CHILD)? })
+    }
+}
+
+impl Collector for Children {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.description]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        (self.largest)().map(|n_bytes| sample(CHILD, n_bytes as f64)).unwrap_or_default()
     }
 }
 
@@ -214,8 +239,18 @@ mod tests {
 
     #[test]
     fn without_proc_what_it_tells_is_left_out() {
-        let values = values(&Process::new("/nonexistent").unwrap());
-        assert_eq!(values.into_keys().collect::<Vec<_>>(), [CHILD.1]);
+        assert_eq!(values(&Process::new("/nonexistent").unwrap()), Default::default());
+    }
+
+    #[test]
+    fn what_children_took_is_shown_once_it_is_known() {
+        let of = |largest: ReadLargest| Children::new(largest).unwrap().collect();
+        assert_eq!(of(|| None), []);
+        let shown = of(|| Some(4096));
+        assert_eq!(
+            (shown.len(), shown[0].name(), shown[0].get_metric()[0].get_gauge().get_value()),
+            (1, CHILD.1, 4096.0)
+        );
     }
 
     #[test]

@@ -42,6 +42,7 @@ fn everything() -> (Registry, Metrics) {
         .is_built([("ComponentFlagz", "BETA", true), ("NativeHistograms", "ALPHA", false)].into_iter())
         .unwrap();
     metrics.packets(Some(Box::new(|| Ok(5))), Some(Box::new(|| Ok(0)))).unwrap();
+    metrics.children(|| Some(1 << 20)).unwrap();
     let second = Duration::from_secs(1);
     for family in IpFamily::BOTH {
         metrics.synced(&sample(family, true));
@@ -78,7 +79,6 @@ fn everything() -> (Registry, Metrics) {
     metrics.requested(&Request { status: None, ..request });
     metrics.received(method, host, 100);
     metrics.limited(method, host, second);
-    metrics.retried(method, host, None);
     (registry, metrics)
 }
 

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
+use std::net::SocketAddr;
 use std::sync::LazyLock;
 
 use foldhash::fast::RandomState;
 
 use crate::iptables::parse::{self, Line};
-use crate::iptables::{ChainName, Jump, Rule, Table};
-use crate::net::IpFamily;
+use crate::iptables::{ChainName, Jump, Match, Rule, Table};
+use crate::net::{IpFamily, Protocol};
 
 /// The content of a chain: a hash of its rules in order, and how many they are. Lives as long as the
 /// process; equal digests are taken for equal chains.
@@ -102,6 +103,35 @@ impl Committed {
     }
 }
 
+/// What rules of nat for UDP answer on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UdpDoors {
+    /// An address and a port.
+    pub addresses: BTreeSet<SocketAddr>,
+    /// A port on whichever addresses its chain is for: a node port.
+    pub node_ports: BTreeSet<u16>,
+}
+
+impl UdpDoors {
+    fn add(&mut self, rule: &Rule) {
+        let port = rule.matches.iter().find_map(|m| match m {
+            Match::L4 { protocol: Protocol::Udp, destination_ports: Some(ports) }
+                if ports.first == ports.last =>
+            {
+                Some(ports.first)
+            }
+            _ => None,
+        });
+        match (port, &rule.destination) {
+            (Some(port), None) => drop(self.node_ports.insert(port)),
+            (Some(port), Some(to)) if !to.negated && to.value.length() == to.value.family().bits() => {
+                self.addresses.insert(SocketAddr::new(to.value.address(), port));
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Reads the output of `iptables-save` line by line into a [`Committed`].
 pub struct Reader<'a> {
     family: IpFamily,
@@ -109,6 +139,7 @@ pub struct Reader<'a> {
     is_ours: &'a dyn Fn(Table, &ChainName) -> bool,
     table: Option<Table>,
     committed: Committed,
+    doors: UdpDoors,
 }
 
 impl<'a> Reader<'a> {
@@ -118,7 +149,8 @@ impl<'a> Reader<'a> {
         jumps: &'a [Jump],
         is_ours: &'a dyn Fn(Table, &ChainName) -> bool,
     ) -> Reader<'a> {
-        Reader { family, jumps, is_ours, table: None, committed: Committed::default() }
+        let (committed, doors) = (Committed::default(), UdpDoors::default());
+        Reader { family, jumps, is_ours, table: None, committed, doors }
     }
 
     /// Takes one line. A line that cannot be read makes its chain one of unknown content.
@@ -146,6 +178,7 @@ impl<'a> Reader<'a> {
         }
         match table {
             Table::Nat => {
+                self.doors.add(&rule);
                 if let Some(Some(digest)) = self.committed.nat.get_mut(&name) {
                     *digest = digest.then(Digest::rule(&rule));
                 }
@@ -168,8 +201,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What was read.
-    pub fn finish(self) -> Committed {
-        self.committed
+    /// What was read, and what its rules for UDP answer on.
+    pub fn finish(self) -> (Committed, UdpDoors) {
+        (self.committed, self.doors)
     }
 }

@@ -127,13 +127,20 @@ impl Frontends {
     /// Takes over from `earlier`: what it had and is gone now is remembered as such.
     pub fn succeed(&mut self, earlier: &Frontends) {
         let addresses = earlier.addresses.keys().chain(&earlier.former.addresses);
-        self.former
-            .addresses
-            .extend(addresses.filter(|address| !self.addresses.contains_key(*address)).copied());
         let node_ports = earlier.node_ports.keys().chain(&earlier.former.node_ports);
-        self.former
-            .node_ports
-            .extend(node_ports.filter(|port| !self.node_ports.contains_key(*port)).copied());
+        self.were(addresses.copied(), node_ports.copied());
+    }
+
+    /// Takes each of these that is none any more for one that lately was.
+    pub fn were(
+        &mut self,
+        addresses: impl IntoIterator<Item = SocketAddr>,
+        node_ports: impl IntoIterator<Item = u16>,
+    ) {
+        let is_former = |address: &SocketAddr| !self.addresses.contains_key(address);
+        self.former.addresses.extend(addresses.into_iter().filter(is_former));
+        let is_former = |port: &u16| !self.node_ports.contains_key(port);
+        self.former.node_ports.extend(node_ports.into_iter().filter(is_former));
     }
 
     /// Forgets what was one: no flow to it is left. Forgets endpoints too, which the next to succeed

@@ -264,6 +264,7 @@ impl<K: Iptables> FamilySync<K> {
                     self.tables.kernel.relax_limits();
                 }
                 self.dirty = Scope::Services(BTreeSet::new());
+                report.inherited = self.tables.take_inherited();
             }
             Err(failure) => {
                 // A refusal may mean that the kernel is not as it was: somebody flushed it. Unless

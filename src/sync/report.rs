@@ -6,7 +6,7 @@ use crate::kernel::{Backend, RestoreError};
 use crate::metrics::Stages;
 use crate::model::ServicePortName;
 use crate::net::IpFamily;
-use crate::plan::Tally;
+use crate::plan::{Tally, UdpDoors};
 use crate::rules::Layout;
 
 /// A restore that was refused, brought back to whom it is about.
@@ -119,6 +119,8 @@ pub struct Report {
     pub drift: Drift,
     /// Chains that are wanted no more and stay, empty, because rules of somebody else lead to them.
     pub held: Vec<ChainName>,
+    /// What UDP rules answered on that an earlier process had left; with the first sync that succeeds.
+    pub inherited: UdpDoors,
     /// Service ports that the kernel refused, and are left out from now on.
     pub quarantined: Vec<(ServicePortName, Refusal)>,
     /// How it ended.
@@ -145,6 +147,7 @@ impl Report {
             n_nat_rules: 0,
             drift: Drift::default(),
             held: Vec::new(),
+            inherited: UdpDoors::default(),
             quarantined: Vec::new(),
             outcome: Ok(()),
         }

@@ -14,12 +14,17 @@ use super::{HostSource, Observer, Scope, Synced, View};
 use crate::kernel::conntrack;
 use crate::model::ServiceName;
 use crate::net::{IpFamily, PerFamily, Protocol};
+use crate::plan::UdpDoors;
 use crate::policy::flows::{Flow, Frontends, NodePortIps, Stale};
 use crate::rules::{NodePorts, Settings};
 
 /// After a sweep its time and this many times more pass before the next: where UDP endpoints come and
 /// go all the time and the table is large, sweeps take a fifth of one CPU.
 const REST: u32 = 4;
+
+/// The wait before flows are swept again that a sweep left behind; doubled each time.
+const FIRST_RETRY: Duration = Duration::from_secs(5);
+const LONGEST_RETRY: Duration = Duration::from_secs(5 * 60);
 
 /// What one sweep of a family's flows came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +77,7 @@ struct State {
     /// Services with a UDP port at the last sync.
     services: BTreeSet<ServiceName>,
     is_due: bool,
-    /// The last sweep left something behind: the next sync makes one due.
+    /// The last sweep left something behind: the next sync, or some time, makes one due.
     is_unfinished: bool,
 }
 
@@ -89,8 +94,21 @@ impl Sweeper {
 
     /// Sweeps whenever it is due; for ever.
     pub async fn run(self: Arc<Sweeper>) {
+        let mut wait = FIRST_RETRY;
         loop {
-            self.wake.notified().await;
+            if self.is_unfinished() {
+                tokio::select! {
+                    () = self.wake.notified() => {}
+                    // On a quiet node there may be no other sync for days.
+                    () = tokio::time::sleep(wait) => {
+                        self.retry_unfinished();
+                        wait = (wait * 2).min(LONGEST_RETRY);
+                    }
+                }
+            } else {
+                wait = FIRST_RETRY;
+                self.wake.notified().await;
+            }
             let started = Instant::now();
             for family in IpFamily::BOTH {
                 let sweeper = self.clone();
@@ -105,6 +123,19 @@ impl Sweeper {
 
     fn states(&self) -> MutexGuard<'_, PerFamily<State>> {
         self.families.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_unfinished(&self) -> bool {
+        let states = self.states();
+        IpFamily::BOTH.into_iter().any(|family| states.get(family).is_unfinished)
+    }
+
+    fn retry_unfinished(&self) {
+        let mut states = self.states();
+        for family in IpFamily::BOTH {
+            let state = states.get_mut(family);
+            state.is_due |= state.is_unfinished;
+        }
     }
 
     fn sweep_if_due(&self, family: IpFamily) {
@@ -124,7 +155,7 @@ impl Sweeper {
                 sweep.is_complete()
             }
             Err(error) => {
-                warn!(%family, %error, "cannot look through conntrack; UDP flows to dead endpoints may stay; will try after the next sync");
+                warn!(%family, %error, "cannot look through conntrack; UDP flows to dead endpoints may stay; will be tried again");
                 false
             }
         };
@@ -159,6 +190,9 @@ impl Observer for Sweeper {
         } else {
             let (mut frontends, services) = frontends(*view, settings, &self.host);
             frontends.succeed(&state.frontends);
+            // Services that were deleted while no process was there.
+            let UdpDoors { addresses, node_ports } = &report.inherited;
+            frontends.were(addresses.iter().copied(), node_ports.iter().copied());
             state.frontends = Arc::new(frontends);
             state.services = services;
         }
@@ -236,7 +270,7 @@ fn report(sweep: &Sweep) {
         let error = sweep.first_error.map(|code| io::Error::from_raw_os_error(code).to_string());
         warn!(
             %family, failed = sweep.n_failed, error = error.as_deref().unwrap_or("the table was rebuilt meanwhile"),
-            "stale UDP flows may be left; will try after the next sync"
+            "stale UDP flows may be left; will be tried again"
         );
     }
 }

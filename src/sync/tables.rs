@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::report::Drift;
 use crate::iptables::{ChainName, Jump, Table};
 use crate::kernel::{Backend, Iptables, Readable};
-use crate::plan::{Committed, Digest, Reader};
+use crate::plan::{Committed, Digest, Reader, UdpDoors};
 use crate::rules::{fixed, names};
 
 /// Up to how many chains a suspicion is settled by reading everything.
@@ -29,6 +29,8 @@ pub(super) struct Tables<K> {
     /// spells them in its own way.
     dialects: BTreeMap<(Table, ChainName), (Digest, Digest)>,
     n_looks: usize,
+    /// What UDP rules answered on that were there before this process, once they were read.
+    inherited: Option<UdpDoors>,
 }
 
 impl<K: Iptables> Tables<K> {
@@ -42,7 +44,14 @@ impl<K: Iptables> Tables<K> {
             is_foreign: false,
             dialects: BTreeMap::new(),
             n_looks: 0,
+            inherited: None,
         }
+    }
+
+    /// What UDP rules of an earlier process answered on; told once. Nothing where the rules were too
+    /// many to be read.
+    pub(super) fn take_inherited(&mut self) -> UdpDoors {
+        self.inherited.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// What the kernel holds, when that is known.
@@ -181,7 +190,8 @@ impl<K: Iptables> Tables<K> {
                 unread.push(table);
             }
         }
-        let mut found = reader.finish();
+        let (mut found, doors) = reader.finish();
+        self.inherited.get_or_insert(doors);
         for table in unread {
             self.read_names(table, left, &mut found);
         }

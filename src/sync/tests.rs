@@ -6,6 +6,7 @@ mod node;
 mod observers;
 mod outage;
 mod pace;
+mod restart;
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;

@@ -97,6 +97,10 @@ fn zero_means_default() {
     let fields = "bindAddress: ''\nhealthzBindAddress: ''\nmetricsBindAddress: ''\nconfigSyncPeriod: 0s\nclientConnection: {qps: 0, burst: 0}\niptables: {syncPeriod: 0s, minSyncPeriod: '0'}\nlogging: {format: '', flushFrequency: 0}\n";
     let config = of_file(fields);
     assert_eq!(config, Config { effective: config.effective.clone(), ..Config::default() });
+    for zero in ["0", "-0", "0.0"] {
+        let config = of_flags(&["--kube-api-qps", zero, "--kube-api-burst=0"]);
+        assert_eq!((config.client.qps, config.client.burst), (Some(5.0), 10), "{zero}");
+    }
 }
 
 #[test]

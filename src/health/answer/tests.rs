@@ -110,6 +110,23 @@ async fn a_family_that_is_behind_is_named_and_the_requests_are_counted() {
     }
 }
 
+#[tokio::test]
+async fn a_sync_that_does_not_end_is_told_once_there_was_one_that_did() {
+    use crate::sync::Observer;
+    // Nothing may wait at all.
+    let health = Arc::new(Health::new(Duration::ZERO, false));
+    let (router, _) = served(&health);
+    let mut statuses = Vec::new();
+    health.started(&[IpFamily::V4]);
+    for _ in 0..2 {
+        health.syncing(IpFamily::V4);
+        statuses.push(ask(&router, "GET /healthz").await.status);
+        health.state().updated(IpFamily::V4, Moment::now());
+        statuses.push(ask(&router, "GET /livez").await.status);
+    }
+    assert_eq!(statuses, [200, 200, 503, 200]);
+}
+
 #[test]
 fn times_have_the_digits_that_they_need() {
     let at = |nanos| Some(SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos));

@@ -224,16 +224,14 @@ async fn weight(port: u16) -> Option<(u16, String)> {
 async fn another_port_closes_the_old_one_and_opens_the_new() {
     let (mut rig, now) = (Rig::new(), Instant::now());
     let (old, new) = (free_port(), free_port());
-    rig.ports.update(&wants(&[("a", old, 1)]), now);
+    rig.ports.update(&wants(&[("a", old, 1)]), now).await;
     assert_eq!(weight(old).await, Some((200, "1".to_owned())));
-    rig.ports.update(&wants(&[("a", new, 1)]), now);
-    tokio::task::yield_now().await;
+    rig.ports.update(&wants(&[("a", new, 1)]), now).await;
     assert_eq!((weight(old).await, weight(new).await), (None, Some((200, "1".to_owned()))));
-    rig.ports.update(&wants(&[("a", new, 0)]), now);
+    rig.ports.update(&wants(&[("a", new, 0)]), now).await;
     assert_eq!(weight(new).await, Some((503, "0".to_owned())), "the same socket, another count");
     assert_eq!(rig.metric("chainsmith_service_health_ports{"), "1");
-    rig.ports.update(&wants(&[]), now);
-    tokio::task::yield_now().await;
+    rig.ports.update(&wants(&[]), now).await;
     assert_eq!(weight(new).await, None);
     assert_eq!(rig.metric("chainsmith_service_health_ports{"), "0");
 }
@@ -245,28 +243,38 @@ async fn a_port_that_is_taken_is_told_and_tried_again_ever_later_while_others_ar
     let other = free_port();
     let wanted = wants(&[("a", port, 1), ("b", other, 3)]);
     let at = |seconds| now + Duration::from_secs(seconds);
-    rig.ports.update(&wanted, now);
+    rig.ports.update(&wanted, now).await;
     assert_eq!(weight(other).await, Some((200, "3".to_owned())));
     assert_eq!(*rig.refused.lock().unwrap(), ["default/a"]);
     assert_eq!(rig.metric("chainsmith_service_health_ports_failed"), "1");
     // 1, 2, 4, 8 s after each other: at 1, 3, 7 and 15 s.
     for (second, n_refused) in [(0, 1), (1, 2), (2, 2), (3, 3), (6, 3), (7, 4), (14, 4), (15, 5)] {
-        rig.ports.update(&wanted, at(second));
+        rig.ports.update(&wanted, at(second)).await;
         assert_eq!(rig.n_refused(), n_refused, "after {second} s");
     }
     assert_eq!(rig.metric("chainsmith_bind_failures_total{server=\"service_health\"}"), "5");
     drop(taken);
-    rig.ports.update(&wanted, at(31));
+    rig.ports.update(&wanted, at(31)).await;
     assert_eq!(weight(port).await, Some((200, "1".to_owned())));
     assert_eq!((rig.n_refused(), rig.metric("chainsmith_service_health_ports_failed")), (5, "0".to_owned()));
+}
+
+#[tokio::test]
+async fn a_port_that_changes_its_owner_is_never_refused() {
+    let (mut rig, now, port) = (Rig::new(), Instant::now(), free_port());
+    for n in 0..20 {
+        let owner = if n % 2 == 0 { "a" } else { "b" };
+        rig.ports.update(&wants(&[(owner, port, 1)]), now).await;
+        assert_eq!((rig.n_refused(), weight(port).await), (0, Some((200, "1".to_owned()))), "{n}");
+    }
 }
 
 #[tokio::test]
 async fn a_service_that_is_gone_is_not_tried_again() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (mut rig, now, port) = (Rig::new(), Instant::now(), taken.local_addr().unwrap().port());
-    rig.ports.update(&wants(&[("a", port, 1)]), now);
-    rig.ports.update(&wants(&[]), now);
+    rig.ports.update(&wants(&[("a", port, 1)]), now).await;
+    rig.ports.update(&wants(&[]), now).await;
     assert!(rig.ports.failures.is_empty());
 }
 

@@ -40,8 +40,21 @@ fn add(
     destination: SocketAddr,
     backend: SocketAddr,
 ) {
+    add_in(netfilter, &[], protocol, client, destination, backend);
+}
+
+/// The same in the zone that the attribute `zone` says.
+fn add_in(
+    netfilter: &mut Netfilter,
+    zone: &[u8],
+    protocol: u8,
+    client: SocketAddr,
+    destination: SocketAddr,
+    backend: SocketAddr,
+) {
     let mut attributes = tuple(TUPLE_ORIGINAL, protocol, client, destination);
     attributes.extend(tuple(TUPLE_REPLY, protocol, backend, client));
+    attributes.extend(zone);
     // IPS_SEEN_REPLY, IPS_ASSURED, IPS_CONFIRMED
     push_attribute(&mut attributes, STATUS, &0x0eu32.to_be_bytes());
     push_attribute(&mut attributes, TIMEOUT, &600u32.to_be_bytes());
@@ -182,5 +195,18 @@ fn a_kernel_that_refuses_the_filter_is_asked_without() {
         let swept = sweep_by(&filter, IpFamily::V4, |_, _| Some(()), drop).unwrap();
         assert_eq!(swept, Swept { n_seen: 1, n_deleted: 1, ..Swept::default() });
         assert_eq!(n_flows(IpFamily::V4), 1, "that of TCP");
+    });
+}
+
+#[test]
+fn flows_in_zones_of_others_are_not_judged() {
+    in_new_namespace(|| {
+        let mut netfilter = Netfilter::open().unwrap();
+        let (client, vip, gone) = (addr("192.0.2.1:1"), addr("10.96.0.1:53"), addr("10.0.0.2:53"));
+        add(&mut netfilter, UDP, client, vip, gone);
+        add_in(&mut netfilter, &attribute(ZONE, &7u16.to_be_bytes()), UDP, client, vip, gone);
+        let swept = sweep_udp(IpFamily::V4, |_, _| Some(()), drop).unwrap();
+        assert_eq!(swept, Swept { n_seen: 1, n_deleted: 1, ..Swept::default() });
+        assert_eq!(n_flows(IpFamily::V4), 1, "that of the other zone");
     });
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use super::super::RestoreError;
+use super::minder::Minder;
 use super::said;
 
 /// How much of an input is kept to name a refused line: more than one batch of the nft back-end.
@@ -28,18 +29,21 @@ fn detached(command: &mut Command) -> &mut Command {
 /// One `iptables-restore`.
 pub(super) struct RestoreChild {
     child: Result<Child, String>,
+    minder: Option<Minder>,
     stdin: Option<ChildStdin>,
     stderr: Option<JoinHandle<Vec<u8>>>,
     kept: VecDeque<String>,
     n_kept_bytes: usize,
     n_forgotten_lines: usize,
     wait: Duration,
+    limit: Duration,
 }
 
 impl RestoreChild {
-    /// Starts `program`, which may wait for the lock for what is left of `wait` after `waited`; a
-    /// failure to do so is told by [`RestoreChild::end`].
-    pub(super) fn start(program: &str, wait: Duration, waited: Duration) -> RestoreChild {
+    /// Starts `program`, which may wait for the lock for what is left of `wait` after `waited`, and is
+    /// killed when it runs for longer than `limit`; a failure to do so is told by
+    /// [`RestoreChild::end`].
+    pub(super) fn start(program: &str, wait: Duration, waited: Duration, limit: Duration) -> RestoreChild {
         let mut command = Command::new(program);
         let left = (wait - waited).as_secs_f64().round().to_string();
         command.args(["-w", &left, "--noflush", "--counters"]);
@@ -47,14 +51,17 @@ impl RestoreChild {
         let mut child = detached(&mut command).spawn().map_err(|error| format!("{program}: {error}"));
         let stdin = child.as_mut().ok().and_then(|child| child.stdin.take());
         let stderr = child.as_mut().ok().and_then(|child| child.stderr.take());
+        let minder = child.as_ref().ok().and_then(|child| Minder::start(child.id(), limit));
         RestoreChild {
             child,
+            minder,
             stdin,
             stderr: stderr.map(|stderr| std::thread::spawn(move || read_some(stderr))),
             kept: VecDeque::new(),
             n_kept_bytes: 0,
             n_forgotten_lines: 0,
             wait,
+            limit,
         }
     }
 
@@ -78,12 +85,17 @@ impl RestoreChild {
     /// Ends the input and waits.
     pub(super) fn end(mut self) -> Result<(), RestoreError> {
         drop(self.stdin.take());
+        let is_late = self.minder.take().is_some_and(Minder::ended);
         let status = match &mut self.child {
             Ok(child) => child.wait().map_err(|error| RestoreError::NotStarted(error.to_string()))?,
             Err(error) => return Err(RestoreError::NotStarted(error.clone())),
         };
         let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
-        if status.success() { Ok(()) } else { Err(self.failure(status, &stderr)) }
+        match status.success() {
+            true => Ok(()),
+            false if is_late => Err(RestoreError::TimedOut(self.limit)),
+            false => Err(self.failure(status, &stderr)),
+        }
     }
 
     fn failure(&self, status: ExitStatus, stderr: &[u8]) -> RestoreError {
@@ -140,12 +152,17 @@ fn read_some(from: impl Read) -> Vec<u8> {
     kept
 }
 
-/// Runs `command` and passes on each line of its output; lines that are not UTF-8 are passed on with
-/// the bytes at fault replaced.
-pub(super) fn read_lines(mut command: Command, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+/// Runs `command`, for `limit` at most, and passes on each line of its output; lines that are not UTF-8
+/// are passed on with the bytes at fault replaced.
+pub(super) fn read_lines(
+    mut command: Command,
+    limit: Duration,
+    each: &mut dyn FnMut(&str),
+) -> anyhow::Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = detached(&mut command).spawn().with_context(|| format!("cannot run {program}"))?;
+    let minder = Minder::start(child.id(), limit);
     let stderr = child.stderr.take().map(|stderr| std::thread::spawn(move || read_some(stderr)));
     if let Some(stdout) = child.stdout.take() {
         let mut reader = BufReader::with_capacity(64 << 10, stdout);
@@ -156,7 +173,11 @@ pub(super) fn read_lines(mut command: Command, each: &mut dyn FnMut(&str)) -> an
             line.clear();
         }
     }
+    let is_late = minder.is_some_and(Minder::ended);
     let status = child.wait().with_context(|| format!("cannot wait for {program}"))?;
+    if is_late && !status.success() {
+        bail!("{program} did not end within {} s and was killed", limit.as_secs());
+    }
     if !status.success() {
         let stderr = stderr.and_then(|thread| thread.join().ok()).unwrap_or_default();
         bail!("{program} failed ({status}): {}", said(&stderr));
@@ -166,7 +187,47 @@ pub(super) fn read_lines(mut command: Command, each: &mut dyn FnMut(&str)) -> an
 
 #[cfg(test)]
 mod tests {
-    use super::{is_too_large, refused_line};
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A program of these lines, in a folder of its own.
+    fn script(lines: &str) -> (tempfile::TempDir, String) {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("program");
+        std::fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        (folder, path)
+    }
+
+    #[test]
+    fn a_restore_that_does_not_end_is_killed_also_while_it_is_fed() {
+        // What it starts holds its output open, and is killed with it.
+        for (lines, n_written) in [("cat > /dev/null; sleep 60; true", 1), ("sleep 60; true", 1 << 20)] {
+            let (_folder, program) = script(lines);
+            let mut child = RestoreChild::start(&program, SECOND, Duration::ZERO, SECOND);
+            child.write(&"x".repeat(n_written));
+            let error = child.end().unwrap_err();
+            assert_eq!(error, RestoreError::TimedOut(SECOND), "{lines}");
+            assert_eq!(error.to_string(), "iptables-restore did not end within 1 s and was killed");
+        }
+        let (_folder, program) = script("cat > /dev/null; sleep 0.1");
+        assert_eq!(RestoreChild::start(&program, SECOND, Duration::ZERO, SECOND * 60).end(), Ok(()));
+    }
+
+    #[test]
+    fn a_program_that_is_read_and_does_not_end_is_killed() {
+        let (_folder, program) = script("echo a; sleep 60; echo b");
+        let mut lines = Vec::new();
+        let read = read_lines(Command::new(&program), SECOND, &mut |line| lines.push(line.to_owned()));
+        let error = read.unwrap_err().to_string();
+        assert_eq!(
+            (lines, error),
+            (vec!["a".to_owned()], format!("{program} did not end within 1 s and was killed"))
+        );
+    }
 
     #[test]
     fn a_commit_that_is_too_large_is_told_from_one_that_is_wrong() {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use super::{KernelIptables, Programs, child, said};
+use super::{KernelIptables, Programs, child, minder, said};
 use crate::iptables::{ChainName, Rule, Table, write};
 use crate::kernel::{Backend, Iptables, RestoreError};
 use crate::net::IpFamily;
@@ -72,7 +72,7 @@ fn has_chain(family: IpFamily, backend: Backend, marks: &[ChainName]) -> bool {
     let mut command = Command::new(Programs::new(family, Some(backend)).save);
     command.args(["-t", "mangle"]);
     let mut is_used = false;
-    let read = child::read_lines(command, &mut |line| {
+    let read = child::read_lines(command, minder::LIMIT, &mut |line| {
         let name = line.strip_prefix(':').and_then(|rest| rest.split(' ').next());
         is_used |= name.is_some_and(|name| marks.iter().any(|mark| mark.as_str() == name));
     });

@@ -40,7 +40,32 @@ fn read() -> Committed {
     let is_ours = |_, name: &ChainName| name.as_str().starts_with("OURS");
     let mut reader = Reader::new(IpFamily::V4, &jumps, &is_ours);
     SAVED.lines().for_each(|line| reader.line(line));
-    reader.finish()
+    reader.finish().0
+}
+
+#[test]
+fn what_rules_for_udp_answer_on_is_told_of_our_chains_of_nat() {
+    let saved = "\
+*filter
+:OURS-F - [0:0]
+-A OURS-F -d 10.0.0.9/32 -p udp -m udp --dport 1 -j DROP
+*nat
+:OURS-1 - [0:0]
+-A OURS-1 -d 10.0.0.1/32 -p udp -m comment --comment \"a b\" -m udp --dport 53 -j OURS-2
+-A OURS-1 ! -s 10.0.0.0/8 -d 10.0.0.1/32 -p udp -m udp --dport 53 -j OURS-2
+-A OURS-1 -d 10.0.0.2/32 -p tcp -m tcp --dport 53 -j OURS-2
+-A OURS-1 ! -d 10.0.0.3/32 -p udp -m udp --dport 53 -j OURS-2
+-A OURS-1 -d 10.0.0.4/30 -p udp -m udp --dport 53 -j OURS-2
+-A OURS-1 -p udp -m udp --dport 30053 -j OURS-2
+-A OURS-1 -p udp -m udp --dport 1:2 -j OURS-2
+-A OURS-1 -p udp -m udp -j OURS-2
+-A DOCKER -d 10.0.0.5/32 -p udp -m udp --dport 53 -j RETURN
+";
+    let is_ours = |_, name: &ChainName| name.as_str().starts_with("OURS");
+    let mut reader = Reader::new(IpFamily::V4, &[], &is_ours);
+    saved.lines().for_each(|line| reader.line(line));
+    let doors = UdpDoors { addresses: ["10.0.0.1:53".parse().unwrap()].into(), node_ports: [30053].into() };
+    assert_eq!(reader.finish().1, doors);
 }
 
 #[test]

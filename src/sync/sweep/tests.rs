@@ -107,8 +107,12 @@ impl Rig {
     fn synced(&self, scope: Scope, outcome: Result<(), SyncError>) {
         let mut report = Report::new(IpFamily::V4, crate::kernel::Backend::Nft, scope);
         report.outcome = outcome;
+        self.reported(&report);
+    }
+
+    fn reported(&self, report: &Report) {
         let view = View { snapshot: &self.snapshot, place: Place { node: "n", zone: None } };
-        let synced = Synced { report: &report, view, settings: &self.settings, elapsed: Duration::ZERO };
+        let synced = Synced { report, view, settings: &self.settings, elapsed: Duration::ZERO };
         self.sweeper.synced(&synced);
     }
 
@@ -153,6 +157,20 @@ fn udp_service_ports_are_swept_after_syncs_that_touched_them() {
 }
 
 #[test]
+fn flows_of_services_that_an_earlier_process_had_rules_for_go_unless_the_services_are_there() {
+    let mut rig = Rig::new();
+    let mut report = Report::new(IpFamily::V4, crate::kernel::Backend::Nft, Scope::Everything);
+    report.inherited.addresses.insert(VIP.parse().unwrap());
+    report.inherited.node_ports.insert(30053);
+    rig.reported(&report);
+    assert_eq!(rig.sweep(), Some(vec![(Stale::FrontendGone, 3)]), "there is no Service");
+    rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
+    rig.apply(slice("dns", Protocol::Udp, &["10.0.0.1", "10.0.0.2"]));
+    rig.reported(&report);
+    assert_eq!(rig.sweep(), Some(vec![(Stale::Untranslated, 1)]), "the Service is there");
+}
+
+#[test]
 fn a_service_of_another_protocol_touches_nothing() {
     let mut rig = Rig::new();
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Tcp))));
@@ -176,7 +194,7 @@ fn a_sweep_that_failed_is_made_up_for_after_the_next_sync() {
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), None));
     rig.is_broken.store(true, Ordering::Relaxed);
     assert_eq!(rig.after(only("dns")), None);
-    assert_eq!(rig.sweep(), None, "it is not tried again by itself");
+    assert_eq!(rig.sweep(), None, "it is not tried again at once");
     assert_eq!(rig.n_calls(), 2);
     rig.is_broken.store(false, Ordering::Relaxed);
     // Not touched, and yet what was gone is remembered.
@@ -203,5 +221,33 @@ async fn a_sync_wakes_the_sweeper() {
     while rig.n_calls() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_that_failed_is_tried_again_on_a_quiet_node_with_growing_pauses() {
+    let mut rig = Rig::new();
+    rig.is_broken.store(true, Ordering::Relaxed);
+    let running = tokio::spawn(rig.sweeper.clone().run());
+    rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
+    rig.apply(slice("dns", Protocol::Udp, &["10.0.0.1"]));
+    rig.synced(Scope::Everything, Ok(()));
+    let mut waits = Vec::new();
+    let mut last = Instant::now();
+    while waits.len() < 10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if rig.n_calls() > 0 {
+            waits.push(last.elapsed().as_secs());
+            last = Instant::now();
+        }
+    }
+    assert_eq!(waits, [0, 5, 10, 20, 40, 80, 160, 300, 300, 300]);
+    rig.is_broken.store(false, Ordering::Relaxed);
+    tokio::time::sleep(LONGEST_RETRY + Duration::from_secs(1)).await;
+    assert_eq!(rig.n_calls(), 1);
+    let expected = BTreeMap::from([(Stale::EndpointGone, 1), (Stale::Untranslated, 1)]);
+    assert_eq!(*rig.heard.0.lock().unwrap(), [expected]);
+    tokio::time::sleep(LONGEST_RETRY * 10).await;
+    assert_eq!(rig.n_calls(), 0, "all is done");
     running.abort();
 }
