@@ -14,11 +14,13 @@ mod measure;
 mod observer;
 mod pacer;
 mod quarantine;
+mod records;
 mod report;
 mod stopwatch;
 mod sweep;
 mod tables;
 mod triggers;
+mod wanted;
 
 pub use family::{FamilySync, View};
 pub use measure::Meter;

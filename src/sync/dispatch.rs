@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::family::{Record, find_port};
+use super::records::{Record, find_port};
 use crate::iptables::{ChainName, Rule, Table};
 use crate::kernel::RestoreError;
 use crate::model::{ServicePortName, Snapshot};

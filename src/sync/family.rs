@@ -11,74 +11,26 @@ use super::Scope;
 use super::ahead::for_each_made;
 use super::dispatch::Dispatch;
 use super::quarantine::{Scene, held_chain, is_refusal};
+use super::records::{Changed, Record, Sums, record, take_records};
 use super::report::{Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
 use super::tables::Tables;
+use super::wanted::{
+    callers_first, chains_of_service_ports, filter_chains, fixed_nat_chains_in_order, is_urgent, layout_of,
+    nat_chains_of, ranked,
+};
 use crate::iptables::parse::{self, Line};
-use crate::iptables::{ChainName, Rule, Table};
+use crate::iptables::{ChainName, Table};
 use crate::kernel::{Iptables, RestoreError};
-use crate::model::{ServiceName, ServicePort, ServicePortName, Snapshot};
-use crate::net::{IpFamily, Protocol};
-use crate::plan::{Aftermath, Committed, Digest, Failure, FilterChain, NatChain, Planner, Uncertain, When};
-use crate::policy::{Place, Selection, Verdict, Verdicts};
-use crate::rules::dispatch::{self, Key, Part};
-use crate::rules::{self, Entry, Layout, Settings, SharedChain, fixed, names};
+use crate::model::{ServiceName, ServicePortName, Snapshot};
+use crate::net::IpFamily;
+use crate::plan::{Aftermath, Committed, Failure, NatChain, Planner, Uncertain, When};
+use crate::policy::Place;
+use crate::rules::{Layout, Settings, SharedChain};
 
 /// Up to how many service ports and endpoints are put in force all together on a node without rules:
 /// what takes well under a second.
 const MAX_AT_ONCE: usize = 2_000;
-
-/// What is remembered of a service port between syncs: no rule text but for its few entries in
-/// filter.
-#[derive(Clone, Debug)]
-pub(super) struct Record {
-    pub(super) verdicts: Verdicts,
-    n_endpoints: usize,
-    /// Its chains in nat.
-    chains: Box<[ChainName]>,
-    /// Its entries in nat's shared chains: which packets they are for, and hashes of the rules.
-    pub(super) nat_entries: Box<[(SharedChain, Key, u64)]>,
-    /// Its entries in filter's shared chains.
-    filter_entries: Box<[Entry]>,
-}
-
-impl Record {
-    /// Whether `chain` is the service port's, or shared and `rule` is an entry of it there.
-    fn owns(&self, (table, chain): (Table, ChainName), rule: Option<&Rule>) -> bool {
-        // In compact, entries stand in chains behind the shared ones.
-        let is_it = |shared: &SharedChain| {
-            shared.table() == table && (shared.name() == chain || names::is_dispatch(table, &chain))
-        };
-        table == Table::Nat && self.chains.contains(&chain)
-            || rule.is_some_and(|rule| {
-                let hash = Digest::rule(rule);
-                self.nat_entries.iter().any(|(shared, _, entry)| is_it(shared) && *entry == hash)
-                    || self.filter_entries.iter().any(|(shared, entry)| is_it(shared) && entry == rule)
-            })
-    }
-}
-
-/// What all records come to.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    n_endpoints: usize,
-    n_dropped_internal: usize,
-    n_dropped_external: usize,
-}
-
-impl Sums {
-    fn add(&mut self, record: &Record) {
-        self.n_endpoints += record.n_endpoints;
-        self.n_dropped_internal += usize::from(record.verdicts.internal == Verdict::Drop);
-        self.n_dropped_external += usize::from(record.verdicts.external == Verdict::Drop);
-    }
-
-    fn subtract(&mut self, record: &Record) {
-        self.n_endpoints -= record.n_endpoints;
-        self.n_dropped_internal -= usize::from(record.verdicts.internal == Verdict::Drop);
-        self.n_dropped_external -= usize::from(record.verdicts.external == Verdict::Drop);
-    }
-}
 
 /// The rules of one family on one node.
 pub struct FamilySync<K> {
@@ -490,199 +442,4 @@ impl<K: Iptables> FamilySync<K> {
         });
         Some(Refusal { line: *line, text: text.clone(), message: message.clone(), chain, service_port })
     }
-}
-
-/// How `committed` is laid out.
-fn layout_of(committed: &Committed, settings: &Settings) -> Layout {
-    let there = committed.nat.get(&names::KUBE_POSTROUTING).copied().flatten();
-    let is_there = |rules: &[Rule]| there == Some(Digest::of(rules));
-    match Layout::is_compact(settings, committed.nat.keys().copied(), is_there) {
-        true => Layout::Compact,
-        false => Layout::Classic { is_large: false },
-    }
-}
-
-/// Services that others need to come up, as the API server and DNS.
-fn is_urgent(service: &ServiceName) -> bool {
-    matches!((service.namespace(), service.name()), ("kube-system", _) | ("default", "kubernetes"))
-}
-
-/// The chains of nat that do not depend on Services.
-fn fixed_nat_chains(settings: &Settings, layout: Layout) -> Vec<rules::NatChain> {
-    let of_nat = fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Nat);
-    of_nat.map(|chain| rules::NatChain { name: chain.name, rules: chain.rules }).collect()
-}
-
-/// Those that are written before the chains of service ports, and those that are written after them.
-/// As long as there are chains that compact has made, its rule for hairpins stays.
-pub(super) fn fixed_nat_chains_in_order(
-    settings: &Settings,
-    layout: Layout,
-    committed: &Committed,
-) -> (Vec<rules::NatChain>, Vec<rules::NatChain>) {
-    let was_compact = layout_of(committed, settings) == Layout::Compact;
-    let is_last = |chain: &rules::NatChain| {
-        was_compact && layout != Layout::Compact && chain.name == names::KUBE_POSTROUTING
-    };
-    fixed_nat_chains(settings, layout).into_iter().partition(|chain| !is_last(chain))
-}
-
-/// The chains of filter with everything that is wanted in them.
-fn filter_chains(
-    settings: &Settings,
-    layout: Layout,
-    records: &BTreeMap<ServicePortName, Record>,
-) -> BTreeMap<ChainName, FilterChain> {
-    let mut chains = BTreeMap::new();
-    for chain in fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Filter) {
-        let is_shared_with_kubelet = chain.is_shared_with_kubelet;
-        chains.insert(chain.name, FilterChain { rules: chain.rules, rank: 0, is_shared_with_kubelet });
-    }
-    for shared in SharedChain::ALL.into_iter().filter(|shared| shared.table() == Table::Filter) {
-        let entries = records.values().flat_map(|record| &record.filter_entries);
-        let entries: Vec<&Rule> =
-            entries.filter(|(chain, _)| *chain == shared).map(|(_, rule)| rule).collect();
-        let keys: Vec<Key> = entries.iter().filter_map(|rule| Key::of(rule)).collect();
-        for chain in dispatch::shared_chains(settings, layout, shared, &keys) {
-            let rule = |part| match part {
-                Part::Entry(entry) => Rule::clone(entries[entry]),
-                Part::Rule(rule) => *rule,
-            };
-            let rules = chain.parts.into_iter().map(rule).collect();
-            let filter = FilterChain { rules, rank: chain.rank, is_shared_with_kubelet: false };
-            chains.insert(chain.name, filter);
-        }
-    }
-    chains
-}
-
-/// `chains` as the planner takes them.
-pub(super) fn ranked(chains: &[rules::NatChain]) -> Vec<NatChain<'_>> {
-    chains
-        .iter()
-        .map(|chain| NatChain { name: chain.name, rank: names::rank(&chain.name), rules: &chain.rules })
-        .collect()
-}
-
-/// The entries of one service port in the shared chains.
-pub(super) fn entries_of(settings: &Settings, view: View<'_>, name: &ServicePortName) -> Vec<Entry> {
-    let Some(port) = find_port(view.snapshot, settings.family, name) else { return Vec::new() };
-    let endpoints = view.snapshot.endpoints(&port, settings.family);
-    rules::entries(settings, &port, Selection::new(&port, &endpoints, view.place).verdicts(&port))
-}
-
-/// The chains of one service port, callees first.
-pub(super) fn nat_chains_of(
-    settings: &Settings,
-    layout: Layout,
-    view: View<'_>,
-    name: &ServicePortName,
-) -> Vec<rules::NatChain> {
-    let Some(port) = find_port(view.snapshot, settings.family, name) else { return Vec::new() };
-    let endpoints = view.snapshot.endpoints(&port, settings.family);
-    let selection = Selection::new(&port, &endpoints, view.place);
-    rules::chains(settings, layout, &port, &selection)
-}
-
-/// What a compilation changed.
-struct Changed {
-    /// Service ports that were compiled.
-    ports: BTreeSet<ServicePortName>,
-    /// Their records before, also of those that are gone.
-    old: BTreeMap<ServicePortName, Record>,
-    /// Shared chains whose entries differ.
-    shared: BTreeSet<SharedChain>,
-}
-
-impl Changed {
-    fn touches(&self, table: Table) -> bool {
-        self.shared.iter().any(|chain| chain.table() == table)
-    }
-
-    /// When the chains of `name` may be written: with the dispatch, if packets that the old one sends
-    /// there would fare by neither the old nor the new rules.
-    fn when(&self, name: &ServicePortName, new: &BTreeMap<ServicePortName, Record>) -> When {
-        match (self.old.get(name), new.get(name)) {
-            (Some(old), Some(new)) if old.nat_entries != new.nat_entries => When::WithDispatch,
-            _ => When::Now,
-        }
-    }
-
-    /// The chains of the changed service ports as they were.
-    fn chains_before(&self) -> BTreeSet<ChainName> {
-        self.old.values().flat_map(|record| record.chains.iter().copied()).collect()
-    }
-
-    fn find_shared(&mut self, new: &BTreeMap<ServicePortName, Record>, everything: bool) {
-        if everything {
-            self.shared.extend(SharedChain::ALL);
-            return;
-        }
-        for name in self.ports.iter().chain(self.old.keys()) {
-            let (old, new) = (self.old.get(name), new.get(name));
-            let nat =
-                |record: Option<&Record>| record.map(|record| record.nat_entries.clone()).unwrap_or_default();
-            if nat(old) != nat(new) {
-                self.shared.extend(nat(old).iter().chain(&nat(new)).map(|(chain, ..)| *chain));
-            }
-            let filter = |record: Option<&Record>| {
-                record.map(|record| record.filter_entries.clone()).unwrap_or_default()
-            };
-            if filter(old) != filter(new) {
-                self.shared.extend(filter(old).iter().chain(&filter(new)).map(|(chain, _)| *chain));
-            }
-        }
-    }
-}
-
-fn record(settings: &Settings, view: View<'_>, port: &ServicePort<'_>) -> Record {
-    let endpoints = view.snapshot.endpoints(port, settings.family);
-    let verdicts = Selection::new(port, &endpoints, view.place).verdicts(port);
-    let (nat, filter): (Vec<Entry>, Vec<Entry>) = rules::entries(settings, port, verdicts)
-        .into_iter()
-        .partition(|(chain, _)| chain.table() == Table::Nat);
-    Record {
-        verdicts,
-        n_endpoints: endpoints.len(),
-        chains: Box::default(),
-        nat_entries: nat
-            .iter()
-            .filter_map(|(chain, rule)| Some((*chain, Key::of(rule)?, Digest::rule(rule))))
-            .collect(),
-        filter_entries: filter.into(),
-    }
-}
-
-/// Takes the records of the ports of `service` out of `records`.
-fn take_records(
-    records: &mut BTreeMap<ServicePortName, Record>,
-    service: &ServiceName,
-) -> Vec<(ServicePortName, Record)> {
-    let first = ServicePortName { service: service.clone(), port: "".into(), protocol: Protocol::Tcp };
-    let names: Vec<ServicePortName> = records
-        .range(first..)
-        .take_while(|(name, _)| name.service == *service)
-        .map(|(name, _)| name.clone())
-        .collect();
-    names.into_iter().filter_map(|name| records.remove_entry(&name)).collect()
-}
-
-pub(super) fn find_port<'a>(
-    snapshot: &'a Snapshot,
-    family: IpFamily,
-    name: &ServicePortName,
-) -> Option<ServicePort<'a>> {
-    let service = snapshot.service(&name.service)?;
-    service.ports_in(family).find(|port| port.port.name == name.port && port.port.protocol == name.protocol)
-}
-
-/// Chains of service ports, ours or not, that the kernel holds.
-fn chains_of_service_ports(committed: &Committed) -> BTreeSet<ChainName> {
-    committed.nat.keys().filter(|name| names::PortChain::of(name).is_some()).copied().collect()
-}
-
-fn callers_first(chains: impl IntoIterator<Item = ChainName>) -> Vec<ChainName> {
-    let mut chains: Vec<ChainName> = chains.into_iter().collect();
-    chains.sort_unstable_by(|a, b| names::rank(b).cmp(&names::rank(a)).then(a.cmp(b)));
-    chains
 }

@@ -5,9 +5,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::family::{FamilySync, View, entries_of, fixed_nat_chains_in_order, nat_chains_of, ranked};
+use super::family::{FamilySync, View};
 use super::report::Report;
 use super::stopwatch::Timed;
+use super::wanted::{entries_of, fixed_nat_chains_in_order, nat_chains_of, ranked};
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
