@@ -467,6 +467,9 @@ impl<K: Iptables + 'static> Loop<K> {
         let now = Instant::now();
         self.pacer.ended(now, done.is_success);
         let after = self.generation();
+        if done.is_drifted {
+            self.lookout.drifted();
+        }
         self.lookout.synced(before, after, done.n_commits, now);
     }
 }
@@ -504,6 +507,8 @@ struct Done {
     is_success: bool,
     /// Commits to the kernel's tables.
     n_commits: usize,
+    /// Somebody else had changed our rules.
+    is_drifted: bool,
 }
 
 /// Waits until `flag` is set; for ever when nobody can set it any more.
@@ -528,11 +533,12 @@ fn sync_families<K: Iptables>(
             .filter(|sync| sync.is_dirty())
             .map(|sync| scope.spawn(move || sync_family(sync, view, stop, observers)))
             .collect();
-        let mut done = Done { is_success: true, n_commits: 0 };
+        let mut done = Done { is_success: true, n_commits: 0, is_drifted: false };
         for thread in threads {
             let report = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             done.is_success &= report.outcome.is_ok();
             done.n_commits += report.tally.n_commits;
+            done.is_drifted |= !report.drift.is_empty();
         }
         done
     })

@@ -95,6 +95,11 @@ impl Lookout {
         self.suspected_at = Some(started);
     }
 
+    /// Notes that the suspicion was right: who breaks things may break more, so the next look comes soon.
+    pub(super) fn drifted(&mut self) {
+        self.suspected_at = None;
+    }
+
     /// Notes that somebody committed `generation` (`None`: it is not known what).
     pub(super) fn committed(&mut self, generation: Option<u32>, now: Instant) {
         let Some(own) = self.own else { return };
@@ -164,18 +169,22 @@ mod tests {
 
     #[test]
     fn somebody_who_writes_all_the_time_does_not_make_us_read_all_the_time() {
-        let pause = |reading: Duration| {
+        let pause = |reading: Duration, is_right: bool| {
             let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
             lookout.committed(Some(10), now);
             lookout.suspected(now);
             let read = now + reading;
+            if is_right {
+                lookout.drifted();
+            }
             lookout.synced(Some(10), Some(10), 0, read);
             lookout.committed(Some(11), read);
             lookout.look_at().unwrap() - read
         };
-        assert_eq!(pause(Duration::from_millis(20)), Duration::from_millis(400));
-        assert_eq!(pause(Duration::from_millis(1)), SETTLE);
-        assert_eq!(pause(Duration::from_secs(2)), MAX_PAUSE, "a flush is still seen in time");
+        assert_eq!(pause(Duration::from_millis(100), true), SETTLE, "it was for something");
+        assert_eq!(pause(Duration::from_millis(20), false), Duration::from_millis(400));
+        assert_eq!(pause(Duration::from_millis(1), false), SETTLE);
+        assert_eq!(pause(Duration::from_secs(2), false), MAX_PAUSE, "a flush is still seen in time");
     }
 
     #[test]

@@ -22,6 +22,10 @@ use crate::rules::{NodePorts, Settings};
 /// go all the time and the table is large, sweeps take a fifth of one CPU.
 const REST: u32 = 4;
 
+/// How long after a sync flows are left alone: answers to what was sent before it are on their way, and
+/// without its flow an answer goes to nobody.
+const IN_FLIGHT: Duration = Duration::from_millis(500);
+
 /// The wait before flows are swept again that a sweep left behind; doubled each time.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 const LONGEST_RETRY: Duration = Duration::from_secs(5 * 60);
@@ -109,6 +113,7 @@ impl Sweeper {
                 wait = FIRST_RETRY;
                 self.wake.notified().await;
             }
+            tokio::time::sleep(IN_FLIGHT).await;
             let started = Instant::now();
             for family in IpFamily::BOTH {
                 let sweeper = self.clone();
