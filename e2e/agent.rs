@@ -103,14 +103,15 @@ pub fn restart_writes_nothing(backend: Backend) {
     poll::until("the new agent has synced both families", SOON, || second.syncs().len() >= 2);
     let after = Kernel::of(node);
     assert_eq!(after.rules, before.rules, "the rules themselves");
-    // Each family's rule is tried that compact needs, and gone again with the same commit.
-    let n_probes = u32::from(backend == Backend::Nft) * 2;
+    // Two rules of each family are tried, that compact needs and that counts, and are gone again with the
+    // same commit.
+    let n_probes = u32::from(backend == Backend::Nft) * 4;
     assert_eq!(after.generation - before.generation, n_probes, "commits to nf_tables");
     assert!(after.counted > before.counted, "counters went on: {} then {}", before.counted, after.counted);
     for sync in second.syncs() {
         assert_eq!((sync.chains_written, sync.rules_written, sync.processes), (0, 0, 0), "{sync:?}");
     }
-    assert_eq!(restores(&second).len(), 2, "the two probes alone");
+    assert_eq!(restores(&second).len(), 4, "the probes alone");
     let mut asked: Vec<String> =
         second.programs_started().into_iter().filter(|call| call.contains("--version")).collect();
     asked.sort();
@@ -122,7 +123,7 @@ pub fn restart_writes_nothing(backend: Backend) {
     running.api.put(own_slice(&["10.128.1.5"]));
     poll::until("web-3 has taken over", SOON, || node.tcp(OWN.cluster_ip(Family::V4)).pod() == "web-3");
     let restores = restores(&second);
-    assert_eq!(restores.len(), 3, "one process for one changed endpoint: {restores:?}");
+    assert_eq!(restores.len(), 5, "one process for one changed endpoint: {restores:?}");
     running.agents.push(second);
     stop_all(running);
 }
