@@ -29,7 +29,7 @@ test: setup ## all tests: units, recorded cases, properties, real packets on rea
 	@# Real clusters mostly wait: two at a time on each core.
 	RUST_TEST_THREADS=$$((2 * $$(nproc))) cargo test --no-fail-fast --lib --bins --tests
 
-lab: setup ## every fault with full counts, and a table of what came of it (about 17 minutes)
+lab: setup ## every fault with full counts, and a table of what came of it (about 20 minutes)
 	@cargo build --quiet --bin chainsmith
 	@cargo run --quiet --example lab -- $(LAB)
 
