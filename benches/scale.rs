@@ -155,7 +155,9 @@ fn measure(case: &Case) -> anyhow::Result<()> {
     let (mut service, mut n_service_lines) = (Vec::new(), 0);
     for n in 0..10 {
         let n = case.n_services + n;
+        // Nobody's yet; the sync that looks at it writes nothing.
         server.put(cluster::slice(n, case.n_endpoints, 0));
+        agent.wait("synced", |line| line["family"] == "IPv4")?;
         let (latency, line) = change(n, &|| drop(server.put(cluster::service(n))))?;
         service.push(latency);
         n_service_lines = n_service_lines.max(number(&line, "lines"));
@@ -255,8 +257,13 @@ fn enter_namespaces() -> anyhow::Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
     mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), none).context("mounting /run")?;
+    // The client is a pod, so that nothing is masqueraded, and has another address than the one that serves.
+    let client = "10.255.255.8";
+    let route = format!("route add default dev lo src {client}");
+    let addresses =
+        [client, "10.255.255.7", "192.0.2.9"].map(|address| format!("address add {address}/32 dev lo"));
     for words in
-        ["link set lo up", "address add 192.0.2.9/32 dev lo", "route add default dev lo src 192.0.2.9"]
+        ["link set lo up"].into_iter().chain(addresses.iter().map(String::as_str)).chain([route.as_str()])
     {
         let status = Command::new("ip").args(words.split(' ')).status().context("running ip")?;
         ensure!(status.success(), "ip {words} failed");
