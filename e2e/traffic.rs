@@ -231,9 +231,10 @@ pub fn a_foreign_redirection_keeps_its_source(lab: &Lab) {
     let node = lab.node(1);
     let rule = "-t nat -I OUTPUT -d 127.0.0.9/32 -p tcp --dport 81 -j REDIRECT --to-ports 8181";
     node.netfilter().iptables(Family::V4, &rule.split(' ').collect::<Vec<_>>()).expect("a rule can be added");
+    // Bound once: a process that another test is starting may hold a closed one open for a moment.
+    let listener = node.namespace().run(|| TcpListener::bind("127.0.0.1:8181").expect("the port is free"));
     for _ in 0..5 {
         let (seen, from) = node.namespace().run(|| {
-            let listener = TcpListener::bind("127.0.0.1:8181").expect("the port is free");
             let client = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
             client.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("an address of the node");
             let to = SocketAddr::from(([127, 0, 0, 9], 81));
