@@ -1,7 +1,8 @@
 //! A cluster of any size, the same at every run: API objects, and the model made from them.
 //!
 //! Services are as a large cluster has them: most have a cluster IP and one port; every tenth has a
-//! node port, every fiftieth a load balancer with policy Local, every hundredth affinity.
+//! node port (as long as there are any), every fiftieth a load balancer with policy Local, every
+//! hundredth affinity.
 
 #![allow(dead_code, reason = "each bench uses a part of this module")]
 
@@ -19,6 +20,8 @@ use serde_json::{Value, json};
 /// The node that the rules are made for.
 pub const NODE: &str = "node-1";
 const N_NODES: u64 = 100;
+/// How many node ports an API server has to give (30000-32767).
+const N_NODE_PORTS: usize = 2_768;
 
 /// A small generator (SplitMix64), so that every run sees the same cluster.
 struct Random(u64);
@@ -83,9 +86,9 @@ pub fn service(n: usize) -> Value {
         "status": { "loadBalancer": {} },
     });
     let spec = &mut service["spec"];
-    if n % 10 == 3 {
+    if n % 10 == 3 && n / 10 < N_NODE_PORTS {
         spec["type"] = "NodePort".into();
-        spec["ports"][0]["nodePort"] = (30_000 + n % 2_768).into();
+        spec["ports"][0]["nodePort"] = (30_000 + n / 10).into();
     }
     if n % 100 == 7 {
         spec["sessionAffinity"] = "ClientIP".into();
@@ -93,7 +96,7 @@ pub fn service(n: usize) -> Value {
     if n % 50 == 13 {
         spec["type"] = "LoadBalancer".into();
         spec["externalTrafficPolicy"] = "Local".into();
-        spec["healthCheckNodePort"] = (28_000 + n % 1_000).into();
+        spec["healthCheckNodePort"] = (28_000 + n / 50).into();
         let ip = address(203, n as u64);
         service["status"]["loadBalancer"] = json!({ "ingress": [{ "ip": ip, "ipMode": "VIP" }] });
     }

@@ -20,13 +20,14 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use apiserver::{Cluster, start_cluster};
 use chainsmith::config::LayoutChoice;
 use chainsmith::kernel::Backend;
+use chainsmith::kernel::nft::{Commit, Notifications};
 use connects::Pod;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -125,6 +126,7 @@ fn measure(case: &Case) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let kubeconfig = folder.path().join("kubeconfig");
     fs::write(&kubeconfig, server.kubeconfig())?;
+    let commits = Commits::listen(case)?;
     let agent = Agent::start(case, &kubeconfig)?;
 
     let mut listed = agent.started;
@@ -137,18 +139,19 @@ fn measure(case: &Case) -> anyhow::Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     let cpu = agent.cpu()?;
 
-    let change = |n: usize, put: &dyn Fn()| -> anyhow::Result<(f64, Value)> {
+    let change = |n: usize, put: &dyn Fn() -> u64| -> anyhow::Result<(f64, Value)> {
         let changed_at = Instant::now();
         put();
         let (at, line) = agent.wait("synced", |line| line["family"] == "IPv4")?;
         std::thread::sleep(Duration::from_millis(30));
         ensure!(number(&line, "processes") == 1, "change {n} started {} processes", line["processes"]);
+        let at = commits.last_since(changed_at).unwrap_or(at);
         Ok(((at - changed_at).as_secs_f64() * 1e3, line))
     };
     let (mut endpoint, mut n_lines) = (Vec::new(), 0);
     for version in 1..=case.n_changes {
         let slice = cluster::slice(version * 97 % case.n_services, case.n_endpoints, version as u64);
-        let (latency, line) = change(version, &|| drop(server.put(slice.clone())))?;
+        let (latency, line) = change(version, &|| server.put(slice.clone()))?;
         endpoint.push(latency);
         n_lines = n_lines.max(number(&line, "lines"));
     }
@@ -158,7 +161,7 @@ fn measure(case: &Case) -> anyhow::Result<()> {
         // Nobody's yet; the sync that looks at it writes nothing.
         server.put(cluster::slice(n, case.n_endpoints, 0));
         agent.wait("synced", |line| line["family"] == "IPv4")?;
-        let (latency, line) = change(n, &|| drop(server.put(cluster::service(n))))?;
+        let (latency, line) = change(n, &|| server.put(cluster::service(n)))?;
         service.push(latency);
         n_service_lines = n_service_lines.max(number(&line, "lines"));
     }
@@ -213,6 +216,41 @@ fn measure(case: &Case) -> anyhow::Result<()> {
         miss.per_second,
     );
     Ok(())
+}
+
+/// When the kernel told of commits to nf_tables; of the legacy back-end it tells nothing.
+#[derive(Default)]
+struct Commits {
+    last: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Commits {
+    /// Listens from now on, for as long as this process lives.
+    fn listen(case: &Case) -> anyhow::Result<Commits> {
+        let commits = Commits::default();
+        if case.backend != "nft" {
+            return Ok(commits);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let mut notifications = {
+            let _inside = runtime.enter();
+            Notifications::listen().context("listening to nf_tables")?
+        };
+        let last = commits.last.clone();
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                while let Ok(Commit::Made { .. } | Commit::Missed) = notifications.next().await {
+                    *last.lock().expect("nobody panics with it") = Some(Instant::now());
+                }
+            });
+        });
+        Ok(commits)
+    }
+
+    /// When the last commit was told of, if that was after `moment`.
+    fn last_since(&self, moment: Instant) -> Option<Instant> {
+        self.last.lock().expect("nobody panics with it").filter(|at| *at > moment)
+    }
 }
 
 /// The `p`th percentile of `values`.

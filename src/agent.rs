@@ -5,12 +5,14 @@ mod advice;
 mod config_file;
 mod counters;
 mod families;
+mod memory;
 mod rivals;
 mod surroundings;
 mod takeover;
 mod tune;
 
 pub use config_file::ConfigFile;
+pub use memory::share_one_heap;
 pub use rivals::others;
 
 use std::path::Path;
@@ -32,6 +34,7 @@ use crate::rules::{Settings, fixed};
 use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
 use crate::watch::{self, api::Connection};
 use advice::Advice;
+use memory::Trimmer;
 use rivals::Rivals;
 use takeover::FirstSyncs;
 use tune::Roots;
@@ -117,6 +120,7 @@ pub async fn run(
     }
     let mut observers = observers(told, &host, kernels.first().map(Iptables::backend), &mut tasks);
     observers.push(Arc::new(Advice::new(config.clone(), families)));
+    observers.push(Arc::new(Trimmer));
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
     let inputs = Inputs { watch: changes, flushed, written, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));

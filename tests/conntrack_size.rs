@@ -11,8 +11,12 @@ use chainsmith::kernel::conntrack::{Swept, sweep_udp};
 use chainsmith::net::IpFamily;
 use nix::sched::{CloneFlags, unshare};
 
-/// Half as many as the machine takes in all, 100 000 at most.
+/// Half as many as the machine takes in all, 100 000 at most, unless `CONNTRACK_FLOWS` says another
+/// number: the machine's limit, `net.netfilter.nf_conntrack_max`, is that of the first namespace.
 fn n_flows() -> u32 {
+    if let Ok(number) = std::env::var("CONNTRACK_FLOWS") {
+        return number.parse::<u32>().expect("CONNTRACK_FLOWS is a number") / 2 * 2;
+    }
     let max = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").expect("a limit");
     (max.trim().parse::<u32>().expect("a number") / 2).min(100_000) / 2 * 2
 }

@@ -147,6 +147,7 @@ fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
 }
 
 fn start(config: Config, flags: &Flags, file: Option<ConfigFile>) -> anyhow::Result<()> {
+    agent::share_one_heap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.context("cannot start the async runtime")?;
     let result = runtime.block_on(agent::run(config, flags.all(), file));
