@@ -4,11 +4,10 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
-use super::netlink::{first, status};
+use super::netlink::Conversation;
 
 /// The interface.
 pub const DEVICE: &str = "kube-ipvs0";
@@ -39,26 +38,9 @@ pub fn delete_device() -> io::Result<()> {
         Err(Errno::ENODEV) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = Vec::with_capacity(32);
-    request.extend(32u32.to_ne_bytes());
-    request.extend(DELETE_LINK.to_ne_bytes());
-    request.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
-    request.extend(1u32.to_ne_bytes());
-    request.extend(0u32.to_ne_bytes());
     // struct ifinfomsg: family and type, index, flags, change.
-    request.extend(0u32.to_ne_bytes());
-    request.extend(index.to_ne_bytes());
-    request.extend([0; 8]);
-    socket.send(&request, 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    let (message, _) = first(&answer)?;
-    match message.message_type() {
-        NLMSG_ERROR => status(message.payload()),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
+    let payload = [[0; 4], index.to_ne_bytes(), [0; 4], [0; 4]].concat();
+    Conversation::open(NETLINK_ROUTE)?.ask(DELETE_LINK, 0, &payload, &mut |_| {})
 }
 
 #[cfg(test)]
