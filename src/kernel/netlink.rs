@@ -3,6 +3,10 @@
 //!
 //! A socket belongs to the network namespace of the thread that opened it.
 
+mod generic;
+
+pub(super) use generic::Generic;
+
 use std::io;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -35,17 +39,27 @@ pub(super) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The value of the first attribute of type `kind`.
-    pub(super) fn attribute(&self, kind: u16) -> Option<&'a [u8]> {
+    /// The values of the attributes of type `kind`.
+    fn attributes(&self, kind: u16) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         NlasIterator::new(self.attributes)
             .map_while(Result::ok)
-            .find(|attribute| attribute.kind() == kind)
+            .filter(move |attribute| attribute.kind() == kind)
             .map(|attribute| {
                 let bytes: &'a [u8] = attribute.into_inner();
                 // A checked attribute is its header of 4 bytes, its value, and what follows.
                 let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
                 &bytes[4..length]
             })
+    }
+
+    /// The value of the first attribute of type `kind`.
+    pub(super) fn attribute(&self, kind: u16) -> Option<&'a [u8]> {
+        self.attributes(kind).next()
+    }
+
+    /// The attributes of type `kind` whose values are attributes.
+    pub(super) fn all_inner(&self, kind: u16) -> impl Iterator<Item = Message<'a>> + use<'a> {
+        self.attributes(kind).map(|attributes| Message { attributes })
     }
 
     /// An attribute whose value is attributes.
@@ -67,6 +81,16 @@ impl<'a> Message<'a> {
     /// An attribute that is a number of 16 bits in network order.
     pub(super) fn u16(&self, kind: u16) -> Option<u16> {
         Some(u16::from_be_bytes(self.attribute(kind)?.try_into().ok()?))
+    }
+
+    /// An attribute that is a number of 16 bits in this machine's order.
+    pub(super) fn native_u16(&self, kind: u16) -> Option<u16> {
+        Some(u16::from_ne_bytes(self.attribute(kind)?.try_into().ok()?))
+    }
+
+    /// An attribute that is a number of 32 bits in this machine's order.
+    pub(super) fn native_u32(&self, kind: u16) -> Option<u32> {
+        Some(u32::from_ne_bytes(self.attribute(kind)?.try_into().ok()?))
     }
 
     /// An attribute that is a number of 32 bits in network order.
