@@ -26,6 +26,7 @@ use tracing::{info, warn};
 
 use crate::config::host::{Host, Kernel};
 use crate::config::{Config, LayoutChoice, Origin, Setting};
+use crate::events;
 use crate::kernel::iptables::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables, addrs, nft};
 use crate::metrics::Metrics;
@@ -95,7 +96,7 @@ pub async fn run(
         flags,
         node: &node_name,
         machine: &machine_name()?,
-        client: connection.as_ref().map(|connection| connection.client.clone()),
+        server: connection.as_ref().map(events_server),
         counters: kernel.counters,
     };
     let told = surroundings::start(about, registry, metrics, &mut tasks)?;
@@ -296,6 +297,11 @@ async fn connect(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Opti
     let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
     let observer = Arc::new(surroundings::Traffic(metrics.clone()));
     watch::api::connect(kubeconfig, master, limit, observer).await.map(Some)
+}
+
+/// Where events go.
+fn events_server(connection: &Connection) -> events::Server {
+    events::Server { client: connection.client.clone(), host: connection.host.clone() }
 }
 
 fn start_source(

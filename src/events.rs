@@ -4,6 +4,7 @@
 //! server, is counted and dropped. Losing an event is harmless; everything told is in the log too.
 #![allow(clippy::disallowed_methods, reason = "events are limited by time")]
 
+mod attempts;
 mod limit;
 
 use std::fmt::Debug;
@@ -20,6 +21,7 @@ use tracing::{trace, warn};
 use crate::metrics::{EventLoss, Metrics};
 use crate::model::ServiceName;
 use crate::sync::{Finding, Observer, Report, Synced};
+use attempts::Attempts;
 use limit::Limiter;
 
 /// How many may wait to be sent.
@@ -31,6 +33,14 @@ const RETRY: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What the API allows a note, in bytes.
 const MAX_NOTE: usize = 1024;
+
+/// The API server that events are sent to.
+pub struct Server {
+    /// Sends requests.
+    pub client: Client,
+    /// Its `addr:port`, for counting only.
+    pub host: String,
+}
 
 /// What an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,23 +75,24 @@ pub struct Events {
 }
 
 impl Events {
-    /// Sends to the API server of `client`, as the proxy on the node called `node` on the machine called
-    /// `machine`, by a task among `tasks`. Without a client nothing is sent.
+    /// Sends to `server`, as the proxy on the node called `node` on the machine called `machine`, by a
+    /// task among `tasks`. Without a server nothing is sent.
     pub fn start(
-        client: Option<Client>,
+        server: Option<Server>,
         node: &str,
         machine: &str,
         metrics: &Arc<Metrics>,
         tasks: &mut JoinSet<anyhow::Result<()>>,
     ) -> Events {
-        let queue = client.map(|client| {
+        let queue = server.map(|server| {
             let (sender, receiver) = mpsc::channel(QUEUE);
             let reporter =
                 Reporter { controller: "kube-proxy".into(), instance: Some(format!("kube-proxy-{machine}")) };
-            let (recorder, node, metrics) =
-                (Recorder::new(client, reporter), node.to_owned(), metrics.clone());
+            let (client, attempts) = Attempts::through(server, metrics.clone());
+            let recorder = Recorder::new(client, reporter);
+            let (sending, metrics) = (Sending { recorder, attempts, node: node.to_owned() }, metrics.clone());
             tasks.spawn(async move {
-                send_all(receiver, &recorder, &node, &metrics).await;
+                sending.send_all(receiver, &metrics).await;
                 // The end of what is told is not the end of the process.
                 std::future::pending().await
             });
@@ -155,42 +166,53 @@ fn notices(report: &Report) -> Vec<Notice> {
     refused.chain(drift).collect()
 }
 
-async fn send_all(mut queue: mpsc::Receiver<Notice>, recorder: &Recorder, node: &str, metrics: &Metrics) {
-    while let Some(notice) = queue.recv().await {
-        let kind = if notice.is_warning { "Warning" } else { "Normal" };
-        match send(&notice, recorder, node).await {
-            Ok(()) => metrics.event_sent(kind),
-            Err(error) => {
-                warn!(regarding = ?notice.regarding, reason = notice.reason, error, "the event is not sent");
-                metrics.event_lost(EventLoss::NotSent);
+/// How events get to the API server.
+struct Sending {
+    recorder: Recorder,
+    attempts: Arc<Attempts>,
+    /// The Node's name.
+    node: String,
+}
+
+impl Sending {
+    async fn send_all(&self, mut queue: mpsc::Receiver<Notice>, metrics: &Metrics) {
+        while let Some(notice) = queue.recv().await {
+            let kind = if notice.is_warning { "Warning" } else { "Normal" };
+            match self.send(&notice).await {
+                Ok(()) => metrics.event_sent(kind),
+                Err(error) => {
+                    warn!(regarding = ?notice.regarding, reason = notice.reason, error, "the event is not sent");
+                    metrics.event_lost(EventLoss::NotSent);
+                }
             }
         }
     }
-}
 
-/// Sends one; tries again when the API server is not reached, not when it refuses.
-async fn send(notice: &Notice, recorder: &Recorder, node: &str) -> Result<(), String> {
-    let event = Event {
-        type_: if notice.is_warning { EventType::Warning } else { EventType::Normal },
-        reason: notice.reason.to_owned(),
-        note: (!notice.note.is_empty()).then(|| cut(&notice.note).to_owned()),
-        action: notice.action.to_owned(),
-        secondary: None,
-    };
-    let reference = reference(&notice.regarding, node);
-    let mut problem = String::new();
-    for attempt in 1..=ATTEMPTS {
-        match tokio::time::timeout(PATIENCE, recorder.publish(&event, &reference)).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(kube::Error::Api(status))) => return Err(status.message.clone()),
-            Ok(Err(error)) => problem = error.to_string(),
-            Err(_) => problem = "the API server does not answer".to_owned(),
+    /// Sends one; tries again when the API server is not reached, not when it refuses.
+    async fn send(&self, notice: &Notice) -> Result<(), String> {
+        let event = Event {
+            type_: if notice.is_warning { EventType::Warning } else { EventType::Normal },
+            reason: notice.reason.to_owned(),
+            note: (!notice.note.is_empty()).then(|| cut(&notice.note).to_owned()),
+            action: notice.action.to_owned(),
+            secondary: None,
+        };
+        let reference = reference(&notice.regarding, &self.node);
+        let mut problem = String::new();
+        self.attempts.begin();
+        for attempt in 1..=ATTEMPTS {
+            match tokio::time::timeout(PATIENCE, self.recorder.publish(&event, &reference)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(kube::Error::Api(status))) => return Err(status.message.clone()),
+                Ok(Err(error)) => problem = error.to_string(),
+                Err(_) => problem = "the API server does not answer".to_owned(),
+            }
+            if attempt < ATTEMPTS {
+                tokio::time::sleep(RETRY).await;
+            }
         }
-        if attempt < ATTEMPTS {
-            tokio::time::sleep(RETRY).await;
-        }
+        Err(problem)
     }
-    Err(problem)
 }
 
 fn reference(regarding: &Regarding, node: &str) -> ObjectReference {

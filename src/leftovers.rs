@@ -1,8 +1,10 @@
 //! What kube-proxy, in any of its modes, and Chainsmith have in the kernel of this node: found, and
 //! removed. Needs no API server and no configuration.
 //!
-//! IPVS's virtual servers stay, as they may be anybody's. Rules of others stay as they are; so do `KUBE-FIREWALL`, in which the kubelet has rules, nfacct
-//! counters, kernel parameters and conntrack's flows.
+//! Rules of others stay as they are; so do `KUBE-FIREWALL`, in which the kubelet has rules, others' virtual
+//! servers of IPVS, nfacct counters, kernel parameters and conntrack's flows.
+
+mod ipvs_mode;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,7 +14,8 @@ use tracing::debug;
 
 use crate::iptables::{ChainName, Table};
 use crate::kernel::iptables::{KernelIptables, Programs, has_legacy_table};
-use crate::kernel::{Backend, Iptables, ipset, ipvs, nft};
+use crate::kernel::ipvs::{self, KernelIpvs, Server};
+use crate::kernel::{Backend, Iptables, ipset, nft};
 use crate::net::IpFamily;
 use crate::plan::Restore;
 use crate::rules::remains::Remains;
@@ -23,7 +26,7 @@ const NFT_TABLE: &str = "kube-proxy";
 /// How the sets of kube-proxy's ipvs mode begin.
 const SET_PREFIX: &str = "KUBE-";
 
-/// What takes IPVS's virtual servers away; done by hand, as not all of them need be kube-proxy's.
+/// What takes IPVS's virtual servers away by hand, as not all of them need be kube-proxy's.
 const IPVS_ADVICE: &str = "remove each of kube-proxy's (`ipvsadm -l -n` lists all) with `ipvsadm -D -t ADDRESS:PORT` \
 (-u for UDP); only if nothing else on this node uses IPVS, `ipvsadm --clear` removes all";
 
@@ -45,8 +48,10 @@ pub enum Leftover {
     IpvsDevice,
     /// The sets of kube-proxy's ipvs mode, by name.
     IpSets(Vec<String>),
-    /// Virtual servers of IPVS, whoever made them: how many. They are never removed.
-    IpvsServers(usize),
+    /// The virtual servers of kube-proxy's ipvs mode.
+    IpvsServers(Vec<Server>),
+    /// Virtual servers of IPVS that are not known to be kube-proxy's. They are never removed.
+    OtherServers(Vec<Server>),
 }
 
 impl Leftover {
@@ -58,13 +63,21 @@ impl Leftover {
             Leftover::NftTable(IpFamily::V6) => Some("nft delete table ip6 kube-proxy"),
             Leftover::IpvsDevice => Some("ip link delete kube-ipvs0"),
             Leftover::IpSets(_) => Some("ipset list -n | grep '^KUBE-' | xargs -n1 ipset destroy"),
-            Leftover::IpvsServers(_) => Some(IPVS_ADVICE),
+            Leftover::IpvsServers(_) | Leftover::OtherServers(_) => Some(IPVS_ADVICE),
         }
     }
 
     /// Whether [`remove`] removes it.
     pub fn is_removable(&self) -> bool {
-        !matches!(self, Leftover::IpvsServers(_))
+        !matches!(self, Leftover::OtherServers(_))
+    }
+
+    /// What it consists of, where [`Leftover`]'s own text only counts it and each is worth a line.
+    pub fn parts(&self) -> Vec<String> {
+        match self {
+            Leftover::IpvsServers(servers) => servers.iter().map(Server::to_string).collect(),
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -82,7 +95,8 @@ impl fmt::Display for Leftover {
             Leftover::NftTable(family) => write!(f, "{family} nftables table {NFT_TABLE}"),
             Leftover::IpvsDevice => write!(f, "interface {} of ipvs mode", ipvs::DEVICE),
             Leftover::IpSets(names) => write!(f, "{} ipsets {SET_PREFIX}* of ipvs mode", names.len()),
-            Leftover::IpvsServers(n) => write!(f, "{n} virtual servers of IPVS"),
+            Leftover::IpvsServers(servers) => write!(f, "{} virtual servers of ipvs mode", servers.len()),
+            Leftover::OtherServers(servers) => ipvs_mode::write_others(f, servers),
         }
     }
 }
@@ -110,6 +124,10 @@ pub fn find() -> (Vec<Leftover>, Vec<Trouble>) {
     let (tables, trouble) = find_nft_tables();
     found.extend(tables);
     troubles.extend(trouble);
+    // Before the sets and the interface, which tell whose they are.
+    let (servers, trouble) = ipvs_mode::find_servers(&mut KernelIpvs);
+    found.extend(servers);
+    troubles.extend(trouble);
     // After the rules that refer to them.
     match ipset::names() {
         Ok(mut names) => {
@@ -118,7 +136,7 @@ pub fn find() -> (Vec<Leftover>, Vec<Trouble>) {
         }
         Err(error) => troubles.push(Trouble(format!("cannot look for ipsets: {error}"))),
     }
-    found.extend(find_ipvs());
+    found.extend(find_device());
     (found, troubles)
 }
 
@@ -136,11 +154,15 @@ pub fn find_nft_tables() -> (Vec<Leftover>, Vec<Trouble>) {
     (found, troubles)
 }
 
-/// What ipvs mode left.
-pub fn find_ipvs() -> Vec<Leftover> {
-    let device = ipvs::has_device().then_some(Leftover::IpvsDevice);
-    let servers = Some(ipvs::n_servers()).filter(|n| *n > 0).map(Leftover::IpvsServers);
-    device.into_iter().chain(servers).collect()
+/// What of ipvs mode may still serve: virtual servers, others' too, and the interface.
+pub fn find_ipvs() -> (Vec<Leftover>, Vec<Trouble>) {
+    let (mut found, troubles) = ipvs_mode::find_servers(&mut KernelIpvs);
+    found.extend(find_device());
+    (found, troubles)
+}
+
+fn find_device() -> Option<Leftover> {
+    ipvs::has_device().then_some(Leftover::IpvsDevice)
 }
 
 /// What is in the tables of `backend` and `family`. A back-end whose programs are not installed has
@@ -223,6 +245,7 @@ pub fn remove(leftover: &Leftover) -> Vec<Trouble> {
             let failed = destroyed.filter_map(|(name, outcome)| Some((name, outcome.err()?)));
             failed.map(|(name, error)| Trouble(format!("cannot destroy ipset {name}: {error}"))).collect()
         }
-        Leftover::IpvsServers(_) => vec![Trouble(format!("{leftover} stay: {IPVS_ADVICE}"))],
+        Leftover::IpvsServers(servers) => ipvs_mode::remove_servers(&mut KernelIpvs, servers),
+        Leftover::OtherServers(_) => vec![Trouble(format!("{leftover} stay: {IPVS_ADVICE}"))],
     }
 }

@@ -242,6 +242,11 @@ impl Metrics {
     pub fn limited(&self, method: &str, host: &str, elapsed: Duration) {
         self.requests.limited(method, host, elapsed);
     }
+
+    /// Notes that a request is sent again after an answer with `status`, or none.
+    pub fn retried(&self, method: &str, host: &str, status: Option<u16>) {
+        self.requests.retried(method, host, status);
+    }
 }
 
 const BUILD: (&str, &str) = (

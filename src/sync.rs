@@ -25,7 +25,7 @@ mod wanted;
 pub use family::{FamilySync, View};
 pub use measure::Meter;
 pub use observer::{Finding, News, Observer, Scope, Synced};
-pub use report::{Drift, Refusal, Report, SyncError};
+pub use report::{Drift, Quarantine, Refusal, Report, SyncError};
 pub use sweep::{Sweep, Sweeper};
 
 use std::sync::Arc;
@@ -556,7 +556,8 @@ fn sync_family<K: Iptables>(
     let elapsed = started.elapsed();
     log::synced(&report, elapsed);
     if let Some(settings) = sync.settings() {
-        let synced = Synced { report: &report, view, settings, elapsed };
+        let quarantine = sync.quarantine();
+        let synced = Synced { report: &report, view, settings, quarantine, elapsed };
         observers.iter().for_each(|observer| observer.synced(&synced));
     }
     report

@@ -8,14 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use kube::Client;
 use prometheus::Registry;
 use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::config::Config;
 use crate::config::host::Counters;
-use crate::events::{Events, Notice, Regarding};
+use crate::events::{Events, Notice, Regarding, Server};
 use crate::health::{self, Health, HealthPorts, Refused};
 use crate::http::{Failure, serve_at};
 use crate::kernel::{iptables, nfacct};
@@ -66,7 +65,7 @@ pub(super) struct About<'a> {
     /// The machine's name.
     pub(super) machine: &'a str,
     /// The API server to send events to, if there is one.
-    pub(super) client: Option<Client>,
+    pub(super) server: Option<Server>,
     /// Which counters the kernel has.
     pub(super) counters: Counters,
 }
@@ -78,14 +77,14 @@ pub(super) fn start(
     metrics: Arc<Metrics>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
-    let About { config, flags, node, machine, client, counters } = about;
+    let About { config, flags, node, machine, server, counters } = about;
     metrics.is_built(config.gates.iter())?;
     metrics.packets(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
     metrics.children(iptables::largest_child)?;
-    let events = Arc::new(Events::start(client, node, machine, &metrics, tasks));
+    let events = Arc::new(Events::start(server, node, machine, &metrics, tasks));
     let health = Arc::new(Health::new(config.sync_period, config.manifests.is_empty()));
     let servers = Servers { config, metrics: &metrics, events: &events };
     if let Some(address) = config.healthz_bind_address {
@@ -214,8 +213,9 @@ mod tests {
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::register(&registry).unwrap());
         let (config, mut tasks) = (Config::default(), JoinSet::new());
-        let client = Some(Client::new(service, "default"));
-        let events = Arc::new(Events::start(client, "node-1", "machine", &metrics, &mut tasks));
+        let client = kube::Client::new(service, "default");
+        let server = Some(Server { client, host: "api.test:443".to_owned() });
+        let events = Arc::new(Events::start(server, "node-1", "machine", &metrics, &mut tasks));
         let servers = Servers { config: &config, metrics: &metrics, events: &events };
         servers.start("healthz", "FailedToStartProxierHealthcheck", address, Router::new(), &mut tasks);
         let unserved = format!("\"FailedToStartProxierHealthcheck\": \"cannot serve healthz on {address}: ");

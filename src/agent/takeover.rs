@@ -55,6 +55,7 @@ pub(super) async fn clear(
             Leftover::Rules { .. } | Leftover::NftTable(_) => {
                 info!("found {leftover}; it goes once our rules are in force");
             }
+            Leftover::OtherServers(_) => info!("found {leftover} which stay"),
             Leftover::IpvsDevice | Leftover::IpvsServers(_) | Leftover::IpSets(_) => {
                 let advice = by_hand(leftover);
                 warn!(advice, "found {leftover}: Services may still be served by IPVS on this node");
@@ -83,7 +84,9 @@ fn look(others: Backend) -> (Vec<Leftover>, Vec<Trouble>) {
         found.extend(rules);
         troubles.extend(trouble);
     }
-    found.extend(leftovers::find_ipvs());
+    let (ipvs, trouble) = leftovers::find_ipvs();
+    found.extend(ipvs);
+    troubles.extend(trouble);
     (found, troubles)
 }
 
@@ -104,7 +107,9 @@ fn remove(others: Backend, family: IpFamily) -> Vec<(Leftover, Vec<Trouble>)> {
 fn family_of(leftover: &Leftover) -> Option<IpFamily> {
     match leftover {
         Leftover::Rules { family, .. } | Leftover::NftTable(family) => Some(*family),
-        Leftover::IpvsDevice | Leftover::IpvsServers(_) | Leftover::IpSets(_) => None,
+        Leftover::IpvsDevice | Leftover::IpvsServers(_) | Leftover::OtherServers(_) | Leftover::IpSets(_) => {
+            None
+        }
     }
 }
 
@@ -148,7 +153,7 @@ mod tests {
             Leftover::NftTable(IpFamily::V6),
             Leftover::IpvsDevice,
             Leftover::IpSets(vec!["KUBE-LOOP-BACK".to_owned()]),
-            Leftover::IpvsServers(2),
+            Leftover::IpvsServers(Vec::new()),
         ];
         let expected = [
             "tries again when it starts next",

@@ -16,7 +16,8 @@ pub struct CleanupArguments {
     dry_run: bool,
 }
 
-/// Removes what is found, as far as that goes; 1 when anything of kube-proxy's or Chainsmith's is left.
+/// Removes what is found, as far as that goes; 1 when anything that is known as kube-proxy's or
+/// Chainsmith's is left, or could not be looked for.
 pub fn main(arguments: &CleanupArguments) -> ExitCode {
     for other in agent::others() {
         complain(format!("{other} runs in this network namespace and makes its rules again; stop it first"));
@@ -28,6 +29,7 @@ pub fn main(arguments: &CleanupArguments) -> ExitCode {
         let held = leftovers::held(leftover).into_iter().map(Trouble);
         if arguments.dry_run {
             println!("would remove {leftover}");
+            leftover.parts().iter().for_each(|part| println!("  {part}"));
             held.for_each(complain);
             continue;
         }
@@ -45,14 +47,7 @@ pub fn main(arguments: &CleanupArguments) -> ExitCode {
     for leftover in &stays {
         complain(format!("{leftover} stay: {}", leftover.by_hand().unwrap_or_default()));
     }
-    let is_left =
-        !arguments.dry_run && !stays.is_empty() && removable.iter().any(|leftover| is_ipvs(leftover));
-    if troubles.is_empty() && !is_left { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// Whether kube-proxy's ipvs mode was here: virtual servers beside it are most likely its own.
-fn is_ipvs(leftover: &Leftover) -> bool {
-    matches!(leftover, Leftover::IpvsDevice | Leftover::IpSets(_))
+    if troubles.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// `run --cleanup`: the same.

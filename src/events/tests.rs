@@ -20,6 +20,9 @@ fn metrics() -> (Arc<Metrics>, Registry) {
     (Arc::new(Metrics::register(&registry).unwrap()), registry)
 }
 
+/// A status with which the server below sends a body that is no event.
+const JUNK: u16 = 202;
+
 /// An API server that passes on method, path and body of each request, and answers with what `answer`
 /// makes of the number of the request: `None` for a connection that breaks off.
 fn server(answer: fn(usize) -> Option<u16>) -> (Client, mpsc::UnboundedReceiver<(String, Value)>) {
@@ -36,6 +39,7 @@ fn server(answer: fn(usize) -> Option<u16>) -> (Client, mpsc::UnboundedReceiver<
                 return Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
             };
             let text = match status {
+                JUNK => "<html>".to_owned(),
                 200 | 201 => body.to_string(),
                 _ => format!(
                     r#"{{"kind":"Status","status":"Failure","message":"no","reason":"Forbidden","code":{status}}}"#
@@ -47,9 +51,12 @@ fn server(answer: fn(usize) -> Option<u16>) -> (Client, mpsc::UnboundedReceiver<
     (Client::new(service, "default"), receiver)
 }
 
+const HOST: &str = "api.test:443";
+
 fn start(client: Option<Client>, metrics: &Arc<Metrics>) -> (Events, JoinSet<anyhow::Result<()>>) {
     let mut tasks = JoinSet::new();
-    (Events::start(client, "node-1", "machine", metrics, &mut tasks), tasks)
+    let server = client.map(|client| Server { client, host: HOST.to_owned() });
+    (Events::start(server, "node-1", "machine", metrics, &mut tasks), tasks)
 }
 
 fn notice(regarding: Regarding, note: &str) -> Notice {
@@ -120,6 +127,56 @@ async fn an_event_that_does_not_arrive_is_tried_again_and_one_that_is_refused_is
     let text = exposition(&registry).unwrap();
     assert!(text.contains("chainsmith_events_sent_total{type=\"Warning\"} 2\n"), "{text}");
     assert!(text.contains("chainsmith_events_lost_total{reason=\"not_sent\"} 1\n"), "{text}");
+}
+
+/// The samples of the counter of requests that were sent again.
+fn retries(registry: &Registry) -> Vec<String> {
+    let text = exposition(registry).unwrap();
+    let is_ours = |line: &&str| line.starts_with("rest_client_request_retries_total");
+    text.lines().filter(is_ours).map(str::to_owned).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_again_is_counted_by_the_answer_before_it() {
+    // A new event: not answered, answered with something else, taken. Its series: not answered, taken.
+    // Another one: refused, which is the end of it. One more: taken.
+    let answers =
+        |n| [None, Some(JUNK), Some(201), None, Some(200), Some(403), Some(201)].get(n).copied().flatten();
+    let (client, mut requests) = server(answers);
+    let (metrics, registry) = metrics();
+    let (events, _tasks) = start(Some(client), &metrics);
+    for text in ["a", "a", "b", "c"] {
+        events.tell(notice(service(text), ""));
+    }
+    let mut methods = Vec::new();
+    for _ in 0..7 {
+        let (line, _) = requests.recv().await.unwrap();
+        methods.push(line.split(' ').next().unwrap().to_owned());
+    }
+    assert_eq!(methods, ["POST", "POST", "POST", "PATCH", "PATCH", "POST", "POST"]);
+    let of = |code: &str, verb: &str| {
+        format!("rest_client_request_retries_total{{code=\"{code}\",host=\"{HOST}\",verb=\"{verb}\"}} 1")
+    };
+    assert_eq!(retries(&registry), [of("202", "POST"), of("<error>", "PATCH"), of("<error>", "POST")]);
+}
+
+/// Whoever waits gives up before the server answers.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_given_up_was_not_answered() {
+    let (sender, mut requests) = mpsc::unbounded_channel();
+    let service = tower::service_fn(move |_: Request<kube::client::Body>| {
+        sender.send(()).unwrap();
+        std::future::pending::<Result<Response<Body>, std::io::Error>>()
+    });
+    let (metrics, registry) = metrics();
+    let (events, _tasks) = start(Some(Client::new(service, "default")), &metrics);
+    events.tell(notice(Regarding::Node, ""));
+    for _ in 0..3 {
+        requests.recv().await.unwrap();
+    }
+    let expected =
+        format!("rest_client_request_retries_total{{code=\"<error>\",host=\"{HOST}\",verb=\"POST\"}} 2");
+    assert_eq!(retries(&registry), [expected]);
 }
 
 #[tokio::test(start_paused = true)]

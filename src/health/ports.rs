@@ -84,7 +84,7 @@ impl Observer for HealthPorts {
     /// What could not be put into force is not claimed: after a failure all stays as it is.
     fn synced(&self, synced: &Synced<'_>) {
         if synced.report.outcome.is_ok() {
-            let wanted = wanted(synced.view, synced.settings);
+            let wanted = wanted(synced.view, synced.settings, synced.quarantine);
             let sender = self.wanted.get(synced.report.family);
             sender.send_if_modified(|old| std::mem::replace(old, wanted.clone()) != wanted);
         }

@@ -6,7 +6,18 @@ use std::net::IpAddr;
 /// The addresses of all local interfaces of this network namespace, loopback included; sorted,
 /// distinct.
 pub fn local_addresses() -> io::Result<Vec<IpAddr>> {
+    addresses(|_| true)
+}
+
+/// The addresses of the interface `name`, sorted, distinct; none when there is no such interface.
+pub fn addresses_of(name: &str) -> io::Result<Vec<IpAddr>> {
+    addresses(|interface| interface == name)
+}
+
+/// The addresses of the interfaces that are `wanted`.
+fn addresses(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<IpAddr>> {
     let mut addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
+        .filter(|interface| wanted(&interface.interface_name))
         .filter_map(|interface| {
             let address = interface.address?;
             let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
@@ -44,6 +55,14 @@ mod tests {
             }
             let texts: Vec<String> = local_addresses().unwrap().iter().map(ToString::to_string).collect();
             assert_eq!(texts, ["10.9.0.1", "127.0.0.1", "192.0.2.7", "::1", "2001:db8::7"]);
+            let of = |name: &str| {
+                let addresses = addresses_of(name).unwrap();
+                addresses.iter().map(ToString::to_string).collect::<Vec<String>>()
+            };
+            // An interface that is down has its addresses, too.
+            assert_eq!(of("d0"), ["192.0.2.7", "2001:db8::7"]);
+            assert_eq!(of("d1"), ["10.9.0.1", "192.0.2.7"]);
+            assert_eq!(of("d"), [] as [String; 0]);
         });
     }
 }

@@ -1,4 +1,5 @@
-//! IP sets, which kube-proxy's ipvs mode makes and leaves: listed by name, destroyed.
+//! IP sets, which kube-proxy's ipvs mode makes and leaves: listed by name, looked into for ports,
+//! destroyed.
 #![allow(clippy::disallowed_methods, reason = "the world: looks at /sys, and waits for the kernel")]
 
 use std::io;
@@ -16,6 +17,11 @@ const DESTROY: u8 = 3;
 const LIST: u8 = 7;
 const PROTOCOL: u16 = 1;
 const NAME: u16 = 2;
+/// `IPSET_ATTR_ADT`: the entries, each in an attribute `IPSET_ATTR_DATA`.
+const ENTRIES: u16 = 8;
+const ENTRY: u16 = 7;
+/// `IPSET_ATTR_PORT` of an entry.
+const PORT: u16 = 4;
 /// A number of 32 bits in network order (`NLA_F_NET_BYTEORDER`).
 const FLAGS: u16 = 6 | 0x4000;
 /// `IPSET_FLAG_LIST_SETNAME`: names only.
@@ -50,6 +56,31 @@ pub fn names() -> io::Result<Vec<String>> {
     names.sort();
     names.dedup();
     Ok(names)
+}
+
+/// The ports in the set `name`, of type `bitmap:port` or `hash:ip,port`; sorted, distinct. None when
+/// there is no such set.
+pub fn ports(name: &str) -> io::Result<Vec<u16>> {
+    if !names()?.iter().any(|known| known == name) {
+        return Ok(Vec::new());
+    }
+    let attributes = attribute(PROTOCOL, &[VERSION]);
+    let request = Request {
+        subsystem: SUBSYSTEM,
+        message: LIST,
+        family: 0,
+        flags: NLM_F_DUMP,
+        texts: &[(NAME, name)],
+        attributes: &attributes,
+    };
+    let mut ports = Vec::new();
+    Netfilter::open()?.ask(&request, &mut |message| {
+        let entries = message.all_inner(ENTRIES).flat_map(|entries| entries.all_inner(ENTRY));
+        ports.extend(entries.filter_map(|entry| entry.u16(PORT)));
+    })?;
+    ports.sort_unstable();
+    ports.dedup();
+    Ok(ports)
 }
 
 /// Destroys the set `name`; one that is gone is as good. The kernel refuses while a rule refers to it.
@@ -102,6 +133,29 @@ mod tests {
             destroy("KUBE-LOOP-BACK").unwrap();
             destroy("KUBE-LOOP-BACK").unwrap();
             assert_eq!(names().unwrap(), ["KUBE-6-CLUSTER-IP", "mine"]);
+        });
+    }
+
+    #[test]
+    fn the_ports_in_a_set_are_read_whatever_its_type() {
+        in_new_namespace(|| {
+            run("ipset create KUBE-NODE-PORT-TCP bitmap:port range 0-65535");
+            run("ipset create KUBE-NODE-PORT-SCTP-HASH hash:ip,port");
+            assert_eq!(ports("KUBE-NODE-PORT-TCP").unwrap(), [] as [u16; 0]);
+            for entry in [
+                "KUBE-NODE-PORT-TCP 32767",
+                "KUBE-NODE-PORT-TCP 30080",
+                "KUBE-NODE-PORT-SCTP-HASH 192.0.2.7,sctp:30100",
+                "KUBE-NODE-PORT-SCTP-HASH 192.0.2.8,sctp:30100",
+            ] {
+                run(&format!("ipset add {entry}"));
+            }
+            assert_eq!(ports("KUBE-NODE-PORT-TCP").unwrap(), [30080, 32767]);
+            assert_eq!(ports("KUBE-NODE-PORT-SCTP-HASH").unwrap(), [30100]);
+            assert_eq!(ports("KUBE-NODE-PORT-UDP").unwrap(), [] as [u16; 0]);
+            // More than one datagram of the answer.
+            run("seq -f 'add KUBE-NODE-PORT-TCP %.0f' 1 60000 | ipset -exist restore");
+            assert_eq!(ports("KUBE-NODE-PORT-TCP").unwrap(), (1..=60000).collect::<Vec<u16>>());
         });
     }
 }

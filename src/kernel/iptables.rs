@@ -6,14 +6,15 @@ mod child;
 mod detect;
 mod lock;
 mod minder;
+mod single;
 
 pub use detect::{Unusable, has_legacy_table, in_use, ipv6_is_off, open, takes};
 pub use minder::largest_child;
 
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 
 use super::{Backend, Iptables, Readable, RestoreError, nft};
 use crate::iptables::{ChainName, Jump, Table, Target, write};
@@ -87,14 +88,8 @@ impl KernelIptables {
     }
 
     /// Runs one command of fixed words.
-    ///
-    /// The crate's own wait option has no limit, so it is left out and `-w 5` is passed instead.
-    fn execute(&self, table: Table, command: &str) -> anyhow::Result<std::process::Output> {
-        let program = self.programs.iptables;
-        let tool = iptables::IPTables { cmd: program, has_check: true, has_wait: false, is_numeric: false };
-        let command = format!("-w {} {command}", LOCK_WAIT.as_secs());
-        tool.execute(table.word(), &command)
-            .map_err(|e| anyhow!("cannot run {program} -t {table} {command}: {e}"))
+    fn execute(&self, table: Table, command: &str) -> anyhow::Result<Output> {
+        single::execute(self.programs.iptables, table, command, minder::LIMIT)
     }
 }
 

@@ -1,14 +1,18 @@
 //! What kube-proxy's ipvs mode left: its dummy interface, on which every Service address is this
-//! node's, and virtual servers in the kernel.
+//! node's, and virtual servers in the kernel (over generic netlink; `linux/ip_vs.h`).
 #![allow(clippy::disallowed_methods, reason = "the world: reads /proc/net/ip_vs")]
 
+use std::fmt;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
-use super::netlink::{first, status};
+use super::netlink::{Conversation, Generic, Message, attribute, nested};
+use super::{addrs, ipset};
+use crate::net::{IpFamily, Protocol};
 
 /// The interface.
 pub const DEVICE: &str = "kube-ipvs0";
@@ -16,13 +20,200 @@ pub const DEVICE: &str = "kube-ipvs0";
 /// `RTM_DELLINK`.
 const DELETE_LINK: u16 = 17;
 
+/// `IPVS_GENL_NAME`.
+const NAME: &str = "IPVS";
+/// `IPVS_CMD_*`.
+const DELETE_SERVICE: u8 = 3;
+const GET_SERVICE: u8 = 4;
+/// `IPVS_CMD_ATTR_SERVICE`.
+const SERVICE: u16 = 1;
+/// `IPVS_SVC_ATTR_*`.
+const FAMILY: u16 = 1;
+const PROTOCOL: u16 = 2;
+const ADDRESS: u16 = 3;
+const PORT: u16 = 4;
+const MARK: u16 = 5;
+
+/// The protocols of Services; IPVS has no others.
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+/// How often a listing is begun again when somebody writes meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// A virtual server of IPVS; sorted by address, as shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Server {
+    /// For an address and port.
+    At(SocketAddr, Protocol),
+    /// For packets with a mark of iptables, in a family.
+    Marked(u32, IpFamily),
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Server::At(address, protocol) => write!(f, "{protocol} {address}"),
+            Server::Marked(mark, family) => write!(f, "mark {mark} ({family})"),
+        }
+    }
+}
+
+/// IPVS on a node, and what tells kube-proxy's virtual servers from others'.
+pub trait Ipvs {
+    /// All virtual servers, sorted; none in a kernel without IPVS.
+    fn servers(&mut self) -> io::Result<Vec<Server>>;
+    /// Deletes a virtual server; one that is gone is as good.
+    fn delete(&mut self, server: &Server) -> io::Result<()>;
+    /// The addresses on [`DEVICE`]: those of Services. None without it.
+    fn device_addresses(&mut self) -> io::Result<Vec<IpAddr>>;
+    /// The addresses of all interfaces.
+    fn local_addresses(&mut self) -> io::Result<Vec<IpAddr>>;
+    /// The node ports of a family and protocol that kube-proxy's ipvs mode noted in its sets.
+    fn node_ports(&mut self, family: IpFamily, protocol: Protocol) -> io::Result<Vec<u16>>;
+}
+
+/// IPVS in the network namespace of this thread.
+pub struct KernelIpvs;
+
+impl Ipvs for KernelIpvs {
+    fn servers(&mut self) -> io::Result<Vec<Server>> {
+        // Asking would load the module into a kernel that has it not.
+        if n_servers() == 0 {
+            return Ok(Vec::new());
+        }
+        match Generic::open(NAME)? {
+            Some(mut ipvs) => list(|each| ipvs.ask(GET_SERVICE, NLM_F_DUMP, &[], each)),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn delete(&mut self, server: &Server) -> io::Result<()> {
+        let Some(mut ipvs) = Generic::open(NAME)? else { return Ok(()) };
+        gone_is_good(ipvs.ask(DELETE_SERVICE, 0, &key(server), &mut |_| {}))
+    }
+
+    fn device_addresses(&mut self) -> io::Result<Vec<IpAddr>> {
+        addrs::addresses_of(DEVICE)
+    }
+
+    fn local_addresses(&mut self) -> io::Result<Vec<IpAddr>> {
+        addrs::local_addresses()
+    }
+
+    fn node_ports(&mut self, family: IpFamily, protocol: Protocol) -> io::Result<Vec<u16>> {
+        ipset::ports(&node_port_set(family, protocol))
+    }
+}
+
+/// The set in which kube-proxy's ipvs mode notes node ports. Source: kube-proxy v1.36,
+/// `pkg/proxy/ipvs/ipset.go`.
+fn node_port_set(family: IpFamily, protocol: Protocol) -> String {
+    let family = match family {
+        IpFamily::V4 => "",
+        IpFamily::V6 => "6-",
+    };
+    let protocol = match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+        Protocol::Sctp => "SCTP-HASH",
+    };
+    format!("KUBE-{family}NODE-PORT-{protocol}")
+}
+
+/// All that `dump` lists, which is begun again when it was disturbed. One that cannot be read is an
+/// error: nobody can tell whose it is.
+fn list<D>(mut dump: D) -> io::Result<Vec<Server>>
+where
+    D: FnMut(&mut dyn FnMut(&Message<'_>)) -> io::Result<()>,
+{
+    let mut n_attempts = 0;
+    loop {
+        let mut servers = Vec::new();
+        let dumped = dump(&mut |message| servers.push(server(message)));
+        n_attempts += 1;
+        match dumped {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted && n_attempts < ATTEMPTS => continue,
+            dumped => dumped?,
+        }
+        let servers: Option<Vec<Server>> = servers.into_iter().collect();
+        let mut servers = servers.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the kernel lists one of an unknown kind")
+        })?;
+        servers.sort_unstable();
+        servers.dedup();
+        return Ok(servers);
+    }
+}
+
+/// The server that a message describes.
+fn server(message: &Message<'_>) -> Option<Server> {
+    let service = message.inner(SERVICE)?;
+    let number = service.native_u16(FAMILY)?;
+    let family = IpFamily::BOTH.into_iter().find(|family| family_number(*family) == number)?;
+    if let Some(mark) = service.native_u32(MARK) {
+        return Some(Server::Marked(mark, family));
+    }
+    let number = service.native_u16(PROTOCOL)?;
+    let protocol = PROTOCOLS.into_iter().find(|protocol| protocol_number(*protocol) == number)?;
+    // union nf_inet_addr: 16 bytes, of which IPv4 has the first four.
+    let bytes: [u8; 16] = service.attribute(ADDRESS)?.try_into().ok()?;
+    let ip = match family {
+        IpFamily::V4 => IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])),
+        IpFamily::V6 => IpAddr::V6(Ipv6Addr::from(bytes)),
+    };
+    Some(Server::At(SocketAddr::new(ip, service.u16(PORT)?), protocol))
+}
+
+/// What names a server to the kernel.
+fn key(server: &Server) -> Vec<u8> {
+    let family = |family| attribute(FAMILY, &family_number(family).to_ne_bytes());
+    match server {
+        Server::At(address, protocol) => {
+            let mut bytes = [0; 16];
+            match address.ip() {
+                IpAddr::V4(ip) => bytes[..4].copy_from_slice(&ip.octets()),
+                IpAddr::V6(ip) => bytes = ip.octets(),
+            }
+            let protocol = attribute(PROTOCOL, &protocol_number(*protocol).to_ne_bytes());
+            let (ip, port) = (attribute(ADDRESS, &bytes), attribute(PORT, &address.port().to_be_bytes()));
+            nested(SERVICE, &[&family(IpFamily::of(address.ip())), &protocol, &ip, &port])
+        }
+        Server::Marked(mark, of) => nested(SERVICE, &[&family(*of), &attribute(MARK, &mark.to_ne_bytes())]),
+    }
+}
+
+/// `AF_INET`, `AF_INET6`.
+fn family_number(family: IpFamily) -> u16 {
+    match family {
+        IpFamily::V4 => 2,
+        IpFamily::V6 => 10,
+    }
+}
+
+/// `IPPROTO_*`.
+fn protocol_number(protocol: Protocol) -> u16 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    }
+}
+
+/// ESRCH: there is no such server.
+fn gone_is_good(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
+        outcome => outcome,
+    }
+}
+
 /// Whether the interface is there.
 pub fn has_device() -> bool {
     nix::net::if_::if_nametoindex(DEVICE).is_ok()
 }
 
 /// How many virtual servers the kernel has in this network namespace, whoever made them.
-pub fn n_servers() -> usize {
+fn n_servers() -> usize {
     std::fs::read_to_string("/proc/thread-self/net/ip_vs").map_or(0, |text| count_servers(&text))
 }
 
@@ -39,63 +230,10 @@ pub fn delete_device() -> io::Result<()> {
         Err(Errno::ENODEV) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = Vec::with_capacity(32);
-    request.extend(32u32.to_ne_bytes());
-    request.extend(DELETE_LINK.to_ne_bytes());
-    request.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
-    request.extend(1u32.to_ne_bytes());
-    request.extend(0u32.to_ne_bytes());
     // struct ifinfomsg: family and type, index, flags, change.
-    request.extend(0u32.to_ne_bytes());
-    request.extend(index.to_ne_bytes());
-    request.extend([0; 8]);
-    socket.send(&request, 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    let (message, _) = first(&answer)?;
-    match message.message_type() {
-        NLMSG_ERROR => status(message.payload()),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
+    let payload = [[0; 4], index.to_ne_bytes(), [0; 4], [0; 4]].concat();
+    Conversation::open(NETLINK_ROUTE)?.ask(DELETE_LINK, 0, &payload, &mut |_| {})
 }
 
 #[cfg(test)]
-mod tests {
-    use std::process::Command;
-
-    use super::super::netlink::in_new_namespace;
-    use super::*;
-
-    #[test]
-    fn the_interface_is_found_and_deleted_and_no_other() {
-        in_new_namespace(|| {
-            assert!(!has_device());
-            delete_device().unwrap();
-            for name in [DEVICE, "kube-bridge"] {
-                let status = Command::new("ip").args(["link", "add", name, "type", "bridge"]).status();
-                assert!(status.unwrap().success());
-            }
-            assert!(has_device());
-            delete_device().unwrap();
-            assert!(!has_device());
-            assert!(nix::net::if_::if_nametoindex("kube-bridge").is_ok());
-            assert_eq!(n_servers(), 0);
-        });
-    }
-
-    #[test]
-    fn virtual_servers_are_counted() {
-        let text = "\
-IP Virtual Server version 1.2.1 (size=4096)
-Prot LocalAddress:Port Scheduler Flags
-  -> RemoteAddress:Port Forward Weight ActiveConn InActConn
-TCP  0A600001:01BB rr
-  -> C0A80001:192B      Masq    1      0          0
-UDP  0A60000A:0035 rr
-";
-        assert_eq!(count_servers(text), 2);
-        assert_eq!(count_servers(""), 0);
-    }
-}
+mod tests;

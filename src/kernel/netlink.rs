@@ -1,8 +1,14 @@
-//! Requests to netfilter over netlink (`nfnetlink`), and the messages that come back.
+//! Requests to the kernel over netlink, mostly to netfilter (`nfnetlink`), and the messages that come
+//! back.
 //!
 //! A socket belongs to the network namespace of the thread that opened it.
 
+mod generic;
+
+pub(super) use generic::Generic;
+
 use std::io;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use netlink_packet_core::{
@@ -17,12 +23,15 @@ const BUFFER: usize = 64 * 1024;
 /// How long the kernel, which answers at once, may take for one datagram of an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A socket for requests, one at a time.
-pub(super) struct Netfilter {
+/// A socket for requests to one part of the kernel, one at a time.
+pub(super) struct Conversation {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
 }
+
+/// A conversation with netfilter.
+pub(super) struct Netfilter(Conversation);
 
 /// One message of the kernel, or an attribute of one that holds attributes itself.
 pub(super) struct Message<'a> {
@@ -30,17 +39,27 @@ pub(super) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The value of the first attribute of type `kind`.
-    pub(super) fn attribute(&self, kind: u16) -> Option<&'a [u8]> {
+    /// The values of the attributes of type `kind`.
+    fn attributes(&self, kind: u16) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         NlasIterator::new(self.attributes)
             .map_while(Result::ok)
-            .find(|attribute| attribute.kind() == kind)
+            .filter(move |attribute| attribute.kind() == kind)
             .map(|attribute| {
                 let bytes: &'a [u8] = attribute.into_inner();
                 // A checked attribute is its header of 4 bytes, its value, and what follows.
                 let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
                 &bytes[4..length]
             })
+    }
+
+    /// The value of the first attribute of type `kind`.
+    pub(super) fn attribute(&self, kind: u16) -> Option<&'a [u8]> {
+        self.attributes(kind).next()
+    }
+
+    /// The attributes of type `kind` whose values are attributes.
+    pub(super) fn all_inner(&self, kind: u16) -> impl Iterator<Item = Message<'a>> + use<'a> {
+        self.attributes(kind).map(|attributes| Message { attributes })
     }
 
     /// An attribute whose value is attributes.
@@ -62,6 +81,16 @@ impl<'a> Message<'a> {
     /// An attribute that is a number of 16 bits in network order.
     pub(super) fn u16(&self, kind: u16) -> Option<u16> {
         Some(u16::from_be_bytes(self.attribute(kind)?.try_into().ok()?))
+    }
+
+    /// An attribute that is a number of 16 bits in this machine's order.
+    pub(super) fn native_u16(&self, kind: u16) -> Option<u16> {
+        Some(u16::from_ne_bytes(self.attribute(kind)?.try_into().ok()?))
+    }
+
+    /// An attribute that is a number of 32 bits in this machine's order.
+    pub(super) fn native_u32(&self, kind: u16) -> Option<u32> {
+        Some(u32::from_ne_bytes(self.attribute(kind)?.try_into().ok()?))
     }
 
     /// An attribute that is a number of 32 bits in network order.
@@ -92,26 +121,18 @@ pub(super) struct Request<'a> {
 }
 
 impl Request<'_> {
-    fn bytes(&self, sequence: u32) -> Vec<u8> {
-        let flags = NLM_F_REQUEST | self.flags;
-        // A dump ends with DONE, everything else with an acknowledgement.
-        let flags = if flags & NLM_F_DUMP == NLM_F_DUMP { flags } else { flags | NLM_F_ACK };
-        let mut bytes = vec![0; 4];
-        bytes.extend([self.message, self.subsystem]);
-        if cfg!(target_endian = "big") {
-            bytes[4..6].reverse();
-        }
-        bytes.extend(flags.to_ne_bytes());
-        bytes.extend(sequence.to_ne_bytes());
-        bytes.extend(0u32.to_ne_bytes());
+    fn kind(&self) -> u16 {
+        u16::from(self.subsystem) << 8 | u16::from(self.message)
+    }
+
+    /// What follows the header.
+    fn payload(&self) -> Vec<u8> {
         // struct nfgenmsg: family, version, resource.
-        bytes.extend([self.family, 0, 0, 0]);
+        let mut bytes = vec![self.family, 0, 0, 0];
         for (kind, text) in self.texts {
             push_attribute(&mut bytes, *kind, &[text.as_bytes(), &[0]].concat());
         }
         bytes.extend(self.attributes);
-        let length = bytes.len() as u32;
-        bytes[..4].copy_from_slice(&length.to_ne_bytes());
         bytes
     }
 }
@@ -141,102 +162,129 @@ pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-impl Netfilter {
-    /// Opens a socket in the namespace of this thread.
-    pub(super) fn open() -> io::Result<Netfilter> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+/// A message of type `kind`: its header and `payload`.
+fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(16 + payload.len());
+    bytes.extend((16 + payload.len() as u32).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend(0u32.to_ne_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+impl Conversation {
+    /// Opens a socket of `protocol` (`NETLINK_*`) in the namespace of this thread.
+    pub(super) fn open(protocol: isize) -> io::Result<Conversation> {
+        let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         socket2::SockRef::from(&socket).set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        Ok(Netfilter { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
+        Ok(Conversation { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
     }
 
-    /// Sends `request` and passes on each message of the answer. The kernel's refusal is the error
-    /// of its number; `Interrupted` when what was dumped changed meanwhile, so that the answer may
-    /// lack entries or hold them twice.
+    fn next_number(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    /// Sends `bytes` and passes on each message that comes back, until `each` breaks.
+    fn exchange<F>(&mut self, bytes: &[u8], mut each: F) -> io::Result<()>
+    where
+        F: FnMut(&NetlinkBuffer<&[u8]>) -> io::Result<ControlFlow<()>>,
+    {
+        self.socket.send(bytes, 0)?;
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                received => received?,
+            };
+            let mut rest = self.buffer.as_slice();
+            while !rest.is_empty() {
+                let (message, tail) = first(rest)?;
+                rest = tail;
+                if each(&message)?.is_break() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Sends a request of type `kind` and passes on each message of the answer. The kernel's refusal is
+    /// the error of its number; `Interrupted` when what was dumped changed meanwhile, so that the answer
+    /// may lack entries or hold them twice.
+    pub(super) fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        payload: &[u8],
+        each: &mut dyn FnMut(&Message<'_>),
+    ) -> io::Result<()> {
+        let sequence = self.next_number();
+        let mut is_interrupted = false;
+        self.exchange(&message(kind, request_flags(flags), sequence, payload), |message| {
+            // What is left of a request that failed on the way.
+            if message.sequence_number() != sequence {
+                return Ok(ControlFlow::Continue(()));
+            }
+            is_interrupted |= message.flags() & NLM_F_DUMP_INTR != 0;
+            match message.message_type() {
+                NLMSG_DONE | NLMSG_ERROR => status(message.payload()).map(ControlFlow::Break),
+                _ => {
+                    each(&content(message)?);
+                    Ok(ControlFlow::Continue(()))
+                }
+            }
+        })?;
+        if is_interrupted { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    }
+}
+
+/// A dump ends with DONE, everything else with an acknowledgement.
+fn request_flags(flags: u16) -> u16 {
+    let is_dump = flags & NLM_F_DUMP == NLM_F_DUMP;
+    NLM_F_REQUEST | flags | if is_dump { 0 } else { NLM_F_ACK }
+}
+
+impl Netfilter {
+    /// Opens a socket in the namespace of this thread.
+    pub(super) fn open() -> io::Result<Netfilter> {
+        Conversation::open(NETLINK_NETFILTER).map(Netfilter)
+    }
+
+    /// Sends `request` and passes on each message of the answer, as [`Conversation::ask`] does.
     pub(super) fn ask(
         &mut self,
         request: &Request<'_>,
         each: &mut dyn FnMut(&Message<'_>),
     ) -> io::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        self.socket.send(&request.bytes(self.sequence), 0)?;
-        let mut is_interrupted = false;
-        loop {
-            self.buffer.clear();
-            match self.socket.recv(&mut self.buffer, 0) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                received => received?,
-            };
-            let mut rest = self.buffer.as_slice();
-            while !rest.is_empty() {
-                let (message, tail) = first(rest)?;
-                rest = tail;
-                // What is left of a request that failed on the way.
-                if message.sequence_number() != self.sequence {
-                    continue;
-                }
-                is_interrupted |= message.flags() & NLM_F_DUMP_INTR != 0;
-                match message.message_type() {
-                    NLMSG_DONE | NLMSG_ERROR => {
-                        status(message.payload())?;
-                        return if is_interrupted { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) };
-                    }
-                    _ => each(&content(&message)?),
-                }
-            }
-        }
+        self.0.ask(request.kind(), request.flags, &request.payload(), each)
     }
-}
 
-impl Netfilter {
     /// Has the kernel carry out `request`, which changes something, as a commit of its own.
     pub(super) fn commit(&mut self, request: &Request<'_>) -> io::Result<()> {
-        let begin = self.sequence.wrapping_add(1);
-        let (at, end) = (begin.wrapping_add(1), begin.wrapping_add(2));
-        self.sequence = end;
-        let mut bytes = batch_mark(BATCH_BEGIN, request.subsystem, begin);
-        bytes.extend(request.bytes(at));
-        bytes.extend(batch_mark(BATCH_END, request.subsystem, end));
-        self.socket.send(&bytes, 0)?;
-        loop {
-            self.buffer.clear();
-            match self.socket.recv(&mut self.buffer, 0) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                received => received?,
-            };
-            let mut rest = self.buffer.as_slice();
-            while !rest.is_empty() {
-                let (message, tail) = first(rest)?;
-                rest = tail;
-                let number = message.sequence_number();
-                if message.message_type() == NLMSG_ERROR && [begin, at, end].contains(&number) {
-                    status(message.payload())?;
-                    if number == at {
-                        return Ok(());
-                    }
-                }
+        let Netfilter(conversation) = self;
+        let [begin, at, end] = [(); 3].map(|()| conversation.next_number());
+        // struct nfgenmsg: the resource is the subsystem.
+        let mark = |kind, number| message(kind, NLM_F_REQUEST, number, &[0, 0, 0, request.subsystem]);
+        let change = message(request.kind(), request_flags(request.flags), at, &request.payload());
+        let bytes = [mark(BATCH_BEGIN, begin), change, mark(BATCH_END, end)].concat();
+        conversation.exchange(&bytes, |message| {
+            let number = message.sequence_number();
+            if message.message_type() != NLMSG_ERROR || ![begin, at, end].contains(&number) {
+                return Ok(ControlFlow::Continue(()));
             }
-        }
+            status(message.payload())?;
+            Ok(if number == at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })
     }
 }
 
 /// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`.
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
-
-/// The message that begins or ends a commit of `subsystem`.
-fn batch_mark(kind: u16, subsystem: u8, sequence: u32) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(20);
-    bytes.extend(20u32.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(NLM_F_REQUEST.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    bytes.extend(0u32.to_ne_bytes());
-    // struct nfgenmsg: the resource is the subsystem.
-    bytes.extend([0, 0, 0, subsystem]);
-    bytes
-}
 
 /// The first of the messages in a datagram, and the others.
 pub(super) fn first(bytes: &[u8]) -> io::Result<(NetlinkBuffer<&[u8]>, &[u8])> {
@@ -245,14 +293,14 @@ pub(super) fn first(bytes: &[u8]) -> io::Result<(NetlinkBuffer<&[u8]>, &[u8])> {
     Ok((message, &bytes[end..]))
 }
 
-/// A message of netfilter without its two headers.
+/// A message without its two headers; the second one is of 4 bytes (`struct nfgenmsg`, `struct genlmsghdr`).
 pub(super) fn content<'a>(message: &NetlinkBuffer<&'a [u8]>) -> io::Result<Message<'a>> {
     let attributes = message.payload().get(4..).ok_or(io::ErrorKind::InvalidData)?;
     Ok(Message { attributes })
 }
 
 /// The error number at the start of the payload of ERROR and DONE: zero or negative.
-pub(super) fn status(payload: &[u8]) -> io::Result<()> {
+fn status(payload: &[u8]) -> io::Result<()> {
     let bytes: [u8; 4] = payload.get(..4).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
     match i32::from_ne_bytes(bytes) {
         0 => Ok(()),

@@ -45,6 +45,7 @@ pub(super) struct RequestMetrics {
     limiter: HistogramVec,
     sent: HistogramVec,
     received: HistogramVec,
+    retries: IntCounterVec,
 }
 
 impl RequestMetrics {
@@ -56,6 +57,7 @@ impl RequestMetrics {
             limiter: define.histograms(LIMITER, labels, &LATENCY_BUCKETS)?,
             sent: define.histograms(SENT, labels, &SIZE_BUCKETS)?,
             received: define.histograms(RECEIVED, labels, &SIZE_BUCKETS)?,
+            retries: define.counters(RETRIES, &["code", "host", "verb"])?,
         })
     }
 
@@ -75,6 +77,11 @@ impl RequestMetrics {
     pub(super) fn limited(&self, method: &str, host: &str, elapsed: Duration) {
         self.limiter.with_label_values(&[host, method]).observe(elapsed.as_secs_f64());
     }
+
+    pub(super) fn retried(&self, method: &str, host: &str, status: Option<u16>) {
+        let code = status.map_or("<error>".to_owned(), |status| status.to_string());
+        self.retries.with_label_values(&[code.as_str(), host, method]).inc();
+    }
 }
 
 const TOTAL: (&str, &str) = (
@@ -93,3 +100,5 @@ const SENT: (&str, &str) =
     ("rest_client_request_size_bytes", "[ALPHA] Request size in bytes. Broken down by verb and host.");
 const RECEIVED: (&str, &str) =
     ("rest_client_response_size_bytes", "[ALPHA] Response size in bytes. Broken down by verb and host.");
+const RETRIES: (&str, &str) =
+    ("rest_client_request_retries_total", "[ALPHA] Requests sent again, by status code, verb and host.");

@@ -79,6 +79,7 @@ fn everything() -> (Registry, Metrics) {
     metrics.requested(&Request { status: None, ..request });
     metrics.received(method, host, 100);
     metrics.limited(method, host, second);
+    metrics.retried(method, host, None);
     (registry, metrics)
 }
 

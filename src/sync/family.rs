@@ -12,7 +12,7 @@ use super::ahead::for_each_made;
 use super::dispatch::Dispatch;
 use super::quarantine::{Scene, held_chain, is_refusal};
 use super::records::{Changed, Record, Sums, record, take_records};
-use super::report::{Refusal, Report, SyncError};
+use super::report::{Quarantine, Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
 use super::tables::Tables;
 use super::wanted::{
@@ -49,7 +49,7 @@ pub struct FamilySync<K> {
     /// Chains of nat that nobody wants but somebody else's rules lead to: emptied, and left.
     held: BTreeSet<ChainName>,
     /// Service ports that the kernel refuses, and what it said; left out.
-    pub(super) quarantine: BTreeMap<ServicePortName, Refusal>,
+    pub(super) quarantine: Quarantine,
 }
 
 /// The cluster and the place from which it is seen.
@@ -74,7 +74,7 @@ impl<K: Iptables> FamilySync<K> {
             layout: None,
             dirty: Scope::Everything,
             held: BTreeSet::new(),
-            quarantine: BTreeMap::new(),
+            quarantine: Quarantine::new(),
         }
     }
 
@@ -141,6 +141,11 @@ impl<K: Iptables> FamilySync<K> {
     /// How many service ports are left out because the kernel refuses them.
     pub fn n_quarantined(&self) -> usize {
         self.quarantine.len()
+    }
+
+    /// Who is left out.
+    pub fn quarantine(&self) -> &Quarantine {
+        &self.quarantine
     }
 
     /// Whether it is one of those served.

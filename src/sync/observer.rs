@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::sweep::Sweep;
-use super::{Report, View};
+use super::{Quarantine, Report, View};
 use crate::model::{Node, ObjectKind, ServiceName, Touched};
 use crate::net::IpFamily;
 use crate::rules::Settings;
@@ -155,6 +155,8 @@ pub struct Synced<'a> {
     pub view: View<'a>,
     /// What its rules depend on beside the objects.
     pub settings: &'a Settings,
+    /// Who is left out of the family's rules now.
+    pub quarantine: &'a Quarantine,
     /// How long it took.
     pub elapsed: Duration,
 }

@@ -1,5 +1,7 @@
 //! What a sync did, and why it failed.
 
+use std::collections::BTreeMap;
+
 use super::Scope;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, RestoreError};
@@ -23,6 +25,10 @@ pub struct Refusal {
     /// The service port whose chain that is.
     pub service_port: Option<ServicePortName>,
 }
+
+/// The service ports of a family that are left out, with what the kernel refused of each: none of their
+/// rules is in force.
+pub type Quarantine = BTreeMap<ServicePortName, Refusal>;
 
 /// Why a sync did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! Health check node ports on this machine's loopback.
 
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 use prometheus::Registry;
 
@@ -9,12 +10,15 @@ use super::*;
 use crate::config::Config;
 use crate::config::host::Host;
 use crate::http::recorded::{Answer, ask};
+use crate::iptables::Ruleset;
+use crate::kernel::Backend;
+use crate::kernel::fake::FakeIptables;
 use crate::model::decode::manifest::{self, Object};
 use crate::model::decode::{self, Interner};
 use crate::model::{Change, ObjectName, Snapshot, Touched};
 use crate::policy::Place;
 use crate::rules::Settings;
-use crate::sync::View;
+use crate::sync::{FamilySync, Quarantine, View};
 
 fn name(text: &str) -> ServiceName {
     ObjectName::new("default", text)
@@ -65,8 +69,10 @@ async fn a_proxy_that_is_behind_serves_nobody_well() {
     );
 }
 
-/// What node-1 wants of `family` for objects in YAML.
-fn wanted_of(yaml: &str, config: &Config, family: IpFamily) -> Wanted {
+const PLACE: Place<'_> = Place { node: "node-1", zone: None };
+
+/// The cluster of objects in YAML.
+fn snapshot_of(yaml: &str) -> Snapshot {
     let (mut snapshot, mut interner) = (Snapshot::default(), Interner::default());
     manifest::read(yaml.as_bytes(), "test", &mut |object| {
         let change = match object {
@@ -82,12 +88,18 @@ fn wanted_of(yaml: &str, config: &Config, family: IpFamily) -> Wanted {
         };
         snapshot.apply(change.expect("a name"), &mut Touched::default());
     });
+    snapshot
+}
+
+/// What node-1 wants of `family` for objects in YAML.
+fn wanted_of(yaml: &str, config: &Config, family: IpFamily) -> Wanted {
+    let snapshot = snapshot_of(yaml);
     let host = Host {
         addresses: ["10.0.0.1", "127.0.0.1", "192.0.2.1"].map(|ip| ip.parse().unwrap()).into(),
         ..Host::default()
     };
     let settings = Settings::new(config, snapshot.node(), &host, family);
-    wanted(View { snapshot: &snapshot, place: Place { node: "node-1", zone: None } }, &settings)
+    wanted(View { snapshot: &snapshot, place: PLACE }, &settings, &Quarantine::new())
 }
 
 const RECORDED: &str = include_str!("../../../testdata/http/objects.yaml");
@@ -139,6 +151,40 @@ fn only_ready_endpoints_of_this_node_count() {
     let terminating = "conditions: {ready: false, serving: true, terminating: true}";
     assert_eq!(n_local_of(&format!("{{addresses: [10.1.0.1], nodeName: node-1, {terminating}}}")), 0);
     assert_eq!(n_local_of("{addresses: [10.1.0.1], nodeName: node-1, conditions: {ready: true}}"), 1);
+}
+
+/// A load balancer is not told to send what no rule takes up.
+#[tokio::test]
+async fn endpoints_of_service_ports_that_the_kernel_refuses_do_not_count() {
+    let snapshot = snapshot_of(&objects("", "{addresses: [10.1.0.1], nodeName: node-1}"));
+    let (v4, told) = watch::channel(Wanted::default());
+    let ports = HealthPorts { wanted: PerFamily { v4, v6: watch::channel(Wanted::default()).0 } };
+    let mut family = FamilySync::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
+    family.set_settings(Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4));
+    // Status and weight while the kernel refuses rules with these words, and how many ports are left out.
+    for (refused, expected) in [
+        (&[][..], (200, "1", 0)),
+        (&["10.1.0.1:8080"], (200, "1", 1)),
+        (&["10.1.0.1:8080", "10.1.0.1:8081"], (503, "0", 2)),
+        (&[], (200, "1", 0)),
+    ] {
+        family.kernel().refused_texts = refused.iter().map(|text| (*text).to_owned()).collect();
+        // The kernel may have been flushed: everything is written again.
+        family.kernel().ruleset = Ruleset::with_built_in_chains();
+        family.touch_everything(true);
+        let view = View { snapshot: &snapshot, place: PLACE };
+        let report = family.sync(view, &AtomicBool::new(false));
+        assert_eq!(report.outcome, Ok(()), "{refused:?}");
+        let (settings, quarantine) = (family.settings().expect("set above"), family.quarantine());
+        ports.synced(&Synced { report: &report, view, settings, quarantine, elapsed: Duration::ZERO });
+        let n_local = told.borrow().services[&name("web")].n_local;
+        let router = answers(name("web"), Arc::new(AtomicUsize::new(n_local)), proxy(true));
+        let answer = ask(&router, "GET /").await;
+        let weight = answer.headers["x-load-balancing-endpoint-weight"].as_str();
+        assert_eq!((answer.status, weight, quarantine.len()), expected, "{refused:?}: {answer:?}");
+        let end = format!("\"localEndpoints\": {weight},\n\t\"serviceProxyHealthy\": true\n}}");
+        assert!(answer.body.ends_with(&end), "{answer:?}");
+    }
 }
 
 #[test]

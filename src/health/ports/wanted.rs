@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::model::{Service, ServiceName};
 use crate::net::IpFamily;
 use crate::rules::{NodePorts, Settings};
-use crate::sync::View;
+use crate::sync::{Quarantine, View};
 
 /// The health check node ports of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,13 +22,14 @@ pub struct Wanted {
 pub struct WantedPort {
     /// The port; not 0.
     pub port: u16,
-    /// Endpoints of the Service that are ready and on this node, by address: one that serves several
-    /// ports counts once.
+    /// Endpoints of the Service that are ready and on this node, and to which rules may lead, by address:
+    /// one that serves several ports counts once.
     pub n_local: usize,
 }
 
-/// What `view` asks for in the family of `settings`.
-pub fn wanted(view: View<'_>, settings: &Settings) -> Wanted {
+/// What `view` asks for in the family of `settings`. A load balancer had better not send here what no rule
+/// takes up: endpoints of a service port in `quarantine` do not count for it.
+pub fn wanted(view: View<'_>, settings: &Settings, quarantine: &Quarantine) -> Wanted {
     let family = settings.family;
     let unspecified = match family {
         IpFamily::V4 => IpAddr::from([0; 4]),
@@ -42,14 +43,15 @@ pub fn wanted(view: View<'_>, settings: &Settings) -> Wanted {
         let port = service.health_check_node_port?;
         // In the family at all: it has a cluster IP there, and a port.
         service.ports_in(family).next()?;
-        Some((service.name.clone(), WantedPort { port, n_local: n_local(service, view, family) }))
+        let n_local = n_local(service, view, family, quarantine);
+        Some((service.name.clone(), WantedPort { port, n_local }))
     };
     Wanted { addresses, services: view.snapshot.services().filter_map(port).collect() }
 }
 
-fn n_local(service: &Service, view: View<'_>, family: IpFamily) -> usize {
+fn n_local(service: &Service, view: View<'_>, family: IpFamily, quarantine: &Quarantine) -> usize {
     let mut ips = BTreeSet::new();
-    for port in service.ports_in(family) {
+    for port in service.ports_in(family).filter(|port| !quarantine.contains_key(&port.name())) {
         let endpoints = view.snapshot.endpoints(&port, family).into_iter();
         let here = endpoints.filter(|endpoint| endpoint.is_ready() && endpoint.is_on(view.place.node));
         ips.extend(here.map(|endpoint| endpoint.address.ip()));

@@ -1,11 +1,11 @@
-//! A running `iptables-restore`, fed as text is made, and why it failed; and a program whose output
-//! is read line by line.
+//! A running `iptables-restore`, fed as text is made, and why it failed; a program whose output is read
+//! line by line; and one that says little.
 #![allow(clippy::disallowed_methods, reason = "this is where processes are started")]
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -148,7 +148,7 @@ fn read_some(from: impl Read) -> Vec<u8> {
     let mut kept = Vec::new();
     // What comes after is read and dropped: a program that cannot write would wait for ever.
     let _ = from.by_ref().take(KEPT_STDERR).read_to_end(&mut kept);
-    let _ = std::io::copy(&mut from, &mut std::io::sink());
+    let _ = io::copy(&mut from, &mut io::sink());
     kept
 }
 
@@ -185,22 +185,31 @@ pub(super) fn read_lines(
     Ok(())
 }
 
+/// Runs `command`, for `limit` at most, and keeps the beginning of what it says; `None` when it took
+/// longer and was killed.
+pub(super) fn output(mut command: Command, limit: Duration) -> io::Result<Option<Output>> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = detached(&mut command).spawn()?;
+    let minder = Minder::start(child.id(), limit);
+    let stdout = child.stdout.take().map(|stdout| std::thread::spawn(move || read_some(stdout)));
+    let stderr = child.stderr.take().map(|stderr| std::thread::spawn(move || read_some(stderr)));
+    let is_late = minder.is_some_and(Minder::ended);
+    let status = child.wait()?;
+    if is_late && !status.success() {
+        return Ok(None);
+    }
+    let said = |thread: Option<JoinHandle<Vec<u8>>>| {
+        thread.and_then(|thread| thread.join().ok()).unwrap_or_default()
+    };
+    Ok(Some(Output { status, stdout: said(stdout), stderr: said(stderr) }))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::tests::script;
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
-
-    /// A program of these lines, in a folder of its own.
-    fn script(lines: &str) -> (tempfile::TempDir, String) {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("program");
-        std::fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let path = path.to_str().unwrap().to_owned();
-        (folder, path)
-    }
 
     #[test]
     fn a_restore_that_does_not_end_is_killed_also_while_it_is_fed() {
@@ -227,6 +236,20 @@ mod tests {
             (lines, error),
             (vec!["a".to_owned()], format!("{program} did not end within 1 s and was killed"))
         );
+    }
+
+    #[test]
+    fn a_program_that_says_little_is_killed_too_when_it_does_not_end() {
+        let (_folder, program) = script("echo a; sleep 600; true");
+        assert_eq!(output(Command::new(&program), SECOND).unwrap(), None);
+        let (_folder, program) = script("echo a; echo b >&2; exit 3");
+        let ended = output(Command::new(&program), SECOND * 60).unwrap().expect("in time");
+        assert_eq!(
+            (ended.status.code(), &*ended.stdout, &*ended.stderr),
+            (Some(3), &b"a\n"[..], &b"b\n"[..])
+        );
+        let missing = output(Command::new("/none/iptables"), SECOND).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use super::{KernelIptables, Programs, child, minder, said};
 use crate::iptables::{ChainName, Rule, Table, write};
@@ -116,13 +117,14 @@ pub fn open(family: IpFamily, backend: Option<Backend>) -> Result<KernelIptables
     let programs = Programs::new(family, backend);
     let (version, backend) = version(programs.iptables)?;
     for program in [programs.save, programs.restore] {
-        run(program, &["--version"])?;
+        run(program, &["--version"], minder::LIMIT)?;
     }
     if version < OLDEST {
         let version = format!("{}.{}.{}", version.0, version.1, version.2);
         return Err(Unusable::TooOld { program: programs.iptables, version });
     }
-    let output = run(programs.iptables, &["-w", "5", "-S", "POSTROUTING", "-t", "nat"])?;
+    let look = ["-w", "5", "-S", "POSTROUTING", "-t", "nat"];
+    let output = run(programs.iptables, &look, minder::LIMIT)?;
     if !output.status.success() {
         return Err(failure(programs.iptables, &output));
     }
@@ -157,10 +159,12 @@ fn failure(program: &'static str, output: &Output) -> Unusable {
     }
 }
 
-/// What `program` answers, whatever its exit status, unless it was killed.
-fn run(program: &'static str, args: &[&str]) -> Result<Output, Unusable> {
+/// What `program` answers within `limit`, whatever its exit status, unless it was killed.
+fn run(program: &'static str, args: &[&str], limit: Duration) -> Result<Output, Unusable> {
     use io::ErrorKind::{NotFound, PermissionDenied};
-    let output = Command::new(program).args(args).env("LC_ALL", "C").output().map_err(|error| {
+    let mut command = Command::new(program);
+    command.args(args);
+    let output = child::output(command, limit).map_err(|error| {
         let message = error.to_string();
         match error.kind() {
             NotFound | PermissionDenied => Unusable::Missing { program, error: message },
@@ -168,6 +172,11 @@ fn run(program: &'static str, args: &[&str]) -> Result<Output, Unusable> {
             _ => Unusable::Busy { program, message },
         }
     })?;
+    let Some(output) = output else {
+        let (words, seconds) = (args.join(" "), limit.as_secs());
+        let message = format!("{program} {words} did not end within {seconds} s and was killed");
+        return Err(Unusable::Busy { program, message });
+    };
     match output.status.code() {
         Some(_) => Ok(output),
         None => Err(failure(program, &output)),
@@ -175,7 +184,7 @@ fn run(program: &'static str, args: &[&str]) -> Result<Output, Unusable> {
 }
 
 fn version(program: &'static str) -> Result<((u32, u32, u32), Backend), Unusable> {
-    let output = run(program, &["--version"])?;
+    let output = run(program, &["--version"], minder::LIMIT)?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     let version = parse_version(&text).ok_or(Unusable::TooOld { program, version: text.clone() })?;
     // Before 1.8 there was no nf_tables, and no word for it.
@@ -195,8 +204,37 @@ fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
 mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::{ExitStatus, Output};
+    use std::time::Duration;
 
-    use super::{failure, parse_version};
+    use super::super::tests::script;
+    use super::{Unusable, failure, parse_version, run};
+
+    /// A program of these lines; its name is never given back.
+    fn program(lines: &str) -> (tempfile::TempDir, &'static str) {
+        let (folder, name) = script(lines);
+        (folder, Box::leak(name.into_boxed_str()))
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed_and_may_be_tried_again() {
+        let (_folder, hangs) = program("sleep 600; true");
+        let error = run(hangs, &["--version"], Duration::from_secs(1)).unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        let expected =
+            format!("{hangs} did not get through: {hangs} --version did not end within 1 s and was killed");
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_or_was_killed_is_told_from_one_that_answers() {
+        let minute = Duration::from_secs(60);
+        assert!(matches!(run("/none/iptables", &[], minute), Err(Unusable::Missing { .. })));
+        let (_folder, killed) = program("kill -9 $$");
+        assert!(matches!(run(killed, &[], minute), Err(Unusable::Busy { .. })));
+        let (_folder, answers) = program("echo \"$LC_ALL $1\"; exit 2");
+        let output = run(answers, &["-x"], minute).unwrap();
+        assert_eq!((output.status.code(), &*output.stdout), (Some(2), &b"C -x\n"[..]));
+    }
 
     #[test]
     fn what_passes_is_told_from_what_stays() {

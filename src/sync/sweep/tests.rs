@@ -8,7 +8,7 @@ use crate::model::{
     Touched, TrafficPolicy,
 };
 use crate::policy::Place;
-use crate::sync::{Report, SyncError};
+use crate::sync::{Quarantine, Report, SyncError};
 
 const VIP: &str = "10.96.0.1:53";
 
@@ -112,7 +112,8 @@ impl Rig {
 
     fn reported(&self, report: &Report) {
         let view = View { snapshot: &self.snapshot, place: Place { node: "n", zone: None } };
-        let synced = Synced { report, view, settings: &self.settings, elapsed: Duration::ZERO };
+        let (settings, quarantine) = (&self.settings, &Quarantine::new());
+        let synced = Synced { report, view, settings, quarantine, elapsed: Duration::ZERO };
         self.sweeper.synced(&synced);
     }
 

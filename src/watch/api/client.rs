@@ -26,6 +26,8 @@ use crate::net::{Cidr, parse_ip};
 pub struct Connection {
     /// Sends requests.
     pub client: kube::Client,
+    /// `addr:port` of the API server, as configured; for counting only.
+    pub host: String,
     /// The file whose token requests carry, if it is one.
     pub token: Option<Arc<TokenFile>>,
 }
@@ -35,6 +37,7 @@ impl Connection {
     fn through<S, B>(
         builder: ClientBuilder<S>,
         transport: &Transport,
+        host: String,
         token: Option<Arc<TokenFile>>,
     ) -> Connection
     where
@@ -45,7 +48,7 @@ impl Connection {
     {
         // The buffer makes clones of what can only be had once.
         let builder = builder.with_layer(&BufferLayer::new(N_WAITING)).with_layer(transport);
-        Connection { client: builder.build(), token }
+        Connection { client: builder.build(), host, token }
     }
 
     /// Sends through `service` what a transport with this limit lets pass.
@@ -57,8 +60,9 @@ impl Connection {
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
-        let transport = Transport::new("api.test:443".to_owned(), limit, None, observer);
-        Connection::through(ClientBuilder::new(service, "default"), &transport, None)
+        let host = "api.test:443".to_owned();
+        let transport = Transport::new(host.clone(), limit, None, observer);
+        Connection::through(ClientBuilder::new(service, "default"), &transport, host, None)
     }
 }
 
@@ -98,9 +102,9 @@ pub async fn connect(
     let Limit { qps, burst } = limit;
     info!(server = %config.cluster_url, ?proxy, ?qps, burst, content = "application/json", "API client");
     let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
-    let transport = Transport::new(host, limit, token.clone(), observer);
+    let transport = Transport::new(host.clone(), limit, token.clone(), observer);
     let builder = ClientBuilder::try_from(config).context("preparing the API client")?;
-    Ok(Connection::through(builder, &transport, token))
+    Ok(Connection::through(builder, &transport, host, token))
 }
 
 /// Takes the token file over from kube, which reads it once a minute: one that was refused has to be

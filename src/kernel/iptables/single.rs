@@ -1,0 +1,117 @@
+//! Single commands of fixed words, through the `iptables` crate, which waits for as long as a program
+//! runs: each has a thread of its own, so that one that does not end holds up nobody for ever.
+#![allow(clippy::disallowed_methods, reason = "looks in /proc for a program that has to be ended")]
+
+use std::process::Output;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, gettid};
+
+use super::LOCK_WAIT;
+use crate::iptables::Table;
+
+/// Runs `program` with `command`, for `limit` at most.
+///
+/// The crate's own wait option has no limit, so it is left out and `-w 5` is passed instead. An error:
+/// it could not be started, or did not end in time and was killed; each names the command.
+pub(super) fn execute(
+    program: &'static str,
+    table: Table,
+    command: &str,
+    limit: Duration,
+) -> anyhow::Result<Output> {
+    let tool = iptables::IPTables { cmd: program, has_check: true, has_wait: false, is_numeric: false };
+    let words = format!("-w {} {command}", LOCK_WAIT.as_secs());
+    let shown = format!("{program} -t {table} {words}");
+    let (begun, thread_number) = channel();
+    let (ended, outcome) = channel();
+    let run = move || {
+        // Nobody listens any more when it took too long.
+        let _ = begun.send(gettid());
+        let _ = ended.send(tool.execute(table.word(), &words).map_err(|error| error.to_string()));
+    };
+    let thread =
+        std::thread::Builder::new().spawn(run).with_context(|| format!("no thread to run {shown}"))?;
+    match outcome.recv_timeout(limit) {
+        Ok(outcome) => outcome.map_err(|error| anyhow!("cannot run {shown}: {error}")),
+        Err(RecvTimeoutError::Timeout) => {
+            let is_killed = thread_number.try_recv().is_ok_and(kill_children);
+            let end = if is_killed { "was killed" } else { "cannot be killed" };
+            bail!("{shown} did not end within {} s and {end}", limit.as_secs())
+        }
+        Err(RecvTimeoutError::Disconnected) => match thread.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(()) => bail!("{shown} ended without an outcome"),
+        },
+    }
+}
+
+/// Kills what the thread of this number started and has not waited for; whether there was anything. A
+/// kernel without `CONFIG_PROC_CHILDREN` does not tell.
+fn kill_children(thread: Pid) -> bool {
+    let children = std::fs::read_to_string(format!("/proc/self/task/{thread}/children"));
+    let children = children.unwrap_or_default();
+    let numbers = children.split_whitespace().filter_map(|number| number.parse().ok());
+    // Not `any`: all of them.
+    numbers.filter(|number| kill(Pid::from_raw(*number), Signal::SIGKILL).is_ok()).count() > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::tests::script;
+    use super::*;
+
+    /// What comes of a program of these lines that is given `seconds`.
+    fn run(lines: &str, seconds: u64) -> (String, anyhow::Result<Output>) {
+        let (_folder, program) = script(lines);
+        let name: &'static str = Box::leak(program.clone().into_boxed_str());
+        (program, execute(name, Table::Nat, "-S KUBE-SERVICES", Duration::from_secs(seconds)))
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_killed_and_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let note = folder.path().join("pid");
+        let (program, outcome) = run(&format!("echo $$ > {}; exec sleep 600", note.display()), 5);
+        assert_eq!(
+            outcome.unwrap_err().to_string(),
+            format!("{program} -t nat -w 5 -S KUBE-SERVICES did not end within 5 s and was killed")
+        );
+        // Its thread takes leave of it in its own time.
+        let process = format!("/proc/{}", std::fs::read_to_string(&note).unwrap().trim());
+        let until = Instant::now() + Duration::from_secs(60);
+        while std::path::Path::new(&process).exists() {
+            assert!(Instant::now() < until, "{process} is still there");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn a_command_that_ends_tells_how_and_what_it_said() {
+        let (_, outcome) = run("echo \"$@\"; echo no >&2; exit 3", 60);
+        let output = outcome.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        assert_eq!(
+            (output.status.code(), text(&output.stdout).as_str(), text(&output.stderr).as_str()),
+            (Some(3), "-t nat -w 5 -S KUBE-SERVICES\n", "no\n")
+        );
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named_with_its_command() {
+        let error = execute("/none/iptables", Table::Filter, "-S X", Duration::from_secs(60)).unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with("cannot run /none/iptables -t filter -w 5 -S X: "), "{text}");
+    }
+
+    #[test]
+    fn a_thread_without_children_has_nobody_to_kill() {
+        assert!(!std::thread::spawn(|| kill_children(gettid())).join().unwrap());
+        assert!(!kill_children(Pid::from_raw(i32::MAX)));
+    }
+}

@@ -1,0 +1,250 @@
+//! The virtual servers that kube-proxy's ipvs mode left, told from those that others have in IPVS.
+//!
+//! kube-proxy's own cleanup takes all of them for its own. Here one is kube-proxy's when its address is on
+//! `kube-ipvs0`, where kube-proxy puts the addresses of Services, or when it is on another address of this
+//! node and its port is a node port by the sets that kube-proxy keeps of them. Source: kube-proxy v1.36,
+//! `pkg/proxy/ipvs/proxier.go`, `syncProxyRules`.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use super::{Leftover, Trouble};
+use crate::kernel::ipvs::{Ipvs, Server};
+use crate::net::{IpFamily, Protocol};
+
+/// How many servers of others are named.
+const MAX_NAMED: usize = 10;
+
+/// Kube-proxy's virtual servers, and others'. What cannot be told is taken for others'.
+pub(super) fn find_servers(node: &mut impl Ipvs) -> (Vec<Leftover>, Vec<Trouble>) {
+    let mut troubles = Vec::new();
+    let servers = known("list the virtual servers of IPVS", node.servers(), &mut troubles);
+    if servers.is_empty() {
+        return (Vec::new(), troubles);
+    }
+    let device = known("list the addresses of kube-ipvs0", node.device_addresses(), &mut troubles);
+    let local = known("list the addresses of this node", node.local_addresses(), &mut troubles);
+    let (device, local) = (BTreeSet::from_iter(device), BTreeSet::from_iter(local));
+    let mut node_ports = BTreeSet::new();
+    for family in IpFamily::BOTH {
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+            let doing = format!("read the {family} {protocol} node ports of ipvs mode");
+            let ports = known(&doing, node.node_ports(family, protocol), &mut troubles);
+            node_ports.extend(ports.into_iter().map(|port| (family, protocol, port)));
+        }
+    }
+    let is_node_port = |address: &SocketAddr, protocol: Protocol| {
+        let port = (IpFamily::of(address.ip()), protocol, address.port());
+        local.contains(&address.ip()) && node_ports.contains(&port)
+    };
+    let is_kube_proxys = |server: &Server| match server {
+        Server::At(address, protocol) => device.contains(&address.ip()) || is_node_port(address, *protocol),
+        // Services have no marks.
+        Server::Marked(..) => false,
+    };
+    let (ours, others): (Vec<Server>, Vec<Server>) = servers.into_iter().partition(is_kube_proxys);
+    let found = [Leftover::IpvsServers(ours), Leftover::OtherServers(others)];
+    let is_there = |leftover: &Leftover| !matches!(leftover, Leftover::IpvsServers(servers) | Leftover::OtherServers(servers) if servers.is_empty());
+    (found.into_iter().filter(is_there).collect(), troubles)
+}
+
+/// What `outcome` holds; nothing, and a trouble, where it is an error.
+fn known<T>(doing: &str, outcome: io::Result<Vec<T>>, troubles: &mut Vec<Trouble>) -> Vec<T> {
+    outcome.unwrap_or_else(|error| {
+        troubles.push(Trouble(format!("cannot {doing}: {error}")));
+        Vec::new()
+    })
+}
+
+/// Deletes each of `servers`; why some do not go.
+pub(super) fn remove_servers(node: &mut impl Ipvs, servers: &[Server]) -> Vec<Trouble> {
+    let deleted = servers.iter().map(|server| (server, node.delete(server)));
+    let failed = deleted.filter_map(|(server, outcome)| Some((server, outcome.err()?)));
+    failed.map(|(server, error)| Trouble(format!("cannot delete virtual server {server}: {error}"))).collect()
+}
+
+/// Others' servers, the first of them by name.
+pub(super) fn write_others(f: &mut fmt::Formatter<'_>, servers: &[Server]) -> fmt::Result {
+    let names: Vec<String> = servers.iter().take(MAX_NAMED).map(Server::to_string).collect();
+    let more = if servers.len() > MAX_NAMED { ", ..." } else { "" };
+    write!(
+        f,
+        "{} virtual servers of IPVS ({}{more}), neither on kube-ipvs0 nor for a known node port,",
+        servers.len(),
+        names.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    /// A node with kube-ipvs0 and node ports, and what was deleted there.
+    #[derive(Default)]
+    struct Node {
+        servers: Vec<Server>,
+        has_sets: bool,
+        /// Neither set nor address can be read.
+        is_blind: bool,
+        /// Nothing is listed or deleted.
+        is_forbidden: bool,
+        deleted: Vec<Server>,
+    }
+
+    fn refused<T>() -> io::Result<T> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn ips(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    impl Ipvs for Node {
+        fn servers(&mut self) -> io::Result<Vec<Server>> {
+            if self.is_forbidden { refused() } else { Ok(self.servers.clone()) }
+        }
+
+        fn delete(&mut self, server: &Server) -> io::Result<()> {
+            if self.is_forbidden {
+                return refused();
+            }
+            self.deleted.push(*server);
+            Ok(())
+        }
+
+        fn device_addresses(&mut self) -> io::Result<Vec<IpAddr>> {
+            if self.is_blind { refused() } else { Ok(ips(&["10.96.0.1", "10.96.0.10", "fd00::a"])) }
+        }
+
+        fn local_addresses(&mut self) -> io::Result<Vec<IpAddr>> {
+            let all = ["10.96.0.1", "10.96.0.10", "127.0.0.1", "192.0.2.7", "fd00::7", "fd00::a"];
+            if self.is_blind { refused() } else { Ok(ips(&all)) }
+        }
+
+        fn node_ports(&mut self, family: IpFamily, protocol: Protocol) -> io::Result<Vec<u16>> {
+            match (family, protocol) {
+                _ if self.is_blind => refused(),
+                (IpFamily::V4, Protocol::Tcp) if self.has_sets => Ok(vec![30080, 30443]),
+                (IpFamily::V6, Protocol::Udp) if self.has_sets => Ok(vec![30053]),
+                _ => Ok(Vec::new()),
+            }
+        }
+    }
+
+    fn server(text: &str) -> Server {
+        let (protocol, address) = text.split_once(' ').unwrap();
+        Server::At(address.parse().unwrap(), Protocol::from_kubernetes(protocol).unwrap())
+    }
+
+    fn servers(texts: &[&str]) -> Vec<Server> {
+        texts.iter().map(|text| server(text)).collect()
+    }
+
+    const OF_SERVICES: [&str; 3] = ["TCP 10.96.0.1:443", "UDP 10.96.0.10:53", "UDP [fd00::a]:53"];
+    const OF_NODE_PORTS: [&str; 2] = ["TCP 192.0.2.7:30080", "UDP [fd00::7]:30053"];
+    const OF_OTHERS: [&str; 5] = [
+        // On this node, but no node port; a node port, but of another protocol or family, or elsewhere.
+        "TCP 192.0.2.7:80",
+        "UDP 192.0.2.7:30080",
+        "TCP [fd00::7]:30080",
+        "TCP 198.51.100.1:30080",
+        "TCP 198.51.100.1:443",
+    ];
+
+    fn node() -> Node {
+        let texts = [&OF_SERVICES[..], &OF_NODE_PORTS, &OF_OTHERS].concat();
+        let mut servers = servers(&texts);
+        servers.push(Server::Marked(7, IpFamily::V4));
+        Node { servers, has_sets: true, ..Node::default() }
+    }
+
+    /// What is found to be kube-proxy's, and others'.
+    fn found(node: &mut Node) -> (Vec<Server>, Vec<Server>) {
+        let (found, troubles) = find_servers(node);
+        assert_eq!(troubles, []);
+        let (mut ours, mut others) = (Vec::new(), Vec::new());
+        for leftover in found {
+            match leftover {
+                Leftover::IpvsServers(servers) => ours.extend(servers),
+                Leftover::OtherServers(servers) => others.extend(servers),
+                _ => panic!("{leftover}"),
+            }
+        }
+        (ours, others)
+    }
+
+    #[test]
+    fn servers_on_kube_ipvs0_and_of_node_ports_are_kube_proxys_and_no_others() {
+        let (ours, others) = found(&mut node());
+        assert_eq!(ours, servers(&[&OF_SERVICES[..], &OF_NODE_PORTS].concat()));
+        let (marked, rest) = others.split_last().unwrap();
+        assert_eq!((rest, marked), (&*servers(&OF_OTHERS), &Server::Marked(7, IpFamily::V4)));
+    }
+
+    #[test]
+    fn without_the_sets_no_server_is_a_node_ports() {
+        let (ours, others) = found(&mut Node { has_sets: false, ..node() });
+        assert_eq!(ours, servers(&OF_SERVICES));
+        assert!(servers(&OF_NODE_PORTS).iter().all(|server| others.contains(server)), "{others:?}");
+    }
+
+    #[test]
+    fn a_node_without_servers_has_no_leftovers_and_is_asked_no_more() {
+        let (found, troubles) = find_servers(&mut Node { is_blind: true, ..Node::default() });
+        assert_eq!((found, troubles), (vec![], vec![]));
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_taken_for_others_and_said() {
+        let (found, troubles) = find_servers(&mut Node { is_blind: true, ..node() });
+        assert!(matches!(&found[..], [Leftover::OtherServers(others)] if others.len() == 11), "{found:?}");
+        let told: Vec<String> = troubles.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            (told.len(), &*told[0], &*told[2]),
+            (
+                8,
+                "cannot list the addresses of kube-ipvs0: permission denied",
+                "cannot read the IPv4 TCP node ports of ipvs mode: permission denied"
+            )
+        );
+        let (found, troubles) = find_servers(&mut Node { is_forbidden: true, ..node() });
+        assert_eq!(
+            (found, troubles[0].0.as_str()),
+            (vec![], "cannot list the virtual servers of IPVS: permission denied")
+        );
+    }
+
+    #[test]
+    fn those_of_kube_proxy_are_deleted_one_by_one_and_what_stays_is_named() {
+        let ours = servers(&OF_SERVICES);
+        let mut node = node();
+        assert_eq!(remove_servers(&mut node, &ours), []);
+        assert_eq!(node.deleted, ours);
+        node.is_forbidden = true;
+        let troubles = remove_servers(&mut node, &ours[..2]);
+        let expected = ["TCP 10.96.0.1:443", "UDP 10.96.0.10:53"]
+            .map(|name| Trouble(format!("cannot delete virtual server {name}: permission denied")));
+        assert_eq!(troubles, expected);
+    }
+
+    #[test]
+    fn kube_proxys_are_counted_with_a_line_for_each_and_others_are_named() {
+        let ours = Leftover::IpvsServers(servers(&OF_SERVICES[..1]));
+        assert_eq!(
+            (ours.to_string().as_str(), ours.parts()),
+            ("1 virtual servers of ipvs mode", vec!["TCP 10.96.0.1:443".to_owned()])
+        );
+        assert!(ours.is_removable());
+        let others =
+            Leftover::OtherServers(vec![server("TCP 192.0.2.7:80"), Server::Marked(7, IpFamily::V4)]);
+        let expected = "2 virtual servers of IPVS (TCP 192.0.2.7:80, mark 7 (IPv4)), neither on kube-ipvs0 nor for a known node port,";
+        assert_eq!((others.to_string().as_str(), others.parts()), (expected, vec![]));
+        assert!(!others.is_removable());
+        let many = Leftover::OtherServers(vec![server("TCP 192.0.2.7:80"); 11]);
+        assert!(many.to_string().contains("TCP 192.0.2.7:80, ...), neither"), "{many}");
+    }
+}
