@@ -345,7 +345,7 @@ const REFUSED: &str = "10.128.0.99";
 const REFUSE: &str = r#"case "$program $1" in *-restore\ -w)
     input=$(cat)
     line=$(echo "$input" | grep -n '10.128.0.99:8080' | head -n 1 | cut -d: -f1)
-    [ -z "$line" ] || { echo "$program: line $line failed" >&2; exit 1; }
+    [ -z "$line" ] || { echo "$program: line $line failed: Invalid argument" >&2; exit 1; }
     echo "$input" | "$program" "$@"; exit $?
 ;; esac
 "#;

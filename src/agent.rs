@@ -121,7 +121,7 @@ pub async fn run(
     }
     let mut observers = observers(told, &host, kernels.first().map(Iptables::backend), &mut tasks);
     observers.push(Arc::new(Advice::new(config.clone(), families)));
-    observers.push(Arc::new(Trimmer));
+    observers.push(Arc::new(Trimmer::new()));
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
     let inputs = Inputs { watch: changes, flushed, written, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));

@@ -22,7 +22,7 @@ const SABOTAGES: [(&str, &str, &str); 4] = [
         "each service port is tried alone, and taken; nobody is blamed",
         r#"turn=$LAB_CALLS.$program
            if [ -e "$turn" ]; then rm "$turn"; else
-               : > "$turn"; cat > /dev/null; echo "$program: line 2 failed" >&2; exit 1
+               : > "$turn"; cat > /dev/null; echo "$program: line 2 failed: Invalid argument" >&2; exit 1
            fi"#,
     ),
     (
@@ -101,7 +101,7 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
     let script = only_restores(
         r#"input=$(cat)
            line=$(echo "$input" | grep -n '10.128.0.99:8080' | head -n 1 | cut -d: -f1)
-           [ -z "$line" ] || { echo "$program: line $line failed" >&2; exit 1; }
+           [ -z "$line" ] || { echo "$program: line $line failed: Invalid argument" >&2; exit 1; }
            echo "$input" | "$program" "$@"; exit $?"#,
     );
     let running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");

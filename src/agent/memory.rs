@@ -2,6 +2,8 @@
 //! back much at once (a list of all objects, the rules of all Services) leave heaps full of holes.
 #![allow(unsafe_code, reason = "the allocator is told by C functions alone")]
 
+use tokio::runtime::Handle;
+
 use crate::sync::{Observer, Synced};
 
 /// Has all threads share one heap, instead of up to eight for each core; before any other is started.
@@ -21,12 +23,19 @@ pub fn share_one_heap() {}
 
 /// Gives back what the heap does not use after each full sync: the list that led to it, and what it
 /// took to compile everything, are gone then.
-pub(super) struct Trimmer;
+pub(super) struct Trimmer(Handle);
+
+impl Trimmer {
+    /// Inside a runtime, on whose threads it will work: the loop's are none of them.
+    pub(super) fn new() -> Trimmer {
+        Trimmer(Handle::current())
+    }
+}
 
 impl Observer for Trimmer {
     fn synced(&self, synced: &Synced<'_>) {
         if synced.report.is_full() {
-            tokio::task::spawn_blocking(trim);
+            self.0.spawn_blocking(trim);
         }
     }
 }

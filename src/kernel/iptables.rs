@@ -116,7 +116,7 @@ impl Restore for KernelIptables {
             Backend::Nft => Duration::ZERO,
         };
         self.lock_wait += waited;
-        self.restore = Some(RestoreChild::start(self.programs.restore, LOCK_WAIT, waited, minder::LIMIT));
+        self.restore = Some(RestoreChild::start((self.backend, self.programs.restore), LOCK_WAIT, waited, minder::LIMIT));
     }
 
     fn write(&mut self, text: &str) {

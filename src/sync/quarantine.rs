@@ -153,14 +153,41 @@ impl<K: Iptables> FamilySync<K> {
 /// The chain that could not be deleted, because a rule of somebody else leads to it.
 pub(super) fn held_chain(failure: &Failure<RestoreError>) -> Option<ChainName> {
     let RestoreError::Refused { text, message, .. } = &failure.error else { return None };
-    // legacy names the line, nf_tables the chain: `CHAIN_DEL failed (Device or resource busy): chain X`.
+    // legacy names the line, nf_tables the chain: `CHAIN_DEL failed (Device or resource busy): chain X`,
+    // with 1.8.7 `CHAIN_USER_DEL failed`.
     let by_line = text.as_deref().and_then(|text| text.strip_prefix("-X "));
-    let by_message =
-        || message.split_once("CHAIN_DEL failed")?.1.split_once("chain ")?.1.split_whitespace().next();
+    let by_message = || {
+        let (_, rest) = message.split_once("CHAIN_DEL failed").or(message.split_once("CHAIN_USER_DEL failed"))?;
+        rest.split_once("chain ")?.1.split_whitespace().next()
+    };
     by_line.or_else(by_message).and_then(|name| ChainName::new(name.trim()))
 }
 
 /// Whether the kernel refused what it was given, so that another input may fare better.
 pub(super) fn is_refusal(failure: &Failure<RestoreError>) -> bool {
     matches!(failure.error, RestoreError::Refused { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::LineIndex;
+
+    #[test]
+    fn a_chain_that_others_lead_to_is_found_in_what_each_release_says() {
+        let held = |text: Option<&str>, message: &str| {
+            let (text, message) = (text.map(str::to_owned), message.to_owned());
+            let error = RestoreError::Refused { line: 13, text, message };
+            held_chain(&Failure { error, lines: LineIndex::default() }).map(|chain| chain.to_string())
+        };
+        let name = Some("KUBE-SVC-AI2USSGGNVDGK3N5".to_owned());
+        for word in ["CHAIN_DEL", "CHAIN_USER_DEL"] {
+            let reason = "failed (Device or resource busy): chain KUBE-SVC-AI2USSGGNVDGK3N5";
+            let message = format!("iptables-nft-restore v1.8.7 (nf_tables):; line 13: {word} {reason}");
+            assert_eq!(held(Some("COMMIT"), &message), name);
+        }
+        let text = "-X KUBE-SVC-AI2USSGGNVDGK3N5";
+        assert_eq!(held(Some(text), "iptables-legacy-restore: line 13 failed"), name);
+        assert_eq!(held(Some("COMMIT"), "line 13: RULE_APPEND failed (Invalid argument): rule in chain X"), None);
+    }
 }

@@ -105,7 +105,8 @@ fn normalised(text: &str) -> String {
     let mut table = "";
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         table = line.strip_prefix('*').unwrap_or(table);
-        tables.entry(table).or_default().push(line);
+        // iptables 1.8.7 prints a space after a rule without target.
+        tables.entry(table).or_default().push(line.trim_end());
     }
     let owner = |line: &str| {
         let comment = line.split("--comment ").nth(1).unwrap_or("").trim_start_matches('"');

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::super::RestoreError;
+use super::super::{Backend, RestoreError};
 use super::minder::Minder;
 use super::said;
 
@@ -28,6 +28,7 @@ fn detached(command: &mut Command) -> &mut Command {
 
 /// One `iptables-restore`.
 pub(super) struct RestoreChild {
+    backend: Backend,
     child: Result<Child, String>,
     minder: Option<Minder>,
     stdin: Option<ChildStdin>,
@@ -43,7 +44,12 @@ impl RestoreChild {
     /// Starts `program`, which may wait for the lock for what is left of `wait` after `waited`, and is
     /// killed when it runs for longer than `limit`; a failure to do so is told by
     /// [`RestoreChild::end`].
-    pub(super) fn start(program: &str, wait: Duration, waited: Duration, limit: Duration) -> RestoreChild {
+    pub(super) fn start(
+        (backend, program): (Backend, &str),
+        wait: Duration,
+        waited: Duration,
+        limit: Duration,
+    ) -> RestoreChild {
         let mut command = Command::new(program);
         let left = (wait - waited).as_secs_f64().round().to_string();
         command.args(["-w", &left, "--noflush", "--counters"]);
@@ -53,6 +59,7 @@ impl RestoreChild {
         let stderr = child.as_mut().ok().and_then(|child| child.stderr.take());
         let minder = child.as_ref().ok().and_then(|child| Minder::start(child.id(), limit));
         RestoreChild {
+            backend,
             child,
             minder,
             stdin,
@@ -107,7 +114,7 @@ impl RestoreChild {
         if message.contains("xtables lock") {
             return RestoreError::Locked(self.wait);
         }
-        if is_too_large(&message) {
+        if is_too_large(self.backend, &message) {
             return RestoreError::TooLarge(message);
         }
         // EMLINK is a limit of the namespace, or of how deep chains call each other: whose line it is
@@ -129,9 +136,12 @@ impl RestoreChild {
 }
 
 /// Whether the kernel had no room for the commit: EMSGSIZE, ENOBUFS. The line that is named with it is
-/// the `COMMIT`.
-fn is_too_large(message: &str) -> bool {
+/// the `COMMIT`. Up to 1.8.7 that is all that is said; whatever else nf_tables refuses has a reason
+/// there (and with the legacy back-end nothing ever has).
+fn is_too_large(backend: Backend, message: &str) -> bool {
+    let has_reason = || message.contains("failed (") || message.contains("failed:");
     ["Message too long", "No buffer space available"].iter().any(|text| message.contains(text))
+        || backend == Backend::Nft && message.trim_end().ends_with("failed") && !has_reason()
 }
 
 /// The number in `line 3 failed`, `line 3: RULE_APPEND failed` or `Error occurred at line: 3`.
@@ -216,14 +226,14 @@ mod tests {
         // What it starts holds its output open, and is killed with it.
         for (lines, n_written) in [("cat > /dev/null; sleep 60; true", 1), ("sleep 60; true", 1 << 20)] {
             let (_folder, program) = script(lines);
-            let mut child = RestoreChild::start(&program, SECOND, Duration::ZERO, SECOND);
+            let mut child = RestoreChild::start((Backend::Nft, &program), SECOND, Duration::ZERO, SECOND);
             child.write(&"x".repeat(n_written));
             let error = child.end().unwrap_err();
             assert_eq!(error, RestoreError::TimedOut(SECOND), "{lines}");
             assert_eq!(error.to_string(), "iptables-restore did not end within 1 s and was killed");
         }
         let (_folder, program) = script("cat > /dev/null; sleep 0.1");
-        assert_eq!(RestoreChild::start(&program, SECOND, Duration::ZERO, SECOND * 60).end(), Ok(()));
+        assert_eq!(RestoreChild::start((Backend::Nft, &program), SECOND, Duration::ZERO, SECOND * 60).end(), Ok(()));
     }
 
     #[test]
@@ -254,14 +264,18 @@ mod tests {
 
     #[test]
     fn a_commit_that_is_too_large_is_told_from_one_that_is_wrong() {
-        // What iptables-nft-restore 1.8.9 says in a user namespace.
+        let is_too_large = |message| is_too_large(Backend::Nft, message);
+        // What iptables-nft-restore 1.8.9 says in a user namespace, and 1.8.7.
         assert!(is_too_large(
             "sendmsg() failed: Message too long; iptables-nft-restore: line 1001 failed: Message too long."
         ));
+        assert!(is_too_large("iptables-nft-restore: line 1802 failed"));
         assert!(is_too_large("iptables-nft-restore: line 3 failed: No buffer space available."));
+        assert!(!is_too_large("iptables-nft-restore: line 3 failed: Permission denied."));
         assert!(!is_too_large(
             "iptables-nft-restore v1.8.9 (nf_tables): ; line 37: RULE_APPEND failed (Too many links)"
         ));
+        assert!(!super::is_too_large(Backend::Legacy, "iptables-restore: line 3 failed"));
     }
 
     #[test]
