@@ -109,10 +109,21 @@ impl<K: Iptables> FamilySync<K> {
 
     /// Lets the service ports that are left out be tried once more: what refused them may have
     /// been the moment.
-    pub fn retry_quarantined(&mut self) {
+    fn retry_quarantined(&mut self) {
         let services: BTreeSet<ServiceName> =
             self.quarantine.keys().map(|port| port.service.clone()).collect();
         self.touch(services);
+    }
+
+    /// Notes that a full sync is due though nobody else wrote, so that the kernel need not be read: for
+    /// what only a full sync may do.
+    pub fn full_sync_due(&mut self) {
+        self.retry_quarantined();
+        let Some(settings) = &self.settings else { return };
+        let next = Layout::next(settings.layout, self.n_endpoints(), self.layout(), true);
+        if next != self.layout() {
+            self.touch_everything(false);
+        }
     }
 
     /// Settles what the rules depend on beside the objects. Anything new there touches everything.
@@ -290,13 +301,12 @@ impl<K: Iptables> FamilySync<K> {
         changed
     }
 
-    /// Decides for a layout, never while it is found out who is refused. Another than the last touches everything: kube-proxy leaves chains of
-    /// unchanged Services as they are until its next full sync; here the same objects always give
-    /// the same rules.
+    /// Decides for a layout, never while it is found out who is refused. Another than the last touches
+    /// everything: kube-proxy leaves chains of unchanged Services as they are until its next full sync;
+    /// here the same objects always give the same rules.
     fn lay_out(&mut self, settings: &Settings, changed: &mut Changed) {
         let is_full = self.dirty == Scope::Everything;
-        let n_endpoints = self.sums.n_endpoints + self.n_left_out;
-        let next = Layout::next(settings.layout, n_endpoints, self.layout(), is_full);
+        let next = Layout::next(settings.layout, self.n_endpoints(), self.layout(), is_full);
         if self.layout.replace(next) == Some(next) || is_full {
             return;
         }
@@ -305,6 +315,11 @@ impl<K: Iptables> FamilySync<K> {
             changed.old.entry(name.clone()).or_insert_with(|| record.clone());
             changed.ports.insert(name.clone());
         }
+    }
+
+    /// Endpoints by which the layout is chosen; those in quarantine count too.
+    fn n_endpoints(&self) -> usize {
+        self.sums.n_endpoints + self.n_left_out
     }
 
     /// How the rules are laid out.
