@@ -52,6 +52,16 @@ pub struct FamilySync<K> {
     pub(super) quarantine: BTreeMap<ServicePortName, Refusal>,
 }
 
+/// When filter is brought to what is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FilterTurn {
+    /// Around nat: first what was there and what is wanted, at last without what was there.
+    Around,
+    /// After nat, where nobody is served yet: a rule that refuses some of a Service's clients would
+    /// refuse all of them as long as nat does not send the others elsewhere.
+    AfterNat,
+}
+
 /// The cluster and the place from which it is seen.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
@@ -193,7 +203,7 @@ impl<K: Iptables> FamilySync<K> {
         self.lay_out(&settings, &mut changed);
         let mut outcome = self
             .restore_urgent(scene, &mut committed, &mut report)
-            .and_then(|()| self.restore(scene, &changed, &mut committed, &mut report));
+            .and_then(|turn| self.restore(scene, &changed, turn, &mut committed, &mut report));
         self.tables.put_back(committed);
         while matches!(&outcome, Err(failure) if matches!(failure.error, RestoreError::TooLarge(_)))
             && self.tables.kernel.shrink_limits()
@@ -257,7 +267,7 @@ impl<K: Iptables> FamilySync<K> {
         let changed = self.compile(scene.settings, scene.view);
         let (mut committed, drift) = self.clock.reading(|| self.tables.take());
         report.drift.add(drift);
-        let outcome = self.restore(scene, &changed, &mut committed, report);
+        let outcome = self.restore(scene, &changed, FilterTurn::Around, &mut committed, report);
         self.tables.put_back(committed);
         if outcome.is_err() {
             // Which of its tables were committed, jumps among them, only the kernel knows.
@@ -341,15 +351,16 @@ impl<K: Iptables> FamilySync<K> {
         changed.old.values().for_each(|record| self.sums.subtract(record));
     }
 
-    /// On a node without rules of ours, puts those in force first that everything else may need.
+    /// On a node without rules of ours, puts those in force first that everything else may need. Tells
+    /// when filter's turn is for all the others.
     fn restore_urgent(
         &mut self,
         scene: Scene<'_>,
         committed: &mut Committed,
         report: &mut Report,
-    ) -> Result<(), Failure<RestoreError>> {
+    ) -> Result<FilterTurn, Failure<RestoreError>> {
         if !committed.jumps.is_empty() || self.records.len() + self.sums.n_endpoints <= MAX_AT_ONCE {
-            return Ok(());
+            return Ok(FilterTurn::Around);
         }
         let all = std::mem::take(&mut self.records).into_iter();
         let (urgent, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -357,15 +368,16 @@ impl<K: Iptables> FamilySync<K> {
         self.records = urgent;
         let ports = self.records.keys().cloned().collect();
         let changed = Changed { ports, old: BTreeMap::new(), shared: SharedChain::ALL.into() };
-        let outcome = self.restore(scene, &changed, committed, report);
+        let outcome = self.restore(scene, &changed, FilterTurn::Around, committed, report);
         self.records.extend(rest);
-        outcome
+        outcome.map(|()| FilterTurn::AfterNat)
     }
 
     fn restore(
         &mut self,
         Scene { settings, view, stop }: Scene<'_>,
         changed: &Changed,
+        turn: FilterTurn,
         committed: &mut Committed,
         report: &mut Report,
     ) -> Result<(), Failure<RestoreError>> {
@@ -386,7 +398,9 @@ impl<K: Iptables> FamilySync<K> {
         let (records, held) = (&mut self.records, &self.held);
         let mut compiling = Duration::ZERO;
         let steps = || -> Result<(), Failure<RestoreError>> {
-            planner.filter_first(&filter)?;
+            if turn == FilterTurn::Around {
+                planner.filter_first(&filter)?;
+            }
             // Together, so that the mark that is set is always the mark that is looked for.
             planner.nat_chains(&ranked(&fixed_first), When::Now)?;
             let names: Vec<&ServicePortName> = changed.ports.iter().collect();
@@ -424,6 +438,9 @@ impl<K: Iptables> FamilySync<K> {
                 planner.nat_chains(&[NatChain { name, rank: 0, rules: &[] }], When::Now)?;
             }
             planner.nat_last(&callers_first(stale))?;
+            if turn == FilterTurn::AfterNat {
+                planner.filter_first(&filter)?;
+            }
             planner.filter_last(&filter)?;
             planner.finish()
         };
