@@ -11,7 +11,7 @@ use super::Scope;
 use super::ahead::for_each_made;
 use super::dispatch::Dispatch;
 use super::quarantine::{Scene, held_chain, is_refusal};
-use super::records::{Changed, Record, Sums, record, take_records};
+use super::records::{Changed, Record, Sums, find_port, record, take_records};
 use super::report::{Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
 use super::tables::Tables;
@@ -38,7 +38,7 @@ pub struct FamilySync<K> {
     settings: Option<Settings>,
     pub(super) records: BTreeMap<ServicePortName, Record>,
     sums: Sums,
-    /// Endpoints of service ports in quarantine, when everything was last compiled.
+    /// Endpoints of service ports in quarantine, when anything was last compiled.
     n_left_out: usize,
     /// As the rules in force are laid out, or about to be; `None` before the first sync.
     layout: Option<Layout>,
@@ -129,9 +129,8 @@ impl<K: Iptables> FamilySync<K> {
     /// what only a full sync may do.
     pub fn full_sync_due(&mut self) {
         self.retry_quarantined();
-        let Some(settings) = &self.settings else { return };
-        let next = Layout::next(settings.layout, self.n_endpoints(), self.layout(), true);
-        if next != self.layout() {
+        let next = self.settings.as_ref().map(|settings| self.next_layout(settings, true));
+        if next.is_some_and(|next| next != self.layout()) {
             self.touch_everything(false);
         }
     }
@@ -290,21 +289,18 @@ impl<K: Iptables> FamilySync<K> {
             Scope::Everything => view.snapshot.services().collect(),
             Scope::Services(names) => names.iter().filter_map(|name| view.snapshot.service(name)).collect(),
         };
-        let mut n_left_out = 0;
         for service in services {
             for port in service.ports_in(settings.family) {
                 let name = port.name();
-                if self.quarantine.contains_key(&name) {
-                    n_left_out += view.snapshot.endpoints(&port, settings.family).len();
-                    continue;
+                if !self.quarantine.contains_key(&name) {
+                    self.records.insert(name.clone(), record(settings, view, &port));
+                    changed.ports.insert(name);
                 }
-                self.records.insert(name.clone(), record(settings, view, &port));
-                changed.ports.insert(name);
             }
         }
-        if self.dirty == Scope::Everything {
-            self.n_left_out = n_left_out;
-        }
+        let left_out =
+            self.quarantine.keys().filter_map(|name| find_port(view.snapshot, settings.family, name));
+        self.n_left_out = left_out.map(|port| view.snapshot.endpoints(&port, settings.family).len()).sum();
         changed.find_shared(&self.records, self.dirty == Scope::Everything);
         self.sum_up(&changed);
         self.clock.compiling(started.elapsed());
@@ -316,7 +312,7 @@ impl<K: Iptables> FamilySync<K> {
     /// here the same objects always give the same rules.
     fn lay_out(&mut self, settings: &Settings, changed: &mut Changed) {
         let is_full = self.dirty == Scope::Everything;
-        let next = Layout::next(settings.layout, self.n_endpoints(), self.layout(), is_full);
+        let next = self.next_layout(settings, is_full);
         if self.layout.replace(next) == Some(next) || is_full {
             return;
         }
@@ -327,9 +323,10 @@ impl<K: Iptables> FamilySync<K> {
         }
     }
 
-    /// Endpoints by which the layout is chosen; those in quarantine count too.
-    fn n_endpoints(&self) -> usize {
-        self.sums.n_endpoints + self.n_left_out
+    /// The layout for the endpoints of all service ports, those in quarantine too.
+    fn next_layout(&self, settings: &Settings, is_full: bool) -> Layout {
+        let n_endpoints = self.sums.n_endpoints + self.n_left_out;
+        Layout::next(settings.layout, n_endpoints, self.layout(), is_full)
     }
 
     /// How the rules are laid out.
