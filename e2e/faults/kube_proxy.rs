@@ -12,7 +12,7 @@ use chainsmith::rules::fixed::{INVALID_COUNTER, LOCALHOST_COUNTER};
 
 use super::layouts::{Layout, is_laid_out};
 use super::{AT_ONCE, Extent, Finding, Load, SOON};
-use crate::apiserver::start_cluster;
+use crate::apiserver::ApiServer;
 use crate::lab::address::{FAMILIES, Family};
 use crate::lab::agent::{Agent, AgentOptions};
 use crate::lab::client::{Host, PATIENCE, Protocol};
@@ -133,7 +133,9 @@ fn take_over_and_give_back(backend: Backend, n_times: u32, recorded: &Recorded) 
     let of_kube_proxy = rules(node);
     recorded.serves(&lab);
 
-    let api = start_cluster(listen(), Some(lab.fabric().fd().expect("a namespace"))).expect("an API server");
+    // Never a real one: that has the Service `kubernetes` too, of which the recorded rules do not know.
+    let netns = lab.fabric().fd().expect("a descriptor");
+    let api = ApiServer::start(listen(), Some(netns)).expect("an API server starts");
     api.put_yaml(&recorded.file("objects.yaml"));
     let start = |layout: &str| {
         let args = [AT_ONCE.to_owned(), format!("--layout={layout}")].into();
