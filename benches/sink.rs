@@ -20,6 +20,8 @@ pub struct Sink {
     backend: Backend,
     /// The last input, as long as it is a small one.
     pub last: String,
+    /// The first input, likewise.
+    pub first: Option<String>,
 }
 
 /// How much of an input is kept.
@@ -28,7 +30,7 @@ const MAX_KEPT: usize = 1 << 20;
 impl Sink {
     /// Tables of `backend`.
     pub fn new(backend: Backend) -> Sink {
-        Sink { backend, last: String::new() }
+        Sink { backend, last: String::new(), first: None }
     }
 }
 
@@ -47,6 +49,7 @@ impl Restore for Sink {
     }
 
     fn end(&mut self) -> Result<(), RestoreError> {
+        self.first.get_or_insert_with(|| self.last.clone());
         Ok(())
     }
 }

@@ -7,11 +7,13 @@ pub mod api;
 pub mod changes;
 pub mod kernel;
 pub mod kill;
+pub mod kube_proxy;
 pub mod layouts;
 pub mod memory;
 pub mod restore;
 mod rules;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::cluster::{self, OWN, Service};
@@ -62,6 +64,8 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("API server", api::rules_outlive_the_api_server),
     ("endpoint changes", changes::changes_disturb_no_connection),
     ("another layout", layouts::going_over_disturbs_no_connection),
+    ("crossing 1 000 endpoints", layouts::growing_and_shrinking_disturbs_no_connection),
+    ("kube-proxy's rules", kube_proxy::its_rules_are_taken_over_and_given_back),
     ("memory", memory::changes_without_end_take_no_memory),
 ];
 
@@ -104,7 +108,7 @@ impl Load {
         let (one, two) = (lab.node(1), lab.node(2));
         let (pod, outside) = (lab.pod("client-1"), lab.outside());
         let (v4, v6) = (Family::V4, Family::V6);
-        let clients: [(&dyn Host, Protocol, _); 6] = [
+        let clients: [(&dyn Host, _, _); 6] = [
             (pod, Protocol::Tcp, service.cluster_ip(v4)),
             (pod, Protocol::Udp, service.cluster_ip(v4)),
             (one, Protocol::Tcp, service.cluster_ip(v6)),
@@ -112,8 +116,15 @@ impl Load {
             (outside, Protocol::Tcp, service.node_port(one, v4)),
             (outside, Protocol::Udp, service.node_port(one, v6)),
         ];
-        let start = |(host, protocol, to): (&dyn Host, Protocol, _)| host.keep_trying(protocol, to, patience);
-        Self { clients: clients.map(|client| start(client).expect("a client can be started")).into() }
+        Self::of(&clients, patience)
+    }
+
+    /// Starts connecting: one client for each host, over the protocol, to the address.
+    pub fn of(clients: &[(&dyn Host, Protocol, SocketAddr)], patience: Duration) -> Self {
+        let start = |(host, protocol, to): &(&dyn Host, Protocol, SocketAddr)| {
+            host.keep_trying(*protocol, *to, patience).expect("a client can be started")
+        };
+        Self { clients: clients.iter().map(start).collect() }
     }
 
     /// Ends it; what came of all attempts.
@@ -167,6 +178,8 @@ on_both_backends! {
     api::rules_outlive_the_api_server,
     changes::changes_disturb_no_connection,
     layouts::going_over_disturbs_no_connection,
+    layouts::growing_and_shrinking_disturbs_no_connection,
+    kube_proxy::its_rules_are_taken_over_and_given_back,
     memory::changes_without_end_take_no_memory,
 }
 

@@ -191,11 +191,23 @@ impl Lab {
         ensure!(!self.pods.contains_key(name), "there is a pod {name} already");
         let namespace = Namespace::network(name)?;
         wiring::prepare(&namespace, false)?;
-        let mut pod = Pod { namespace, node: number, address: address::pod(number, host), server: None };
+        let mut pod =
+            Pod { namespace, node: number, address: address::pod(number, host), servers: Vec::new() };
         wiring::pod(self.node(number), &pod).with_context(|| format!("wiring {name}"))?;
-        let listen = FAMILIES.map(|family| SocketAddr::new(pod.address.of(family), POD_PORT));
-        pod.server = Some(Server::start(self.runtime.handle(), &pod.namespace, name, &listen)?);
+        pod.servers.push(self.server_of(&pod, POD_PORT)?);
         Ok(self.pods.entry(name.to_owned()).or_insert(pod))
+    }
+
+    /// Has a pod serve on another port too.
+    pub fn serve_also(&mut self, name: &str, port: u16) -> Result<()> {
+        let server = self.server_of(self.pod(name), port)?;
+        self.pod_mut(name).servers.push(server);
+        Ok(())
+    }
+
+    fn server_of(&self, pod: &Pod, port: u16) -> Result<Server> {
+        let listen = FAMILIES.map(|family| SocketAddr::new(pod.address.of(family), port));
+        Server::start(self.runtime.handle(), &pod.namespace, pod.name(), &listen)
     }
 
     /// Removes a pod with its namespace and its cable.

@@ -58,7 +58,8 @@ pub struct Failure<E> {
 }
 
 /// Turns what is wanted into inputs for iptables-restore. The methods are called in the order in
-/// which they stand here; [`Planner::finish`] ends the last process.
+/// which they stand here; [`Planner::finish`] ends the last process. Where nobody is served yet,
+/// [`Planner::filter_first`] may come after [`Planner::nat_last`]: nobody is refused before his time.
 pub struct Planner<'a, R: Restore> {
     family: IpFamily,
     committed: &'a mut Committed,

@@ -280,7 +280,7 @@ impl<K: Iptables + 'static> Loop<K> {
                 if self.lookout.begin_audit(generation, Instant::now()) {
                     self.read_everything_again();
                 } else {
-                    self.state.families.iter_mut().for_each(FamilySync::retry_quarantined);
+                    self.state.families.iter_mut().for_each(FamilySync::full_sync_due);
                 }
             }
             Event::RetryDue | Event::SyncDue | Event::LookDue | Event::AffinityLookDue => {}

@@ -12,19 +12,22 @@ use chainsmith::model::decode::{Interner, manifest};
 use chainsmith::model::{Change, Inventory, ObjectName, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::policy::Place;
-use chainsmith::rules::{self, Settings, names};
+use chainsmith::rules::{self, Layout, Settings, names};
 use chainsmith::sync::{FamilySync, Report, View};
 
 const PLACE: Place<'_> = Place { node: "n", zone: None };
 
 /// `n` Services called `s0`, `s1`, ... with two endpoints each.
 fn cluster(n: usize) -> Snapshot {
+    read(&(0..n).map(service).collect::<String>())
+}
+
+fn read(text: &str) -> Snapshot {
     let (mut inventory, mut interner) = (Inventory::default(), Interner::default());
-    let text: String = (0..n).map(service).collect();
     let outcome = manifest::read(text.as_bytes(), "test", &mut |object| {
         assert_eq!(inventory.add(&object, &mut interner), []);
     });
-    assert_eq!((outcome.n_objects, outcome.problems), (2 * n, Vec::new()));
+    assert_eq!((outcome.n_objects, outcome.problems), (text.lines().count(), Vec::new()));
     inventory.seen_from("n")
 }
 
@@ -231,4 +234,27 @@ fn a_flush_behind_our_back_quarantines_nobody() {
     family.touch(touched.services.v4);
     assert_eq!(sync(&mut family, &snapshot).outcome, Ok(()));
     assert_eq!(family.kernel().ruleset, whole);
+}
+
+#[test]
+fn endpoints_of_one_who_is_tried_again_count_once_for_the_layout() {
+    let endpoints: Vec<_> = (0..500)
+        .map(|n| serde_json::json!({"addresses": [format!("10.3.{}.{}", n / 250, n % 250 + 1)]}))
+        .collect();
+    let crowd = serde_json::json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "s7-2", "labels": {"kubernetes.io/service-name": "s7"}},
+        "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": endpoints,
+    });
+    let snapshot = read(&format!("{}{crowd}\n", (0..200).map(service).collect::<String>()));
+    let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
+    kernel.refused_texts = vec!["-d 10.96.0.8/32".to_owned()];
+    let mut family = FamilySync::new(kernel);
+    family.set_settings(settings());
+    for _ in 0..3 {
+        let report = sync(&mut family, &snapshot);
+        assert_eq!((report.outcome, report.n_endpoints, report.n_quarantined), (Ok(()), 398, 1));
+        assert_eq!(family.layout(), Layout::Classic { is_large: false }, "of 900 endpoints");
+        family.touch(BTreeSet::from([ObjectName::new("default", "s7")]));
+    }
 }

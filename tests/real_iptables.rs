@@ -4,10 +4,14 @@
 
 #[path = "real_iptables/cleanup.rs"]
 mod cleanup;
+#[path = "../benches/cluster.rs"]
+mod cluster;
 #[path = "real_iptables/compact.rs"]
 mod compact;
 #[path = "shared/corpus_cases.rs"]
 mod corpus_cases;
+#[path = "properties/fates.rs"]
+mod fates;
 #[path = "real_iptables/held.rs"]
 mod held;
 #[path = "real_iptables/large.rs"]
@@ -18,6 +22,10 @@ mod namespace;
 mod restore;
 #[path = "real_iptables/rootless.rs"]
 mod rootless;
+#[path = "real_iptables/start.rs"]
+mod start;
+#[path = "shared/starting.rs"]
+mod starting;
 #[path = "real_iptables/unusable.rs"]
 mod unusable;
 

@@ -71,7 +71,7 @@ pub struct Pod {
     pub(super) namespace: Namespace,
     pub(super) node: u8,
     pub(super) address: DualStack,
-    pub(super) server: Option<Server>,
+    pub(super) servers: Vec<Server>,
 }
 
 impl Pod {
@@ -92,7 +92,7 @@ impl Pod {
 
     /// Closes its servers and their connections; the pod itself stays.
     pub fn stop_serving(&mut self) {
-        self.server = None;
+        self.servers.clear();
     }
 }
 

@@ -11,7 +11,7 @@ use super::Scope;
 use super::ahead::for_each_made;
 use super::dispatch::Dispatch;
 use super::quarantine::{Scene, held_chain, is_refusal};
-use super::records::{Changed, Record, Sums, record, take_records};
+use super::records::{Changed, Record, Sums, find_port, record, take_records};
 use super::report::{Quarantine, Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
 use super::tables::Tables;
@@ -38,7 +38,7 @@ pub struct FamilySync<K> {
     settings: Option<Settings>,
     pub(super) records: BTreeMap<ServicePortName, Record>,
     sums: Sums,
-    /// Endpoints of service ports in quarantine, when everything was last compiled.
+    /// Endpoints of service ports in quarantine, when anything was last compiled.
     n_left_out: usize,
     /// As the rules in force are laid out, or about to be; `None` before the first sync.
     layout: Option<Layout>,
@@ -50,6 +50,16 @@ pub struct FamilySync<K> {
     held: BTreeSet<ChainName>,
     /// Service ports that the kernel refuses, and what it said; left out.
     pub(super) quarantine: Quarantine,
+}
+
+/// When filter is brought to what is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FilterTurn {
+    /// Around nat: first what was there and what is wanted, at last without what was there.
+    Around,
+    /// After nat, where nobody is served yet: a rule that refuses some of a Service's clients would
+    /// refuse all of them as long as nat does not send the others elsewhere.
+    AfterNat,
 }
 
 /// The cluster and the place from which it is seen.
@@ -109,10 +119,20 @@ impl<K: Iptables> FamilySync<K> {
 
     /// Lets the service ports that are left out be tried once more: what refused them may have
     /// been the moment.
-    pub fn retry_quarantined(&mut self) {
+    fn retry_quarantined(&mut self) {
         let services: BTreeSet<ServiceName> =
             self.quarantine.keys().map(|port| port.service.clone()).collect();
         self.touch(services);
+    }
+
+    /// Notes that a full sync is due though nobody else wrote, so that the kernel need not be read: for
+    /// what only a full sync may do.
+    pub fn full_sync_due(&mut self) {
+        self.retry_quarantined();
+        let next = self.settings.as_ref().map(|settings| self.next_layout(settings, true));
+        if next.is_some_and(|next| next != self.layout()) {
+            self.touch_everything(false);
+        }
     }
 
     /// Settles what the rules depend on beside the objects. Anything new there touches everything.
@@ -187,7 +207,7 @@ impl<K: Iptables> FamilySync<K> {
         self.lay_out(&settings, &mut changed);
         let mut outcome = self
             .restore_urgent(scene, &mut committed, &mut report)
-            .and_then(|()| self.restore(scene, &changed, &mut committed, &mut report));
+            .and_then(|turn| self.restore(scene, &changed, turn, &mut committed, &mut report));
         self.tables.put_back(committed);
         while matches!(&outcome, Err(failure) if matches!(failure.error, RestoreError::TooLarge(_)))
             && self.tables.kernel.shrink_limits()
@@ -251,7 +271,7 @@ impl<K: Iptables> FamilySync<K> {
         let changed = self.compile(scene.settings, scene.view);
         let (mut committed, drift) = self.clock.reading(|| self.tables.take());
         report.drift.add(drift);
-        let outcome = self.restore(scene, &changed, &mut committed, report);
+        let outcome = self.restore(scene, &changed, FilterTurn::Around, &mut committed, report);
         self.tables.put_back(committed);
         if outcome.is_err() {
             // Which of its tables were committed, jumps among them, only the kernel knows.
@@ -274,34 +294,30 @@ impl<K: Iptables> FamilySync<K> {
             Scope::Everything => view.snapshot.services().collect(),
             Scope::Services(names) => names.iter().filter_map(|name| view.snapshot.service(name)).collect(),
         };
-        let mut n_left_out = 0;
         for service in services {
             for port in service.ports_in(settings.family) {
                 let name = port.name();
-                if self.quarantine.contains_key(&name) {
-                    n_left_out += view.snapshot.endpoints(&port, settings.family).len();
-                    continue;
+                if !self.quarantine.contains_key(&name) {
+                    self.records.insert(name.clone(), record(settings, view, &port));
+                    changed.ports.insert(name);
                 }
-                self.records.insert(name.clone(), record(settings, view, &port));
-                changed.ports.insert(name);
             }
         }
-        if self.dirty == Scope::Everything {
-            self.n_left_out = n_left_out;
-        }
+        let left_out =
+            self.quarantine.keys().filter_map(|name| find_port(view.snapshot, settings.family, name));
+        self.n_left_out = left_out.map(|port| view.snapshot.endpoints(&port, settings.family).len()).sum();
         changed.find_shared(&self.records, self.dirty == Scope::Everything);
         self.sum_up(&changed);
         self.clock.compiling(started.elapsed());
         changed
     }
 
-    /// Decides for a layout, never while it is found out who is refused. Another than the last touches everything: kube-proxy leaves chains of
-    /// unchanged Services as they are until its next full sync; here the same objects always give
-    /// the same rules.
+    /// Decides for a layout, never while it is found out who is refused. Another than the last touches
+    /// everything: kube-proxy leaves chains of unchanged Services as they are until its next full sync;
+    /// here the same objects always give the same rules.
     fn lay_out(&mut self, settings: &Settings, changed: &mut Changed) {
         let is_full = self.dirty == Scope::Everything;
-        let n_endpoints = self.sums.n_endpoints + self.n_left_out;
-        let next = Layout::next(settings.layout, n_endpoints, self.layout(), is_full);
+        let next = self.next_layout(settings, is_full);
         if self.layout.replace(next) == Some(next) || is_full {
             return;
         }
@@ -310,6 +326,12 @@ impl<K: Iptables> FamilySync<K> {
             changed.old.entry(name.clone()).or_insert_with(|| record.clone());
             changed.ports.insert(name.clone());
         }
+    }
+
+    /// The layout for the endpoints of all service ports, those in quarantine too.
+    fn next_layout(&self, settings: &Settings, is_full: bool) -> Layout {
+        let n_endpoints = self.sums.n_endpoints + self.n_left_out;
+        Layout::next(settings.layout, n_endpoints, self.layout(), is_full)
     }
 
     /// How the rules are laid out.
@@ -331,15 +353,16 @@ impl<K: Iptables> FamilySync<K> {
         changed.old.values().for_each(|record| self.sums.subtract(record));
     }
 
-    /// On a node without rules of ours, puts those in force first that everything else may need.
+    /// On a node without rules of ours, puts those in force first that everything else may need. Tells
+    /// when filter's turn is for all the others.
     fn restore_urgent(
         &mut self,
         scene: Scene<'_>,
         committed: &mut Committed,
         report: &mut Report,
-    ) -> Result<(), Failure<RestoreError>> {
+    ) -> Result<FilterTurn, Failure<RestoreError>> {
         if !committed.jumps.is_empty() || self.records.len() + self.sums.n_endpoints <= MAX_AT_ONCE {
-            return Ok(());
+            return Ok(FilterTurn::Around);
         }
         let all = std::mem::take(&mut self.records).into_iter();
         let (urgent, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -347,15 +370,16 @@ impl<K: Iptables> FamilySync<K> {
         self.records = urgent;
         let ports = self.records.keys().cloned().collect();
         let changed = Changed { ports, old: BTreeMap::new(), shared: SharedChain::ALL.into() };
-        let outcome = self.restore(scene, &changed, committed, report);
+        let outcome = self.restore(scene, &changed, FilterTurn::Around, committed, report);
         self.records.extend(rest);
-        outcome
+        outcome.map(|()| FilterTurn::AfterNat)
     }
 
     fn restore(
         &mut self,
         Scene { settings, view, stop }: Scene<'_>,
         changed: &Changed,
+        turn: FilterTurn,
         committed: &mut Committed,
         report: &mut Report,
     ) -> Result<(), Failure<RestoreError>> {
@@ -376,7 +400,9 @@ impl<K: Iptables> FamilySync<K> {
         let (records, held) = (&mut self.records, &self.held);
         let mut compiling = Duration::ZERO;
         let steps = || -> Result<(), Failure<RestoreError>> {
-            planner.filter_first(&filter)?;
+            if turn == FilterTurn::Around {
+                planner.filter_first(&filter)?;
+            }
             // Together, so that the mark that is set is always the mark that is looked for.
             planner.nat_chains(&ranked(&fixed_first), When::Now)?;
             let names: Vec<&ServicePortName> = changed.ports.iter().collect();
@@ -414,6 +440,9 @@ impl<K: Iptables> FamilySync<K> {
                 planner.nat_chains(&[NatChain { name, rank: 0, rules: &[] }], When::Now)?;
             }
             planner.nat_last(&callers_first(stale))?;
+            if turn == FilterTurn::AfterNat {
+                planner.filter_first(&filter)?;
+            }
             planner.filter_last(&filter)?;
             planner.finish()
         };

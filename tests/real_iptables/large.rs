@@ -23,10 +23,18 @@ use chainsmith::sync::{FamilySync, View};
 use super::namespace::in_namespace;
 
 /// Real tables, and what was sent to them.
-struct Recorded {
+pub struct Recorded {
     kernel: KernelIptables,
-    inputs: Vec<String>,
+    pub inputs: Vec<String>,
     n_saves: usize,
+    /// Looks at them after each process.
+    look: Box<dyn FnMut() + Send>,
+}
+
+impl Recorded {
+    pub fn new(kernel: KernelIptables, look: impl FnMut() + Send + 'static) -> Recorded {
+        Recorded { kernel, inputs: Vec::new(), n_saves: 0, look: Box::new(look) }
+    }
 }
 
 impl Restore for Recorded {
@@ -43,7 +51,7 @@ impl Restore for Recorded {
     }
 
     fn end(&mut self) -> Result<(), RestoreError> {
-        self.kernel.end()
+        self.kernel.end().inspect(|()| (self.look)())
     }
 }
 
@@ -160,7 +168,7 @@ fn a_large_first_sync_is_divided_and_one_endpoint_is_one_small_process() {
     in_namespace(|| {
         let mut snapshot = large_cluster();
         let kernel = open(IpFamily::V4, Some(Backend::Nft)).expect("iptables works");
-        let mut sync = FamilySync::new(Recorded { kernel, inputs: Vec::new(), n_saves: 0 });
+        let mut sync = FamilySync::new(Recorded::new(kernel, || {}));
         let config = Config { layout: LayoutChoice::Classic, ..Config::default() };
         sync.set_settings(Settings::new(&config, None, &Host::default(), IpFamily::V4));
         let place = Place { node: "n", zone: None };

@@ -105,6 +105,35 @@ async fn a_commit_of_somebody_else_that_was_not_told_is_read_at_the_next_audit()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_family_that_became_small_is_classic_again_at_the_next_audit_though_nobody_wrote() {
+    let rig = Rig::settled().await;
+    let is = |layout: &str| {
+        let series =
+            format!("chainsmith_rules_info{{backend=\"nft\",ip_family=\"IPv4\",layout=\"{layout}\"}}");
+        rig.metric(&series) == 1.0
+    };
+    assert!(is("classic"));
+    for n in 2..7 {
+        rig.change(service(&format!("t{n}"), n)).await;
+        rig.change(slice(&format!("t{n}"), &["east"; 250])).await;
+    }
+    rig.after(60 * SECOND).await;
+    assert!(is("compact"), "1 250 endpoints");
+    rig.change(slice("t2", &[])).await;
+    rig.after(HOUR).await;
+    assert!(is("compact"), "1 000 endpoints");
+    let n_saves = rig.kernel(|kernel| kernel.n_saves);
+    rig.change(slice("t3", &[])).await;
+    rig.after(SECOND).await;
+    assert!(is("compact"), "750 endpoints, and a partial sync");
+    rig.take_syncs();
+    rig.after(HOUR).await;
+    assert!(is("classic"), "750 endpoints, and a full sync");
+    assert_eq!(rig.take_syncs().len(), 1, "and with that it is done");
+    assert_eq!(rig.kernel(|kernel| kernel.n_saves), n_saves, "it is known what the kernel holds");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_commit_of_somebody_else_that_was_told_is_read_soon() {
     let rig = Rig::settled().await;
     let now = rig.now();

@@ -1,0 +1,144 @@
+//! A start on a node without rules, in a cluster of any size: what is urgent comes first, with a
+//! commit that does not grow, and nobody is refused who is not served yet.
+
+use std::sync::atomic::AtomicBool;
+
+use chainsmith::config::LayoutChoice;
+use chainsmith::iptables::{ChainName, Jump, Ruleset, Table};
+use chainsmith::kernel::fake::FakeIptables;
+use chainsmith::kernel::{Backend, Iptables, Readable, RestoreError};
+use chainsmith::net::IpFamily;
+use chainsmith::plan::{Limits, Restore};
+use chainsmith::sync::{FamilySync, View};
+
+use crate::sink;
+use crate::starting::{self, Claims, FAMILY, service_chains, urgent_chains};
+
+/// Tables in memory that are looked at after every commit.
+struct Watched<F> {
+    fake: FakeIptables,
+    n_commits: usize,
+    /// Is told how many commits were before, and what the tables hold.
+    look: F,
+}
+
+impl<F: FnMut(usize, &Ruleset)> Restore for Watched<F> {
+    type Error = RestoreError;
+
+    fn begin(&mut self) {
+        // What was sent before is of no interest any more.
+        self.fake.inputs.clear();
+        self.fake.begin();
+    }
+
+    fn write(&mut self, text: &str) {
+        self.fake.write(text);
+    }
+
+    fn end(&mut self) -> Result<(), RestoreError> {
+        self.fake.history = Some(Vec::new());
+        let result = self.fake.end();
+        for now in self.fake.history.take().into_iter().flatten() {
+            (self.look)(self.n_commits, &now);
+            self.n_commits += 1;
+        }
+        result
+    }
+}
+
+impl<F: FnMut(usize, &Ruleset) + Send> Iptables for Watched<F> {
+    fn family(&self) -> IpFamily {
+        self.fake.family()
+    }
+
+    fn backend(&self) -> Backend {
+        self.fake.backend()
+    }
+
+    fn limits(&self) -> Limits {
+        self.fake.limits()
+    }
+
+    fn readable(&mut self, table: Table) -> anyhow::Result<Readable> {
+        self.fake.readable(table)
+    }
+
+    fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        self.fake.save(table, each)
+    }
+
+    fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {
+        self.fake.has_jump(jump)
+    }
+
+    fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        self.fake.chain_names(table, each)
+    }
+
+    fn generation(&mut self) -> Option<u32> {
+        self.fake.generation()
+    }
+
+    fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()> {
+        self.fake.ensure_chain(table, chain)
+    }
+
+    fn has_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<bool> {
+        self.fake.has_chain(table, chain)
+    }
+}
+
+/// The first nat commit of the first sync: that of filter comes before it.
+const FIRST_NAT: usize = 1;
+
+/// Looks at `n_services` with two endpoints each, one in `every` of them, after every commit.
+fn check(n_services: usize, every: usize, layout: LayoutChoice, backend: Backend) {
+    let cluster = starting::cluster(n_services, 2, layout);
+    let claims = Claims::new(&cluster, n_services, every);
+    let mut served = Vec::new();
+    let look = |n: usize, now: &Ruleset| {
+        let what = format!("{n_services} Services, {layout:?}, {backend:?}, commit {n}");
+        served.push(claims.others_are_as_before_or_as_in_the_end(&what, now));
+        if n == FIRST_NAT {
+            assert_eq!(service_chains(now), urgent_chains(&cluster), "{what}: these and no others");
+        }
+        if n >= FIRST_NAT {
+            claims.urgent_are_served(&what, now);
+        }
+    };
+    let fake = FakeIptables::new(FAMILY, backend);
+    let mut family = FamilySync::new(Watched { fake, n_commits: 0, look });
+    family.set_settings(cluster.settings.clone());
+    let view = View { snapshot: &cluster.snapshot, place: cluster.place() };
+    let report = family.sync(view, &AtomicBool::new(false));
+    assert_eq!((report.outcome, report.tally.n_commits), (Ok(()), family.kernel().n_commits));
+    drop(family);
+    assert_eq!(served[..=FIRST_NAT], [0, 0], "nobody else is in force with the first commit");
+    assert_eq!(served.last(), Some(&claims.n_others()), "in the end everybody is: {served:?}");
+    assert!(claims.n_others() > 100, "{}", claims.n_others());
+}
+
+#[test]
+fn what_is_urgent_is_in_force_first_and_nobody_else_is_refused_meanwhile() {
+    for backend in [Backend::Nft, Backend::Legacy] {
+        check(10_000, 167, LayoutChoice::Auto, backend);
+        check(1_000, 17, LayoutChoice::Classic, backend);
+    }
+}
+
+#[test]
+fn the_first_commit_is_the_same_whatever_the_size() {
+    for layout in [LayoutChoice::Classic, LayoutChoice::Compact] {
+        for backend in [Backend::Nft, Backend::Legacy] {
+            let [small, medium, large] = [1_000, 3_000, 10_000].map(|n_services| {
+                let cluster = starting::cluster(n_services, 2, layout);
+                let mut family = sink::fresh(&cluster, backend);
+                sink::sync(&mut family, &cluster);
+                family.kernel().first.take().expect("something was sent")
+            });
+            assert!(small.contains("default/kubernetes:tcp-443 cluster IP"), "{small}");
+            assert!(small.lines().count() < 150, "{small}");
+            assert!(medium == small && large == small, "{layout:?} {backend:?}: {small}\n{medium}\n{large}");
+        }
+    }
+}
