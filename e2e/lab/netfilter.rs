@@ -1,6 +1,7 @@
 //! Looking at a node's netfilter, and writing to it behind everybody's back.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::ExitStatusExt;
 
 use anyhow::{Context, Result, bail, ensure};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_NETFILTER};
@@ -48,12 +49,24 @@ pub struct Netfilter<'a> {
 impl Netfilter<'_> {
     /// All tables as `iptables-save` prints them.
     pub fn save(&self, family: Family) -> Result<String> {
-        self.namespace.command(&self.backend.program(family, "-save"), &[], "")
+        self.read(family, &[])
     }
 
     /// All tables with the counters of each rule.
     pub fn save_with_counters(&self, family: Family) -> Result<String> {
-        self.namespace.command(&self.backend.program(family, "-save"), &["-c"], "")
+        self.read(family, &["-c"])
+    }
+
+    /// What `iptables-save` prints. That of iptables 1.8.7 dies when somebody commits while it reads.
+    fn read(&self, family: Family, args: &[&str]) -> Result<String> {
+        let program = self.backend.program(family, "-save");
+        for _ in 0..10 {
+            let output = self.namespace.try_command(&program, args, "")?;
+            if output.status.signal().is_none() {
+                break;
+            }
+        }
+        self.namespace.command(&program, args, "")
     }
 
     /// Replaces the tables that `text` names by what it says.

@@ -116,7 +116,12 @@ impl Restore for KernelIptables {
             Backend::Nft => Duration::ZERO,
         };
         self.lock_wait += waited;
-        self.restore = Some(RestoreChild::start((self.backend, self.programs.restore), LOCK_WAIT, waited, minder::LIMIT));
+        self.restore = Some(RestoreChild::start(
+            (self.backend, self.programs.restore),
+            LOCK_WAIT,
+            waited,
+            minder::LIMIT,
+        ));
     }
 
     fn write(&mut self, text: &str) {
@@ -173,7 +178,7 @@ impl Iptables for KernelIptables {
     fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         let mut command = Command::new(self.programs.save);
         command.args(["-t", table.word()]);
-        child::read_lines(command, minder::LIMIT, each)
+        child::read_again(&mut command, minder::LIMIT, each)
     }
 
     fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {

@@ -157,7 +157,8 @@ pub(super) fn held_chain(failure: &Failure<RestoreError>) -> Option<ChainName> {
     // with 1.8.7 `CHAIN_USER_DEL failed`.
     let by_line = text.as_deref().and_then(|text| text.strip_prefix("-X "));
     let by_message = || {
-        let (_, rest) = message.split_once("CHAIN_DEL failed").or(message.split_once("CHAIN_USER_DEL failed"))?;
+        let (_, rest) =
+            message.split_once("CHAIN_DEL failed").or(message.split_once("CHAIN_USER_DEL failed"))?;
         rest.split_once("chain ")?.1.split_whitespace().next()
     };
     by_line.or_else(by_message).and_then(|name| ChainName::new(name.trim()))
@@ -188,6 +189,9 @@ mod tests {
         }
         let text = "-X KUBE-SVC-AI2USSGGNVDGK3N5";
         assert_eq!(held(Some(text), "iptables-legacy-restore: line 13 failed"), name);
-        assert_eq!(held(Some("COMMIT"), "line 13: RULE_APPEND failed (Invalid argument): rule in chain X"), None);
+        assert_eq!(
+            held(Some("COMMIT"), "line 13: RULE_APPEND failed (Invalid argument): rule in chain X"),
+            None
+        );
     }
 }

@@ -162,16 +162,21 @@ fn read_some(from: impl Read) -> Vec<u8> {
     kept
 }
 
+/// A program that is only read from died of a signal; an error of [`read_lines`].
+#[derive(Debug, thiserror::Error)]
+#[error("{program} failed (signal {signal}): {message}")]
+pub(super) struct Crashed {
+    program: String,
+    signal: i32,
+    message: String,
+}
+
 /// Runs `command`, for `limit` at most, and passes on each line of its output; lines that are not UTF-8
 /// are passed on with the bytes at fault replaced.
-pub(super) fn read_lines(
-    mut command: Command,
-    limit: Duration,
-    each: &mut dyn FnMut(&str),
-) -> anyhow::Result<()> {
+fn read_lines(command: &mut Command, limit: Duration, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = detached(&mut command).spawn().with_context(|| format!("cannot run {program}"))?;
+    let mut child = detached(command).spawn().with_context(|| format!("cannot run {program}"))?;
     let minder = Minder::start(child.id(), limit);
     let stderr = child.stderr.take().map(|stderr| std::thread::spawn(move || read_some(stderr)));
     if let Some(stdout) = child.stdout.take() {
@@ -190,9 +195,40 @@ pub(super) fn read_lines(
     }
     if !status.success() {
         let stderr = stderr.and_then(|thread| thread.join().ok()).unwrap_or_default();
-        bail!("{program} failed ({status}): {}", said(&stderr));
+        let message = said(&stderr);
+        match status.signal() {
+            Some(signal) => bail!(Crashed { program, signal, message }),
+            None => bail!("{program} failed ({status}): {message}"),
+        }
     }
     Ok(())
+}
+
+/// How often a program that is only read from is started at most.
+const N_READS: usize = 3;
+
+/// [`read_lines`], once more when the program crashed before it said anything: `iptables-nft-save` 1.8.7
+/// (Debian 11) does when somebody commits while it reads.
+pub(super) fn read_again(
+    command: &mut Command,
+    limit: Duration,
+    each: &mut dyn FnMut(&str),
+) -> anyhow::Result<()> {
+    let mut n_lines = 0;
+    let mut read = || {
+        read_lines(command, limit, &mut |line| {
+            n_lines += 1;
+            each(line);
+        })
+        .map_err(|error| (error, n_lines))
+    };
+    for _ in 1..N_READS {
+        match read() {
+            Err((error, 0)) if error.is::<Crashed>() => {}
+            outcome => return outcome.map_err(|(error, _)| error),
+        }
+    }
+    read().map_err(|(error, _)| error)
 }
 
 /// Runs `command`, for `limit` at most, and keeps the beginning of what it says; `None` when it took
@@ -233,19 +269,44 @@ mod tests {
             assert_eq!(error.to_string(), "iptables-restore did not end within 1 s and was killed");
         }
         let (_folder, program) = script("cat > /dev/null; sleep 0.1");
-        assert_eq!(RestoreChild::start((Backend::Nft, &program), SECOND, Duration::ZERO, SECOND * 60).end(), Ok(()));
+        assert_eq!(
+            RestoreChild::start((Backend::Nft, &program), SECOND, Duration::ZERO, SECOND * 60).end(),
+            Ok(())
+        );
     }
 
     #[test]
     fn a_program_that_is_read_and_does_not_end_is_killed() {
         let (_folder, program) = script("echo a; sleep 60; echo b");
         let mut lines = Vec::new();
-        let read = read_lines(Command::new(&program), SECOND, &mut |line| lines.push(line.to_owned()));
+        let read = read_lines(&mut Command::new(&program), SECOND, &mut |line| lines.push(line.to_owned()));
         let error = read.unwrap_err().to_string();
         assert_eq!(
             (lines, error),
             (vec!["a".to_owned()], format!("{program} did not end within 1 s and was killed"))
         );
+    }
+
+    #[test]
+    fn a_reader_that_crashes_before_it_says_anything_is_started_again() {
+        let read = |lines: &str| {
+            let (folder, program) = script(lines);
+            let mut command = Command::new(&program);
+            command.env("NOTE", folder.path().join("note"));
+            let mut lines = Vec::new();
+            let outcome = read_again(&mut command, SECOND * 60, &mut |line| lines.push(line.to_owned()));
+            let n_starts = std::fs::read_to_string(folder.path().join("note")).unwrap().len();
+            (n_starts, lines, outcome.map_err(|error| error.to_string().replace(&program, "save")))
+        };
+        let crash = "save failed (signal 6): free()".to_owned();
+        let lines = |text: &str| vec![text.to_owned()];
+        let twice = "printf x >> $NOTE; [ -s $NOTE.1 ] || { echo 1 > $NOTE.1; kill -6 $$; }; echo a";
+        assert_eq!(read(twice), (2, lines("a"), Ok(())));
+        let always = "printf x >> $NOTE; echo 'free()' >&2; kill -6 $$";
+        assert_eq!(read(always), (N_READS, vec![], Err(crash.clone())));
+        // What was passed on cannot be taken back.
+        let late = "printf x >> $NOTE; echo a; echo 'free()' >&2; kill -6 $$";
+        assert_eq!(read(late), (1, lines("a"), Err(crash)));
     }
 
     #[test]

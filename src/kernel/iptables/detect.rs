@@ -73,7 +73,7 @@ fn has_chain(family: IpFamily, backend: Backend, marks: &[ChainName]) -> bool {
     let mut command = Command::new(Programs::new(family, Some(backend)).save);
     command.args(["-t", "mangle"]);
     let mut is_used = false;
-    let read = child::read_lines(command, minder::LIMIT, &mut |line| {
+    let read = child::read_again(&mut command, minder::LIMIT, &mut |line| {
         let name = line.strip_prefix(':').and_then(|rest| rest.split(' ').next());
         is_used |= name.is_some_and(|name| marks.iter().any(|mark| mark.as_str() == name));
     });
