@@ -32,15 +32,23 @@ pub(super) struct Message<'a> {
 impl<'a> Message<'a> {
     /// The value of the first attribute of type `kind`.
     pub(super) fn attribute(&self, kind: u16) -> Option<&'a [u8]> {
-        NlasIterator::new(self.attributes)
-            .map_while(Result::ok)
-            .find(|attribute| attribute.kind() == kind)
-            .map(|attribute| {
-                let bytes: &'a [u8] = attribute.into_inner();
-                // A checked attribute is its header of 4 bytes, its value, and what follows.
-                let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
-                &bytes[4..length]
-            })
+        self.attributes().find(|(other, _)| *other == kind).map(|(_, value)| value)
+    }
+
+    /// All attributes in their order: type and value.
+    pub(super) fn attributes(&self) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
+        NlasIterator::new(self.attributes).map_while(Result::ok).map(|attribute| {
+            let kind = attribute.kind();
+            let bytes: &'a [u8] = attribute.into_inner();
+            // A checked attribute is its header of 4 bytes, its value, and what follows.
+            let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
+            (kind, &bytes[4..length])
+        })
+    }
+
+    /// The value of an attribute that is attributes itself.
+    pub(super) fn of(attributes: &'a [u8]) -> Message<'a> {
+        Message { attributes }
     }
 
     /// An attribute whose value is attributes.

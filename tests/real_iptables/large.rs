@@ -9,7 +9,7 @@ use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
 use chainsmith::iptables::{ChainName, Jump, Table};
 use chainsmith::kernel::iptables::{KernelIptables, open};
-use chainsmith::kernel::{Backend, Iptables, Readable, RestoreError};
+use chainsmith::kernel::{Backend, Dump, Iptables, Readable, RestoreError};
 use chainsmith::model::{
     Change, Conditions, Frontend, ObjectName, Port, Service, Slice, SliceEndpoint, SlicePort, Snapshot,
     Touched,
@@ -71,6 +71,10 @@ impl Iptables for Recorded {
 
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         self.kernel.chain_names(table, each)
+    }
+
+    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+        self.kernel.prints(table, only)
     }
 
     fn generation(&mut self) -> Option<u32> {
