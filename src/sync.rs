@@ -409,10 +409,7 @@ impl<K: Iptables + 'static> Loop<K> {
         let started = Instant::now();
         let seen = self.generation();
         if let Some(generation) = seen.filter(|_| self.lookout.is_settled(seen)) {
-            // Nobody wrote; it is only quiet enough now.
-            self.on_families(move |sync| sync.take_prints(generation)).await;
-            self.lookout.looked(seen, false, started, Instant::now());
-            return false;
+            return self.look_on(generation, started).await;
         }
         let looks = self.on_families(FamilySync::look).await;
         for (sync, look) in self.state.families.iter_mut().zip(&looks).filter(|(_, look)| look.is_wrong) {
@@ -424,8 +421,38 @@ impl<K: Iptables + 'static> Loop<K> {
         let is_wrong = looks.iter().any(|look| look.is_wrong);
         if is_wrong {
             self.lookout.suspected(started);
+        } else if self.has_more_to_look_at() {
+            self.lookout.look_on(Instant::now());
         }
         is_wrong
+    }
+
+    /// Goes on, while nobody else writes, with what takes too long to be done at once: a slice of it.
+    async fn look_on(&mut self, generation: u32, started: Instant) -> bool {
+        if self.state.families.iter().any(FamilySync::has_due_prints) {
+            self.on_families(move |sync| sync.take_prints(generation)).await;
+            self.lookout.taken(started, Instant::now());
+        } else {
+            let looks = self.on_families(FamilySync::scan).await;
+            for (sync, _) in self.state.families.iter_mut().zip(&looks).filter(|(_, look)| look.is_wrong) {
+                sync.suspect();
+            }
+            let is_over = !self.state.families.iter().any(FamilySync::is_scanning);
+            let is_wrong = looks.iter().any(|look| look.is_wrong);
+            let is_compared = is_over && !is_wrong && looks.iter().all(|look| !look.is_unread);
+            self.lookout.scanned(is_compared, started, Instant::now());
+            if is_wrong {
+                return true;
+            }
+        }
+        if self.has_more_to_look_at() {
+            self.lookout.look_on(Instant::now());
+        }
+        false
+    }
+
+    fn has_more_to_look_at(&self) -> bool {
+        self.state.families.iter().any(|sync| sync.is_scanning() || sync.has_due_prints())
     }
 
     /// Compares everything, if anybody else wrote since that was done last; a family of which a look does
@@ -504,8 +531,8 @@ impl<K: Iptables + 'static> Loop<K> {
             self.lookout.drifted();
         }
         self.lookout.synced(before, after, done.n_commits, now);
-        if has_due_prints {
-            self.lookout.prints_are_due(now);
+        if has_due_prints || self.has_more_to_look_at() {
+            self.lookout.look_on(now);
         }
     }
 }

@@ -8,6 +8,8 @@ mod cleanup;
 mod compact;
 #[path = "shared/corpus_cases.rs"]
 mod corpus_cases;
+#[path = "real_iptables/drift.rs"]
+mod drift;
 #[path = "real_iptables/held.rs"]
 mod held;
 #[path = "real_iptables/large.rs"]

@@ -298,7 +298,7 @@ impl Iptables for FakeIptables {
             }
         };
         chains.sort_unstable_by_key(|(name, _)| *name);
-        Ok(Some(Dump { generation: self.n_commits, chains }))
+        Ok(Some(Dump { generation: Some(self.n_commits), chains }))
     }
 
     fn generation(&mut self) -> Option<u32> {

@@ -87,6 +87,11 @@ impl Prints {
         self.of_chains.insert(key(table, &name), Some(print));
     }
 
+    /// Whether the print of the chain is due.
+    pub fn is_due(&self, table: Table, name: &ChainName) -> bool {
+        self.of_chains.get(&key(table, name)) == Some(&None)
+    }
+
     /// Which prints are due.
     pub fn due(&self) -> Due<'_> {
         match (self.is_many, self.few.is_empty()) {
@@ -140,6 +145,7 @@ mod tests {
         assert_eq!(prints.of(Table::Nat, &name(1)), None, "nobody knows what it held then");
         prints.known(Table::Nat, name(1));
         assert_eq!(prints.due(), Due::Few(&[(Table::Nat, name(1))]));
+        assert!(prints.is_due(Table::Nat, &name(1)) && !prints.is_due(Table::Filter, &name(1)));
         assert_eq!(prints.of(Table::Nat, &name(1)), None);
         prints.take(Table::Filter, &name(1), print);
         prints.take(Table::Nat, &name(1), print);

@@ -157,7 +157,22 @@ impl<K: Iptables> FamilySync<K> {
         self.tables.has_due_prints()
     }
 
-    /// As [`FamilySync::take_prints_soon`], however long it takes.
+    /// Whether chains were written whose look in the kernel is not noted.
+    pub fn has_due_prints(&self) -> bool {
+        self.tables.has_due_prints()
+    }
+
+    /// Whether chains wait to be compared, because somebody else wrote and they are many.
+    pub fn is_scanning(&self) -> bool {
+        self.tables.is_scanning()
+    }
+
+    /// Compares some of them.
+    pub fn scan(&mut self) -> Look {
+        self.tables.scan()
+    }
+
+    /// As [`FamilySync::take_prints_soon`], some thousand chains at a time.
     pub fn take_prints(&mut self, generation: u32) {
         self.tables.take_prints(generation);
     }

@@ -94,9 +94,23 @@ impl Lookout {
         };
     }
 
-    /// Notes that prints wait to be taken once everything is quiet.
-    pub(super) fn prints_are_due(&mut self, now: Instant) {
+    /// Notes that there is more to do for a look, once everything is quiet.
+    pub(super) fn look_on(&mut self, now: Instant) {
         self.look_at.get_or_insert(now + SETTLE);
+    }
+
+    /// Notes that prints were taken from `started` to `now`.
+    pub(super) fn taken(&mut self, started: Instant, now: Instant) {
+        self.look_at = (!self.is_notified).then(|| now + LOOK_PERIOD);
+        self.not_before = now + (now - started);
+    }
+
+    /// Notes that chains were compared from `started` to `now`; `is_compared` when that was the last of
+    /// them, and nothing was left out.
+    pub(super) fn scanned(&mut self, is_compared: bool, started: Instant, now: Instant) {
+        self.taken(started, now);
+        self.not_before = now + ((now - started) * LOOK_SHARE).min(MAX_PAUSE);
+        self.is_unread &= !is_compared;
     }
 
     /// Notes that a look that began at `started` was not enough: tables are about to be read.
@@ -220,9 +234,9 @@ mod tests {
     }
 
     #[test]
-    fn prints_are_taken_when_it_is_quiet() {
+    fn what_is_left_is_done_when_it_is_quiet() {
         let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
-        lookout.prints_are_due(now);
+        lookout.look_on(now);
         assert_eq!(lookout.look_at(), Some(now + SETTLE));
         lookout.looked(Some(9), false, now, now);
         assert_eq!(lookout.look_at(), None);

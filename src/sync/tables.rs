@@ -14,13 +14,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::anyhow;
 use tracing::{info, warn};
 
-use look::Doors;
+use look::{Doors, Scan};
 
 use super::report::Drift;
 use crate::iptables::{ChainName, Jump, Table};
 use crate::kernel::{Backend, Dump, Iptables, Readable};
 use crate::plan::{Committed, Digest, Prints, Reader, UdpDoors};
 use crate::rules::{fixed, names};
+
+/// Those that hold what is ours, in the order in which they are read.
+const TABLES: [Table; 2] = [Table::Filter, Table::Nat];
 
 /// Why the kernel is read again: what is taken to be as it was left, where rules cannot be read and
 /// prints do not tell.
@@ -50,6 +53,7 @@ pub(super) struct Tables<K> {
     dialects: BTreeMap<(Table, ChainName), (Digest, Digest)>,
     n_looks: usize,
     doors: Doors,
+    scan: Option<Scan>,
     /// What UDP rules answered on that were there before this process, once they were read.
     inherited: Option<UdpDoors>,
 }
@@ -66,6 +70,7 @@ impl<K: Iptables> Tables<K> {
             dialects: BTreeMap::new(),
             n_looks: 0,
             doors: Doors::new(),
+            scan: None,
             inherited: None,
         }
     }
@@ -122,7 +127,7 @@ impl<K: Iptables> Tables<K> {
             return (committed, Drift::default());
         }
         let left = self.left.take();
-        let Reading { mut found, changed } = self.read(left.as_ref());
+        let Reading { mut found, changed } = self.read(&TABLES, left.as_ref());
         let mut drift = left.map_or_else(Drift::default, |left| self.compare(&left, &mut found));
         drift.chains.extend(changed);
         (found, drift)
@@ -137,8 +142,12 @@ impl<K: Iptables> Tables<K> {
     /// dialect: it is said once, and from now on taken for what it means. A dialect spells rules, it
     /// has as many of them: with another number, somebody wrote once more before it was read.
     pub(super) fn learn_dialects(&mut self, repaired: &Drift) {
+        let is_of = |table: &Table| repaired.chains.iter().any(|(of, _)| of == table);
+        let tables: Vec<Table> = TABLES.into_iter().filter(is_of).collect();
+        let is_readable = |table: &Table| matches!(self.kernel.readable(*table), Ok(Readable::Rules));
+        let tables: Vec<Table> = tables.into_iter().filter(is_readable).collect();
         let Some(committed) = self.committed.take() else { return };
-        let found = self.read(None).found;
+        let found = self.read(&tables, None).found;
         for (table, chain) in &repaired.chains {
             let (written, read) = (digest(&committed, *table, chain), digest(&found, *table, chain));
             if let (Some(written), Some(read)) = (written, read)
@@ -178,16 +187,16 @@ impl<K: Iptables> Tables<K> {
         drift
     }
 
-    /// Reads both tables.
+    /// Reads `tables`.
     ///
     /// A table that has too many chains, or that cannot be read (somebody put rules into it that
     /// iptables does not know), is taken by the names of its chains and their prints, with what was
     /// `left`.
-    fn read(&mut self, left: Option<&Committed>) -> Reading {
+    fn read(&mut self, tables: &[Table], left: Option<&Committed>) -> Reading {
         let family = self.kernel.family();
         let mut reader = Reader::new(family, &self.jumps, &is_tracked);
         let mut unread = Vec::new();
-        for table in [Table::Filter, Table::Nat] {
+        for table in tables.iter().copied() {
             let result = match self.kernel.readable(table) {
                 Ok(Readable::Rules) => self.kernel.save(table, &mut |line| reader.line(line)),
                 Ok(Readable::NamesOnly) => Err(anyhow!("it has too many chains")),
@@ -210,11 +219,13 @@ impl<K: Iptables> Tables<K> {
         reading
     }
 
-    /// How the chains of `table` look, if there is anything to compare it with.
-    fn shown(&mut self, table: Table, left: Option<&Committed>) -> Option<Dump> {
-        left?;
+    /// How those of the chains `names` look that have a print to be compared with.
+    fn shown(&mut self, table: Table, names: &BTreeSet<ChainName>, left: Option<&Committed>) -> Option<Dump> {
+        let left = left?;
         let family = self.kernel.family();
-        self.kernel.prints(table, None).unwrap_or_else(|error| {
+        let has_print = |name: &&ChainName| left.prints.of(table, name).is_some();
+        let names: Vec<ChainName> = names.iter().filter(has_print).copied().collect();
+        self.kernel.prints(table, Some(&names)).unwrap_or_else(|error| {
             info!(%family, %table, error = %format!("{error:#}"), "what cannot be read cannot be compared either");
             None
         })
@@ -230,21 +241,14 @@ impl<K: Iptables> Tables<K> {
         Reading { found, changed }: &mut Reading,
     ) {
         let family = self.kernel.family();
-        let shown = self.shown(table, left);
         let mut names = BTreeSet::new();
-        let result = match &shown {
-            Some(dump) => {
-                names
-                    .extend(dump.chains.iter().map(|(name, _)| *name).filter(|name| is_tracked(table, name)));
-                Ok(())
-            }
-            None => self.kernel.chain_names(table, &mut |name| {
-                names.extend(ChainName::new(name).filter(|name| is_tracked(table, name)));
-            }),
-        };
+        let result = self.kernel.chain_names(table, &mut |name| {
+            names.extend(ChainName::new(name).filter(|name| is_tracked(table, name)));
+        });
         if let Err(error) = result {
             warn!(%family, %table, error = %format!("{error:#}"), "stale chains cannot be found");
         }
+        let shown = self.shown(table, &names, left);
         let is_trusted = match self.doubt {
             Doubt::Failure => true,
             Doubt::Look => shown.is_some(),
@@ -267,6 +271,10 @@ impl<K: Iptables> Tables<K> {
                 _ => is_trusted,
             };
             let left = left.filter(|_| holds);
+            // Written by the sync that failed: as long as nobody else wrote, the print may be taken.
+            if self.doubt == Doubt::Failure && left.is_some_and(|left| left.prints.is_due(table, &name)) {
+                found.prints.known(table, name);
+            }
             n_unknown += usize::from(left.is_none());
             match table {
                 Table::Nat => {

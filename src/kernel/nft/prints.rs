@@ -1,8 +1,8 @@
 //! What the rules of chains look like in the kernel, as one number a chain.
 //!
-//! `iptables-nft-save` is quadratic in chains: at 44 000 Services it takes 20 s. A raw dump of the same
-//! rules takes a tenth of a second, and need not be understood to tell whether a chain still holds
-//! the bytes that it held right after it was written.
+//! `iptables-nft-save` is quadratic in chains: at 44 000 Services it takes 20 s. The kernel's own dump of
+//! a large table is quadratic too, but that of one chain takes 10 us at any size, and need not be
+//! understood to tell whether the chain still holds the bytes that it held right after it was written.
 
 use std::hash::{BuildHasher, Hasher};
 use std::io;
@@ -33,53 +33,63 @@ const EXPRESSION_NAME: u16 = 1;
 static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::default);
 
 /// How the chains of `table` look: all that are there, or `only` these, of which one that is not there
-/// looks empty. Everything is as of one generation; `Interrupted` when somebody wrote during each of
-/// many attempts. Chains with names that iptables does not know are left out.
+/// looks empty. All are as of one generation, for which dumps are begun again; with `only`, that is left
+/// to the caller. `Interrupted` when somebody wrote during each of many attempts. Chains with names
+/// that iptables does not know are left out.
 ///
 /// A print is of what rules say: handles and positions, which tell when a rule was made, and counters
 /// are not in it.
 pub fn prints(family: IpFamily, table: &str, only: Option<&[ChainName]>) -> io::Result<Dump> {
     let mut netfilter = Netfilter::open()?;
-    for _ in 0..ATTEMPTS {
-        match attempt(&mut netfilter, nfproto(family), table, only) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Ok(None) => {}
-            Ok(Some(dump)) => return Ok(dump),
-            Err(error) => return Err(error),
-        }
+    let family = nfproto(family);
+    let Some(only) = only else {
+        return undisturbed(&mut || match all(&mut netfilter, family, table) {
+            Ok(Dump { generation: None, .. }) => Err(io::ErrorKind::Interrupted.into()),
+            done => done,
+        });
+    };
+    let empty = print(SEED.build_hasher());
+    let before = generation(&mut netfilter)?;
+    let mut chains = Vec::with_capacity(only.len());
+    for name in only {
+        let print = undisturbed(&mut || {
+            let mut found = empty;
+            dump_rules(&mut netfilter, family, table, Some(name.as_str()), &mut |_, print| found = print)?;
+            Ok(found)
+        })?;
+        chains.push((*name, print));
     }
-    Err(io::ErrorKind::Interrupted.into())
+    chains.sort_unstable_by_key(|(name, _)| *name);
+    let generation =
+        Some(before).filter(|before| generation(&mut netfilter).is_ok_and(|after| after == *before));
+    Ok(Dump { generation, chains })
 }
 
-/// One attempt; `None` when somebody wrote between its dumps.
-fn attempt(
-    netfilter: &mut Netfilter,
-    family: u8,
-    table: &str,
-    only: Option<&[ChainName]>,
-) -> io::Result<Option<Dump>> {
-    let generation = generation(netfilter)?;
-    let empty = print(SEED.build_hasher());
-    let mut chains: Vec<(ChainName, Print)> = match only {
-        Some(only) => only.iter().map(|name| (*name, empty)).collect(),
-        None => names(netfilter, family, table)?.into_iter().map(|name| (name, empty)).collect(),
-    };
-    chains.sort_unstable_by_key(|(name, _)| *name);
-    let asked = match only {
-        Some(only) => only.iter().map(|name| Some(name.as_str())).collect(),
-        None => vec![None],
-    };
-    for chain in asked {
-        dump_rules(netfilter, family, table, chain, &mut |name, print| {
-            if let Some(at) = ChainName::new(name)
-                .and_then(|name| chains.binary_search_by_key(&name, |(name, _)| *name).ok())
-            {
-                chains[at].1 = print;
-            }
-        })?;
+/// Begins a dump again when a commit interrupted it, some times.
+fn undisturbed<T>(dump: &mut dyn FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..ATTEMPTS {
+        match dump() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
     }
-    let is_whole = self::generation(netfilter)? == generation;
-    Ok(is_whole.then_some(Dump { generation, chains }))
+    dump()
+}
+
+fn all(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Dump> {
+    let before = generation(netfilter)?;
+    let empty = print(SEED.build_hasher());
+    let names = names(netfilter, family, table)?;
+    let mut chains: Vec<(ChainName, Print)> = names.into_iter().map(|name| (name, empty)).collect();
+    chains.sort_unstable_by_key(|(name, _)| *name);
+    dump_rules(netfilter, family, table, None, &mut |name, print| {
+        let at = ChainName::new(name).map(|name| chains.binary_search_by_key(&name, |(name, _)| *name));
+        if let Some(Ok(at)) = at {
+            chains[at].1 = print;
+        }
+    })?;
+    let generation = Some(before).filter(|before| generation(netfilter).is_ok_and(|after| after == *before));
+    Ok(Dump { generation, chains })
 }
 
 /// As [`super::generation`], by a socket that is open.

@@ -50,6 +50,15 @@ fn read(tables: &mut Tables<FakeIptables>) -> (usize, Drift) {
     (committed.nat.values().filter(|content| content.is_none()).count(), drift)
 }
 
+/// A look, and all that follows it.
+fn whole_look(tables: &mut Tables<FakeIptables>) -> Look {
+    let mut look = tables.look();
+    while !look.is_wrong && tables.is_scanning() {
+        look = tables.scan();
+    }
+    look
+}
+
 const SAME: Look = Look { is_wrong: false, is_unread: false };
 const UNREAD: Look = Look { is_wrong: false, is_unread: true };
 const WRONG: Look = Look { is_wrong: true, is_unread: false };
@@ -58,18 +67,18 @@ const WRONG: Look = Look { is_wrong: true, is_unread: false };
 fn with_prints_a_look_tells_everything_at_any_size() {
     for n in [10, MANY] {
         let mut tables = printed(n);
-        assert_eq!(tables.look(), SAME);
+        assert_eq!(whole_look(&mut tables), SAME);
         change(&mut tables, 7);
-        assert_eq!(tables.look(), WRONG);
+        assert!(whole_look(&mut tables).is_wrong);
         let mut tables = printed(n);
         tables.kernel.ruleset.tables.get_mut(&Table::Nat).unwrap().remove(&chain(7));
-        assert_eq!(tables.look(), WRONG, "gone");
+        assert!(tables.look().is_wrong, "gone");
         let mut tables = printed(n);
         tables.kernel.ruleset.chain_mut(Table::Nat, chain(9_999));
-        assert_eq!(tables.look(), WRONG, "too many");
+        assert!(tables.look().is_wrong, "too many");
         tables.kernel.ruleset.tables.get_mut(&Table::Nat).unwrap().remove(&chain(9_999));
         tables.kernel.ruleset.chain_mut(Table::Nat, ChainName::literal("CNI-HOSTPORT"));
-        assert_eq!((tables.look(), tables.kernel.n_saves), (SAME, 0), "somebody else's");
+        assert_eq!((whole_look(&mut tables), tables.kernel.n_saves), (SAME, 0), "somebody else's");
     }
 }
 
@@ -87,9 +96,9 @@ fn only_what_looks_otherwise_is_unknown_and_reported() {
 #[test]
 fn chains_without_prints_are_left_to_the_audit() {
     let mut tables = known(MANY);
-    assert_eq!(tables.look(), UNREAD, "somebody wrote before prints were taken");
+    assert_eq!(whole_look(&mut tables), UNREAD, "somebody wrote before prints were taken");
     tables.take_prints(0);
-    assert_eq!(tables.look(), UNREAD, "nobody knows what they would be prints of");
+    assert_eq!(whole_look(&mut tables), UNREAD, "nobody knows what they would be prints of");
     tables.kernel.ruleset.tables.get_mut(&Table::Nat).unwrap().remove(&chain(7));
     assert_eq!(tables.look(), Look { is_wrong: true, is_unread: true });
     tables.suspect();
@@ -103,9 +112,18 @@ fn chains_without_prints_are_left_to_the_audit() {
 
 #[test]
 fn after_a_failure_of_ours_what_has_no_print_is_as_it_was_left() {
-    let mut tables = known(MANY);
-    tables.doubt();
-    assert_eq!(read(&mut tables), (0, Drift::default()));
+    for is_given_up in [false, true] {
+        let mut tables = known(MANY);
+        tables.doubt();
+        if is_given_up {
+            tables.give_up_prints();
+        }
+        let (committed, drift) = tables.take();
+        assert_eq!((committed.nat.values().flatten().count(), drift), (MANY, Drift::default()));
+        tables.put_back(committed);
+        tables.take_prints(0);
+        assert_eq!(whole_look(&mut tables), if is_given_up { UNREAD } else { SAME });
+    }
 }
 
 #[test]
@@ -137,16 +155,55 @@ fn prints_of_another_generation_are_not_taken() {
     assert!(tables.has_due_prints());
     tables.give_up_prints();
     assert!(!tables.has_due_prints());
+    assert_eq!(whole_look(&mut tables), UNREAD);
+}
+
+#[test]
+fn very_many_chains_are_compared_a_slice_at_a_time() {
+    const SLICES: usize = 3;
+    let n = 2 * 4_000 + 10;
+    let mut tables = known(n);
+    for _ in 0..SLICES {
+        assert!(tables.has_due_prints());
+        tables.take_prints(0);
+    }
+    assert!(!tables.has_due_prints());
+    let n_slices = |tables: &mut Tables<FakeIptables>| {
+        let mut looks = Vec::new();
+        while tables.is_scanning() {
+            looks.push(tables.scan().is_wrong);
+        }
+        looks
+    };
     assert_eq!(tables.look(), UNREAD);
+    assert_eq!(n_slices(&mut tables), [false; SLICES]);
+    assert_eq!(tables.scan(), SAME, "all were compared");
+    // Whoever writes again has all compared once more, from where it is.
+    tables.look();
+    tables.scan();
+    change(&mut tables, 0);
+    assert_eq!(tables.look(), UNREAD);
+    let looks = n_slices(&mut tables);
+    assert_eq!(looks.iter().filter(|is_wrong| **is_wrong).count(), 1, "{looks:?}");
+    assert!(!looks[0], "it was in the slice before");
+}
+
+#[test]
+fn a_scan_that_fails_is_left_to_the_audit() {
+    let mut tables = printed(MANY);
+    tables.look();
+    tables.kernel.is_dump_broken = true;
+    assert_eq!((tables.scan(), tables.is_scanning()), (UNREAD, false));
+    assert_eq!(tables.scan(), UNREAD);
 }
 
 #[test]
 fn what_cannot_be_dumped_is_looked_at_by_name() {
     let mut tables = printed(MANY);
     tables.kernel.is_dump_broken = true;
-    assert_eq!(tables.look(), UNREAD);
+    assert_eq!(whole_look(&mut tables), UNREAD);
     change(&mut tables, 7);
-    assert_eq!(tables.look(), UNREAD);
+    assert_eq!(whole_look(&mut tables), UNREAD);
     tables.kernel.ruleset.tables.get_mut(&Table::Nat).unwrap().remove(&chain(7));
     assert_eq!(tables.look(), WRONG);
     tables.forget();

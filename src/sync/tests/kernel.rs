@@ -77,7 +77,7 @@ impl Iptables for Shared {
     }
 
     fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
-        let generation = self.1.load(Ordering::Relaxed);
+        let generation = Some(self.1.load(Ordering::Relaxed));
         let dump = self.with(|fake| fake.prints(table, only))?;
         Ok(dump.map(|dump| Dump { generation, ..dump }))
     }
