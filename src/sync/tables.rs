@@ -127,6 +127,10 @@ impl<K: Iptables> Tables<K> {
             return (committed, Drift::default());
         }
         let left = self.left.take();
+        if self.doubt == Doubt::Foreign {
+            // What a look had still to compare is compared now, or written.
+            self.scan = None;
+        }
         let Reading { mut found, changed } = self.read(&TABLES, left.as_ref());
         let mut drift = left.map_or_else(Drift::default, |left| self.compare(&left, &mut found));
         drift.chains.extend(changed);

@@ -86,6 +86,7 @@ impl<K: Iptables> Tables<K> {
             is_wrong |= dump.chains.iter().any(|(name, _)| is_stray(name));
         }
         is_wrong |= !is_wrong && !self.has_jumps(&dumps);
+        self.scan = None;
         Ok(Some(Look { is_wrong, is_unread: false }))
     }
 

@@ -195,6 +195,10 @@ fn a_scan_that_fails_is_left_to_the_audit() {
     tables.kernel.is_dump_broken = true;
     assert_eq!((tables.scan(), tables.is_scanning()), (UNREAD, false));
     assert_eq!(tables.scan(), UNREAD);
+    tables.forget();
+    let (committed, _) = tables.take();
+    tables.put_back(committed);
+    assert_eq!(tables.scan(), SAME, "the audit has settled it");
 }
 
 #[test]
