@@ -97,6 +97,8 @@ impl Running {
         }
         running.until("both families are synced", |running| running.heard.0.lock().unwrap().len() == 2).await;
         running.until("prints are taken", |running| running.n_dumped() >= 2 * N_SERVICES).await;
+        // The last slice is a small one.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         running
     }
 

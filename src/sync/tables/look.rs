@@ -251,11 +251,13 @@ impl<K: Iptables> Tables<K> {
     }
 
     /// Takes prints that are due, if the ruleset is still at `generation`, up to which all that is known of
-    /// the tables holds; a slice of them, where they are many. Otherwise they stay due.
+    /// the tables holds; a slice of them, where they are many. Otherwise they stay due; what cannot be
+    /// dumped is given up.
     pub(in crate::sync) fn take_prints(&mut self, generation: u32) {
         if let Err(error) = self.try_prints(generation) {
             let family = self.kernel.family();
             debug!(%family, error = %format!("{error:#}"), "prints are not taken");
+            self.give_up_prints();
         }
     }
 
