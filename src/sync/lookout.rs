@@ -263,6 +263,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_scan_has_compared_is_no_work_for_the_audit() {
+        let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
+        lookout.committed(Some(10), now);
+        lookout.looked(Some(10), true, now, now);
+        let scanned = now + Duration::from_millis(40);
+        lookout.scanned(false, now, scanned);
+        lookout.look_on(scanned);
+        assert_eq!(lookout.look_at(), Some(scanned + Duration::from_millis(800)), "a twentieth of the time");
+        assert!(lookout.begin_audit(Some(10), scanned));
+        lookout.scanned(true, scanned, scanned);
+        assert!(!lookout.begin_audit(Some(10), scanned));
+        let taken = scanned + Duration::from_millis(400);
+        lookout.taken(scanned, taken);
+        lookout.look_on(taken);
+        assert_eq!(lookout.look_at(), Some(taken + Duration::from_millis(400)), "half of the time");
+    }
+
+    #[test]
     fn a_long_look_does_not_keep_a_flush_unseen() {
         let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
         lookout.committed(Some(10), now);
