@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::sync::atomic::AtomicBool;
 
 use chainsmith::iptables::{ChainName, Jump, Table};
-use chainsmith::kernel::{Backend, Iptables, Readable, RestoreError};
+use chainsmith::kernel::{Backend, Dump, Iptables, Readable, RestoreError};
 use chainsmith::model::{Change, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
@@ -73,6 +73,10 @@ impl Iptables for Sink {
 
     fn has_jump(&mut self, _: &Jump) -> anyhow::Result<bool> {
         Ok(false)
+    }
+
+    fn prints(&mut self, _: Table, _: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+        Ok(None)
     }
 
     fn generation(&mut self) -> Option<u32> {

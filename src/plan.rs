@@ -15,9 +15,11 @@
 mod committed;
 mod delta;
 mod input;
+mod prints;
 
 pub use committed::{Committed, Digest, Reader, UdpDoors};
 pub use input::{Aftermath, Limits, LineIndex, Restore, Tally, Uncertain};
+pub use prints::{Due, Print, Prints};
 
 use std::collections::BTreeMap;
 

@@ -27,6 +27,7 @@ pub use measure::Meter;
 pub use observer::{Finding, News, Observer, Scope, Synced};
 pub use report::{Drift, Quarantine, Refusal, Report, SyncError};
 pub use sweep::{Sweep, Sweeper};
+pub use tables::Look;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -208,7 +209,8 @@ impl<K: Iptables + 'static> Loop<K> {
             };
             // Changes wait for the minimum period; these have waited, or cannot.
             let is_urgent = match event {
-                Event::TablesFlushed(_) | Event::SyncDue | Event::RetryDue | Event::FullSyncDue => true,
+                Event::TablesFlushed(_) | Event::SyncDue | Event::RetryDue => true,
+                Event::FullSyncDue => self.audit().await,
                 Event::LookDue => self.look().await,
                 _ => false,
             };
@@ -275,15 +277,11 @@ impl<K: Iptables + 'static> Loop<K> {
                 }
             }
             Event::TablesWritten(generation) => self.lookout.committed(generation, Instant::now()),
-            Event::FullSyncDue => {
-                let generation = self.generation();
-                if self.lookout.begin_audit(generation, Instant::now()) {
-                    self.read_everything_again();
-                } else {
-                    self.state.families.iter_mut().for_each(FamilySync::full_sync_due);
-                }
-            }
-            Event::RetryDue | Event::SyncDue | Event::LookDue | Event::AffinityLookDue => {}
+            Event::RetryDue
+            | Event::SyncDue
+            | Event::LookDue
+            | Event::FullSyncDue
+            | Event::AffinityLookDue => {}
         }
         None
     }
@@ -403,30 +401,86 @@ impl<K: Iptables + 'static> Loop<K> {
 
     /// The ruleset's generation, on the nft back-end.
     fn generation(&mut self) -> Option<u32> {
-        self.state.families.first_mut().and_then(|sync| sync.kernel().generation())
+        generation(&mut self.state)
     }
 
-    fn read_everything_again(&mut self) {
-        self.lookout.forget();
-        self.state.families.iter_mut().for_each(|sync| sync.touch_everything(true));
-    }
-
-    /// Looks whether somebody else wrote to the tables; if so, everything is compared, at once.
+    /// Looks whether somebody else changed anything of ours; a family of which that may be is read, at once.
     async fn look(&mut self) -> bool {
         let started = Instant::now();
-        let generation = self.generation();
-        let (state, is_wrong) = on_thread(self.take_state(), |state| {
-            state.families.iter_mut().map(|sync| sync.look()).fold(false, |any, one| any | one)
-        })
-        .await;
-        self.state = state;
+        let seen = self.generation();
+        if let Some(generation) = seen.filter(|_| self.lookout.is_settled(seen)) {
+            return self.look_on(generation, started).await;
+        }
+        let looks = self.on_families(FamilySync::look).await;
+        for (sync, look) in self.state.families.iter_mut().zip(&looks).filter(|(_, look)| look.is_wrong) {
+            // What the look could not compare is left to the audit, where it is much.
+            if look.is_unread { sync.suspect() } else { sync.touch_everything(true) }
+        }
+        let is_unread = looks.iter().any(|look| look.is_unread);
+        self.lookout.looked(seen, is_unread, started, Instant::now());
+        let is_wrong = looks.iter().any(|look| look.is_wrong);
         if is_wrong {
-            self.read_everything_again();
             self.lookout.suspected(started);
-        } else {
-            self.lookout.looked(generation, started, Instant::now());
+        } else if self.has_more_to_look_at() {
+            self.lookout.look_on(Instant::now());
         }
         is_wrong
+    }
+
+    /// Goes on, while nobody else writes, with what takes too long to be done at once: a slice of it.
+    async fn look_on(&mut self, generation: u32, started: Instant) -> bool {
+        if self.state.families.iter().any(FamilySync::has_due_prints) {
+            self.on_families(move |sync| sync.take_prints(generation)).await;
+            self.lookout.taken(started, Instant::now());
+        } else {
+            let looks = self.on_families(FamilySync::scan).await;
+            for (sync, _) in self.state.families.iter_mut().zip(&looks).filter(|(_, look)| look.is_wrong) {
+                sync.suspect();
+            }
+            let is_over = !self.state.families.iter().any(FamilySync::is_scanning);
+            let is_wrong = looks.iter().any(|look| look.is_wrong);
+            let is_compared = is_over && !is_wrong && looks.iter().all(|look| !look.is_unread);
+            self.lookout.scanned(is_compared, started, Instant::now());
+            if is_wrong {
+                return true;
+            }
+        }
+        if self.has_more_to_look_at() {
+            self.lookout.look_on(Instant::now());
+        }
+        false
+    }
+
+    fn has_more_to_look_at(&self) -> bool {
+        self.state.families.iter().any(|sync| sync.is_scanning() || sync.has_due_prints())
+    }
+
+    /// Compares everything, if anybody else wrote since that was done last; a family of which a look does
+    /// not tell all is read.
+    async fn audit(&mut self) -> bool {
+        let started = Instant::now();
+        let seen = self.generation();
+        if self.lookout.begin_audit(seen, started) {
+            let looks = self.on_families(FamilySync::look).await;
+            let is_read = |look: &Look| look.is_wrong || look.is_unread;
+            for (sync, _) in self.state.families.iter_mut().zip(&looks).filter(|(_, look)| is_read(look)) {
+                sync.touch_everything(true);
+            }
+            self.lookout.audited(seen, started, Instant::now());
+        }
+        self.state.families.iter_mut().for_each(FamilySync::full_sync_due);
+        true
+    }
+
+    /// Does `work` on each family, on a thread where it may block.
+    async fn on_families<T: Send + 'static>(
+        &mut self,
+        mut work: impl FnMut(&mut FamilySync<K>) -> T + Send + 'static,
+    ) -> Vec<T> {
+        let work = move |state: &mut State<K>| state.families.iter_mut().map(&mut work).collect();
+        let (state, done) = on_thread(self.take_state(), work).await;
+        self.state = state;
+        done
     }
 
     /// Notes which clients lose their session affinity.
@@ -450,12 +504,19 @@ impl<K: Iptables + 'static> Loop<K> {
         }
         self.is_changed = false;
         let before = self.generation();
+        if !self.lookout.is_continued(before) {
+            self.state.families.iter_mut().for_each(FamilySync::give_up_prints);
+        }
         let (node_name, stop, observers) =
             (self.parts.node_name.clone(), self.stop.clone(), self.parts.observers.clone());
         let mut work = Box::pin(on_thread(self.take_state(), move |state| {
-            sync_families(state, &node_name, &stop, &observers)
+            let done = sync_families(state, &node_name, &stop, &observers);
+            let after = generation(state);
+            let alone = after.filter(|_| lookout::is_alone(before, after, done.n_commits));
+            let has_due_prints = take_prints_soon(state, alone);
+            (done, after, has_due_prints)
         }));
-        let (state, done) = tokio::select! {
+        let (state, (done, after, has_due_prints)) = tokio::select! {
             done = &mut work => done,
             () = until_set(shutdown) => {
                 // A restore that has begun is left to end; no other is begun.
@@ -466,12 +527,32 @@ impl<K: Iptables + 'static> Loop<K> {
         self.state = state;
         let now = Instant::now();
         self.pacer.ended(now, done.is_success);
-        let after = self.generation();
         if done.is_drifted {
             self.lookout.drifted();
         }
         self.lookout.synced(before, after, done.n_commits, now);
+        if has_due_prints || self.has_more_to_look_at() {
+            self.lookout.look_on(now);
+        }
     }
+}
+
+/// The ruleset's generation, which all families share.
+fn generation<K: Iptables>(state: &mut State<K>) -> Option<u32> {
+    state.families.first_mut().and_then(|sync| sync.kernel().generation())
+}
+
+/// Takes prints of what was written up to the generation `alone`, at which nobody else had written
+/// meanwhile; whether some are left for later.
+fn take_prints_soon<K: Iptables>(state: &mut State<K>, alone: Option<u32>) -> bool {
+    let take = |sync: &mut FamilySync<K>| match alone {
+        Some(generation) => sync.take_prints_soon(generation),
+        None => {
+            sync.give_up_prints();
+            false
+        }
+    };
+    state.families.iter_mut().map(take).fold(false, |any, one| any | one)
 }
 
 /// What a reading that was begun comes to; waits for ever where none was.

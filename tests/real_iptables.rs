@@ -10,6 +10,8 @@ mod cluster;
 mod compact;
 #[path = "shared/corpus_cases.rs"]
 mod corpus_cases;
+#[path = "real_iptables/drift.rs"]
+mod drift;
 #[path = "properties/fates.rs"]
 mod fates;
 #[path = "real_iptables/held.rs"]

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Backend, Iptables, Readable, RestoreError};
+use super::{Backend, Dump, Iptables, Readable, RestoreError};
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{Chain, ChainName, Jump, Rule, Ruleset, Table, write};
 use crate::net::IpFamily;
-use crate::plan::{Limits, Restore};
+use crate::plan::{Digest, Limits, Print, Restore};
 
 /// The longest path of user-defined chains that nf_tables takes.
 const MAX_DEPTH: usize = 15;
@@ -39,6 +39,14 @@ pub struct FakeIptables {
     pub readable: Readable,
     /// Saves so far.
     pub n_saves: usize,
+    /// Whether the rules cannot be dumped.
+    pub is_dump_broken: bool,
+    /// Dumps so far.
+    pub n_dumps: usize,
+    /// Whether jumps cannot be looked for.
+    pub is_check_broken: bool,
+    /// Jumps that were looked for so far.
+    pub n_jump_looks: usize,
     /// Commits so far, of anybody: raise it to stand in for a foreign one.
     pub n_commits: u32,
 }
@@ -60,6 +68,10 @@ impl FakeIptables {
             is_save_broken: false,
             readable: Readable::Rules,
             n_saves: 0,
+            is_dump_broken: false,
+            n_dumps: 0,
+            is_check_broken: false,
+            n_jump_looks: 0,
             n_commits: 0,
         }
     }
@@ -251,6 +263,10 @@ impl Iptables for FakeIptables {
     }
 
     fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {
+        self.n_jump_looks += 1;
+        if self.is_check_broken {
+            anyhow::bail!("iptables -C is broken");
+        }
         Ok(self.ruleset.chain(jump.table, &jump.from).is_some_and(|chain| chain.rules.contains(&jump.rule)))
     }
 
@@ -258,6 +274,31 @@ impl Iptables for FakeIptables {
         let chains = self.ruleset.tables.get(&table).into_iter().flatten();
         chains.for_each(|(name, _)| each(name.as_str()));
         Ok(())
+    }
+
+    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+        self.n_dumps += 1;
+        if self.backend == Backend::Legacy {
+            return Ok(None);
+        }
+        if self.is_dump_broken {
+            anyhow::bail!("the dump is broken");
+        }
+        let print = |chain: Option<&Chain>| {
+            let rules = chain.into_iter().flat_map(|chain| &chain.rules);
+            Print::new(
+                rules.fold(1, |hash, rule| (hash ^ Digest::rule(rule)).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+            )
+        };
+        let mut chains: Vec<(ChainName, Print)> = match only {
+            Some(only) => only.iter().map(|name| (*name, print(self.ruleset.chain(table, name)))).collect(),
+            None => {
+                let all = self.ruleset.tables.get(&table).into_iter().flatten();
+                all.map(|(name, chain)| (*name, print(Some(chain)))).collect()
+            }
+        };
+        chains.sort_unstable_by_key(|(name, _)| *name);
+        Ok(Some(Dump { generation: Some(self.n_commits), chains }))
     }
 
     fn generation(&mut self) -> Option<u32> {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::{Backend, Iptables, Readable, RestoreError, nft};
+use super::{Backend, Dump, Iptables, Readable, RestoreError, nft};
 use crate::iptables::{ChainName, Jump, Table, Target, write};
 use crate::net::IpFamily;
 use crate::plan::{Limits, Restore};
@@ -207,6 +207,15 @@ impl Iptables for KernelIptables {
                     each(name);
                 }
             }),
+        }
+    }
+
+    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+        match self.backend {
+            Backend::Nft => nft::prints(self.family, table.word(), only)
+                .map(Some)
+                .with_context(|| format!("cannot dump the rules of table {table} over netlink")),
+            Backend::Legacy => Ok(None),
         }
     }
 

@@ -39,27 +39,30 @@ pub(super) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The values of the attributes of type `kind`.
-    fn attributes(&self, kind: u16) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        NlasIterator::new(self.attributes)
-            .map_while(Result::ok)
-            .filter(move |attribute| attribute.kind() == kind)
-            .map(|attribute| {
-                let bytes: &'a [u8] = attribute.into_inner();
-                // A checked attribute is its header of 4 bytes, its value, and what follows.
-                let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
-                &bytes[4..length]
-            })
-    }
-
     /// The value of the first attribute of type `kind`.
     pub(super) fn attribute(&self, kind: u16) -> Option<&'a [u8]> {
-        self.attributes(kind).next()
+        self.attributes().find(|(other, _)| *other == kind).map(|(_, value)| value)
+    }
+
+    /// All attributes in their order: type and value.
+    pub(super) fn attributes(&self) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
+        NlasIterator::new(self.attributes).map_while(Result::ok).map(|attribute| {
+            let kind = attribute.kind();
+            let bytes: &'a [u8] = attribute.into_inner();
+            // A checked attribute is its header of 4 bytes, its value, and what follows.
+            let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
+            (kind, &bytes[4..length])
+        })
+    }
+
+    /// The value of an attribute that is attributes itself.
+    pub(super) fn of(attributes: &'a [u8]) -> Message<'a> {
+        Message { attributes }
     }
 
     /// The attributes of type `kind` whose values are attributes.
     pub(super) fn all_inner(&self, kind: u16) -> impl Iterator<Item = Message<'a>> + use<'a> {
-        self.attributes(kind).map(|attributes| Message { attributes })
+        self.attributes().filter(move |(other, _)| *other == kind).map(|(_, value)| Message::of(value))
     }
 
     /// An attribute whose value is attributes.

@@ -1,7 +1,10 @@
-//! nf_tables over netlink: who wrote, and the names of chains, without the cost of the programs.
+//! nf_tables over netlink: who wrote, the names of chains, and whether their rules are the same,
+//! without the cost of the programs.
 //!
 //! `iptables-nft-save` takes 20 s at 47 000 chains; the names alone come in a few milliseconds, and
 //! the generation of the ruleset says at once whether there is anything to read.
+
+mod prints;
 
 use std::io;
 
@@ -9,6 +12,8 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
+
+pub use prints::prints;
 
 use super::netlink::{Netfilter, Request, content, first};
 use crate::net::IpFamily;
@@ -35,17 +40,7 @@ const ATTEMPTS: usize = 20;
 
 /// The number of commits to nf_tables in this network namespace, all families, never zero.
 pub fn generation() -> io::Result<u32> {
-    let request = Request {
-        subsystem: SUBSYSTEM,
-        message: GET_GENERATION,
-        family: 0,
-        flags: 0,
-        texts: &[],
-        attributes: &[],
-    };
-    let mut generation = None;
-    Netfilter::open()?.ask(&request, &mut |message| generation = message.u32(GENERATION_ID))?;
-    generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    prints::generation(&mut Netfilter::open()?)
 }
 
 /// Passes on the name of each chain of `table` (`nat`, `filter`; those of other makers too), once,

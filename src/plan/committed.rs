@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 use foldhash::fast::RandomState;
 
+use super::prints::Prints;
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Jump, Match, Rule, Table};
 use crate::net::{IpFamily, Protocol};
@@ -21,7 +22,7 @@ pub struct Digest {
 }
 
 /// Another at each start, so that nobody can make objects whose rules have equal hashes.
-static HASH: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+pub(super) static HASH: LazyLock<RandomState> = LazyLock::new(RandomState::default);
 
 impl Digest {
     /// An empty chain.
@@ -68,9 +69,25 @@ pub struct Committed {
     pub filter: BTreeMap<ChainName, Option<Vec<Rule>>>,
     /// Which of the jumps are in place, by their number.
     pub jumps: BTreeSet<usize>,
+    /// How the chains look in the kernel, where that is known.
+    pub prints: Prints,
 }
 
 impl Committed {
+    /// How many chains are there.
+    pub fn n_chains(&self) -> usize {
+        self.nat.len() + self.filter.len()
+    }
+
+    /// Notes that everything in it was read in the kernel just now: prints of all are due.
+    pub fn read_back(&mut self) {
+        let nat =
+            self.nat.iter().filter(|(_, content)| content.is_some()).map(|(name, _)| (Table::Nat, *name));
+        let filter = self.filter.iter().filter(|(_, content)| content.is_some());
+        let filter = filter.map(|(name, _)| (Table::Filter, *name));
+        nat.chain(filter).for_each(|(table, name)| self.prints.known(table, name));
+    }
+
     /// How many rules of ours `table` holds.
     pub fn n_rules(&self, table: Table) -> usize {
         match table {
@@ -82,6 +99,11 @@ impl Committed {
 
     pub(super) fn apply(&mut self, table: Table, name: ChainName, effect: Effect) {
         match effect {
+            Effect::Nat(_) | Effect::Filter(_) => self.prints.known(table, name),
+            Effect::Deleted => self.prints.unknown(table, name),
+            Effect::Jump(_) => {}
+        }
+        match effect {
             Effect::Nat(digest) => drop(self.nat.insert(name, Some(digest))),
             Effect::Deleted if table == Table::Filter => drop(self.filter.remove(&name)),
             Effect::Deleted => drop(self.nat.remove(&name)),
@@ -92,6 +114,9 @@ impl Committed {
 
     /// Notes that nobody knows whether `effect` came about.
     pub(super) fn forget(&mut self, table: Table, name: ChainName, effect: &Effect) {
+        if !matches!(effect, Effect::Jump(_)) {
+            self.prints.unknown(table, name);
+        }
         match effect {
             Effect::Deleted if table == Table::Filter => drop(self.filter.insert(name, None)),
             Effect::Nat(_) | Effect::Deleted => drop(self.nat.insert(name, None)),

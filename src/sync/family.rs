@@ -14,7 +14,7 @@ use super::quarantine::{Scene, held_chain, is_refusal};
 use super::records::{Changed, Record, Sums, find_port, record, take_records};
 use super::report::{Quarantine, Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
-use super::tables::Tables;
+use super::tables::{Look, Tables};
 use super::wanted::{
     callers_first, chains_of_service_ports, filter_chains, fixed_nat_chains_in_order, is_urgent, layout_of,
     nat_chains_of, ranked,
@@ -153,9 +153,54 @@ impl<K: Iptables> FamilySync<K> {
         self.tables.committed().is_none() || self.dirty != Scope::Services(BTreeSet::new())
     }
 
-    /// Whether somebody else seems to have written to the tables; everything should be read then.
-    pub fn look(&mut self) -> bool {
+    /// Has every service port compared with what is found in the kernel, after a look that found
+    /// something wrong. What can neither be read there nor compared by its print is left alone.
+    pub fn suspect(&mut self) {
+        self.dirty = Scope::Everything;
+        self.tables.suspect();
+        self.quarantine.clear();
+        self.held.clear();
+    }
+
+    /// Whether somebody else, who wrote to the tables, changed anything of ours.
+    pub fn look(&mut self) -> Look {
         self.tables.look()
+    }
+
+    /// Notes how the chains that were written look in the kernel, where the ruleset is at `generation` if
+    /// nobody else wrote since the sync. What would take longer than a few milliseconds is left for
+    /// when nothing else is to be done; `true` when something is left.
+    pub fn take_prints_soon(&mut self, generation: u32) -> bool {
+        if self.tables.are_due_prints_quick() {
+            self.tables.take_prints(generation);
+        }
+        self.tables.has_due_prints()
+    }
+
+    /// Whether chains were written whose look in the kernel is not noted.
+    pub fn has_due_prints(&self) -> bool {
+        self.tables.has_due_prints()
+    }
+
+    /// Whether chains wait to be compared, because somebody else wrote and they are many.
+    pub fn is_scanning(&self) -> bool {
+        self.tables.is_scanning()
+    }
+
+    /// Compares some of them.
+    pub fn scan(&mut self) -> Look {
+        self.tables.scan()
+    }
+
+    /// As [`FamilySync::take_prints_soon`], some thousand chains at a time.
+    pub fn take_prints(&mut self, generation: u32) {
+        self.tables.take_prints(generation);
+    }
+
+    /// Notes that somebody else wrote since the last sync: how the chains that it wrote look now says
+    /// nothing.
+    pub fn give_up_prints(&mut self) {
+        self.tables.give_up_prints();
     }
 
     /// How many service ports are left out because the kernel refuses them.

@@ -15,14 +15,14 @@ const SETTLE: Duration = Duration::from_millis(250);
 const LOOK_PERIOD: Duration = Duration::from_millis(900);
 /// A look may take this part of the time at most.
 const LOOK_SHARE: u32 = 20;
-/// After a suspicion was settled by reading everything, how long that may keep the next look waiting:
-/// a flush is to be repaired within two seconds, also where somebody writes all the time.
+/// On nft, how long the time that a look took, and the reading after it, may keep the next one waiting: a
+/// flush is to be repaired within two seconds, also where somebody writes all the time.
 const MAX_PAUSE: Duration = Duration::from_millis(1_500);
 
 /// Remembers what is ours among the commits, and when the next look is due.
 #[derive(Debug)]
 pub(super) struct Lookout {
-    /// The generation after our last commit; `None` on the legacy back-end, and before the first.
+    /// The generation after our last commit or look; `None` on the legacy back-end, and before the first.
     own: Option<u32>,
     /// Whether commits are notified.
     is_notified: bool,
@@ -30,7 +30,9 @@ pub(super) struct Lookout {
     look_at: Option<Instant>,
     /// No look before this.
     not_before: Instant,
-    /// Whether somebody else wrote since everything was last read; a look tells less than that.
+    /// Whether somebody else wrote, up to `own`, and nobody has looked at the tables since.
+    is_owed: bool,
+    /// Whether somebody else wrote, and what looks could not compare was not read since.
     is_unread: bool,
     /// When the look began after which everything is read.
     suspected_at: Option<Instant>,
@@ -45,6 +47,7 @@ impl Lookout {
             is_notified,
             look_at: None,
             not_before: now,
+            is_owed: false,
             is_unread: false,
             suspected_at: None,
             audit_period,
@@ -62,36 +65,56 @@ impl Lookout {
         self.audit_at
     }
 
+    /// Whether nobody else has written up to `generation` whose commits were not looked at.
+    pub(super) fn is_settled(&self, generation: Option<u32>) -> bool {
+        !self.is_owed && self.own.is_some() && generation == self.own
+    }
+
+    /// Whether nobody else wrote since our last commit, or there was none of ours.
+    pub(super) fn is_continued(&self, generation: Option<u32>) -> bool {
+        self.own.is_none() || generation == self.own
+    }
+
     /// Notes a sync that made `n_commits` between the generations `before` and `after`. Somebody who
     /// wrote in between gives himself away by the difference.
     pub(super) fn synced(&mut self, before: Option<u32>, after: Option<u32>, n_commits: usize, now: Instant) {
-        let was_alone = match (before, after) {
-            (Some(before), Some(after)) => {
-                after.wrapping_sub(before) as usize == n_commits && self.own.is_none_or(|own| own == before)
-            }
-            _ => true,
+        let is_foreign = match (before, after) {
+            (Some(_), Some(_)) => !is_alone(before, after, n_commits) || !self.is_continued(before),
+            _ => false,
         };
         self.own = after;
+        self.is_owed |= is_foreign;
         if let Some(suspected_at) = self.suspected_at.take() {
             self.not_before = now + ((now - suspected_at) * LOOK_SHARE).min(MAX_PAUSE);
         }
-        self.look_at = match (was_alone, self.is_notified) {
-            (false, _) => Some(now + SETTLE),
-            (true, true) => None,
-            (true, false) => Some(now + LOOK_PERIOD),
+        self.look_at = match (self.is_owed, self.is_notified) {
+            (true, _) => Some(now + SETTLE),
+            (false, true) => None,
+            (false, false) => Some(now + LOOK_PERIOD),
         };
     }
 
-    /// Notes that the kernel is about to be read: whatever was written before counts no more.
-    pub(super) fn forget(&mut self) {
-        self.own = None;
-        self.look_at = None;
-        self.is_unread = false;
+    /// Notes that there is more to do for a look, once everything is quiet.
+    pub(super) fn look_on(&mut self, now: Instant) {
+        self.look_at.get_or_insert(now + SETTLE);
     }
 
-    /// Notes that a look that began at `started` was not enough: everything is about to be read.
+    /// Notes that prints were taken from `started` to `now`.
+    pub(super) fn taken(&mut self, started: Instant, now: Instant) {
+        self.look_at = (!self.is_notified).then(|| now + LOOK_PERIOD);
+        self.not_before = now + (now - started);
+    }
+
+    /// Notes that chains were compared from `started` to `now`; `is_compared` when that was the last of
+    /// them, and nothing was left out.
+    pub(super) fn scanned(&mut self, is_compared: bool, started: Instant, now: Instant) {
+        self.taken(started, now);
+        self.not_before = now + ((now - started) * LOOK_SHARE).min(MAX_PAUSE);
+        self.is_unread &= !is_compared;
+    }
+
+    /// Notes that a look that began at `started` was not enough: tables are about to be read.
     pub(super) fn suspected(&mut self, started: Instant) {
-        self.forget();
         self.suspected_at = Some(started);
     }
 
@@ -110,19 +133,35 @@ impl Lookout {
         }
     }
 
-    /// Notes a look that began at `started`, when the generation was `seen`, and found nothing.
-    pub(super) fn looked(&mut self, seen: Option<u32>, started: Instant, now: Instant) {
-        self.is_unread |= seen != self.own;
+    /// Notes a look that began at `started`, when the generation was `seen`. What is wrong is about to be
+    /// read; `is_unread` when there is more that was not compared.
+    pub(super) fn looked(&mut self, seen: Option<u32>, is_unread: bool, started: Instant, now: Instant) {
+        if !self.is_settled(seen) {
+            self.is_unread = is_unread;
+        }
         self.own = seen.or(self.own);
-        self.not_before = now + (now - started) * LOOK_SHARE;
+        self.is_owed = false;
+        let pause = (now - started) * LOOK_SHARE;
+        self.not_before = now + if self.is_notified { pause.min(MAX_PAUSE) } else { pause };
         self.look_at = (!self.is_notified).then(|| now + LOOK_PERIOD);
+    }
+
+    /// Notes that everything was compared, or is about to be read, in an audit that began at `started`.
+    pub(super) fn audited(&mut self, seen: Option<u32>, started: Instant, now: Instant) {
+        self.looked(seen, false, started, now);
+        self.is_unread = false;
     }
 
     /// Whether the audit that is due has anything to compare; it is put off to the next time.
     pub(super) fn begin_audit(&mut self, generation: Option<u32>, now: Instant) -> bool {
         self.audit_at = now + self.audit_period;
-        self.is_unread || generation.is_none() || generation != self.own
+        self.is_unread || !self.is_settled(generation)
     }
+}
+
+/// Whether the `n_commits` that we made are all that there were between two generations.
+pub(super) fn is_alone(before: Option<u32>, after: Option<u32>, n_commits: usize) -> bool {
+    matches!((before, after), (Some(before), Some(after)) if after.wrapping_sub(before) as usize == n_commits)
 }
 
 #[cfg(test)]
@@ -158,13 +197,49 @@ mod tests {
         lookout.committed(Some(10), now);
         assert_eq!(lookout.look_at(), Some(now + SETTLE));
         assert!(lookout.begin_audit(Some(10), now));
-        lookout.looked(Some(10), now, now);
+        lookout.looked(Some(10), false, now, now);
         assert_eq!(lookout.look_at(), None);
-        // A look at a large table is one at names: what is in a chain is compared by the audit.
+        assert!(!lookout.begin_audit(Some(10), now), "everything was compared");
+    }
+
+    #[test]
+    fn what_a_look_could_not_compare_is_left_to_the_audit() {
+        let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
+        lookout.committed(Some(10), now);
+        lookout.looked(Some(10), true, now, now);
         assert!(lookout.begin_audit(Some(10), now));
-        lookout.forget();
+        // Another look at the same tells no more.
+        lookout.looked(Some(10), false, now, now);
+        assert!(lookout.begin_audit(Some(10), now));
+        lookout.audited(Some(10), now, now);
         lookout.synced(Some(10), Some(10), 0, now);
         assert!(!lookout.begin_audit(Some(10), now), "everything was read");
+    }
+
+    #[test]
+    fn a_sync_does_not_make_a_foreign_commit_before_it_ours() {
+        for (before, after) in [(10, 11), (9, 11)] {
+            // Before the sync, or during it.
+            let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
+            assert!(lookout.is_settled(Some(9)));
+            assert_eq!(lookout.is_continued(Some(before)), before == 9);
+            lookout.synced(Some(before), Some(after), 1, now);
+            lookout.synced(Some(11), Some(12), 1, now);
+            assert!(!lookout.is_settled(Some(12)), "nobody has looked");
+            assert_eq!(lookout.look_at(), Some(now + SETTLE));
+            assert!(lookout.begin_audit(Some(12), now));
+            lookout.looked(Some(12), false, now, now);
+            assert!(lookout.is_settled(Some(12)) && lookout.look_at().is_none());
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_done_when_it_is_quiet() {
+        let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
+        lookout.look_on(now);
+        assert_eq!(lookout.look_at(), Some(now + SETTLE));
+        lookout.looked(Some(9), false, now, now);
+        assert_eq!(lookout.look_at(), None);
     }
 
     #[test]
@@ -185,6 +260,34 @@ mod tests {
         assert_eq!(pause(Duration::from_millis(20), false), Duration::from_millis(400));
         assert_eq!(pause(Duration::from_millis(1), false), SETTLE);
         assert_eq!(pause(Duration::from_secs(2), false), MAX_PAUSE, "a flush is still seen in time");
+    }
+
+    #[test]
+    fn what_a_scan_has_compared_is_no_work_for_the_audit() {
+        let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
+        lookout.committed(Some(10), now);
+        lookout.looked(Some(10), true, now, now);
+        let scanned = now + Duration::from_millis(40);
+        lookout.scanned(false, now, scanned);
+        lookout.look_on(scanned);
+        assert_eq!(lookout.look_at(), Some(scanned + Duration::from_millis(800)), "a twentieth of the time");
+        assert!(lookout.begin_audit(Some(10), scanned));
+        lookout.scanned(true, scanned, scanned);
+        assert!(!lookout.begin_audit(Some(10), scanned));
+        let taken = scanned + Duration::from_millis(400);
+        lookout.taken(scanned, taken);
+        lookout.look_on(taken);
+        assert_eq!(lookout.look_at(), Some(taken + Duration::from_millis(400)), "half of the time");
+    }
+
+    #[test]
+    fn a_long_look_does_not_keep_a_flush_unseen() {
+        let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
+        lookout.committed(Some(10), now);
+        let looked = now + Duration::from_millis(300);
+        lookout.looked(Some(10), false, now, looked);
+        lookout.committed(Some(11), looked);
+        assert_eq!(lookout.look_at(), Some(looked + MAX_PAUSE));
     }
 
     #[test]
@@ -214,7 +317,7 @@ mod tests {
         let (mut lookout, now) = after_sync(false, None, None, 1);
         assert_eq!(lookout.look_at(), Some(now + LOOK_PERIOD));
         let later = now + Duration::from_millis(100);
-        lookout.looked(None, now, later);
+        lookout.looked(None, true, now, later);
         assert_eq!(lookout.look_at(), Some(later + Duration::from_secs(2)), "a look of 0.1 s, every 2 s");
         assert!(lookout.begin_audit(None, later), "an audit always compares");
         assert_eq!(lookout.audit_at(), later + AUDIT);

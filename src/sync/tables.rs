@@ -1,19 +1,42 @@
 //! What is known of a family's tables: read when it is not known, compared with what we left, and
 //! looked at when somebody else may have written.
+//!
+//! Rules are read with `iptables-save`, which on nft takes too long where there are very many chains. So
+//! that nobody else's commit makes us write such a table anew, a print of each chain is kept: what the
+//! kernel shows of it right after it was written ([`crate::plan::Prints`]).
+
+mod look;
+
+pub use look::Look;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::anyhow;
 use tracing::{info, warn};
 
+use look::{Doors, Scan};
+
 use super::report::Drift;
 use crate::iptables::{ChainName, Jump, Table};
-use crate::kernel::{Backend, Iptables, Readable};
-use crate::plan::{Committed, Digest, Reader, UdpDoors};
+use crate::kernel::{Backend, Dump, Iptables, Readable};
+use crate::plan::{Committed, Digest, Prints, Reader, UdpDoors};
 use crate::rules::{fixed, names};
 
-/// Up to how many chains a suspicion is settled by reading everything.
-const CHEAP_CHAINS: usize = 2_000;
+/// Those that hold what is ours, in the order in which they are read.
+const TABLES: [Table; 2] = [Table::Filter, Table::Nat];
+
+/// Why the kernel is read again: what is taken to be as it was left, where rules cannot be read and
+/// prints do not tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Doubt {
+    /// For a failure of ours: everything.
+    Failure,
+    /// Somebody else changed something, but not all of it can be compared: as above. The audit does not
+    /// trust what this leaves.
+    Look,
+    /// Somebody else wrote: nothing.
+    Foreign,
+}
 
 /// A family's tables and what is known of them.
 pub(super) struct Tables<K> {
@@ -23,12 +46,14 @@ pub(super) struct Tables<K> {
     committed: Option<Committed>,
     /// What we had left there, while a new reading is due.
     left: Option<Committed>,
-    /// Whether a reading is due because somebody else wrote, and not for a failure of ours.
-    is_foreign: bool,
+    /// Why a reading is due.
+    doubt: Doubt,
     /// Chains that read back otherwise than they are written, with both: the release of iptables
     /// spells them in its own way.
     dialects: BTreeMap<(Table, ChainName), (Digest, Digest)>,
     n_looks: usize,
+    doors: Doors,
+    scan: Option<Scan>,
     /// What UDP rules answered on that were there before this process, once they were read.
     inherited: Option<UdpDoors>,
 }
@@ -41,9 +66,11 @@ impl<K: Iptables> Tables<K> {
             jumps: fixed::jumps(),
             committed,
             left,
-            is_foreign: false,
+            doubt: Doubt::Failure,
             dialects: BTreeMap::new(),
             n_looks: 0,
+            doors: Doors::new(),
+            scan: None,
             inherited: None,
         }
     }
@@ -65,18 +92,31 @@ impl<K: Iptables> Tables<K> {
     }
 
     /// Forgets what the kernel holds, because somebody else may have written there: it is read before
-    /// it is used again, and what cannot be read is written again.
+    /// it is used again, and what cannot be read is written again unless its print tells that it is as it
+    /// was left.
     pub(super) fn forget(&mut self) {
-        self.doubt();
-        self.is_foreign = true;
+        self.doubt_for(Doubt::Foreign);
     }
 
-    /// Has the kernel read again after a failure of ours. What cannot be read is taken to be as it was
-    /// left.
+    /// Has the kernel read again after a look that found something wrong. What can neither be read nor
+    /// compared by print is taken to be as it was left.
+    pub(super) fn suspect(&mut self) {
+        self.doubt_for(Doubt::Look);
+    }
+
+    /// Has the kernel read again after a failure of ours. What can neither be read nor compared by print is
+    /// taken to be as it was left.
     pub(super) fn doubt(&mut self) {
-        if let Some(committed) = self.committed.take() {
-            self.left = Some(committed);
-            self.is_foreign = false;
+        self.doubt_for(Doubt::Failure);
+    }
+
+    fn doubt_for(&mut self, why: Doubt) {
+        match self.committed.take() {
+            Some(committed) => {
+                self.left = Some(committed);
+                self.doubt = why;
+            }
+            None => self.doubt = self.doubt.max(why),
         }
     }
 
@@ -87,8 +127,13 @@ impl<K: Iptables> Tables<K> {
             return (committed, Drift::default());
         }
         let left = self.left.take();
-        let mut found = self.read(left.as_ref().filter(|_| !self.is_foreign));
-        let drift = left.map_or_else(Drift::default, |left| self.compare(&left, &mut found));
+        if self.doubt == Doubt::Foreign {
+            // What a look had still to compare is compared now, or written.
+            self.scan = None;
+        }
+        let Reading { mut found, changed } = self.read(&TABLES, left.as_ref());
+        let mut drift = left.map_or_else(Drift::default, |left| self.compare(&left, &mut found));
+        drift.chains.extend(changed);
         (found, drift)
     }
 
@@ -101,8 +146,12 @@ impl<K: Iptables> Tables<K> {
     /// dialect: it is said once, and from now on taken for what it means. A dialect spells rules, it
     /// has as many of them: with another number, somebody wrote once more before it was read.
     pub(super) fn learn_dialects(&mut self, repaired: &Drift) {
+        let is_of = |table: &Table| repaired.chains.iter().any(|(of, _)| of == table);
+        let tables: Vec<Table> = TABLES.into_iter().filter(is_of).collect();
+        let is_readable = |table: &Table| matches!(self.kernel.readable(*table), Ok(Readable::Rules));
+        let tables: Vec<Table> = tables.into_iter().filter(is_readable).collect();
         let Some(committed) = self.committed.take() else { return };
-        let found = self.read(None);
+        let found = self.read(&tables, None).found;
         for (table, chain) in &repaired.chains {
             let (written, read) = (digest(&committed, *table, chain), digest(&found, *table, chain));
             if let (Some(written), Some(read)) = (written, read)
@@ -116,35 +165,6 @@ impl<K: Iptables> Tables<K> {
         }
         self.dialects.retain(|(table, chain), _| digest(&committed, *table, chain).is_some());
         self.committed = Some(committed);
-    }
-
-    /// Whether somebody else wrote to the tables, as far as a quick look tells. Where reading all is
-    /// quick too, it is left to that.
-    pub(super) fn look(&mut self) -> bool {
-        let Some(committed) = &self.committed else { return true };
-        if self.kernel.backend() == Backend::Legacy {
-            return self.look_at_a_jump();
-        }
-        if committed.nat.len() + committed.filter.len() < CHEAP_CHAINS {
-            return true;
-        }
-        let mut wanted: BTreeSet<ChainName> = committed.nat.keys().copied().collect();
-        let names = self.kernel.chain_names(Table::Nat, &mut |name| {
-            if let Some(name) = ChainName::new(name) {
-                wanted.remove(&name);
-            }
-        });
-        let are_jumps_gone = self.jumps.iter().any(|jump| matches!(self.kernel.has_jump(jump), Ok(false)));
-        names.is_ok() && !wanted.is_empty() || are_jumps_gone
-    }
-
-    /// One process: the jumps in turns, one of nat and one of filter. No flush spares any of them.
-    fn look_at_a_jump(&mut self) -> bool {
-        let table = if self.n_looks.is_multiple_of(2) { Table::Nat } else { Table::Filter };
-        let of_table: Vec<&Jump> = self.jumps.iter().filter(|jump| jump.table == table).collect();
-        let jump = of_table[self.n_looks / 2 % of_table.len()];
-        self.n_looks += 1;
-        matches!(self.kernel.has_jump(jump), Ok(false))
     }
 
     /// What differs between what we `left` and what was `found`. Chains that only read otherwise are
@@ -171,35 +191,59 @@ impl<K: Iptables> Tables<K> {
         drift
     }
 
-    /// Reads both tables.
+    /// Reads `tables`.
     ///
     /// A table that has too many chains, or that cannot be read (somebody put rules into it that
-    /// iptables does not know), is taken by the names of its chains alone, and with what was `left`.
-    fn read(&mut self, left: Option<&Committed>) -> Committed {
+    /// iptables does not know), is taken by the names of its chains and their prints, with what was
+    /// `left`.
+    fn read(&mut self, tables: &[Table], left: Option<&Committed>) -> Reading {
         let family = self.kernel.family();
         let mut reader = Reader::new(family, &self.jumps, &is_tracked);
         let mut unread = Vec::new();
-        for table in [Table::Filter, Table::Nat] {
+        for table in tables.iter().copied() {
             let result = match self.kernel.readable(table) {
                 Ok(Readable::Rules) => self.kernel.save(table, &mut |line| reader.line(line)),
                 Ok(Readable::NamesOnly) => Err(anyhow!("it has too many chains")),
                 Err(error) => Err(error),
             };
             if let Err(error) = result {
-                info!(%family, %table, error = %format!("{error:#}"), "the table is not read; it is written anew");
-                unread.push(table);
+                unread.push((table, error));
             }
         }
         let (mut found, doors) = reader.finish();
         self.inherited.get_or_insert(doors);
-        for table in unread {
-            self.read_names(table, left, &mut found);
+        match self.kernel.backend() {
+            Backend::Legacy => found.prints = Prints::off(),
+            Backend::Nft => found.read_back(),
         }
-        found
+        let mut reading = Reading { found, changed: Vec::new() };
+        for (table, error) in unread {
+            self.read_names(table, error, left, &mut reading);
+        }
+        reading
     }
 
-    /// Takes the names of the chains of `table` into `found`; none, when they cannot be had.
-    fn read_names(&mut self, table: Table, left: Option<&Committed>, found: &mut Committed) {
+    /// How those of the chains `names` look that have a print to be compared with.
+    fn shown(&mut self, table: Table, names: &BTreeSet<ChainName>, left: Option<&Committed>) -> Option<Dump> {
+        let left = left?;
+        let family = self.kernel.family();
+        let has_print = |name: &&ChainName| left.prints.of(table, name).is_some();
+        let names: Vec<ChainName> = names.iter().filter(has_print).copied().collect();
+        self.kernel.prints(table, Some(&names)).unwrap_or_else(|error| {
+            info!(%family, %table, error = %format!("{error:#}"), "what cannot be read cannot be compared either");
+            None
+        })
+    }
+
+    /// Takes the names of the chains of `table`, which is not read for `why`, with what is known of them;
+    /// no names, when they cannot be had.
+    fn read_names(
+        &mut self,
+        table: Table,
+        why: anyhow::Error,
+        left: Option<&Committed>,
+        Reading { found, changed }: &mut Reading,
+    ) {
         let family = self.kernel.family();
         let mut names = BTreeSet::new();
         let result = self.kernel.chain_names(table, &mut |name| {
@@ -208,18 +252,49 @@ impl<K: Iptables> Tables<K> {
         if let Err(error) = result {
             warn!(%family, %table, error = %format!("{error:#}"), "stale chains cannot be found");
         }
-        match table {
-            Table::Nat => {
-                let known = |name: &ChainName| left.and_then(|left| left.nat.get(name).copied().flatten());
-                found.nat = names.iter().map(|name| (*name, known(name))).collect();
+        let shown = self.shown(table, &names, left);
+        let is_trusted = match self.doubt {
+            Doubt::Failure => true,
+            Doubt::Look => shown.is_some(),
+            Doubt::Foreign => false,
+        };
+        let mut n_unknown = 0;
+        for name in names {
+            let was = left.and_then(|left| left.prints.of(table, &name));
+            let is = shown.as_ref().and_then(|dump| dump.of(&name));
+            let holds = match (was, is) {
+                (Some(was), Some(is)) if was == is => {
+                    found.prints.keep(table, name, was);
+                    true
+                }
+                // The kubelet's chain only has to be there.
+                (Some(_), Some(_)) if name != names::KUBE_FIREWALL => {
+                    changed.push((table, name));
+                    false
+                }
+                _ => is_trusted,
+            };
+            let left = left.filter(|_| holds);
+            // Written by the sync that failed: as long as nobody else wrote, the print may be taken.
+            if self.doubt == Doubt::Failure && left.is_some_and(|left| left.prints.is_due(table, &name)) {
+                found.prints.known(table, name);
             }
-            // The old rules are needed while they are replaced.
-            Table::Filter => {
-                let known = |name: &ChainName| left.and_then(|left| left.filter.get(name).cloned().flatten());
-                found.filter = names.iter().map(|name| (*name, known(name))).collect();
+            n_unknown += usize::from(left.is_none());
+            match table {
+                Table::Nat => {
+                    let known = left.and_then(|left| left.nat.get(&name).copied().flatten());
+                    found.nat.insert(name, known);
+                }
+                // The old rules are needed while they are replaced.
+                Table::Filter => {
+                    let known = left.and_then(|left| left.filter.get(&name).cloned().flatten());
+                    found.filter.insert(name, known);
+                }
+                Table::Mangle => {}
             }
-            Table::Mangle => {}
         }
+        let reason = format!("{why:#}");
+        info!(%family, %table, reason, n_unknown, "the table is not read; its chains of unknown content are written anew");
         for (number, jump) in self.jumps.iter().enumerate().filter(|(_, jump)| jump.table == table) {
             match self.kernel.has_jump(jump) {
                 Ok(true) => drop(found.jumps.insert(number)),
@@ -229,6 +304,13 @@ impl<K: Iptables> Tables<K> {
             }
         }
     }
+}
+
+/// What was found in the kernel.
+struct Reading {
+    found: Committed,
+    /// Chains that look otherwise than they were left, where what they hold cannot be read.
+    changed: Vec<(Table, ChainName)>,
 }
 
 /// Whether the content of the chain is compared: it is ours, or the kubelet's that we may write to.
@@ -265,6 +347,9 @@ fn restate(left: &Committed, found: &mut Committed, table: Table, chain: ChainNa
         _ => drop(left.filter.get(&chain).map(|rules| found.filter.insert(chain, rules.clone()))),
     }
 }
+
+#[cfg(test)]
+mod look_tests;
 
 #[cfg(test)]
 mod tests {

@@ -135,8 +135,21 @@ impl Rig {
 
     /// The rules of a chain that is there in IPv4.
     fn rules(&self, table: Table, chain: &str) -> usize {
+        self.rules_of(0, table, chain)
+    }
+
+    fn rules_of(&self, family: usize, table: Table, chain: &str) -> usize {
         let name = crate::iptables::ChainName::new(chain).unwrap();
-        self.kernel(|kernel| kernel.ruleset.chain(table, &name).map_or(usize::MAX, |chain| chain.rules.len()))
+        let n_rules = |kernel: &mut FakeIptables| {
+            kernel.ruleset.chain(table, &name).map_or(usize::MAX, |chain| chain.rules.len())
+        };
+        self.kernels[family].with(n_rules)
+    }
+
+    /// Somebody else commits to nf_tables, and it is told.
+    async fn written_by_somebody(&self) {
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        self.written.send(Some(generation)).await.unwrap();
     }
 
     /// The value of a series, by its whole name; 0 when it is not shown.

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::{ChainName, Jump, Ruleset, Table};
 use chainsmith::kernel::fake::FakeIptables;
-use chainsmith::kernel::{Backend, Iptables, Readable, RestoreError};
+use chainsmith::kernel::{Backend, Dump, Iptables, Readable, RestoreError};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::{Limits, Restore};
 use chainsmith::sync::{FamilySync, View};
@@ -73,6 +73,10 @@ impl<F: FnMut(usize, &Ruleset) + Send> Iptables for Watched<F> {
 
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         self.fake.chain_names(table, each)
+    }
+
+    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+        self.fake.prints(table, only)
     }
 
     fn generation(&mut self) -> Option<u32> {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use chainsmith::iptables::{ChainName, Jump, Ruleset, Table};
 use chainsmith::kernel::fake::FakeIptables;
-use chainsmith::kernel::{Backend, Iptables, Readable, RestoreError};
+use chainsmith::kernel::{Backend, Dump, Iptables, Readable, RestoreError};
 use chainsmith::model::{ServiceName, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::{Limits, Restore};
@@ -145,6 +145,10 @@ impl Iptables for Flaky {
             anyhow::bail!("cannot run iptables-save");
         }
         self.fake.save(table, each)
+    }
+
+    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+        self.fake.prints(table, only)
     }
 
     fn generation(&mut self) -> Option<u32> {

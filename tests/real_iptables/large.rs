@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use chainsmith::config::host::Host;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
 use chainsmith::iptables::{ChainName, Jump, Table};
 use chainsmith::kernel::iptables::{KernelIptables, open};
-use chainsmith::kernel::{Backend, Iptables, Readable, RestoreError};
+use chainsmith::kernel::{Backend, Dump, Iptables, Readable, RestoreError};
 use chainsmith::model::{
     Change, Conditions, Frontend, ObjectName, Port, Service, Slice, SliceEndpoint, SlicePort, Snapshot,
     Touched,
@@ -22,18 +23,39 @@ use chainsmith::sync::{FamilySync, View};
 
 use super::namespace::in_namespace;
 
-/// Real tables, and what was sent to them.
+/// Real tables, and what they are asked for.
 pub struct Recorded {
     kernel: KernelIptables,
-    pub inputs: Vec<String>,
-    n_saves: usize,
+    calls: Arc<Mutex<Calls>>,
     /// Looks at them after each process.
-    look: Box<dyn FnMut() + Send>,
+    look: Box<dyn FnMut() + Send + Sync>,
+}
+
+/// What tables were asked for.
+#[derive(Default)]
+pub struct Calls {
+    /// The inputs of all restores.
+    pub inputs: Vec<String>,
+    /// Tables that were read, one entry each time.
+    pub saved: Vec<Table>,
+    /// Dumps of a whole table.
+    pub n_dumps: usize,
+    /// Chains that were dumped one by one.
+    pub n_dumped: usize,
 }
 
 impl Recorded {
-    pub fn new(kernel: KernelIptables, look: impl FnMut() + Send + 'static) -> Recorded {
-        Recorded { kernel, inputs: Vec::new(), n_saves: 0, look: Box::new(look) }
+    /// The tables of `family` on the nft back-end, in the namespace of this thread.
+    pub fn open(family: IpFamily) -> (Recorded, Arc<Mutex<Calls>>) {
+        let kernel = open(family, Some(Backend::Nft)).expect("iptables works");
+        let recorded = Recorded::new(kernel, || {});
+        let calls = recorded.calls.clone();
+        (recorded, calls)
+    }
+
+    /// These tables, at which `look` looks after each process.
+    pub fn new(kernel: KernelIptables, look: impl FnMut() + Send + Sync + 'static) -> Recorded {
+        Recorded { kernel, calls: Arc::default(), look: Box::new(look) }
     }
 }
 
@@ -41,12 +63,12 @@ impl Restore for Recorded {
     type Error = RestoreError;
 
     fn begin(&mut self) {
-        self.inputs.push(String::new());
+        self.calls.lock().unwrap().inputs.push(String::new());
         self.kernel.begin();
     }
 
     fn write(&mut self, text: &str) {
-        self.inputs.last_mut().expect("begun").push_str(text);
+        self.calls.lock().unwrap().inputs.last_mut().expect("begun").push_str(text);
         self.kernel.write(text);
     }
 
@@ -69,7 +91,7 @@ impl Iptables for Recorded {
     }
 
     fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
-        self.n_saves += 1;
+        self.calls.lock().unwrap().saved.push(table);
         self.kernel.save(table, each)
     }
 
@@ -79,6 +101,14 @@ impl Iptables for Recorded {
 
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         self.kernel.chain_names(table, each)
+    }
+
+    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+        let mut calls = self.calls.lock().unwrap();
+        calls.n_dumps += usize::from(only.is_none());
+        calls.n_dumped += only.map_or(0, <[ChainName]>::len);
+        drop(calls);
+        self.kernel.prints(table, only)
     }
 
     fn generation(&mut self) -> Option<u32> {
@@ -101,7 +131,7 @@ fn ip(net: u8, n: usize) -> IpAddr {
     [10, net, (n / 250) as u8, (n % 250) as u8].into()
 }
 
-fn service(n: usize) -> Service {
+pub fn service(n: usize) -> Service {
     let frontend = Frontend {
         cluster_ip: ip(96, n),
         external_ips: Box::default(),
@@ -119,7 +149,7 @@ fn service(n: usize) -> Service {
     }
 }
 
-fn slice(n: usize, endpoints: impl Iterator<Item = usize>) -> Change {
+pub fn slice(n: usize, endpoints: impl Iterator<Item = usize>) -> Change {
     let endpoint = |at: usize| SliceEndpoint {
         ip: ip(180 + at as u8, n),
         conditions: Conditions { is_ready: true, is_serving: true, is_terminating: false },
@@ -167,14 +197,15 @@ fn large_cluster() -> Snapshot {
 fn a_large_first_sync_is_divided_and_one_endpoint_is_one_small_process() {
     in_namespace(|| {
         let mut snapshot = large_cluster();
-        let kernel = open(IpFamily::V4, Some(Backend::Nft)).expect("iptables works");
-        let mut sync = FamilySync::new(Recorded::new(kernel, || {}));
+        let (kernel, calls) = Recorded::open(IpFamily::V4);
+        let inputs = || calls.lock().unwrap().inputs.clone();
+        let mut sync = FamilySync::new(kernel);
         let config = Config { layout: LayoutChoice::Classic, ..Config::default() };
         sync.set_settings(Settings::new(&config, None, &Host::default(), IpFamily::V4));
         let place = Place { node: "n", zone: None };
         let report = sync.sync(View { snapshot: &snapshot, place }, &AtomicBool::new(false));
         assert_eq!(report.outcome, Ok(()));
-        let sizes: Vec<usize> = sync.kernel().inputs.iter().map(|input| names(input).len()).collect();
+        let sizes: Vec<usize> = inputs().iter().map(|input| names(input).len()).collect();
         // The first is a small one; what is urgent is in force with it. KUBE-MARK-MASQ and the
         // built-in chains are named beside those that are written.
         assert!(sizes.iter().all(|n| *n <= Limits::NFT.max_names + 10), "{sizes:?}");
@@ -182,24 +213,28 @@ fn a_large_first_sync_is_divided_and_one_endpoint_is_one_small_process() {
         assert_eq!(sizes.len(), n_chains.div_ceil(Limits::NFT.max_names) + 2, "{sizes:?}");
         assert_eq!(report.tally.n_processes, sizes.len());
         // In each, callees first and names descending: each is near the head of the program's list.
-        for input in &sync.kernel().inputs {
+        for input in &inputs() {
             let is_endpoint = |line: &&str| line.starts_with(":KUBE-SEP-");
             let endpoints: Vec<&str> = input.lines().filter(is_endpoint).collect();
             assert!(endpoints.windows(2).all(|pair| pair[0] > pair[1]));
         }
 
-        let n_before = sync.kernel().inputs.len();
+        let n_before = inputs().len();
         let mut touched = Touched::default();
         snapshot.apply(slice(700, 0..N_ENDPOINTS - 1), &mut touched);
         sync.touch(touched.services.v4);
         let report = sync.sync(View { snapshot: &snapshot, place }, &AtomicBool::new(false));
         assert_eq!((report.outcome, report.tally.n_processes), (Ok(()), 1));
-        assert!(report.tally.n_lines <= 10, "{}", sync.kernel().inputs[n_before]);
+        assert!(report.tally.n_lines <= 10, "{}", inputs()[n_before]);
 
-        let (n_saves, n_inputs) = (sync.kernel().n_saves, sync.kernel().inputs.len());
+        let calls_so_far = || {
+            let calls = calls.lock().unwrap();
+            (calls.saved.len(), calls.inputs.len())
+        };
+        let (n_saves, n_inputs) = calls_so_far();
         sync.touch_everything(true);
         let report = sync.sync(View { snapshot: &snapshot, place }, &AtomicBool::new(false));
         assert_eq!((report.outcome, report.tally.n_processes), (Ok(()), 0));
-        assert_eq!((sync.kernel().n_saves, sync.kernel().inputs.len()), (n_saves + 2, n_inputs));
+        assert_eq!(calls_so_far(), (n_saves + 2, n_inputs));
     });
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::super::netlink::in_new_namespace;
 use super::*;
+use crate::iptables::ChainName;
 
 /// Gives `text` to a restore program, in the namespace of this thread.
 fn restore(program: &str, text: &str) {
@@ -174,5 +175,149 @@ fn a_table_is_found_and_deleted_with_all_in_it_and_no_other() {
         let left = std::process::Command::new("nft").args(["list", "tables"]).output().unwrap();
         let left = String::from_utf8(left.stdout).unwrap();
         assert_eq!(left, "table ip6 kube-proxy\ntable ip other\ntable inet kube-proxy\n");
+    });
+}
+
+/// How `chain` of nat looks.
+fn print_of(chain: &str) -> Option<crate::plan::Print> {
+    prints(IpFamily::V4, "nat", None).unwrap().of(&ChainName::literal(chain))
+}
+
+/// Runs a command in the namespace of this thread.
+fn run(words: &str) {
+    let mut words = words.split(' ');
+    let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_chain_looks_the_same_when_it_holds_the_same_rules_and_only_then() {
+    in_new_namespace(|| {
+        const RULES: &str = "-A A -p tcp -m comment --comment one -m tcp --dport 80 -j RETURN\n\
+            -A A -p tcp -m statistic --mode random --probability 0.5 -j DNAT --to-destination 10.0.0.1:80\n";
+        let write = |rules: &str| {
+            restore("iptables-nft-restore", &format!("*nat\n:A - [0:0]\n{rules}COMMIT\n"));
+            print_of("A").unwrap()
+        };
+        let first = write(RULES);
+        assert_eq!(write(RULES), first, "handles are others");
+        let swapped: String = RULES.lines().rev().map(|line| format!("{line}\n")).collect();
+        let others = [
+            "".to_owned(),
+            swapped,
+            RULES.replace(" one ", " two "),
+            RULES.replace("--dport 80", "--dport 81"),
+            RULES.replace("-m tcp --dport", "-m mark --mark 0x1 -m tcp --dport"),
+            RULES.replace("0.5", "0.4"),
+            RULES.replace("10.0.0.1:80", "10.0.0.1:81"),
+            RULES.replace("-j RETURN", "-j ACCEPT"),
+            RULES.lines().next().unwrap().to_owned() + "\n",
+            format!("{RULES}-A A -j RETURN\n"),
+        ];
+        let mut seen = vec![first];
+        for other in others {
+            let print = write(&other);
+            assert!(!seen.contains(&print), "{other}");
+            seen.push(print);
+        }
+        write(RULES);
+        // Comings and goings elsewhere, and back.
+        run("iptables-nft -t nat -N B");
+        run("iptables-nft -t nat -A PREROUTING -j B");
+        run("iptables-nft -t nat -I A -j B");
+        assert_ne!(print_of("A").unwrap(), first);
+        run("iptables-nft -t nat -D A -j B");
+        assert_eq!(print_of("A").unwrap(), first);
+    });
+}
+
+#[test]
+fn packets_do_not_change_how_a_chain_looks() {
+    in_new_namespace(|| {
+        run("ip link set lo up");
+        let rules = "-A A -p udp -m comment --comment counted\n\
+            -A A -p udp -m limit --limit 3/sec --limit-burst 2 -j MARK --set-xmark 0x1/0x1\n\
+            -A A -p udp -m statistic --mode random --probability 0.5 -j MARK --set-xmark 0x2/0x2\n\
+            -A A -p udp -m statistic --mode nth --every 3 --packet 0 -j MARK --set-xmark 0x4/0x4\n\
+            -A A -p udp -m recent --name prints --rcheck --seconds 60 --reap\n\
+            -A A -p udp -m recent --name prints --set\n\
+            -A A -p udp -m hashlimit --hashlimit-upto 5/sec --hashlimit-name prints\n\
+            -A A -p udp -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW -j ACCEPT\n";
+        let filter = format!("*filter\n:A - [0:0]\n-A OUTPUT -j A\n{rules}COMMIT\n");
+        let nat = "*nat\n:A - [0:0]\n-A OUTPUT -p udp --dport 9 -j A\n\
+            -A A -p udp -m recent --name doors --rcheck --seconds 60 --reap -j DNAT --to-destination 127.0.0.1:10\n\
+            -A A -p udp -m recent --name doors --set -j DNAT --to-destination 127.0.0.1:10\nCOMMIT\n";
+        restore("iptables-nft-restore", &format!("{filter}{nat}"));
+        let seen = || ["filter", "nat"].map(|table| prints(IpFamily::V4, table, None).unwrap());
+        let before = seen();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:10").unwrap();
+        for _ in 0..50 {
+            // A new flow each, so that nat sees them all.
+            let _ = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", "127.0.0.1:9").unwrap();
+        }
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        for _ in 0..50 {
+            socket.recv(&mut [0; 8]).expect("it went through the rules");
+        }
+        assert_eq!(seen(), before);
+        run("iptables-nft -t nat -Z");
+        assert_eq!(seen()[1].chains, before[1].chains, "counters that were reset");
+    });
+}
+
+#[test]
+fn chains_asked_for_one_by_one_look_as_they_do_among_all() {
+    in_new_namespace(|| {
+        let rule = |n: usize| format!("-A C{n} -p tcp --dport {} -j RETURN\n", n + 1);
+        let rules: String = (0..20).map(rule).collect();
+        let chains: String = (0..20).map(|n| format!(":C{n} - [0:0]\n")).collect();
+        restore("iptables-nft-restore", &format!("*nat\n{chains}:EMPTY - [0:0]\n{rules}COMMIT\n"));
+        restore("iptables-nft-restore", "*filter\n:C1 - [0:0]\n-A C1 -j DROP\nCOMMIT\n");
+        restore("ip6tables-nft-restore", "*nat\n:C1 - [0:0]\n-A C1 -j RETURN\nCOMMIT\n");
+        let all = prints(IpFamily::V4, "nat", None).unwrap();
+        assert_eq!(all.generation, Some(generation().unwrap()));
+        assert_eq!(all.chains.len(), 21, "{all:?}");
+        assert!(all.chains.is_sorted_by_key(|(name, _)| *name));
+        let asked = ["C7", "C1", "EMPTY", "NONE"].map(|name| ChainName::new(name).unwrap());
+        let some = prints(IpFamily::V4, "nat", Some(&asked)).unwrap();
+        assert_eq!(some.chains.len(), 4);
+        for name in &asked[..3] {
+            assert!(some.of(name).is_some() && some.of(name) == all.of(name), "{name}");
+        }
+        assert_eq!(some.of(&asked[3]), all.of(&asked[2]), "what is not there looks empty");
+        assert_eq!(all.of(&asked[3]), None);
+        let none = prints(IpFamily::V4, "mangle", None).unwrap();
+        assert_eq!((none.chains.len(), none.generation), (0, all.generation));
+    });
+}
+
+#[test]
+fn prints_taken_during_commits_are_those_of_one_generation() {
+    in_new_namespace(|| {
+        let chains: String = (0..2_000).map(|n| format!(":M{n:04} - [0:0]\n")).collect();
+        // All chains change with each commit: a mixture would hold both.
+        let rules = |port: usize| -> String {
+            (0..2_000).map(|n| format!("-A M{n:04} -p tcp --dport {port} -j RETURN\n")).collect()
+        };
+        let inputs = [1, 2].map(|port| format!("*nat\n{chains}{}COMMIT\n", rules(port)));
+        restore("iptables-nft-restore", &inputs[0]);
+        let folder = tempfile::tempdir().unwrap();
+        for (n, input) in inputs.iter().enumerate() {
+            std::fs::write(folder.path().join(n.to_string()), input).unwrap();
+        }
+        let script = "for i in 1 2 3 4 5; do iptables-nft-restore --noflush < 1; iptables-nft-restore --noflush < 0; done";
+        let mut writer = Command::new("sh").args(["-c", script]).current_dir(folder.path()).spawn().unwrap();
+        let mut n_dumps = 0;
+        while writer.try_wait().unwrap().is_none() {
+            match prints(IpFamily::V4, "nat", None) {
+                Ok(dump) => {
+                    assert_eq!(dump.chains.len(), 2_000);
+                    assert!(dump.chains.iter().all(|(_, print)| *print == dump.chains[0].1));
+                }
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::Interrupted),
+            }
+            n_dumps += 1;
+        }
+        assert!(writer.wait().unwrap().success() && n_dumps > 0);
     });
 }

@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use super::*;
 use crate::iptables::{ChainName, Jump};
-use crate::kernel::{Readable, RestoreError};
+use crate::kernel::{Dump, Readable, RestoreError};
 use crate::plan::{Limits, Restore};
 
 #[derive(Clone)]
@@ -74,6 +74,12 @@ impl Iptables for Shared {
     /// As on the legacy back-end: both families' fakes would count for themselves.
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         self.with(|fake| fake.chain_names(table, each))
+    }
+
+    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+        let generation = Some(self.1.load(Ordering::Relaxed));
+        let dump = self.with(|fake| fake.prints(table, only))?;
+        Ok(dump.map(|dump| Dump { generation, ..dump }))
     }
 
     fn generation(&mut self) -> Option<u32> {

@@ -1,6 +1,8 @@
 //! When a sync begins, and what it looks at.
 
 use super::*;
+use crate::iptables::ChainName;
+use crate::rules::names::KUBE_SERVICES;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const SECOND: Duration = Duration::from_secs(1);
@@ -95,13 +97,18 @@ async fn while_nobody_writes_nothing_is_read_and_nothing_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_commit_of_somebody_else_that_was_not_told_is_read_at_the_next_audit() {
+async fn what_was_changed_without_being_told_is_found_by_the_next_audit() {
     let rig = Rig::settled().await;
     let before = (rig.restores(), rig.kernel(|kernel| kernel.n_saves));
     rig.generation.fetch_add(1, Ordering::Relaxed);
     rig.after(HOUR).await;
-    assert_eq!(rig.take_syncs(), [300_000]);
-    assert_eq!((rig.restores(), rig.kernel(|kernel| kernel.n_saves)), (before.0, before.1 + 2));
+    assert_eq!(rig.take_syncs(), [], "a commit that changed nothing of ours");
+    assert_eq!((rig.restores(), rig.kernel(|kernel| kernel.n_saves)), before);
+    rig.kernel(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
+    rig.generation.fetch_add(1, Ordering::Relaxed);
+    rig.after(HOUR).await;
+    assert_eq!(rig.take_syncs().len(), 1);
+    assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -134,13 +141,113 @@ async fn a_family_that_became_small_is_classic_again_at_the_next_audit_though_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_commit_of_somebody_else_that_was_told_is_read_soon() {
+async fn what_was_changed_in_one_family_is_read_in_that_family_only() {
     let rig = Rig::settled().await;
-    let now = rig.now();
+    let saves = || rig.kernels.iter().map(|kernel| kernel.with(|k| k.n_saves)).collect::<Vec<_>>();
+    let (before, restores) = (saves(), rig.restores());
+    rig.kernels[1].with(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
+    rig.written_by_somebody().await;
+    rig.after(SECOND * 60).await;
+    assert_eq!(rig.rules_of(1, Table::Nat, "KUBE-SERVICES"), 1);
+    assert_eq!((saves()[0], rig.restores()), (before[0], restores));
+    assert!(saves()[1] > before[1]);
+    assert_eq!(rig.metric("chainsmith_drift_repaired_total{ip_family=\"IPv6\"}"), 1.0);
+    assert_eq!(rig.metric("chainsmith_drift_repaired_total{ip_family=\"IPv4\"}"), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_tables_that_cannot_be_read_only_what_was_changed_is_written() {
+    let rig = Rig::start(Config::default(), Patience::NONE);
+    rig.kernel(|kernel| kernel.readable = crate::kernel::Readable::NamesOnly);
+    for n in 1..=100 {
+        rig.change(service(&format!("t{n}"), n)).await;
+        rig.change(slice(&format!("t{n}"), &["east"])).await;
+    }
+    rig.list().await;
+    rig.after(SECOND * 60).await;
+    let n_restores = rig.restores();
+    for _ in 0..10 {
+        rig.written_by_somebody().await;
+        rig.after(SECOND * 60).await;
+    }
+    assert_eq!(rig.restores(), n_restores, "nothing of ours was changed");
+    let chain = rig.kernel(|kernel| {
+        let chains = &kernel.ruleset.tables[&Table::Nat];
+        *chains.keys().find(|name| name.as_str().starts_with("KUBE-SVC-")).unwrap()
+    });
+    let whole = rig.kernel(|kernel| {
+        let whole = kernel.ruleset.clone();
+        kernel.ruleset.chain_mut(Table::Nat, chain).rules.pop();
+        // A chain that might be ours, and is not.
+        kernel.ruleset.chain_mut(Table::Nat, ChainName::literal("KUBE-SEP-STRAY"));
+        whole
+    });
+    rig.written_by_somebody().await;
+    rig.after(SECOND * 60).await;
+    assert_eq!(rig.kernel(|kernel| kernel.ruleset.clone()), whole);
+    assert_eq!(rig.restores(), n_restores + 1);
+    let input = rig.kernel(|kernel| kernel.inputs.last().unwrap().clone());
+    assert_eq!(input.lines().filter(|line| line.starts_with(':')).count(), 2, "{input}");
+    assert_eq!(rig.metric("chainsmith_drift_repaired_total{ip_family=\"IPv4\"}"), 2.0);
+    assert_eq!(rig.kernel(|kernel| kernel.n_saves), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_that_was_written_while_somebody_else_wrote_is_not_taken_for_what_it_looks_like() {
+    let rig = Rig::settled().await;
+    rig.kernel(|kernel| kernel.readable = crate::kernel::Readable::NamesOnly);
+    // Between our last commit and the next; it was not told yet.
     let generation = rig.generation.fetch_add(1, Ordering::Relaxed) + 1;
-    rig.written.send(Some(generation)).await.unwrap();
+    rig.change(slice("s", &["east"])).await;
+    rig.after(Duration::from_millis(100)).await;
+    let n_restores = rig.restores();
+    let chain = |kernel: &mut FakeIptables| {
+        let chains = &kernel.ruleset.tables[&Table::Nat];
+        *chains.keys().find(|name| name.as_str().starts_with("KUBE-SVC-")).unwrap()
+    };
+    rig.kernel(|kernel| {
+        let chain = chain(kernel);
+        kernel.ruleset.chain_mut(Table::Nat, chain).rules.clear();
+    });
+    rig.written.send(Some(generation + 2)).await.unwrap();
+    rig.after(SECOND * 60).await;
+    assert_eq!(rig.restores(), n_restores + 1, "what has no print is written anew, as nobody can read it");
+    assert!(rig.kernel(|kernel| {
+        let chain = chain(kernel);
+        !kernel.ruleset.chain(Table::Nat, &chain).unwrap().rules.is_empty()
+    }));
+    // And from then on it has one.
+    rig.written_by_somebody().await;
+    rig.after(HOUR).await;
+    assert_eq!(rig.restores(), n_restores + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_changed_is_repaired_soon_when_it_was_told() {
+    let rig = Rig::settled().await;
+    let before = rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_looks));
+    rig.written_by_somebody().await;
+    rig.after(SECOND * 60).await;
+    assert_eq!(rig.take_syncs(), []);
+    assert_eq!(rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_looks)), before, "no process is started");
+    let now = rig.now();
+    rig.kernel(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
+    rig.written_by_somebody().await;
     rig.after(SECOND * 60).await;
     assert_eq!(rig.take_syncs(), [now + 250]);
+    assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_rules_cannot_be_dumped_a_commit_of_somebody_else_is_read_soon() {
+    let rig = Rig::start(Config::default(), Patience::NONE);
+    rig.kernel(|kernel| kernel.is_dump_broken = true);
+    rig.list().await;
+    rig.after(SECOND * 60).await;
+    let n_saves = rig.kernel(|kernel| kernel.n_saves);
+    rig.written_by_somebody().await;
+    rig.after(SECOND * 60).await;
+    assert_eq!(rig.kernel(|kernel| kernel.n_saves), n_saves + 2);
 }
 
 #[tokio::test(start_paused = true)]
