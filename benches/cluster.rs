@@ -72,6 +72,12 @@ pub fn frontend(n: usize) -> SocketAddr {
     SocketAddr::new(address(172, 0x10_0000 + n as u64).parse().expect("an address"), 80)
 }
 
+/// The node port of the Service of number `n`, if it has one.
+pub fn node_port(n: usize) -> Option<u16> {
+    let has_one = n % 10 == 3 && n / 10 < N_NODE_PORTS;
+    has_one.then(|| 30_000 + u16::try_from(n / 10).expect("there are fewer"))
+}
+
 /// The Service of number `n`.
 pub fn service(n: usize) -> Value {
     let mut service = json!({
@@ -86,9 +92,9 @@ pub fn service(n: usize) -> Value {
         "status": { "loadBalancer": {} },
     });
     let spec = &mut service["spec"];
-    if n % 10 == 3 && n / 10 < N_NODE_PORTS {
+    if let Some(port) = node_port(n) {
         spec["type"] = "NodePort".into();
-        spec["ports"][0]["nodePort"] = (30_000 + n / 10).into();
+        spec["ports"][0]["nodePort"] = port.into();
     }
     if n % 100 == 7 {
         spec["sessionAffinity"] = "ClientIP".into();

@@ -16,7 +16,7 @@ use crate::lab::{Lab, address, poll};
 const API_PORT: u16 = 6443;
 
 /// How long the first sync may take, on a machine that is busy with other tests.
-const FIRST_SYNC: Duration = Duration::from_secs(30);
+pub const FIRST_SYNC: Duration = Duration::from_secs(30);
 
 /// What stands in the rules of a node once it has synced: a word of each table for each Service.
 const SYNCED: [&str; 8] = [

@@ -67,6 +67,11 @@ impl Leftover {
         }
     }
 
+    /// Whether it tells which virtual servers are kube-proxy's, and so has to outlive them.
+    pub fn is_witness(&self) -> bool {
+        matches!(self, Leftover::IpvsDevice | Leftover::IpSets(_))
+    }
+
     /// Whether [`remove`] removes it.
     pub fn is_removable(&self) -> bool {
         !matches!(self, Leftover::OtherServers(_))
@@ -125,19 +130,26 @@ pub fn find() -> (Vec<Leftover>, Vec<Trouble>) {
     found.extend(tables);
     troubles.extend(trouble);
     // Before the sets and the interface, which tell whose they are.
-    let (servers, trouble) = ipvs_mode::find_servers(&mut KernelIpvs);
-    found.extend(servers);
-    troubles.extend(trouble);
+    let servers = ipvs_mode::find_servers(&mut KernelIpvs);
     // After the rules that refer to them.
+    let mut witnesses = Vec::new();
     match ipset::names() {
         Ok(mut names) => {
             names.retain(|name| name.starts_with(SET_PREFIX));
-            found.extend((!names.is_empty()).then_some(Leftover::IpSets(names)));
+            witnesses.extend((!names.is_empty()).then_some(Leftover::IpSets(names)));
         }
         Err(error) => troubles.push(Trouble(format!("cannot look for ipsets: {error}"))),
     }
-    found.extend(find_device());
+    witnesses.extend(find_device());
+    let (of_ipvs_mode, trouble) = ipvs_mode::with_witnesses(servers, witnesses);
+    found.extend(of_ipvs_mode);
+    troubles.extend(trouble);
     (found, troubles)
+}
+
+/// Why `leftover` stays for this time, as it tells whose virtual servers are.
+pub fn kept_as_witness(leftover: &Leftover) -> Trouble {
+    Trouble(format!("{leftover} stays until the virtual servers are gone: it tells which are kube-proxy's"))
 }
 
 /// The tables of kube-proxy's nftables mode.

@@ -11,7 +11,7 @@ use chainsmith::kernel::nfacct;
 use chainsmith::rules::fixed::{INVALID_COUNTER, LOCALHOST_COUNTER};
 
 use super::layouts::{Layout, is_laid_out};
-use super::{AT_ONCE, Extent, Finding, Load, SOON};
+use super::{AT_ONCE, Extent, Finding, Load};
 use crate::apiserver::ApiServer;
 use crate::lab::address::{FAMILIES, Family};
 use crate::lab::agent::{Agent, AgentOptions};
@@ -19,7 +19,7 @@ use crate::lab::client::{Host, PATIENCE, Protocol};
 use crate::lab::host::Node;
 use crate::lab::netfilter::Backend;
 use crate::lab::{Lab, poll};
-use crate::running::listen;
+use crate::running::{FIRST_SYNC, listen};
 
 /// Where a client is.
 #[derive(Clone, Copy, Debug)]
@@ -141,7 +141,7 @@ fn take_over_and_give_back(backend: Backend, n_times: u32, recorded: &Recorded) 
         let args = [AT_ONCE.to_owned(), format!("--layout={layout}")].into();
         let options = AgentOptions { kubeconfig: api.kubeconfig(), args, ..AgentOptions::default() };
         let agent = lab.start_chainsmith(node, &options).expect("an agent starts");
-        poll::until("it has synced both families", SOON, || agent.syncs().len() >= 2);
+        poll::until("it has synced both families", FIRST_SYNC, || agent.syncs().len() >= 2);
         agent
     };
     let load = Load::of(&recorded.clients(&lab), PATIENCE);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{AT_ONCE, Extent, Finding, Load, SOON, all_is_right};
+use super::{AT_ONCE, Extent, Finding, Load, all_is_right};
 use crate::cluster::{OWN, WEB, WEB_PODS, own_slice};
 use crate::lab::address::{FAMILIES, Family};
 use crate::lab::client::{Host, Protocol};
@@ -40,7 +40,7 @@ pub fn going_over_disturbs_no_connection(backend: Backend, extent: Extent) -> Ve
     for (layout, flag) in turns.into_iter().cycle().take(n_times) {
         let start = Instant::now();
         running.replace_agent(&[AT_ONCE, flag], None).expect("an agent starts");
-        poll::until("the layout is in force", SOON, || is_laid_out(running.lab.node(1), layout));
+        poll::until("the layout is in force", SLOW, || is_laid_out(running.lab.node(1), layout));
         repaired.push(start.elapsed());
     }
     let tally = load.stop();

@@ -60,13 +60,18 @@ impl Netfilter<'_> {
     /// What `iptables-save` prints. That of iptables 1.8.7 dies when somebody commits while it reads.
     fn read(&self, family: Family, args: &[&str]) -> Result<String> {
         let program = self.backend.program(family, "-save");
-        for _ in 0..10 {
+        let mut n_left = 20;
+        loop {
             let output = self.namespace.try_command(&program, args, "")?;
-            if output.status.signal().is_none() {
-                break;
+            n_left -= 1;
+            if output.status.signal().is_some() && n_left > 0 {
+                continue;
             }
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "{program} {args:?}: {}: {}", output.status, stderr.trim());
+            return String::from_utf8(output.stdout)
+                .with_context(|| format!("reading what {program} printed"));
         }
-        self.namespace.command(&program, args, "")
     }
 
     /// Replaces the tables that `text` names by what it says.

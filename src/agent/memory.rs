@@ -2,6 +2,9 @@
 //! back much at once (a list of all objects, the rules of all Services) leave heaps full of holes.
 #![allow(unsafe_code, reason = "the allocator is told by C functions alone")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::runtime::Handle;
 
 use crate::sync::{Observer, Synced};
@@ -23,19 +26,27 @@ pub fn share_one_heap() {}
 
 /// Gives back what the heap does not use after each full sync: the list that led to it, and what it
 /// took to compile everything, are gone then.
-pub(super) struct Trimmer(Handle);
+pub(super) struct Trimmer {
+    runtime: Handle,
+    is_pending: Arc<AtomicBool>,
+}
 
 impl Trimmer {
-    /// Inside a runtime, on whose threads it will work: the loop's are none of them.
+    /// Inside a runtime, on whose threads it will work. Whoever takes or gives back memory meanwhile waits
+    /// for some milliseconds.
     pub(super) fn new() -> Trimmer {
-        Trimmer(Handle::current())
+        Trimmer { runtime: Handle::current(), is_pending: Arc::default() }
     }
 }
 
 impl Observer for Trimmer {
     fn synced(&self, synced: &Synced<'_>) {
-        if synced.report.is_full() {
-            self.0.spawn_blocking(trim);
+        if synced.report.is_full() && !self.is_pending.swap(true, Ordering::Relaxed) {
+            let is_pending = self.is_pending.clone();
+            self.runtime.spawn_blocking(move || {
+                is_pending.store(false, Ordering::Relaxed);
+                trim();
+            });
         }
     }
 }

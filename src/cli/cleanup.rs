@@ -25,21 +25,13 @@ pub fn main(arguments: &CleanupArguments) -> ExitCode {
     let (found, mut troubles) = leftovers::find();
     let (removable, stays): (Vec<&Leftover>, Vec<&Leftover>) =
         found.iter().partition(|leftover| leftover.is_removable());
-    for leftover in &removable {
-        let held = leftovers::held(leftover).into_iter().map(Trouble);
-        if arguments.dry_run {
-            println!("would remove {leftover}");
-            leftover.parts().iter().for_each(|part| println!("  {part}"));
-            held.for_each(complain);
-            continue;
+    troubles.extend(match arguments.dry_run {
+        true => {
+            removable.iter().for_each(|leftover| show(leftover));
+            Vec::new()
         }
-        let left = leftovers::remove(leftover);
-        if left.is_empty() {
-            println!("removed {leftover}");
-            troubles.extend(held);
-        }
-        troubles.extend(left);
-    }
+        false => remove(&removable, &mut leftovers::remove),
+    });
     if removable.is_empty() && troubles.is_empty() {
         println!("nothing to remove");
     }
@@ -50,7 +42,58 @@ pub fn main(arguments: &CleanupArguments) -> ExitCode {
     if troubles.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+fn show(leftover: &Leftover) {
+    println!("would remove {leftover}");
+    leftover.parts().iter().for_each(|part| println!("  {part}"));
+    leftovers::held(leftover).into_iter().map(Trouble).for_each(complain);
+}
+
+/// Removes each of `removable` by `remove`, and says so; what is left. While a virtual server is left, so
+/// is what tells whose it is.
+fn remove(removable: &[&Leftover], remove: &mut dyn FnMut(&Leftover) -> Vec<Trouble>) -> Vec<Trouble> {
+    let mut troubles = Vec::new();
+    let mut are_servers_left = false;
+    for leftover in removable {
+        if are_servers_left && leftover.is_witness() {
+            troubles.push(leftovers::kept_as_witness(leftover));
+            continue;
+        }
+        let held = leftovers::held(leftover).into_iter().map(Trouble);
+        let left = remove(leftover);
+        if left.is_empty() {
+            println!("removed {leftover}");
+            troubles.extend(held);
+        }
+        are_servers_left |= matches!(leftover, Leftover::IpvsServers(_)) && !left.is_empty();
+        troubles.extend(left);
+    }
+    troubles
+}
+
 /// `run --cleanup`: the same.
 pub fn everything() -> ExitCode {
     main(&CleanupArguments { dry_run: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tells_whose_virtual_servers_are_outlives_them() {
+        let found = [Leftover::IpvsServers(Vec::new()), Leftover::IpSets(Vec::new()), Leftover::IpvsDevice];
+        let removable: Vec<&Leftover> = found.iter().collect();
+        let mut tried = 0;
+        let no_troubles = remove(&removable, &mut |_| {
+            tried += 1;
+            Vec::new()
+        });
+        assert_eq!((tried, no_troubles), (3, vec![]));
+        let mut tried = 0;
+        let troubles = remove(&removable, &mut |_| {
+            tried += 1;
+            vec![Trouble("cannot delete virtual server TCP 10.96.0.1:443".to_owned())]
+        });
+        assert_eq!((tried, troubles.len()), (1, 3), "{troubles:?}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Which requests with an event are sent again, and after which answer: counted as client-go counts.
+//! Which requests with an event are sent again, and what came of each before that.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

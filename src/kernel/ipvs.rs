@@ -78,7 +78,7 @@ pub struct KernelIpvs;
 impl Ipvs for KernelIpvs {
     fn servers(&mut self) -> io::Result<Vec<Server>> {
         // Asking would load the module into a kernel that has it not.
-        if n_servers() == 0 {
+        if n_servers()? == 0 {
             return Ok(Vec::new());
         }
         match Generic::open(NAME)? {
@@ -212,9 +212,14 @@ pub fn has_device() -> bool {
     nix::net::if_::if_nametoindex(DEVICE).is_ok()
 }
 
-/// How many virtual servers the kernel has in this network namespace, whoever made them.
-fn n_servers() -> usize {
-    std::fs::read_to_string("/proc/thread-self/net/ip_vs").map_or(0, |text| count_servers(&text))
+/// How many virtual servers the kernel has in this network namespace, whoever made them; none without
+/// IPVS.
+fn n_servers() -> io::Result<usize> {
+    match std::fs::read_to_string("/proc/thread-self/net/ip_vs") {
+        Ok(text) => Ok(count_servers(&text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 /// A virtual server has a line that begins with its protocol; its real servers follow, indented.

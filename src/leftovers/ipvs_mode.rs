@@ -58,6 +58,19 @@ fn known<T>(doing: &str, outcome: io::Result<Vec<T>>, troubles: &mut Vec<Trouble
     })
 }
 
+/// The `servers` that were found and the `witnesses` that tell whose they are, which stay while it is not
+/// known what servers there are.
+pub(super) fn with_witnesses(
+    (mut found, mut troubles): (Vec<Leftover>, Vec<Trouble>),
+    witnesses: Vec<Leftover>,
+) -> (Vec<Leftover>, Vec<Trouble>) {
+    match troubles.is_empty() {
+        true => found.extend(witnesses),
+        false => troubles.extend(witnesses.iter().map(super::kept_as_witness)),
+    }
+    (found, troubles)
+}
+
 /// Deletes each of `servers`; why some do not go.
 pub(super) fn remove_servers(node: &mut impl Ipvs, servers: &[Server]) -> Vec<Trouble> {
     let deleted = servers.iter().map(|server| (server, node.delete(server)));
@@ -82,6 +95,19 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
+
+    #[test]
+    fn what_tells_whose_servers_are_stays_while_they_are_not_known() {
+        let witnesses = || vec![Leftover::IpSets(vec!["KUBE-A".to_owned()]), Leftover::IpvsDevice];
+        assert_eq!(with_witnesses((vec![], vec![]), witnesses()), (witnesses(), vec![]));
+        let trouble = Trouble("cannot list the virtual servers of IPVS: Interrupted".to_owned());
+        let (found, troubles) = with_witnesses((vec![], vec![trouble]), witnesses());
+        assert_eq!((found, troubles.len()), (vec![], 3));
+        assert_eq!(
+            troubles[1].to_string(),
+            "1 ipsets KUBE-* of ipvs mode stays until the virtual servers are gone: it tells which are kube-proxy's"
+        );
+    }
 
     /// A node with kube-ipvs0 and node ports, and what was deleted there.
     #[derive(Default)]

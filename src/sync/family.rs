@@ -50,6 +50,8 @@ pub struct FamilySync<K> {
     held: BTreeSet<ChainName>,
     /// Service ports that the kernel refuses, and what it said; left out.
     pub(super) quarantine: Quarantine,
+    /// As the urgent commit leaves it until a sync has succeeded: till then not everybody is served.
+    turn: FilterTurn,
 }
 
 /// When filter is brought to what is wanted.
@@ -85,6 +87,7 @@ impl<K: Iptables> FamilySync<K> {
             dirty: Scope::Everything,
             held: BTreeSet::new(),
             quarantine: Quarantine::new(),
+            turn: FilterTurn::Around,
         }
     }
 
@@ -252,7 +255,7 @@ impl<K: Iptables> FamilySync<K> {
         self.lay_out(&settings, &mut changed);
         let mut outcome = self
             .restore_urgent(scene, &mut committed, &mut report)
-            .and_then(|turn| self.restore(scene, &changed, turn, &mut committed, &mut report));
+            .and_then(|()| self.restore(scene, &changed, self.turn, &mut committed, &mut report));
         self.tables.put_back(committed);
         while matches!(&outcome, Err(failure) if matches!(failure.error, RestoreError::TooLarge(_)))
             && self.tables.kernel.shrink_limits()
@@ -282,6 +285,7 @@ impl<K: Iptables> FamilySync<K> {
         match outcome {
             Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(false),
             Ok(()) => {
+                self.turn = FilterTurn::Around;
                 if report.is_full() {
                     self.tables.kernel.relax_limits();
                 }
@@ -316,7 +320,7 @@ impl<K: Iptables> FamilySync<K> {
         let changed = self.compile(scene.settings, scene.view);
         let (mut committed, drift) = self.clock.reading(|| self.tables.take());
         report.drift.add(drift);
-        let outcome = self.restore(scene, &changed, FilterTurn::Around, &mut committed, report);
+        let outcome = self.restore(scene, &changed, self.turn, &mut committed, report);
         self.tables.put_back(committed);
         if outcome.is_err() {
             // Which of its tables were committed, jumps among them, only the kernel knows.
@@ -405,9 +409,9 @@ impl<K: Iptables> FamilySync<K> {
         scene: Scene<'_>,
         committed: &mut Committed,
         report: &mut Report,
-    ) -> Result<FilterTurn, Failure<RestoreError>> {
+    ) -> Result<(), Failure<RestoreError>> {
         if !committed.jumps.is_empty() || self.records.len() + self.sums.n_endpoints <= MAX_AT_ONCE {
-            return Ok(FilterTurn::Around);
+            return Ok(());
         }
         let all = std::mem::take(&mut self.records).into_iter();
         let (urgent, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -417,7 +421,10 @@ impl<K: Iptables> FamilySync<K> {
         let changed = Changed { ports, old: BTreeMap::new(), shared: SharedChain::ALL.into() };
         let outcome = self.restore(scene, &changed, FilterTurn::Around, committed, report);
         self.records.extend(rest);
-        outcome.map(|()| FilterTurn::AfterNat)
+        if outcome.is_ok() {
+            self.turn = FilterTurn::AfterNat;
+        }
+        outcome
     }
 
     fn restore(

@@ -193,8 +193,8 @@ impl Claims {
         for n in (0..n_services).step_by(every) {
             others.push((cluster::frontend(n), Protocol::Tcp));
             // As the cluster makes them: node ports, and load balancers with policy Local.
-            if n % 10 == 3 {
-                others.push((SocketAddr::from((NODE_IP, 30_000 + (n % 2_768) as u16)), Protocol::Tcp));
+            if let Some(port) = cluster::node_port(n) {
+                others.push((SocketAddr::from((NODE_IP, port)), Protocol::Tcp));
             }
             if n % 50 == 13 {
                 let [.., a, b, c] = (n as u32).to_be_bytes();
@@ -205,6 +205,9 @@ impl Claims {
             others.push((SocketAddr::new(guarded.parse().expect("an address"), 80), Protocol::Tcp));
         }
         let others = claims(others);
+        let says_something = |packets: &[Claim]| packets.iter().any(|claim| claim.before != claim.after);
+        let n_packets = packets((SocketAddr::from((NODE_IP, 1)), Protocol::Tcp)).len();
+        assert!(others.chunks(n_packets).all(says_something), "each is somebody's");
         Claims { urgent, others, local }
     }
 

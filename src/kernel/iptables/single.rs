@@ -39,6 +39,12 @@ pub(super) fn execute(
         Ok(outcome) => outcome.map_err(|error| anyhow!("cannot run {shown}: {error}")),
         Err(RecvTimeoutError::Timeout) => {
             let is_killed = thread_number.try_recv().is_ok_and(kill_children);
+            // It may have ended just then.
+            if let Ok(Ok(output)) = outcome.recv_timeout(Duration::from_secs(1))
+                && output.status.code().is_some()
+            {
+                return Ok(output);
+            }
             let end = if is_killed { "was killed" } else { "cannot be killed" };
             bail!("{shown} did not end within {} s and {end}", limit.as_secs())
         }
