@@ -24,6 +24,8 @@ const MAX_PAUSE: Duration = Duration::from_millis(1_500);
 pub(super) struct Lookout {
     /// The generation after our last commit or look; `None` on the legacy back-end, and before the first.
     own: Option<u32>,
+    /// The generation after our last commit, whatever was looked at since.
+    ours: Option<u32>,
     /// Whether commits are notified.
     is_notified: bool,
     /// When to look next.
@@ -44,6 +46,7 @@ impl Lookout {
     pub(super) fn new(is_notified: bool, audit_period: Duration, now: Instant) -> Lookout {
         Lookout {
             own: None,
+            ours: None,
             is_notified,
             look_at: None,
             not_before: now,
@@ -83,6 +86,7 @@ impl Lookout {
             _ => false,
         };
         self.own = after;
+        self.ours = after;
         self.is_owed |= is_foreign;
         if let Some(suspected_at) = self.suspected_at.take() {
             self.not_before = now + ((now - suspected_at) * LOOK_SHARE).min(MAX_PAUSE);
@@ -123,13 +127,15 @@ impl Lookout {
         self.suspected_at = None;
     }
 
-    /// Notes that somebody committed `generation` (`None`: it is not known what).
+    /// Notes that somebody committed `generation` (`None`: it is not known what). The kernel tells when it
+    /// takes effect, a moment after it counts: a look in between saw the number and not what was written.
     pub(super) fn committed(&mut self, generation: Option<u32>, now: Instant) {
-        let Some(own) = self.own else { return };
+        let Some(ours) = self.ours else { return };
         // Numbers go round: what lies less than half a round behind is old.
-        let is_ours = generation.is_some_and(|generation| own.wrapping_sub(generation) < u32::MAX / 2);
-        if !is_ours && self.look_at.is_none() {
-            self.look_at = Some(now + SETTLE);
+        let is_ours = generation.is_some_and(|generation| ours.wrapping_sub(generation) < u32::MAX / 2);
+        if !is_ours {
+            self.is_owed = true;
+            self.look_at.get_or_insert(now + SETTLE);
         }
     }
 
@@ -294,6 +300,17 @@ mod tests {
     fn a_commit_between_ours_is_noticed() {
         let (lookout, now) = after_sync(true, Some(7), Some(10), 2);
         assert_eq!(lookout.look_at(), Some(now + SETTLE));
+    }
+
+    #[test]
+    fn a_commit_that_is_told_after_a_look_at_its_number_is_looked_at_again() {
+        let (mut lookout, now) = after_sync(true, Some(7), Some(9), 2);
+        lookout.committed(Some(10), now);
+        lookout.looked(Some(11), false, now, now);
+        lookout.committed(Some(11), now);
+        assert_eq!((lookout.look_at(), lookout.is_settled(Some(11))), (Some(now + SETTLE), false));
+        lookout.looked(Some(11), false, now, now);
+        assert_eq!((lookout.look_at(), lookout.is_settled(Some(11))), (None, true));
     }
 
     #[test]

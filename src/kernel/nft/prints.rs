@@ -34,7 +34,8 @@ static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::default);
 
 /// How the chains of `table` look: all that are there, or `only` these, of which one that is not there
 /// looks empty. All are as of one generation, for which dumps are begun again; with `only`, that is left
-/// to the caller. `Interrupted` when somebody wrote during each of many attempts. Chains with names
+/// to the caller. The kernel counts a commit a moment before it takes effect: while the generation is that
+/// of a commit which has not ended, a chain may still look as before it. `Interrupted` when somebody wrote during each of many attempts. Chains with names
 /// that iptables does not know are left out.
 ///
 /// A print is of what rules say: handles and positions, which tell when a rule was made, and counters
