@@ -46,8 +46,8 @@ pub struct Limits {
 
 impl Limits {
     /// `iptables-nft-restore` looks every chain up in a sorted list of all those named before:
-    /// 2 000 names cost the least, and 20 000 rules keep its memory at 12 MB.
-    pub const NFT: Limits = Limits { max_names: 2_000, max_rules: 20_000 };
+    /// 2 000 names cost the least, and 18 000 rules keep its memory below 30 MB.
+    pub const NFT: Limits = Limits { max_names: 2_000, max_rules: 18_000 };
     /// `iptables-legacy-restore` reads and replaces the whole table at each commit: one process.
     pub const LEGACY: Limits = Limits { max_names: usize::MAX, max_rules: usize::MAX };
 
