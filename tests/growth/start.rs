@@ -18,6 +18,8 @@ use crate::starting::{self, Claims, FAMILY, service_chains, urgent_chains};
 struct Watched<F> {
     fake: FakeIptables,
     n_commits: usize,
+    /// Whether the process after the first is killed.
+    is_cut: bool,
     /// Is told how many commits were before, and what the tables hold.
     look: F,
 }
@@ -38,6 +40,9 @@ impl<F: FnMut(usize, &Ruleset)> Restore for Watched<F> {
     fn end(&mut self) -> Result<(), RestoreError> {
         self.fake.history = Some(Vec::new());
         let result = self.fake.end();
+        if result.is_ok() && std::mem::take(&mut self.is_cut) {
+            self.fake.failures = vec![RestoreError::Killed(9)];
+        }
         for now in self.fake.history.take().into_iter().flatten() {
             (self.look)(self.n_commits, &now);
             self.n_commits += 1;
@@ -95,8 +100,9 @@ impl<F: FnMut(usize, &Ruleset) + Send> Iptables for Watched<F> {
 /// The first nat commit of the first sync: that of filter comes before it.
 const FIRST_NAT: usize = 1;
 
-/// Looks at `n_services` with two endpoints each, one in `every` of them, after every commit.
-fn check(n_services: usize, every: usize, layout: LayoutChoice, backend: Backend) {
+/// Looks at `n_services` with two endpoints each, one in `every` of them, after every commit; if
+/// the first sync `is_cut` short, also of the next one.
+fn check(n_services: usize, every: usize, layout: LayoutChoice, backend: Backend, is_cut: bool) {
     let cluster = starting::cluster(n_services, 2, layout);
     let claims = Claims::new(&cluster, n_services, every);
     let mut served = Vec::new();
@@ -111,11 +117,17 @@ fn check(n_services: usize, every: usize, layout: LayoutChoice, backend: Backend
         }
     };
     let fake = FakeIptables::new(FAMILY, backend);
-    let mut family = FamilySync::new(Watched { fake, n_commits: 0, look });
+    let mut family = FamilySync::new(Watched { fake, n_commits: 0, is_cut, look });
     family.set_settings(cluster.settings.clone());
     let view = View { snapshot: &cluster.snapshot, place: cluster.place() };
-    let report = family.sync(view, &AtomicBool::new(false));
-    assert_eq!((report.outcome, report.tally.n_commits), (Ok(()), family.kernel().n_commits));
+    let mut report = family.sync(view, &AtomicBool::new(false));
+    let mut n_commits = report.tally.n_commits;
+    if is_cut {
+        assert!(report.outcome.is_err(), "{report:?}");
+        report = family.sync(view, &AtomicBool::new(false));
+        n_commits += report.tally.n_commits;
+    }
+    assert_eq!((report.outcome, n_commits), (Ok(()), family.kernel().n_commits));
     drop(family);
     assert_eq!(served[..=FIRST_NAT], [0, 0], "nobody else is in force with the first commit");
     assert_eq!(served.last(), Some(&claims.n_others()), "in the end everybody is: {served:?}");
@@ -125,8 +137,16 @@ fn check(n_services: usize, every: usize, layout: LayoutChoice, backend: Backend
 #[test]
 fn what_is_urgent_is_in_force_first_and_nobody_else_is_refused_meanwhile() {
     for backend in [Backend::Nft, Backend::Legacy] {
-        check(10_000, 167, LayoutChoice::Auto, backend);
-        check(1_000, 17, LayoutChoice::Classic, backend);
+        check(10_000, 167, LayoutChoice::Auto, backend, false);
+        check(1_000, 17, LayoutChoice::Classic, backend, false);
+    }
+}
+
+#[test]
+fn a_first_sync_that_is_cut_short_is_gone_on_with_in_the_same_order() {
+    for backend in [Backend::Nft, Backend::Legacy] {
+        check(1_500, 17, LayoutChoice::Auto, backend, true);
+        check(1_000, 17, LayoutChoice::Classic, backend, true);
     }
 }
 
