@@ -115,7 +115,7 @@ async fn follow_with(connection: Connection, node: String, sender: Sender<WatchE
 async fn keep_house(connection: &Connection) {
     loop {
         tokio::time::sleep(renewal::LOOK_EVERY).await;
-        connection.freshness.say();
+        connection.freshness.log();
         if let Some(renewal) = &connection.renewal {
             renewal.current().await;
         }
@@ -235,7 +235,7 @@ where
             Fault::Other(error, cause) => (error, cause),
             Fault::ReceiverGone => return place,
         };
-        self.n_streams_failed += u32::from(is_streaming);
+        self.n_streams_failed += u32::from(is_streaming && cause != Cause::Unreachable);
         self.trouble.endure(K::KIND, self.connection, &error, cause).await;
         if is_list { Place::List } else { Place::Listed }
     }
@@ -289,7 +289,7 @@ where
             let next = tokio::time::timeout(self.patience.item, items.next()).await;
             let item = next
                 .map_err(|_| Fault::Other("a list stood still".to_owned(), Cause::Other))?
-                .map_err(|error| Fault::other(&error))?;
+                .map_err(|error| Fault::broken_off(&error))?;
             let Some(item) = item else { break };
             let object = serde_json::from_slice(item).map_err(|error| unreadable("a list", &error))?;
             self.take(Event::InitApply(object)).await?;
@@ -364,14 +364,16 @@ where
     }
 
     async fn open(&self, request: Asking, is_streaming: bool) -> Result<impl AsyncBufRead + use<K>, Fault> {
-        let request = request.map_err(|error| Fault::other(&error))?;
+        let request = request.map_err(|error| Fault::broken_off(&error))?;
         let answer = self.connection.client.request_stream(request).await;
         answer.map_err(|error| Fault::from_request(&error, is_streaming))
     }
 
     /// The next event of a watch; `None` at its end.
     async fn event(&self, lines: &mut Lines, is_streaming: bool) -> Result<Option<Line<Guard<K>>>, Fault> {
-        let Some(line) = lines.next().await.map_err(|error| Fault::other(&error))? else { return Ok(None) };
+        let Some(line) = lines.next().await.map_err(|error| Fault::broken_off(&error))? else {
+            return Ok(None);
+        };
         match serde_json::from_slice(line) {
             Ok(Line::Error(status)) => Err(Fault::of(&status, is_streaming)),
             Ok(event) => Ok(Some(event)),
