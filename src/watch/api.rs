@@ -170,7 +170,7 @@ enum Place {
     List,
     /// It knows everything up to its version, and is to watch.
     Listed,
-    /// The same, and its streaming list has become a watch that ends, at the latest, at this time.
+    /// A watch is open that ends, at the latest, at this time.
     Watching(Lines, Instant),
 }
 
@@ -261,9 +261,7 @@ where
             match next {
                 // So ends what a server that has lost etcd makes of it.
                 None if n_lines == 1 => return Err(Fault::Silent("a streaming list was empty".to_owned())),
-                None => {
-                    return Err(Fault::Other("a streaming list broke off".to_owned(), Cause::Other));
-                }
+                None => return Err(Fault::Other("a streaming list broke off".to_owned(), Cause::Other)),
                 Some(Line::Added(object) | Line::Modified(object)) => {
                     self.take(Event::InitApply(object)).await?;
                 }

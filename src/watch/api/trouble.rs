@@ -41,9 +41,10 @@ impl Fault {
     /// A status that the server sent instead of an answer, or as an event.
     pub fn of(status: &Status, is_streaming: bool) -> Fault {
         let message = match status.message.as_str() {
-            "" => format!("{} {}", status.code, status.reason),
-            message => message.to_owned(),
+            "" => &status.reason,
+            message => message,
         };
+        let message = format!("{message} ({})", status.code);
         match status.code {
             400 | 405 | 422 | 501 if is_streaming => Fault::NoStreaming(message),
             // etcd before 3.4.25 and 3.5.8 cannot say how far it is.
