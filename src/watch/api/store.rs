@@ -239,6 +239,8 @@ impl<'a, K: Kind> Store<'a, K> {
             field: bad.field.clone(),
             text: String::new(),
             what: format!("cannot be decoded, its last state stays: {}", bad.what),
+            n_fields: 1,
+            more_texts: Vec::new(),
         };
         self.reporter.report(&name.to_string(), vec![problem]);
         name
