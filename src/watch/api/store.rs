@@ -121,7 +121,8 @@ pub struct Store<'a, K: Kind> {
 /// A list that is being received.
 struct List<K: Kind> {
     seen: BTreeSet<ObjectName>,
-    values: Vec<(ObjectName, K::Value)>,
+    /// `None` for one that does not count, in case it did before.
+    values: Vec<(ObjectName, Option<K::Value>)>,
     /// Whether an object that was known could not be decoded: its last state stays.
     keeps_some: bool,
 }
@@ -186,7 +187,7 @@ impl<'a, K: Kind> Store<'a, K> {
                 let decoded = self.decode(&object);
                 if let (Some((name, value)), Some(list)) = (decoded, &mut self.list) {
                     list.seen.insert(name.clone());
-                    list.values.extend(value.map(|value| (name, value)));
+                    list.values.push((name, value));
                 }
             }
             Err(bad) => {
@@ -210,11 +211,14 @@ impl<'a, K: Kind> Store<'a, K> {
         self.reporter.list_ends();
         self.known = list.seen;
         let mut events: Vec<WatchEvent> = if list.keeps_some {
-            let here = list.values.into_iter().map(|(name, value)| K::change(name, Some(value)));
-            let gone = gone.into_iter().map(|name| K::change(name, None));
-            here.chain(gone).map(WatchEvent::Change).collect()
+            let (here, uncounted): (Vec<_>, Vec<_>) =
+                list.values.into_iter().partition(|(_, value)| value.is_some());
+            let gone = gone.into_iter().map(|name| (name, None));
+            let changes = here.into_iter().chain(uncounted).chain(gone);
+            changes.map(|(name, value)| WatchEvent::Change(K::change(name, value))).collect()
         } else {
-            vec![WatchEvent::Change(K::all(list.values))]
+            let values = list.values.into_iter();
+            vec![WatchEvent::Change(K::all(values.filter_map(|(name, value)| Some((name, value?))).collect()))]
         };
         if !std::mem::replace(&mut self.is_listed, true) {
             events.push(K::LISTED);

@@ -98,6 +98,17 @@ fn an_object_that_cannot_be_decoded_keeps_its_last_state() {
 }
 
 #[test]
+fn a_service_that_is_not_proxied_any_more_is_gone_also_beside_one_that_cannot_be_decoded() {
+    let external = guard(json!({
+        "metadata": {"name": "b", "namespace": "ns"},
+        "spec": {"type": "ExternalName", "externalName": "example.org"},
+    }));
+    let mut events = vec![Init, InitApply(good("a", 1)), InitApply(good("b", 2)), InitDone];
+    events.extend([Init, InitApply(bad("a")), InitApply(external), InitApply(good("c", 3)), InitDone]);
+    check(events, "+c -b");
+}
+
+#[test]
 fn an_object_that_never_could_be_decoded_is_not_there() {
     check(vec![Init, InitApply(bad("a")), InitApply(good("b", 2)), InitDone], "*b listed");
 }
