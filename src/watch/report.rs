@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tracing::warn;
 
-use crate::model::Problem;
+use crate::model::{Problem, Shown};
 
 /// Remembers what was said about each object that has problems.
 #[derive(Debug, Default)]
@@ -58,7 +58,8 @@ impl Reporter {
 /// Says one problem.
 pub fn log(problem: &Problem) {
     let Problem { kind, object, field, text, what } = problem;
-    warn!(%kind, object = %object.escape_debug(), %field, ?text, what, "bad field in object");
+    let (object, field, what) = (Shown(object), Shown(field), Shown(what));
+    warn!(%kind, %object, %field, ?text, %what, "bad field in object");
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Tests of what watch events mean.
 
-use k8s_openapi::api::core::v1::Service as ApiService;
+mod recorded;
+
 use serde_json::json;
 
 use super::*;
+use crate::model::ObjectKind;
 
 fn good(name: &str, octet: u8) -> Guard<ApiService> {
     guard(json!({
