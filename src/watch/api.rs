@@ -23,8 +23,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube_runtime::watcher::{self, Config, Event, InitialListStrategy, watcher};
 use serde::de::DeserializeOwned;
@@ -32,7 +30,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::{debug, info, warn};
 
 use super::WatchEvent;
-use crate::model::decode::Interner;
+use crate::model::decode::{ApiNode, ApiService, ApiSlice, Interner};
 use backoff::Backoff;
 pub use client::{Connection, connect};
 use guard::Guard;
@@ -70,9 +68,9 @@ pub async fn follow(connection: Connection, node: String, sender: Sender<WatchEv
 async fn follow_with(connection: Connection, node: String, sender: Sender<WatchEvent>, patience: Patience) {
     let interner = Mutex::new(Interner::default());
     tokio::join!(
-        follow_kind::<Service>(&connection, &node, &interner, &sender, patience),
-        follow_kind::<EndpointSlice>(&connection, &node, &interner, &sender, patience),
-        follow_kind::<Node>(&connection, &node, &interner, &sender, patience),
+        follow_kind::<ApiService>(&connection, &node, &interner, &sender, patience),
+        follow_kind::<ApiSlice>(&connection, &node, &interner, &sender, patience),
+        follow_kind::<ApiNode>(&connection, &node, &interner, &sender, patience),
     );
 }
 
