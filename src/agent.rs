@@ -99,6 +99,7 @@ pub async fn run(
         node: &node_name,
         machine: &machine_name()?,
         server: connection.as_ref().map(events_server),
+        freshness: connection.as_ref().map(|connection| connection.freshness.clone()),
         counters: kernel.counters,
     };
     let told = surroundings::start(about, registry, metrics, &mut tasks)?;
@@ -296,7 +297,10 @@ async fn connect(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Opti
     let limit = watch::api::Limit { qps: client.qps, burst: client.burst };
     let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
     let observer = Arc::new(surroundings::Traffic(metrics.clone()));
-    watch::api::connect(kubeconfig, master, limit, observer).await.map(Some)
+    let connection = watch::api::connect(kubeconfig, master, limit, observer).await?;
+    // As old as a change may become before the node is unhealthy.
+    let freshness = Arc::new(watch::api::Freshness::new(config.sync_period * 2));
+    Ok(Some(Connection { freshness, ..connection }))
 }
 
 /// Where events go.
