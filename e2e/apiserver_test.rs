@@ -14,8 +14,14 @@ mod lists;
 mod mirror;
 #[path = "apiserver_test/namespace.rs"]
 mod namespace;
+#[path = "apiserver_test/raw.rs"]
+mod raw;
+#[path = "apiserver_test/recorded.rs"]
+mod recorded;
 #[path = "apiserver_test/size.rs"]
 mod size;
+#[path = "apiserver_test/tls.rs"]
+mod tls;
 #[path = "apiserver_test/watches.rs"]
 mod watches;
 

@@ -110,6 +110,7 @@ async fn a_list_is_as_of_the_version_asked_for() {
         "b"
     );
     assert_eq!(list("resourceVersion=0").await.unwrap(), "b");
+    server.set_pace(30);
     assert_eq!(list("resourceVersion=1000").await, Err(504));
     assert_eq!(list("resourceVersion=x").await, Err(400));
     server.set_history(1);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::kernel::TURNS;
 use super::{AT_ONCE, Extent, Finding, Load, all_is_right};
-use crate::apiserver::{ApiServer, Cluster, Fault};
+use crate::apiserver::{ApiServer, Cluster, Fault, TOKEN, User};
 use crate::cluster::{OWN, WEB, WEB_PODS, own_slice};
 use crate::lab::address::Family;
 use crate::lab::client::Host;
@@ -279,8 +279,8 @@ fn changed_token(running: &mut Running) -> Finding {
     std::fs::write(&file, "first").expect("the lab's folder can be written to");
     let kubeconfig = {
         let api = running.simulator();
-        api.require_token(None);
-        api.kubeconfig_at(api.address().ip(), Some(&file))
+        api.require_token(Some("first"));
+        api.kubeconfig_https(api.reachable(), &User::TokenFile(file.clone()))
     };
     let [(address, pod), (other_address, other)] = TURNS;
     running.api.put(own_slice(&[other_address]));
@@ -299,7 +299,7 @@ fn changed_token(running: &mut Running) -> Finding {
     let start = Instant::now();
     poll::until("it catches up", Duration::from_secs(5), || node.tcp(to).pod() == pod);
     let repaired = vec![start.elapsed()];
-    api.require_token(None);
+    api.require_token(Some(TOKEN));
     let tally = load.stop();
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
     Finding {
