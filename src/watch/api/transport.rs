@@ -1,19 +1,19 @@
 //! What every request to the API server passes on its way: the limit of `clientConnection`, a pause
-//! after watches that ended at once, the token, and whoever counts.
+//! after watches that ended at once, bounds on how long an answer may take, and whoever counts.
 //!
-//! `kube_runtime::watcher` begins a watch again at once when it ended in order, and tells nobody; a
-//! server (or a proxy before it) that ends all of them would be asked without a pause. Between the
-//! watcher and the server is where that is seen.
+//! A watch that ended in order is begun again at once; a server (or a proxy before it) that ends all
+//! of them would be asked without a pause.
 
 mod body;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response, Uri, header};
+use http::{Method, Request, Response, Uri};
 use http_body::Body as _;
 use kube::client::Body;
 use leaky_bucket::RateLimiter;
@@ -22,7 +22,6 @@ use tower::{BoxError, Layer, Service, ServiceExt};
 
 use super::backoff;
 use super::observer::{Exchange, Observer};
-use super::token::TokenFile;
 use body::{Counted, Purpose};
 
 /// A limit on requests: all of them count, each watch once. Source: `clientConnection.qps`, `burst`.
@@ -59,23 +58,19 @@ struct Shared {
     /// `addr:port` of the API server.
     host: String,
     bucket: Option<RateLimiter>,
-    token: Option<Arc<TokenFile>>,
+    /// How many of the requests of a start are left.
+    n_start: AtomicU32,
     observer: Arc<dyn Observer>,
     endings: Arc<Endings>,
 }
 
 impl Transport {
-    /// Sends to `host` (`addr:port`, for counting only) within `limit`, with the token of a file if
-    /// there is one.
-    pub fn new(
-        host: String,
-        limit: Limit,
-        token: Option<Arc<TokenFile>>,
-        observer: Arc<dyn Observer>,
-    ) -> Transport {
+    /// Sends to `host` (`addr:port`, for counting only) within `limit`.
+    pub fn new(host: String, limit: Limit, observer: Arc<dyn Observer>) -> Transport {
         let endings = Arc::new(Endings { at_once: Mutex::default(), observer: observer.clone() });
         let bucket = limit.bucket();
-        Transport { shared: Arc::new(Shared { host, bucket, token, observer, endings }) }
+        let n_start = AtomicU32::new(START_REQUESTS);
+        Transport { shared: Arc::new(Shared { host, bucket, n_start, observer, endings }) }
     }
 }
 
@@ -117,7 +112,7 @@ where
 }
 
 impl Shared {
-    async fn send<S, B>(&self, inner: S, mut request: Request<Body>) -> Result<Response<Counted<B>>, BoxError>
+    async fn send<S, B>(&self, inner: S, request: Request<Body>) -> Result<Response<Counted<B>>, BoxError>
     where
         S: Service<Request<Body>, Response = Response<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -127,17 +122,19 @@ impl Shared {
         let watched = Watched::of(request.uri());
         if let Some(watched) = &watched {
             self.endings.pause(&watched.path).await;
-            ask_for_the_most_recent(request.uri_mut());
         }
         let begun = Instant::now();
-        if let Some(bucket) = &self.bucket {
+        if let Some(bucket) = &self.bucket
+            && !self.is_of_start(&request)
+        {
             bucket.acquire_one().await;
         }
         let sent = Instant::now();
-        if let Some(token) = &self.token {
-            request.headers_mut().insert(header::AUTHORIZATION, token.header());
-        }
-        let answer = inner.oneshot(request).await.map_err(Into::into);
+        let answer = tokio::time::timeout(HEAD, inner.oneshot(request)).await;
+        let answer = answer.map_or_else(
+            |_| Err(format!("no answer within {} s", HEAD.as_secs()).into()),
+            |answer| answer.map_err(Into::into),
+        );
         let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());
         self.observer.answered(&Exchange {
             method: method.as_str(),
@@ -158,6 +155,23 @@ impl Shared {
         Ok(answer?.map(|body| Counted::new(body, purpose)))
     }
 }
+
+impl Shared {
+    /// Whether this is one of the lists and watches that a start takes: they do not wait, however low
+    /// the limit. (Both are asked for with selectors, which other requests do not have.)
+    fn is_of_start(&self, request: &Request<Body>) -> bool {
+        let is_candidate = request.method() == Method::GET && request.uri().query().is_some();
+        let one_less = |n: u32| n.checked_sub(1);
+        is_candidate && self.n_start.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
+    }
+}
+
+/// How many requests a start takes at most: for each of three kinds a streaming list that is refused, a
+/// list and a watch.
+const START_REQUESTS: u32 = 9;
+
+/// How long the head of an answer may take. An API server gives up a request after 60 s itself.
+const HEAD: Duration = Duration::from_secs(75);
 
 /// A watch as it was asked for.
 pub struct Watched {
@@ -181,24 +195,6 @@ impl Watched {
     /// What is watched: `services`.
     fn plural(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or(&self.path)
-    }
-}
-
-/// The watcher begins a streaming list with `resourceVersion=0`, "any": of several API servers, one
-/// that lags behind may answer with what was long ago, and rules would go back in time. Without a
-/// version the server answers once it knows all that was written before the request (client-go
-/// begins so, too); the watcher's lists in pages do so by themselves. This cannot be settled here by
-/// comparing versions instead: what was restored from a backup has lower ones, and counts.
-fn ask_for_the_most_recent(uri: &mut Uri) {
-    let query = uri.query().unwrap_or_default();
-    if !query.split('&').any(|pair| pair == "sendInitialEvents=true") {
-        return;
-    }
-    let pairs: Vec<&str> = query.split('&').filter(|pair| *pair != "resourceVersion=0").collect();
-    let text = format!("{}?{}", uri.path(), pairs.join("&"));
-    // Parts of an address make an address.
-    if let Ok(target) = text.parse() {
-        *uri = target;
     }
 }
 

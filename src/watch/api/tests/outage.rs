@@ -124,7 +124,7 @@ async fn a_server_that_ends_every_watch_at_once_is_asked_seldom() {
         std::future::pending::<()>().await;
     });
     assert!(listed.await.is_err());
-    assert_eq!(follower.names.len(), 3, "lists in pages are served");
+    assert_eq!(follower.names.len(), 3, "plain lists are served");
     let n_asked = server.take_requests().len();
     let allowed = 10 + 5 * 60 * minutes as usize;
     assert!(n_asked <= allowed / 4, "{n_asked} of {allowed} requests");
@@ -135,7 +135,7 @@ async fn a_server_that_ends_every_watch_at_once_is_asked_seldom() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn watches_of_one_follower_are_asked_for_no_longer_than_290_s_and_not_in_step() {
+async fn watches_are_asked_for_5_to_10_minutes_and_not_in_step() {
     let server = serving(Mode::Serves);
     let _follower = Follower::of(&server);
     let mut seconds = BTreeSet::new();
@@ -200,6 +200,6 @@ async fn a_body_cut_at_any_byte_costs_no_object() {
     for cut in [Cut::InOrder, Cut::Broken] {
         check_cuts(Mode::Serves, cut, 1).await;
         // A refusal, the list and the watch.
-        check_cuts(Mode::ServesPages, cut, 3).await;
+        check_cuts(Mode::RefusesStreaming, cut, 3).await;
     }
 }
