@@ -237,7 +237,7 @@ fn n_requests(api: &dyn Cluster) -> u64 {
     counters.resources.values().map(|counts| counts.pages + counts.watches).sum()
 }
 
-/// Servers that do not serve streaming lists are asked for pages.
+/// Servers that do not serve streaming lists are asked for one list of each kind, from their cache.
 fn lists_in_other_ways(running: &mut Running, extent: Extent) -> Vec<Finding> {
     // One that does not understand them is recognized by 5 s of silence.
     let ways: &[(&str, Fault)] = &[
@@ -264,7 +264,7 @@ fn lists_in_other_ways(running: &mut Running, extent: Extent) -> Vec<Finding> {
         findings.push(Finding {
             fault: format!("API server: {name}"),
             n_times: 1,
-            observed: "a start asks for pages instead".to_owned(),
+            observed: "a start lists from the server's cache instead".to_owned(),
             repaired,
             n_tried: tally.n_attempts(),
             n_wrong: 0,

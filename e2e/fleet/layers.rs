@@ -85,6 +85,12 @@ impl Fleet {
         let meter = Meter::begin(server);
         let mut nodes = Nodes::start(&self, &kubeconfig);
         nodes.wait_until_listed(self.n_nodes).await?;
+        // After a list that was no watch, the watch is still to come.
+        while server.counters().resources.values().map(|counts| counts.open_watches).sum::<u64>()
+            < self.n_watches()
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let start = meter.read(server);
 
         let meter = Meter::begin(server);
@@ -104,6 +110,11 @@ impl Fleet {
         nodes.wait_until_received(n_received + n_changes * self.n_nodes).await?;
         let churn = meter.read(server);
         Ok(Asked { start, idle, churn, n_changes, n_received: nodes.n_received() - n_received })
+    }
+
+    /// Of all nodes: Services, EndpointSlices, and their own Node.
+    fn n_watches(&self) -> u64 {
+        3 * self.n_nodes as u64
     }
 
     fn fill(&self, server: &ApiServer) {
