@@ -32,18 +32,15 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::AsyncBufRead;
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Resource;
 use kube::api::WatchEvent as Line;
 use kube_runtime::watcher::Event;
-use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 use tracing::info;
 
 use super::WatchEvent;
-use crate::model::decode::Interner;
+use crate::model::decode::{ApiNode, ApiService, ApiSlice, Interner};
 pub use client::{Connection, connect};
 pub use freshness::Freshness;
 use guard::Guard;
@@ -100,9 +97,9 @@ async fn follow_with(connection: Connection, node: String, sender: Sender<WatchE
     let interner = Mutex::new(Interner::default());
     let kinds = async {
         tokio::join!(
-            follow_kind::<Service>(&connection, &node, &interner, &sender, patience),
-            follow_kind::<EndpointSlice>(&connection, &node, &interner, &sender, patience),
-            follow_kind::<Node>(&connection, &node, &interner, &sender, patience),
+            follow_kind::<ApiService>(&connection, &node, &interner, &sender, patience),
+            follow_kind::<ApiSlice>(&connection, &node, &interner, &sender, patience),
+            follow_kind::<ApiNode>(&connection, &node, &interner, &sender, patience),
         )
     };
     tokio::select! {
@@ -115,7 +112,7 @@ async fn follow_with(connection: Connection, node: String, sender: Sender<WatchE
 async fn keep_house(connection: &Connection) {
     loop {
         tokio::time::sleep(renewal::LOOK_EVERY).await;
-        connection.freshness.say();
+        connection.freshness.log();
         if let Some(renewal) = &connection.renewal {
             renewal.current().await;
         }
@@ -129,10 +126,13 @@ async fn follow_kind<K>(
     sender: &Sender<WatchEvent>,
     patience: Patience,
 ) where
-    K: Kind + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Kind + Send + 'static,
 {
-    let query =
-        Query { path: K::url_path(&(), None), labels: K::LABELS.map(str::to_owned), fields: K::fields(node) };
+    let query = Query {
+        path: K::Api::url_path(&(), None),
+        labels: K::LABELS.map(str::to_owned),
+        fields: K::fields(node),
+    };
     let follower = Follower {
         connection,
         query,
@@ -176,7 +176,7 @@ enum Place {
 
 impl<K> Follower<'_, K>
 where
-    K: Kind + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Kind + Send + 'static,
 {
     /// Lists and watches until the receiver is gone.
     async fn run(mut self) {
@@ -235,7 +235,7 @@ where
             Fault::Other(error, cause) => (error, cause),
             Fault::ReceiverGone => return place,
         };
-        self.n_streams_failed += u32::from(is_streaming);
+        self.n_streams_failed += u32::from(is_streaming && cause != Cause::Unreachable);
         self.trouble.endure(K::KIND, self.connection, &error, cause).await;
         if is_list { Place::List } else { Place::Listed }
     }
@@ -289,7 +289,7 @@ where
             let next = tokio::time::timeout(self.patience.item, items.next()).await;
             let item = next
                 .map_err(|_| Fault::Other("a list stood still".to_owned(), Cause::Other))?
-                .map_err(|error| Fault::other(&error))?;
+                .map_err(|error| Fault::broken_off(&error))?;
             let Some(item) = item else { break };
             let object = serde_json::from_slice(item).map_err(|error| unreadable("a list", &error))?;
             self.take(Event::InitApply(object)).await?;
@@ -349,8 +349,8 @@ where
                 Line::Error(status) => return Err(Fault::of(&status, false)),
             };
             let (Event::Apply(object) | Event::Delete(object)) = &event else { continue };
-            match &object.meta().resource_version {
-                Some(version) if !version.is_empty() => self.version = Version::Seen(version.clone()),
+            match object.resource_version() {
+                Some(version) if !version.is_empty() => self.version = Version::Seen(version.to_owned()),
                 _ => return Err(Fault::Unreadable("a changed object has no version".to_owned())),
             }
             self.take(event).await?;
@@ -364,14 +364,16 @@ where
     }
 
     async fn open(&self, request: Asking, is_streaming: bool) -> Result<impl AsyncBufRead + use<K>, Fault> {
-        let request = request.map_err(|error| Fault::other(&error))?;
+        let request = request.map_err(|error| Fault::broken_off(&error))?;
         let answer = self.connection.client.request_stream(request).await;
         answer.map_err(|error| Fault::from_request(&error, is_streaming))
     }
 
     /// The next event of a watch; `None` at its end.
     async fn event(&self, lines: &mut Lines, is_streaming: bool) -> Result<Option<Line<Guard<K>>>, Fault> {
-        let Some(line) = lines.next().await.map_err(|error| Fault::other(&error))? else { return Ok(None) };
+        let Some(line) = lines.next().await.map_err(|error| Fault::broken_off(&error))? else {
+            return Ok(None);
+        };
         match serde_json::from_slice(line) {
             Ok(Line::Error(status)) => Err(Fault::of(&status, is_streaming)),
             Ok(event) => Ok(Some(event)),

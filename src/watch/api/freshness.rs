@@ -14,7 +14,7 @@ use crate::model::ObjectKind;
 /// The kinds that are watched.
 const KINDS: [ObjectKind; 3] = [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node];
 
-/// Since when each kind is not followed any more, and what was said about that.
+/// Since when each kind is not followed any more, and whether that was logged.
 #[derive(Debug)]
 pub struct Freshness {
     limit: Duration,
@@ -25,13 +25,13 @@ pub struct Freshness {
 struct State {
     /// `None`: its watch is open.
     stale_since: Option<Instant>,
-    is_said: bool,
+    is_logged: bool,
 }
 
 impl Freshness {
-    /// Nothing is known yet; what is stale for `limit` is said.
+    /// Nothing is known yet; a kind that is stale for `limit` is logged.
     pub fn new(limit: Duration) -> Freshness {
-        let state = State { stale_since: Some(Instant::now()), is_said: false };
+        let state = State { stale_since: Some(Instant::now()), is_logged: false };
         Freshness { limit, kinds: Mutex::new([state; KINDS.len()]) }
     }
 
@@ -51,7 +51,7 @@ impl Freshness {
     pub(super) fn is_current(&self, kind: ObjectKind) {
         self.change(kind, |state| {
             state.stale_since = None;
-            if std::mem::take(&mut state.is_said) {
+            if std::mem::take(&mut state.is_logged) {
                 info!(%kind, "watch is current again");
             }
         });
@@ -64,11 +64,11 @@ impl Freshness {
         });
     }
 
-    /// Says which kinds have passed the limit, each once until it is current again.
-    pub(super) fn say(&self) {
+    /// Logs which kinds have passed the limit, each once until it is current again.
+    pub(super) fn log(&self) {
         for (kind, age) in self.stale() {
             self.change(kind, |state| {
-                if !std::mem::replace(&mut state.is_said, true) {
+                if !std::mem::replace(&mut state.is_logged, true) {
                     let stale_seconds = age.as_secs();
                     error!(%kind, stale_seconds, "no successful list or watch; rules follow the last known state");
                 }
@@ -109,15 +109,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_passes_the_limit_is_said_once_until_it_is_current_again() {
+    async fn a_kind_that_passes_the_limit_is_logged_once_until_it_is_current_again() {
         let freshness = Freshness::new(LIMIT);
-        let said = || freshness.kinds.lock().unwrap().iter().filter(|state| state.is_said).count();
-        freshness.say();
-        assert_eq!(said(), 0);
+        let n_logged = || freshness.kinds.lock().unwrap().iter().filter(|state| state.is_logged).count();
+        freshness.log();
+        assert_eq!(n_logged(), 0);
         tokio::time::advance(LIMIT).await;
-        freshness.say();
-        assert_eq!(said(), 3);
+        freshness.log();
+        assert_eq!(n_logged(), 3);
         freshness.is_current(ObjectKind::Service);
-        assert_eq!(said(), 2);
+        assert_eq!(n_logged(), 2);
     }
 }

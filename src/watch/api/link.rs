@@ -1,4 +1,4 @@
-//! One way to an API server, with one set of credentials: sockets, a proxy, TLS, HTTP/2.
+//! One link to an API server, with one set of credentials: sockets, a proxy, TLS, HTTP/2.
 //!
 //! Over `https://` HTTP/2 is offered, and where the server takes it, one connection carries everything:
 //! watches, lists, events. A server or a gateway that does not take it is asked by HTTP/1.1, each watch
@@ -57,7 +57,7 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 
 type Sending = BoxCloneSyncService<Request<Body>, Response<Incoming>, BoxError>;
 
-/// A way to an API server. Clones are the same one.
+/// A link to an API server. Clones are the same one.
 #[derive(Clone)]
 pub struct Link {
     service: Sending,
@@ -99,7 +99,7 @@ impl Link {
         Ok(Link { service, token, retired: watch::Sender::new(false), host })
     }
 
-    /// Sends one request; the answer's body is unpacked, and a watch ends in order when this way is
+    /// Sends one request; the answer's body is unpacked, and a watch ends in order when this link is
     /// retired.
     pub async fn send(self, mut request: Request<Body>) -> Result<Response<Unzipped>, BoxError> {
         if let Some(token) = &self.token {
@@ -111,7 +111,7 @@ impl Link {
         Ok(gzip::unzip(answer, is_watch.then(|| self.retired.subscribe())))
     }
 
-    /// Nothing new is sent this way; watches that run end in order, to be begun again another way.
+    /// Ends the watches that run, in order, so that they are begun again over the link that replaces it.
     pub fn retire(&self) {
         self.retired.send_replace(true);
     }
@@ -195,7 +195,7 @@ where
         return Ok(http1);
     }
     // Known beforehand to be HTTP/2, requests that come while the connection is made wait for it instead
-    // of making others. It is used for as long as it lives: the server ends idle ones itself.
+    // of making more. It is used for as long as it lives: the server ends idle ones itself.
     builder.http2_only(true).pool_idle_timeout(None);
     let http2 = builder.build(connecting(connector, Versions::Http2, observer.clone()));
     let http2 = BoxCloneSyncService::new(http2.map_err(BoxError::from));
@@ -282,4 +282,4 @@ where
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -1,5 +1,5 @@
 //! Where the API server and the credentials for it are written down: a kubeconfig, a flag, or a pod's
-//! environment; and which files have to be followed, since others write them anew.
+//! environment; and which files have to be followed, since they are replaced before they expire.
 
 #![allow(clippy::disallowed_methods, reason = "reads credentials and the proxy environment")]
 

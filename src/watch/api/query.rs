@@ -2,7 +2,7 @@
 //! back in time.
 //!
 //! - A *streaming list* begins without a version: "as of now". Of several API servers, one that lags
-//!   behind the others answers once it knows all that was written before the request; it asks etcd for
+//!   behind answers once it knows all that was written before the request; it asks etcd for
 //!   its newest version, and answers from memory. Later ones name the last version that was seen
 //!   (`NotOlderThan`), which no server has to ask etcd for. Source: client-go's reflector, v0.36.
 //! - A *plain list*, where streaming lists are not served, is taken from the server's memory too: the

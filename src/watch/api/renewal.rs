@@ -1,9 +1,9 @@
-//! The way to the API server with credentials as they are now: files that others write anew before what
-//! is in them expires are read again, and a new way replaces the old one.
+//! The link to the API server with credentials as they are now: files that are replaced before they
+//! expire are read again, and a new link replaces the old one.
 //!
 //! A change is noticed by the next request, and without one within [`LOOK_EVERY`]. Watches of the old
-//! way end as if the server had ended them, and go on over the new one. New files that are unusable,
-//! or half written, leave the old way in use.
+//! link end as if the server had ended them, and go on over the new one. New files that are unusable,
+//! or half written, leave the old link in use.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How long what was read of the files is taken for what they hold.
 const FRESH: Duration = Duration::from_millis(400);
 
-/// The way to the API server that is in use, and the files that it was made from.
+/// The link that is in use, and the files that it was made from.
 pub struct Renewal {
     origin: Origin,
     observer: Arc<dyn Observer>,
@@ -40,7 +40,7 @@ struct State {
     link: Link,
     /// As they were when the link was made.
     files: Files,
-    /// As they were when no link could be made from them, and that was said.
+    /// As they were when no link could be made from them; already logged.
     unusable: Option<Files>,
     looked: Instant,
 }
@@ -67,8 +67,8 @@ impl Renewal {
         state.link.clone()
     }
 
-    /// Waits until there is something else to try than credentials that were refused: another token in
-    /// its file, or other files.
+    /// Waits until there are other credentials than the rejected ones: another token in its file, or
+    /// other files.
     pub async fn renewed(&self) {
         let refused = self.state.lock().await.link.clone();
         let other_files = async {

@@ -31,7 +31,9 @@ pub enum Cause {
     Unauthorized,
     /// It is well, but what is asked for is too long ago: nothing is wrong with asking anew.
     Gone,
-    /// It is not well, or not there.
+    /// It does not answer, or cannot be reached.
+    Unreachable,
+    /// It is not well.
     Other,
 }
 
@@ -57,12 +59,12 @@ impl Fault {
     pub fn from_request(error: &kube::Error, is_streaming: bool) -> Fault {
         match error {
             kube::Error::Api(status) => Fault::of(status, is_streaming),
-            error => Fault::other(error),
+            error => Fault::Other(error_chain(error), Cause::Unreachable),
         }
     }
 
-    /// A failure of the connection.
-    pub fn other(error: &dyn std::error::Error) -> Fault {
+    /// An answer that broke off.
+    pub fn broken_off(error: &dyn std::error::Error) -> Fault {
         Fault::Other(error_chain(error), Cause::Other)
     }
 }
