@@ -34,7 +34,7 @@ const ENTRIES: usize = (NAME + 4).next_multiple_of(align_of::<u64>());
 /// How often a table is asked for again when another process changes its size meanwhile.
 const ATTEMPTS: usize = 20;
 
-/// A table larger than this is not taken into memory: a million rules.
+/// A table larger than this, of about a million rules, is not taken into memory.
 const MAX_BYTES: usize = 512 << 20;
 
 /// The numbers of `table`. One that is not there is made, as by `iptables -L`.
@@ -48,8 +48,9 @@ pub(super) fn outline(family: IpFamily, table: Table) -> io::Result<Outline> {
 /// A print is of what rules say: where they stand in the table, which changes with every other chain, and
 /// counters are not in it.
 pub(super) fn prints(family: IpFamily, table: Table, only: Option<&[ChainName]>) -> io::Result<Dump> {
-    let mut chains = Tables::open(family)?
-        .whole(table, &mut |layout, outline, entries| blob::chains(layout, table, outline, entries))?;
+    let mut chains = Tables::open(family)?.whole(table, MAX_BYTES, &mut |layout, outline, entries| {
+        blob::chains(layout, table, outline, entries)
+    })?;
     chains.sort_unstable_by_key(|shown| shown.name);
     if let Some(only) = only {
         let of = |name: &ChainName| match chains.binary_search_by_key(name, |shown| shown.name) {
@@ -65,7 +66,7 @@ pub(super) fn prints(family: IpFamily, table: Table, only: Option<&[ChainName]>)
 
 /// Passes on the name of each chain of `table`, once, in the table's order.
 pub(super) fn chain_names(family: IpFamily, table: Table, each: &mut dyn FnMut(&str)) -> io::Result<()> {
-    Tables::open(family)?.whole(table, &mut |layout, outline, entries| {
+    Tables::open(family)?.whole(table, MAX_BYTES, &mut |layout, outline, entries| {
         let heads = blob::heads(layout, table, outline, entries)?;
         heads.iter().for_each(|(_, name)| each(name));
         Some(())
@@ -104,18 +105,20 @@ impl Tables {
         })
     }
 
-    /// Hands all entries of `table` to `read`, which returns `None` for what no kernel of ours shows.
+    /// Hands all entries of `table`, if they are no more than `max_bytes`, to `read`, which returns `None` for
+    /// bytes that are no table.
     ///
     /// They are in memory all at once, for as long as that takes: the kernel writes them nowhere else.
     fn whole<T>(
         &self,
         table: Table,
+        max_bytes: usize,
         read: &mut dyn FnMut(&Layout, &Outline, &[u8]) -> Option<T>,
     ) -> io::Result<T> {
         for _ in 0..ATTEMPTS {
             let outline = self.outline(table)?;
             let n_bytes = outline.n_bytes as usize;
-            if n_bytes > MAX_BYTES {
+            if n_bytes > max_bytes {
                 return Err(io::ErrorKind::OutOfMemory.into());
             }
             // The kernel leaves gaps as they are: zero, so that equal rules are equal bytes.

@@ -52,6 +52,18 @@ fn chains_are_named_by_family_and_table() {
     });
 }
 
+#[test]
+fn a_chain_is_found_by_table_and_family() {
+    in_new_namespace(|| {
+        let has = |family, table, chain| has_chain(family, table, chain).unwrap();
+        assert!(!has(IpFamily::V4, "mangle", "CANARY"), "there is no table yet");
+        restore("iptables-nft-restore", "*mangle\n:CANARY - [0:0]\nCOMMIT\n*nat\n:OTHER - [0:0]\nCOMMIT\n");
+        assert!(has(IpFamily::V4, "mangle", "CANARY"));
+        assert!(!has(IpFamily::V4, "nat", "CANARY") && !has(IpFamily::V6, "mangle", "CANARY"));
+        assert!(!has(IpFamily::V4, "mangle", "CANAR"));
+    });
+}
+
 /// `n` chains, none with rules.
 fn many(n: usize, prefix: &str) -> String {
     let mut text = "*nat\n".to_owned();
