@@ -32,7 +32,7 @@ use cluster::ClusterMetrics;
 use define::Definer;
 use node::NodeMetrics;
 use packets::Packets;
-use process::{Children, Process};
+use process::{Process, Told};
 use requests::RequestMetrics;
 use sync::SyncMetrics;
 
@@ -118,7 +118,12 @@ impl Metrics {
 
     /// Shows what memory programs had that were started.
     pub fn children(&self, largest: ReadLargest) -> anyhow::Result<()> {
-        Ok(self.registry.register(Box::new(Children::new(largest)?))?)
+        Ok(self.registry.register(Box::new(Told::children(largest)?))?)
+    }
+
+    /// Shows how many lines of the log could not be written.
+    pub fn lost_lines(&self, n_lost: fn() -> u64) -> anyhow::Result<()> {
+        Ok(self.registry.register(Box::new(Told::lost_lines(n_lost)?))?)
     }
 
     /// Notes a sync.
@@ -216,6 +221,16 @@ impl Metrics {
     /// Notes that `server` (`healthz`, `metrics`, `service_health`) cannot listen on an address.
     pub fn bind_failed(&self, server: &str) {
         self.node.bind_failed(server);
+    }
+
+    /// Notes that a server could not accept a connection.
+    pub fn connection_not_accepted(&self) {
+        self.node.connection_not_accepted();
+    }
+
+    /// Notes that a connection was closed to make room for another.
+    pub fn connection_evicted(&self) {
+        self.node.connection_evicted();
     }
 
     /// Notes an event of a type (`Normal`, `Warning`) that was sent.
