@@ -60,7 +60,7 @@ pub async fn run(
     let config = Arc::new(config);
     let node_name = node_name(&config)?;
     let mut signals = Signals::listen()?;
-    // It may take minutes, in which the process is to end when told so.
+    // It may take minutes, in which signals are obeyed.
     let prepared = tokio::select! {
         () = signals.next() => return shutdown::at_start(),
         prepared = prepare(config.clone()) => prepared?,
@@ -315,7 +315,7 @@ fn local_addresses() -> Vec<std::net::IpAddr> {
     })
 }
 
-/// The API server; `None` when objects come from folders. Its traffic is told to `metrics`. On a thread of
+/// The API server; `None` when objects come from folders. Its traffic is counted in `metrics`. On a thread of
 /// its own, as a kubeconfig may name a program to be run for credentials.
 async fn connect(config: Arc<Config>, metrics: Arc<Metrics>) -> anyhow::Result<Option<Connection>> {
     if !config.manifests.is_empty() {

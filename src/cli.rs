@@ -82,7 +82,7 @@ fn with_command(mut argv: Vec<OsString>) -> Vec<OsString> {
     argv
 }
 
-/// Says what is wrong, on stderr, on one line. What cannot be printed cannot be told either.
+/// Says what is wrong, on stderr, on one line. A message that cannot be printed is lost.
 fn complain(message: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "chainsmith: {}", log::Escaped(message));
 }

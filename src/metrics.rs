@@ -32,7 +32,7 @@ use cluster::ClusterMetrics;
 use define::Definer;
 use node::NodeMetrics;
 use packets::Packets;
-use process::{Process, Told};
+use process::{External, Process};
 use requests::RequestMetrics;
 use sync::SyncMetrics;
 
@@ -118,12 +118,12 @@ impl Metrics {
 
     /// Shows what memory programs had that were started.
     pub fn children(&self, largest: ReadLargest) -> anyhow::Result<()> {
-        Ok(self.registry.register(Box::new(Told::children(largest)?))?)
+        Ok(self.registry.register(Box::new(External::children(largest)?))?)
     }
 
     /// Shows how many lines of the log could not be written.
     pub fn lost_lines(&self, n_lost: fn() -> u64) -> anyhow::Result<()> {
-        Ok(self.registry.register(Box::new(Told::lost_lines(n_lost)?))?)
+        Ok(self.registry.register(Box::new(External::lost_lines(n_lost)?))?)
     }
 
     /// Notes a sync.

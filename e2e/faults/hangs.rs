@@ -1,4 +1,4 @@
-//! Programs that hang, and an agent that is told to end meanwhile.
+//! Programs that hang, and an agent that gets SIGTERM meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -40,9 +40,9 @@ fn wait_for_hanging(agent: &Agent) -> String {
 }
 
 /// Waits until `agent` has ended, which has to be with 0 and without `child`; how long that was.
-fn wait_for_end(agent: &Agent, child: &str, told: Instant, limit: Duration) -> Duration {
+fn wait_for_end(agent: &Agent, child: &str, signalled: Instant, limit: Duration) -> Duration {
     let status = poll::until_some("the agent ends", limit, || agent.process().status());
-    let elapsed = told.elapsed();
+    let elapsed = signalled.elapsed();
     assert!(status.success(), "it ended with {status}: {}", agent.log());
     let status = format!("/proc/{child}/status");
     let is_gone = || std::fs::read_to_string(&status).map_or(true, |status| status.contains("State:\tZ"));
@@ -52,7 +52,7 @@ fn wait_for_end(agent: &Agent, child: &str, told: Instant, limit: Duration) -> D
 
 /// SIGTERM is obeyed while a program hangs: at once, but for a restore that has begun, which has 20 s, or
 /// until a second signal.
-pub fn it_ends_when_told_whatever_hangs(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn sigterm_is_obeyed_whatever_hangs(backend: Backend, extent: Extent) -> Vec<Finding> {
     let n_times = extent.of(1, 5);
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     running.agents.remove(0).stop();
@@ -60,7 +60,7 @@ pub fn it_ends_when_told_whatever_hangs(backend: Backend, extent: Extent) -> Vec
     for (when, pattern) in AT_START {
         let turn = |_| {
             let agent = running.start_sabotaged(running.lab.node(1), &hanging(pattern)).expect("it starts");
-            told_to_end(&agent, 1, AT_ONCE_GONE)
+            ended_by(&agent, 1, AT_ONCE_GONE)
         };
         findings.push(finding(&format!("SIGTERM at start, {when}"), (0..n_times).map(turn).collect()));
     }
@@ -71,7 +71,7 @@ pub fn it_ends_when_told_whatever_hangs(backend: Backend, extent: Extent) -> Vec
         node.netfilter()
             .iptables(crate::lab::address::Family::V4, &["-t", "nat", "-F", "KUBE-SERVICES"])
             .ok();
-        told_to_end(&agent, 1, AT_ONCE_GONE)
+        ended_by(&agent, 1, AT_ONCE_GONE)
     };
     findings.push(finding("SIGTERM in a look at the tables", (0..n_times).map(in_a_look).collect()));
     let in_a_sync = |n_signals, limit| {
@@ -81,7 +81,7 @@ pub fn it_ends_when_told_whatever_hangs(backend: Backend, extent: Extent) -> Vec
         for pod in ["10.128.1.5", "10.128.0.6"] {
             running.api.put(own_slice(&[pod]));
         }
-        let elapsed = told_to_end(&agent, n_signals, limit);
+        let elapsed = ended_by(&agent, n_signals, limit);
         running.api.put(own_slice(&["10.128.0.5"]));
         elapsed
     };
@@ -101,15 +101,17 @@ fn started(running: &Running) -> Agent {
 }
 
 /// Sends `n_signals` to `agent` once a program hangs, and waits for its end.
-fn told_to_end(agent: &Agent, n_signals: u32, limit: Duration) -> Duration {
+fn ended_by(agent: &Agent, n_signals: u32, limit: Duration) -> Duration {
     let child = wait_for_hanging(agent);
-    let told = Instant::now();
+    let signalled = Instant::now();
     agent.process().signal(Signal::SIGTERM);
     if n_signals > 1 {
-        poll::until("the first is heard", SOON, || agent.log().contains("exiting, rules left in place"));
+        poll::until("the agent logs the first", SOON, || {
+            agent.log().contains("exiting, rules left in place")
+        });
         agent.process().signal(Signal::SIGTERM);
     }
-    wait_for_end(agent, &child, told, limit)
+    wait_for_end(agent, &child, signalled, limit)
 }
 
 fn finding(fault: &str, repaired: Vec<Duration>) -> Finding {

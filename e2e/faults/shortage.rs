@@ -84,22 +84,44 @@ pub fn idle_connections_take_no_descriptors_from_rules(backend: Backend, extent:
     poll::until("the health port is open", SOON, || get(node, targets[1], "/").is_some());
     let mut held = hold(running.lab.outside(), &targets, N_HELD, b"");
     held.extend(hold(running.lab.pod("client-1"), &targets[..1], N_HELD, b""));
-    let repaired = changes(&running, extent.of(4, 20));
+    let (n_held, repaired) = (held.len(), changes(&running, extent.of(4, 20)));
     assert_eq!(get(node, targets[0], "/healthz").map(|(status, _)| status), Some(200), "the kubelet");
     let n_evicted = metric(node, "chainsmith_connections_evicted_total ");
     assert!(n_evicted > 0.0, "nothing was closed");
     let log = running.agents[0].log();
-    assert!(log.contains("too many connections; closed one of the busiest peer"), "it is said");
+    assert!(log.contains("too many connections; closed one of the busiest peer"), "it is logged");
+    drop(held);
+    connections_that_cannot_be_accepted_are_counted(&running);
+    running.replace_agent_under(&["prlimit", "--nofile=256:4096"]).expect("an agent starts");
+    assert_eq!(metric(running.lab.node(1), "process_max_fds "), 4096.0, "the soft limit is raised");
     vec![Finding {
-        fault: format!("{} idle connections to health ports, 256 descriptors in all", held.len()),
+        fault: format!("{n_held} idle connections to health ports, 256 descriptors in all"),
         n_times: u32::try_from(repaired.len()).expect("a few"),
         observed: format!(
-            "changes in force as ever, /healthz answers; {n_evicted:.0} connections closed for others, {:.0} not accepted",
-            metric(node, "chainsmith_accept_failures_total ")
+            "changes in force as ever, /healthz answers; {n_evicted:.0} connections closed for new ones"
         ),
         repaired,
         ..Finding::default()
     }]
+}
+
+/// Lowers the limit of open files of the agent below what it has open: connections wait, are counted, and
+/// are answered once the limit is raised.
+fn connections_that_cannot_be_accepted_are_counted(running: &Running) {
+    let (node, agent) = (running.lab.node(1), &running.agents[0]);
+    let limit = |soft: u32| {
+        let (pid, limit) = (agent.process().pid().to_string(), format!("--nofile={soft}:256"));
+        let status = std::process::Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+        assert!(status.expect("prlimit runs").success());
+    };
+    let to = SocketAddr::from(([127, 0, 0, 1], HEALTHZ));
+    limit(8);
+    let refused = get(node, to, "/healthz");
+    poll::until("it is logged", SOON, || agent.log().contains("cannot accept a connection"));
+    assert_eq!(refused, None, "there was no descriptor for it");
+    limit(256);
+    poll::until("/healthz answers", SOON, || get(node, to, "/healthz").is_some());
+    assert!(metric(node, "chainsmith_accept_failures_total ") >= 1.0);
 }
 
 /// Heads that never end are answered 431 at 16 KiB: what is held is bounded.
@@ -138,8 +160,8 @@ fn is_refused(mut stream: &TcpStream) -> bool {
     }
 }
 
-/// Half-open connections of one pod, opened again when they are closed, delay nobody else's request.
-pub fn one_address_keeps_nobody_from_health(backend: Backend, extent: Extent) -> Vec<Finding> {
+/// Half-open connections of one pod, opened again when they are closed, delay no other client's request.
+pub fn one_address_keeps_no_other_from_health(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::start(backend).expect("a cluster starts");
     let node = running.lab.node(1);
     let targets = [at(node, Family::V4, HEALTHZ), at(node, Family::V4, HEALTH_PORT)];
@@ -150,8 +172,12 @@ pub fn one_address_keeps_nobody_from_health(backend: Backend, extent: Extent) ->
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let attacker = running.lab.pod("client-1");
+            let mut held = Vec::new();
             while !is_over.load(Ordering::Relaxed) {
-                drop(hold(attacker, &targets, N_HELD, b"GET / HT"));
+                held.retain(is_open);
+                let n_missing = (N_HELD - held.len() / 2).min(N_HELD);
+                held.extend(hold(attacker, &targets, n_missing, b"GET / HT"));
+                std::thread::sleep(Duration::from_millis(10));
             }
         });
         std::thread::sleep(Duration::from_millis(500));
@@ -182,6 +208,12 @@ pub fn one_address_keeps_nobody_from_health(backend: Backend, extent: Extent) ->
         repaired,
         ..Finding::default()
     }]
+}
+
+/// Whether the server has not closed this connection, on which it answers nothing.
+fn is_open(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).expect("it is a socket");
+    stream.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
 /// A pids cgroup, removed when dropped.

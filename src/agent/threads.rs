@@ -11,9 +11,9 @@ use tracing::warn;
 
 /// Threads of the async runtime: one works while the other may be held up.
 const N_WORKERS: usize = 2;
-/// Threads for work that blocks. As many things may block at the same time: the loop, two canaries,
-/// leftovers, other proxies, conntrack, manifests, affinity lists, memory, the name of the API server.
-const N_BLOCKING: usize = 10;
+/// Threads for work that blocks, of which more are made when they can be. Each of these may be held up for
+/// long by a program that hangs: the loop, two canaries, leftovers; two are left for everything else.
+const N_BLOCKING: usize = 6;
 /// Those are never given back.
 const KEEP_ALIVE: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// For how long it is tried to have all of them at the start.
@@ -92,7 +92,7 @@ impl Gathering {
         let _ = changed.wait_timeout_while(n, limit, |n| *n > 0);
     }
 
-    /// Nobody waits any more.
+    /// Ends all waiting.
     fn cancel(&self) {
         let (n_missing, changed) = &*self.0;
         *n_missing.lock().unwrap_or_else(PoisonError::into_inner) = 0;

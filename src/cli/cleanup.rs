@@ -42,7 +42,7 @@ pub fn main(arguments: &CleanupArguments) -> ExitCode {
     if troubles.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Prints a line of the outcome. What was begun goes on when nobody reads it any more.
+/// Prints a line of the outcome. Removal goes on when stdout is closed.
 fn say(line: impl std::fmt::Display) {
     let _ = print(log::Escaped(line));
 }

@@ -28,7 +28,7 @@ pub(super) const IDLE: Duration = Duration::from_secs(3 * 60);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// How large the head of a request may be, in bytes and in headers; what is larger is answered 431. Go's
-/// servers take a megabyte, but nobody who asks these has reason to send more than a few headers.
+/// servers take a megabyte, but clients of these servers send a few headers.
 pub(super) const MAX_HEAD: usize = 16 << 10;
 pub(super) const MAX_HEADERS: usize = 64;
 

@@ -235,7 +235,7 @@ fn hold(ip: [u8; 4], to: SocketAddr, n: usize, holders: &mut JoinSet<()>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn addresses_that_hold_every_place_and_come_again_keep_nobody_out() {
+async fn addresses_that_hold_every_place_and_come_again_keep_no_other_out() {
     let admission = admission_of(160);
     let (_one, at) = served(&admission);
     let (_other, other) = served(&admission);

@@ -115,29 +115,32 @@ fn sample((kind, name, help): Known, value: f64) -> Vec<MetricFamily> {
 pub type ReadLargest = fn() -> Option<u64>;
 
 /// A number that another module keeps, asked for at each scrape; left out while it is unknown.
-pub(super) struct Told {
+pub(super) struct External {
     known: Known,
     read: Box<dyn Fn() -> Option<u64> + Send + Sync>,
     description: Desc,
 }
 
-impl Told {
+impl External {
     /// The memory of programs that this process started.
-    pub(super) fn children(largest: ReadLargest) -> prometheus::Result<Told> {
-        Told::new(CHILD, largest)
+    pub(super) fn children(largest: ReadLargest) -> prometheus::Result<External> {
+        External::new(CHILD, largest)
     }
 
     /// Lines of the log that could not be written.
-    pub(super) fn lost_lines(n_lost: fn() -> u64) -> prometheus::Result<Told> {
-        Told::new(LOST_LINES, move || Some(n_lost()))
+    pub(super) fn lost_lines(n_lost: fn() -> u64) -> prometheus::Result<External> {
+        External::new(LOST_LINES, move || Some(n_lost()))
     }
 
-    fn new(known: Known, read: impl Fn() -> Option<u64> + Send + Sync + 'static) -> prometheus::Result<Told> {
-        Ok(Told { known, read: Box::new(read), description: description(known)? })
+    fn new(
+        known: Known,
+        read: impl Fn() -> Option<u64> + Send + Sync + 'static,
+    ) -> prometheus::Result<External> {
+        Ok(External { known, read: Box::new(read), description: description(known)? })
     }
 }
 
-impl Collector for Told {
+impl Collector for External {
     fn desc(&self) -> Vec<&Desc> {
         vec![&self.description]
     }
@@ -260,14 +263,14 @@ mod tests {
 
     #[test]
     fn what_children_took_is_shown_once_it_is_known() {
-        let of = |largest: ReadLargest| Told::children(largest).unwrap().collect();
+        let of = |largest: ReadLargest| External::children(largest).unwrap().collect();
         assert_eq!(of(|| None), []);
         let shown = of(|| Some(4096));
         assert_eq!(
             (shown.len(), shown[0].name(), shown[0].get_metric()[0].get_gauge().get_value()),
             (1, CHILD.1, 4096.0)
         );
-        let lost = Told::lost_lines(|| 3).unwrap().collect();
+        let lost = External::lost_lines(|| 3).unwrap().collect();
         assert_eq!((lost[0].name(), lost[0].get_metric()[0].get_counter().get_value()), (LOST_LINES.1, 3.0));
     }
 

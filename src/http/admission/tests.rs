@@ -1,4 +1,4 @@
-//! Who is let in, and who has to go.
+//! Which connections get a place, and which are closed for them.
 
 use super::*;
 

@@ -18,8 +18,8 @@ pub(super) fn path() -> PathBuf {
     std::env::var_os("XTABLES_LOCKFILE").map_or_else(|| PathBuf::from("/run/xtables.lock"), PathBuf::from)
 }
 
-/// Waits until nobody holds the lock at `path` or the agent is to end, no longer than `limit`; how long that was. It is not
-/// kept: the programs take it themselves. Without such a file nobody holds it.
+/// Waits until the lock at `path` is free or the agent is ending, no longer than `limit`; how long that
+/// was. It is not kept: the programs take it themselves. Without such a file it is free.
 pub(super) fn wait(path: &Path, limit: Duration) -> Duration {
     let started = Instant::now();
     let Ok(mut file) = File::open(path) else { return Duration::ZERO };
