@@ -30,7 +30,8 @@ impl fmt::Display for ObjectKind {
     }
 }
 
-/// One thing wrong with one object. It cost the object that field (or itself), nothing else.
+/// One thing wrong with one object. It cost the object that field (or itself), nothing else. The same
+/// in several entries of a list is one problem.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     /// The object's kind.
@@ -43,6 +44,23 @@ pub struct Problem {
     pub text: String,
     /// What is wrong with it and what follows, as in `is not an IP address; ignored`.
     pub what: String,
+    /// How many fields have it, at least 1; `field` and `text` are those of the first.
+    pub n_fields: usize,
+    /// The texts of the next few.
+    pub more_texts: Vec<String>,
+}
+
+/// Texts that a problem repeats beside the first one.
+const MOST_MORE_TEXTS: usize = 2;
+
+impl Problem {
+    /// Another field of the same list has it, with `text`.
+    pub fn add_field(&mut self, text: String) {
+        self.n_fields += 1;
+        if self.more_texts.len() < MOST_MORE_TEXTS && !text.is_empty() {
+            self.more_texts.push(text);
+        }
+    }
 }
 
 /// Longest part of an offending text that is kept to be repeated in a message, in bytes.
@@ -89,15 +107,24 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// `Service default/web: spec.externalIPs[1]: "bogus" is not an IP address; ignored`
+/// `Service default/web: spec.externalIPs[1]: "bogus" is not an IP address; ignored`, and for several
+/// `... ignored (and 7 more: "x", "y", ...)`
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Problem { kind, object, field, text, what } = self;
+        let Problem { kind, object, field, text, what, n_fields, more_texts } = self;
         write!(f, "{kind} {}: {}", Shown(object), Shown(field))?;
         if !text.is_empty() {
             write!(f, ": \"{}\"", Shown(text))?;
         }
-        write!(f, " {}", Shown(what))
+        write!(f, " {}", Shown(what))?;
+        if *n_fields == 1 {
+            return Ok(());
+        }
+        write!(f, " (and {} more", n_fields - 1)?;
+        for (i, text) in more_texts.iter().enumerate() {
+            write!(f, "{} \"{}\"", if i == 0 { ":" } else { "," }, Shown(text))?;
+        }
+        f.write_str(if more_texts.is_empty() || n_fields - 1 == more_texts.len() { ")" } else { ", ...)" })
     }
 }
 
@@ -107,7 +134,15 @@ mod tests {
 
     fn problem(text: &str) -> Problem {
         let text = || text.to_owned();
-        Problem { kind: ObjectKind::Service, object: text(), field: text(), text: text(), what: text() }
+        Problem {
+            kind: ObjectKind::Service,
+            object: text(),
+            field: text(),
+            text: text(),
+            what: text(),
+            n_fields: 1,
+            more_texts: Vec::new(),
+        }
     }
 
     #[test]

@@ -27,14 +27,22 @@ impl Fields {
         self.problems
     }
 
-    /// Notes that `text` at `field` is wrong; `what` says how, and what follows.
+    /// Notes that `text` at `field` is wrong; `what` says how, and what follows. The same in entries of
+    /// one list is one problem with a count.
     pub fn problem(&mut self, field: Arguments<'_>, text: &str, what: &str) {
+        let field = field.to_string();
+        let mut known = self.problems.iter_mut();
+        if let Some(known) = known.find(|known| known.what == what && is_beside(&known.field, &field)) {
+            return known.add_field(quote(text));
+        }
         self.problems.push(Problem {
             kind: self.kind,
             object: self.object.clone(),
-            field: field.to_string(),
+            field,
             text: quote(text),
             what: what.to_owned(),
+            n_fields: 1,
+            more_texts: Vec::new(),
         });
     }
 
@@ -164,3 +172,24 @@ impl Fields {
 pub const NO_CIDR: &str = "is not a CIDR; ignored";
 /// Of a text that should be an IP address.
 pub const NO_IP: &str = "is not an IP address; ignored";
+
+/// Whether two paths differ in nothing but indices, as `ports[1].name` and `ports[2].name`.
+fn is_beside(a: &str, b: &str) -> bool {
+    fn without_numbers(text: &str) -> impl Iterator<Item = u8> + '_ {
+        text.bytes().filter(|byte| !byte.is_ascii_digit())
+    }
+    without_numbers(a).eq(without_numbers(b))
+}
+
+/// `text` with control characters escaped, so that it cannot begin a line or move a cursor.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
+            line.extend(c.escape_debug());
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}

@@ -64,6 +64,8 @@ pub fn whole<T: ApiObject>(given: Given<T>) -> Result<T, Box<Problem>> {
         field: field.to_owned(),
         text,
         what: format!("is not {name}"),
+        n_fields: 1,
+        more_texts: Vec::new(),
     }))
 }
 

@@ -1,10 +1,6 @@
-//! One object as the API server sent it, with what the watcher asks of it. It is read whatever it is
+//! One object as the API server sent it, with what watching asks of it. It is read whatever it is
 //! made of: a list with one bad object is still a list.
 
-use std::borrow::Cow;
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
 use serde::{Deserialize, Deserializer};
 
 use super::store::Kind;
@@ -12,17 +8,20 @@ use crate::model::decode::{Given, whole};
 use crate::model::{ObjectName, Problem};
 
 /// An object of kind `K`, or what was there in its place.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Guard<K> {
     given: Given<K>,
-    /// The resource version alone: the watcher reads nothing else.
-    metadata: ObjectMeta,
 }
 
 impl<K: Kind> Guard<K> {
     /// The name it gives itself; a Node's namespace is empty.
     pub fn name(&self) -> ObjectName {
         self.given.get().map_or_else(|| ObjectName::new("", ""), K::claimed_name)
+    }
+
+    /// The version it has.
+    pub fn resource_version(&self) -> Option<&str> {
+        self.given.get()?.metadata().get()?.resource_version.get().map(String::as_str)
     }
 
     /// The object, or the problem that makes it unusable.
@@ -33,39 +32,7 @@ impl<K: Kind> Guard<K> {
 
 impl<'de, K: Kind> Deserialize<'de> for Guard<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Guard<K>, D::Error> {
-        let given = Given::<K>::deserialize(deserializer)?;
-        let version = given.get().and_then(|object| object.metadata().get()?.resource_version.get());
-        let metadata = ObjectMeta { resource_version: version.cloned(), ..ObjectMeta::default() };
-        Ok(Guard { given, metadata })
-    }
-}
-
-impl<K: Kind> Resource for Guard<K> {
-    type DynamicType = ();
-    type Scope = <K::Api as Resource>::Scope;
-
-    fn kind(_: &()) -> Cow<'_, str> {
-        K::Api::kind(&())
-    }
-
-    fn group(_: &()) -> Cow<'_, str> {
-        K::Api::group(&())
-    }
-
-    fn version(_: &()) -> Cow<'_, str> {
-        K::Api::version(&())
-    }
-
-    fn plural(_: &()) -> Cow<'_, str> {
-        K::Api::plural(&())
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
+        Ok(Guard { given: Given::deserialize(deserializer)? })
     }
 }
 
@@ -83,7 +50,7 @@ mod tests {
             "spec": [{"port": 80}],
         });
         let bad = serde_json::from_value::<Guard<ApiService>>(object).unwrap();
-        assert_eq!(bad.meta().resource_version.as_deref(), Some("7"));
+        assert_eq!(bad.resource_version(), Some("7"));
         assert_eq!(bad.name().to_string(), "ns/web");
         let bad = bad.into_result().unwrap_err();
         assert_eq!(bad.to_string(), r#"Service ns/web: spec: "[...]" is not an object"#);
@@ -98,13 +65,5 @@ mod tests {
         }
         let good = json!({"metadata": {"name": "web"}});
         assert!(serde_json::from_value::<Guard<ApiService>>(good).unwrap().into_result().is_ok());
-    }
-
-    #[test]
-    fn requests_are_for_the_kind_of_the_api() {
-        assert_eq!(Guard::<ApiService>::url_path(&(), None), "/api/v1/services");
-        let slices = Guard::<crate::model::decode::ApiSlice>::url_path(&(), None);
-        assert_eq!(slices, "/apis/discovery.k8s.io/v1/endpointslices");
-        assert_eq!(Guard::<crate::model::decode::ApiNode>::url_path(&(), None), "/api/v1/nodes");
     }
 }

@@ -311,6 +311,70 @@ fn only_true_and_false_are_booleans() {
     assert!(!conditions.ready.is_absent(), "it is no boolean, but it is there");
 }
 
+/// When each byte of a blank line moved all bytes behind it, 10 MiB took 11 minutes.
+#[test]
+fn a_run_of_blanks_costs_no_more_than_other_text() {
+    let good = |name| format!("kind: Node\nmetadata: {{name: {name}}}\n");
+    for blanks in [" ", "\t", "\r"] {
+        let blanks = blanks.repeat(4 << 20);
+        for text in [
+            format!("{blanks}\n"),
+            format!("{blanks}# comment\n"),
+            format!("x: |\n{blanks}\n"),
+            format!("x: y{blanks}\n"),
+        ] {
+            let text = format!("{}---\n{text}---\n{}", good("a"), good("b"));
+            let start = std::time::Instant::now();
+            let (names, _) = names(&text);
+            assert_eq!(
+                (names.first(), names.last()),
+                (Some(&"Node a".to_owned()), Some(&"Node b".to_owned()))
+            );
+            assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+        }
+    }
+}
+
+#[test]
+fn an_object_longer_than_any_costs_itself_and_is_named() {
+    let long = "x".repeat(17 << 20);
+    let node = |name| format!("{{\"kind\": \"Node\", \"metadata\": {{\"name\": \"{name}\"}}}}");
+    let yaml = format!("- {}\n- kind: Node\n  x: {long}\n- {}\n", node("a"), node("never"));
+    let json = format!("[{}, {{\"x\": \"{long}\"}}, {}]", node("a"), node("never"));
+    for (list, line) in [
+        (format!("kind: List\nitems:\n{yaml}"), 5),
+        (format!("{{\"kind\": \"List\",\n\"items\": {json}}}\n"), 2),
+    ] {
+        let text = format!("{list}---\n{}\n", node("b"));
+        let (names, outcome) = names(&text);
+        assert_eq!(names, ["Node a", "Node b"]);
+        let problems: Vec<String> = outcome.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(problems, [format!("f.yaml:{line}: holds an object longer than 16 MiB")]);
+    }
+}
+
+#[test]
+fn a_list_may_be_longer_than_the_longest_object() {
+    let item = |i| format!("- kind: Node\n  metadata: {{name: n{i}}}\n  x: {}\n", "x".repeat(1 << 20));
+    let text: String = (0..20).map(item).collect();
+    assert_eq!(names(&format!("kind: List\nitems:\n{text}")).0.len(), 20);
+    let item = |i| {
+        format!(
+            "{{\"kind\": \"Node\", \"metadata\": {{\"name\": \"n{i}\"}}, \"x\": \"{}\"}}",
+            "x".repeat(1 << 20)
+        )
+    };
+    let items: Vec<String> = (0..20).map(item).collect();
+    assert_eq!(names(&items.join("\n")).0.len(), 20);
+    assert_eq!(names(&format!("{{\"kind\": \"List\", \"items\": [{}]}}", items.join(","))).0.len(), 20);
+}
+
+#[test]
+fn of_many_problems_of_a_text_the_first_are_kept_and_the_others_counted() {
+    let outcome = names(&format!("kind: List\nitems:\n{}", "- 1\n".repeat(MOST_PROBLEMS + 500))).1;
+    assert_eq!((outcome.problems.len(), outcome.n_more_problems), (MOST_PROBLEMS, 500));
+}
+
 proptest::proptest! {
     /// Whatever the text, reading it ends, and without a panic.
     #[test]

@@ -7,10 +7,18 @@
 use std::fmt::{Debug, Write};
 use std::path::{Path, PathBuf};
 
-use kube::api::{ObjectList, WatchEvent};
+use kube::api::WatchEvent;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::*;
+
+/// A list's objects.
+#[derive(Deserialize)]
+#[serde(bound = "")]
+struct Items<K: Kind> {
+    items: Vec<Guard<K>>,
+}
 
 /// A form that bodies have.
 enum Form {
@@ -32,7 +40,7 @@ fn form(body: &str) -> Form {
 }
 
 /// What becomes of one body: a line for each object or event, one more for each problem.
-fn report<K: Kind + Clone>(body: &str, is_whole: bool) -> String
+fn report<K: Kind>(body: &str, is_whole: bool) -> String
 where
     K::Value: Debug,
 {
@@ -57,7 +65,7 @@ where
         Form::Nothing => {}
         Form::Object => add("", serde_json::from_str(body).unwrap()),
         Form::List => {
-            let list: ObjectList<Guard<K>> = serde_json::from_str(body).unwrap();
+            let list: Items<K> = serde_json::from_str(body).unwrap();
             list.items.into_iter().for_each(|object| add("", object));
         }
         Form::Watch => {
