@@ -19,6 +19,7 @@ mod report;
 mod stopwatch;
 mod sweep;
 mod tables;
+mod threads;
 mod triggers;
 mod wanted;
 
@@ -60,6 +61,8 @@ pub enum Event {
     TablesFlushed(IpFamily),
     /// Somebody, perhaps we, committed to nf_tables; the ruleset's generation if it is known.
     TablesWritten(Option<u32>),
+    /// The node's addresses may have changed.
+    AddressesChanged,
     /// It is time to look whether anybody else wrote to the tables.
     LookDue,
     /// It is time to look whether the kernel still remembers all clients with session affinity.
@@ -89,7 +92,8 @@ pub enum Ended {
     SourcesGone,
 }
 
-/// Finds out what only the node knows; called before each sync, as addresses come and go.
+/// Finds out what only the node knows; called before each sync, and when its addresses may have changed.
+/// What cannot be found out is as it was last known.
 pub type HostSource = Arc<dyn Fn() -> Host + Send + Sync>;
 
 /// What the loop is made of.
@@ -118,6 +122,8 @@ pub struct Inputs {
     pub flushed: mpsc::Receiver<IpFamily>,
     /// Commits to nf_tables, by generation; `None` when some were missed.
     pub written: mpsc::Receiver<Option<u32>>,
+    /// Changes of the node's addresses, a few a second at most.
+    pub addresses: mpsc::Receiver<()>,
     /// Set when the process is to end.
     pub shutdown: tokio::sync::watch::Receiver<bool>,
 }
@@ -186,7 +192,7 @@ impl<K: Iptables + 'static> Loop<K> {
 
     /// Runs until it is told to end, or cannot go on.
     pub async fn run(mut self, inputs: Inputs) -> Ended {
-        let Inputs { mut watch, mut flushed, mut written, mut shutdown } = inputs;
+        let Inputs { mut watch, mut flushed, mut written, mut addresses, mut shutdown } = inputs;
         let mut affinity_reading = None;
         let families: Vec<IpFamily> = self.state.families.iter().map(FamilySync::family).collect();
         self.tell(|observer| observer.started(&families));
@@ -196,6 +202,7 @@ impl<K: Iptables + 'static> Loop<K> {
                 () = until_set(&mut shutdown) => Event::Shutdown,
                 Some(family) = flushed.recv() => Event::TablesFlushed(family),
                 Some(generation) = written.recv() => Event::TablesWritten(generation),
+                Some(()) = addresses.recv() => Event::AddressesChanged,
                 event = watch.recv() => match event {
                     Some(event) => Event::Watch(event),
                     None => return Ended::SourcesGone,
@@ -226,6 +233,9 @@ impl<K: Iptables + 'static> Loop<K> {
             }
             if let Some(ended) = ended {
                 return ended;
+            }
+            if *shutdown.borrow() {
+                return Ended::Shutdown;
             }
             let may_start = self.pacer.may_start().is_none_or(|at| at <= Instant::now());
             if (is_urgent && self.is_listed() && self.is_dirty()) || (may_start && self.is_waiting()) {
@@ -277,7 +287,10 @@ impl<K: Iptables + 'static> Loop<K> {
                 }
             }
             Event::TablesWritten(generation) => self.lookout.committed(generation, Instant::now()),
-            Event::RetryDue
+            // The first sync looks for itself.
+            Event::AddressesChanged if self.is_listed() => self.addresses_changed(),
+            Event::AddressesChanged
+            | Event::RetryDue
             | Event::SyncDue
             | Event::LookDue
             | Event::FullSyncDue
@@ -510,13 +523,28 @@ impl<K: Iptables + 'static> Loop<K> {
         std::mem::replace(&mut self.state, empty)
     }
 
+    /// Finds out what rules depend on beside the objects; the families for which that is something new.
+    fn settle(&mut self) -> Vec<IpFamily> {
+        let host = (self.parts.host)();
+        let (config, node) = (&self.parts.config, self.settled_node.as_ref());
+        let families = self.state.families.iter_mut().filter_map(|sync| {
+            let family = sync.family();
+            sync.set_settings(Settings::new(config, node, &host, family)).then_some(family)
+        });
+        families.collect()
+    }
+
+    /// Has rules follow the node's addresses.
+    fn addresses_changed(&mut self) {
+        for family in self.settle() {
+            self.is_changed = true;
+            self.tell(|observer| observer.queued(family));
+        }
+    }
+
     /// Syncs the families that have something to do, at the same time, off the async threads.
     async fn sync(&mut self, shutdown: &mut tokio::sync::watch::Receiver<bool>) {
-        let host = (self.parts.host)();
-        for sync in &mut self.state.families {
-            let node = self.settled_node.as_ref();
-            sync.set_settings(Settings::new(&self.parts.config, node, &host, sync.family()));
-        }
+        self.settle();
         self.is_changed = false;
         let before = self.generation();
         if !self.lookout.is_continued(before) {
@@ -619,21 +647,13 @@ fn sync_families<K: Iptables>(
     let State { families, snapshot } = state;
     let zone = snapshot.node().and_then(|node| node.zone.clone());
     let view = View { snapshot, place: Place { node: node_name, zone: zone.as_deref() } };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = families
-            .iter_mut()
-            .filter(|sync| sync.is_dirty())
-            .map(|sync| scope.spawn(move || sync_family(sync, view, stop, observers)))
-            .collect();
-        let mut done = Done { is_success: true, n_commits: 0, is_drifted: false };
-        for thread in threads {
-            let report = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            done.is_success &= report.outcome.is_ok();
-            done.n_commits += report.tally.n_commits;
-            done.is_drifted |= !report.drift.is_empty();
-        }
-        done
-    })
+    let dirty = families.iter_mut().filter(|sync| sync.is_dirty());
+    let reports = threads::side_by_side(dirty, |sync| sync_family(sync, view, stop, observers));
+    Done {
+        is_success: reports.iter().all(|report| report.outcome.is_ok()),
+        n_commits: reports.iter().map(|report| report.tally.n_commits).sum(),
+        is_drifted: reports.iter().any(|report| !report.drift.is_empty()),
+    }
 }
 
 fn sync_family<K: Iptables>(

@@ -1,11 +1,9 @@
 //! What the kernel holds of our chains: a hash for each chain of nat, the rules of filter's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::LazyLock;
-
-use foldhash::fast::RandomState;
 
 use super::prints::Prints;
 use crate::iptables::parse::{self, Line};
@@ -21,8 +19,10 @@ pub struct Digest {
     pub n_rules: u32,
 }
 
-/// Another at each start, so that nobody can make objects whose rules have equal hashes.
-pub(super) static HASH: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+/// SipHash with a random key of this process. Whoever writes objects decides what is hashed, and two contents
+/// of a chain with one hash would leave the old rules in force: a fast hash, for which such texts can be
+/// found without its key, is not enough.
+pub(super) static HASH: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 impl Digest {
     /// An empty chain.

@@ -148,12 +148,15 @@ impl<K: Iptables> FamilySync<K> {
         }
     }
 
-    /// Settles what the rules depend on beside the objects. Anything new there touches everything.
-    pub fn set_settings(&mut self, settings: Settings) {
-        if self.settings.as_ref() != Some(&settings) {
+    /// Settles what the rules depend on beside the objects. Anything new there touches everything; whether
+    /// there is.
+    pub fn set_settings(&mut self, settings: Settings) -> bool {
+        let is_new = self.settings.as_ref() != Some(&settings);
+        if is_new {
             self.settings = Some(settings);
             self.dirty = Scope::Everything;
         }
+        is_new
     }
 
     /// What the rules depend on beside the objects, once it is settled.

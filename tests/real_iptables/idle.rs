@@ -118,7 +118,13 @@ impl Node {
             patience: Patience::NONE,
             is_notified: backend == Backend::Nft,
         };
-        tokio::spawn(Loop::new(parts).run(Inputs { watch, flushed, written, shutdown }));
+        tokio::spawn(Loop::new(parts).run(Inputs {
+            watch,
+            flushed,
+            written,
+            addresses: mpsc::channel(1).1,
+            shutdown,
+        }));
         let node = Node { spied, events, _stop: stop };
         for n in 0..10 {
             let service = service(n);

@@ -4,11 +4,10 @@
 //! a large table is quadratic too, but that of one chain takes 10 us at any size, and need not be
 //! understood to tell whether the chain still holds the bytes that it held right after it was written.
 
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 use std::io;
 use std::sync::LazyLock;
 
-use foldhash::fast::{FoldHasher, RandomState};
 use netlink_packet_core::NLM_F_DUMP;
 
 use super::{
@@ -29,8 +28,8 @@ const RULE_USERDATA: u16 = 7;
 const LIST_ELEMENT: u16 = 1;
 const EXPRESSION_NAME: u16 = 1;
 
-/// Another at each start, so that nobody can make rules that look alike.
-static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+/// SipHash with a random key of this process: without the key nobody finds rules that look alike.
+static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// How the chains of `table` look: all that are there, or `only` these, of which one that is not there
 /// looks empty. All are as of one generation, for which dumps are begun again; with `only`, that is left
@@ -133,7 +132,7 @@ fn dump_rules(
     let (message, flags) = (GET_RULE, NLM_F_DUMP);
     let request = Request { subsystem: SUBSYSTEM, message, family, flags, texts: &texts, attributes: &[] };
     // The rules of a chain come one after another.
-    let mut open: Option<(String, FoldHasher<'static>, u32)> = None;
+    let mut open: Option<(String, DefaultHasher, u32)> = None;
     let mut is_whole = true;
     netfilter.ask(&request, &mut |message| {
         let Some(name) = message.text(RULE_CHAIN) else {
@@ -164,7 +163,7 @@ fn dump_rules(
 }
 
 /// Adds what a rule says to its chain.
-fn add(hasher: &mut FoldHasher<'static>, rule: &Message<'_>) {
+fn add(hasher: &mut DefaultHasher, rule: &Message<'_>) {
     for (kind, value) in rule.attributes() {
         match kind {
             RULE_COMPAT | RULE_USERDATA => put(hasher, kind, value),
@@ -184,12 +183,12 @@ fn add(hasher: &mut FoldHasher<'static>, rule: &Message<'_>) {
 
 const END_OF_RULE: u8 = 0xff;
 
-fn put(hasher: &mut FoldHasher<'static>, kind: u16, value: &[u8]) {
+fn put(hasher: &mut DefaultHasher, kind: u16, value: &[u8]) {
     hasher.write_u16(kind);
     hasher.write_usize(value.len());
     hasher.write(value);
 }
 
-fn print(hasher: FoldHasher<'static>) -> Print {
+fn print(hasher: DefaultHasher) -> Print {
     Print::new(hasher.finish())
 }

@@ -153,7 +153,7 @@ fn a_large_commit_is_one_notification() {
 #[test]
 fn too_many_commits_are_told_as_missed() {
     listening(async |mut notifications| {
-        notifications.socket.get_ref().set_rx_buf_sz(1).unwrap();
+        notifications.0.socket.get_ref().set_rx_buf_sz(1).unwrap();
         let commands = "*nat\n:A - [0:0]\nCOMMIT\n*nat\n-A A -j RETURN\nCOMMIT\n".repeat(200);
         restore("iptables-nft-restore", &commands);
         let mut n_told = 0;
