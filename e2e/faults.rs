@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod kill;
 pub mod kube_proxy;
 pub mod layouts;
+pub mod manifests;
 pub mod memory;
 pub mod restore;
 mod rules;
@@ -66,6 +67,7 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("another layout", layouts::going_over_disturbs_no_connection),
     ("crossing 1 000 endpoints", layouts::growing_and_shrinking_disturbs_no_connection),
     ("kube-proxy's rules", kube_proxy::its_rules_are_taken_over_and_given_back),
+    ("manifests", manifests::files_written_in_place_disturb_no_connection),
     ("memory", memory::changes_without_end_take_no_memory),
 ];
 
@@ -180,6 +182,7 @@ on_both_backends! {
     layouts::going_over_disturbs_no_connection,
     layouts::growing_and_shrinking_disturbs_no_connection,
     kube_proxy::its_rules_are_taken_over_and_given_back,
+    manifests::files_written_in_place_disturb_no_connection,
     memory::changes_without_end_take_no_memory,
 }
 
