@@ -5,6 +5,7 @@ mod advice;
 mod config_file;
 mod counters;
 mod families;
+mod host;
 mod memory;
 mod rivals;
 mod surroundings;
@@ -28,13 +29,14 @@ use crate::config::host::{Host, Kernel};
 use crate::config::{Config, LayoutChoice, Origin, Setting};
 use crate::events;
 use crate::kernel::iptables::{self, KernelIptables};
-use crate::kernel::{Backend, Iptables, addrs, nft};
+use crate::kernel::{Backend, Iptables, nft};
 use crate::metrics::Metrics;
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
 use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
 use crate::watch::{self, api::Connection};
 use advice::Advice;
+use host::Lookups;
 use memory::Trimmer;
 use rivals::Rivals;
 use takeover::FirstSyncs;
@@ -97,6 +99,7 @@ pub async fn run(
         node: &node_name,
         machine: &machine_name()?,
         server: connection.as_ref().map(events_server),
+        freshness: connection.as_ref().map(|connection| connection.freshness.clone()),
         counters: kernel.counters,
     };
     let told = surroundings::start(about, registry, metrics, &mut tasks)?;
@@ -109,11 +112,16 @@ pub async fn run(
         std::future::pending().await
     });
 
+    let mut stopped = shutdown.clone();
     let patience = if config.manifests.is_empty() { Patience::CLUSTER } else { Patience::NONE };
-    let host: HostSource = Arc::new(move || {
-        let counters = counters::ensured(kernel.counters);
-        Host { addresses: local_addresses(), kernel: Kernel { counters, ..kernel } }
-    });
+    let lookups = Arc::new(Lookups::of_machine(kernel));
+    tokio::select! {
+        _ = stopped.wait_for(|is_set| *is_set) => return Ok(()),
+        () = lookups.begin() => {}
+    }
+    let (addresses_sender, addresses) = mpsc::channel(1);
+    tasks.spawn(lookups.clone().follow(addresses_sender));
+    let host: HostSource = Arc::new(move || lookups.host());
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = notify(&kernels, written_sender, &mut tasks);
     for finding in &findings {
@@ -123,7 +131,7 @@ pub async fn run(
     observers.push(Arc::new(Advice::new(config.clone(), families)));
     observers.push(Arc::new(Trimmer::new()));
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
-    let inputs = Inputs { watch: changes, flushed, written, shutdown };
+    let inputs = Inputs { watch: changes, flushed, written, addresses, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));
     end(looping, tasks).await
 }
@@ -280,13 +288,6 @@ fn prepare_kernel(config: &Config) -> (Kernel, Vec<Finding>) {
     (Kernel { route_localnet, ..kernel }, findings)
 }
 
-fn local_addresses() -> Vec<std::net::IpAddr> {
-    addrs::local_addresses().unwrap_or_else(|error| {
-        warn!(%error, "cannot list the addresses of the interfaces; node ports with nodePortAddresses do not answer");
-        Vec::new()
-    })
-}
-
 /// The API server; `None` when objects come from folders. Its traffic is told to `metrics`.
 async fn connect(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Connection>> {
     if !config.manifests.is_empty() {
@@ -296,7 +297,10 @@ async fn connect(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Opti
     let limit = watch::api::Limit { qps: client.qps, burst: client.burst };
     let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
     let observer = Arc::new(surroundings::Traffic(metrics.clone()));
-    watch::api::connect(kubeconfig, master, limit, observer).await.map(Some)
+    let connection = watch::api::connect(kubeconfig, master, limit, observer).await?;
+    // As old as a change may become before the node is unhealthy.
+    let freshness = Arc::new(watch::api::Freshness::new(config.sync_period * 2));
+    Ok(Some(Connection { freshness, ..connection }))
 }
 
 /// Where events go.

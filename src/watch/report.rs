@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use tracing::warn;
 
-use crate::model::Problem;
+use crate::model::{Problem, Shown};
 
 /// Remembers what was said about each object that has problems.
 #[derive(Debug, Default)]
@@ -59,11 +59,11 @@ impl Reporter {
 /// Says one problem.
 pub fn log(problem: &Problem) {
     let Problem { kind, object, field, text, what, n_fields, more_texts } = problem;
-    let (object, field) = (object.escape_debug(), field.escape_debug());
+    let (object, field, what) = (Shown(object), Shown(field), Shown(what));
     if *n_fields == 1 {
-        warn!(%kind, %object, %field, ?text, what, "bad field in object");
+        warn!(%kind, %object, %field, ?text, %what, "bad field in object");
     } else {
-        warn!(%kind, %object, %field, ?text, what, n_fields, ?more_texts, "bad fields in object");
+        warn!(%kind, %object, %field, ?text, %what, n_fields, ?more_texts, "bad fields in object");
     }
 }
 

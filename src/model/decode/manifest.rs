@@ -7,8 +7,8 @@
 //! too. Text is read as a stream: what is in memory is one object, however long the list.
 //!
 //! A document that is not YAML or JSON costs itself from there on, as does an object longer than any
-//! that an API server stores; an object with a field of the wrong type costs itself; each is one
-//! [`TextProblem`] that names the line.
+//! that an API server stores; an object whose metadata, spec, ports or endpoints are of a wrong type costs
+//! itself; each is one [`TextProblem`] that names the line. Other fields are left to decoding.
 
 mod defaults;
 mod document;
@@ -19,13 +19,14 @@ use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::rc::Rc;
 
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use serde::de::{DeserializeOwned, DeserializeSeed};
+use serde::de::{Deserialize, DeserializeSeed};
 use serde_json::Value;
 
-use super::field::{one_line, quote};
+use super::field::one_line;
+use super::given::Given;
+use super::object::{ApiNode, ApiObject, ApiService, ApiSlice, whole};
 use crate::model::ObjectKind;
+use crate::model::problem::quote;
 use document::{Documents, Kept, LONGEST_OBJECT, LineCounter};
 use list::{DocumentSeed, Position};
 
@@ -33,11 +34,11 @@ use list::{DocumentSeed, Position};
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     /// A `v1` Service.
-    Service(Box<Service>),
+    Service(Box<ApiService>),
     /// A `discovery.k8s.io/v1` EndpointSlice.
-    Slice(Box<EndpointSlice>),
+    Slice(Box<ApiSlice>),
     /// A `v1` Node.
-    Node(Box<Node>),
+    Node(Box<ApiNode>),
 }
 
 /// One thing wrong with a text.
@@ -54,7 +55,7 @@ pub struct TextProblem {
     pub what: String,
 }
 
-/// `<source>:<line>: Service default/web: spec.ports[0].port: invalid type: ...`
+/// `<source>:<line>: Service default/web: spec: "5" is not an object`
 impl fmt::Display for TextProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}: ", self.source.escape_debug(), self.line)?;
@@ -232,17 +233,15 @@ impl Reading<'_> {
         let version = own.api_version.or_else(|| list.and_then(|list| list.api_version.clone()));
         let value = Value::Object(object);
         match (kind.as_str(), version.as_deref()) {
-            ("Service", None | Some("v1")) => self.typed(value, line, ObjectKind::Service, |mut service| {
+            ("Service", None | Some("v1")) => self.typed(&value, line, |mut service| {
                 defaults::service(&mut service);
                 Object::Service(Box::new(service))
             }),
-            ("EndpointSlice", None | Some("discovery.k8s.io/v1")) => {
-                self.typed(value, line, ObjectKind::EndpointSlice, |mut slice| {
-                    defaults::slice(&mut slice);
-                    Object::Slice(Box::new(slice))
-                });
-            }
-            ("Node", None | Some("v1")) => self.typed(value, line, ObjectKind::Node, |mut node| {
+            ("EndpointSlice", None | Some("discovery.k8s.io/v1")) => self.typed(&value, line, |mut slice| {
+                defaults::slice(&mut slice);
+                Object::Slice(Box::new(slice))
+            }),
+            ("Node", None | Some("v1")) => self.typed(&value, line, |mut node| {
                 defaults::node(&mut node);
                 Object::Node(Box::new(node))
             }),
@@ -250,26 +249,19 @@ impl Reading<'_> {
         }
     }
 
-    fn typed<T: DeserializeOwned>(
-        &mut self,
-        mut value: Value,
-        line: usize,
-        kind: ObjectKind,
-        finish: impl FnOnce(T) -> Object,
-    ) {
-        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-            metadata.remove("managedFields"); // often longer than all the rest
-        }
-        match serde_path_to_error::deserialize::<&Value, T>(&value) {
+    fn typed<T: ApiObject>(&mut self, value: &Value, line: usize, finish: impl FnOnce(T) -> Object) {
+        let given = match Given::<T>::deserialize(value) {
+            Ok(given) => given,
+            Err(error) => return self.broken(line, &quote(&error.to_string())),
+        };
+        match whole(given) {
             Ok(object) => {
                 self.outcome.n_objects += 1;
                 (self.each)(finish(object));
             }
-            Err(error) => {
-                let name = claimed_name(&value, kind);
-                let what =
-                    format!("{}: {}", quote(&error.path().to_string()), quote(&error.inner().to_string()));
-                self.lost(line, Some((kind, name)), what);
+            Err(problem) => {
+                let what = format!("{}: {:?} {}", problem.field, problem.text, problem.what);
+                self.lost(line, Some((T::KIND, claimed_name(value, T::KIND))), what);
             }
         }
     }

@@ -89,20 +89,13 @@ fn ports_need_a_number_but_a_name_may_be_empty() {
 #[test]
 fn a_port_without_a_name_counts_for_nobody() {
     // A manifest cannot say it: its absent name is defaulted. An API server can.
-    let object = k8s_openapi::api::discovery::v1::EndpointSlice {
-        address_type: "IPv4".into(),
-        metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
-            name: Some("web-1".into()),
-            namespace: Some("ns".into()),
-            labels: Some([("kubernetes.io/service-name".into(), "web".into())].into()),
-            ..Default::default()
+    let object = serde_json::from_value(serde_json::json!({
+        "metadata": {
+            "name": "web-1", "namespace": "ns", "labels": {"kubernetes.io/service-name": "web"},
         },
-        ports: Some(vec![k8s_openapi::api::discovery::v1::EndpointPort {
-            port: Some(80),
-            ..Default::default()
-        }]),
-        ..Default::default()
-    };
+        "addressType": "IPv4", "ports": [{"port": 80}],
+    }))
+    .unwrap();
     let decoded = super::super::slice(&object, &mut super::Interner::default());
     assert_eq!(
         super::messages(decoded.problems.clone()),

@@ -161,7 +161,7 @@ async fn names_and_texts_cannot_forge_lines_of_the_log() {
     symlink("nowhere", folder.path().join(format!("{evil}3.yaml"))).unwrap();
     mkfifo(&folder.path().join(format!("{evil}4.yaml")), Mode::S_IRWXU).unwrap();
     let metadata = serde_json::json!({"name": evil, "annotations": {evil: 1}});
-    let object = serde_json::json!({"kind": "Service", "metadata": metadata, "spec": {}});
+    let object = serde_json::json!({"kind": "Service", "metadata": metadata, "spec": evil});
     write(&folder, "5.json", &object.to_string());
     let port = serde_json::json!({"port": 80, "name": evil});
     let object = serde_json::json!({"kind": "Service", "metadata": {"name": "b"}, "spec": {"clusterIP": evil, "ports": [port]}});
