@@ -293,7 +293,8 @@ pub fn threads_that_cannot_be_made_are_a_retry(backend: Backend, extent: Extent)
         cgroup.limit("max");
         repaired.push(poll::until("the change is in force", SOON, || node.tcp(to).pod() == pod));
     }
-    assert!(!agent.log().contains("panicked"), "{}", agent.log());
+    let log = agent.log();
+    assert!(log.contains("families are synced one after the other") && !log.contains("panicked"), "{log}");
     vec![Finding {
         fault: "a pids cgroup that is full: no thread, no program".to_owned(),
         n_times: n_times + 1,

@@ -56,6 +56,8 @@ fn text_fields() -> impl for<'w> FormatFields<'w> + 'static {
         let value = Escaped(format_args!("{value:?}"));
         match field.name() {
             "message" => write!(writer, "{value}"),
+            // What the crate `log` adds to lines of dependencies is shown as their target.
+            name if name.starts_with("log.") => Ok(()),
             name if writer.has_ansi_escapes() => {
                 write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}")
             }
