@@ -13,6 +13,7 @@ pub mod layouts;
 pub mod memory;
 pub mod restore;
 mod rules;
+pub mod server;
 pub mod shortage;
 
 use std::net::SocketAddr;
@@ -64,6 +65,7 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("refused service port", restore::refused_service_port_is_left_out_alone),
     ("kill -9", kill::killed_at_any_moment_it_goes_on),
     ("API server", api::rules_outlive_the_api_server),
+    ("API server, healthy", server::rules_follow_the_api_server),
     ("endpoint changes", changes::changes_disturb_no_connection),
     ("another layout", layouts::going_over_disturbs_no_connection),
     ("crossing 1 000 endpoints", layouts::growing_and_shrinking_disturbs_no_connection),
@@ -183,6 +185,7 @@ on_both_backends! {
     restore::refused_service_port_is_left_out_alone,
     kill::killed_at_any_moment_it_goes_on,
     api::rules_outlive_the_api_server,
+    server::rules_follow_the_api_server,
     changes::changes_disturb_no_connection,
     layouts::going_over_disturbs_no_connection,
     layouts::growing_and_shrinking_disturbs_no_connection,

@@ -111,6 +111,19 @@ impl Running {
         Ok(())
     }
 
+    /// Starts all agents anew, with a kubeconfig of this moment, and waits for their first syncs.
+    pub fn renew_agents(&mut self) -> Result<()> {
+        self.options.kubeconfig = self.api.kubeconfig();
+        self.agents.drain(..).for_each(|agent| drop(agent.kill9()));
+        for node in self.lab.nodes() {
+            self.agents.push(self.lab.start_chainsmith(node, &self.options)?);
+        }
+        for agent in &self.agents {
+            poll::until("a new agent has synced both families", FIRST_SYNC, || agent.syncs().len() >= 2);
+        }
+        Ok(())
+    }
+
     /// Starts an agent on `node`, configured like the first ones.
     pub fn start_agent(&self, node: &Node) -> Result<Agent> {
         self.lab.start_chainsmith(node, &self.options)

@@ -5,6 +5,7 @@ mod advice;
 mod config_file;
 mod counters;
 mod families;
+mod host;
 mod memory;
 mod rivals;
 mod shutdown;
@@ -31,13 +32,14 @@ use crate::config::host::{Host, Kernel};
 use crate::config::{Config, LayoutChoice, Origin, Setting};
 use crate::events;
 use crate::kernel::iptables::{self, KernelIptables};
-use crate::kernel::{Backend, Iptables, addrs, nft, open_files};
+use crate::kernel::{Backend, Iptables, nft, open_files};
 use crate::metrics::Metrics;
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
 use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
 use crate::watch::{self, api::Connection};
 use advice::Advice;
+use host::Lookups;
 use memory::Trimmer;
 use rivals::Rivals;
 use shutdown::Signals;
@@ -102,6 +104,7 @@ pub async fn run(
         node: &node_name,
         machine: &machine_name()?,
         server: connection.as_ref().map(events_server),
+        freshness: connection.as_ref().map(|connection| connection.freshness.clone()),
         counters: kernel.counters,
         max_open_files: open_files::limit(),
         n_lost,
@@ -109,10 +112,14 @@ pub async fn run(
     let told = surroundings::start(about, registry, metrics, &mut tasks)?;
     let changes = start_source(connection, &config, &node_name, &mut tasks);
     let patience = if config.manifests.is_empty() { Patience::CLUSTER } else { Patience::NONE };
-    let host: HostSource = Arc::new(move || {
-        let counters = counters::ensured(kernel.counters);
-        Host { addresses: local_addresses(), kernel: Kernel { counters, ..kernel } }
-    });
+    let lookups = Arc::new(Lookups::of_machine(kernel));
+    tokio::select! {
+        () = signals.next() => return shutdown::at_start(),
+        () = lookups.begin() => {}
+    }
+    let (addresses_sender, addresses) = mpsc::channel(1);
+    tasks.spawn(lookups.clone().follow(addresses_sender));
+    let host: HostSource = Arc::new(move || lookups.host());
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = notify(&kernels, written_sender, &mut tasks);
     for finding in &findings {
@@ -122,7 +129,7 @@ pub async fn run(
     observers.push(Arc::new(Advice::new(config.clone(), families)));
     observers.push(Arc::new(Trimmer::new()));
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
-    let inputs = Inputs { watch: changes, flushed, written, shutdown };
+    let inputs = Inputs { watch: changes, flushed, written, addresses, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));
     end(looping, tasks, signals, &shutdown_sender).await
 }
@@ -308,13 +315,6 @@ fn prepare_kernel(config: &Config) -> (Kernel, Vec<Finding>) {
     (Kernel { route_localnet, ..kernel }, findings)
 }
 
-fn local_addresses() -> Vec<std::net::IpAddr> {
-    addrs::local_addresses().unwrap_or_else(|error| {
-        warn!(%error, "cannot list the addresses of the interfaces; node ports with nodePortAddresses do not answer");
-        Vec::new()
-    })
-}
-
 /// The API server; `None` when objects come from folders. Its traffic is counted in `metrics`. On a thread of
 /// its own, as a kubeconfig may name a program to be run for credentials.
 async fn connect(config: Arc<Config>, metrics: Arc<Metrics>) -> anyhow::Result<Option<Connection>> {
@@ -327,7 +327,10 @@ async fn connect(config: Arc<Config>, metrics: Arc<Metrics>) -> anyhow::Result<O
         let limit = watch::api::Limit { qps: client.qps, burst: client.burst };
         let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
         let observer = Arc::new(surroundings::Traffic(metrics));
-        runtime.block_on(watch::api::connect(kubeconfig, master, limit, observer)).map(Some)
+        let connection = runtime.block_on(watch::api::connect(kubeconfig, master, limit, observer))?;
+        // As old as a change may become before the node is unhealthy.
+        let freshness = Arc::new(watch::api::Freshness::new(config.sync_period * 2));
+        Ok(Some(Connection { freshness, ..connection }))
     };
     blocking(connect).await
 }

@@ -12,6 +12,7 @@ mod process;
 pub mod release;
 mod requests;
 mod server;
+mod stale;
 mod sync;
 
 pub use node::EventLoss;
@@ -20,6 +21,7 @@ pub use pages::Pages;
 pub use process::ReadLargest;
 pub use requests::Request;
 pub use server::router;
+pub use stale::ReadAges;
 pub use sync::{Stages, SyncSample};
 
 use std::time::{Duration, SystemTime};
@@ -34,6 +36,7 @@ use node::NodeMetrics;
 use packets::Packets;
 use process::{External, Process};
 use requests::RequestMetrics;
+use stale::Stale;
 use sync::SyncMetrics;
 
 /// Packets dropped because conntrack called them INVALID.
@@ -124,6 +127,16 @@ impl Metrics {
     /// Shows how many lines of the log could not be written.
     pub fn lost_lines(&self, n_lost: fn() -> u64) -> anyhow::Result<()> {
         Ok(self.registry.register(Box::new(External::lost_lines(n_lost)?))?)
+    }
+
+    /// Shows for how long each kind of objects has not been followed.
+    pub fn watches(&self, read: ReadAges) -> anyhow::Result<()> {
+        Ok(self.registry.register(Box::new(Stale::new(read)?))?)
+    }
+
+    /// Notes a connection to the API server.
+    pub fn connected(&self) {
+        self.requests.connected();
     }
 
     /// Notes a sync.

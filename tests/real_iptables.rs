@@ -16,6 +16,8 @@ mod drift;
 mod fates;
 #[path = "real_iptables/held.rs"]
 mod held;
+#[path = "real_iptables/idle.rs"]
+mod idle;
 #[path = "real_iptables/large.rs"]
 mod large;
 #[path = "real_iptables/log.rs"]

@@ -1,14 +1,12 @@
 //! Text that API objects are read from.
 
 use chainsmith::model::decode::manifest::Object;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::dice::SEEDS;
 use super::hostile::{full_node, full_service, full_slice};
 use super::served::{GOOD, NEIGHBOUR, check, cluster, defaults, is_neighbours, is_one_line, read};
 use super::{Dice, Trial};
-use chainsmith::model::decode::{Interner, change};
+use chainsmith::model::decode::{ApiObject, Interner, change, whole};
 use chainsmith::net::IpFamily;
 
 /// One of the two.
@@ -65,8 +63,7 @@ pub fn watched(dice: &mut Dice) -> Trial {
     Trial { input, claim: Box::new(claim) }
 }
 
-/// An object as the watch decodes it: any JSON first, its fields then.
-fn typed<T: DeserializeOwned>(text: &[u8]) -> Option<T> {
-    let value: Value = serde_json::from_slice(text).ok()?;
-    serde_path_to_error::deserialize(&value).ok()
+/// An object as the watch reads it.
+fn typed<T: ApiObject>(text: &[u8]) -> Option<T> {
+    whole(serde_json::from_slice(text).ok()?).ok()
 }

@@ -45,6 +45,10 @@ impl api::Observer for Traffic {
         self.0.received(method, host, n_bytes);
     }
 
+    fn connected(&self) {
+        self.0.connected();
+    }
+
     fn watch_restarted(&self, plural: &str) {
         self.0.watch_restarted(match plural {
             "services" => ObjectKind::Service.word(),
@@ -66,6 +70,8 @@ pub(super) struct About<'a> {
     pub(super) machine: &'a str,
     /// The API server to send events to, if there is one.
     pub(super) server: Option<Server>,
+    /// How current the objects of the API server are, if there is one.
+    pub(super) freshness: Option<Arc<api::Freshness>>,
     /// Which counters the kernel has.
     pub(super) counters: Counters,
     /// How many open files this process may have.
@@ -81,7 +87,7 @@ pub(super) fn start(
     metrics: Arc<Metrics>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
-    let About { config, flags, node, machine, server, counters, max_open_files, n_lost } = about;
+    let About { config, flags, node, machine, server, freshness, counters, max_open_files, n_lost } = about;
     metrics.is_built(config.gates.iter())?;
     metrics.packets(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
@@ -90,7 +96,13 @@ pub(super) fn start(
     metrics.children(iptables::largest_child)?;
     metrics.lost_lines(n_lost)?;
     let events = Arc::new(Events::start(server, node, machine, &metrics, tasks));
-    let health = Arc::new(Health::new(config.sync_period, config.manifests.is_empty()));
+    let mut health = Health::new(config.sync_period, config.manifests.is_empty());
+    if let Some(freshness) = freshness {
+        let shown = freshness.clone();
+        metrics.watches(Box::new(move || words(shown.ages())))?;
+        health = health.showing(Box::new(move || words(freshness.stale())));
+    }
+    let health = Arc::new(health);
     let admission = admission(max_open_files, &metrics);
     let servers = Servers { admission: &admission, config, metrics: &metrics, events: &events };
     if let Some(address) = config.healthz_bind_address {
@@ -121,6 +133,11 @@ pub(super) fn start(
     });
     // Health is told before the ports: what they answer after a sync is of that sync.
     Ok(vec![Arc::new(Meter::new(metrics)), health, Arc::new(ports), events])
+}
+
+/// Kinds by their words.
+fn words(ages: Vec<(ObjectKind, Duration)>) -> Vec<(&'static str, Duration)> {
+    ages.into_iter().map(|(kind, age)| (kind.word(), age)).collect()
 }
 
 fn counter(name: &'static str) -> ReadPackets {

@@ -19,8 +19,13 @@ pub struct CleanupArguments {
 /// Removes what is found, as far as that goes; 1 when anything that is known as kube-proxy's or
 /// Chainsmith's is left, or could not be looked for.
 pub fn main(arguments: &CleanupArguments) -> ExitCode {
-    for other in agent::others() {
-        complain(format!("{other} runs in this network namespace and makes its rules again; stop it first"));
+    match agent::others() {
+        Ok(others) => others.into_iter().for_each(|other| {
+            complain(format!(
+                "{other} runs in this network namespace and makes its rules again; stop it first"
+            ));
+        }),
+        Err(error) => complain(format!("cannot look for agents that make their rules again: {error}")),
     }
     let (found, mut troubles) = leftovers::find();
     let (removable, stays): (Vec<&Leftover>, Vec<&Leftover>) =

@@ -170,39 +170,3 @@ async fn a_watch_restarts_when_it_is_refused_or_ends_before_its_time() {
         assert_eq!(n, expected, "{status}, {lasts} s");
     }
 }
-
-#[tokio::test(start_paused = true)]
-async fn requests_carry_the_token_that_the_file_has() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let see = seen.clone();
-    let service = tower::service_fn(move |request: Request<Body>| {
-        see.lock().unwrap().push(request.headers()["authorization"].to_str().unwrap().to_owned());
-        async { Ok::<_, Infallible>(Response::new(AxumBody::empty())) }
-    });
-    crate::watch::api::tests::write(file.path(), "first");
-    let token = Some(Arc::new(TokenFile::open(file.path()).unwrap()));
-    let transport = Transport::new(String::new(), LIMIT, token, Arc::new(()));
-    let mut sender = transport.layer(service);
-    for text in ["first", "second"] {
-        crate::watch::api::tests::write(file.path(), text);
-        sender.call(Request::get("/version").body(Body::empty()).unwrap()).await.unwrap();
-    }
-    assert_eq!(*seen.lock().unwrap(), ["Bearer first", "Bearer second"]);
-}
-
-#[test]
-fn streaming_lists_are_asked_for_as_of_now() {
-    let check = |text: &str, expected: &str| {
-        let mut uri = text.parse().unwrap();
-        ask_for_the_most_recent(&mut uri);
-        assert_eq!(uri.to_string(), expected);
-    };
-    check(
-        "/api/v1/services?watch=true&fieldSelector=a%3Db&sendInitialEvents=true&resourceVersion=0",
-        "/api/v1/services?watch=true&fieldSelector=a%3Db&sendInitialEvents=true",
-    );
-    for unchanged in ["/api/v1/services?watch=true&resourceVersion=0", "/version"] {
-        check(unchanged, unchanged);
-    }
-}
