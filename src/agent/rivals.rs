@@ -125,9 +125,9 @@ impl Seen {
 }
 
 /// The agents other than this process in its network namespace, in words.
-pub fn others() -> Vec<String> {
-    let found = processes(Path::new("/proc")).unwrap_or_default();
-    found.into_iter().map(|(pid, program)| format!("process {pid} ({program})")).collect()
+pub fn others() -> io::Result<Vec<String>> {
+    let found = processes(Path::new("/proc"))?;
+    Ok(found.into_iter().map(|(pid, program)| format!("process {pid} ({program})")).collect())
 }
 
 /// The agents other than this one whose network namespace is ours. A process that cannot be looked at (it

@@ -1,6 +1,6 @@
 //! What is wrong with an object, said so that its author finds the place.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 /// The kinds of objects that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,7 +65,8 @@ impl Problem {
 
 /// Longest part of an offending text that is kept to be repeated in a message, in bytes.
 const LONGEST_QUOTE: usize = 200;
-/// Longest part of any field of a problem that a message shows, in bytes: more than a quote takes.
+/// Longest part of any field of a problem that a message shows, in characters as they are escaped: more
+/// than a quote takes that needs no escapes.
 const LONGEST_SHOWN: usize = 300;
 
 /// `text`, cut where it would fill the log.
@@ -90,15 +91,17 @@ pub struct Shown<'a>(pub &'a str);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = beginning(self.0, LONGEST_SHOWN);
-        for char in shown.chars() {
+        let mut n_left = LONGEST_SHOWN;
+        for char in self.0.chars() {
+            let escaped = char.escape_debug();
+            n_left = match n_left.checked_sub(escaped.len()) {
+                Some(n_left) => n_left,
+                None => return write!(f, "… ({} bytes)", self.0.len()),
+            };
             match char {
-                '\'' => f.write_str("'")?,
-                char => write!(f, "{}", char.escape_debug())?,
+                '\'' => f.write_char(char)?,
+                _ => write!(f, "{escaped}")?,
             }
-        }
-        if shown.len() < self.0.len() {
-            write!(f, "… ({} bytes)", self.0.len())?;
         }
         Ok(())
     }
@@ -154,9 +157,12 @@ mod tests {
 
     #[test]
     fn a_long_text_is_cut_whichever_field_it_is_in() {
-        let shown = problem(&"ä".repeat(1_000_000)).to_string();
-        assert!(shown.len() < 4 * (LONGEST_SHOWN + 30), "{} bytes", shown.len());
-        assert_eq!(shown.matches("… (2000000 bytes)").count(), 4);
+        for long in ["ä", "\u{202e}", "\0\x1b"] {
+            let text = long.repeat(1_000_000);
+            let shown = problem(&text).to_string();
+            assert!(shown.chars().count() < 4 * (LONGEST_SHOWN + 30), "{} bytes", shown.len());
+            assert_eq!(shown.matches(&format!("… ({} bytes)", text.len())).count(), 4);
+        }
         let quoted = quote(&"x".repeat(1_000));
         assert_eq!(Shown(&quoted).to_string(), quoted);
     }

@@ -1,7 +1,7 @@
 //! A field of an API object as it was sent: absent, of the type that is expected, or of another one.
 //!
-//! Reading a field never fails, so that one wrong field costs itself and not its object; what is wrong
-//! with it is said where it is used. Whatever an object holds beside the fields of its [`Shape`] is
+//! Reading a field never fails, so that one wrong field costs itself and not its object; the code that
+//! uses the field reports the problem. Whatever an object holds beside the fields of its [`Shape`] is
 //! skipped by the parser: nothing of it is allocated, nor checked for more than the grammar of JSON.
 
 use std::fmt;

@@ -55,7 +55,7 @@ pub struct TextProblem {
     pub what: String,
 }
 
-/// `<source>:<line>: Service default/web: spec.ports[0].port: invalid type: ...`
+/// `<source>:<line>: Service default/web: spec: "5" is not an object`
 impl fmt::Display for TextProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}: ", self.source.escape_debug(), self.line)?;

@@ -15,7 +15,7 @@ pub trait ApiObject: Shape {
     /// Its metadata.
     fn metadata(&self) -> &Given<Metadata>;
 
-    /// The first of its fields that is of a wrong type and without which nothing can be said of it.
+    /// The first field whose wrong type makes the object unusable.
     fn broken(&self) -> Option<Broken<'_>>;
 
     /// The name it gives itself, whatever that is made of; a Node's namespace is empty.
@@ -45,8 +45,8 @@ fn broken<'a, T: Shape>(field: &'static str, given: &'a Given<T>) -> Option<Brok
     }
 }
 
-/// The object, or what is wrong with one of which nothing can be said: neither that it counts nor that
-/// it does not.
+/// Returns the object, or the problem that makes it unusable: the caller cannot tell whether the object
+/// counts, so its last state stays in use.
 pub fn whole<T: ApiObject>(given: Given<T>) -> Result<T, Box<Problem>> {
     let (object, field, text, name) = match given {
         Given::Good(object) => match object.broken() {

@@ -227,8 +227,8 @@ fn ports(fields: &mut Fields, spec: &ServiceSpec, interner: &mut Interner) -> Bo
     ports.into_iter().flatten().collect()
 }
 
-/// The place of the latest entry of each key. Anybody may make a Service of 40 000 ports, so its
-/// entries are not compared each with each.
+/// The place of the latest entry of each key. A Service may have 40 000 ports: comparing each with each
+/// takes seconds at every change.
 struct Latest<K>(BTreeMap<K, usize>);
 
 impl<K> Default for Latest<K> {

@@ -14,6 +14,9 @@ use crate::model::ObjectKind;
 /// The kinds that are watched.
 const KINDS: [ObjectKind; 3] = [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node];
 
+/// Renewing a watch takes less than this.
+const SHORTEST_LIMIT: Duration = Duration::from_secs(15);
+
 /// Since when each kind is not followed any more, and whether that was logged.
 #[derive(Debug)]
 pub struct Freshness {
@@ -29,8 +32,9 @@ struct State {
 }
 
 impl Freshness {
-    /// Nothing is known yet; a kind that is stale for `limit` is logged.
+    /// Nothing is known yet; a kind that is stale for `limit` (at least 15 s) is logged.
     pub fn new(limit: Duration) -> Freshness {
+        let limit = limit.max(SHORTEST_LIMIT);
         let state = State { stale_since: Some(Instant::now()), is_logged: false };
         Freshness { limit, kinds: Mutex::new([state; KINDS.len()]) }
     }

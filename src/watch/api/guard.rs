@@ -24,7 +24,7 @@ impl<K: Kind> Guard<K> {
         self.given.get()?.metadata().get()?.resource_version.get().map(String::as_str)
     }
 
-    /// The object, or what is wrong with one of which nothing can be said.
+    /// The object, or the problem that makes it unusable.
     pub fn into_result(self) -> Result<K, Box<Problem>> {
         whole(self.given)
     }
@@ -44,7 +44,7 @@ mod tests {
     use crate::model::decode::ApiService;
 
     #[test]
-    fn a_bad_object_says_who_it_is_and_which_field() {
+    fn the_problem_of_an_unusable_object_names_it_and_the_field() {
         let object = json!({
             "metadata": {"name": "web", "namespace": "ns", "resourceVersion": "7", "labels": 5},
             "spec": [{"port": 80}],

@@ -236,7 +236,7 @@ impl<'a, K: Kind> Store<'a, K> {
         named
     }
 
-    /// Says that an object cannot be decoded.
+    /// Reports an object that cannot be decoded.
     fn undecodable(&mut self, name: &ObjectName, bad: Problem) {
         let what = format!("{}; its last state stays", bad.what);
         self.reporter.report(&name.to_string(), vec![Problem { what, ..bad }]);

@@ -1,6 +1,8 @@
 //! Watching over HTTP, against a server that says what it is told to.
 
+mod lists;
 mod outage;
+mod replays;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Method, Request, Response, Uri};
+use http::{Method, Request, Response, StatusCode, Uri, header};
 use http_body::Body as _;
 use kube::client::Body;
 use leaky_bucket::RateLimiter;
@@ -24,7 +24,7 @@ use super::backoff;
 use super::observer::{Exchange, Observer};
 use body::{Counted, Purpose};
 
-/// A limit on requests: all of them count, each watch once. Source: `clientConnection.qps`, `burst`.
+/// A limit on requests: all but those of a start count, each watch once. Source: `clientConnection.qps`, `burst`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limit {
     /// Requests each second in the long run, above 0; `None`: no limit.
@@ -67,7 +67,11 @@ struct Shared {
 impl Transport {
     /// Sends to `host` (`addr:port`, for counting only) within `limit`.
     pub fn new(host: String, limit: Limit, observer: Arc<dyn Observer>) -> Transport {
-        let endings = Arc::new(Endings { at_once: Mutex::default(), observer: observer.clone() });
+        let endings = Arc::new(Endings {
+            at_once: Mutex::default(),
+            held: Mutex::default(),
+            observer: observer.clone(),
+        });
         let bucket = limit.bucket();
         let n_start = AtomicU32::new(START_REQUESTS);
         Transport { shared: Arc::new(Shared { host, bucket, n_start, observer, endings }) }
@@ -120,8 +124,9 @@ impl Shared {
         let method = request.method().clone();
         let n_bytes = request.body().size_hint().exact().unwrap_or_default();
         let watched = Watched::of(request.uri());
-        if let Some(watched) = &watched {
-            self.endings.pause(&watched.path).await;
+        let path = is_list_or_watch(&request).then(|| request.uri().path().to_owned());
+        if let Some(path) = &path {
+            self.endings.pause(path).await;
         }
         let begun = Instant::now();
         if let Some(bucket) = &self.bucket
@@ -136,6 +141,9 @@ impl Shared {
             |answer| answer.map_err(Into::into),
         );
         let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());
+        if let (Some(path), Ok(answer)) = (path, &answer) {
+            self.endings.hold(path, answer);
+        }
         self.observer.answered(&Exchange {
             method: method.as_str(),
             host: &self.host,
@@ -152,17 +160,24 @@ impl Shared {
             }
             None => Purpose::Other(self.observer.clone(), method, self.host.clone()),
         };
-        Ok(answer?.map(|body| Counted::new(body, purpose)))
+        let answer = answer?;
+        let is_error = !answer.status().is_success();
+        Ok(answer.map(|body| Counted::new(body, purpose, is_error)))
     }
+}
+
+/// Both have selectors, which other requests do not have.
+fn is_list_or_watch(request: &Request<Body>) -> bool {
+    request.method() == Method::GET && request.uri().query().is_some()
 }
 
 impl Shared {
     /// Whether this is one of the lists and watches that a start takes: they do not wait, however low
-    /// the limit. (Both are asked for with selectors, which other requests do not have.)
+    /// the limit.
     fn is_of_start(&self, request: &Request<Body>) -> bool {
-        let is_candidate = request.method() == Method::GET && request.uri().query().is_some();
         let one_less = |n: u32| n.checked_sub(1);
-        is_candidate && self.n_start.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
+        is_list_or_watch(request)
+            && self.n_start.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
     }
 }
 
@@ -198,11 +213,17 @@ impl Watched {
     }
 }
 
-/// Watches that ended at once, by path: how often in a row, and when to begin the next.
+/// When to ask again, by path.
 pub struct Endings {
+    /// Watches that ended at once: how often in a row, and when to begin the next.
     at_once: Mutex<BTreeMap<String, (u32, Instant)>>,
+    /// What the server asked to wait for.
+    held: Mutex<BTreeMap<String, Instant>>,
     observer: Arc<dyn Observer>,
 }
+
+/// The longest time that a server can have us wait; in case it is a mistake.
+const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// A watch that brought nothing and ended sooner has ended at once (as in client-go).
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -213,8 +234,22 @@ const TOLERANCE: Duration = Duration::from_secs(5);
 impl Endings {
     async fn pause(&self, path: &str) {
         let next = self.at_once.lock().unwrap_or_else(PoisonError::into_inner).get(path).copied();
-        if let Some((_, next)) = next {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+        if let Some(next) = next.map(|(_, next)| next).max(held) {
             tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// An overloaded server says when it wants to be asked again.
+    fn hold<B>(&self, path: String, answer: &Response<B>) {
+        if !matches!(answer.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            return;
+        }
+        let seconds =
+            answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        if let Some(seconds) = seconds {
+            let until = Instant::now() + Duration::from_secs(seconds).min(LONGEST_HOLD);
+            self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(path, until);
         }
     }
 

@@ -5,26 +5,32 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::watch::api::fake::{Cut, FakeServer, Mode};
 
-const LIMIT: Limit = Limit { qps: Some(5.0), burst: 10 };
-const MINUTE: Duration = Duration::from_secs(60);
+pub const LIMIT: Limit = Limit { qps: Some(5.0), burst: 10 };
+pub const MINUTE: Duration = Duration::from_secs(60);
 
 /// A follower of a server, and what it was told about Services.
-struct Follower {
+pub struct Follower {
     events: mpsc::Receiver<WatchEvent>,
-    names: BTreeSet<String>,
-    is_listed: bool,
+    pub names: BTreeSet<String>,
+    pub is_listed: bool,
     n_lists: usize,
+    pub freshness: Arc<Freshness>,
 }
 
 impl Follower {
     fn of(server: &FakeServer) -> Follower {
+        Follower::over(server.connect(LIMIT, Arc::new(())))
+    }
+
+    pub fn over(connection: Connection) -> Follower {
         let (sender, events) = mpsc::channel(crate::watch::CHANNEL_CAPACITY);
-        tokio::spawn(follow(server.connect(LIMIT, Arc::new(())), "node-a".into(), sender));
-        Follower { events, names: BTreeSet::new(), is_listed: false, n_lists: 0 }
+        let freshness = connection.freshness.clone();
+        tokio::spawn(follow(connection, "node-a".into(), sender));
+        Follower { events, names: BTreeSet::new(), is_listed: false, n_lists: 0, freshness }
     }
 
     /// Takes the next event, if one comes within `limit`; whether one did.
-    async fn step(&mut self, limit: Duration) -> bool {
+    pub async fn step(&mut self, limit: Duration) -> bool {
         let Ok(event) = tokio::time::timeout(limit, self.events.recv()).await else { return false };
         match event.expect("the follower goes on") {
             WatchEvent::Change(Change::AllServices(services)) => {
@@ -44,7 +50,7 @@ impl Follower {
     }
 
     /// Goes on until exactly these Services are known; how long that took.
-    async fn until(&mut self, names: &[&str], limit: Duration) -> Duration {
+    pub async fn until(&mut self, names: &[&str], limit: Duration) -> Duration {
         let begun = tokio::time::Instant::now();
         while !self.is_listed || !self.names.iter().eq(names) {
             let left = limit.saturating_sub(begun.elapsed());
@@ -54,7 +60,7 @@ impl Follower {
     }
 }
 
-fn serving(mode: Mode) -> FakeServer {
+pub fn serving(mode: Mode) -> FakeServer {
     let server = FakeServer::new(mode);
     for name in ["a", "b", "c"] {
         server.put("services", service(name, 0));

@@ -1,6 +1,6 @@
 //! `testdata/apiserver/bodies/`: what a real kube-apiserver (1.36.2) sent: objects, lists, watches, and
-//! its answers to what it refuses. Each is read as the watcher reads it; `decoded.txt` says what becomes
-//! of each. `UPDATE_GOLDEN=1` writes it anew.
+//! its answers to requests that it refuses. Each is read as the watcher reads it; `decoded.txt` holds the
+//! result. `UPDATE_GOLDEN=1` rewrites it.
 
 #![allow(clippy::disallowed_methods, reason = "reads test data")]
 
@@ -46,7 +46,7 @@ where
 {
     let mut interner = Interner::default();
     let mut report = String::new();
-    let mut say = |word: &str, guard: Guard<K>| {
+    let mut add = |word: &str, guard: Guard<K>| {
         let object = match guard.into_result() {
             Ok(object) => object,
             Err(problem) => return writeln!(report, "  {word}lost: {problem}").unwrap(),
@@ -63,17 +63,17 @@ where
     };
     match form(body) {
         Form::Nothing => {}
-        Form::Object => say("", serde_json::from_str(body).unwrap()),
+        Form::Object => add("", serde_json::from_str(body).unwrap()),
         Form::List => {
             let list: Items<K> = serde_json::from_str(body).unwrap();
-            list.items.into_iter().for_each(|object| say("", object));
+            list.items.into_iter().for_each(|object| add("", object));
         }
         Form::Watch => {
             for line in body.lines() {
                 match serde_json::from_str(line).unwrap() {
-                    WatchEvent::Added(object) => say("added ", object),
-                    WatchEvent::Modified(object) => say("modified ", object),
-                    WatchEvent::Deleted(object) => say("deleted ", object),
+                    WatchEvent::Added(object) => add("added ", object),
+                    WatchEvent::Modified(object) => add("modified ", object),
+                    WatchEvent::Deleted(object) => add("deleted ", object),
                     WatchEvent::Bookmark(_) | WatchEvent::Error(_) => {}
                 }
             }
