@@ -324,7 +324,7 @@ pub fn metrics_tell_what_is_in_the_kernel(backend: Backend) {
         running.api.put(own_slice(&[turns.next().expect("it has no end")]));
         metric(node, partial) >= Some(1.0)
     });
-    assert_eq!(metric(node, "chainsmith_objects{kind=\"Service\"}"), Some(4.0));
+    assert_eq!(metric(node, "chainsmith_objects{kind=\"Service\"}"), Some(5.0));
     let backend = backend.flag();
     let info =
         format!("chainsmith_rules_info{{backend=\"{backend}\",ip_family=\"IPv4\",layout=\"classic\"}}");

@@ -80,6 +80,20 @@ pub fn chain_names(family: IpFamily, table: &str, each: &mut dyn FnMut(&str)) ->
     }
 }
 
+/// Whether `chain` is in `table` (`nat`, `mangle`).
+pub fn has_chain(family: IpFamily, table: &str, chain: &str) -> io::Result<bool> {
+    let texts = &[(CHAIN_TABLE, table), (CHAIN_NAME, chain)];
+    let message = GET_CHAIN;
+    let request =
+        Request { subsystem: SUBSYSTEM, message, family: nfproto(family), flags: 0, texts, attributes: &[] };
+    match Netfilter::open()?.ask(&request, &mut |_| {}) {
+        Ok(()) => Ok(true),
+        // No such chain, or no such table.
+        Err(error) if is_any(&error, &[Errno::ENOENT]) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether there is a table `name` of `family` (`ip` or `ip6`), whoever made it.
 pub fn has_table(family: IpFamily, name: &str) -> io::Result<bool> {
     let texts = &[(TABLE_NAME, name)];

@@ -14,8 +14,8 @@ use super::{
     ATTEMPTS, CHAIN_NAME, CHAIN_TABLE, GENERATION_ID, GET_CHAIN, GET_GENERATION, SUBSYSTEM, nfproto,
 };
 use crate::iptables::ChainName;
-use crate::kernel::Dump;
 use crate::kernel::netlink::{Message, Netfilter, Request};
+use crate::kernel::{Dump, Shown};
 use crate::net::IpFamily;
 use crate::plan::Print;
 
@@ -48,18 +48,19 @@ pub fn prints(family: IpFamily, table: &str, only: Option<&[ChainName]>) -> io::
             done => done,
         });
     };
-    let empty = print(SEED.build_hasher());
     let before = generation(&mut netfilter)?;
     let mut chains = Vec::with_capacity(only.len());
     for name in only {
-        let print = undisturbed(&mut || {
-            let mut found = empty;
-            dump_rules(&mut netfilter, family, table, Some(name.as_str()), &mut |_, print| found = print)?;
+        let shown = undisturbed(&mut || {
+            let mut found = empty(*name);
+            dump_rules(&mut netfilter, family, table, Some(name.as_str()), &mut |_, print, n_rules| {
+                found = Shown { name: *name, print, n_rules };
+            })?;
             Ok(found)
         })?;
-        chains.push((*name, print));
+        chains.push(shown);
     }
-    chains.sort_unstable_by_key(|(name, _)| *name);
+    chains.sort_unstable_by_key(|shown| shown.name);
     let generation =
         Some(before).filter(|before| generation(&mut netfilter).is_ok_and(|after| after == *before));
     Ok(Dump { generation, chains })
@@ -78,14 +79,13 @@ fn undisturbed<T>(dump: &mut dyn FnMut() -> io::Result<T>) -> io::Result<T> {
 
 fn all(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Dump> {
     let before = generation(netfilter)?;
-    let empty = print(SEED.build_hasher());
     let names = names(netfilter, family, table)?;
-    let mut chains: Vec<(ChainName, Print)> = names.into_iter().map(|name| (name, empty)).collect();
-    chains.sort_unstable_by_key(|(name, _)| *name);
-    dump_rules(netfilter, family, table, None, &mut |name, print| {
-        let at = ChainName::new(name).map(|name| chains.binary_search_by_key(&name, |(name, _)| *name));
-        if let Some(Ok(at)) = at {
-            chains[at].1 = print;
+    let mut chains: Vec<Shown> = names.into_iter().map(empty).collect();
+    chains.sort_unstable_by_key(|shown| shown.name);
+    dump_rules(netfilter, family, table, None, &mut |name, print, n_rules| {
+        let Some(name) = ChainName::new(name) else { return };
+        if let Ok(at) = chains.binary_search_by_key(&name, |shown| shown.name) {
+            chains[at] = Shown { name, print, n_rules };
         }
     })?;
     let generation = Some(before).filter(|before| generation(netfilter).is_ok_and(|after| after == *before));
@@ -114,20 +114,25 @@ fn names(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Vec<C
     Ok(names)
 }
 
-/// Passes on how each chain of `table` that holds rules looks; or only `chain`.
+/// How a chain looks that holds no rules.
+fn empty(name: ChainName) -> Shown {
+    Shown { name, print: print(SEED.build_hasher()), n_rules: 0 }
+}
+
+/// Passes on how each chain of `table` that holds rules looks, and how many they are; or only `chain`.
 fn dump_rules(
     netfilter: &mut Netfilter,
     family: u8,
     table: &str,
     chain: Option<&str>,
-    each: &mut dyn FnMut(&str, Print),
+    each: &mut dyn FnMut(&str, Print, u32),
 ) -> io::Result<()> {
     let mut texts = vec![(RULE_TABLE, table)];
     texts.extend(chain.map(|chain| (RULE_CHAIN, chain)));
     let (message, flags) = (GET_RULE, NLM_F_DUMP);
     let request = Request { subsystem: SUBSYSTEM, message, family, flags, texts: &texts, attributes: &[] };
     // The rules of a chain come one after another.
-    let mut open: Option<(String, DefaultHasher)> = None;
+    let mut open: Option<(String, DefaultHasher, u32)> = None;
     let mut is_whole = true;
     netfilter.ask(&request, &mut |message| {
         let Some(name) = message.text(RULE_CHAIN) else {
@@ -138,23 +143,21 @@ fn dump_rules(
         if message.text(RULE_TABLE) != Some(table) || chain.is_some_and(|chain| chain != name) {
             return;
         }
-        let hasher = match &mut open {
-            Some((current, hasher)) if current == name => hasher,
-            _ => {
-                let new = (name.to_owned(), SEED.build_hasher());
-                if let Some((name, hasher)) = open.replace(new) {
-                    each(&name, print(hasher));
-                }
-                &mut open.as_mut().expect("just put there").1
-            }
-        };
-        add(hasher, message);
+        if open.as_ref().is_none_or(|(current, ..)| current != name)
+            && let Some((name, hasher, n)) = open.replace((name.to_owned(), SEED.build_hasher(), 0))
+        {
+            each(&name, print(hasher), n);
+        }
+        if let Some((_, hasher, n)) = &mut open {
+            add(hasher, message);
+            *n += 1;
+        }
     })?;
     if !is_whole {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    if let Some((name, hasher)) = open {
-        each(&name, print(hasher));
+    if let Some((name, hasher, n)) = open {
+        each(&name, print(hasher), n);
     }
     Ok(())
 }
