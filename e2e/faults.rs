@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod changes;
+pub mod hangs;
 pub mod kernel;
 pub mod kill;
 pub mod kube_proxy;
@@ -14,6 +15,7 @@ pub mod memory;
 pub mod restore;
 mod rules;
 pub mod server;
+pub mod shortage;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -69,6 +71,11 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("another layout", layouts::going_over_disturbs_no_connection),
     ("crossing 1 000 endpoints", layouts::growing_and_shrinking_disturbs_no_connection),
     ("kube-proxy's rules", kube_proxy::its_rules_are_taken_over_and_given_back),
+    ("programs that hang, and SIGTERM", hangs::sigterm_is_obeyed_whatever_hangs),
+    ("file descriptors", shortage::idle_connections_take_no_descriptors_from_rules),
+    ("heads of requests", shortage::unfinished_heads_take_no_memory),
+    ("one address", shortage::one_address_keeps_no_other_from_health),
+    ("threads", shortage::threads_that_cannot_be_made_are_a_retry),
     ("manifests", manifests::files_written_in_place_disturb_no_connection),
     ("memory", memory::changes_without_end_take_no_memory),
 ];
@@ -185,6 +192,11 @@ on_both_backends! {
     layouts::going_over_disturbs_no_connection,
     layouts::growing_and_shrinking_disturbs_no_connection,
     kube_proxy::its_rules_are_taken_over_and_given_back,
+    hangs::sigterm_is_obeyed_whatever_hangs,
+    shortage::idle_connections_take_no_descriptors_from_rules,
+    shortage::unfinished_heads_take_no_memory,
+    shortage::one_address_keeps_no_other_from_health,
+    shortage::threads_that_cannot_be_made_are_a_retry,
     manifests::files_written_in_place_disturb_no_connection,
     memory::changes_without_end_take_no_memory,
 }

@@ -7,6 +7,7 @@ mod render;
 mod run;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -82,9 +83,14 @@ fn with_command(mut argv: Vec<OsString>) -> Vec<OsString> {
     argv
 }
 
-/// Says what is wrong, on stderr.
+/// Says what is wrong, on stderr, on one line. A message that cannot be printed is lost.
 fn complain(message: impl std::fmt::Display) {
-    eprintln!("chainsmith: {message}");
+    let _ = writeln!(std::io::stderr(), "chainsmith: {}", log::Escaped(message));
+}
+
+/// Prints a line on stdout.
+fn print(line: impl std::fmt::Display) -> std::io::Result<()> {
+    writeln!(std::io::stdout(), "{line}")
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod ipvs;
 mod netlink;
 pub mod nfacct;
 pub mod nft;
+pub mod open_files;
 pub mod recent;
 pub mod sysctl;
 mod xtables;

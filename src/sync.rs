@@ -19,6 +19,7 @@ mod report;
 mod stopwatch;
 mod sweep;
 mod tables;
+mod threads;
 mod triggers;
 mod wanted;
 
@@ -232,6 +233,9 @@ impl<K: Iptables + 'static> Loop<K> {
             }
             if let Some(ended) = ended {
                 return ended;
+            }
+            if *shutdown.borrow() {
+                return Ended::Shutdown;
             }
             let may_start = self.pacer.may_start().is_none_or(|at| at <= Instant::now());
             if (is_urgent && self.is_listed() && self.is_dirty()) || (may_start && self.is_waiting()) {
@@ -643,21 +647,13 @@ fn sync_families<K: Iptables>(
     let State { families, snapshot } = state;
     let zone = snapshot.node().and_then(|node| node.zone.clone());
     let view = View { snapshot, place: Place { node: node_name, zone: zone.as_deref() } };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = families
-            .iter_mut()
-            .filter(|sync| sync.is_dirty())
-            .map(|sync| scope.spawn(move || sync_family(sync, view, stop, observers)))
-            .collect();
-        let mut done = Done { is_success: true, n_commits: 0, is_drifted: false };
-        for thread in threads {
-            let report = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            done.is_success &= report.outcome.is_ok();
-            done.n_commits += report.tally.n_commits;
-            done.is_drifted |= !report.drift.is_empty();
-        }
-        done
-    })
+    let dirty = families.iter_mut().filter(|sync| sync.is_dirty());
+    let reports = threads::side_by_side(dirty, |sync| sync_family(sync, view, stop, observers));
+    Done {
+        is_success: reports.iter().all(|report| report.outcome.is_ok()),
+        n_commits: reports.iter().map(|report| report.tally.n_commits).sum(),
+        is_drifted: reports.iter().any(|report| !report.drift.is_empty()),
+    }
 }
 
 fn sync_family<K: Iptables>(

@@ -20,6 +20,8 @@ mod held;
 mod idle;
 #[path = "real_iptables/large.rs"]
 mod large;
+#[path = "real_iptables/log.rs"]
+mod log;
 #[path = "real_iptables/namespace.rs"]
 mod namespace;
 #[path = "real_iptables/restore.rs"]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::complain;
+use super::{complain, log, print};
 use crate::agent;
 use crate::leftovers::{self, Leftover, Trouble};
 
@@ -38,7 +38,7 @@ pub fn main(arguments: &CleanupArguments) -> ExitCode {
         false => remove(&removable, &mut leftovers::remove),
     });
     if removable.is_empty() && troubles.is_empty() {
-        println!("nothing to remove");
+        say("nothing to remove");
     }
     troubles.iter().for_each(complain);
     for leftover in &stays {
@@ -47,9 +47,14 @@ pub fn main(arguments: &CleanupArguments) -> ExitCode {
     if troubles.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Prints a line of the outcome. Removal goes on when stdout is closed.
+fn say(line: impl std::fmt::Display) {
+    let _ = print(log::Escaped(line));
+}
+
 fn show(leftover: &Leftover) {
-    println!("would remove {leftover}");
-    leftover.parts().iter().for_each(|part| println!("  {part}"));
+    say(format!("would remove {leftover}"));
+    leftover.parts().iter().for_each(|part| say(format!("  {part}")));
     leftovers::held(leftover).into_iter().map(Trouble).for_each(complain);
 }
 
@@ -66,7 +71,7 @@ fn remove(removable: &[&Leftover], remove: &mut dyn FnMut(&Leftover) -> Vec<Trou
         let held = leftovers::held(leftover).into_iter().map(Trouble);
         let left = remove(leftover);
         if left.is_empty() {
-            println!("removed {leftover}");
+            say(format!("removed {leftover}"));
             troubles.extend(held);
         }
         are_servers_left |= matches!(leftover, Leftover::IpvsServers(_)) && !left.is_empty();

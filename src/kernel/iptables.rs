@@ -6,6 +6,7 @@ mod child;
 mod detect;
 mod lock;
 mod minder;
+mod running;
 mod single;
 
 pub use detect::{Unusable, has_legacy_table, in_use, ipv6_is_off, open, takes};
@@ -21,6 +22,23 @@ use crate::iptables::{ChainName, Jump, Table, Target, write};
 use crate::net::IpFamily;
 use crate::plan::{Limits, Restore};
 use child::RestoreChild;
+use running::PROGRAMS;
+
+/// Has no program of this process started any more; those that only read are killed, restores go on.
+pub fn end_programs() {
+    PROGRAMS.end();
+}
+
+/// Whether any restore of this process runs.
+pub fn is_restoring() -> bool {
+    PROGRAMS.is_restoring()
+}
+
+/// Kills every program of this process, restores too, and waits until they have ended, no longer than
+/// `limit`. No other is started any more.
+pub fn kill_programs(limit: Duration) {
+    PROGRAMS.kill_all(limit);
+}
 
 /// How long a program waits for the xtables lock.
 const LOCK_WAIT: Duration = Duration::from_secs(5);

@@ -48,9 +48,8 @@ pub(super) fn outline(family: IpFamily, table: Table) -> io::Result<Outline> {
 /// A print is of what rules say: where they stand in the table, which changes with every other chain, and
 /// counters are not in it.
 pub(super) fn prints(family: IpFamily, table: Table, only: Option<&[ChainName]>) -> io::Result<Dump> {
-    let mut chains = Tables::open(family)?.whole(table, MAX_BYTES, &mut |layout, outline, entries| {
-        blob::chains(layout, table, outline, entries)
-    })?;
+    let mut chains = Tables::open(family)?
+        .whole(table, MAX_BYTES, |layout, outline, entries| blob::chains(layout, table, outline, entries))?;
     chains.sort_unstable_by_key(|shown| shown.name);
     if let Some(only) = only {
         let of = |name: &ChainName| match chains.binary_search_by_key(name, |shown| shown.name) {
@@ -66,7 +65,7 @@ pub(super) fn prints(family: IpFamily, table: Table, only: Option<&[ChainName]>)
 
 /// Passes on the name of each chain of `table`, once, in the table's order.
 pub(super) fn chain_names(family: IpFamily, table: Table, each: &mut dyn FnMut(&str)) -> io::Result<()> {
-    Tables::open(family)?.whole(table, MAX_BYTES, &mut |layout, outline, entries| {
+    Tables::open(family)?.whole(table, MAX_BYTES, |layout, outline, entries| {
         let heads = blob::heads(layout, table, outline, entries)?;
         heads.iter().for_each(|(_, name)| each(name));
         Some(())
@@ -113,7 +112,7 @@ impl Tables {
         &self,
         table: Table,
         max_bytes: usize,
-        read: &mut dyn FnMut(&Layout, &Outline, &[u8]) -> Option<T>,
+        read: impl FnOnce(&Layout, &Outline, &[u8]) -> Option<T>,
     ) -> io::Result<T> {
         for _ in 0..ATTEMPTS {
             let outline = self.outline(table)?;

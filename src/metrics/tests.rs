@@ -43,6 +43,7 @@ fn everything() -> (Registry, Metrics) {
         .unwrap();
     metrics.packets(Some(Box::new(|| Ok(5))), Some(Box::new(|| Ok(0)))).unwrap();
     metrics.children(|| Some(1 << 20)).unwrap();
+    metrics.lost_lines(|| 0).unwrap();
     let second = Duration::from_secs(1);
     metrics
         .watches(Box::new(|| vec![("Service", Duration::ZERO), ("Node", Duration::from_secs(90))]))

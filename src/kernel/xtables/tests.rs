@@ -116,9 +116,7 @@ fn every_change_of_a_rule_shows_in_its_print() {
 /// All bytes of nat, and what goes with them.
 fn bytes_of_nat(family: IpFamily) -> (Outline, Vec<u8>) {
     let tables = Tables::open(family).unwrap();
-    tables
-        .whole(Table::Nat, MAX_BYTES, &mut |_, outline, entries| Some((*outline, entries.to_vec())))
-        .unwrap()
+    tables.whole(Table::Nat, MAX_BYTES, |_, outline, entries| Some((*outline, entries.to_vec()))).unwrap()
 }
 
 #[test]
@@ -149,10 +147,10 @@ fn a_table_that_is_too_large_is_not_taken_into_memory() {
         nat(family, RULES);
         let n_bytes = outline(family, Table::Nat).unwrap().n_bytes as usize;
         let tables = Tables::open(family).unwrap();
-        let read = |limit| tables.whole(Table::Nat, limit, &mut |_, _, entries| Some(entries.len()));
+        let read = |limit| tables.whole(Table::Nat, limit, |_, _, entries| Some(entries.len()));
         assert_eq!(read(n_bytes).unwrap(), n_bytes);
         assert_eq!(read(n_bytes - 1).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
-        let none = tables.whole(Table::Nat, n_bytes, &mut |_, _, _| None::<()>);
+        let none = tables.whole(Table::Nat, n_bytes, |_, _, _| None::<()>);
         assert_eq!(none.unwrap_err().kind(), io::ErrorKind::InvalidData);
     });
 }
