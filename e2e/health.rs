@@ -21,14 +21,15 @@ use crate::running::Running;
 const SOON: Duration = Duration::from_secs(10);
 
 /// The health check node port of the Service `local`.
-const HEALTH_PORT: u16 = 30111;
+pub const HEALTH_PORT: u16 = 30111;
 /// The proxy's own health, and its metrics.
 const HEALTHZ: u16 = 10256;
 const METRICS: u16 = 10249;
 
 /// An answer over HTTP.
-struct Answer {
-    status: u16,
+pub struct Answer {
+    /// The status.
+    pub status: u16,
     head: String,
     body: String,
 }
@@ -41,7 +42,7 @@ impl Answer {
 }
 
 /// What `to` answers `host`; `None` when nobody does.
-fn get(host: &dyn Host, to: SocketAddr, path: &str) -> Option<Answer> {
+pub fn get(host: &dyn Host, to: SocketAddr, path: &str) -> Option<Answer> {
     let text = host.namespace().run(|| {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -323,7 +324,7 @@ pub fn metrics_tell_what_is_in_the_kernel(backend: Backend) {
         running.api.put(own_slice(&[turns.next().expect("it has no end")]));
         metric(node, partial) >= Some(1.0)
     });
-    assert_eq!(metric(node, "chainsmith_objects{kind=\"Service\"}"), Some(4.0));
+    assert_eq!(metric(node, "chainsmith_objects{kind=\"Service\"}"), Some(5.0));
     let backend = backend.flag();
     let info =
         format!("chainsmith_rules_info{{backend=\"{backend}\",ip_family=\"IPv4\",layout=\"classic\"}}");

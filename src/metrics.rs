@@ -34,7 +34,7 @@ use cluster::ClusterMetrics;
 use define::Definer;
 use node::NodeMetrics;
 use packets::Packets;
-use process::{Children, Process};
+use process::{External, Process};
 use requests::RequestMetrics;
 use stale::Stale;
 use sync::SyncMetrics;
@@ -121,7 +121,12 @@ impl Metrics {
 
     /// Shows what memory programs had that were started.
     pub fn children(&self, largest: ReadLargest) -> anyhow::Result<()> {
-        Ok(self.registry.register(Box::new(Children::new(largest)?))?)
+        Ok(self.registry.register(Box::new(External::children(largest)?))?)
+    }
+
+    /// Shows how many lines of the log could not be written.
+    pub fn lost_lines(&self, n_lost: fn() -> u64) -> anyhow::Result<()> {
+        Ok(self.registry.register(Box::new(External::lost_lines(n_lost)?))?)
     }
 
     /// Shows for how long each kind of objects has not been followed.
@@ -229,6 +234,16 @@ impl Metrics {
     /// Notes that `server` (`healthz`, `metrics`, `service_health`) cannot listen on an address.
     pub fn bind_failed(&self, server: &str) {
         self.node.bind_failed(server);
+    }
+
+    /// Notes that a server could not accept a connection.
+    pub fn connection_not_accepted(&self) {
+        self.node.connection_not_accepted();
+    }
+
+    /// Notes that a connection was closed to make room for another.
+    pub fn connection_evicted(&self) {
+        self.node.connection_evicted();
     }
 
     /// Notes an event of a type (`Normal`, `Warning`) that was sent.

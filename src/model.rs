@@ -14,7 +14,7 @@ mod snapshot;
 pub use endpoint::{Conditions, Endpoint, Hints, Slice, SliceEndpoint, SlicePort};
 pub use inventory::Inventory;
 pub use node::Node;
-pub use problem::{ObjectKind, Problem};
+pub use problem::{ObjectKind, Problem, Shown};
 pub use service::{Frontend, Port, Service, ServicePort, TrafficPolicy};
 pub use snapshot::{Change, SliceChange, Snapshot, Touched};
 

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::config::host::Counters;
 use crate::events::{Events, Notice, Regarding, Server};
 use crate::health::{self, Health, HealthPorts, Refused};
-use crate::http::{Failure, serve_at};
+use crate::http::{Admission, Failure, Incident, serve_at};
 use crate::kernel::{iptables, nfacct};
 use crate::metrics::{self, Metrics, Pages, ReadPackets, Request};
 use crate::model::ObjectKind;
@@ -74,6 +74,10 @@ pub(super) struct About<'a> {
     pub(super) freshness: Option<Arc<api::Freshness>>,
     /// Which counters the kernel has.
     pub(super) counters: Counters,
+    /// How many open files this process may have.
+    pub(super) max_open_files: u64,
+    /// Tells how many lines of the log could not be written.
+    pub(super) n_lost: fn() -> u64,
 }
 
 /// Starts all of it among `tasks`; those who have to be told what the loop does.
@@ -83,13 +87,14 @@ pub(super) fn start(
     metrics: Arc<Metrics>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
-    let About { config, flags, node, machine, server, freshness, counters } = about;
+    let About { config, flags, node, machine, server, freshness, counters, max_open_files, n_lost } = about;
     metrics.is_built(config.gates.iter())?;
     metrics.packets(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
     metrics.children(iptables::largest_child)?;
+    metrics.lost_lines(n_lost)?;
     let events = Arc::new(Events::start(server, node, machine, &metrics, tasks));
     let mut health = Health::new(config.sync_period, config.manifests.is_empty());
     if let Some(freshness) = freshness {
@@ -98,7 +103,8 @@ pub(super) fn start(
         health = health.showing(Box::new(move || words(freshness.stale())));
     }
     let health = Arc::new(health);
-    let servers = Servers { config, metrics: &metrics, events: &events };
+    let admission = admission(max_open_files, &metrics);
+    let servers = Servers { admission: &admission, config, metrics: &metrics, events: &events };
     if let Some(address) = config.healthz_bind_address {
         let router = health::router(health.clone(), metrics.clone());
         servers.start("healthz", "FailedToStartProxierHealthcheck", address, router, tasks);
@@ -117,7 +123,7 @@ pub(super) fn start(
     let teller = events.clone();
     let node = node.to_owned();
     let on_refused: health::OnRefused = Arc::new(move |refused| teller.tell(notice_of(refused, &node)));
-    let ports = HealthPorts::start(&health, &metrics, &on_refused, tasks);
+    let ports = HealthPorts::start(&admission, &health, &metrics, &on_refused, tasks);
     events.tell(Notice {
         regarding: Regarding::Node,
         is_warning: false,
@@ -138,7 +144,18 @@ fn counter(name: &'static str) -> ReadPackets {
     Box::new(move || nfacct::packets(name))
 }
 
+/// One bound for all servers; what befalls connections is counted.
+fn admission(max_open_files: u64, metrics: &Arc<Metrics>) -> Arc<Admission> {
+    let metrics = metrics.clone();
+    let count = move |incident| match incident {
+        Incident::NotAccepted => metrics.connection_not_accepted(),
+        Incident::Evicted => metrics.connection_evicted(),
+    };
+    Arc::new(Admission::new(max_open_files, Box::new(count)))
+}
+
 struct Servers<'a> {
+    admission: &'a Arc<Admission>,
     config: &'a Config,
     metrics: &'a Arc<Metrics>,
     events: &'a Arc<Events>,
@@ -156,6 +173,7 @@ impl Servers<'_> {
     ) {
         let hard_fail = self.config.bind_address_hard_fail;
         let (metrics, events) = (self.metrics.clone(), self.events.clone());
+        let admission = self.admission.clone();
         tasks.spawn(async move {
             let is_rival_said = AtomicBool::new(false);
             let failed = |failure: &Failure<'_>| {
@@ -178,7 +196,7 @@ impl Servers<'_> {
                     }
                 }
             };
-            serve_at(server, address, router, hard_fail, failed).await
+            serve_at(admission, server, address, router, hard_fail, failed).await
         });
     }
 }
@@ -233,7 +251,8 @@ mod tests {
         let client = kube::Client::new(service, "default");
         let server = Some(Server { client, host: "api.test:443".to_owned() });
         let events = Arc::new(Events::start(server, "node-1", "machine", &metrics, &mut tasks));
-        let servers = Servers { config: &config, metrics: &metrics, events: &events };
+        let admission = admission(1024, &metrics);
+        let servers = Servers { admission: &admission, config: &config, metrics: &metrics, events: &events };
         servers.start("healthz", "FailedToStartProxierHealthcheck", address, Router::new(), &mut tasks);
         let unserved = format!("\"FailedToStartProxierHealthcheck\": \"cannot serve healthz on {address}: ");
         tokio::time::sleep(Duration::from_secs(60)).await;

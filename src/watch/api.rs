@@ -32,18 +32,15 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::AsyncBufRead;
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Resource;
 use kube::api::WatchEvent as Line;
 use kube_runtime::watcher::Event;
-use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 use tracing::info;
 
 use super::WatchEvent;
-use crate::model::decode::Interner;
+use crate::model::decode::{ApiNode, ApiService, ApiSlice, Interner};
 pub use client::{Connection, connect};
 pub use freshness::Freshness;
 use guard::Guard;
@@ -100,9 +97,9 @@ async fn follow_with(connection: Connection, node: String, sender: Sender<WatchE
     let interner = Mutex::new(Interner::default());
     let kinds = async {
         tokio::join!(
-            follow_kind::<Service>(&connection, &node, &interner, &sender, patience),
-            follow_kind::<EndpointSlice>(&connection, &node, &interner, &sender, patience),
-            follow_kind::<Node>(&connection, &node, &interner, &sender, patience),
+            follow_kind::<ApiService>(&connection, &node, &interner, &sender, patience),
+            follow_kind::<ApiSlice>(&connection, &node, &interner, &sender, patience),
+            follow_kind::<ApiNode>(&connection, &node, &interner, &sender, patience),
         )
     };
     tokio::select! {
@@ -129,10 +126,13 @@ async fn follow_kind<K>(
     sender: &Sender<WatchEvent>,
     patience: Patience,
 ) where
-    K: Kind + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Kind + Send + 'static,
 {
-    let query =
-        Query { path: K::url_path(&(), None), labels: K::LABELS.map(str::to_owned), fields: K::fields(node) };
+    let query = Query {
+        path: K::Api::url_path(&(), None),
+        labels: K::LABELS.map(str::to_owned),
+        fields: K::fields(node),
+    };
     let follower = Follower {
         connection,
         query,
@@ -176,7 +176,7 @@ enum Place {
 
 impl<K> Follower<'_, K>
 where
-    K: Kind + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Kind + Send + 'static,
 {
     /// Lists and watches until the receiver is gone.
     async fn run(mut self) {
@@ -350,8 +350,8 @@ where
                 Line::Error(status) => return Err(Fault::of(&status, false)),
             };
             let (Event::Apply(object) | Event::Delete(object)) = &event else { continue };
-            match &object.meta().resource_version {
-                Some(version) if !version.is_empty() => self.version = Version::Seen(version.clone()),
+            match object.resource_version() {
+                Some(version) if !version.is_empty() => self.version = Version::Seen(version.to_owned()),
                 _ => return Err(Fault::Unreadable("a changed object has no version".to_owned())),
             }
             self.take(event).await?;

@@ -143,10 +143,7 @@ fn a_bad_external_ip_costs_itself_and_a_blank_one_nothing() {
     check_bad(
         "clusterIP: 10.0.0.1\nexternalIPs: [bogus, '', ' ', ' 192.0.2.2', 192.0.2.1]",
         "",
-        &[
-            r#"spec.externalIPs[0]: "bogus" is not an IP address; ignored"#,
-            r#"spec.externalIPs[3]: " 192.0.2.2" is not an IP address; ignored"#,
-        ],
+        &[r#"spec.externalIPs[0]: "bogus" is not an IP address; ignored (and 1 more: " 192.0.2.2")"#],
         &["IPv4 10.0.0.1 external 192.0.2.1 lb - from -"],
     );
 }
@@ -243,9 +240,7 @@ fn a_bad_port_costs_itself_and_a_bad_node_port_only_that() {
          - {name: d, port: 4, protocol: tcp}\n- {name: E, port: 5}\n- {name: f, port: 6, nodePort: 70000}",
         "",
         &[
-            r#"spec.ports[0].port: "0" is not a port number; port ignored"#,
-            r#"spec.ports[1].port: "65536" is not a port number; port ignored"#,
-            r#"spec.ports[2].port: "-1" is not a port number; port ignored"#,
+            r#"spec.ports[0].port: "0" is not a port number; port ignored (and 2 more: "65536", "-1")"#,
             r#"spec.ports[3].protocol: "tcp" is not TCP, UDP or SCTP; port ignored"#,
             r#"spec.ports[4].name: "E" is not a DNS label; port ignored"#,
             r#"spec.ports[5].nodePort: "70000" is not a port number; ignored"#,
