@@ -50,8 +50,8 @@ impl ApiServer {
         self.shared.pulse.send_modify(|pulse| pulse.compression = compression);
     }
 
-    /// Makes the times shorter by this factor that requests wait for a version, or for an etcd that is
-    /// away.
+    /// Makes the times shorter by this factor that requests wait for a version or for an etcd that is
+    /// away, and that new connections may be idle.
     pub fn set_pace(&self, pace: u32) {
         self.shared.pulse.send_modify(|pulse| pulse.pace = pace.max(1));
     }

@@ -4,19 +4,21 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyhow::Context;
-use axum::body::Body;
+use anyhow::Context as _;
+use axum::body::{Body, Bytes};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use nix::sched::{CloneFlags, setns};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::Shared;
@@ -132,9 +134,14 @@ where
 {
     let mut door = shared.door.subscribe();
     let n_goaways = door.borrow_and_update().n_goaways;
+    let under_way = UnderWay::default();
+    let mut idle = std::pin::pin!(idle(under_way.0.subscribe(), shared.paced(IDLE)));
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        let (shared, certificate) = (Arc::clone(&shared), certificate.clone());
-        async move { answer(shared, request.map(Body::new), certificate.as_deref()).await }
+        let (shared, certificate, one) = (Arc::clone(&shared), certificate.clone(), under_way.one());
+        async move {
+            let answer = answer(shared, request.map(Body::new), certificate.as_deref()).await?;
+            Ok::<_, io::Error>(answer.map(|body| Answer { body, _one: one }))
+        }
     });
     let builder = builder();
     let mut connection = std::pin::pin!(builder.serve_connection(io, service));
@@ -147,11 +154,72 @@ where
                 Ok(()) => break,
                 Err(_) => return,
             },
+            () = idle.as_mut() => break,
         }
     }
     connection.as_mut().graceful_shutdown();
     // As above.
     let _ = connection.await;
+}
+
+/// How long a connection without requests stays open.
+const IDLE: Duration = Duration::from_secs(90);
+
+/// The number of requests of one connection that are not answered to the end.
+#[derive(Clone, Default)]
+struct UnderWay(watch::Sender<usize>);
+
+/// One of them; over when dropped.
+struct One(UnderWay);
+
+impl UnderWay {
+    fn one(&self) -> One {
+        self.0.send_modify(|n| *n += 1);
+        One(self.clone())
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|n| *n -= 1);
+    }
+}
+
+/// Ends once there has been no request under way for `limit`.
+async fn idle(mut n_under_way: watch::Receiver<usize>, limit: Duration) {
+    while n_under_way.wait_for(|n| *n == 0).await.is_ok() {
+        if timeout(limit, n_under_way.changed()).await.is_err() {
+            return;
+        }
+    }
+    // The connection has ended.
+    std::future::pending().await
+}
+
+/// The body of an answer, which counts as under way until its end.
+struct Answer {
+    body: Body,
+    _one: One,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// With the settings that a real server announces.

@@ -172,6 +172,24 @@ async fn a_server_that_shuts_down_refuses_connections_and_ends_watches_in_order(
 }
 
 #[tokio::test]
+async fn an_idle_connection_is_closed_and_one_with_a_watch_is_not() {
+    let server = start();
+    server.put(service("a", "10.96.0.1"));
+    // 90 s become half a second.
+    server.set_pace(180);
+    let (mut sender, ended) = http2(&server, tls(&server, None)).await.unwrap();
+    assert_eq!(ask(&mut sender, &server, "/version").await.unwrap().0, 200);
+    let (mut watching, watch_ended) = http2(&server, tls(&server, None)).await.unwrap();
+    let (_, mut body) = ask(&mut watching, &server, WATCH).await.unwrap();
+    next_chunk(&mut body).await.expect("the state");
+    tokio::time::timeout(LIMIT, ended).await.expect("the server closes it").unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!watch_ended.is_finished());
+    server.put(service("b", "10.96.0.2"));
+    assert!(next_chunk(&mut body).await.is_some());
+}
+
+#[tokio::test]
 async fn certificates_of_clients_are_asked_for_and_can_be_refused() {
     let server = start();
     let [old, new] = ["old", "new"].map(|name| server.client_certificate(name));
