@@ -29,8 +29,11 @@ impl Texts {
     }
 }
 
-/// Each way to read the texts; how much came of it, so that nothing is optimized away.
-const WAYS: [(&str, fn(&Texts) -> usize); 4] = [
+/// A way to read the texts, by its name; it returns how much came of it, so that nothing is optimized
+/// away.
+type Way = (&'static str, fn(&Texts) -> usize);
+
+const WAYS: [Way; 4] = [
     ("whole types, by way of a Value (before)", |texts| {
         whole(texts, by_value::<Service>, by_value::<EndpointSlice>)
     }),

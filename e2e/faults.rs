@@ -10,6 +10,7 @@ pub mod kernel;
 pub mod kill;
 pub mod kube_proxy;
 pub mod layouts;
+pub mod manifests;
 pub mod memory;
 pub mod restore;
 mod rules;
@@ -75,6 +76,7 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("heads of requests", shortage::unfinished_heads_take_no_memory),
     ("one address", shortage::one_address_keeps_no_other_from_health),
     ("threads", shortage::threads_that_cannot_be_made_are_a_retry),
+    ("manifests", manifests::files_written_in_place_disturb_no_connection),
     ("memory", memory::changes_without_end_take_no_memory),
 ];
 
@@ -195,6 +197,7 @@ on_both_backends! {
     shortage::unfinished_heads_take_no_memory,
     shortage::one_address_keeps_no_other_from_health,
     shortage::threads_that_cannot_be_made_are_a_retry,
+    manifests::files_written_in_place_disturb_no_connection,
     memory::changes_without_end_take_no_memory,
 }
 

@@ -26,7 +26,9 @@ use admission::Peer;
 
 /// How long to wait before an address that could not be bound is tried again.
 const RETRY: Duration = Duration::from_secs(5);
-const BACKLOG: i32 = 1024;
+/// Connections that wait to be accepted. Those beyond are lost, and their clients try again after a second;
+/// the kernel takes no more than net.core.somaxconn.
+const BACKLOG: i32 = 4096;
 
 /// Which families a socket on an unspecified address takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-use crate::apiserver::{ApiServer, Cluster, Etcd, start_cluster};
+use crate::apiserver::{ApiServer, Etcd, start_cluster};
 use crate::{Agent, Case, enter_namespaces, fill, percentile};
 
 /// How often each is tried.

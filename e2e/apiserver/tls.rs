@@ -1,7 +1,7 @@
 //! TLS as a real server has it: a certificate for whichever address a client reached, by an authority
 //! that is made at start, and certificates of clients.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,7 +23,7 @@ pub struct Authority {
 struct Certified {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
-    servers: HashMap<IpAddr, Arc<ServerConfig>>,
+    servers: BTreeMap<IpAddr, Arc<ServerConfig>>,
 }
 
 /// A certificate of a client, with its key.
@@ -86,7 +86,7 @@ impl Certified {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key can be made");
         let pem = params.self_signed(&key).expect("a certificate can be made").pem();
-        Certified { pem, issuer: Issuer::new(params, key), servers: HashMap::new() }
+        Certified { pem, issuer: Issuer::new(params, key), servers: BTreeMap::new() }
     }
 }
 

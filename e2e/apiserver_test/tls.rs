@@ -1,5 +1,6 @@
 //! https and HTTP/2: certificates, credentials, GOAWAY, an orderly end, and faults below them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -79,6 +81,29 @@ async fn next_chunk(body: &mut Body) -> Option<Bytes> {
 }
 
 const WATCH: &str = "/api/v1/services?watch=true&allowWatchBookmarks=true&resourceVersion=0";
+
+#[tokio::test]
+async fn its_settings_are_those_of_a_real_server() {
+    let server = start();
+    let stream = TcpStream::connect(server.address()).await.unwrap();
+    let name = ServerName::from(server.address().ip());
+    let connector = TlsConnector::from(Arc::new(tls(&server, None)));
+    let mut stream = connector.connect(name, stream).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(head[3..], [4, 0, 0, 0, 0, 0], "a SETTINGS frame");
+    let mut settings = vec![0; usize::from(head[2])];
+    stream.read_exact(&mut settings).await.unwrap();
+    let entry = |six: &[u8]| {
+        (u16::from_be_bytes([six[0], six[1]]), u32::from_be_bytes([six[2], six[3], six[4], six[5]]))
+    };
+    let settings: BTreeMap<u16, u32> = settings.chunks_exact(6).map(entry).collect();
+    // MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE.
+    for (id, value) in [(3, 100), (4, 262_144), (5, 262_144), (6, 1_048_896)] {
+        assert_eq!(settings.get(&id), Some(&value), "setting {id} of {settings:?}");
+    }
+}
 
 #[tokio::test]
 async fn one_connection_carries_all_requests_over_http2() {

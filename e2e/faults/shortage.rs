@@ -285,7 +285,9 @@ pub fn threads_that_cannot_be_made_are_a_retry(backend: Backend, extent: Extent)
             running.api.put(own_slice(&["10.128.0.6"]));
             running.api.put(own_slice(&[address]));
             std::thread::sleep(Duration::from_millis(500));
-            agent.log().matches("sync failed").count() > n_failed
+            let log = agent.log();
+            log.contains("families are synced one after the other")
+                && log.matches("sync failed").count() > n_failed
         });
         assert_eq!(agent.process().status(), None, "{}", agent.log());
         let local = SocketAddr::from(([127, 0, 0, 1], HEALTHZ));

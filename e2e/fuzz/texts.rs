@@ -22,7 +22,8 @@ pub fn manifest(dice: &mut Dice) -> Trial {
         [before.as_bytes(), NEIGHBOUR.as_bytes(), b"\n---\n", &text, b"\n---\n", NEIGHBOUR.as_bytes()];
     let claim = move |input: &[u8]| {
         let (outcome, objects) = read(input);
-        let n_lines = input.iter().filter(|byte| **byte == b'\n').count() + 1;
+        // To YAML a lone carriage return ends a line, too.
+        let n_lines = input.iter().filter(|byte| b"\n\r".contains(byte)).count() + 1;
         for problem in &outcome.problems {
             is_one_line(&problem.to_string())?;
             if !(1..=n_lines).contains(&problem.line) {

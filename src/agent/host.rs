@@ -40,7 +40,7 @@ pub(super) struct Lookups {
     /// What the kernel can do; of the counters, those that are usable where they are there.
     kernel: Kernel,
     known: Mutex<Known>,
-    /// Told of each look-up that failed.
+    /// Notified of each look-up that failed.
     failed: Notify,
 }
 
@@ -82,7 +82,7 @@ impl Lookups {
         }
     }
 
-    /// What the node knows now, as far as it can be told.
+    /// What the node knows now; the last known value of what cannot be looked up.
     pub(super) fn host(&self) -> Host {
         let listed = (self.list_addresses)();
         let mut known = self.known();
@@ -99,7 +99,7 @@ impl Lookups {
         Host { addresses, kernel: Kernel { counters, ..self.kernel } }
     }
 
-    /// Whether a counter is there, after making it if it was not: somebody may have removed it (`nfacct
+    /// Whether a counter is there, after making it if it was not: another process may have removed it (`nfacct
     /// flush`), and a rule that names one that is gone is refused with its whole table.
     fn has_counter(&self, last: &mut LastKnown<bool>, name: &'static str) -> bool {
         let found = match (self.ensure_counter)(name) {
@@ -125,7 +125,7 @@ impl Lookups {
     }
 
     /// Tells `changed`, soon, that the node's addresses changed, or that what could not be looked up should
-    /// be tried again; ends when nobody listens any more. However many changes come, it tells of them five
+    /// be tried again; ends when the receiver is gone. However many changes come, it tells of them five
     /// times a second at most.
     pub(super) async fn follow(self: Arc<Lookups>, changed: mpsc::Sender<()>) -> anyhow::Result<()> {
         let mut n_failures: u32 = 0;
@@ -147,7 +147,7 @@ impl Lookups {
         }
     }
 
-    /// Passes on what `listener` hears until it cannot, which is an error, or nobody listens any more.
+    /// Passes on what `listener` receives until that fails, or the receiver is gone.
     async fn listen(
         &self,
         listener: &mut Notifications,
@@ -156,8 +156,8 @@ impl Lookups {
     ) -> io::Result<()> {
         loop {
             tokio::select! {
-                told = listener.changed() => {
-                    told?;
+                notified = listener.changed() => {
+                    notified?;
                     tokio::time::sleep(SETTLE).await;
                     listener.discard()?;
                     *n_failures = 0;

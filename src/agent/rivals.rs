@@ -214,7 +214,7 @@ mod tests {
         add("8", "net:[2]", "kube-proxy");
         add("9", "net:[1]", "sleep 1");
         fs::create_dir_all(proc.path().join("10")).unwrap();
-        // By its name alone: the command line is nobody else's business.
+        // By its name alone, without arguments.
         assert_eq!(processes(proc.path()).unwrap(), [(7, "kube-proxy")]);
         assert!(processes(&proc.path().join("none")).is_err(), "what cannot be looked at is not empty");
     }

@@ -1,13 +1,15 @@
 //! The log: to stderr, as text or JSON; and what is printed there without it.
 //!
 //! Text of objects may hold anything. What would end a line, move a terminal's cursor or turn the
-//! direction of writing is escaped here, for every message and field. A line that cannot be written is
-//! lost: rules are worth more than their log.
+//! direction of writing is escaped here, for every message and field. A line that cannot be written, or that
+//! the reader of a pipe does not take in time, is lost: rules are worth more than their log.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
@@ -40,10 +42,10 @@ pub fn start(logging: &Logging) {
         LogFormat::Text => builder
             .fmt_fields(text_fields())
             .with_ansi(io::stderr().is_terminal())
-            .with_writer(|| Lossy(io::stderr()))
+            .with_writer(|| Lossy(Impatient))
             .try_init(),
         LogFormat::Json => {
-            builder.json().flatten_event(true).with_writer(|| Lossy(JsonEscaped(io::stderr()))).try_init()
+            builder.json().flatten_event(true).with_writer(|| Lossy(JsonEscaped(Impatient))).try_init()
         }
     };
 }
@@ -54,6 +56,8 @@ fn text_fields() -> impl for<'w> FormatFields<'w> + 'static {
         let value = Escaped(format_args!("{value:?}"));
         match field.name() {
             "message" => write!(writer, "{value}"),
+            // What the crate `log` adds to lines of dependencies is shown as their target.
+            name if name.starts_with("log.") => Ok(()),
             name if writer.has_ansi_escapes() => {
                 write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}")
             }
@@ -120,6 +124,40 @@ impl<W: Write> Write for JsonEscaped<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.0.flush()
+    }
+}
+
+/// How long a reader of stderr may keep a line waiting, in milliseconds; until it reads again, no other line
+/// waits.
+const PATIENCE: u16 = 200;
+/// What a pipe that is ready takes without blocking. See pipe(7).
+const PIPE_BUF: usize = 4096;
+
+/// stderr, for writers that must not block for long.
+struct Impatient;
+
+impl Write for Impatient {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        static IS_STALLED: AtomicBool = AtomicBool::new(false);
+        // Held for the whole line: another writer could fill what is ready here.
+        let mut stderr = io::stderr().lock();
+        for part in line.chunks(PIPE_BUF) {
+            let patience = if IS_STALLED.load(Ordering::Relaxed) { 0 } else { PATIENCE };
+            let is_ready = {
+                let mut stderr = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+                poll(&mut stderr, PollTimeout::from(patience))? > 0
+            };
+            IS_STALLED.store(!is_ready, Ordering::Relaxed);
+            if !is_ready {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            stderr.write_all(part)?;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
     }
 }
 

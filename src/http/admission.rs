@@ -5,7 +5,6 @@
 //! that programs and netlink need. A new connection never waits for a place: where there is none, an
 //! older one is closed, of the peer that has most.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -54,17 +53,24 @@ pub struct Admission {
     permits: Arc<Semaphore>,
     listeners: Arc<Semaphore>,
     n_listeners: usize,
-    held: Mutex<Vec<Held>>,
+    held: Mutex<Table>,
     next_id: AtomicU64,
     n_evicted: AtomicU64,
     n_not_accepted: AtomicU64,
     on_incident: OnIncident,
 }
 
+/// The connections that have a place.
+#[derive(Default)]
+struct Table {
+    n: usize,
+    /// None of the lists is empty.
+    by_peer: BTreeMap<Peer, Vec<Held>>,
+}
+
 /// A connection that has a place.
 struct Held {
     id: u64,
-    peer: Peer,
     progress: Progress,
     eviction: Arc<Notify>,
 }
@@ -102,49 +108,26 @@ impl Admission {
         let (progress, eviction) = (Progress::begun(), Arc::new(Notify::new()));
         let evicted = {
             let mut held = self.held();
-            let evicted = self.victim(&held, peer, Instant::now()).map(|at| held.swap_remove(at));
-            held.push(Held { id, peer, progress: progress.clone(), eviction: eviction.clone() });
+            let victim = held.victim(peer, self.n_places, Instant::now());
+            let evicted = victim.and_then(|(peer, id)| Some((peer, held.remove(peer, id)?)));
+            held.insert(peer, Held { id, progress: progress.clone(), eviction: eviction.clone() });
             evicted
         };
-        if let Some(evicted) = evicted {
+        if let Some((peer, evicted)) = evicted {
             evicted.eviction.notify_one();
-            self.note_evicted(&evicted);
+            self.note_evicted(peer);
         }
-        let mut place = Place { admission: self.clone(), id, progress, eviction, permit: None };
+        let mut place = Place { admission: self.clone(), peer, id, progress, eviction, permit: None };
         // That of the connection just evicted, as soon as its socket is closed.
         place.permit = self.permits.clone().acquire_owned().await.ok();
         place
     }
 
-    /// Which connection is closed for one of `peer`: one of the same peer when it has its share already,
-    /// else one of the busiest peer when all places are taken.
-    fn victim(&self, held: &[Held], peer: Peer, now: Instant) -> Option<usize> {
-        let mut counts = BTreeMap::<Peer, usize>::new();
-        held.iter().for_each(|held| *counts.entry(held.peer).or_default() += 1);
-        let count = |peer: Peer| counts.get(&peer).copied().unwrap_or_default();
-        let has_share = count(peer) >= (self.n_places / PEER_SHARE).max(1);
-        if !has_share && held.len() < self.n_places {
-            return None;
-        }
-        let candidates = held.iter().enumerate().filter(|(_, held)| !has_share || held.peer == peer);
-        let order = |(_, held): &(usize, &Held)| {
-            let (stage, since) = held.progress.state();
-            let rank = match stage {
-                Stage::Head if now - since >= FRESH => 0,
-                Stage::Idle => 1,
-                Stage::Head => 2,
-                Stage::Answering | Stage::Sending => 3,
-            };
-            (Reverse(count(held.peer)), rank, since, held.id)
-        };
-        candidates.min_by_key(order).map(|(at, _)| at)
-    }
-
-    fn note_evicted(&self, evicted: &Held) {
+    fn note_evicted(&self, peer: Peer) {
         let n_evicted = self.n_evicted.fetch_add(1, Ordering::Relaxed) + 1;
         (self.on_incident)(Incident::Evicted);
         if n_evicted.is_power_of_two() {
-            let (peer, max_connections) = (evicted.peer.0, self.n_places);
+            let (peer, max_connections) = (peer.0, self.n_places);
             warn!(%peer, max_connections, n_evicted, "too many connections; closed one of the busiest peer");
         }
     }
@@ -164,20 +147,70 @@ impl Admission {
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, Vec<Held>> {
+    fn held(&self) -> MutexGuard<'_, Table> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many connections there are.
     #[cfg(test)]
     pub(super) fn n_held(&self) -> usize {
-        self.held().len()
+        self.held().n
+    }
+}
+
+impl Table {
+    /// Which connection is closed for one of `peer`: one of the same peer when it has its share already,
+    /// else one of the busiest peer when all of `n_places` are taken.
+    fn victim(&self, peer: Peer, n_places: usize, now: Instant) -> Option<(Peer, u64)> {
+        let n_own = self.by_peer.get(&peer).map_or(0, Vec::len);
+        let has_share = n_own >= (n_places / PEER_SHARE).max(1);
+        if !has_share && self.n < n_places {
+            return None;
+        }
+        let n_most = self.by_peer.values().map(Vec::len).max()?;
+        let is_candidate =
+            |(of, held): &(&Peer, &Vec<Held>)| if has_share { **of == peer } else { held.len() == n_most };
+        let candidates = self.by_peer.iter().filter(is_candidate);
+        let each = candidates.flat_map(|(peer, held)| held.iter().map(move |held| (*peer, held)));
+        each.min_by_key(|(_, held)| held.worth(now)).map(|(peer, held)| (peer, held.id))
+    }
+
+    fn insert(&mut self, peer: Peer, held: Held) {
+        self.by_peer.entry(peer).or_default().push(held);
+        self.n += 1;
+    }
+
+    fn remove(&mut self, peer: Peer, id: u64) -> Option<Held> {
+        let of_peer = self.by_peer.get_mut(&peer)?;
+        let at = of_peer.iter().position(|held| held.id == id)?;
+        let removed = of_peer.swap_remove(at);
+        if of_peer.is_empty() {
+            self.by_peer.remove(&peer);
+        }
+        self.n -= 1;
+        Some(removed)
+    }
+}
+
+impl Held {
+    /// Connections of least worth are closed first: without a whole head for a while, idle, without a whole
+    /// head yet, in use; of these the oldest.
+    fn worth(&self, now: Instant) -> (u8, Instant, u64) {
+        let (stage, since) = self.progress.state();
+        let rank = match stage {
+            Stage::Head if now.saturating_duration_since(since) >= FRESH => 0,
+            Stage::Idle => 1,
+            Stage::Head => 2,
+            Stage::Answering | Stage::Sending => 3,
+        };
+        (rank, since, self.id)
     }
 }
 
 /// The place of one connection; dropped, it is free again.
 pub(super) struct Place {
     admission: Arc<Admission>,
+    peer: Peer,
     id: u64,
     pub(super) progress: Progress,
     eviction: Arc<Notify>,
@@ -192,13 +225,13 @@ impl Place {
 
     /// Whether idle connections should end soon.
     pub(super) fn are_scarce(&self) -> bool {
-        self.admission.held().len() > self.admission.n_places / 2
+        self.admission.held().n > self.admission.n_places / 2
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.admission.held().retain(|held| held.id != self.id);
+        self.admission.held().remove(self.peer, self.id);
         drop(self.permit.take());
     }
 }

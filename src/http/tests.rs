@@ -275,7 +275,7 @@ async fn without_descriptors_for_listeners_a_port_is_not_opened() {
     let admission = admission_of(160);
     let open = || super::bind(&admission, any("127.0.0.1"), Wildcard::OneFamily);
     let listeners: Vec<Listener> = (0..16).map(|_| open().unwrap()).collect();
-    let error = open().err().expect("no place is left").to_string();
+    let error = open().expect_err("no place is left").to_string();
     assert_eq!(error, "the limit of open files leaves no more than 16 for listeners");
     drop(listeners);
     assert!(open().is_ok());

@@ -1,4 +1,4 @@
-//! The addresses of this machine's interfaces, and word of each that comes or goes.
+//! The addresses of this machine's interfaces, and notifications of their changes.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -75,7 +75,7 @@ fn address(message: &Message<'_>, wanted: impl Fn(u32) -> bool) -> Option<IpAddr
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(|bytes| IpAddr::V6(Ipv6Addr::from(bytes)))).ok()
 }
 
-/// Word of addresses that come and go in one network namespace, from [`Notifications::listen`] on.
+/// Notifications of changes of addresses in one network namespace, from [`Notifications::listen`] on.
 pub struct Notifications(Multicast);
 
 impl Notifications {
@@ -84,12 +84,12 @@ impl Notifications {
         Multicast::join(NETLINK_ROUTE, &GROUPS, |_| Ok(())).map(Notifications)
     }
 
-    /// Waits until addresses may have changed: one came or went, or word of some was lost.
+    /// Waits until addresses may have changed: one came or went, or the kernel dropped notifications.
     pub async fn changed(&mut self) -> io::Result<()> {
         self.0.next().await.map(drop)
     }
 
-    /// Drops what was told by now: whoever reads the addresses next knows it.
+    /// Drops the notifications received by now; the caller lists addresses afterwards.
     pub fn discard(&mut self) -> io::Result<()> {
         self.0.discard(MAX_PENDING)
     }

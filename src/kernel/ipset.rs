@@ -60,7 +60,7 @@ pub fn names() -> io::Result<Vec<String>> {
 
 /// Whether the module is among the `modules` of the kernel.
 fn is_loaded(modules: &Path) -> io::Result<bool> {
-    // Where sysfs is not mounted nothing can be told.
+    // Without sysfs it cannot be known.
     modules.metadata()?;
     modules.join("ip_set").try_exists()
 }

@@ -1,4 +1,4 @@
-//! The virtual servers and IP sets that kube-proxy's ipvs mode left, told from those that others have.
+//! The virtual servers and IP sets that kube-proxy's ipvs mode left, distinguished from those of other programs.
 //!
 //! kube-proxy's own cleanup takes all of them for its own. Here one is kube-proxy's when its address is on
 //! `kube-ipvs0`, where kube-proxy puts the addresses of Services, or when it is on another address of this

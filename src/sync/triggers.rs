@@ -41,7 +41,7 @@ impl Triggers {
     }
 
     /// How long each took that is in force `now`, in seconds. What began later than now, by a clock that is
-    /// ahead or an annotation that somebody made up, is left out: it would lower the sum of all others.
+    /// ahead or a made-up annotation, is left out: it would lower the sum of all others.
     pub(super) fn take(&mut self, now: SystemTime) -> Vec<f64> {
         self.n_kept = 0;
         let times = std::mem::take(&mut self.by_service).into_values().flatten();

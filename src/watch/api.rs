@@ -343,7 +343,10 @@ where
                 Line::Added(object) | Line::Modified(object) => Event::Apply(object),
                 Line::Deleted(object) => Event::Delete(object),
                 Line::Bookmark(bookmark) => {
-                    self.version = Version::Seen(bookmark.metadata.resource_version);
+                    let version = bookmark.metadata.resource_version;
+                    if !version.is_empty() {
+                        self.version = Version::Seen(version);
+                    }
                     continue;
                 }
                 Line::Error(status) => return Err(Fault::of(&status, false)),

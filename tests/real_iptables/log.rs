@@ -81,6 +81,14 @@ fn a_log_that_cannot_be_written_costs_lines_and_nothing_else() {
             drop(child.stderr.take());
             assert!(lost_until_synced(&mut child) > 3);
         });
+        in_namespace(|| {
+            let manifests = tempfile::tempdir().expect("a folder");
+            let mut child = agent(&manifests, &[format, "-v=4"], Stdio::piped());
+            // A pipe of one page, which is never read.
+            let pipe = child.stderr.take().expect("a pipe");
+            nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).expect("it can be shrunk");
+            assert!(lost_until_synced(&mut child) > 3);
+        });
     }
 }
 

@@ -87,7 +87,7 @@ fn a_counter_that_is_known_to_be_missing_stands_in_no_rule() {
 }
 
 #[test]
-fn counters_that_somebody_removed_are_made_again() {
+fn counters_that_another_process_removed_are_made_again() {
     in_new_namespace(|| {
         let none = Kernel { counters: Counters::default(), ..BOTH };
         assert_eq!(Lookups::of_machine(none).host().kernel, none);
@@ -121,7 +121,7 @@ async fn a_start_waits_for_addresses_that_cannot_be_listed_but_not_for_ever() {
     assert!(start.elapsed() <= PATIENCE && start.elapsed() >= PATIENCE / 4, "{:?}", start.elapsed());
 }
 
-/// Runs `test` in a network namespace of its own; it is given what [`Lookups::follow`] tells.
+/// Runs `test` in a network namespace of its own; it is given what [`Lookups::follow`] sends.
 fn following(lookups: Arc<Lookups>, test: impl AsyncFnOnce(mpsc::Receiver<()>) + Send) {
     in_new_namespace(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -136,10 +136,10 @@ fn following(lookups: Arc<Lookups>, test: impl AsyncFnOnce(mpsc::Receiver<()>) +
     });
 }
 
-/// Waits for word of a change; a minute without is a failure.
-async fn told(changed: &mut mpsc::Receiver<()>) {
-    let told = tokio::time::timeout(Duration::from_secs(60), changed.recv()).await;
-    told.expect("word comes").expect("the task goes on");
+/// Waits for a notification; a minute without one is a failure.
+async fn notification(changed: &mut mpsc::Receiver<()>) {
+    let received = tokio::time::timeout(Duration::from_secs(60), changed.recv()).await;
+    received.expect("a notification comes").expect("the task goes on");
 }
 
 fn run(program: &str, arguments: &str) {
@@ -147,7 +147,7 @@ fn run(program: &str, arguments: &str) {
 }
 
 #[test]
-fn an_address_that_comes_or_goes_is_told_in_either_family() {
+fn an_address_that_comes_or_goes_is_notified_in_either_family() {
     let machine = Arc::new(Lookups::of_machine(Kernel { counters: Counters::default(), ..BOTH }));
     following(machine.clone(), async |mut changed| {
         for (command, expected) in [
@@ -156,7 +156,7 @@ fn an_address_that_comes_or_goes_is_told_in_either_family() {
             ("addr del 192.0.2.7/32 dev lo", &["2001:db8::7"]),
         ] {
             run("ip", command);
-            told(&mut changed).await;
+            notification(&mut changed).await;
             let expected: Vec<IpAddr> = expected.iter().map(|text| ip(text)).collect();
             assert_eq!(machine.host().addresses, expected, "{command}");
         }
@@ -165,7 +165,7 @@ fn an_address_that_comes_or_goes_is_told_in_either_family() {
 
 /// 4 000 changes within a second or two, which are more than the kernel keeps for a socket.
 #[test]
-fn a_storm_of_changes_is_told_five_times_a_second_at_most() {
+fn a_storm_of_changes_is_notified_five_times_a_second_at_most() {
     let machine = Arc::new(Lookups::of_machine(Kernel { counters: Counters::default(), ..BOTH }));
     following(machine.clone(), async |mut changed| {
         let started = Instant::now();
@@ -174,37 +174,37 @@ fn a_storm_of_changes_is_told_five_times_a_second_at_most() {
         lines += "addr add 192.0.2.9/32 dev lo\n";
         let mut stdin = storm.stdin.take().unwrap();
         let writing = std::thread::spawn(move || stdin.write_all(lines.as_bytes()).unwrap());
-        let mut n_told = 0;
+        let mut n_notified = 0;
         while machine.host().addresses != [ip("192.0.2.9")] {
-            told(&mut changed).await;
-            n_told += 1;
+            notification(&mut changed).await;
+            n_notified += 1;
         }
         assert!(storm.wait().unwrap().success());
         writing.join().unwrap();
         let at_most = started.elapsed().as_millis() / SETTLE.as_millis() + 1;
-        assert!(n_told >= 1 && n_told <= at_most, "{n_told} in {:?}", started.elapsed());
-        // What was left over of it is no more word than one.
+        assert!(n_notified >= 1 && n_notified <= at_most, "{n_notified} in {:?}", started.elapsed());
+        // What was left over of it is one more notification at most.
         let rest = async {
             loop {
                 changed.recv().await;
-                n_told += 1;
+                n_notified += 1;
             }
         };
         let before = started.elapsed();
         assert!(tokio::time::timeout(SETTLE * 5, rest).await.is_err());
         let at_most = at_most + (started.elapsed() - before).as_millis() / SETTLE.as_millis();
-        assert!(n_told <= at_most, "{n_told}");
+        assert!(n_notified <= at_most, "{n_notified}");
     });
 }
 
 #[test]
-fn a_look_up_that_failed_is_tried_again_without_any_word() {
+fn a_look_up_that_failed_is_tried_again_without_any_notification() {
     let source = Arc::new(Source::default());
     source.are_lists_failing.store(true, Ordering::Relaxed);
     let lookups = lookups(&source);
     following(lookups.clone(), async |mut changed| {
         assert_eq!(lookups.host().addresses, [] as [IpAddr; 0]);
-        told(&mut changed).await;
+        notification(&mut changed).await;
         source.are_lists_failing.store(false, Ordering::Relaxed);
         assert_eq!(lookups.host().addresses, [ip("192.0.2.7")]);
         assert_eq!(source.n_lists.load(Ordering::Relaxed), 2);

@@ -34,19 +34,15 @@ fn addresses_that_one_host_may_have_are_one_peer() {
 
 /// Who goes for a connection from `new`, of those held: peer, stage and age in seconds.
 fn goes(held: &[(&str, Stage, u64)], new: &str) -> Option<usize> {
-    let admission = Admission::new(160, Box::new(|_| {}));
     let now = Instant::now() + Duration::from_secs(1000);
-    let held: Vec<Held> = held
-        .iter()
-        .zip(0..)
-        .map(|((from, stage, age), id)| Held {
-            id,
-            peer: peer(from),
-            progress: Progress::at(*stage, now - Duration::from_secs(*age)),
-            eviction: Arc::default(),
-        })
-        .collect();
-    admission.victim(&held, peer(new), now)
+    let mut table = Table::default();
+    for ((from, stage, age), id) in held.iter().zip(0..) {
+        let progress = Progress::at(*stage, now - Duration::from_secs(*age));
+        table.insert(peer(from), Held { id, progress, eviction: Arc::default() });
+    }
+    let (of, id) = table.victim(peer(new), 16, now)?;
+    assert!(table.remove(of, id).is_some() && table.n == held.len() - 1);
+    Some(id as usize)
 }
 
 #[test]

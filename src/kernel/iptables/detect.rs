@@ -227,7 +227,7 @@ mod tests {
         std::fs::create_dir_all(proc.path().join("sys/net/ipv6/conf/all")).unwrap();
         std::fs::write(proc.path().join("sys/net/ipv6/conf/all/disable_ipv6"), "1\n").unwrap();
         assert!(ipv6_is_off(proc.path()));
-        // A file is no folder: nothing can be told.
+        // A file is no folder, so that reading fails.
         assert!(!ipv6_is_off(&proc.path().join("net/if_inet6")));
     }
 

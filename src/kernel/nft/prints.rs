@@ -28,7 +28,7 @@ const RULE_USERDATA: u16 = 7;
 const LIST_ELEMENT: u16 = 1;
 const EXPRESSION_NAME: u16 = 1;
 
-/// SipHash with a random key of this process: without the key nobody finds rules that look alike.
+/// SipHash with a random key of this process: without the key no rules with equal prints can be made.
 static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// How the chains of `table` look: all that are there, or `only` these, of which one that is not there

@@ -116,7 +116,7 @@ fn flows_to_an_endpoint_that_is_ready_but_not_serving_are_stale_where_others_ser
     // `serving: false` and no `ready`.
     let some_serve = frontends(&["1", "2 r"]);
     check(&some_serve, "172.30.1.1:8000", "10.0.0.2:9090", Some(Stale::EndpointGone));
-    // With publishNotReadyAddresses rules lead to it while nobody serves.
+    // With publishNotReadyAddresses rules lead to it while no endpoint serves.
     let nobody_serves = frontends(&["2 r", "3 t"]);
     check(&nobody_serves, "172.30.1.1:8000", "10.0.0.2:9090", None);
     check(&nobody_serves, "172.30.1.1:8000", "10.0.0.3:9090", Some(Stale::EndpointGone));

@@ -24,7 +24,7 @@ use super::backoff;
 use super::observer::{Exchange, Observer};
 use body::{Counted, Purpose};
 
-/// A limit on requests: all of them count, each watch once. Source: `clientConnection.qps`, `burst`.
+/// A limit on requests: all but those of a start count, each watch once. Source: `clientConnection.qps`, `burst`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limit {
     /// Requests each second in the long run, above 0; `None`: no limit.
@@ -160,7 +160,9 @@ impl Shared {
             }
             None => Purpose::Other(self.observer.clone(), method, self.host.clone()),
         };
-        Ok(answer?.map(|body| Counted::new(body, purpose)))
+        let answer = answer?;
+        let is_error = !answer.status().is_success();
+        Ok(answer.map(|body| Counted::new(body, purpose, is_error)))
     }
 }
 

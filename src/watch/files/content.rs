@@ -24,8 +24,8 @@ pub type Names = BTreeSet<Name>;
 
 /// The largest file that is read, in bytes: 250 000 endpoints are a third of it.
 const LARGEST_FILE: u64 = 256 << 20;
-/// Problems of one version of a file that are logged one by one.
-const MOST_LINES: usize = 50;
+/// Messages of one kind about one look at a file that are logged; of further ones their number.
+pub const MOST_LINES: usize = 50;
 
 /// What one file was found to hold.
 #[derive(Default)]

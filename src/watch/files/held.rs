@@ -158,7 +158,7 @@ impl Reader<'_> {
         let unsettled = held.wait(stamp, self.now);
         if unsettled.is_overdue(self.now, &self.patience) {
             if is_emptied {
-                warn!(%file, "manifest is still empty; its objects are removed");
+                warn!(%file, "manifest is still empty; using it as it is");
             } else {
                 warn!(%file, "manifest still ends in the middle of a line; using what it holds");
             }

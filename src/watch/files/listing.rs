@@ -40,16 +40,22 @@ impl Stamp {
     }
 }
 
+/// The most files of a folder that are looked at.
+const MOST_FILES: usize = 100_000;
+
 /// Lists the manifests of `folder`; not those of folders below it, and nothing that is called
 /// otherwise.
 ///
-/// Errors when the folder cannot be read.
+/// Errors when the folder cannot be read, or holds too many of them.
 pub fn list(folder: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         if !is_manifest(&path) {
             continue;
+        }
+        if listing.manifests.len() + listing.others.len() == MOST_FILES {
+            return Err(io::Error::other(format!("holds more than {MOST_FILES} manifests")));
         }
         // Follows links, as volumes of Kubernetes consist of them.
         match std::fs::metadata(&path) {

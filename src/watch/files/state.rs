@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::content::{Content, Name, Names, read};
+use super::content::{Content, MOST_LINES, Name, Names, read};
 use super::held::{Held, Patience, Reader};
 use super::listing::{list, shown};
 use super::notices::Notices;
@@ -221,8 +221,8 @@ impl Manifests {
         mut contents: BTreeMap<FileId, Content>,
     ) -> Vec<WatchEvent> {
         let (mut events, mut gone) = (Vec::new(), Vec::new());
+        self.say_doubles(&holders);
         for (key, holders) in holders {
-            self.say_double(&key, &holders);
             let (kind, name) = key;
             let Some(holder) = holders.used else {
                 gone.push(WatchEvent::Change(match kind {
@@ -248,17 +248,29 @@ impl Manifests {
         events
     }
 
-    fn say_double(&mut self, key: &Name, holders: &Holders) {
-        let Holders { used: Some((_, used)), other: Some((_, other)) } = holders else {
-            self.doubles.remove(key);
-            return;
-        };
-        let (kind, object) = key;
-        if self.doubles.insert(key.clone()) {
-            let (used, other) = (shown(used), shown(other));
-            let object = object.to_string();
-            let object = object.trim_start_matches('/');
-            warn!(%kind, object, %used, %other, "object in two files, the later one is used");
+    /// Logs which of these objects are in two files, unless that was logged before; the first ones by
+    /// name.
+    fn say_doubles(&mut self, holders: &BTreeMap<Name, Holders>) {
+        let mut n_new = 0;
+        for (key, holders) in holders {
+            let Holders { used: Some((_, used)), other: Some((_, other)) } = holders else {
+                self.doubles.remove(key);
+                continue;
+            };
+            if !self.doubles.insert(key.clone()) {
+                continue;
+            }
+            n_new += 1;
+            if n_new <= MOST_LINES {
+                let (kind, object) = key;
+                let (used, other) = (shown(used), shown(other));
+                let object = object.to_string();
+                let object = object.trim_start_matches('/');
+                warn!(%kind, object, %used, %other, "object in two files, the later one is used");
+            }
+        }
+        if n_new > MOST_LINES {
+            warn!(n_more = n_new - MOST_LINES, "more objects are in two files");
         }
     }
 }

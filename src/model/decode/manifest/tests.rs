@@ -313,6 +313,7 @@ fn only_true_and_false_are_booleans() {
 
 /// When each byte of a blank line moved all bytes behind it, 10 MiB took 11 minutes.
 #[test]
+#[allow(clippy::disallowed_methods, reason = "a generous bound on time")]
 fn a_run_of_blanks_costs_no_more_than_other_text() {
     let good = |name| format!("kind: Node\nmetadata: {{name: {name}}}\n");
     for blanks in [" ", "\t", "\r"] {

@@ -27,9 +27,14 @@ pub enum Purpose {
 /// changes.
 const STANDSTILL: Duration = Duration::from_secs(60);
 
+/// How many bytes of an error are read; it is kept whole until its end.
+const LONGEST_ERROR: u64 = 1 << 20;
+
 /// A body that passes what it gets from `B`.
 pub struct Counted<B> {
     inner: B,
+    /// How many bytes it may have.
+    longest: u64,
     /// When it has stood still for too long.
     deadline: Option<Pin<Box<Sleep>>>,
     purpose: Purpose,
@@ -41,12 +46,13 @@ pub struct Counted<B> {
 
 impl<B> Counted<B> {
     /// Begins to look at `inner`.
-    pub fn new(inner: B, purpose: Purpose) -> Counted<B> {
+    pub fn new(inner: B, purpose: Purpose, is_error: bool) -> Counted<B> {
         let deadline = match purpose {
             Purpose::Watch(..) => None,
             Purpose::Other(..) | Purpose::Refusal => Some(Box::pin(tokio::time::sleep(STANDSTILL))),
         };
-        Counted { inner, deadline, purpose, begun: Instant::now(), n_bytes: 0, has_line: false }
+        let longest = if is_error { LONGEST_ERROR } else { u64::MAX };
+        Counted { inner, longest, deadline, purpose, begun: Instant::now(), n_bytes: 0, has_line: false }
     }
 }
 
@@ -68,6 +74,10 @@ where
         {
             let data = data.as_ref();
             self.n_bytes += data.len() as u64;
+            if self.n_bytes > self.longest {
+                let error = format!("the body of an error has more than {} bytes", self.longest);
+                return Poll::Ready(Some(Err(error.into())));
+            }
             self.has_line = self.has_line || data.contains(&b'\n');
         }
         if let Some(deadline) = &mut self.deadline {

@@ -170,3 +170,35 @@ async fn a_watch_restarts_when_it_is_refused_or_ends_before_its_time() {
         assert_eq!(n, expected, "{status}, {lasts} s");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_do_not_come_or_stand_still_or_do_not_end_are_errors() {
+    let ask = |answer: fn() -> Option<Response<AxumBody>>| async move {
+        let service = tower::service_fn(move |_: Request<Body>| async move {
+            match answer() {
+                Some(answer) => Ok::<_, Infallible>(answer),
+                None => std::future::pending().await,
+            }
+        });
+        let client = Connection::to(service, LIMIT, Arc::new(())).client;
+        let begun = Instant::now();
+        let error = client.request_text(request("/api/v1/services?resourceVersion=0")).await.unwrap_err();
+        let text = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        (text.map(ToString::to_string).collect::<String>(), begun.elapsed())
+    };
+    let (text, took) = ask(|| None).await;
+    assert!(text.contains("no answer within 75 s") && took == HEAD, "{text} {took:?}");
+    let (text, took) = ask(|| {
+        let first = futures::stream::iter([Ok::<_, Infallible>("{")]);
+        let body = AxumBody::from_stream(futures::StreamExt::chain(first, futures::stream::pending()));
+        Some(Response::new(body))
+    })
+    .await;
+    assert!(text.contains("stood still") && took < HEAD, "{text} {took:?}");
+    let (text, _) = ask(|| {
+        let endless = futures::stream::repeat_with(|| Ok::<_, Infallible>(vec![b'x'; 4096]));
+        Some(Response::builder().status(500).body(AxumBody::from_stream(endless)).unwrap())
+    })
+    .await;
+    assert!(text.contains("more than 1048576 bytes"), "{text}");
+}

@@ -115,6 +115,30 @@ async fn what_is_no_regular_file_is_named_once() {
     assert!(look().contains("not a regular file"));
 }
 
+#[tokio::test]
+async fn a_copy_of_a_large_manifest_is_fifty_lines_and_a_number() {
+    let folder = TempDir::new().unwrap();
+    let text: String = (0..1_000).map(|i| service(&format!("s{i}"), 1)).collect();
+    write(&folder, "a.yaml", &text);
+    write(&folder, "b.yaml", &text);
+    let (mut looked_at, mut notices) = manifests(&folder);
+    let log = Log::of(|| drop(looked_at.look(&mut notices, Instant::now())));
+    assert_eq!(log.lines().filter(|line| line.contains("WARN")).count(), 51, "{log}");
+    assert!(log.contains("n_more=950"), "{log}");
+}
+
+#[test]
+fn a_folder_of_too_many_files_is_an_error_before_it_fills_the_memory() {
+    let folder = TempDir::new().unwrap();
+    for i in 0..100_000 {
+        drop(fs::File::create(folder.path().join(format!("{i}.yaml"))).unwrap());
+    }
+    write(&folder, "notes.txt", "");
+    assert_eq!(list(folder.path()).unwrap().manifests.len(), 100_000);
+    write(&folder, "one-more.yaml", "");
+    assert_eq!(list(folder.path()).unwrap_err().to_string(), "holds more than 100000 manifests");
+}
+
 /// A FIFO may take a file's place after the folder was listed.
 #[test]
 fn a_fifo_is_not_waited_for_even_where_a_file_was_listed() {
