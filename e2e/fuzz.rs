@@ -143,8 +143,8 @@ impl Summary {
     }
 }
 
-/// The longest that one case may take: a hundred times what the slowest needs, and less than what the
-/// largest need of which the time grows with the square of their size.
+/// The longest that one case may take. All take less than a second; a reader whose time grows with the
+/// square of its input takes minutes for the largest.
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// Tries case `number` of `kind`: its peak of memory, or what does not hold and how to repeat it.
