@@ -8,6 +8,7 @@ pub mod changes;
 pub mod kernel;
 pub mod kill;
 pub mod kube_proxy;
+pub mod large;
 pub mod layouts;
 pub mod memory;
 pub mod restore;
@@ -65,6 +66,7 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("endpoint changes", changes::changes_disturb_no_connection),
     ("another layout", layouts::going_over_disturbs_no_connection),
     ("crossing 1 000 endpoints", layouts::growing_and_shrinking_disturbs_no_connection),
+    ("large Service", large::large_service_holds_up_no_other),
     ("kube-proxy's rules", kube_proxy::its_rules_are_taken_over_and_given_back),
     ("memory", memory::changes_without_end_take_no_memory),
 ];
@@ -180,6 +182,7 @@ on_both_backends! {
     layouts::going_over_disturbs_no_connection,
     layouts::growing_and_shrinking_disturbs_no_connection,
     kube_proxy::its_rules_are_taken_over_and_given_back,
+    large::large_service_holds_up_no_other,
     memory::changes_without_end_take_no_memory,
 }
 

@@ -13,7 +13,7 @@ const AHEAD: usize = 4;
 /// Passes each of `items` with what `make` makes of it to `each`, in order; ends at the first error.
 pub(super) fn for_each_made<T: Sync, U: Send, E>(
     items: &[T],
-    make: impl Fn(&T) -> U + Send,
+    mut make: impl FnMut(&T) -> U + Send,
     mut each: impl FnMut(&T, U) -> Result<(), E>,
 ) -> Result<(), E> {
     if items.len() < WORTH_A_THREAD {
@@ -23,7 +23,7 @@ pub(super) fn for_each_made<T: Sync, U: Send, E>(
         let (sender, receiver) = sync_channel(AHEAD);
         scope.spawn(move || {
             for chunk in items.chunks(CHUNK) {
-                let made: Vec<U> = chunk.iter().map(&make).collect();
+                let made: Vec<U> = chunk.iter().map(&mut make).collect();
                 if sender.send(made).is_err() {
                     return; // an error ended it
                 }

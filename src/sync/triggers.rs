@@ -1,7 +1,7 @@
 //! When the changes began that wait for their rules: what the latency of network programming is
 //! measured from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use crate::model::{ServiceName, SliceChange};
@@ -40,15 +40,17 @@ impl Triggers {
         }
     }
 
-    /// How long each took that is in force `now`, in seconds; less than zero where clocks differ.
-    pub(super) fn take(&mut self, now: SystemTime) -> Vec<f64> {
-        self.n_kept = 0;
-        let times = std::mem::take(&mut self.by_service).into_values().flatten();
+    /// How long each took that is in force `now`, in seconds; less than zero where clocks differ. Those of
+    /// Services that are `waiting` are not.
+    pub(super) fn take(&mut self, now: SystemTime, waiting: &BTreeSet<ServiceName>) -> Vec<f64> {
+        let done = self.by_service.extract_if(.., |service, _| !waiting.contains(service));
+        let times: Vec<SystemTime> = done.flat_map(|(_, times)| times).collect();
+        self.n_kept -= times.len();
         let seconds = |time| match now.duration_since(time) {
             Ok(elapsed) => elapsed.as_secs_f64(),
             Err(error) => -error.duration().as_secs_f64(),
         };
-        times.map(seconds).collect()
+        times.into_iter().map(seconds).collect()
     }
 }
 
@@ -76,8 +78,20 @@ mod tests {
     fn check(changes: &[SliceChange], expected: &[f64]) {
         let mut triggers = Triggers::new(at(100));
         changes.iter().for_each(|change| triggers.note(change));
-        assert_eq!(triggers.take(at(200)), expected, "{changes:?}");
-        assert!(triggers.take(at(200)).is_empty(), "taken");
+        assert_eq!(triggers.take(at(200), &none()), expected, "{changes:?}");
+        assert!(triggers.take(at(200), &none()).is_empty(), "taken");
+    }
+
+    fn none() -> BTreeSet<ServiceName> {
+        BTreeSet::new()
+    }
+
+    #[test]
+    fn what_a_service_waits_for_is_measured_when_its_rules_are_in_force() {
+        let mut triggers = Triggers::new(at(100));
+        [change("a", Some(150)), change("b", Some(160))].iter().for_each(|change| triggers.note(change));
+        assert_eq!(triggers.take(at(200), &[ObjectName::new("ns", "b")].into()), [50.0]);
+        assert_eq!(triggers.take(at(300), &none()), [140.0]);
     }
 
     #[test]
@@ -98,8 +112,8 @@ mod tests {
     fn a_bounded_number_is_kept() {
         let mut triggers = Triggers::new(at(100));
         (0..2 * MAX).for_each(|n| triggers.note(&change(&format!("s{}", n % 7), Some(150))));
-        assert_eq!(triggers.take(at(200)).len(), MAX);
+        assert_eq!(triggers.take(at(200), &none()).len(), MAX);
         triggers.note(&change("a", Some(150)));
-        assert_eq!(triggers.take(at(200)).len(), 1, "there is room again");
+        assert_eq!(triggers.take(at(200), &none()).len(), 1, "there is room again");
     }
 }

@@ -49,6 +49,7 @@ pub fn service(object: &ApiService, interner: &mut Interner) -> Decoded<Service>
             external_policy,
             affinity_seconds,
             health_check_node_port,
+            created: object.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
         })
     });
     Decoded { named: Some((name, value)), problems: fields.into_problems() }
