@@ -12,7 +12,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)
 export CARGO_TARGET_$(HOST)_RUNNER := sudo --preserve-env
 endif
 
-.PHONY: help setup demo test lab lint bench image
+.PHONY: help setup demo test lab fleet lint bench image
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,6 +32,9 @@ test: setup ## all tests: units, recorded cases, properties, real packets on rea
 lab: setup ## every fault with full counts, and a table of what came of it (about 20 minutes)
 	@cargo build --quiet --bin chainsmith
 	@cargo run --quiet --example lab -- $(LAB)
+
+fleet: ## what 200 nodes ask of an API server, counted (FLEET="--nodes 50 1000x10": smaller; 10 minutes in full)
+	cargo run --release --quiet --example fleet -- $(FLEET)
 
 lint: ## formatting, clippy, documentation; warnings are errors
 	@hack/setup.sh lint

@@ -1,10 +1,12 @@
-//! From the decoded model to the bytes to restore, and the steps between: `cargo bench --bench pipeline`.
+//! From JSON to the decoded model, from there to the bytes to restore, and the steps between: `cargo bench
+//! --bench pipeline`.
 //!
 //! Figures to hold on a machine of 2 cores: `compile/classic/10000` 300 ms, `one_endpoint/classic/10000` 2 ms.
 
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 
 mod cluster;
+mod decode;
 mod sink;
 
 use std::hint::black_box;
@@ -144,5 +146,5 @@ fn text(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
     });
 }
 
-criterion_group!(benches, all);
+criterion_group!(benches, decode::bench, all);
 criterion_main!(benches);

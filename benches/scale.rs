@@ -5,7 +5,7 @@
 //! figures on stdout. Each case is a process of its own, so that nothing is left of it.
 //!
 //! `cargo bench --bench scale -- [--backend nft|legacy] [--layout classic|compact] [--changes N]
-//! [N_SERVICESxN_ENDPOINTS ...]`
+//! [N_SERVICESxN_ENDPOINTS ...]`; with `--starts` first: only starts, with streaming lists and without.
 
 #![allow(clippy::disallowed_methods, reason = "starts programs, reads files and measures time")]
 
@@ -15,6 +15,8 @@ mod cluster;
 #[path = "scale/connects.rs"]
 mod connects;
 mod sink;
+#[path = "scale/starts.rs"]
+mod starts;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -59,7 +61,17 @@ fn main() -> anyhow::Result<()> {
             n_changes: n_changes.parse()?,
         });
     }
+    if let [one, etcd, rest @ ..] = &arguments[..]
+        && one == "--start"
+    {
+        return starts::one(etcd, cases(rest)?.first().context("a size")?);
+    }
     ensure!(nix::unistd::geteuid().is_root(), "this bench makes network namespaces: run it as root");
+    if let [starts, rest @ ..] = &arguments[..]
+        && starts == "--starts"
+    {
+        return cases(rest)?.iter().try_for_each(starts::compare);
+    }
     println!("{HEADING}");
     for case in cases(&arguments)? {
         let numbers = [case.n_services, case.n_endpoints, case.n_changes].map(|n| n.to_string());

@@ -79,8 +79,8 @@ impl Iptables for Sink {
         Ok(None)
     }
 
-    fn generation(&mut self) -> Option<u32> {
-        None
+    fn generation(&mut self) -> anyhow::Result<Option<u32>> {
+        Ok(None)
     }
 
     fn chain_names(&mut self, _: Table, _: &mut dyn FnMut(&str)) -> anyhow::Result<()> {

@@ -1,9 +1,10 @@
 //! A small Kubernetes API server for tests, and the choice of a real one in its place.
 //!
-//! It serves what a node agent asks for: lists in pages, watches with bookmarks, streaming lists,
-//! selectors, versions that expire, status patches, events; and it can be made to fail in the ways
-//! of [`Fault`]. It stores objects as they are given: it checks, defaults and allocates nothing, so
-//! tests can give objects that a real server would refuse.
+//! It serves what a node agent asks for as a real server was recorded to (`testdata/apiserver`): lists
+//! in pages, watches with bookmarks, streaming lists, selectors, versions that expire, status patches,
+//! events, over plain http and https, HTTP/1.1 and HTTP/2, on one port; and it can be made to fail in
+//! the ways of [`Fault`]. What comes by HTTP or by [`Cluster`] is checked as a real server checks it;
+//! [`ApiServer::put`] stores objects as they are given, so that tests can give any.
 //!
 //! Each file includes this module with `#[path]`, so its own files are named by path, too.
 
@@ -20,13 +21,20 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
+#[path = "apiserver/access.rs"]
+mod access;
 #[path = "apiserver/answer.rs"]
 mod answer;
+#[path = "apiserver/begin.rs"]
+mod begin;
 #[path = "apiserver/change.rs"]
 mod change;
 #[path = "apiserver/cluster.rs"]
 mod cluster;
+#[path = "apiserver/control.rs"]
+mod control;
 #[path = "apiserver/counters.rs"]
 mod counters;
 #[path = "apiserver/events.rs"]
@@ -49,27 +57,45 @@ mod real;
 mod request;
 #[path = "apiserver/resource.rs"]
 mod resource;
+#[path = "apiserver/route.rs"]
+mod route;
 #[path = "apiserver/selector.rs"]
 mod selector;
 #[path = "apiserver/serve.rs"]
 mod serve;
 #[path = "apiserver/store.rs"]
 mod store;
+#[path = "apiserver/tls.rs"]
+mod tls;
+#[path = "apiserver/valid.rs"]
+mod valid;
 #[path = "apiserver/watch.rs"]
 mod watching;
+#[path = "apiserver/without_etcd.rs"]
+mod without_etcd;
+
+#[allow(unused_imports, reason = "each test target uses a part of this module")]
+pub use self::access::{Trust, User, kubeconfig};
 
 #[allow(unused_imports, reason = "each test target uses a part of this module")]
 pub use self::cluster::{Cluster, start_cluster};
 #[allow(unused_imports, reason = "each test target uses a part of this module")]
 pub use self::counters::{Counters, ResourceCounters};
+#[allow(unused_imports, reason = "each test target uses a part of this module")]
+pub use self::events::Gzip;
 pub use self::fault::Fault;
 use self::object::Key;
+#[allow(unused_imports, reason = "each test target uses a part of this module")]
+pub use self::programs::TOKEN;
 #[allow(unused_imports, reason = "each test target uses a part of this module")]
 pub use self::proxy::Proxy;
 #[allow(unused_imports, reason = "each test target uses a part of this module")]
 pub use self::real::RealServer;
 use self::resource::Resource;
+use self::serve::Door;
 use self::store::Store;
+#[allow(unused_imports, reason = "each test target uses a part of this module")]
+pub use self::tls::ClientCertificate;
 
 /// Changes kept of each kind until versions before them are gone.
 const HISTORY: usize = 50_000;
@@ -93,21 +119,50 @@ struct Shared {
     pulse: watch::Sender<Pulse>,
     faults: Arc<fault::Faults>,
     board: Arc<counters::Board>,
-    token: Mutex<Option<String>>,
+    access: Mutex<access::Access>,
+    authority: tls::Authority,
+    door: watch::Sender<Door>,
 }
 
-/// What watches are woken by.
+/// The etcd behind the server, as far as clients can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Etcd {
+    /// 3.4.25, 3.5.8 and newer: it tells how far it is, so bookmarks come without events, and streaming
+    /// lists are served.
+    #[default]
+    V3_6,
+    /// Older ones, without `RequestWatchProgress`.
+    V3_4,
+}
+
+/// How watches behave, and what they are woken by.
 #[derive(Clone, Copy, Debug)]
 struct Pulse {
     /// Watches of an earlier epoch end.
     epoch: u64,
+    /// All watches end then, at the latest.
+    ends_at: Option<Instant>,
     bookmark_every: Duration,
+    etcd: Etcd,
+    /// How streaming lists are compressed, for clients that accept it.
+    compression: Option<Gzip>,
+    /// Divides the times that requests wait for something.
+    pace: u32,
 }
 
 impl Shared {
     /// Wakes the watches; to be called after the store was changed.
     fn changed(&self) {
         self.pulse.send_modify(|_| {});
+    }
+
+    /// How long a request waits that waits for `limit` on a real server.
+    fn paced(&self, limit: Duration) -> Duration {
+        limit / self.pulse.borrow().pace
+    }
+
+    fn access(&self) -> MutexGuard<'_, access::Access> {
+        self.access.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {
@@ -122,13 +177,22 @@ impl ApiServer {
     /// # Errors
     /// The namespace cannot be entered or the address is taken; nothing is left running.
     pub fn start(listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<ApiServer> {
-        let pulse = Pulse { epoch: 0, bookmark_every: BOOKMARK_EVERY };
+        let pulse = Pulse {
+            epoch: 0,
+            ends_at: None,
+            bookmark_every: BOOKMARK_EVERY,
+            etcd: Etcd::default(),
+            compression: None,
+            pace: 1,
+        };
         let shared = Arc::new(Shared {
             store: Mutex::new(Store::new(HISTORY)),
             pulse: watch::Sender::new(pulse),
             faults: Arc::default(),
             board: Arc::default(),
-            token: Mutex::new(None),
+            access: Mutex::default(),
+            authority: tls::Authority::new(),
+            door: watch::Sender::new(Door { is_open: true, n_goaways: 0 }),
         });
         let (ready, is_ready) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
@@ -150,14 +214,28 @@ impl ApiServer {
     /// uid and creationTimestamp (unless given) and resourceVersion. Returns the resourceVersion,
     /// the old one if nothing differs. A namespaced object without a namespace goes to `default`.
     pub fn put(&self, object: Value) -> u64 {
-        let kind = object["kind"].as_str().expect("an object has a kind");
-        let resource = known(kind);
-        let name = object["metadata"]["name"].as_str().expect("an object has a name").to_owned();
-        let namespace = object["metadata"]["namespace"].as_str().map(str::to_owned);
-        let key = key(resource, namespace.as_deref(), &name);
+        let (resource, key) = place(&object);
         let version = self.shared.store().put(resource, key, object);
         self.shared.changed();
         version
+    }
+
+    /// Like [`ApiServer::put`], of an object that a real server takes, and as it would return it.
+    ///
+    /// # Errors
+    /// What a real server says against it; nothing is changed.
+    pub fn apply(&self, mut object: Value) -> Result<u64, String> {
+        let (resource, key) = place(&object);
+        let version = {
+            let mut store = self.shared.store();
+            let old = store.get(resource, &key).map(|old| old.value());
+            valid::complete(resource, &mut object);
+            let checked = valid::check(resource, &key.name, &object, old.as_ref());
+            checked.map_err(|refusal| refusal.object()["message"].to_string())?;
+            store.put(resource, key, object)
+        };
+        self.shared.changed();
+        Ok(version)
     }
 
     /// Puts the objects of a YAML text with several documents and Lists.
@@ -194,25 +272,47 @@ impl ApiServer {
     /// A kubeconfig that points here: plain http, no credentials. A server that listens on all
     /// addresses is named by loopback.
     pub fn kubeconfig(&self) -> String {
-        let ip = match self.address.ip() {
+        self.kubeconfig_at(self.reachable(), None)
+    }
+
+    /// A kubeconfig for a client that reaches the server at `ip` by plain http and, with `token_file`,
+    /// sends the token in that file.
+    pub fn kubeconfig_at(&self, ip: IpAddr, token_file: Option<&Path>) -> String {
+        let server = format!("http://{}", SocketAddr::new(ip, self.address.port()));
+        let user = token_file.map_or(User::Anonymous, |file| User::TokenFile(file.to_owned()));
+        kubeconfig(&server, &Trust::Plain, &user)
+    }
+
+    /// A kubeconfig for a client that reaches the server at `ip` by https, knows its authority, and is
+    /// `user`.
+    pub fn kubeconfig_https(&self, ip: IpAddr, user: &User) -> String {
+        let server = format!("https://{}", SocketAddr::new(ip, self.address.port()));
+        kubeconfig(&server, &Trust::Authority(self.shared.authority.pem()), user)
+    }
+
+    /// The address by which clients in its namespace reach it.
+    pub fn reachable(&self) -> IpAddr {
+        match self.address.ip() {
             ip if !ip.is_unspecified() => ip,
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        };
-        self.kubeconfig_at(ip, None)
+        }
     }
 
-    /// A kubeconfig for a client that reaches the server at `ip` and, with `token_file`, sends the
-    /// token in that file.
-    pub fn kubeconfig_at(&self, ip: IpAddr, token_file: Option<&Path>) -> String {
-        let server = format!("http://{}", SocketAddr::new(ip, self.address.port()));
-        cluster::kubeconfig(&server, None, token_file)
+    /// The certificate of its authority, as PEM.
+    pub fn authority(&self) -> String {
+        self.shared.authority.pem()
     }
 
-    /// Refuses (401) every request without this bearer token; `None` lets everybody in. Open watches
-    /// stay, as on a real server.
-    pub fn require_token(&self, token: Option<&str>) {
-        *self.shared.token.lock().unwrap_or_else(PoisonError::into_inner) = token.map(str::to_owned);
+    /// Another authority takes the place of the first, for connections and client certificates from now
+    /// on; connections that are open stay.
+    pub fn replace_authority(&self) {
+        self.shared.authority.replace();
+    }
+
+    /// A certificate for a client, which [`ApiServer::require_certificate`] can ask for.
+    pub fn client_certificate(&self, name: &str) -> ClientCertificate {
+        self.shared.authority.client(name)
     }
 
     /// Counters since the start.
@@ -257,12 +357,6 @@ impl ApiServer {
     pub fn drop_watches(&self) {
         self.shared.pulse.send_modify(|pulse| pulse.epoch += 1);
     }
-
-    /// Sends a bookmark this often (default 60 s) to watches that want them, open ones included. A
-    /// watch's first bookmark comes after one second at the latest.
-    pub fn set_bookmark_interval(&self, every: Duration) {
-        self.shared.pulse.send_modify(|pulse| pulse.bookmark_every = every);
-    }
 }
 
 impl Drop for ApiServer {
@@ -271,6 +365,13 @@ impl Drop for ApiServer {
         let _ = self.stop.take().map(|stop| stop.send(()));
         let _ = self.thread.take().map(JoinHandle::join);
     }
+}
+
+/// Where an object belongs, by what it says itself.
+fn place(object: &Value) -> (&'static Resource, Key) {
+    let resource = known(object["kind"].as_str().expect("an object has a kind"));
+    let name = object["metadata"]["name"].as_str().expect("an object has a name");
+    (resource, key(resource, object["metadata"]["namespace"].as_str(), name))
 }
 
 fn known(kind: &str) -> &'static Resource {

@@ -8,14 +8,27 @@ mod apiserver;
 mod changes;
 #[path = "apiserver_test/faults.rs"]
 mod faults;
+#[path = "apiserver_test/fleet.rs"]
+mod fleet;
+#[allow(dead_code, reason = "shared with the example; each uses its part")]
+#[path = "fleet/layers.rs"]
+mod layers;
 #[path = "apiserver_test/lists.rs"]
 mod lists;
 #[path = "apiserver_test/mirror.rs"]
 mod mirror;
 #[path = "apiserver_test/namespace.rs"]
 mod namespace;
+#[path = "../benches/cluster.rs"]
+mod objects;
+#[path = "apiserver_test/raw.rs"]
+mod raw;
+#[path = "apiserver_test/recorded.rs"]
+mod recorded;
 #[path = "apiserver_test/size.rs"]
 mod size;
+#[path = "apiserver_test/tls.rs"]
+mod tls;
 #[path = "apiserver_test/watches.rs"]
 mod watches;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 
-use crate::apiserver::start_cluster;
+use crate::apiserver::{Cluster, TOKEN, Trust, User, kubeconfig, start_cluster};
 use crate::cluster::{self, OWN, WEB, WEB_PODS};
 use crate::lab::Lab;
 use crate::lab::address::{CLUSTER_CIDR, FAMILIES, Family};
@@ -33,8 +33,9 @@ fn kubeadm_kubeconfig(server: &str) -> String {
 
 /// Writes the DaemonSet's volumes into the node's own mounts: ConfigMap, as the kubelet lays it out,
 /// and service account.
-fn mount_volumes(node: &Node, server: &str) {
-    let ca = "openssl req -x509 -newkey rsa:2048 -nodes -keyout /dev/null -subj /CN=ca -days 1 -out ";
+fn mount_volumes(node: &Node, api: &dyn Cluster) {
+    let kubeconfig = api.kubeconfig();
+    let server = kubeconfig.split('"').nth(1).expect("server: \"URL\"");
     node.namespace().run(|| {
         let none = None::<&str>;
         mount(Some("tmpfs"), "/var/lib", Some("tmpfs"), MsFlags::empty(), none)
@@ -51,11 +52,8 @@ fn mount_volumes(node: &Node, server: &str) {
         }
         let account = "/var/run/secrets/kubernetes.io/serviceaccount";
         std::fs::create_dir_all(account).expect("a folder");
-        write(&format!("{account}/token"), "token-of-the-pod");
-        let status = std::process::Command::new("sh")
-            .args(["-c", &format!("{ca}{account}/ca.crt 2>/dev/null")])
-            .status();
-        assert!(status.expect("sh").success(), "a certificate can be made");
+        write(&format!("{account}/token"), TOKEN);
+        write(&format!("{account}/ca.crt"), &api.authority());
     });
 }
 
@@ -74,9 +72,7 @@ pub fn kubeadm_daemonset_runs_as_it_stands(backend: Backend) {
     api.put_yaml(cluster::OBJECTS);
     let node = lab.node(1);
     make_hint(node);
-    let kubeconfig = api.kubeconfig();
-    let server = kubeconfig.split('"').nth(1).expect("server: \"URL\"");
-    mount_volumes(node, server);
+    mount_volumes(node, &*api);
 
     let program = lab.folder().join("kube-proxy");
     let chainsmith = std::path::PathBuf::from(env!("CARGO_BIN_EXE_chainsmith"));
@@ -126,11 +122,8 @@ pub fn kubeadm_daemonset_runs_as_it_stands(backend: Backend) {
 
 /// A kubeconfig for the API server that is not there yet.
 fn unreachable_kubeconfig() -> String {
-    format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster: {{server: \"http://{}\"}}\n\
-         users:\n- name: c\n  user: {{}}\ncontexts:\n- name: c\n  context: {{cluster: c, user: c}}\n",
-        listen()
-    )
+    // The server makes its certificates when it starts, so they are not known yet.
+    kubeconfig(&format!("https://{}", listen()), &Trust::Unverified, &User::Token(TOKEN.to_owned()))
 }
 
 /// What an earlier kube-proxy left in the other back-end and in nftables goes once our rules are in

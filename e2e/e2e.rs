@@ -3,6 +3,7 @@
 //! Needs root and namespaces; without them these tests fail, they are never skipped.
 #![allow(clippy::disallowed_methods, reason = "these tests are about the world: programs, files, clocks")]
 
+mod addresses;
 mod agent;
 mod apiserver;
 mod by_hand;
@@ -35,6 +36,7 @@ macro_rules! on_both_backends {
 on_both_backends! {
     by_hand::the_lab_itself_passes_with_hand_written_rules,
     by_hand::the_claims_notice_rules_that_are_wrong,
+    addresses::node_ports_follow_the_addresses_of_the_node,
     agent::traffic_is_right,
     agent::traffic_is_right_in_compact,
     agent::deleted_service_stops_at_once,

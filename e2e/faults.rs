@@ -5,14 +5,18 @@
 
 pub mod api;
 pub mod changes;
+pub mod hangs;
 pub mod kernel;
 pub mod kill;
 pub mod kube_proxy;
 pub mod large;
 pub mod layouts;
+pub mod manifests;
 pub mod memory;
 pub mod restore;
 mod rules;
+pub mod server;
+pub mod shortage;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -63,11 +67,18 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("refused service port", restore::refused_service_port_is_left_out_alone),
     ("kill -9", kill::killed_at_any_moment_it_goes_on),
     ("API server", api::rules_outlive_the_api_server),
+    ("API server, healthy", server::rules_follow_the_api_server),
     ("endpoint changes", changes::changes_disturb_no_connection),
     ("another layout", layouts::going_over_disturbs_no_connection),
     ("crossing 1 000 endpoints", layouts::growing_and_shrinking_disturbs_no_connection),
     ("large Service", large::large_service_holds_up_no_other),
     ("kube-proxy's rules", kube_proxy::its_rules_are_taken_over_and_given_back),
+    ("programs that hang, and SIGTERM", hangs::sigterm_is_obeyed_whatever_hangs),
+    ("file descriptors", shortage::idle_connections_take_no_descriptors_from_rules),
+    ("heads of requests", shortage::unfinished_heads_take_no_memory),
+    ("one address", shortage::one_address_keeps_no_other_from_health),
+    ("threads", shortage::threads_that_cannot_be_made_are_a_retry),
+    ("manifests", manifests::files_written_in_place_disturb_no_connection),
     ("memory", memory::changes_without_end_take_no_memory),
 ];
 
@@ -178,11 +189,18 @@ on_both_backends! {
     restore::refused_service_port_is_left_out_alone,
     kill::killed_at_any_moment_it_goes_on,
     api::rules_outlive_the_api_server,
+    server::rules_follow_the_api_server,
     changes::changes_disturb_no_connection,
     layouts::going_over_disturbs_no_connection,
     layouts::growing_and_shrinking_disturbs_no_connection,
     kube_proxy::its_rules_are_taken_over_and_given_back,
     large::large_service_holds_up_no_other,
+    hangs::sigterm_is_obeyed_whatever_hangs,
+    shortage::idle_connections_take_no_descriptors_from_rules,
+    shortage::unfinished_heads_take_no_memory,
+    shortage::one_address_keeps_no_other_from_health,
+    shortage::threads_that_cannot_be_made_are_a_retry,
+    manifests::files_written_in_place_disturb_no_connection,
     memory::changes_without_end_take_no_memory,
 }
 

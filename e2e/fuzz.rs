@@ -2,7 +2,7 @@
 //! watched objects, saved rules, configuration and host files; well-formed objects with hostile
 //! content all the way to the text of rules; random rules to text and back.
 //!
-//! Of each case is claimed: no panic, no memory beyond a bound, every message one line, what is
+//! Of each case is claimed: no panic, no memory or time beyond a bound, every message one line, what is
 //! written is read back as the same, and a good neighbour is served as if it were alone. A case is
 //! its kind and its number, so that `FUZZ_CASE=<kind>:<number> cargo test --test fuzz` repeats it.
 
@@ -143,15 +143,22 @@ impl Summary {
     }
 }
 
+/// The longest that one case may take: a hundred times what the slowest needs, and less than what the
+/// largest need of which the time grows with the square of their size.
+const LONGEST: Duration = Duration::from_secs(20);
+
 /// Tries case `number` of `kind`: its peak of memory, or what does not hold and how to repeat it.
 pub fn attempt(kind: &Kind, number: u64) -> Result<u64, String> {
     let Trial { input, claim } = (kind.make)(&mut Dice::new(kind.name, number));
     let mut outcome = Ok(Ok(()));
+    let start = Instant::now();
     let used = allocation_counter::measure(|| {
         outcome = catch_unwind(AssertUnwindSafe(|| claim(&input)));
     });
+    let took = start.elapsed();
     let bound = kind.bound.of(input.len());
     let wrong = match outcome {
+        Ok(Ok(())) if took > LONGEST => format!("{took:?} for {} bytes of input", input.len()),
         Ok(Ok(())) if used.bytes_max <= bound => return Ok(used.bytes_max),
         Ok(Ok(())) => {
             format!("{} bytes of memory for {} of input, at most {bound}", used.bytes_max, input.len())

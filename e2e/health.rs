@@ -21,7 +21,7 @@ use crate::running::Running;
 const SOON: Duration = Duration::from_secs(10);
 
 /// The health check node port of the Service `local`.
-const HEALTH_PORT: u16 = 30111;
+pub const HEALTH_PORT: u16 = 30111;
 /// The proxy's own health, and its metrics.
 const HEALTHZ: u16 = 10256;
 const METRICS: u16 = 10249;
@@ -292,7 +292,7 @@ pub fn metrics_tell_what_is_in_the_kernel(backend: Backend) {
         running.api.put(own_slice(&[turns.next().expect("it has no end")]));
         metric(node, partial) >= Some(1.0)
     });
-    assert_eq!(metric(node, "chainsmith_objects{kind=\"Service\"}"), Some(4.0));
+    assert_eq!(metric(node, "chainsmith_objects{kind=\"Service\"}"), Some(5.0));
     let backend = backend.flag();
     let info =
         format!("chainsmith_rules_info{{backend=\"{backend}\",ip_family=\"IPv4\",layout=\"classic\"}}");

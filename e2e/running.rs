@@ -75,6 +75,11 @@ impl Running {
         Ok(running)
     }
 
+    /// How its agents are configured.
+    pub fn options(&self) -> &AgentOptions {
+        &self.options
+    }
+
     /// The simulated API server.
     ///
     /// # Panics
@@ -89,16 +94,45 @@ impl Running {
         self.agents.remove(0).kill9();
         let args = flags.iter().map(|&flag| flag.to_owned()).collect();
         let kubeconfig = kubeconfig.unwrap_or_else(|| self.options.kubeconfig.clone());
-        let options = AgentOptions { kubeconfig, args, ..AgentOptions::default() };
+        self.start_instead(AgentOptions { kubeconfig, args, ..AgentOptions::default() })
+    }
+
+    /// Kills the agent of node-1 and starts another, which `under` becomes; waits for its first syncs.
+    pub fn replace_agent_under(&mut self, under: &[&str]) -> Result<()> {
+        self.agents.remove(0).kill9();
+        let under = under.iter().map(|&word| word.to_owned()).collect();
+        self.start_instead(AgentOptions { under, ..self.options.clone() })
+    }
+
+    fn start_instead(&mut self, options: AgentOptions) -> Result<()> {
         let agent = self.lab.start_chainsmith(self.lab.node(1), &options)?;
         poll::until("the new agent has synced both families", FIRST_SYNC, || agent.syncs().len() >= 2);
         self.agents.insert(0, agent);
         Ok(())
     }
 
+    /// Starts all agents anew, with a kubeconfig of this moment, and waits for their first syncs.
+    pub fn renew_agents(&mut self) -> Result<()> {
+        self.options.kubeconfig = self.api.kubeconfig();
+        self.agents.drain(..).for_each(|agent| drop(agent.kill9()));
+        for node in self.lab.nodes() {
+            self.agents.push(self.lab.start_chainsmith(node, &self.options)?);
+        }
+        for agent in &self.agents {
+            poll::until("a new agent has synced both families", FIRST_SYNC, || agent.syncs().len() >= 2);
+        }
+        Ok(())
+    }
+
     /// Starts an agent on `node`, configured like the first ones.
     pub fn start_agent(&self, node: &Node) -> Result<Agent> {
         self.lab.start_chainsmith(node, &self.options)
+    }
+
+    /// Starts an agent on `node`, configured like the first ones, whose programs run `script` first.
+    pub fn start_sabotaged(&self, node: &Node, script: &str) -> Result<Agent> {
+        let options = AgentOptions { sabotage: Some(script.to_owned()), ..self.options.clone() };
+        self.lab.start_chainsmith(node, &options)
     }
 }
 

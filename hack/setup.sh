@@ -18,6 +18,7 @@ need iptables-legacy-restore iptables
 need ip6tables-nft-restore iptables
 need conntrack conntrack
 need ipset ipset
+need nft nftables
 need setpriv util-linux
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
 

@@ -5,38 +5,44 @@ mod advice;
 mod config_file;
 mod counters;
 mod families;
+mod host;
 mod memory;
 mod rivals;
+mod shutdown;
 mod surroundings;
 mod takeover;
+mod threads;
 mod tune;
 
 pub use config_file::ConfigFile;
 pub use memory::share_one_heap;
 pub use rivals::others;
+pub use threads::runtime;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch as watch_channel};
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
 use crate::config::host::{Host, Kernel};
 use crate::config::{Config, LayoutChoice, Origin, Setting};
 use crate::events;
 use crate::kernel::iptables::{self, KernelIptables};
-use crate::kernel::{Backend, Iptables, addrs, nft};
+use crate::kernel::{Backend, Iptables, nft, open_files};
 use crate::metrics::Metrics;
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
 use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
 use crate::watch::{self, api::Connection};
 use advice::Advice;
+use host::Lookups;
 use memory::Trimmer;
 use rivals::Rivals;
+use shutdown::Signals;
 use takeover::FirstSyncs;
 use tune::Roots;
 
@@ -45,25 +51,24 @@ const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
 const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
 /// Runs until SIGTERM or SIGINT, which is success; the rules stay as they are. `flags` is every flag
-/// with its value, for `/flagz`; `file` is where the configuration was read from.
+/// with its value, for `/flagz`; `file` is where the configuration was read from; `n_lost` tells how many
+/// lines of the log could not be written.
 pub async fn run(
     config: Config,
     flags: Vec<(&'static str, String)>,
     file: Option<ConfigFile>,
+    n_lost: fn() -> u64,
 ) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let node_name = node_name(&config)?;
-    let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
-    // It may take a minute, in which the process is to end when told so.
-    let (mut kernels, lost) = tokio::select! {
-        () = any(&mut signals) => return Ok(()),
-        usable = families::usable(&config) => usable?,
+    let mut signals = Signals::listen()?;
+    // It may take minutes, in which signals are obeyed.
+    let prepared = tokio::select! {
+        () = signals.next() => return shutdown::at_start(),
+        prepared = prepare(config.clone()) => prepared?,
     };
+    let Prepared { kernels, kernel, findings } = prepared;
     let families: Vec<IpFamily> = kernels.iter().map(Iptables::family).collect();
-    say_settings(&config.effective.settings());
-    let (mut kernel, mut findings) = prepare_kernel(&config);
-    findings.extend(lost);
-    kernel.counters = counters::usable(&mut kernels);
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     if let Some(file) = file {
@@ -74,7 +79,7 @@ pub async fn run(
         tune::oom_score(Path::new("/proc/self"), score).await;
         Ok(())
     });
-    let (shutdown_sender, shutdown) = tokio::sync::watch::channel(false);
+    let (shutdown_sender, shutdown) = watch_channel::channel(false);
     let (flushed_sender, flushed) = mpsc::channel(2);
     for kernel in &kernels {
         let (watched, period, sender) = (kernel.twin(), config.sync_period, flushed_sender.clone());
@@ -83,37 +88,38 @@ pub async fn run(
             Ok(())
         });
     }
-    kernel.bpf = config.layout == LayoutChoice::Classic || kernels.iter_mut().all(takes_bpf);
     info!(
         node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().word()),
         version = env!("CARGO_PKG_VERSION"), "starting"
     );
     let registry = prometheus::Registry::new();
     let metrics = Arc::new(Metrics::register(&registry)?);
-    let connection = connect(&config, &metrics).await?;
+    let connection = tokio::select! {
+        () = signals.next() => return shutdown::at_start(),
+        connection = connect(config.clone(), metrics.clone()) => connection?,
+    };
     let about = surroundings::About {
         config: &config,
         flags,
         node: &node_name,
         machine: &machine_name()?,
         server: connection.as_ref().map(events_server),
+        freshness: connection.as_ref().map(|connection| connection.freshness.clone()),
         counters: kernel.counters,
+        max_open_files: open_files::limit(),
+        n_lost,
     };
     let told = surroundings::start(about, registry, metrics, &mut tasks)?;
     let changes = start_source(connection, &config, &node_name, &mut tasks);
-    tasks.spawn(async move {
-        any(&mut signals).await;
-        info!("told to end; the rules stay as they are");
-        // The loop may have ended already.
-        let _ = shutdown_sender.send(true);
-        std::future::pending().await
-    });
-
     let patience = if config.manifests.is_empty() { Patience::CLUSTER } else { Patience::NONE };
-    let host: HostSource = Arc::new(move || {
-        let counters = counters::ensured(kernel.counters);
-        Host { addresses: local_addresses(), kernel: Kernel { counters, ..kernel } }
-    });
+    let lookups = Arc::new(Lookups::of_machine(kernel));
+    tokio::select! {
+        () = signals.next() => return shutdown::at_start(),
+        () = lookups.begin() => {}
+    }
+    let (addresses_sender, addresses) = mpsc::channel(1);
+    tasks.spawn(lookups.clone().follow(addresses_sender));
+    let host: HostSource = Arc::new(move || lookups.host());
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = notify(&kernels, written_sender, &mut tasks);
     for finding in &findings {
@@ -123,14 +129,38 @@ pub async fn run(
     observers.push(Arc::new(Advice::new(config.clone(), families)));
     observers.push(Arc::new(Trimmer::new()));
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
-    let inputs = Inputs { watch: changes, flushed, written, shutdown };
+    let inputs = Inputs { watch: changes, flushed, written, addresses, shutdown };
     let looping = tokio::spawn(Loop::new(parts).run(inputs));
-    end(looping, tasks).await
+    end(looping, tasks, signals, &shutdown_sender).await
 }
 
-/// Waits for one of two signals.
-async fn any([one, other]: &mut [Signal; 2]) {
-    tokio::select! { _ = one.recv() => {}, _ = other.recv() => {} }
+/// What is known before anything is started.
+struct Prepared {
+    kernels: Vec<KernelIptables>,
+    kernel: Kernel,
+    findings: Vec<Finding>,
+}
+
+/// Finds out what the machine can do, and lets it do what the configuration needs.
+async fn prepare(config: Arc<Config>) -> anyhow::Result<Prepared> {
+    let (mut kernels, lost) = families::usable(&config).await?;
+    blocking(move || {
+        say_settings(&config.effective.settings());
+        let (mut kernel, mut findings) = prepare_kernel(&config);
+        findings.extend(lost);
+        kernel.counters = counters::usable(&mut kernels);
+        kernel.bpf = config.layout == LayoutChoice::Classic || kernels.iter_mut().all(takes_bpf);
+        Ok(Prepared { kernels, kernel, findings })
+    })
+    .await
+}
+
+/// Does `work`, which may take long, on a thread where it may block; a panic there is one here.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 /// Whether rules may have the `bpf` match that compact tells a hairpin by.
@@ -211,10 +241,12 @@ fn notify(
     true
 }
 
-/// Waits for the loop, or for a task that ends although it should not.
+/// Waits for the loop, for a signal, or for a task that ends although it should not.
 async fn end(
-    mut looping: tokio::task::JoinHandle<Ended>,
+    mut looping: JoinHandle<Ended>,
     mut tasks: JoinSet<anyhow::Result<()>>,
+    mut signals: Signals,
+    shutdown_sender: &watch_channel::Sender<bool>,
 ) -> anyhow::Result<()> {
     loop {
         tokio::select! {
@@ -226,6 +258,9 @@ async fn end(
                 Ended::SourcesGone => bail!("nothing tells of Services and EndpointSlices any more"),
             },
             Some(ended) = tasks.join_next() => ended.context("a task panicked")??,
+            () = signals.next() => {
+                return shutdown::of_loop(looping, signals, shutdown_sender).await;
+            }
         }
     }
 }
@@ -280,23 +315,24 @@ fn prepare_kernel(config: &Config) -> (Kernel, Vec<Finding>) {
     (Kernel { route_localnet, ..kernel }, findings)
 }
 
-fn local_addresses() -> Vec<std::net::IpAddr> {
-    addrs::local_addresses().unwrap_or_else(|error| {
-        warn!(%error, "cannot list the addresses of the interfaces; node ports with nodePortAddresses do not answer");
-        Vec::new()
-    })
-}
-
-/// The API server; `None` when objects come from folders. Its traffic is told to `metrics`.
-async fn connect(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Connection>> {
+/// The API server; `None` when objects come from folders. Its traffic is counted in `metrics`. On a thread of
+/// its own, as a kubeconfig may name a program to be run for credentials.
+async fn connect(config: Arc<Config>, metrics: Arc<Metrics>) -> anyhow::Result<Option<Connection>> {
     if !config.manifests.is_empty() {
         return Ok(None);
     }
-    let client = &config.client;
-    let limit = watch::api::Limit { qps: client.qps, burst: client.burst };
-    let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
-    let observer = Arc::new(surroundings::Traffic(metrics.clone()));
-    watch::api::connect(kubeconfig, master, limit, observer).await.map(Some)
+    let runtime = Handle::current();
+    let connect = move || {
+        let client = &config.client;
+        let limit = watch::api::Limit { qps: client.qps, burst: client.burst };
+        let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
+        let observer = Arc::new(surroundings::Traffic(metrics));
+        let connection = runtime.block_on(watch::api::connect(kubeconfig, master, limit, observer))?;
+        // As old as a change may become before the node is unhealthy.
+        let freshness = Arc::new(watch::api::Freshness::new(config.sync_period * 2));
+        Ok(Some(Connection { freshness, ..connection }))
+    };
+    blocking(connect).await
 }
 
 /// Where events go.

@@ -7,6 +7,7 @@ mod render;
 mod run;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -33,11 +34,12 @@ enum Command {
     Render(render::RenderArguments),
     /// Removes what kube-proxy, in any mode, and Chainsmith made, and nothing else.
     ///
-    /// That is: their chains and jumps in both iptables back-ends, the nftables tables kube-proxy, the
-    /// interface kube-ipvs0 and ipsets called KUBE-*. Virtual servers of IPVS stay, as they may be
-    /// anybody's: they are named, with the command. A chain that rules of others lead to is emptied and
-    /// stays. Exit status 1 when something of kube-proxy's or Chainsmith's is left; virtual servers
-    /// count as kube-proxy's when its ipvs mode was here. Stop the agent first.
+    /// That is: their chains and jumps in both iptables back-ends, the nftables tables kube-proxy, and of
+    /// ipvs mode the interface kube-ipvs0, the ipsets with kube-proxy's names (others called KUBE-... stay)
+    /// and the virtual servers of IPVS whose address is on kube-ipvs0, or is this node's and the port one of
+    /// kube-proxy's node ports. Other virtual servers stay and are named, with the command that removes one.
+    /// A chain that rules of others lead to is emptied and stays. Exit status 1 when something of
+    /// kube-proxy's or Chainsmith's is left. Stop the agent first.
     Cleanup(cleanup::CleanupArguments),
 }
 
@@ -81,9 +83,14 @@ fn with_command(mut argv: Vec<OsString>) -> Vec<OsString> {
     argv
 }
 
-/// Says what is wrong, on stderr.
+/// Says what is wrong, on stderr, on one line. A message that cannot be printed is lost.
 fn complain(message: impl std::fmt::Display) {
-    eprintln!("chainsmith: {message}");
+    let _ = writeln!(std::io::stderr(), "chainsmith: {}", log::Escaped(message));
+}
+
+/// Prints a line on stdout.
+fn print(line: impl std::fmt::Display) -> std::io::Result<()> {
+    writeln!(std::io::stdout(), "{line}")
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ pub struct Notice {
     pub reason: &'static str,
     /// What was being done, likewise.
     pub action: &'static str,
-    /// A sentence; cut when it is too long.
+    /// A sentence; escaped and cut as needed when it is sent.
     pub note: String,
 }
 
@@ -200,7 +200,7 @@ impl Sending {
         let event = Event {
             type_: if notice.is_warning { EventType::Warning } else { EventType::Normal },
             reason: notice.reason.to_owned(),
-            note: (!notice.note.is_empty()).then(|| cut(&notice.note).to_owned()),
+            note: (!notice.note.is_empty()).then(|| printable(&notice.note)),
             action: notice.action.to_owned(),
             secondary: None,
         };
@@ -236,10 +236,20 @@ fn reference(regarding: &Regarding, node: &str) -> ObjectReference {
     }
 }
 
-/// As much of a note as the API takes.
-fn cut(note: &str) -> &str {
-    let end = (0..=note.len().min(MAX_NOTE)).rev().find(|end| note.is_char_boundary(*end));
-    &note[..end.unwrap_or(0)]
+/// As much of a note as the API takes, on one line: it may hold text of an object or of a program, and
+/// what a terminal would take for a command, or for the direction of text, is escaped.
+fn printable(note: &str) -> String {
+    let mut text = String::with_capacity(note.len().min(MAX_NOTE));
+    for c in note.chars() {
+        let is_hidden = c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        let length = if is_hidden { c.escape_default().len() } else { c.len_utf8() };
+        if text.len() + length > MAX_NOTE {
+            break;
+        }
+        if is_hidden { text.extend(c.escape_default()) } else { text.push(c) }
+    }
+    text
 }
 
 #[cfg(test)]

@@ -20,14 +20,26 @@ use std::time::Duration;
 use crate::net::IpFamily;
 use crate::sync::{News, Observer, Synced};
 
+/// Reads which kinds of objects are not followed, and for how long; empty while all are.
+pub type ReadStale = Box<dyn Fn() -> Vec<(&'static str, Duration)> + Send + Sync>;
+
 /// The health of the proxy on this node.
-pub struct Health(Mutex<State>);
+pub struct Health {
+    state: Mutex<State>,
+    stale: ReadStale,
+}
 
 impl Health {
     /// Healthy until something waits longer than twice `sync_period`; eligible once the Node was seen, if
     /// one is expected.
     pub fn new(sync_period: Duration, expects_node: bool) -> Health {
-        Health(Mutex::new(State::new(sync_period * 2, expects_node)))
+        Health { state: Mutex::new(State::new(sync_period * 2, expects_node)), stale: Box::new(Vec::new) }
+    }
+
+    /// Shows in `/healthz` what `stale` reads. It is no reason to be unhealthy: every node would be, when
+    /// the API server is away, and load balancers would have none left.
+    pub fn showing(self, stale: ReadStale) -> Health {
+        Health { stale, ..self }
     }
 
     /// Whether no family has a change that waits for too long.
@@ -37,7 +49,7 @@ impl Health {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing in there leaves half a state behind.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,7 +1,10 @@
 //! Small servers over HTTP/1.1: sockets, connections that cannot pile up, and answers that several
 //! servers give.
 
+mod admission;
 mod connection;
+
+pub use admission::{Admission, Incident};
 
 use std::future::Future;
 use std::io;
@@ -14,17 +17,15 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-/// Connections of one listener at a time; more wait to be accepted.
-const MAX_CONNECTIONS: usize = 256;
+use admission::Peer;
+
 /// How long to wait before an address that could not be bound is tried again.
 const RETRY: Duration = Duration::from_secs(5);
-/// How long not to accept after the process ran out of something.
-const RECOVER: Duration = Duration::from_millis(200);
 const BACKLOG: i32 = 1024;
 
 /// Which families a socket on an unspecified address takes.
@@ -36,17 +37,29 @@ pub enum Wildcard {
     OneFamily,
 }
 
+/// A socket that listens, and its place among the listeners of the process.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    _place: OwnedSemaphorePermit,
+}
+
 /// Listens on `address`.
-pub fn bind(address: SocketAddr, wildcard: Wildcard) -> io::Result<TcpListener> {
-    if wildcard == Wildcard::OneFamily || !address.ip().is_unspecified() {
-        return listen(address, true);
-    }
-    let any = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port());
-    match listen(any, false) {
-        // A kernel without IPv6.
-        Err(error) if error.kind() != io::ErrorKind::AddrInUse && address.is_ipv4() => listen(address, true),
-        result => result,
-    }
+pub fn bind(admission: &Admission, address: SocketAddr, wildcard: Wildcard) -> io::Result<Listener> {
+    let place = admission.listener()?;
+    let socket = if wildcard == Wildcard::OneFamily || !address.ip().is_unspecified() {
+        listen(address, true)
+    } else {
+        let any = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port());
+        match listen(any, false) {
+            // A kernel without IPv6.
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse && address.is_ipv4() => {
+                listen(address, true)
+            }
+            result => result,
+        }
+    };
+    Ok(Listener { socket: socket?, _place: place })
 }
 
 fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
@@ -62,26 +75,16 @@ fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
 }
 
 /// Answers on `listener` for as long as it is polled. Dropped, it ends its connections too.
-pub async fn serve(listener: TcpListener, router: Router) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+pub async fn serve(admission: Arc<Admission>, listener: Listener, router: Router) {
     let mut connections = JoinSet::new();
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else { return };
         while connections.try_join_next().is_some() {}
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let (router, permits) = (router.clone(), permits.clone());
-                let are_scarce = move || permits.available_permits() < MAX_CONNECTIONS / 2;
-                connections.spawn(async move {
-                    connection::answer(stream, router, are_scarce).await;
-                    drop(permit);
-                });
+        match listener.socket.accept().await {
+            Ok((stream, from)) => {
+                let place = admission.admit(Peer::of(&stream, from)).await;
+                connections.spawn(connection::answer(stream, router.clone(), place));
             }
-            // The client is gone again, or there are no descriptors left.
-            Err(error) => {
-                debug!(%error, "cannot accept a connection");
-                tokio::time::sleep(RECOVER).await;
-            }
+            Err(error) => admission.not_accepted(&error).await,
         }
     }
 }
@@ -101,6 +104,7 @@ pub struct Failure<'a> {
 /// Serves `router` on `address`, which logs call `server`, for ever. An address that cannot be bound is
 /// tried again every 5 s; with `hard_fail` it is an error. `failed` is told each time.
 pub async fn serve_at<F: Future<Output = ()>>(
+    admission: Arc<Admission>,
     server: &str,
     address: SocketAddr,
     router: Router,
@@ -110,10 +114,10 @@ pub async fn serve_at<F: Future<Output = ()>>(
     let mut n_failures = 0u64;
     let started = Instant::now();
     loop {
-        match bind(address, Wildcard::DualStack) {
+        match bind(&admission, address, Wildcard::DualStack) {
             Ok(listener) => {
                 info!(%address, server, "serving");
-                serve(listener, router).await;
+                serve(admission, listener, router).await;
                 return Ok(());
             }
             Err(error) => {

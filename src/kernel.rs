@@ -10,8 +10,10 @@ pub mod ipvs;
 mod netlink;
 pub mod nfacct;
 pub mod nft;
+pub mod open_files;
 pub mod recent;
 pub mod sysctl;
+mod xtables;
 
 #[cfg(test)]
 pub(crate) use netlink::in_new_namespace;
@@ -61,19 +63,44 @@ pub enum Readable {
 /// How chains of a table look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dump {
-    /// The number of the ruleset that this is about; `None` when somebody wrote meanwhile, so that each
-    /// chain is as it was at one moment or another of the dump.
+    /// On nft, the number of the ruleset that this is about; `None` when another process wrote meanwhile, so
+    /// that each chain is as it was at one moment or another of the dump. On legacy, which has no numbers,
+    /// `None`, and all chains are of one moment.
     pub generation: Option<u32>,
     /// By name, each once.
-    pub chains: Vec<(ChainName, Print)>,
+    pub chains: Vec<Shown>,
+}
+
+/// How one chain looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shown {
+    /// Its name.
+    pub name: ChainName,
+    /// Of its rules.
+    pub print: Print,
+    /// How many they are.
+    pub n_rules: u32,
 }
 
 impl Dump {
     /// How `chain` looks; `None` when it is not there.
-    pub fn of(&self, chain: &ChainName) -> Option<Print> {
-        let at = self.chains.binary_search_by_key(chain, |(name, _)| *name).ok()?;
-        Some(self.chains[at].1)
+    pub fn of(&self, chain: &ChainName) -> Option<Shown> {
+        let at = self.chains.binary_search_by_key(chain, |shown| shown.name).ok()?;
+        Some(self.chains[at])
     }
+}
+
+/// The numbers of a legacy table, which the kernel tells at once: any change of its size shows in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outline {
+    /// Where built-in chains begin, by the number of their hook.
+    pub hooks: [Option<u32>; 5],
+    /// Where they end.
+    pub policies: [u32; 5],
+    /// Rules and what stands for chains.
+    pub n_entries: u32,
+    /// All of them.
+    pub n_bytes: u32,
 }
 
 /// The tables of one family.
@@ -102,13 +129,17 @@ pub trait Iptables: Restore<Error = RestoreError> + Send {
     fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool>;
     /// Passes on the name of each chain of `table`.
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()>;
-    /// How the chains of `table` look: all of them, which the kernel does in a time quadratic in rules
-    /// (50 ms for 15 000), or `only` these, in some 10 us each, of which one that is not there looks empty.
-    /// `None` where that cannot be told (legacy).
+    /// How the chains of `table` look: all of them, or `only` these, of which one that is not there looks
+    /// empty. On nft the kernel takes a time quadratic in rules for all (50 ms for 15 000), and some 10 us for
+    /// each chain by name; on legacy it always shows the whole table (1 us a rule). `None` where the
+    /// kernel shows nothing.
     fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>>;
-    /// The number of the ruleset, which every commit of anybody raises; `None` where there is none
-    /// (legacy), or when it cannot be had.
-    fn generation(&mut self) -> Option<u32>;
+    /// On legacy, the numbers of `table`; `None` on nft.
+    fn outline(&mut self, _: Table) -> anyhow::Result<Option<Outline>> {
+        Ok(None)
+    }
+    /// The number of the ruleset, which every commit of anybody raises; `None` where there is none (legacy).
+    fn generation(&mut self) -> anyhow::Result<Option<u32>>;
     /// How long restores have waited for others to let go of the xtables lock since this was asked
     /// last.
     fn lock_wait(&mut self) -> Duration {

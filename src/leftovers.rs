@@ -23,9 +23,6 @@ use crate::rules::remains::Remains;
 /// The table of kube-proxy's nftables mode, in the families `ip` and `ip6`.
 const NFT_TABLE: &str = "kube-proxy";
 
-/// How the sets of kube-proxy's ipvs mode begin.
-const SET_PREFIX: &str = "KUBE-";
-
 /// What takes IPVS's virtual servers away by hand, as not all of them need be kube-proxy's.
 const IPVS_ADVICE: &str = "remove each of kube-proxy's (`ipvsadm -l -n` lists all) with `ipvsadm -D -t ADDRESS:PORT` \
 (-u for UDP); only if nothing else on this node uses IPVS, `ipvsadm --clear` removes all";
@@ -56,15 +53,18 @@ pub enum Leftover {
 
 impl Leftover {
     /// How to remove it by hand, where a command of others does that and nothing else.
-    pub fn by_hand(&self) -> Option<&'static str> {
-        match self {
-            Leftover::Rules { .. } => None,
-            Leftover::NftTable(IpFamily::V4) => Some("nft delete table ip kube-proxy"),
-            Leftover::NftTable(IpFamily::V6) => Some("nft delete table ip6 kube-proxy"),
-            Leftover::IpvsDevice => Some("ip link delete kube-ipvs0"),
-            Leftover::IpSets(_) => Some("ipset list -n | grep '^KUBE-' | xargs -n1 ipset destroy"),
-            Leftover::IpvsServers(_) | Leftover::OtherServers(_) => Some(IPVS_ADVICE),
-        }
+    pub fn by_hand(&self) -> Option<String> {
+        let command = match self {
+            Leftover::Rules { .. } => return None,
+            Leftover::NftTable(IpFamily::V4) => "nft delete table ip kube-proxy",
+            Leftover::NftTable(IpFamily::V6) => "nft delete table ip6 kube-proxy",
+            Leftover::IpvsDevice => "ip link delete kube-ipvs0",
+            Leftover::IpSets(names) => {
+                return Some(format!("for set in {}; do ipset destroy $set; done", names.join(" ")));
+            }
+            Leftover::IpvsServers(_) | Leftover::OtherServers(_) => IPVS_ADVICE,
+        };
+        Some(command.to_owned())
     }
 
     /// Whether it tells which virtual servers are kube-proxy's, and so has to outlive them.
@@ -81,6 +81,7 @@ impl Leftover {
     pub fn parts(&self) -> Vec<String> {
         match self {
             Leftover::IpvsServers(servers) => servers.iter().map(Server::to_string).collect(),
+            Leftover::IpSets(names) => names.clone(),
             _ => Vec::new(),
         }
     }
@@ -99,7 +100,7 @@ impl fmt::Display for Leftover {
             ),
             Leftover::NftTable(family) => write!(f, "{family} nftables table {NFT_TABLE}"),
             Leftover::IpvsDevice => write!(f, "interface {} of ipvs mode", ipvs::DEVICE),
-            Leftover::IpSets(names) => write!(f, "{} ipsets {SET_PREFIX}* of ipvs mode", names.len()),
+            Leftover::IpSets(names) => write!(f, "{} ipsets of ipvs mode", names.len()),
             Leftover::IpvsServers(servers) => write!(f, "{} virtual servers of ipvs mode", servers.len()),
             Leftover::OtherServers(servers) => ipvs_mode::write_others(f, servers),
         }
@@ -135,12 +136,14 @@ pub fn find() -> (Vec<Leftover>, Vec<Trouble>) {
     let mut witnesses = Vec::new();
     match ipset::names() {
         Ok(mut names) => {
-            names.retain(|name| name.starts_with(SET_PREFIX));
+            names.retain(|name| ipvs_mode::is_set(name));
             witnesses.extend((!names.is_empty()).then_some(Leftover::IpSets(names)));
         }
         Err(error) => troubles.push(Trouble(format!("cannot look for ipsets: {error}"))),
     }
-    witnesses.extend(find_device());
+    let (device, trouble) = find_device();
+    witnesses.extend(device);
+    troubles.extend(trouble);
     let (of_ipvs_mode, trouble) = ipvs_mode::with_witnesses(servers, witnesses);
     found.extend(of_ipvs_mode);
     troubles.extend(trouble);
@@ -168,13 +171,18 @@ pub fn find_nft_tables() -> (Vec<Leftover>, Vec<Trouble>) {
 
 /// What of ipvs mode may still serve: virtual servers, others' too, and the interface.
 pub fn find_ipvs() -> (Vec<Leftover>, Vec<Trouble>) {
-    let (mut found, troubles) = ipvs_mode::find_servers(&mut KernelIpvs);
-    found.extend(find_device());
+    let (mut found, mut troubles) = ipvs_mode::find_servers(&mut KernelIpvs);
+    let (device, trouble) = find_device();
+    found.extend(device);
+    troubles.extend(trouble);
     (found, troubles)
 }
 
-fn find_device() -> Option<Leftover> {
-    ipvs::has_device().then_some(Leftover::IpvsDevice)
+fn find_device() -> (Option<Leftover>, Option<Trouble>) {
+    match ipvs::has_device() {
+        Ok(is_there) => (is_there.then_some(Leftover::IpvsDevice), None),
+        Err(error) => (None, Some(Trouble(format!("cannot look for interface {}: {error}", ipvs::DEVICE)))),
+    }
 }
 
 /// What is in the tables of `backend` and `family`. A back-end whose programs are not installed has
@@ -187,7 +195,7 @@ pub fn find_rules(backend: Backend, family: IpFamily) -> (Vec<Leftover>, Vec<Tro
         if backend == Backend::Legacy && !has_legacy_table(family, table) {
             continue;
         }
-        let mut remains = Remains::new(table);
+        let mut remains = Remains::new(family, table);
         match kernel.save(table, &mut |line| remains.line(line)) {
             Ok(()) if remains.is_empty() => {}
             Ok(()) => found.push(Leftover::Rules { backend, family, remains }),

@@ -12,6 +12,7 @@ mod process;
 pub mod release;
 mod requests;
 mod server;
+mod stale;
 mod sync;
 
 pub use node::EventLoss;
@@ -20,6 +21,7 @@ pub use pages::Pages;
 pub use process::ReadLargest;
 pub use requests::Request;
 pub use server::router;
+pub use stale::ReadAges;
 pub use sync::{Stages, SyncSample};
 
 use std::time::{Duration, SystemTime};
@@ -32,8 +34,9 @@ use cluster::ClusterMetrics;
 use define::Definer;
 use node::NodeMetrics;
 use packets::Packets;
-use process::{Children, Process};
+use process::{External, Process};
 use requests::RequestMetrics;
+use stale::Stale;
 use sync::SyncMetrics;
 
 /// Packets dropped because conntrack called them INVALID.
@@ -118,7 +121,22 @@ impl Metrics {
 
     /// Shows what memory programs had that were started.
     pub fn children(&self, largest: ReadLargest) -> anyhow::Result<()> {
-        Ok(self.registry.register(Box::new(Children::new(largest)?))?)
+        Ok(self.registry.register(Box::new(External::children(largest)?))?)
+    }
+
+    /// Shows how many lines of the log could not be written.
+    pub fn lost_lines(&self, n_lost: fn() -> u64) -> anyhow::Result<()> {
+        Ok(self.registry.register(Box::new(External::lost_lines(n_lost)?))?)
+    }
+
+    /// Shows for how long each kind of objects has not been followed.
+    pub fn watches(&self, read: ReadAges) -> anyhow::Result<()> {
+        Ok(self.registry.register(Box::new(Stale::new(read)?))?)
+    }
+
+    /// Notes a connection to the API server.
+    pub fn connected(&self) {
+        self.requests.connected();
     }
 
     /// Notes a sync.
@@ -216,6 +234,16 @@ impl Metrics {
     /// Notes that `server` (`healthz`, `metrics`, `service_health`) cannot listen on an address.
     pub fn bind_failed(&self, server: &str) {
         self.node.bind_failed(server);
+    }
+
+    /// Notes that a server could not accept a connection.
+    pub fn connection_not_accepted(&self) {
+        self.node.connection_not_accepted();
+    }
+
+    /// Notes that a connection was closed to make room for another.
+    pub fn connection_evicted(&self) {
+        self.node.connection_evicted();
     }
 
     /// Notes an event of a type (`Normal`, `Warning`) that was sent.

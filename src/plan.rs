@@ -17,7 +17,7 @@ mod delta;
 mod input;
 mod prints;
 
-pub use committed::{Committed, Digest, Reader, UdpDoors};
+pub use committed::{Committed, Digest, Found, Reader, UdpDoors};
 pub use input::{Aftermath, Limits, LineIndex, Restore, Tally, Uncertain};
 pub use prints::{Due, Print, Prints};
 

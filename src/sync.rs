@@ -20,6 +20,7 @@ mod report;
 mod stopwatch;
 mod sweep;
 mod tables;
+mod threads;
 mod triggers;
 mod turns;
 mod wanted;
@@ -29,7 +30,7 @@ pub use measure::Meter;
 pub use observer::{Finding, News, Observer, Scope, Synced};
 pub use report::{Drift, Quarantine, Refusal, Report, SyncError};
 pub use sweep::{Sweep, Sweeper};
-pub use tables::Look;
+pub use tables::{Depth, Look};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,6 +63,8 @@ pub enum Event {
     TablesFlushed(IpFamily),
     /// Somebody, perhaps we, committed to nf_tables; the ruleset's generation if it is known.
     TablesWritten(Option<u32>),
+    /// The node's addresses may have changed.
+    AddressesChanged,
     /// It is time to look whether anybody else wrote to the tables.
     LookDue,
     /// It is time to look whether the kernel still remembers all clients with session affinity.
@@ -91,7 +94,8 @@ pub enum Ended {
     SourcesGone,
 }
 
-/// Finds out what only the node knows; called before each sync, as addresses come and go.
+/// Finds out what only the node knows; called before each sync, and when its addresses may have changed.
+/// What cannot be found out is as it was last known.
 pub type HostSource = Arc<dyn Fn() -> Host + Send + Sync>;
 
 /// What the loop is made of.
@@ -120,6 +124,8 @@ pub struct Inputs {
     pub flushed: mpsc::Receiver<IpFamily>,
     /// Commits to nf_tables, by generation; `None` when some were missed.
     pub written: mpsc::Receiver<Option<u32>>,
+    /// Changes of the node's addresses, a few a second at most.
+    pub addresses: mpsc::Receiver<()>,
     /// Set when the process is to end.
     pub shutdown: tokio::sync::watch::Receiver<bool>,
 }
@@ -188,7 +194,7 @@ impl<K: Iptables + 'static> Loop<K> {
 
     /// Runs until it is told to end, or cannot go on.
     pub async fn run(mut self, inputs: Inputs) -> Ended {
-        let Inputs { mut watch, mut flushed, mut written, mut shutdown } = inputs;
+        let Inputs { mut watch, mut flushed, mut written, mut addresses, mut shutdown } = inputs;
         let mut affinity_reading = None;
         let families: Vec<IpFamily> = self.state.families.iter().map(FamilySync::family).collect();
         self.tell(|observer| observer.started(&families));
@@ -198,6 +204,7 @@ impl<K: Iptables + 'static> Loop<K> {
                 () = until_set(&mut shutdown) => Event::Shutdown,
                 Some(family) = flushed.recv() => Event::TablesFlushed(family),
                 Some(generation) = written.recv() => Event::TablesWritten(generation),
+                Some(()) = addresses.recv() => Event::AddressesChanged,
                 event = watch.recv() => match event {
                     Some(event) => Event::Watch(event),
                     None => return Ended::SourcesGone,
@@ -228,6 +235,9 @@ impl<K: Iptables + 'static> Loop<K> {
             }
             if let Some(ended) = ended {
                 return ended;
+            }
+            if *shutdown.borrow() {
+                return Ended::Shutdown;
             }
             let may_start = self.may_start().is_none_or(|at| at <= Instant::now());
             if (is_urgent && self.is_listed() && self.is_dirty()) || (may_start && self.is_waiting()) {
@@ -277,7 +287,10 @@ impl<K: Iptables + 'static> Loop<K> {
                 }
             }
             Event::TablesWritten(generation) => self.lookout.committed(generation, Instant::now()),
-            Event::RetryDue
+            // The first sync looks for itself.
+            Event::AddressesChanged if self.is_listed() => self.addresses_changed(),
+            Event::AddressesChanged
+            | Event::RetryDue
             | Event::SyncDue
             | Event::LookDue
             | Event::FullSyncDue
@@ -407,19 +420,34 @@ impl<K: Iptables + 'static> Loop<K> {
         if goes_on { None } else { self.pacer.may_start() }
     }
 
-    /// The ruleset's generation, on the nft back-end.
+    /// The ruleset's generation, on the nft back-end; `None` also when it cannot be had.
     fn generation(&mut self) -> Option<u32> {
-        generation(&mut self.state)
+        let found = generation(&mut self.state);
+        self.note_generation(found)
+    }
+
+    fn note_generation(&mut self, found: anyhow::Result<Option<u32>>) -> Option<u32> {
+        found.map(|generation| self.lookout.found(generation)).unwrap_or_else(|error| {
+            let n_failures = self.lookout.lost();
+            if n_failures.is_power_of_two() {
+                warn!(n_failures, error = %format!("{error:#}"), "cannot read the generation of the ruleset; keeping the last one");
+            }
+            None
+        })
     }
 
     /// Looks whether somebody else changed anything of ours; a family of which that may be is read, at once.
     async fn look(&mut self) -> bool {
         let started = Instant::now();
         let seen = self.generation();
+        if self.lookout.is_lost() {
+            self.lookout.look_later(Instant::now());
+            return false;
+        }
         if let Some(generation) = seen.filter(|_| self.lookout.is_settled(seen)) {
             return self.look_on(generation, started).await;
         }
-        let looks = self.on_families(FamilySync::look).await;
+        let looks = self.on_families(|sync| sync.look(Depth::Quick)).await;
         for (sync, look) in self.state.families.iter_mut().zip(&looks).filter(|(_, look)| look.is_wrong) {
             // What the look could not compare is left to the audit, where it is much.
             if look.is_unread { sync.suspect() } else { sync.touch_everything(true) }
@@ -469,7 +497,7 @@ impl<K: Iptables + 'static> Loop<K> {
         let started = Instant::now();
         let seen = self.generation();
         if self.lookout.begin_audit(seen, started) {
-            let looks = self.on_families(FamilySync::look).await;
+            let looks = self.on_families(|sync| sync.look(Depth::Whole)).await;
             let is_read = |look: &Look| look.is_wrong || look.is_unread;
             for (sync, _) in self.state.families.iter_mut().zip(&looks).filter(|(_, look)| is_read(look)) {
                 sync.touch_everything(true);
@@ -503,13 +531,28 @@ impl<K: Iptables + 'static> Loop<K> {
         std::mem::replace(&mut self.state, empty)
     }
 
+    /// Finds out what rules depend on beside the objects; the families for which that is something new.
+    fn settle(&mut self) -> Vec<IpFamily> {
+        let host = (self.parts.host)();
+        let (config, node) = (&self.parts.config, self.settled_node.as_ref());
+        let families = self.state.families.iter_mut().filter_map(|sync| {
+            let family = sync.family();
+            sync.set_settings(Settings::new(config, node, &host, family)).then_some(family)
+        });
+        families.collect()
+    }
+
+    /// Has rules follow the node's addresses.
+    fn addresses_changed(&mut self) {
+        for family in self.settle() {
+            self.is_changed = true;
+            self.tell(|observer| observer.queued(family));
+        }
+    }
+
     /// Syncs the families that have something to do, at the same time, off the async threads.
     async fn sync(&mut self, shutdown: &mut tokio::sync::watch::Receiver<bool>) {
-        let host = (self.parts.host)();
-        for sync in &mut self.state.families {
-            let node = self.settled_node.as_ref();
-            sync.set_settings(Settings::new(&self.parts.config, node, &host, sync.family()));
-        }
+        self.settle();
         self.is_changed = false;
         let before = self.generation();
         if !self.lookout.is_continued(before) {
@@ -520,7 +563,8 @@ impl<K: Iptables + 'static> Loop<K> {
         let mut work = Box::pin(on_thread(self.take_state(), move |state| {
             let done = sync_families(state, &node_name, &stop, &observers);
             let after = generation(state);
-            let alone = after.filter(|_| lookout::is_alone(before, after, done.n_commits));
+            let number = after.as_ref().ok().copied().flatten();
+            let alone = number.filter(|_| lookout::is_alone(before, number, done.n_commits));
             let has_due_prints = take_prints_soon(state, alone);
             (done, after, has_due_prints)
         }));
@@ -533,6 +577,7 @@ impl<K: Iptables + 'static> Loop<K> {
             }
         };
         self.state = state;
+        let after = self.note_generation(after);
         let now = Instant::now();
         self.pacer.ended(now, done.is_success);
         if done.is_drifted {
@@ -546,20 +591,14 @@ impl<K: Iptables + 'static> Loop<K> {
 }
 
 /// The ruleset's generation, which all families share.
-fn generation<K: Iptables>(state: &mut State<K>) -> Option<u32> {
-    state.families.first_mut().and_then(|sync| sync.kernel().generation())
+fn generation<K: Iptables>(state: &mut State<K>) -> anyhow::Result<Option<u32>> {
+    state.families.first_mut().map_or(Ok(None), |sync| sync.kernel().generation())
 }
 
 /// Takes prints of what was written up to the generation `alone`, at which nobody else had written
 /// meanwhile; whether some are left for later.
 fn take_prints_soon<K: Iptables>(state: &mut State<K>, alone: Option<u32>) -> bool {
-    let take = |sync: &mut FamilySync<K>| match alone {
-        Some(generation) => sync.take_prints_soon(generation),
-        None => {
-            sync.give_up_prints();
-            false
-        }
-    };
+    let take = |sync: &mut FamilySync<K>| sync.take_prints_soon(alone);
     state.families.iter_mut().map(take).fold(false, |any, one| any | one)
 }
 
@@ -616,21 +655,13 @@ fn sync_families<K: Iptables>(
     let State { families, snapshot } = state;
     let zone = snapshot.node().and_then(|node| node.zone.clone());
     let view = View { snapshot, place: Place { node: node_name, zone: zone.as_deref() } };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = families
-            .iter_mut()
-            .filter(|sync| sync.is_dirty())
-            .map(|sync| scope.spawn(move || sync_family(sync, view, stop, observers)))
-            .collect();
-        let mut done = Done { is_success: true, n_commits: 0, is_drifted: false };
-        for thread in threads {
-            let report = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            done.is_success &= report.outcome.is_ok();
-            done.n_commits += report.tally.n_commits;
-            done.is_drifted |= !report.drift.is_empty();
-        }
-        done
-    })
+    let dirty = families.iter_mut().filter(|sync| sync.is_dirty());
+    let reports = threads::side_by_side(dirty, |sync| sync_family(sync, view, stop, observers));
+    Done {
+        is_success: reports.iter().all(|report| report.outcome.is_ok()),
+        n_commits: reports.iter().map(|report| report.tally.n_commits).sum(),
+        is_drifted: reports.iter().any(|report| !report.drift.is_empty()),
+    }
 }
 
 fn sync_family<K: Iptables>(

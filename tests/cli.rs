@@ -307,3 +307,21 @@ fn a_configuration_that_cannot_be_read_is_named() {
     let folder = testdata().to_string_lossy().into_owned();
     check_refused(&["run", &format!("--config={folder}")], "", 1, &["it is a folder"]);
 }
+
+#[test]
+fn what_is_no_regular_file_in_a_folder_is_named_and_the_same_problem_is_one_line() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let folder_name = folder.path().to_str().unwrap();
+    let fifo = folder.path().join("0\n\u{1b}[2J.yaml");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let bad: String = (0..20_000).map(|i| format!(", {{addresses: [x{i}]}}")).collect();
+    let text = WEB.replace("[{addresses: [10.1.0.5]}]", &format!("[{{addresses: [10.1.0.5]}}{bad}]"));
+    std::fs::write(folder.path().join("a.yaml"), text).unwrap();
+    let answer = chainsmith(&["render", "--node", "node-1", "-f", folder_name], "");
+    assert_eq!(answer.status, 1);
+    assert!(answer.stdout.contains("10.1.0.5:8080"));
+    let lines: Vec<&str> = answer.stderr.lines().collect();
+    assert_eq!(lines.len(), 2, "{}", answer.stderr);
+    assert!(lines[0].ends_with("/0\\n\\u{1b}[2J.yaml: is not a regular file; ignored"), "{}", lines[0]);
+    assert!(lines[1].ends_with("(and 19999 more: \"x1\", \"x2\", ...)"), "{}", lines[1]);
+}

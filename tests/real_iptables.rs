@@ -16,8 +16,12 @@ mod drift;
 mod fates;
 #[path = "real_iptables/held.rs"]
 mod held;
+#[path = "real_iptables/idle.rs"]
+mod idle;
 #[path = "real_iptables/large.rs"]
 mod large;
+#[path = "real_iptables/log.rs"]
+mod log;
 #[path = "real_iptables/namespace.rs"]
 mod namespace;
 #[path = "real_iptables/restore.rs"]

@@ -5,11 +5,12 @@ use axum::http::{HeaderMap, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::Shared;
-use super::answer::{failure, json_body, not_found};
+use super::answer::{Refusal, json_body};
 use super::object::{Key, metadata};
 use super::request::Target;
 use super::resource::Resource;
 use super::store::Store;
+use super::valid;
 
 /// Answers a request that changes an object.
 pub fn change(
@@ -26,7 +27,7 @@ pub fn change(
             "PUT" => replace(&mut store, target, body),
             "PATCH" => patch(&mut store, target, headers, body),
             "DELETE" => delete(&mut store, target),
-            _ => Err(refuse(405, NOT_ALLOWED)),
+            _ => Err(Refusal::not_allowed()),
         }
     };
     match answer {
@@ -35,54 +36,50 @@ pub fn change(
             shared.board.count(target.resource.plural, |counts| counts.writes += 1);
             response
         }
-        Err((code, message)) => failure(code, &message),
+        Err(refusal) => refusal.response(),
     }
 }
 
-/// A code and a message.
-type Refusal = (u16, String);
 type Answer = Result<Response<Body>, Refusal>;
-
-const NOT_ALLOWED: &str = "the server does not allow this method on the requested resource";
-
-fn refuse(code: u16, message: impl Into<String>) -> Refusal {
-    (code, message.into())
-}
 
 fn create(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
     if target.name.is_some() {
-        return Err(refuse(405, NOT_ALLOWED));
+        return Err(Refusal::not_allowed());
     }
     let mut value = parse(target.resource, body)?;
     let name = match (&value["metadata"]["name"], &value["metadata"]["generateName"]) {
         (Value::String(name), _) if !name.is_empty() => name.clone(),
         (_, Value::String(prefix)) => format!("{prefix}{:05}", store.version()),
         _ => {
-            return Err(refuse(422, "name: Required value: name or generateName is required"));
+            return Err(Refusal::new(422, "name: Required value: name or generateName is required"));
         }
     };
     let namespace = match &target.namespace {
         Some(namespace) => namespace.clone(),
         None if target.resource.is_namespaced => {
-            return Err(refuse(405, "a namespace is required"));
+            return Err(Refusal::new(405, "a namespace is required"));
         }
         None => String::new(),
     };
     let given = value["metadata"]["namespace"].as_str().unwrap_or("");
     if !given.is_empty() && given != namespace {
-        return Err(refuse(
+        return Err(Refusal::new(
             400,
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
     }
     let key = Key { namespace, name };
     if store.get(target.resource, &key).is_some() {
-        return Err(refuse(409, format!("{} {:?} already exists", target.resource.long_name(), key.name)));
+        let message = format!("{} {:?} already exists", target.resource.long_name(), key.name);
+        let refusal = Refusal::new(409, message).because(Some("AlreadyExists"));
+        return Err(refusal.about_object(target.resource, &key.name));
     }
     // What a client says about these is not believed.
     for field in ["uid", "creationTimestamp"] {
         metadata(&mut value).remove(field);
     }
+    valid::complete(target.resource, &mut value);
+    valid::check(target.resource, &key.name, &value, None)?;
     store.put(target.resource, key.clone(), value);
     store.mark_posted(target.resource, key.clone());
     Ok(current(store, target.resource, &key, StatusCode::CREATED))
@@ -92,7 +89,7 @@ fn replace(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
     let (key, old) = existing(store, target)?;
     let value = parse(target.resource, body)?;
     check_version(target, &key, &value, &old)?;
-    store.put(target.resource, key.clone(), merged(target, old, value));
+    put(store, target.resource, &key, &old, merged(target, old.clone(), value))?;
     Ok(current(store, target.resource, &key, StatusCode::OK))
 }
 
@@ -100,18 +97,32 @@ fn patch(store: &mut Store, target: &Target, headers: &HeaderMap, body: &Bytes) 
     let media = headers.get(header::CONTENT_TYPE).and_then(|media| media.to_str().ok()).unwrap_or("");
     // A strategic merge differs in how lists are merged; nothing here depends on that.
     if !matches!(media, "application/merge-patch+json" | "application/strategic-merge-patch+json") {
-        return Err(refuse(415, format!("the simulator knows merge patches, not {media:?}")));
+        return Err(Refusal::new(415, format!("the simulator knows merge patches, not {media:?}")));
     }
     let (key, old) = existing(store, target)?;
-    let patch: Value = serde_json::from_slice(body).map_err(|error| refuse(400, error.to_string()))?;
+    let patch: Value = serde_json::from_slice(body).map_err(|error| Refusal::new(400, error.to_string()))?;
     check_version(target, &key, &patch, &old)?;
     let mut value = old.clone();
     merge(&mut value, &patch);
     if !value.is_object() || !value["metadata"].is_object() {
-        return Err(refuse(422, "the patch leaves no object"));
+        return Err(Refusal::new(422, "the patch leaves no object"));
     }
-    store.put(target.resource, key.clone(), merged(target, old, value));
+    put(store, target.resource, &key, &old, merged(target, old.clone(), value))?;
     Ok(current(store, target.resource, &key, StatusCode::OK))
+}
+
+/// Takes the place of `old`, if it may.
+fn put(
+    store: &mut Store,
+    resource: &'static Resource,
+    key: &Key,
+    old: &Value,
+    mut value: Value,
+) -> Result<(), Refusal> {
+    valid::complete(resource, &mut value);
+    valid::check(resource, &key.name, &value, Some(old))?;
+    store.put(resource, key.clone(), value);
+    Ok(())
 }
 
 fn delete(store: &mut Store, target: &Target) -> Answer {
@@ -129,10 +140,10 @@ fn delete(store: &mut Store, target: &Target) -> Answer {
 /// The object that the path names, as it is.
 fn existing(store: &Store, target: &Target) -> Result<(Key, Value), Refusal> {
     let Some(key) = target.key() else {
-        return Err(refuse(405, NOT_ALLOWED));
+        return Err(Refusal::not_allowed());
     };
     let object = store.get(target.resource, &key);
-    let object = object.ok_or_else(|| refuse(404, not_found(target.resource, &key.name)))?;
+    let object = object.ok_or_else(|| Refusal::not_found(target.resource, &key.name))?;
     Ok((key, object.value()))
 }
 
@@ -158,25 +169,27 @@ fn check_version(target: &Target, key: &Key, new: &Value, old: &Value) -> Result
     if wanted.is_empty() || Some(wanted) == old["metadata"]["resourceVersion"].as_str() {
         return Ok(());
     }
-    Err(refuse(
+    Err(Refusal::new(
         409,
         format!(
             "Operation cannot be fulfilled on {} {:?}: the object has been modified; please apply your changes to the latest version and try again",
             target.resource.long_name(),
             key.name,
         ),
-    ))
+    )
+    .about_object(target.resource, &key.name))
 }
 
 fn parse(resource: &Resource, body: &Bytes) -> Result<Value, Refusal> {
-    let mut value: Value = serde_json::from_slice(body).map_err(|error| refuse(400, error.to_string()))?;
+    let mut value: Value =
+        serde_json::from_slice(body).map_err(|error| Refusal::new(400, error.to_string()))?;
     let says = |field: &str, wanted: &str| value.get(field).is_none_or(|text| text == wanted);
     if !value.is_object() || !says("kind", resource.kind) || !says("apiVersion", resource.api_version) {
-        return Err(refuse(400, format!("the object provided is not a {}", resource.kind)));
+        return Err(Refusal::new(400, format!("the object provided is not a {}", resource.kind)));
     }
     let has_metadata = value["metadata"].is_null() || value["metadata"].is_object();
     if !has_metadata {
-        return Err(refuse(400, "metadata is not an object"));
+        return Err(Refusal::new(400, "metadata is not an object"));
     }
     if value["metadata"].is_null() {
         value["metadata"] = json!({});

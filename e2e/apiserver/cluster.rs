@@ -1,6 +1,5 @@
 //! The choice between the simulator and a real API server, and what the two have in common.
 
-use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -8,7 +7,9 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::ApiServer;
+use super::access::User;
 use super::fault::Fault;
+use super::programs::TOKEN;
 use super::real::RealServer;
 
 /// An API server that a test fills and a client watches.
@@ -21,8 +22,10 @@ pub trait Cluster: Send + Sync {
     fn events(&self) -> Vec<Value>;
     /// A kubeconfig for clients that reach the address it was started on.
     fn kubeconfig(&self) -> String;
-    /// A kubeconfig for clients that reach it at `ip`.
+    /// A kubeconfig for clients that reach it at `ip`, with [`TOKEN`].
     fn kubeconfig_at(&self, ip: IpAddr) -> String;
+    /// The certificate of the authority that clients can check it by, as PEM.
+    fn authority(&self) -> String;
 
     /// Puts the objects of a YAML text with several documents and Lists, in its order.
     fn put_yaml(&self, text: &str) {
@@ -54,13 +57,17 @@ pub fn start_cluster(listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Resu
         Some(folder) if !folder.is_empty() => {
             Ok(Box::new(RealServer::start(Path::new(&folder), listen, netns)?))
         }
-        _ => Ok(Box::new(ApiServer::start(listen, netns)?)),
+        _ => {
+            let server = ApiServer::start(listen, netns)?;
+            server.require_token(Some(TOKEN));
+            Ok(Box::new(server))
+        }
     }
 }
 
 impl Cluster for ApiServer {
     fn put(&self, object: Value) -> u64 {
-        ApiServer::put(self, object)
+        self.apply(object).unwrap_or_else(|why| panic!("the API server refused: {why}"))
     }
 
     fn delete(&self, kind: &str, namespace: Option<&str>, name: &str) -> bool {
@@ -72,11 +79,15 @@ impl Cluster for ApiServer {
     }
 
     fn kubeconfig(&self) -> String {
-        ApiServer::kubeconfig(self)
+        Cluster::kubeconfig_at(self, self.reachable())
     }
 
     fn kubeconfig_at(&self, ip: IpAddr) -> String {
-        ApiServer::kubeconfig_at(self, ip, None)
+        self.kubeconfig_https(ip, &User::Token(TOKEN.to_owned()))
+    }
+
+    fn authority(&self) -> String {
+        ApiServer::authority(self)
     }
 
     fn set_fault(&self, fault: Option<Fault>) {
@@ -90,25 +101,6 @@ impl Cluster for ApiServer {
     fn simulator(&self) -> Option<&ApiServer> {
         Some(self)
     }
-}
-
-/// A kubeconfig for `server` (a URL). A https server is not verified: its certificate is made anew at
-/// every start.
-pub fn kubeconfig(server: &str, token: Option<&str>, token_file: Option<&Path>) -> String {
-    let mut user = String::new();
-    if let Some(token) = token {
-        let _ = write!(user, "token: {token:?}");
-    }
-    if let Some(file) = token_file {
-        let _ = write!(user, "tokenFile: {:?}", file.display().to_string());
-    }
-    let verify = if server.starts_with("https:") { ", insecure-skip-tls-verify: true" } else { "" };
-    format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-         clusters:\n- name: test\n  cluster: {{server: {server:?}{verify}}}\n\
-         users:\n- name: test\n  user: {{{user}}}\n\
-         contexts:\n- name: test\n  context: {{cluster: test, user: test}}\n"
-    )
 }
 
 /// The objects of a YAML text: several documents, Lists opened, empty documents left out.

@@ -12,6 +12,8 @@ pub struct Counters {
     pub resources: BTreeMap<String, ResourceCounters>,
     /// TCP connections accepted.
     pub connections: u64,
+    /// Requests of every kind, refused ones included.
+    pub requests: u64,
     /// Bytes written to all connections, heads and compressed bodies as they went.
     pub wire_bytes: u64,
 }
@@ -23,6 +25,9 @@ pub struct ResourceCounters {
     pub lists: u64,
     /// List requests in all, continued ones included.
     pub pages: u64,
+    /// Lists and pages that a real server reads from etcd, not from its watch cache: with a limit or a
+    /// token to go on by, unless as of any version.
+    pub pages_from_etcd: u64,
     /// Watch requests in all.
     pub watches: u64,
     /// Watch requests that asked for initial events (streaming lists).
@@ -54,6 +59,7 @@ pub struct Board {
     resources: Mutex<BTreeMap<&'static str, ResourceCounters>>,
     changed: Condvar,
     connections: AtomicU64,
+    requests: AtomicU64,
     wire_bytes: AtomicU64,
 }
 
@@ -68,6 +74,11 @@ impl Board {
     /// A connection was accepted.
     pub fn connected(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request has come.
+    pub fn asked(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
     /// `n_bytes` were written to a connection.
@@ -92,6 +103,7 @@ impl Board {
         Counters {
             resources: resources.iter().map(|(name, counts)| ((*name).to_owned(), counts.clone())).collect(),
             connections: self.connections.load(Ordering::Relaxed),
+            requests: self.requests.load(Ordering::Relaxed),
             wire_bytes: self.wire_bytes.load(Ordering::Relaxed),
         }
     }

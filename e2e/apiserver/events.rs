@@ -1,6 +1,59 @@
 //! The lines of a watch: one event each, `{"type":...,"object":...}`.
 
+use std::io::Write;
+
 use axum::body::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+/// How streaming lists are compressed, by a server that does (Kubernetes from 1.37).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gzip {
+    /// One member to the end of the watch, flushed after each chunk.
+    Flushed,
+    /// A member for each event.
+    MemberPerEvent,
+}
+
+/// Compresses the chunks of one watch.
+pub struct Zip {
+    how: Gzip,
+    encoder: Option<GzEncoder<Vec<u8>>>,
+}
+
+impl Zip {
+    /// Begins to compress.
+    pub fn new(how: Gzip) -> Zip {
+        Zip { how, encoder: Some(encoder()) }
+    }
+
+    /// `chunk`, compressed, so that the client can read all of it at once.
+    pub fn take(&mut self, chunk: &[u8]) -> Bytes {
+        match (self.how, &mut self.encoder) {
+            (Gzip::Flushed, Some(encoder)) => {
+                encoder.write_all(chunk).and_then(|()| encoder.flush()).expect("a Vec takes all");
+                std::mem::take(encoder.get_mut()).into()
+            }
+            _ => chunk.split_inclusive(|byte| *byte == b'\n').flat_map(member).collect(),
+        }
+    }
+
+    /// What ends the body, once.
+    pub fn end(&mut self) -> Option<Bytes> {
+        let encoder = self.encoder.take().filter(|_| self.how == Gzip::Flushed)?;
+        Some(encoder.finish().expect("a Vec takes all").into())
+    }
+}
+
+fn encoder() -> GzEncoder<Vec<u8>> {
+    GzEncoder::new(Vec::new(), Compression::fast())
+}
+
+fn member(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = encoder();
+    encoder.write_all(bytes).expect("a Vec takes all");
+    encoder.finish().expect("a Vec takes all")
+}
 
 /// Events that go out together.
 #[derive(Debug, Default)]

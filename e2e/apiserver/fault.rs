@@ -48,6 +48,18 @@ pub enum Fault {
         /// What [`super::ApiServer::version`] gave once.
         at: u64,
     },
+    /// The server has lost its etcd. Watches stay open and are silent; what its cache can answer
+    /// (lists and watches as of any version) is as of `at`; everything else waits and fails.
+    EtcdStopped {
+        /// What [`super::ApiServer::version`] gave when it stopped.
+        at: u64,
+    },
+    /// Like [`Fault::EtcdStopped`], of a server that just starts while its etcd hangs: what waits
+    /// for a version fails by the ERROR event of a deadline.
+    Starting {
+        /// What [`super::ApiServer::version`] gave when the server before it ended.
+        at: u64,
+    },
     /// Streaming lists are refused with 422, as with the `WatchList` feature off.
     RefuseStreamingLists,
     /// Streaming lists are not understood, as before Kubernetes 1.27: the objects come, the
@@ -67,6 +79,14 @@ pub struct Setting {
 }
 
 impl Fault {
+    /// The version that a server without etcd is stuck at.
+    pub fn stuck_at(&self) -> Option<u64> {
+        match self {
+            Fault::EtcdStopped { at } | Fault::Starting { at } => Some(*at),
+            _ => None,
+        }
+    }
+
     /// Whether it is one of connections, which a proxy can make too.
     pub fn is_of_connections(&self) -> bool {
         matches!(self, Fault::Cut { .. } | Fault::Slow { .. } | Fault::Silent | Fault::Away)

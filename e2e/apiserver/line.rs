@@ -1,14 +1,13 @@
 //! The connections: a TCP listener and a stream that can be cut, slowed and silenced at any byte.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{Error, ErrorKind, Result};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -38,23 +37,20 @@ impl Lines {
     pub fn new(listener: TcpListener, wire: Wire) -> Lines {
         Lines { listener, wire }
     }
-}
 
-impl Listener for Lines {
-    type Io = Line;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Line, SocketAddr) {
+    /// The next connection.
+    pub async fn accept(&self) -> Line {
         loop {
             match self.listener.accept().await {
-                Ok((stream, peer)) => return (Line::new(stream, self.wire.clone()), peer),
+                Ok((stream, _)) => return Line::new(stream, self.wire.clone()),
                 // Out of file descriptors, mostly: a later try may do better, an instant one not.
                 Err(_) => sleep(Duration::from_millis(50)).await,
             }
         }
     }
 
-    fn local_addr(&self) -> Result<SocketAddr> {
+    /// Where it listens.
+    pub fn local_addr(&self) -> Result<SocketAddr> {
         self.listener.local_addr()
     }
 }
@@ -87,6 +83,27 @@ impl Line {
         let setting = settings.borrow_and_update().clone();
         let next = follow(settings);
         Line { stream, wire, setting, next, n_sent: 0, pause: None, is_cut: false }
+    }
+
+    /// The address that the client reached.
+    pub fn local_ip(&self) -> Result<IpAddr> {
+        Ok(self.stream.local_addr()?.ip())
+    }
+
+    /// Whether the client begins a TLS handshake, by its first byte, which is not taken.
+    pub async fn begins_tls(&mut self) -> Result<bool> {
+        /// The first byte of a record of a handshake.
+        const HANDSHAKE: u8 = 22;
+        poll_fn(|context| {
+            let Leave::Write(_) = self.leave(context)? else {
+                return Poll::Pending;
+            };
+            let mut byte = [0];
+            let mut into = ReadBuf::new(&mut byte);
+            ready!(self.stream.poll_peek(context, &mut into))?;
+            Poll::Ready(Ok(into.filled() == [HANDSHAKE]))
+        })
+        .await
     }
 
     /// Takes over a new fault, and registers to be woken by the one after it.

@@ -8,7 +8,6 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use anyhow::Context;
-use axum::serve::Listener;
 use nix::sched::{CloneFlags, setns};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -97,9 +96,9 @@ fn bind(
     Ok((runtime, Lines::new(listener, wire)))
 }
 
-async fn pass(mut lines: Lines, upstream: SocketAddr) {
+async fn pass(lines: Lines, upstream: SocketAddr) {
     loop {
-        let (mut line, _) = lines.accept().await;
+        let mut line = lines.accept().await;
         tokio::spawn(async move {
             // Whichever side ends, by fault or in order: the other one sees its connection close.
             if let Ok(mut server) = TcpStream::connect(upstream).await {

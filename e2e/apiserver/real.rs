@@ -20,7 +20,8 @@ use kube::{Client, Config};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
-use super::cluster::{Cluster, kubeconfig};
+use super::access::{Trust, User, kubeconfig};
+use super::cluster::Cluster;
 use super::fault::Fault;
 use super::programs::{Processes, TOKEN, api_arguments, etcd_arguments, last_words};
 use super::proxy::Proxy;
@@ -33,6 +34,7 @@ const START_LIMIT: Duration = Duration::from_secs(90);
 #[derive(Debug)]
 pub struct RealServer {
     proxy: Proxy,
+    authority: String,
     orders: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -58,18 +60,18 @@ impl RealServer {
         let own = SocketAddr::new(listen.ip(), 0);
         let work = move || match Running::start(&folder, own, netns) {
             Ok(running) => {
-                let _ = ready.send(Ok(running.address));
+                let _ = ready.send(running.authority().map(|authority| (running.address, authority)));
                 running.work(&to_do);
             }
             Err(error) => drop(ready.send(Err(error))),
         };
         let thread = std::thread::Builder::new().name("kube-apiserver".to_owned()).spawn(work);
         let thread = thread.context("starting the thread of the API server")?;
-        let own = is_ready.recv().context("waiting for the API server to be ready")??;
+        let (own, authority) = is_ready.recv().context("waiting for the API server to be ready")??;
         let upstream = SocketAddr::new(reachable(own.ip()), own.port());
         // The thread ends, and with it the programs, when there is nobody to give orders.
         let proxy = Proxy::start(listen, proxy_netns, upstream)?;
-        Ok(RealServer { proxy, orders: Some(orders), thread: Some(thread) })
+        Ok(RealServer { proxy, authority, orders: Some(orders), thread: Some(thread) })
     }
 
     fn order<T>(&self, order: impl FnOnce(Sender<anyhow::Result<T>>) -> Order) -> T {
@@ -109,7 +111,11 @@ impl Cluster for RealServer {
 
     fn kubeconfig_at(&self, ip: IpAddr) -> String {
         let server = format!("https://{}", SocketAddr::new(ip, self.proxy.address().port()));
-        kubeconfig(&server, Some(TOKEN), None)
+        kubeconfig(&server, &Trust::Unverified, &user())
+    }
+
+    fn authority(&self) -> String {
+        self.authority.clone()
     }
 
     fn set_fault(&self, fault: Option<Fault>) {
@@ -147,10 +153,16 @@ impl Running {
         processes.start(programs, "kube-apiserver", &api, folder.path())?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let server = format!("https://{}", SocketAddr::new(reachable(address.ip()), address.port()));
-        let client = runtime.block_on(connect(&kubeconfig(&server, Some(TOKEN), None)))?;
+        let client = runtime.block_on(connect(&kubeconfig(&server, &Trust::Unverified, &user())))?;
         let running = Running { address, runtime, client, _processes: processes, _folder: folder };
         running.wait_until_ready()?;
         Ok(running)
+    }
+
+    /// It makes its certificate itself, with the authority's behind it in the same file.
+    fn authority(&self) -> anyhow::Result<String> {
+        let file = self._folder.path().join("certificates/apiserver.crt");
+        std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))
     }
 
     fn wait_until_ready(&self) -> anyhow::Result<()> {
@@ -258,6 +270,10 @@ impl Running {
             Api::all_with(self.client.clone(), &kind)
         }
     }
+}
+
+fn user() -> User {
+    User::Token(TOKEN.to_owned())
 }
 
 async fn connect(kubeconfig: &str) -> anyhow::Result<Client> {

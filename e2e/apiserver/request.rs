@@ -83,12 +83,12 @@ impl Query {
         matches!(self.text(name), "true" | "1")
     }
 
-    /// A parameter that is a number; the error is the message of the 400.
+    /// A parameter that is a number; the error is its text.
     pub fn number<N: FromStr>(&self, name: &str) -> Result<Option<N>, String> {
         let text = self.text(name);
         if text.is_empty() {
             return Ok(None);
         }
-        text.parse().map(Some).map_err(|_| format!("invalid {name}: {text:?}"))
+        text.parse().map(Some).map_err(|_| text.to_owned())
     }
 }

@@ -29,6 +29,12 @@ pub static RESOURCES: [Resource; 10] = [
     resource("ServiceCIDR", "networking.k8s.io/v1", "servicecidrs", false, &[]),
 ];
 
+const EMPTY_NODE: &str = concat!(
+    r#","spec":{},"status":{"daemonEndpoints":{"kubeletEndpoint":{"Port":0}},"nodeInfo":{"machineID":"","#,
+    r#""systemUUID":"","bootID":"","kernelVersion":"","osImage":"","containerRuntimeVersion":"","#,
+    r#""kubeletVersion":"","kubeProxyVersion":"","operatingSystem":"","architecture":""}}"#
+);
+
 const fn resource(
     kind: &'static str,
     api_version: &'static str,
@@ -40,6 +46,22 @@ const fn resource(
 }
 
 impl Resource {
+    /// The API group; empty for the core group.
+    pub fn group(&self) -> &'static str {
+        self.api_version.split_once('/').map_or("", |(group, _)| group)
+    }
+
+    /// What an object has beside `kind`, `apiVersion` and `metadata` when nothing of it is set: so it
+    /// stands in bookmarks.
+    pub fn empty(&self) -> &'static str {
+        match self.kind {
+            "Service" => r#","spec":{},"status":{"loadBalancer":{}}"#,
+            "EndpointSlice" => r#","addressType":"","endpoints":null,"ports":null"#,
+            "Node" => EMPTY_NODE,
+            _ => "",
+        }
+    }
+
     /// The resource whose objects say `kind`.
     pub fn of_kind(kind: &str) -> Option<&'static Resource> {
         RESOURCES.iter().find(|resource| resource.kind == kind)
@@ -52,9 +74,9 @@ impl Resource {
 
     /// `services`, or `endpointslices.discovery.k8s.io`, as messages of a real server spell it.
     pub fn long_name(&self) -> String {
-        match self.api_version.split_once('/') {
-            Some((group, _)) => format!("{}.{group}", self.plural),
-            None => self.plural.to_owned(),
+        match self.group() {
+            "" => self.plural.to_owned(),
+            group => format!("{}.{group}", self.plural),
         }
     }
 }

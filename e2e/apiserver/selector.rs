@@ -46,7 +46,13 @@ impl Selector {
         for field in &fields {
             let is_common = matches!(field.name.as_str(), "metadata.name" | "metadata.namespace");
             if !is_common && !resource.fields.contains(&field.name.as_str()) {
-                return Err(format!("field label not supported: {}", field.name));
+                let known = ["metadata.name", "metadata.namespace"].iter().chain(resource.fields);
+                let known: Vec<String> = known.map(|name| format!("{name:?}")).collect();
+                return Err(format!(
+                    "{:?} is not a known field selector: only {}",
+                    field.name,
+                    known.join(", ")
+                ));
             }
         }
         Ok(Selector { namespace: namespace.map(str::to_owned), labels, fields })
@@ -116,7 +122,7 @@ fn label(term: &str) -> Result<Label, String> {
         (term, Test::Exists)
     };
     let key = key.trim();
-    if key.is_empty() || key.contains(|letter: char| letter.is_whitespace() || "()<>".contains(letter)) {
+    if key.is_empty() || key.contains(|letter: char| letter.is_whitespace() || "()<>!".contains(letter)) {
         return Err(format!("unable to parse requirement: {term:?}"));
     }
     Ok(Label { key: key.to_owned(), test })

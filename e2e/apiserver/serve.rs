@@ -1,28 +1,37 @@
-//! The server's thread: its own network namespace and runtime, and which answer a request gets.
+//! The server's thread: its own network namespace and runtime, its connections (HTTP/1.1 and HTTP/2,
+//! over TLS when the client begins so), and when they are taken and given up.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use anyhow::Context;
-use axum::Router;
-use axum::body::{Body, to_bytes};
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, Response, StatusCode, header};
+use axum::body::Body;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
 use nix::sched::{CloneFlags, setns};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
 
 use super::Shared;
-use super::answer::{failure, json_body, not_found, text};
-use super::change::change;
-use super::fault::Fault;
-use super::line::{Lines, Wire};
-use super::list::list;
-use super::request::{Query, Target};
-use super::watching::watch;
+use super::line::{Line, Lines, Wire};
+use super::route::answer;
 
-/// Largest body that a client may send, as in a real server.
-const BODY_LIMIT: usize = 3 * 1024 * 1024;
+/// Whether connections are taken, and which of them are to end.
+#[derive(Clone, Copy, Debug)]
+pub struct Door {
+    /// If not, the socket is closed and the kernel refuses connections.
+    pub is_open: bool,
+    /// Rises when every connection is to take no further requests (HTTP/2: GOAWAY) and to end with
+    /// the last answer under way.
+    pub n_goaways: u64,
+}
 
 /// Serves until `stopped`; `ready` hears once where, or why not.
 ///
@@ -37,24 +46,23 @@ pub fn run(
     let (runtime, lines, address) = match bind(&shared, listen, netns) {
         Ok(bound) => bound,
         Err(error) => {
-            // Whoever started us has gone if this fails.
+            // A failure means that the caller is gone.
             let _ = ready.send(Err(error));
             return;
         }
     };
-    let router = Router::new().fallback(answer).with_state(shared);
     let _ = ready.send(Ok(address));
     runtime.block_on(async {
         tokio::select! {
             _ = stopped => {}
-            _ = axum::serve(lines, router) => {}
+            () = serve(shared, lines, address) => {}
         }
     });
     // Dropping the runtime ends all connections.
 }
 
 fn bind(
-    shared: &Arc<Shared>,
+    shared: &Shared,
     listen: SocketAddr,
     netns: Option<OwnedFd>,
 ) -> anyhow::Result<(tokio::runtime::Runtime, Lines, SocketAddr)> {
@@ -63,82 +71,98 @@ fn bind(
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("starting the runtime of the API server")?;
-    let listener = runtime.block_on(tokio::net::TcpListener::bind(listen));
-    let listener = listener.with_context(|| format!("listening on {listen}"))?;
-    let address = listener.local_addr().context("asking for the address of the API server")?;
+    let lines = runtime.block_on(listen_on(shared, listen));
+    let lines = lines.with_context(|| format!("listening on {listen}"))?;
+    let address = lines.local_addr().context("asking for the address of the API server")?;
+    Ok((runtime, lines, address))
+}
+
+async fn listen_on(shared: &Shared, address: SocketAddr) -> io::Result<Lines> {
     let wire = Wire { faults: Arc::clone(&shared.faults), board: Arc::clone(&shared.board) };
-    Ok((runtime, Lines::new(listener, wire), address))
+    Ok(Lines::new(TcpListener::bind(address).await?, wire))
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
-    let (head, body) = request.into_parts();
-    if let Some(refusal) = refuse(&shared, &head.headers, head.uri.path()) {
-        return refusal;
-    }
-    match head.uri.path() {
-        "/healthz" | "/livez" | "/readyz" => return text("ok"),
-        "/version" => return version(),
-        _ => {}
-    }
-    let Some(target) = Target::parse(head.uri.path()) else {
-        return failure(404, "the server could not find the requested resource");
-    };
-    let query = Query::parse(head.uri.query().unwrap_or(""));
-    if head.method == Method::GET {
-        return read(&shared, &target, &query, &head.headers);
-    }
-    match to_bytes(body, BODY_LIMIT).await {
-        Ok(body) => change(&shared, &head.method, &target, &head.headers, &body),
-        Err(error) => failure(413, &error.to_string()),
-    }
-}
-
-/// The answer to a client that may not ask, or asks in a form that is not served.
-fn refuse(shared: &Shared, headers: &HeaderMap, path: &str) -> Option<Response<Body>> {
-    let setting = shared.faults.now();
-    let target = Target::parse(path);
-    let plural = target.as_ref().map_or("", |target| target.resource.plural);
-    if let Some(Fault::Status(code)) = setting.on(plural) {
-        shared.faults.met();
-        return Some(failure(*code, "the fault in force"));
-    }
-    let token = shared.token.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(token) = &*token {
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        if given.and_then(|value| value.strip_prefix("Bearer ")) != Some(token) {
-            return Some(failure(401, "Unauthorized"));
+/// Takes connections while the door is open.
+async fn serve(shared: Arc<Shared>, lines: Lines, address: SocketAddr) {
+    let mut door = shared.door.subscribe();
+    let mut open = Some(lines);
+    loop {
+        let is_open = door.borrow_and_update().is_open;
+        match &open {
+            Some(_) if !is_open => open = None,
+            None if is_open => match listen_on(&shared, address).await {
+                Ok(lines) => open = Some(lines),
+                // Connections of before can hold the address for a moment.
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            },
+            Some(lines) => tokio::select! {
+                line = lines.accept() => drop(tokio::spawn(connection(Arc::clone(&shared), line))),
+                changed = door.changed() => if changed.is_err() { return },
+            },
+            None => {
+                if door.changed().await.is_err() {
+                    return;
+                }
+            }
         }
     }
-    // Metadata only and tables are other documents: better none than a wrong one.
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
-    let mut media = accept.split(',').map(str::trim);
-    let is_json = media.any(|media| {
-        let plain = !media.contains(";as=") && !media.contains("; as=");
-        plain && (media.starts_with("application/json") || media.starts_with("*/*"))
-    });
-    (!is_json).then(|| failure(406, "only application/json is served"))
 }
 
-fn read(shared: &Arc<Shared>, target: &Target, query: &Query, headers: &HeaderMap) -> Response<Body> {
-    if query.claims("watch") {
-        return watch(shared, target, query);
+/// Serves one connection until it ends.
+async fn connection(shared: Arc<Shared>, mut line: Line) {
+    // The client or a fault closed the connection: there is nothing left to do.
+    let (Ok(ip), Ok(is_tls)) = (line.local_ip(), line.begins_tls().await) else {
+        return;
+    };
+    if !is_tls {
+        return answer_all(shared, TokioIo::new(line), None).await;
     }
-    if target.name.is_none() {
-        return list(shared, target, query, headers);
-    }
-    let store = shared.store();
-    let key = target.key();
-    match key.as_ref().and_then(|key| store.get(target.resource, key)) {
-        Some(object) => json_body(StatusCode::OK, object.bytes().clone()),
-        None => failure(404, &not_found(target.resource, target.name.as_deref().unwrap_or(""))),
-    }
+    let acceptor = TlsAcceptor::from(shared.authority.server(ip));
+    let Ok(stream) = acceptor.accept(line).await else {
+        return;
+    };
+    let certificates = stream.get_ref().1.peer_certificates();
+    let certificate = certificates.and_then(|all| all.first()).map(|first| Arc::from(first.as_ref()));
+    answer_all(shared, TokioIo::new(stream), certificate).await;
 }
 
-fn version() -> Response<Body> {
-    let version = serde_json::json!({
-        "major": "1", "minor": "36", "gitVersion": "v1.36.0", "gitCommit": "0000000",
-        "gitTreeState": "clean", "buildDate": "2026-01-01T00:00:00Z", "goVersion": "none",
-        "compiler": "none", "platform": "linux/amd64",
+async fn answer_all<I>(shared: Arc<Shared>, io: TokioIo<I>, certificate: Option<Arc<[u8]>>)
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut door = shared.door.subscribe();
+    let n_goaways = door.borrow_and_update().n_goaways;
+    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        let (shared, certificate) = (Arc::clone(&shared), certificate.clone());
+        async move { answer(shared, request.map(Body::new), certificate.as_deref()).await }
     });
-    json_body(StatusCode::OK, version.to_string())
+    let builder = builder();
+    let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+    loop {
+        tokio::select! {
+            // An error means that the client or a fault closed it.
+            _ = connection.as_mut() => return,
+            changed = door.changed() => match changed {
+                Ok(()) if door.borrow_and_update().n_goaways == n_goaways => {}
+                Ok(()) => break,
+                Err(_) => return,
+            },
+        }
+    }
+    connection.as_mut().graceful_shutdown();
+    // As above.
+    let _ = connection.await;
+}
+
+/// With the settings that a real server announces.
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http2()
+        .max_concurrent_streams(100)
+        .max_frame_size(262_144)
+        .initial_stream_window_size(262_144)
+        .initial_connection_window_size(26_214_400)
+        .max_header_list_size(1_048_896);
+    builder
 }

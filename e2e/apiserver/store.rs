@@ -162,6 +162,11 @@ impl Store {
         Ok((changes, upto))
     }
 
+    /// The version of the newest change of a kind that is remembered.
+    pub fn last_change(&self, resource: &Resource) -> Option<u64> {
+        Some(self.collections.get(resource.plural)?.log.back()?.version)
+    }
+
     /// Forgets all history: every version handed out so far is gone.
     pub fn compact(&mut self) {
         // A new version of its own, or a client that has seen everything would not notice.

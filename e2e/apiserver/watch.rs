@@ -10,29 +10,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::Response;
+use axum::http::{HeaderMap, Response};
 use futures::stream;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::answer::{failure, failure_object, stream_body};
-use super::events::{Lines, half_of_last_line, line};
+use super::answer::{Refusal, accepts_gzip, compressed, stream_body};
+use super::begin::{Begin, begin_at, check_streaming};
+use super::events::{Lines, Zip, half_of_last_line, line};
 use super::fault::{Fault, Setting};
-use super::list::{selector, stale, too_large};
+use super::list::{selector, version, wait_for_version};
 use super::object::Key;
 use super::request::{Query, Target};
 use super::resource::Resource;
 use super::selector::Selector;
 use super::store::{Change, Objects};
-use super::{Pulse, Shared};
+use super::{Etcd, Pulse, Shared};
 
 /// Events in one chunk.
 const BATCH: usize = 256;
 /// How long a watch lasts if the client does not say (a real server: 30 to 60 min).
 const TIMEOUT_SECONDS: u64 = 1800;
-/// A first bookmark comes this early even where the interval is long.
-const FIRST_BOOKMARK: Duration = Duration::from_secs(1);
+/// Bookmarks come this long before the end of a watch, so that the next one can begin close to it.
+const BEFORE_THE_END: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(1)];
 
 struct Watch {
     shared: Arc<Shared>,
@@ -47,26 +48,30 @@ struct Watch {
     settings: watch::Receiver<Setting>,
     /// The fault whose garbage has been sent.
     garbage_epoch: Option<u64>,
-    started: Instant,
-    last_bookmark: Option<Instant>,
+    /// When the last bookmark was due, at first: the begin.
+    last_bookmark: Instant,
+    /// Where changes began: the version asked for, or that of the initial state.
+    begun_at: u64,
     deadline: Instant,
 }
 
-enum Phase {
+/// How far a watch is.
+pub enum Phase {
     /// Sends the objects of a state, then (as a streaming list) the bookmark that ends them.
-    Initial {
-        objects: Arc<Objects>,
-        after: Option<Key>,
-        has_end: bool,
-    },
+    Initial { objects: Arc<Objects>, after: Option<Key>, has_end: bool },
+    /// Sends changes.
     Follow,
+    /// This event comes, and then the end.
+    Refuse(Refusal),
+    /// Nothing more comes.
     Over,
 }
 
 /// Why a watch went on.
 enum Wake {
     Look,
-    Bookmark,
+    /// One was due then.
+    Bookmark(Instant),
     Deadline,
     Down,
 }
@@ -78,104 +83,89 @@ impl Drop for Watch {
 }
 
 /// Answers a WATCH request.
-pub fn watch(shared: &Arc<Shared>, target: &Target, query: &Query) -> Response<Body> {
+pub async fn watch(
+    shared: &Arc<Shared>,
+    target: &Target,
+    query: &Query,
+    headers: &HeaderMap,
+) -> Response<Body> {
     let is_streaming_list = query.claims("sendInitialEvents");
     shared.board.count(target.resource.plural, |counts| {
         counts.watches += 1;
         counts.streaming_lists += u64::from(is_streaming_list);
     });
-    match open(shared, target, query) {
-        Ok(watch) => stream_body(Body::from_stream(stream::unfold(watch, |mut watch| async move {
-            let chunk = watch.next_chunk().await?;
-            watch.shared.board.count(watch.resource.plural, |counts| counts.bytes += chunk.len() as u64);
-            Some((Ok::<_, io::Error>(chunk), watch))
-        }))),
-        Err((code, message)) => failure(code, &message),
-    }
+    let watch = match open(shared, target, query).await {
+        Ok(watch) => watch,
+        Err(refusal) => return refusal.response(),
+    };
+    let compression = watch.pulses.borrow().compression;
+    let zip = compression.filter(|_| is_streaming_list && accepts_gzip(headers)).map(Zip::new);
+    let is_compressed = zip.is_some();
+    let chunks = stream::unfold((watch, zip), |(mut watch, mut zip)| async move {
+        let chunk = match (watch.next_chunk().await, &mut zip) {
+            (Some(chunk), None) => {
+                watch.count_bytes(chunk.len());
+                chunk
+            }
+            (Some(chunk), Some(zip)) => {
+                watch.count_bytes(chunk.len());
+                zip.take(&chunk)
+            }
+            (None, Some(zip)) => zip.end()?,
+            (None, None) => return None,
+        };
+        Some((Ok::<_, io::Error>(chunk), (watch, zip)))
+    });
+    let response = stream_body(Body::from_stream(chunks));
+    if is_compressed { compressed(response) } else { response }
 }
 
-fn open(shared: &Arc<Shared>, target: &Target, query: &Query) -> Result<Watch, (u16, String)> {
-    let bad = |message| (400, message);
-    let selector = selector(target, query).map_err(bad)?;
-    let asked = query.number::<u64>("resourceVersion").map_err(bad)?;
-    let seconds = query.number::<u64>("timeoutSeconds").map_err(bad)?.filter(|seconds| *seconds > 0);
+async fn open(shared: &Arc<Shared>, target: &Target, query: &Query) -> Result<Watch, Refusal> {
+    let selector = selector(target, query)?;
+    let asked = version(query, 500, "").map_err(|refusal| refusal.because(None))?;
+    let seconds = query.number::<u64>("timeoutSeconds").unwrap_or_default().filter(|seconds| *seconds > 0);
+    let began = Instant::now();
     let mut settings = shared.faults.follow();
     let setting = settings.borrow_and_update().clone();
     let fault = setting.on(target.resource.plural);
-    let is_streaming_list = check_streaming(query, fault)?;
+    let begin = check_streaming(query, fault)?;
     let mut pulses = shared.pulse.subscribe();
-    let epoch = pulses.borrow_and_update().epoch;
-    let (phase, version) = begin(shared, target.resource, asked, is_streaming_list, fault)?;
+    let pulse = *pulses.borrow_and_update();
+    let wants_bookmarks = query.claims("allowWatchBookmarks");
+    let (phase, begun_at) = match begin {
+        Begin::List | Begin::State
+            if wants_bookmarks
+                && pulse.etcd == Etcd::V3_4
+                && (begin == Begin::List || asked.unwrap_or(0) == 0) =>
+        {
+            (Phase::Refuse(Refusal::new(500, NO_PROGRESS)), 0)
+        }
+        Begin::List if asked.is_some() => match wait_for_version(shared, asked.unwrap_or(0), fault).await {
+            Ok(()) => begin_at(shared, target.resource, asked, begin, wants_bookmarks, fault),
+            Err(refusal) => (Phase::Refuse(refusal), 0),
+        },
+        _ => begin_at(shared, target.resource, asked, begin, wants_bookmarks, fault),
+    };
     shared.board.count(target.resource.plural, |counts| counts.open_watches += 1);
-    let started = Instant::now();
     Ok(Watch {
         shared: Arc::clone(shared),
         resource: target.resource,
         selector,
-        wants_bookmarks: query.claims("allowWatchBookmarks"),
+        wants_bookmarks,
         phase,
-        version,
+        version: begun_at,
         pulses,
-        epoch,
+        epoch: pulse.epoch,
         settings,
         garbage_epoch: None,
-        started,
-        last_bookmark: None,
-        deadline: started + Duration::from_secs(seconds.unwrap_or(TIMEOUT_SECONDS).min(1 << 20)),
+        last_bookmark: began,
+        begun_at,
+        deadline: began + Duration::from_secs(seconds.unwrap_or(TIMEOUT_SECONDS).min(1 << 20)),
     })
 }
 
-/// What a watch sends first, and the version up to which that leads.
-fn begin(
-    shared: &Shared,
-    resource: &Resource,
-    asked: Option<u64>,
-    is_streaming_list: bool,
-    fault: Option<&Fault>,
-) -> Result<(Phase, u64), (u16, String)> {
-    let store = shared.store();
-    let is_any = asked == Some(0);
-    let asked = asked.unwrap_or(0);
-    if is_streaming_list && asked > store.version() {
-        return Err(too_large(asked, store.version()));
-    }
-    // Version 0 or none without a list: the state as it is comes first, too.
-    if !is_streaming_list && asked > 0 {
-        return Ok((Phase::Follow, asked));
-    }
-    if let Some(Fault::StaleList { .. }) = fault {
-        shared.faults.met();
-    }
-    let (objects, version) = match fault {
-        Some(Fault::StaleList { at }) if is_any => stale(&store, resource, *at),
-        _ => (store.state(resource), store.version()),
-    };
-    Ok((Phase::Initial { objects, after: None, has_end: is_streaming_list }, version))
-}
-
-/// Whether a streaming list is wanted and served.
-fn check_streaming(query: &Query, fault: Option<&Fault>) -> Result<bool, (u16, String)> {
-    let invalid = |message: &str| Err((422, message.to_owned()));
-    let rule = query.text("resourceVersionMatch");
-    if query.text("sendInitialEvents").is_empty() {
-        if rule.is_empty() {
-            return Ok(false);
-        }
-        return invalid(
-            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        );
-    }
-    match fault {
-        Some(Fault::RefuseStreamingLists) => invalid(
-            "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
-        ),
-        Some(Fault::IgnoreStreamingLists) => Ok(false),
-        _ if rule != "NotOlderThan" => invalid(
-            "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        ),
-        _ => Ok(query.claims("sendInitialEvents")),
-    }
-}
+const NO_PROGRESS: &str = "a watch stream was requested by the client but the required storage feature \
+                           RequestWatchProgress is disabled";
 
 impl Watch {
     /// The next bytes to send; `None` ends the stream as a server does that shuts down in order.
@@ -186,6 +176,11 @@ impl Watch {
             if pulse.epoch != self.epoch || matches!(self.phase, Phase::Over) {
                 return None;
             }
+            if let Phase::Refuse(refusal) = &self.phase {
+                let event = line("ERROR", refusal.object().to_string().as_bytes());
+                self.phase = Phase::Over;
+                return Some(event);
+            }
             let fault = setting.on(self.resource.plural);
             if let Some(chunk) = self.fault_chunk(fault, setting.epoch) {
                 return Some(chunk);
@@ -194,36 +189,53 @@ impl Watch {
                 (Phase::Initial { .. }, _) => self.initial_chunk(),
                 // Who was given the past hears no more until the server knows more itself.
                 (_, Some(Fault::StaleList { at })) if self.version <= *at => Bytes::new(),
+                (_, Some(fault)) if fault.stuck_at().is_some() => Bytes::new(),
                 _ => self.changes_chunk(),
             };
             if !chunk.is_empty() {
                 return Some(self.perhaps_half(chunk, fault));
             }
-            match self.wait(pulse.bookmark_every).await {
+            let is_silent = fault.is_some_and(|fault| fault.stuck_at().is_some());
+            match self.wait(&pulse).await {
                 Wake::Look => {}
-                Wake::Bookmark => return Some(self.bookmark(false)),
-                Wake::Deadline => {
-                    self.phase = Phase::Over;
-                    if self.wants_bookmarks {
-                        return Some(self.bookmark(false));
+                Wake::Bookmark(due) => {
+                    self.last_bookmark = due;
+                    if !is_silent && let Some(version) = self.bookmark_version(pulse.etcd) {
+                        return Some(self.bookmark(version, false));
                     }
                 }
-                Wake::Down => return None,
+                Wake::Deadline | Wake::Down => return None,
             }
         }
     }
 
-    async fn wait(&mut self, bookmark_every: Duration) -> Wake {
-        let bookmark = match self.last_bookmark {
-            Some(last) => last + bookmark_every,
-            None => self.started + bookmark_every.min(FIRST_BOOKMARK),
-        };
+    async fn wait(&mut self, pulse: &Pulse) -> Wake {
+        let regular = self.last_bookmark + pulse.bookmark_every;
+        let before_the_end = BEFORE_THE_END.iter().map(|before| self.deadline - *before);
+        let last_ones = before_the_end.filter(|due| *due > self.last_bookmark);
+        let due = last_ones.chain([regular]).min().expect("one at least");
+        let deadline = pulse.ends_at.map_or(self.deadline, |end| end.min(self.deadline));
         tokio::select! {
             changed = self.pulses.changed() => if changed.is_ok() { Wake::Look } else { Wake::Down },
             changed = self.settings.changed() => if changed.is_ok() { Wake::Look } else { Wake::Down },
-            () = sleep_until(bookmark), if self.wants_bookmarks => Wake::Bookmark,
-            () = sleep_until(self.deadline) => Wake::Deadline,
+            () = sleep_until(due), if self.wants_bookmarks => Wake::Bookmark(due),
+            () = sleep_until(deadline) => Wake::Deadline,
         }
+    }
+
+    /// What a bookmark of this moment says; `None` if there is nothing to say.
+    fn bookmark_version(&self, etcd: Etcd) -> Option<u64> {
+        let store = self.shared.store();
+        match etcd {
+            // Of a version that does not exist yet nothing can be said.
+            Etcd::V3_6 => Some(self.version).filter(|version| *version <= store.version()),
+            // The server hears of no version but those of events.
+            Etcd::V3_4 => store.last_change(self.resource).filter(|version| *version > self.begun_at),
+        }
+    }
+
+    fn count_bytes(&self, n_bytes: usize) {
+        self.shared.board.count(self.resource.plural, |counts| counts.bytes += n_bytes as u64);
     }
 
     /// What the fault in force sends by itself.
@@ -265,8 +277,8 @@ impl Watch {
         let has_end = *has_end;
         self.phase = Phase::Follow;
         let mut chunk = self.sent(lines).to_vec();
-        if has_end && self.wants_bookmarks {
-            chunk.extend_from_slice(&self.bookmark(true));
+        if has_end {
+            chunk.extend_from_slice(&self.bookmark(self.version, true));
         }
         chunk.into()
     }
@@ -313,16 +325,17 @@ impl Watch {
         lines.bytes.into()
     }
 
-    fn bookmark(&mut self, is_end_of_list: bool) -> Bytes {
-        let mut metadata = json!({ "resourceVersion": self.version.to_string(), "creationTimestamp": null });
+    fn bookmark(&self, version: u64, is_end_of_list: bool) -> Bytes {
+        let mut metadata = json!({ "resourceVersion": version.to_string() });
         if is_end_of_list {
             metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
         }
         let Resource { kind, api_version, plural, .. } = self.resource;
-        let object = json!({ "kind": kind, "apiVersion": api_version, "metadata": metadata });
-        self.last_bookmark = Some(Instant::now());
+        let empty = self.resource.empty();
+        let object =
+            format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}","metadata":{metadata}{empty}}}"#);
         self.shared.board.count(plural, |counts| counts.bookmarks += 1);
-        line("BOOKMARK", object.to_string().as_bytes())
+        line("BOOKMARK", object.as_bytes())
     }
 
     /// The event that tells the client to list again; nothing follows it.
@@ -330,7 +343,7 @@ impl Watch {
         self.phase = Phase::Over;
         self.shared.board.count(self.resource.plural, |counts| counts.gone += 1);
         let message = format!("too old resource version: {} ({floor})", self.version);
-        line("ERROR", failure_object(410, &message).to_string().as_bytes())
+        line("ERROR", Refusal::new(410, message).object().to_string().as_bytes())
     }
 
     fn perhaps_half(&mut self, chunk: Bytes, fault: Option<&Fault>) -> Bytes {

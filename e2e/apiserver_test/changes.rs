@@ -112,6 +112,35 @@ async fn what_a_real_server_would_refuse_is_stored_as_given() {
     );
 }
 
+#[test]
+fn what_a_real_server_refuses_is_not_applied() {
+    let server = start();
+    let mut refused = crate::slice("six", "fd00:10:128:0::5");
+    refused["addressType"] = "IPv6".into();
+    let why = server.apply(refused.clone()).unwrap_err();
+    assert!(why.contains("must be in canonical form"), "{why}");
+    refused["endpoints"][0]["addresses"][0] = "fd00:10:128::5".into();
+    server.apply(refused).unwrap();
+    let with = |cidr: &str| {
+        let mut node = node("a", "192.0.2.1");
+        node["spec"] = json!({ "podCIDR": cidr, "podCIDRs": [cidr] });
+        server.apply(node)
+    };
+    with("10.128.0.0/24").unwrap();
+    let why = with("10.128.1.0/24").unwrap_err();
+    assert!(why.contains("may not change podCIDR"), "{why}");
+    with("10.128.0.0/24").unwrap();
+}
+
+#[test]
+fn empty_lists_of_a_slice_come_back_as_null() {
+    let server = start();
+    let mut empty = crate::slice("a", "10.0.0.1");
+    empty["endpoints"] = json!([]);
+    server.apply(empty).unwrap();
+    assert_eq!(server.get("EndpointSlice", None, "a").unwrap()["endpoints"], json!(null));
+}
+
 #[tokio::test]
 async fn it_is_healthy_and_says_its_version() {
     let server = start();

@@ -1,8 +1,10 @@
 //! Watches: both ways to begin, selectors, bookmarks, ends, versions that are gone.
 
 use std::fmt::Debug;
+use std::io::Read;
 use std::time::Duration;
 
+use flate2::read::MultiGzDecoder;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -11,8 +13,9 @@ use kube_runtime::watcher::Config;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::apiserver::ApiServer;
+use crate::apiserver::{ApiServer, Etcd, Gzip};
 use crate::mirror::Mirror;
+use crate::raw::{self, Request};
 use crate::{LIMIT, client, get, node, service, slice, start};
 
 /// Follows objects of one kind as they come, change and go, with both strategies.
@@ -150,8 +153,50 @@ async fn bookmarks_carry_versions_of_other_kinds_on() {
     assert_eq!(bookmark(&server, &query).await, (newest, false));
     let list = "allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
     assert_eq!(bookmark(&server, list).await, (newest, true));
-    // Without a match it is no streaming list, only the state and then its changes.
-    assert_eq!(bookmark(&server, "allowWatchBookmarks=true").await, (newest, false));
+    // The state that comes first for want of a version ends likewise.
+    assert_eq!(bookmark(&server, "allowWatchBookmarks=true").await, (newest, true));
+}
+
+#[tokio::test]
+async fn with_an_old_etcd_bookmarks_tell_of_nothing_but_events_of_the_kind() {
+    let server = start();
+    server.set_etcd(Etcd::V3_4);
+    server.set_bookmark_interval(Duration::from_millis(5));
+    let version = server.put(service("a", "10.96.0.1"));
+    let query = format!("allowWatchBookmarks=true&resourceVersion={version}");
+    server.put(service("b", "10.96.0.2"));
+    let none = tokio::time::timeout(Duration::from_millis(100), bookmark(&server, &query)).await;
+    assert!(none.is_err(), "{none:?}");
+    let changed = server.put(node("a", "192.0.2.1"));
+    server.put(service("c", "10.96.0.3"));
+    assert_eq!(bookmark(&server, &query).await, (changed, false));
+}
+
+#[tokio::test]
+async fn streaming_lists_are_compressed_by_servers_that_do() {
+    let server = start();
+    server.put(service("a", "10.96.0.1"));
+    server.put(service("b", "10.96.0.1"));
+    let list = "/api/v1/services?watch=true&timeoutSeconds=1&allowWatchBookmarks=true&sendInitialEvents=true\
+                &resourceVersionMatch=NotOlderThan";
+    let watch = "/api/v1/services?watch=true&timeoutSeconds=1&resourceVersion=0";
+    let ask = async |target: &str| {
+        let headers = vec![("Accept-Encoding", "gzip")];
+        let request = Request { method: "GET", target, headers, body: String::new() };
+        let answer = raw::ask(server.address(), &request).await.expect("an answer");
+        let is_compressed = answer.headers.contains_key("content-encoding");
+        let mut text = String::new();
+        match is_compressed {
+            true => MultiGzDecoder::new(&answer.body[..]).read_to_string(&mut text).map(drop).expect("gzip"),
+            false => text = String::from_utf8(answer.body).expect("text"),
+        }
+        (is_compressed, text.lines().count())
+    };
+    assert_eq!((ask(list).await, ask(watch).await), ((false, 3), (false, 2)));
+    for compression in [Gzip::Flushed, Gzip::MemberPerEvent] {
+        server.set_compression(Some(compression));
+        assert_eq!((ask(list).await, ask(watch).await), ((true, 3), (false, 2)), "{compression:?}");
+    }
 }
 
 #[tokio::test]
@@ -159,10 +204,11 @@ async fn a_watch_ends_after_its_time_and_goes_on_from_its_last_bookmark() {
     let server = start();
     server.put(service("a", "10.96.0.1"));
     let api: Api<Service> = Api::all(client(&server.kubeconfig()).await);
-    let mut mirror = Mirror::new(api, Config::default().timeout(1));
+    let mut mirror = Mirror::new(api, Config::default().timeout(3));
     mirror.listed().await;
     server.put(node("n", "192.0.2.1"));
     mirror.until("watched again", |_| server.counters().of("services").watches >= 2).await;
+    assert_eq!(server.counters().of("services").bookmarks, 2, "2 s and 1 s before the end");
     server.put(service("b", "10.96.0.2"));
     mirror.until("b", |mirror| mirror.objects.contains_key("default/b")).await;
     assert_eq!((mirror.n_lists, mirror.errors.len()), (1, 0));
@@ -214,8 +260,10 @@ async fn what_a_real_server_refuses_in_a_watch_is_refused() {
     assert_eq!(code("watch=true&sendInitialEvents=true").await, 422);
     assert_eq!(code("watch=true&resourceVersionMatch=NotOlderThan").await, 422);
     assert_eq!(code("sendInitialEvents=true&resourceVersionMatch=NotOlderThan").await, 422);
-    let too_large = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion=99";
-    assert_eq!(code(too_large).await, 504);
+    server.set_pace(30);
+    let to_come = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion=99";
+    let refused = get(&client, &format!("/api/v1/services?{to_come}")).await.unwrap();
+    assert_eq!((&refused["type"], &refused["object"]["code"]), (&"ERROR".into(), &504.into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

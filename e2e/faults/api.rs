@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::kernel::TURNS;
 use super::{AT_ONCE, Extent, Finding, Load, all_is_right};
-use crate::apiserver::{ApiServer, Cluster, Fault};
+use crate::apiserver::{ApiServer, Cluster, Fault, TOKEN, User};
 use crate::cluster::{OWN, WEB, WEB_PODS, own_slice};
 use crate::lab::address::Family;
 use crate::lab::client::Host;
@@ -237,7 +237,7 @@ fn n_requests(api: &dyn Cluster) -> u64 {
     counters.resources.values().map(|counts| counts.pages + counts.watches).sum()
 }
 
-/// Servers that do not serve streaming lists are asked for pages.
+/// Servers that do not serve streaming lists are asked for one list of each kind, from their cache.
 fn lists_in_other_ways(running: &mut Running, extent: Extent) -> Vec<Finding> {
     // One that does not understand them is recognized by 5 s of silence.
     let ways: &[(&str, Fault)] = &[
@@ -264,7 +264,7 @@ fn lists_in_other_ways(running: &mut Running, extent: Extent) -> Vec<Finding> {
         findings.push(Finding {
             fault: format!("API server: {name}"),
             n_times: 1,
-            observed: "a start asks for pages instead".to_owned(),
+            observed: "a start lists from the server's cache instead".to_owned(),
             repaired,
             n_tried: tally.n_attempts(),
             n_wrong: 0,
@@ -279,8 +279,8 @@ fn changed_token(running: &mut Running) -> Finding {
     std::fs::write(&file, "first").expect("the lab's folder can be written to");
     let kubeconfig = {
         let api = running.simulator();
-        api.require_token(None);
-        api.kubeconfig_at(api.address().ip(), Some(&file))
+        api.require_token(Some("first"));
+        api.kubeconfig_https(api.reachable(), &User::TokenFile(file.clone()))
     };
     let [(address, pod), (other_address, other)] = TURNS;
     running.api.put(own_slice(&[other_address]));
@@ -291,15 +291,16 @@ fn changed_token(running: &mut Running) -> Finding {
     api.require_token(Some("second"));
     api.drop_watches();
     api.put(own_slice(&[address]));
-    let is_refused =
-        |kind: &str| running.agents[0].log().lines().any(|line| line.contains("401") && line.contains(kind));
+    let is_refused = |kind: &str| {
+        running.agents[0].log().lines().any(|line| line.contains("Unauthorized") && line.contains(kind))
+    };
     poll::until("the token is refused", CAUGHT_UP, || is_refused("kind=EndpointSlice"));
     assert_eq!(node.tcp(to).pod(), other);
     std::fs::write(&file, "second").expect("the lab's folder can be written to");
     let start = Instant::now();
     poll::until("it catches up", Duration::from_secs(5), || node.tcp(to).pod() == pod);
     let repaired = vec![start.elapsed()];
-    api.require_token(None);
+    api.require_token(Some(TOKEN));
     let tally = load.stop();
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
     Finding {

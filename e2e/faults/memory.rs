@@ -9,7 +9,7 @@ use super::{Extent, Finding};
 use crate::apiserver::ApiServer;
 use crate::cluster::node_object;
 use crate::lab::address::{self, Family};
-use crate::lab::agent::{Agent, AgentOptions};
+use crate::lab::agent::AgentOptions;
 use crate::lab::host::Node;
 use crate::lab::netfilter::Backend;
 use crate::lab::{Lab, poll};
@@ -118,14 +118,6 @@ fn slice(name: &str, n: usize) -> Value {
     })
 }
 
-/// Resident memory of the agent, in KiB.
-fn resident(agent: &Agent) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.process().pid()));
-    let status = status.expect("the agent runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
-}
-
 /// The endpoints of every Service that stays are in force as they were last.
 fn is_in_force(node: &Node, n: usize) -> bool {
     let rules = node.netfilter().save(Family::V4).expect("rules can be read");
@@ -167,13 +159,13 @@ pub fn changes_without_end_take_no_memory(backend: Backend, extent: Extent) -> V
         std::thread::sleep(PAUSE);
         if churn.n == N_FIRST {
             poll::until("the first changes are in force", SLOW, || is_in_force(node, churn.n));
-            first = resident(&agent);
+            first = agent.resident();
         }
-        highest = highest.max(resident(&agent));
+        highest = highest.max(agent.resident());
     }
     poll::until("the last changes are in force", SLOW, || is_in_force(node, churn.n));
     let elapsed = start.elapsed();
-    let last = resident(&agent);
+    let last = agent.resident();
     let counters = api.counters();
     assert_eq!(counters.of("endpointslices").gone + counters.of("services").gone, 0, "no event was skipped");
     let most = first as f64 * (1.0 + GROWTH);

@@ -207,7 +207,7 @@ impl Dice {
     fn bomb(&mut self) -> Vec<u8> {
         let most = if self.once_in(20) { 20_000 } else { 300 };
         let n = 1 + self.below(most);
-        match self.below(8) {
+        match self.below(10) {
             0 => self
                 .pick(&["[", "{\"a\":", "- ", "{a: ", "a:\n ", "? ", "((", "\"\\u00"])
                 .repeat(n)
@@ -224,6 +224,15 @@ impl Dice {
             5 => format!("{{\"kind\": \"Service\", \"metadata\": {{{}}}", "\"a\": \"b\",".repeat(n))
                 .into_bytes(),
             6 => format!("*nat\n{}COMMIT\n", ":X - [0:0]\n-A X -j X\n".repeat(n)).into_bytes(),
+            // One line of many blanks, where a document begins, inside it, and in saved rules.
+            7 => {
+                let blanks = self.pick(&[" ", "\t", " \t", "\r"]).repeat(200 * n);
+                let before =
+                    self.pick(&["", "\n", "a:", "a: b", "a: |\n", "{", "a: \"", "*nat\n:X - [0:0]\n-A X"]);
+                let after = self.pick(&["", "\n", "# x\n", "a: b\n", "}", "\"", "-j X\nCOMMIT\n"]);
+                format!("{before}{blanks}{after}").into_bytes()
+            }
+            8 => format!("*nat\n:X - [0:0]\n{}-A X -j X\nCOMMIT\n", "[1:2] ".repeat(n)).into_bytes(),
             _ => self.pick(&WORDS).repeat(n).into_bytes(),
         }
     }

@@ -1,14 +1,12 @@
 //! Text that API objects are read from.
 
 use chainsmith::model::decode::manifest::Object;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::dice::SEEDS;
 use super::hostile::{full_node, full_service, full_slice};
 use super::served::{GOOD, NEIGHBOUR, check, cluster, defaults, is_neighbours, is_one_line, read};
 use super::{Dice, Trial};
-use chainsmith::model::decode::{Interner, change};
+use chainsmith::model::decode::{ApiObject, Interner, change, whole};
 use chainsmith::net::IpFamily;
 
 /// One of the two.
@@ -24,7 +22,8 @@ pub fn manifest(dice: &mut Dice) -> Trial {
         [before.as_bytes(), NEIGHBOUR.as_bytes(), b"\n---\n", &text, b"\n---\n", NEIGHBOUR.as_bytes()];
     let claim = move |input: &[u8]| {
         let (outcome, objects) = read(input);
-        let n_lines = input.iter().filter(|byte| **byte == b'\n').count() + 1;
+        // To YAML a lone carriage return ends a line, too.
+        let n_lines = input.iter().filter(|byte| b"\n\r".contains(byte)).count() + 1;
         for problem in &outcome.problems {
             is_one_line(&problem.to_string())?;
             if !(1..=n_lines).contains(&problem.line) {
@@ -65,8 +64,7 @@ pub fn watched(dice: &mut Dice) -> Trial {
     Trial { input, claim: Box::new(claim) }
 }
 
-/// An object as the watch decodes it: any JSON first, its fields then.
-fn typed<T: DeserializeOwned>(text: &[u8]) -> Option<T> {
-    let value: Value = serde_json::from_slice(text).ok()?;
-    serde_path_to_error::deserialize(&value).ok()
+/// An object as the watch reads it.
+fn typed<T: ApiObject>(text: &[u8]) -> Option<T> {
+    whole(serde_json::from_slice(text).ok()?).ok()
 }

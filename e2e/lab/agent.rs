@@ -21,6 +21,10 @@ pub struct AgentOptions {
     pub config: String,
     /// More flags; a flag given here replaces the lab's own.
     pub args: Vec<String>,
+    /// A command that becomes the agent, given its command line after its own words; empty for none.
+    pub under: Vec<String>,
+    /// What each iptables program runs first, from the start on: see [`Agent::sabotage`].
+    pub sabotage: Option<String>,
 }
 
 /// A running Chainsmith; killed when dropped. Its log is printed when a test panics.
@@ -75,7 +79,10 @@ impl Agent {
         args.extend(options.args.iter().cloned());
         let log = folder.join(format!("{stem}.log"));
         let spy = Spy::new(folder, &stem)?;
-        let process = Process::start(&node.namespace, &program()?, &args, &spy.environment(), &log)?;
+        spy.sabotage(options.sabotage.as_deref())?;
+        let (program, under) = (program()?, &options.under);
+        let process =
+            Process::start_under(&node.namespace, under, &program, &args, &spy.environment(), &log)?;
         Ok(Self { process, spy })
     }
 
@@ -88,6 +95,19 @@ impl Agent {
     /// `$@` the arguments); `None` ends that.
     pub fn sabotage(&self, script: Option<&str>) {
         self.spy.sabotage(script).expect("files can be written in the lab's folder");
+    }
+
+    /// What a script put there wrote to `$LAB_CALLS.<word>`; `None` while there is no such file.
+    pub fn note(&self, word: &str) -> Option<String> {
+        self.spy.note(word)
+    }
+
+    /// Its resident memory, in KiB.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid()));
+        let status = status.expect("the agent runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// The syncs that succeeded so far, one for each family.

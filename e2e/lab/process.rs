@@ -45,11 +45,24 @@ impl Process {
         environment: &[(&str, String)],
         log: &Path,
     ) -> Result<Self> {
+        Self::start_under(namespace, &[], program, args, environment, log)
+    }
+
+    /// Like [`Process::start`], by a command that becomes `program`: it is given the program and its
+    /// arguments after its own words.
+    pub fn start_under(
+        namespace: &Namespace,
+        under: &[String],
+        program: &Path,
+        args: &[String],
+        environment: &[(&str, String)],
+        log: &Path,
+    ) -> Result<Self> {
         let (orders, inbox) = mpsc::channel();
         let (started, start) = mpsc::channel();
         let file = std::fs::File::create(log).with_context(|| format!("creating {}", log.display()))?;
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(args);
+        command.args(["--pdeathsig", "KILL", "--"]).args(under).arg(program).args(args);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -66,6 +66,11 @@ impl Spy {
         }
     }
 
+    /// What a script wrote to `$LAB_CALLS.<word>`.
+    pub(super) fn note(&self, word: &str) -> Option<String> {
+        fs::read_to_string(self.record.with_extension(format!("calls.{word}"))).ok()
+    }
+
     /// The calls so far.
     pub(super) fn calls(&self) -> Vec<String> {
         let text = fs::read_to_string(&self.record).unwrap_or_default();

@@ -1,5 +1,4 @@
-//! The nfacct counters that rules name. Somebody may remove them (`nfacct flush`), and a rule that names
-//! one that is gone is refused with its whole table: each sync makes sure of them first.
+//! Which nfacct counters rules may name: those that the kernel has, and the programs take.
 
 use tracing::warn;
 
@@ -13,7 +12,8 @@ pub(super) fn usable(kernels: &mut [KernelIptables]) -> Counters {
     if !nfacct::is_supported() {
         return Counters::default();
     }
-    let made = ensured(Counters { invalid: true, localhost: true });
+    let made =
+        Counters { invalid: is_made(fixed::INVALID_COUNTER), localhost: is_made(fixed::LOCALHOST_COUNTER) };
     if !made.invalid {
         return Counters::default();
     }
@@ -27,20 +27,12 @@ pub(super) fn usable(kernels: &mut [KernelIptables]) -> Counters {
     if kernels.iter_mut().all(takes) { made } else { Counters::default() }
 }
 
-/// Those of `usable` that are there now, after making what is missing.
-pub(super) fn ensured(usable: Counters) -> Counters {
-    let ensure = |is_usable: bool, name: &str| {
-        let made = |name| {
-            nfacct::ensure(name).inspect_err(
-                |error| warn!(counter = name, %error, "cannot make the nfacct counter; rules do without"),
-            )
-        };
-        is_usable && made(name).is_ok()
-    };
-    Counters {
-        invalid: ensure(usable.invalid, fixed::INVALID_COUNTER),
-        localhost: ensure(usable.localhost, fixed::LOCALHOST_COUNTER),
+fn is_made(name: &str) -> bool {
+    let made = nfacct::ensure(name);
+    if let Err(error) = &made {
+        warn!(counter = name, %error, "no nfacct counter; rules do without");
     }
+    made.is_ok()
 }
 
 #[cfg(test)]
@@ -50,19 +42,6 @@ mod tests {
     use crate::kernel::in_new_namespace;
     use crate::kernel::iptables::Programs;
     use crate::net::IpFamily;
-
-    #[test]
-    fn counters_that_somebody_removed_are_made_again() {
-        in_new_namespace(|| {
-            let both = Counters { invalid: true, localhost: true };
-            assert_eq!(ensured(Counters::default()), Counters::default());
-            assert!(nfacct::packets(fixed::INVALID_COUNTER).is_err(), "what is not usable is not made");
-            // A namespace without any is one whose counters were flushed.
-            assert_eq!(ensured(both), both);
-            assert_eq!(nfacct::packets(fixed::INVALID_COUNTER).unwrap(), 0);
-            assert_eq!(nfacct::packets(fixed::LOCALHOST_COUNTER).unwrap(), 0);
-        });
-    }
 
     #[test]
     fn a_program_that_refuses_the_match_costs_the_counters_and_nothing_else() {

@@ -15,7 +15,7 @@ use crate::net::IpFamily;
 use crate::rules::names;
 use crate::sync::Finding;
 
-use super::PROC;
+use super::{PROC, blocking};
 
 /// How long a family is tried.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,19 +29,15 @@ pub(super) async fn usable(config: &Config) -> anyhow::Result<(Vec<KernelIptable
     let backend = match config.backend {
         BackendChoice::Nft => Some(Backend::Nft),
         BackendChoice::Legacy => Some(Backend::Legacy),
-        BackendChoice::Auto => iptables::in_use(&[
-            names::KUBE_IPTABLES_HINT,
-            names::KUBE_KUBELET_CANARY,
-            names::KUBE_PROXY_CANARY,
-        ]),
+        BackendChoice::Auto => blocking(in_use).await,
     };
     let deadline = Instant::now() + PATIENCE;
-    let v4 = patiently(deadline, || open(IpFamily::V4, backend)).await;
+    let v4 = patiently(deadline, async || blocking(move || open(IpFamily::V4, backend)).await).await;
     let v6 = if iptables::ipv6_is_off(Path::new(PROC)) {
         info!("IPv6 is switched off in the kernel; proxying IPv4 only");
         None
     } else {
-        Some(patiently(deadline, || open(IpFamily::V6, backend)).await)
+        Some(patiently(deadline, async || blocking(move || open(IpFamily::V6, backend)).await).await)
     };
     let (kernels, lost) = choose(primary(config), v4, v6)?;
     let families: Vec<IpFamily> = kernels.iter().map(crate::kernel::Iptables::family).collect();
@@ -49,14 +45,19 @@ pub(super) async fn usable(config: &Config) -> anyhow::Result<(Vec<KernelIptable
     Ok((kernels, lost))
 }
 
+/// The back-end that the kubelet uses, or another kube-proxy used.
+fn in_use() -> Option<Backend> {
+    iptables::in_use(&[names::KUBE_IPTABLES_HINT, names::KUBE_KUBELET_CANARY, names::KUBE_PROXY_CANARY])
+}
+
 /// Tries `open` until it succeeds, fails for good, or fails after `deadline`.
 async fn patiently<T>(
     deadline: Instant,
-    mut open: impl FnMut() -> Result<T, Unusable>,
+    mut open: impl AsyncFnMut() -> Result<T, Unusable>,
 ) -> Result<T, Unusable> {
     let mut pause = FIRST_PAUSE;
     loop {
-        match open() {
+        match open().await {
             Err(error) if error.is_transient() && Instant::now() + pause <= deadline => {
                 warn!(%error, again_in = ?pause, "cannot use iptables yet");
                 tokio::time::sleep(pause).await;
@@ -125,7 +126,7 @@ mod tests {
     async fn a_lock_held_for_half_a_minute_costs_no_family() {
         let start = Instant::now();
         let free_at = start + Duration::from_secs(30);
-        let open = || if Instant::now() < free_at { Err(busy()) } else { Ok("nat") };
+        let open = async || if Instant::now() < free_at { Err(busy()) } else { Ok("nat") };
         assert_eq!(patiently(start + PATIENCE, open).await.unwrap(), "nat");
         assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
     }
@@ -133,12 +134,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lock_held_for_ever_is_given_up_and_what_stays_is_tried_once() {
         let start = Instant::now();
-        let error = patiently(start + PATIENCE, || Err::<(), _>(busy())).await.unwrap_err();
+        let error = patiently(start + PATIENCE, async || Err::<(), _>(busy())).await.unwrap_err();
         assert!(error.is_transient(), "{error}");
         let elapsed = start.elapsed();
         assert!(elapsed <= PATIENCE && elapsed > PATIENCE - LONGEST_PAUSE, "{elapsed:?}");
         let (mut n, again) = (0, Instant::now());
-        let outcome = patiently(again + PATIENCE, || {
+        let outcome = patiently(again + PATIENCE, async || {
             n += 1;
             Err::<(), _>(missing())
         });

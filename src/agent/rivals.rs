@@ -4,13 +4,13 @@
 #![allow(clippy::disallowed_methods, reason = "reads /proc")]
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::{fs, io};
 
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::sync::{Finding, Observer, Synced};
 
@@ -66,8 +66,13 @@ impl Rivals {
         loop {
             tokio::time::sleep(PERIOD).await;
             let found = tokio::task::spawn_blocking(|| processes(Path::new("/proc"))).await?;
-            for (pid, command) in seen.look(found) {
-                self.say(format!("process {pid} ({command}) runs in the same network namespace"));
+            match found {
+                Ok(found) => {
+                    for (pid, program) in seen.look(found) {
+                        self.say(format!("process {pid} ({program}) runs in the same network namespace"));
+                    }
+                }
+                Err(error) => debug!(%error, "cannot look at processes; those seen before count on"),
             }
         }
     }
@@ -101,36 +106,37 @@ impl Observer for Rivals {
 
 /// Processes with the number of looks in which each was seen.
 #[derive(Default)]
-struct Seen(BTreeMap<(u32, String), u32>);
+struct Seen(BTreeMap<Process, u32>);
+
+/// Number and program.
+type Process = (u32, &'static str);
 
 impl Seen {
     /// Takes what a look found; those that are to be said now.
-    fn look(&mut self, found: Vec<(u32, String)>) -> Vec<(u32, String)> {
+    fn look(&mut self, found: Vec<Process>) -> Vec<Process> {
         let mut seen = BTreeMap::new();
         for process in found {
             let n = self.0.get(&process).copied().unwrap_or(0);
             seen.insert(process, n.saturating_add(1));
         }
         self.0 = seen;
-        self.0.iter().filter(|(_, n)| **n == N_LOOKS).map(|(process, _)| process.clone()).collect()
+        self.0.iter().filter(|(_, n)| **n == N_LOOKS).map(|(process, _)| *process).collect()
     }
 }
 
 /// The agents other than this process in its network namespace, in words.
-pub fn others() -> Vec<String> {
-    processes(Path::new("/proc"))
-        .into_iter()
-        .map(|(pid, command)| format!("process {pid} ({command})"))
-        .collect()
+pub fn others() -> io::Result<Vec<String>> {
+    let found = processes(Path::new("/proc"))?;
+    Ok(found.into_iter().map(|(pid, program)| format!("process {pid} ({program})")).collect())
 }
 
-/// The agents other than this one whose network namespace is ours: number and first words. What
-/// cannot be read (it ended, or is not ours to see) is none.
-fn processes(proc: &Path) -> Vec<(u32, String)> {
-    let Ok(ours) = fs::read_link(proc.join("self/ns/net")) else { return Vec::new() };
-    let Ok(entries) = fs::read_dir(proc) else { return Vec::new() };
+/// The agents other than this one whose network namespace is ours. A process that cannot be looked at (it
+/// ended, or is not ours to see) is none. Its command line is not passed on: it may hold what not
+/// everybody who reads events is to know.
+fn processes(proc: &Path) -> io::Result<Vec<Process>> {
+    let ours = fs::read_link(proc.join("self/ns/net"))?;
     let own = std::process::id();
-    let mut found: Vec<(u32, String)> = entries
+    let mut found: Vec<Process> = fs::read_dir(proc)?
         .filter_map(|entry| {
             let entry = entry.ok()?;
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
@@ -143,16 +149,16 @@ fn processes(proc: &Path) -> Vec<(u32, String)> {
                 .map(|word| String::from_utf8_lossy(word).into_owned())
                 .filter(|word| !word.is_empty())
                 .collect();
-            is_agent(&words).then(|| (pid, words.into_iter().take(3).collect::<Vec<_>>().join(" ")))
+            Some((pid, agent(&words)?))
         })
         .collect();
-    found.sort();
-    found
+    found.sort_unstable();
+    Ok(found)
 }
 
-/// Whether a command line is that of an agent that stays: kube-proxy, or `chainsmith [run]`.
-fn is_agent(words: &[String]) -> bool {
-    let Some((program, arguments)) = words.split_first() else { return false };
+/// The program, if a command line is that of an agent that stays: kube-proxy, or `chainsmith [run]`.
+fn agent(words: &[String]) -> Option<&'static str> {
+    let (program, arguments) = words.split_first()?;
     let name = Path::new(program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let is_short = arguments.iter().any(|word| {
         ["--cleanup", "--init-only", "--version", "--help", "-h", "--write-config-to"]
@@ -161,7 +167,12 @@ fn is_agent(words: &[String]) -> bool {
     });
     let first = arguments.first().map(String::as_str);
     let runs = first.is_none_or(|first| first == "run" || first.starts_with('-'));
-    !is_short && (name == "kube-proxy" || (name == "chainsmith" && runs))
+    match name {
+        _ if is_short => None,
+        "kube-proxy" => Some("kube-proxy"),
+        "chainsmith" if runs => Some("chainsmith"),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -172,7 +183,7 @@ mod tests {
     fn agents_that_stay_are_told_from_other_calls() {
         let check = |line: &str, expected| {
             let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-            assert_eq!(is_agent(&words), expected, "{line}");
+            assert_eq!(agent(&words).is_some(), expected, "{line}");
         };
         check("/usr/local/bin/kube-proxy --config=/x --hostname-override=n", true);
         check("kube-proxy", true);
@@ -203,15 +214,15 @@ mod tests {
         add("8", "net:[2]", "kube-proxy");
         add("9", "net:[1]", "sleep 1");
         fs::create_dir_all(proc.path().join("10")).unwrap();
-        let found = processes(proc.path());
-        assert_eq!(found, [(7, "/bin/kube-proxy --config=x --v=2".to_owned())]);
-        assert_eq!(processes(&proc.path().join("none")), []);
+        // By its name alone: the command line is nobody else's business.
+        assert_eq!(processes(proc.path()).unwrap(), [(7, "kube-proxy")]);
+        assert!(processes(&proc.path().join("none")).is_err(), "what cannot be looked at is not empty");
     }
 
     #[test]
     fn a_process_is_said_once_after_it_stayed() {
         let mut seen = Seen::default();
-        let rival = || vec![(7, "kube-proxy".to_owned())];
+        let rival = || vec![(7, "kube-proxy")];
         let n_said: Vec<usize> = (0..6).map(|_| seen.look(rival()).len()).collect();
         assert_eq!(n_said, [0, 0, 1, 0, 0, 0]);
         assert_eq!(seen.look(Vec::new()), []);

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::config::host::Counters;
 use crate::events::{Events, Notice, Regarding, Server};
 use crate::health::{self, Health, HealthPorts, Refused};
-use crate::http::{Failure, serve_at};
+use crate::http::{Admission, Failure, Incident, serve_at};
 use crate::kernel::{iptables, nfacct};
 use crate::metrics::{self, Metrics, Pages, ReadPackets, Request};
 use crate::model::ObjectKind;
@@ -45,6 +45,10 @@ impl api::Observer for Traffic {
         self.0.received(method, host, n_bytes);
     }
 
+    fn connected(&self) {
+        self.0.connected();
+    }
+
     fn watch_restarted(&self, plural: &str) {
         self.0.watch_restarted(match plural {
             "services" => ObjectKind::Service.word(),
@@ -66,8 +70,14 @@ pub(super) struct About<'a> {
     pub(super) machine: &'a str,
     /// The API server to send events to, if there is one.
     pub(super) server: Option<Server>,
+    /// How current the objects of the API server are, if there is one.
+    pub(super) freshness: Option<Arc<api::Freshness>>,
     /// Which counters the kernel has.
     pub(super) counters: Counters,
+    /// How many open files this process may have.
+    pub(super) max_open_files: u64,
+    /// Tells how many lines of the log could not be written.
+    pub(super) n_lost: fn() -> u64,
 }
 
 /// Starts all of it among `tasks`; those who have to be told what the loop does.
@@ -77,16 +87,24 @@ pub(super) fn start(
     metrics: Arc<Metrics>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
-    let About { config, flags, node, machine, server, counters } = about;
+    let About { config, flags, node, machine, server, freshness, counters, max_open_files, n_lost } = about;
     metrics.is_built(config.gates.iter())?;
     metrics.packets(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
     metrics.children(iptables::largest_child)?;
+    metrics.lost_lines(n_lost)?;
     let events = Arc::new(Events::start(server, node, machine, &metrics, tasks));
-    let health = Arc::new(Health::new(config.sync_period, config.manifests.is_empty()));
-    let servers = Servers { config, metrics: &metrics, events: &events };
+    let mut health = Health::new(config.sync_period, config.manifests.is_empty());
+    if let Some(freshness) = freshness {
+        let shown = freshness.clone();
+        metrics.watches(Box::new(move || words(shown.ages())))?;
+        health = health.showing(Box::new(move || words(freshness.stale())));
+    }
+    let health = Arc::new(health);
+    let admission = admission(max_open_files, &metrics);
+    let servers = Servers { admission: &admission, config, metrics: &metrics, events: &events };
     if let Some(address) = config.healthz_bind_address {
         let router = health::router(health.clone(), metrics.clone());
         servers.start("healthz", "FailedToStartProxierHealthcheck", address, router, tasks);
@@ -105,7 +123,7 @@ pub(super) fn start(
     let teller = events.clone();
     let node = node.to_owned();
     let on_refused: health::OnRefused = Arc::new(move |refused| teller.tell(notice_of(refused, &node)));
-    let ports = HealthPorts::start(&health, &metrics, &on_refused, tasks);
+    let ports = HealthPorts::start(&admission, &health, &metrics, &on_refused, tasks);
     events.tell(Notice {
         regarding: Regarding::Node,
         is_warning: false,
@@ -117,11 +135,27 @@ pub(super) fn start(
     Ok(vec![Arc::new(Meter::new(metrics)), health, Arc::new(ports), events])
 }
 
+/// Kinds by their words.
+fn words(ages: Vec<(ObjectKind, Duration)>) -> Vec<(&'static str, Duration)> {
+    ages.into_iter().map(|(kind, age)| (kind.word(), age)).collect()
+}
+
 fn counter(name: &'static str) -> ReadPackets {
     Box::new(move || nfacct::packets(name))
 }
 
+/// One bound for all servers; what befalls connections is counted.
+fn admission(max_open_files: u64, metrics: &Arc<Metrics>) -> Arc<Admission> {
+    let metrics = metrics.clone();
+    let count = move |incident| match incident {
+        Incident::NotAccepted => metrics.connection_not_accepted(),
+        Incident::Evicted => metrics.connection_evicted(),
+    };
+    Arc::new(Admission::new(max_open_files, Box::new(count)))
+}
+
 struct Servers<'a> {
+    admission: &'a Arc<Admission>,
     config: &'a Config,
     metrics: &'a Arc<Metrics>,
     events: &'a Arc<Events>,
@@ -139,6 +173,7 @@ impl Servers<'_> {
     ) {
         let hard_fail = self.config.bind_address_hard_fail;
         let (metrics, events) = (self.metrics.clone(), self.events.clone());
+        let admission = self.admission.clone();
         tasks.spawn(async move {
             let is_rival_said = AtomicBool::new(false);
             let failed = |failure: &Failure<'_>| {
@@ -161,7 +196,7 @@ impl Servers<'_> {
                     }
                 }
             };
-            serve_at(server, address, router, hard_fail, failed).await
+            serve_at(admission, server, address, router, hard_fail, failed).await
         });
     }
 }
@@ -216,7 +251,8 @@ mod tests {
         let client = kube::Client::new(service, "default");
         let server = Some(Server { client, host: "api.test:443".to_owned() });
         let events = Arc::new(Events::start(server, "node-1", "machine", &metrics, &mut tasks));
-        let servers = Servers { config: &config, metrics: &metrics, events: &events };
+        let admission = admission(1024, &metrics);
+        let servers = Servers { admission: &admission, config: &config, metrics: &metrics, events: &events };
         servers.start("healthz", "FailedToStartProxierHealthcheck", address, Router::new(), &mut tasks);
         let unserved = format!("\"FailedToStartProxierHealthcheck\": \"cannot serve healthz on {address}: ");
         tokio::time::sleep(Duration::from_secs(60)).await;

@@ -140,7 +140,7 @@ mod tests {
     use crate::rules::remains::Remains;
 
     fn rules(text: &str) -> Leftover {
-        let mut remains = Remains::new(Table::Nat);
+        let mut remains = Remains::new(IpFamily::V4, Table::Nat);
         text.lines().for_each(|line| remains.line(line));
         Leftover::Rules { backend: Backend::Legacy, family: IpFamily::V4, remains }
     }
@@ -159,7 +159,7 @@ mod tests {
             "tries again when it starts next",
             "nft delete table ip6 kube-proxy",
             "ip link delete kube-ipvs0",
-            "grep '^KUBE-' | xargs -n1 ipset destroy",
+            "for set in KUBE-LOOP-BACK; do ipset destroy $set; done",
             "`ipvsadm -D -t ADDRESS:PORT` (-u for UDP); only if nothing else on this node uses IPVS",
         ];
         for (leftover, expected) in all.iter().zip(expected) {

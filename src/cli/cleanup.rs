@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::complain;
+use super::{complain, log, print};
 use crate::agent;
 use crate::leftovers::{self, Leftover, Trouble};
 
@@ -19,8 +19,13 @@ pub struct CleanupArguments {
 /// Removes what is found, as far as that goes; 1 when anything that is known as kube-proxy's or
 /// Chainsmith's is left, or could not be looked for.
 pub fn main(arguments: &CleanupArguments) -> ExitCode {
-    for other in agent::others() {
-        complain(format!("{other} runs in this network namespace and makes its rules again; stop it first"));
+    match agent::others() {
+        Ok(others) => others.into_iter().for_each(|other| {
+            complain(format!(
+                "{other} runs in this network namespace and makes its rules again; stop it first"
+            ));
+        }),
+        Err(error) => complain(format!("cannot look for agents that make their rules again: {error}")),
     }
     let (found, mut troubles) = leftovers::find();
     let (removable, stays): (Vec<&Leftover>, Vec<&Leftover>) =
@@ -33,7 +38,7 @@ pub fn main(arguments: &CleanupArguments) -> ExitCode {
         false => remove(&removable, &mut leftovers::remove),
     });
     if removable.is_empty() && troubles.is_empty() {
-        println!("nothing to remove");
+        say("nothing to remove");
     }
     troubles.iter().for_each(complain);
     for leftover in &stays {
@@ -42,9 +47,14 @@ pub fn main(arguments: &CleanupArguments) -> ExitCode {
     if troubles.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Prints a line of the outcome. Removal goes on when stdout is closed.
+fn say(line: impl std::fmt::Display) {
+    let _ = print(log::Escaped(line));
+}
+
 fn show(leftover: &Leftover) {
-    println!("would remove {leftover}");
-    leftover.parts().iter().for_each(|part| println!("  {part}"));
+    say(format!("would remove {leftover}"));
+    leftover.parts().iter().for_each(|part| say(format!("  {part}")));
     leftovers::held(leftover).into_iter().map(Trouble).for_each(complain);
 }
 
@@ -61,7 +71,7 @@ fn remove(removable: &[&Leftover], remove: &mut dyn FnMut(&Leftover) -> Vec<Trou
         let held = leftovers::held(leftover).into_iter().map(Trouble);
         let left = remove(leftover);
         if left.is_empty() {
-            println!("removed {leftover}");
+            say(format!("removed {leftover}"));
             troubles.extend(held);
         }
         are_servers_left |= matches!(leftover, Leftover::IpvsServers(_)) && !left.is_empty();

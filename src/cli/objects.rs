@@ -28,9 +28,15 @@ pub fn read(paths: &[PathBuf]) -> anyhow::Result<Objects> {
         if path.as_os_str() == "-" {
             read_text(std::io::stdin().lock(), "stdin", &mut objects, &mut interner);
         } else if path.is_dir() {
-            let files =
-                files::manifests(path).with_context(|| format!("cannot read folder {}", path.display()))?;
-            files.iter().try_for_each(|file| read_file(file, &mut objects, &mut interner))?;
+            let listing =
+                files::list(path).with_context(|| format!("cannot read folder {}", path.display()))?;
+            for path in listing.others {
+                let file = path.display().to_string();
+                objects.problems.push(format!("{}: is not a regular file; ignored", file.escape_debug()));
+            }
+            for (file, _) in listing.manifests {
+                read_file(&file, &mut objects, &mut interner)?;
+            }
         } else {
             read_file(path, &mut objects, &mut interner)?;
         }
@@ -46,9 +52,13 @@ fn read_file(path: &Path, objects: &mut Objects, interner: &mut Interner) -> any
 
 fn read_text(text: impl BufRead, source: &str, objects: &mut Objects, interner: &mut Interner) {
     let Objects { inventory, problems } = objects;
+    let file = source.escape_debug();
     let outcome = manifest::read(text, source, &mut |object| {
         let found = inventory.add(&object, interner);
-        problems.extend(found.iter().map(|problem| format!("{source}: {problem}")));
+        problems.extend(found.iter().map(|problem| format!("{file}: {problem}")));
     });
     problems.extend(outcome.problems.iter().map(ToString::to_string));
+    if outcome.n_more_problems > 0 {
+        problems.push(format!("{file}: {} more problems", outcome.n_more_problems));
+    }
 }

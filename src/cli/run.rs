@@ -6,11 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::{cleanup, complain, log};
+use super::{cleanup, complain, log, print};
 use crate::agent::{self, ConfigFile};
 use crate::config::{Config, Flags, Warning};
+use crate::kernel::open_files::{self, Raised};
 use crate::metrics::release;
 
 /// Arguments of `run`.
@@ -52,7 +53,7 @@ fn prepare(arguments: &RunArguments) -> anyhow::Result<Option<Ready>> {
     let mut warnings = Vec::new();
     match version_text(version)? {
         Version::Printed(text) => {
-            println!("{text}");
+            print(text).context("cannot print the release")?;
             return Ok(None);
         }
         Version::NotAsked => {}
@@ -73,7 +74,8 @@ fn prepare(arguments: &RunArguments) -> anyhow::Result<Option<Ready>> {
     if let Some(path) = flags.write_config_to() {
         let written = std::fs::write(path, config.effective.to_file());
         written.with_context(|| format!("cannot write the configuration to {}", path.display()))?;
-        println!("wrote the configuration to {}", path.display());
+        // It is written: whether anybody hears of it does not matter.
+        let _ = print(format_args!("wrote the configuration to {}", path.display()));
         return Ok(None);
     }
     Ok(Some(Ready { config, warnings, file, flags: flags.clone() }))
@@ -147,10 +149,13 @@ fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
 }
 
 fn start(config: Config, flags: &Flags, file: Option<ConfigFile>) -> anyhow::Result<()> {
+    match open_files::raise() {
+        Ok(Raised { was, is }) => debug!(was, is, "limit of open files"),
+        Err(error) => warn!(%error, "cannot raise the limit of open files"),
+    }
     agent::share_one_heap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.context("cannot start the async runtime")?;
-    let result = runtime.block_on(agent::run(config, flags.all(), file));
+    let runtime = agent::runtime()?;
+    let result = runtime.block_on(agent::run(config, flags.all(), file, log::n_lost));
     // Tasks that wait for the network need not be waited for.
     runtime.shutdown_background();
     result

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value as Json, json};
 
 use super::document::{KubeProxyConfiguration, with_port};
+use super::duration::GoDuration;
 use super::flags::{Flags, Scope};
 use super::origin::{Origin, Origins, Report, Warning};
 use super::settings::{Chainsmith, Folders};
@@ -61,9 +62,20 @@ impl Config {
         if !report.errors.is_empty() {
             return Err(ConfigErrors(report.errors));
         }
+        raise("iptables.syncPeriod", &mut document.iptables.sync_period, &mut report);
+        raise("chainsmith.auditPeriod", &mut own.audit_period, &mut report);
         let effective = Effective { document, chainsmith: own, origins: report.origins };
         let config = config.expect("checks that find nothing wrong give a configuration");
         Ok((config(effective), report.warnings))
+    }
+}
+
+/// Raises a period that would leave the process no rest, as [`validate`] does with its value.
+fn raise(path: &str, period: &mut GoDuration, report: &mut Report) {
+    let shortest = GoDuration::from(validate::SHORTEST_PERIOD);
+    if *period < shortest {
+        report.note(path, format!("{period} is too short; raised to {shortest}"));
+        *period = shortest;
     }
 }
 
@@ -171,6 +183,8 @@ impl Given<'_> {
         };
         self.unless_empty(address_flag, path, field);
         let port = match self.flags.texts(port_flag) {
+            // As kube-proxy, which writes the configuration before it comes to these flags.
+            _ if self.flags.write_config_to().is_some() => Some(default),
             [] => Some(default),
             texts => {
                 let note = format!("deprecated, use --{address_flag}");

@@ -66,6 +66,7 @@ pub(super) fn check(
     let backend = check.word("chainsmith.iptablesBackend", &own.iptables_backend, &BACKENDS);
     let layout = check.word("chainsmith.layout", &own.layout, &LAYOUTS);
     let audit_period = check.positive("chainsmith.auditPeriod", own.audit_period);
+    let (sync_period, audit_period) = (sync_period.max(SHORTEST_PERIOD), audit_period.max(SHORTEST_PERIOD));
     let debug_bind_address = check.server("chainsmith.debugBindAddress", &own.debug_bind_address);
     if debug_bind_address.is_some() {
         check.0.note("chainsmith.debugBindAddress", "has no effect yet");
@@ -107,6 +108,10 @@ pub(super) fn check(
         effective,
     })
 }
+
+/// The shortest period for what no event announces: `iptables.syncPeriod`, at which the canary is looked at,
+/// and `chainsmith.auditPeriod`. Shorter ones are raised to it, where kube-proxy spins.
+pub(super) const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
 
 /// What client-go makes of a `clientConnection.qps` of 0; source: `k8s.io/client-go/rest`, v0.36.
 const DEFAULT_QPS: f32 = 5.0;

@@ -264,9 +264,18 @@ fn quarantine_and_drift_are_told_by_name() {
 
 #[test]
 fn notes_are_cut_to_what_the_api_takes() {
-    assert_eq!(cut("short"), "short");
-    assert_eq!(cut(&"ä".repeat(1000)).len(), 1024);
-    assert_eq!(cut(&format!("a{}", "ä".repeat(1000))).len(), 1023);
+    assert_eq!(printable("short"), "short");
+    assert_eq!(printable(&"ä".repeat(1000)).len(), 1024);
+    assert_eq!(printable(&format!("a{}", "ä".repeat(1000))).len(), 1023);
+    let escaped = printable(&"\u{1b}".repeat(1000));
+    assert!(escaped.len() <= 1024 && escaped.ends_with("\\u{1b}"), "no escape is cut in two: {escaped}");
+}
+
+#[test]
+fn text_of_an_object_in_a_note_is_no_command_to_a_terminal() {
+    let note = "refused: --comment \"a\nW1124 forged\r\u{1b}[2J\u{9b}31m\u{202e}\"";
+    let expected = "refused: --comment \"a\\nW1124 forged\\r\\u{1b}[2J\\u{9b}31m\\u{202e}\"";
+    assert_eq!(printable(note), expected);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! `/healthz` and `/livez`, to the byte as kube-proxy answers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -39,9 +40,12 @@ pub fn router(health: Arc<Health>, metrics: Arc<Metrics>) -> Router {
 fn answer(health: &Health, asks_for_node: bool) -> Response {
     let now = Moment::now();
     let state = health.state();
-    let body =
+    let mut body =
         Body::new(&state.families(now), state.last_updated(), state.is_node_eligible(), asks_for_node, now);
     drop(state);
+    if asks_for_node {
+        body.stale_watches = (health.stale)().into_iter().map(|(kind, age)| (kind, age.as_secs())).collect();
+    }
     let status = if body.is_good() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     reply(status, JSON, body.text())
 }
@@ -57,6 +61,9 @@ struct Body {
     healthy: bool,
     #[serde(skip_serializing_if = "Families::is_empty")]
     status: Families,
+    /// Kinds of objects that are not followed, and for how many seconds. Not kube-proxy's.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    stale_watches: BTreeMap<&'static str, u64>,
 }
 
 struct Families(Vec<FamilyHealth>);
@@ -99,6 +106,7 @@ impl Body {
             node_eligible: asks_for_node.then_some(is_eligible),
             healthy: families.iter().all(|family| family.is_healthy),
             status: Families(families.to_vec()),
+            stale_watches: BTreeMap::new(),
         };
         // A good answer is up to date by itself.
         body.last_updated = if body.is_good() { time(Some(now.wall)) } else { time(last_updated) };

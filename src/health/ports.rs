@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use super::Health;
-use crate::http::{self, JSON, Wildcard, reply};
+use crate::http::{self, Admission, JSON, Wildcard, reply};
 use crate::metrics::Metrics;
 use crate::model::ServiceName;
 use crate::net::{IpFamily, PerFamily};
@@ -53,8 +53,9 @@ pub struct HealthPorts {
 }
 
 impl HealthPorts {
-    /// Starts a task for each family; they end with `tasks`.
+    /// Starts a task for each family; they end with `tasks`, and their servers share `admission`.
     pub fn start(
+        admission: &Arc<Admission>,
         health: &Arc<Health>,
         metrics: &Arc<Metrics>,
         on_refused: &OnRefused,
@@ -64,6 +65,7 @@ impl HealthPorts {
             let (sender, receiver) = watch::channel(Wanted::default());
             let ports = Ports {
                 family,
+                admission: admission.clone(),
                 health: health.clone(),
                 metrics: metrics.clone(),
                 on_refused: on_refused.clone(),
@@ -105,6 +107,7 @@ type Key = (ServiceName, SocketAddr);
 
 struct Ports {
     family: IpFamily,
+    admission: Arc<Admission>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     on_refused: OnRefused,
@@ -186,13 +189,13 @@ impl Ports {
             return;
         }
         let (service, address) = key;
-        match http::bind(*address, Wildcard::OneFamily) {
+        match http::bind(&self.admission, *address, Wildcard::OneFamily) {
             Ok(listener) => {
                 self.failures.remove(key);
                 let n_local = Arc::new(AtomicUsize::new(n_local));
                 let router = answers(service.clone(), n_local.clone(), self.health.clone());
                 let mut server = JoinSet::new();
-                server.spawn(http::serve(listener, router));
+                server.spawn(http::serve(self.admission.clone(), listener, router));
                 self.open.insert(key.clone(), Open { n_local, server });
                 info!(%service, %address, "health check node port open");
             }

@@ -16,6 +16,8 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 use tracing::debug;
 
+use super::admission::Place;
+
 /// How long a client may take for the head of a request, and be idle where connections are scarce:
 /// nobody keeps others out by saying nothing.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
@@ -25,10 +27,14 @@ pub(super) const EXCHANGE: Duration = Duration::from_secs(60);
 pub(super) const IDLE: Duration = Duration::from_secs(3 * 60);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// How large the head of a request may be, in bytes and in headers; what is larger is answered 431. Go's
+/// servers take a megabyte, but clients of these servers send a few headers.
+pub(super) const MAX_HEAD: usize = 16 << 10;
+pub(super) const MAX_HEADERS: usize = 64;
 
 /// What a connection is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// A request is read, or the first is waited for.
     Head,
     /// A request is answered.
@@ -41,9 +47,24 @@ enum Stage {
 
 /// What a connection is at, and since when; an exchange begins with the first byte of its request.
 #[derive(Clone, Debug)]
-struct Progress(Arc<Mutex<(Stage, Instant)>>);
+pub(super) struct Progress(Arc<Mutex<(Stage, Instant)>>);
 
 impl Progress {
+    /// Of a connection that was accepted just now.
+    pub(super) fn begun() -> Progress {
+        Progress::at(Stage::Head, Instant::now())
+    }
+
+    /// Of a connection that has been at `stage` since then.
+    pub(super) fn at(stage: Stage, since: Instant) -> Progress {
+        Progress(Arc::new(Mutex::new((stage, since))))
+    }
+
+    /// What the connection is at, and since when.
+    pub(super) fn state(&self) -> (Stage, Instant) {
+        *self.get()
+    }
+
     fn get(&self) -> MutexGuard<'_, (Stage, Instant)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -60,7 +81,7 @@ impl Progress {
     }
 
     fn is_late(&self, are_scarce: bool) -> bool {
-        let (stage, since) = *self.get();
+        let (stage, since) = self.state();
         let limit = match stage {
             Stage::Head => PATIENCE,
             Stage::Answering | Stage::Sending => EXCHANGE,
@@ -71,9 +92,9 @@ impl Progress {
     }
 }
 
-/// Answers what `stream` asks, until it ends or takes too long.
-pub(super) async fn answer(stream: TcpStream, router: Router, are_scarce: impl Fn() -> bool) {
-    let progress = Progress(Arc::new(Mutex::new((Stage::Head, Instant::now()))));
+/// Answers what `stream` asks, until it ends, takes too long, or has to leave its place to another.
+pub(super) async fn answer(stream: TcpStream, router: Router, place: Place) {
+    let progress = &place.progress;
     let service = service_fn(|request: hyper::Request<Incoming>| {
         progress.step(Stage::Head, Stage::Answering);
         let (answer, progress) = (router.clone().oneshot(request), progress.clone());
@@ -84,15 +105,20 @@ pub(super) async fn answer(stream: TcpStream, router: Router, are_scarce: impl F
         }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.header_read_timeout(None);
+    http.header_read_timeout(None).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
     let stream = TokioIo::new(Watched { stream, progress: progress.clone() });
     let mut connection = std::pin::pin!(http.serve_connection(stream, service));
     loop {
-        match tokio::time::timeout(LOOK, connection.as_mut()).await {
+        let done = tokio::select! {
+            biased;
+            () = place.evicted() => return,
+            done = tokio::time::timeout(LOOK, connection.as_mut()) => done,
+        };
+        match done {
             Ok(Ok(())) => return,
             Ok(Err(error)) => return debug!(%error, "a connection broke off"),
-            Err(_) if progress.is_late(are_scarce()) => {
-                let (stage, _) = *progress.get();
+            Err(_) if progress.is_late(place.are_scarce()) => {
+                let (stage, _) = progress.state();
                 return debug!(?stage, "a connection took too long");
             }
             Err(_) => {}

@@ -6,8 +6,31 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::connection::{EXCHANGE, IDLE, PATIENCE};
+use super::connection::{EXCHANGE, IDLE, MAX_HEAD, MAX_HEADERS, PATIENCE};
 use super::*;
+
+/// What a process with `max_open_files` lets in.
+fn admission_of(max_open_files: u64) -> Arc<Admission> {
+    Arc::new(Admission::new(max_open_files, Box::new(|_| {})))
+}
+
+fn admission() -> Arc<Admission> {
+    admission_of(4096)
+}
+
+fn bind(address: SocketAddr, wildcard: Wildcard) -> io::Result<Listener> {
+    super::bind(&admission(), address, wildcard)
+}
+
+impl Listener {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+async fn serve(listener: Listener, router: Router) {
+    super::serve(admission(), listener, router).await;
+}
 
 fn any(ip: &str) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), 0)
@@ -65,7 +88,7 @@ async fn an_address_that_cannot_be_bound_is_tried_again_until_it_can_and_each_ti
             assert_eq!((failure.n, lasted), (n + 1, RETRY * n as u32));
             std::future::ready(())
         };
-        serve_at("test", address, Router::new().fallback(not_found), false, failed).await
+        serve_at(admission(), "test", address, Router::new().fallback(not_found), false, failed).await
     });
     tokio::time::sleep(RETRY * 3 - Duration::from_millis(1)).await;
     assert_eq!(n_failures.load(Ordering::Relaxed), 3);
@@ -84,30 +107,16 @@ async fn with_hard_fail_an_address_that_cannot_be_bound_is_an_error() {
         assert!(failure.is_final);
         std::future::ready(())
     };
-    let error = serve_at("test", address, Router::new(), true, failed).await.unwrap_err();
+    let error = serve_at(admission(), "test", address, Router::new(), true, failed).await.unwrap_err();
     assert_eq!(error.to_string(), format!("cannot serve test on {address}"));
 }
 
 #[tokio::test]
-async fn who_says_nothing_is_hung_up_on_and_others_are_answered() {
-    let listener = bind(any("127.0.0.1"), Wildcard::OneFamily).unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(serve(listener, Router::new().fallback(not_found)));
-    let mut silent = Vec::new();
-    for _ in 0..MAX_CONNECTIONS {
-        silent.push(TcpStream::connect(address).await.unwrap());
-    }
-    let mut late = TcpStream::connect(address).await.unwrap();
-    late.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-    // Time passes when nobody has anything else to do.
+async fn who_says_nothing_is_hung_up_on() {
+    let (_server, _, mut client) = connected(Router::new().fallback(not_found), "").await;
     tokio::time::pause();
-    let mut answer = String::new();
-    let all = async {
-        late.read_to_string(&mut answer).await.unwrap();
-    };
-    tokio::time::timeout(PATIENCE * 2, all).await.expect("the silent ones make room");
-    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
-    server.abort();
+    let kept = kept(&mut client).await;
+    assert!(kept >= PATIENCE / 2 && kept < PATIENCE * 2, "{kept:?}");
 }
 
 #[tokio::test]
@@ -168,19 +177,132 @@ async fn a_connection_that_is_kept_outlives_the_time_between_two_scrapes() {
 
 #[tokio::test]
 async fn idle_connections_make_room_where_they_are_many() {
-    let (_server, address, first) = connected(Router::new().fallback(not_found), REQUEST).await;
-    let mut clients = vec![first];
-    for _ in 0..MAX_CONNECTIONS * 3 / 4 {
-        let mut client = TcpStream::connect(address).await.unwrap();
-        client.write_all(REQUEST.as_bytes()).await.unwrap();
-        clients.push(client);
-    }
-    for client in &mut clients {
-        client.read_exact(&mut [0; 12]).await.unwrap();
+    // 16 places, 4 for each peer.
+    let (_server, address) = served(&admission_of(160));
+    let mut clients = Vec::new();
+    for peer in 2..5 {
+        for _ in 0..3 {
+            let mut client = connect_from([127, 0, 0, peer], address).await;
+            client.write_all(REQUEST.as_bytes()).await.unwrap();
+            client.read_exact(&mut [0; 12]).await.unwrap();
+            clients.push(client);
+        }
     }
     tokio::time::pause();
     let kept = kept(&mut clients[0]).await;
     assert!(kept < PATIENCE * 2, "{kept:?}");
+}
+
+/// A server on loopback.
+fn served(admission: &Arc<Admission>) -> (JoinSet<()>, SocketAddr) {
+    let listener = super::bind(admission, any("127.0.0.1"), Wildcard::OneFamily).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut server = JoinSet::new();
+    server.spawn(super::serve(admission.clone(), listener, Router::new().fallback(not_found)));
+    (server, address)
+}
+
+/// A connection from this address of loopback.
+async fn connect_from(ip: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((ip, 0).into()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// The status line of the answer to a whole request from `ip`, which has to come within 10 s.
+async fn status_for(ip: [u8; 4], to: SocketAddr) -> String {
+    let ask = async {
+        let mut client = connect_from(ip, to).await;
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer.lines().next().unwrap_or_default().to_owned()
+    };
+    tokio::time::timeout(Duration::from_secs(10), ask).await.expect("an answer at once")
+}
+
+/// Holds as many half-open connections from `ip` as it can: one that is closed is opened again.
+fn hold(ip: [u8; 4], to: SocketAddr, n: usize, holders: &mut JoinSet<()>) {
+    for _ in 0..n {
+        holders.spawn(async move {
+            loop {
+                let mut client = connect_from(ip, to).await;
+                let _ = client.write_all(b"GET / HTTP/1.1\r\n").await;
+                let _ = client.read_to_end(&mut Vec::new()).await;
+            }
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn addresses_that_hold_every_place_and_come_again_keep_no_other_out() {
+    let admission = admission_of(160);
+    let (_one, at) = served(&admission);
+    let (_other, other) = served(&admission);
+    let mut holders = JoinSet::new();
+    for peer in 2..6 {
+        hold([127, 0, 0, peer], at, 8, &mut holders);
+    }
+    while admission.n_held() < 16 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..50 {
+        assert_eq!(status_for([127, 0, 0, 1], at).await, "HTTP/1.1 404 Not Found");
+        assert_eq!(status_for([127, 0, 0, 9], other).await, "HTTP/1.1 404 Not Found", "of another server");
+        assert!(admission.n_held() <= 16, "{}", admission.n_held());
+    }
+    holders.shutdown().await;
+}
+
+#[tokio::test]
+async fn one_address_has_a_share_and_its_oldest_connection_goes_first() {
+    let admission = admission_of(160);
+    let (_server, at) = served(&admission);
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        clients.push(connect_from([127, 0, 0, 2], at).await);
+    }
+    // The answer comes after all of them were accepted.
+    assert_eq!(status_for([127, 0, 0, 3], at).await, "HTTP/1.1 404 Not Found");
+    for (n, client) in clients.iter_mut().enumerate() {
+        let is_closed = tokio::time::timeout(Duration::from_millis(300), client.read(&mut [0])).await.is_ok();
+        assert_eq!(is_closed, n < 2, "connection {n}");
+    }
+}
+
+#[tokio::test]
+async fn without_descriptors_for_listeners_a_port_is_not_opened() {
+    let admission = admission_of(160);
+    let open = || super::bind(&admission, any("127.0.0.1"), Wildcard::OneFamily);
+    let listeners: Vec<Listener> = (0..16).map(|_| open().unwrap()).collect();
+    let error = open().err().expect("no place is left").to_string();
+    assert_eq!(error, "the limit of open files leaves no more than 16 for listeners");
+    drop(listeners);
+    assert!(open().is_ok());
+}
+
+/// What is answered to the head `head`, which may never end; until the server closes.
+async fn answered(head: String) -> String {
+    let (_server, _, mut client) = connected(Router::new().fallback(not_found), "").await;
+    let _ = client.write_all(head.as_bytes()).await;
+    let mut answer = Vec::new();
+    let all = tokio::time::timeout(Duration::from_secs(10), client.read_to_end(&mut answer)).await;
+    assert!(all.is_ok(), "the connection stays open after {:?}", String::from_utf8_lossy(&answer));
+    String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_answered_431_before_it_ends() {
+    let head = |n: usize| format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}", "x".repeat(n));
+    assert_eq!(answered(head(MAX_HEAD)).await, "HTTP/1.1 431 Request Header Fields Too Large");
+    let whole = format!("{}\r\nconnection: close\r\n\r\n", head(MAX_HEAD - 200));
+    assert_eq!(answered(whole).await, "HTTP/1.1 404 Not Found");
+    let with = |n: usize| {
+        let headers: String = (0..n).map(|n| format!("x{n}: y\r\n")).collect();
+        format!("GET / HTTP/1.1\r\n{headers}connection: close\r\n\r\n")
+    };
+    assert_eq!(answered(with(MAX_HEADERS - 1)).await, "HTTP/1.1 404 Not Found");
+    assert_eq!(answered(with(MAX_HEADERS)).await, "HTTP/1.1 431 Request Header Fields Too Large");
 }
 
 #[tokio::test]

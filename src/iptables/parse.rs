@@ -77,16 +77,15 @@ pub fn save(family: IpFamily, text: &str) -> Result<Ruleset, ParseError> {
 type Reason = &'static str;
 
 fn read_line(family: IpFamily, text: &str) -> Result<Line, Reason> {
-    let text = text.trim_start();
+    let mut text = text.trim_start();
+    while let Some(counters) = text.strip_prefix('[') {
+        text = counters.split_once(']').ok_or("counters without an end")?.1.trim_start();
+    }
     match text.as_bytes().first() {
         None | Some(b'#') => Ok(Line::Blank),
         Some(b'*') => Ok(Line::Table(text[1..].trim().to_owned())),
         Some(b':') => declaration(&text[1..]),
         Some(b'C') if text.trim_end() == "COMMIT" => Ok(Line::Commit),
-        Some(b'[') => {
-            let (_, rest) = text.split_once(']').ok_or("counters without an end")?;
-            read_line(family, rest)
-        }
         Some(b'-') => command(family, text),
         Some(_) => Err("not a line of iptables"),
     }

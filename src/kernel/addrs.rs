@@ -1,32 +1,98 @@
-//! The addresses of this machine's interfaces.
+//! The addresses of this machine's interfaces, and word of each that comes or goes.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::errno::Errno;
+
+use super::netlink::{Conversation, Message, Multicast};
+
+/// `RTM_GETADDR`.
+const GET_ADDRESS: u16 = 22;
+/// `IFA_ADDRESS`: the address, or that of the other end of a point-to-point interface.
+const ADDRESS: u16 = 1;
+/// `IFA_LOCAL`: this end's address where the two differ; with IPv4, always.
+const LOCAL: u16 = 2;
+
+/// `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`.
+const GROUPS: [u32; 2] = [5, 9];
+
+/// How often a list is begun again when addresses change meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// The most notifications that are dropped at once: more than the kernel holds for a socket.
+const MAX_PENDING: usize = 4_096;
 
 /// The addresses of all local interfaces of this network namespace, loopback included; sorted,
-/// distinct.
+/// distinct. An error is no empty list; `Interrupted` when addresses changed during each of some attempts.
 pub fn local_addresses() -> io::Result<Vec<IpAddr>> {
     addresses(|_| true)
 }
 
 /// The addresses of the interface `name`, sorted, distinct; none when there is no such interface.
 pub fn addresses_of(name: &str) -> io::Result<Vec<IpAddr>> {
-    addresses(|interface| interface == name)
+    match nix::net::if_::if_nametoindex(name) {
+        Ok(index) => addresses(|other| other == index),
+        Err(Errno::ENODEV) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
 }
 
-/// The addresses of the interfaces that are `wanted`.
-fn addresses(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<IpAddr>> {
-    let mut addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
-        .filter(|interface| wanted(&interface.interface_name))
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-        })
-        .collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    Ok(addresses)
+/// The addresses of the interfaces whose number is `wanted`.
+///
+/// Asked of the kernel and not of `getifaddrs`, which does not tell that a list lacks addresses because
+/// interfaces came and went while it was made, as they do with pods.
+fn addresses(wanted: impl Fn(u32) -> bool) -> io::Result<Vec<IpAddr>> {
+    let mut conversation = Conversation::open(NETLINK_ROUTE)?;
+    let mut n_attempts = 0;
+    loop {
+        let mut addresses = Vec::new();
+        // struct ifaddrmsg, of any family and interface.
+        let listed = conversation.ask(GET_ADDRESS, NLM_F_DUMP, &[0; 8], &mut |message| {
+            addresses.extend(address(message, &wanted));
+        });
+        n_attempts += 1;
+        match listed {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted && n_attempts < ATTEMPTS => continue,
+            listed => listed?,
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        return Ok(addresses);
+    }
+}
+
+/// The address that a message describes; `None` for one of a family other than IPv4 and IPv6.
+fn address(message: &Message<'_>, wanted: impl Fn(u32) -> bool) -> Option<IpAddr> {
+    let (index, message) = message.split_header()?;
+    if !wanted(u32::from_ne_bytes(index)) {
+        return None;
+    }
+    let bytes = message.attribute(LOCAL).or_else(|| message.attribute(ADDRESS))?;
+    let v4 = <[u8; 4]>::try_from(bytes).map(|bytes| IpAddr::V4(Ipv4Addr::from(bytes)));
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(|bytes| IpAddr::V6(Ipv6Addr::from(bytes)))).ok()
+}
+
+/// Word of addresses that come and go in one network namespace, from [`Notifications::listen`] on.
+pub struct Notifications(Multicast);
+
+impl Notifications {
+    /// Begins to listen, in the network namespace of this thread and inside a tokio runtime.
+    pub fn listen() -> io::Result<Notifications> {
+        Multicast::join(NETLINK_ROUTE, &GROUPS, |_| Ok(())).map(Notifications)
+    }
+
+    /// Waits until addresses may have changed: one came or went, or word of some was lost.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        self.0.next().await.map(drop)
+    }
+
+    /// Drops what was told by now: whoever reads the addresses next knows it.
+    pub fn discard(&mut self) -> io::Result<()> {
+        self.0.discard(MAX_PENDING)
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Backend, Dump, Iptables, Readable, RestoreError};
+use super::{Backend, Dump, Iptables, Outline, Readable, RestoreError, Shown};
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{Chain, ChainName, Jump, Rule, Ruleset, Table, write};
 use crate::net::IpFamily;
@@ -41,6 +41,8 @@ pub struct FakeIptables {
     pub n_saves: usize,
     /// Whether the rules cannot be dumped.
     pub is_dump_broken: bool,
+    /// Whether the number of the ruleset cannot be had.
+    pub is_generation_broken: bool,
     /// Dumps so far.
     pub n_dumps: usize,
     /// Whether jumps cannot be looked for.
@@ -69,6 +71,7 @@ impl FakeIptables {
             readable: Readable::Rules,
             n_saves: 0,
             is_dump_broken: false,
+            is_generation_broken: false,
             n_dumps: 0,
             is_check_broken: false,
             n_jump_looks: 0,
@@ -278,31 +281,44 @@ impl Iptables for FakeIptables {
 
     fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
         self.n_dumps += 1;
-        if self.backend == Backend::Legacy {
-            return Ok(None);
-        }
         if self.is_dump_broken {
             anyhow::bail!("the dump is broken");
         }
-        let print = |chain: Option<&Chain>| {
+        let shown = |name: &ChainName, chain: Option<&Chain>| {
             let rules = chain.into_iter().flat_map(|chain| &chain.rules);
-            Print::new(
+            let n_rules = chain.map_or(0, |chain| chain.rules.len()) as u32;
+            let print = Print::new(
                 rules.fold(1, |hash, rule| (hash ^ Digest::rule(rule)).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
-            )
+            );
+            Shown { name: *name, print, n_rules }
         };
-        let mut chains: Vec<(ChainName, Print)> = match only {
-            Some(only) => only.iter().map(|name| (*name, print(self.ruleset.chain(table, name)))).collect(),
+        let mut chains: Vec<Shown> = match only {
+            Some(only) => only.iter().map(|name| shown(name, self.ruleset.chain(table, name))).collect(),
             None => {
                 let all = self.ruleset.tables.get(&table).into_iter().flatten();
-                all.map(|(name, chain)| (*name, print(Some(chain)))).collect()
+                all.map(|(name, chain)| shown(name, Some(chain))).collect()
             }
         };
-        chains.sort_unstable_by_key(|(name, _)| *name);
-        Ok(Some(Dump { generation: Some(self.n_commits), chains }))
+        chains.sort_unstable_by_key(|shown| shown.name);
+        let generation = self.generation()?;
+        Ok(Some(Dump { generation, chains }))
     }
 
-    fn generation(&mut self) -> Option<u32> {
-        (self.backend == Backend::Nft).then_some(self.n_commits)
+    fn outline(&mut self, table: Table) -> anyhow::Result<Option<Outline>> {
+        if self.is_dump_broken {
+            anyhow::bail!("the dump is broken");
+        }
+        let chains = self.ruleset.tables.get(&table).into_iter().flatten();
+        let n_entries = chains.map(|(_, chain)| 1 + chain.rules.len() as u32).sum();
+        let outline = Outline { hooks: [None; 5], policies: [0; 5], n_entries, n_bytes: 0 };
+        Ok((self.backend == Backend::Legacy).then_some(outline))
+    }
+
+    fn generation(&mut self) -> anyhow::Result<Option<u32>> {
+        if self.is_generation_broken {
+            anyhow::bail!("the generation cannot be had");
+        }
+        Ok((self.backend == Backend::Nft).then_some(self.n_commits))
     }
 
     fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()> {

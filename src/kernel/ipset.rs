@@ -39,7 +39,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The names of the sets in this network namespace, sorted. Asking would load the module into a kernel
 /// that has it not; such a kernel has no sets.
 pub fn names() -> io::Result<Vec<String>> {
-    if !Path::new("/sys/module/ip_set").exists() {
+    if !is_loaded(Path::new("/sys/module"))? {
         return Ok(Vec::new());
     }
     let attributes = [attribute(PROTOCOL, &[VERSION]), attribute(FLAGS, &NAMES_ONLY.to_be_bytes())].concat();
@@ -56,6 +56,13 @@ pub fn names() -> io::Result<Vec<String>> {
     names.sort();
     names.dedup();
     Ok(names)
+}
+
+/// Whether the module is among the `modules` of the kernel.
+fn is_loaded(modules: &Path) -> io::Result<bool> {
+    // Where sysfs is not mounted nothing can be told.
+    modules.metadata()?;
+    modules.join("ip_set").try_exists()
 }
 
 /// The ports in the set `name`, of type `bitmap:port` or `hash:ip,port`; sorted, distinct. None when
@@ -134,6 +141,15 @@ mod tests {
             destroy("KUBE-LOOP-BACK").unwrap();
             assert_eq!(names().unwrap(), ["KUBE-6-CLUSTER-IP", "mine"]);
         });
+    }
+
+    #[test]
+    fn a_node_without_sysfs_is_not_one_without_sets() {
+        let modules = tempfile::tempdir().unwrap();
+        assert!(!is_loaded(modules.path()).unwrap());
+        std::fs::create_dir(modules.path().join("ip_set")).unwrap();
+        assert!(is_loaded(modules.path()).unwrap());
+        assert!(is_loaded(&modules.path().join("none")).is_err());
     }
 
     #[test]

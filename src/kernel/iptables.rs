@@ -6,6 +6,7 @@ mod child;
 mod detect;
 mod lock;
 mod minder;
+mod running;
 mod single;
 
 pub use detect::{Unusable, has_legacy_table, in_use, ipv6_is_off, open, takes};
@@ -16,11 +17,28 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::{Backend, Dump, Iptables, Readable, RestoreError, nft};
+use super::{Backend, Dump, Iptables, Outline, Readable, RestoreError, nft, xtables};
 use crate::iptables::{ChainName, Jump, Table, Target, write};
 use crate::net::IpFamily;
 use crate::plan::{Limits, Restore};
 use child::RestoreChild;
+use running::PROGRAMS;
+
+/// Has no program of this process started any more; those that only read are killed, restores go on.
+pub fn end_programs() {
+    PROGRAMS.end();
+}
+
+/// Whether any restore of this process runs.
+pub fn is_restoring() -> bool {
+    PROGRAMS.is_restoring()
+}
+
+/// Kills every program of this process, restores too, and waits until they have ended, no longer than
+/// `limit`. No other is started any more.
+pub fn kill_programs(limit: Duration) {
+    PROGRAMS.kill_all(limit);
+}
 
 /// How long a program waits for the xtables lock.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -202,11 +220,8 @@ impl Iptables for KernelIptables {
         match self.backend {
             Backend::Nft => nft::chain_names(self.family, table.word(), each)
                 .with_context(|| format!("cannot list the chains of table {table} over netlink")),
-            Backend::Legacy => self.save(table, &mut |line| {
-                if let Some(name) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
-                    each(name);
-                }
-            }),
+            Backend::Legacy => xtables::chain_names(self.family, table, each)
+                .with_context(|| format!("cannot list the chains of table {table}")),
         }
     }
 
@@ -215,14 +230,25 @@ impl Iptables for KernelIptables {
             Backend::Nft => nft::prints(self.family, table.word(), only)
                 .map(Some)
                 .with_context(|| format!("cannot dump the rules of table {table} over netlink")),
-            Backend::Legacy => Ok(None),
+            Backend::Legacy => xtables::prints(self.family, table, only)
+                .map(Some)
+                .with_context(|| format!("cannot read the bytes of table {table}")),
         }
     }
 
-    fn generation(&mut self) -> Option<u32> {
+    fn outline(&mut self, table: Table) -> anyhow::Result<Option<Outline>> {
         match self.backend {
-            Backend::Nft => nft::generation().ok(),
-            Backend::Legacy => None,
+            Backend::Nft => Ok(None),
+            Backend::Legacy => xtables::outline(self.family, table)
+                .map(Some)
+                .with_context(|| format!("cannot read the numbers of table {table}")),
+        }
+    }
+
+    fn generation(&mut self) -> anyhow::Result<Option<u32>> {
+        match self.backend {
+            Backend::Nft => nft::generation().map(Some).context("cannot read the number of the ruleset"),
+            Backend::Legacy => Ok(None),
         }
     }
 
@@ -239,6 +265,9 @@ impl Iptables for KernelIptables {
     }
 
     fn has_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<bool> {
+        if let Ok(is_there) = self.shows_chain(table, chain) {
+            return Ok(is_there);
+        }
         let output = self.execute(table, &format!("-S {chain}"))?;
         match output.status.code() {
             Some(0) => Ok(true),
@@ -250,6 +279,18 @@ impl Iptables for KernelIptables {
 }
 
 impl KernelIptables {
+    /// Whether `chain` is in `table`, without a process.
+    fn shows_chain(&self, table: Table, chain: ChainName) -> std::io::Result<bool> {
+        match self.backend {
+            Backend::Nft => nft::has_chain(self.family, table.word(), chain.as_str()),
+            Backend::Legacy => {
+                let mut is_there = false;
+                xtables::chain_names(self.family, table, &mut |name| is_there |= name == chain.as_str())?;
+                Ok(is_there)
+            }
+        }
+    }
+
     fn is_target_gone(&mut self, jump: &Jump) -> anyhow::Result<bool> {
         match jump.rule.target {
             Some(Target::Jump(chain) | Target::Goto(chain)) => Ok(!self.has_chain(jump.table, chain)?),

@@ -208,8 +208,17 @@ fn gone_is_good(outcome: io::Result<()>) -> io::Result<()> {
 }
 
 /// Whether the interface is there.
-pub fn has_device() -> bool {
-    nix::net::if_::if_nametoindex(DEVICE).is_ok()
+pub fn has_device() -> io::Result<bool> {
+    device().map(|index| index.is_some())
+}
+
+/// The interface's number; `None` when it is not there.
+fn device() -> io::Result<Option<u32>> {
+    match nix::net::if_::if_nametoindex(DEVICE) {
+        Ok(index) => Ok(Some(index)),
+        Err(Errno::ENODEV) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// How many virtual servers the kernel has in this network namespace, whoever made them; none without
@@ -230,11 +239,7 @@ fn count_servers(text: &str) -> usize {
 
 /// Deletes the interface, and with it the Service addresses on it; one that is gone is as good.
 pub fn delete_device() -> io::Result<()> {
-    let index = match nix::net::if_::if_nametoindex(DEVICE) {
-        Ok(index) => index,
-        Err(Errno::ENODEV) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
+    let Some(index) = device()? else { return Ok(()) };
     // struct ifinfomsg: family and type, index, flags, change.
     let payload = [[0; 4], index.to_ne_bytes(), [0; 4], [0; 4]].concat();
     Conversation::open(NETLINK_ROUTE)?.ask(DELETE_LINK, 0, &payload, &mut |_| {})

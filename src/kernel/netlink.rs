@@ -4,8 +4,10 @@
 //! A socket belongs to the network namespace of the thread that opened it.
 
 mod generic;
+mod multicast;
 
 pub(super) use generic::Generic;
+pub(super) use multicast::Multicast;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -63,6 +65,13 @@ impl<'a> Message<'a> {
     /// The attributes of type `kind` whose values are attributes.
     pub(super) fn all_inner(&self, kind: u16) -> impl Iterator<Item = Message<'a>> + use<'a> {
         self.attributes().filter(move |(other, _)| *other == kind).map(|(_, value)| Message::of(value))
+    }
+
+    /// The message where its second header is four bytes longer than that of most (`struct ifaddrmsg`): these
+    /// four, and the attributes behind them.
+    pub(super) fn split_header(&self) -> Option<([u8; 4], Message<'a>)> {
+        let (header, attributes) = self.attributes.split_first_chunk()?;
+        Some((*header, Message { attributes }))
     }
 
     /// An attribute whose value is attributes.
@@ -304,10 +313,24 @@ pub(super) fn content<'a>(message: &NetlinkBuffer<&'a [u8]>) -> io::Result<Messa
 
 /// The error number at the start of the payload of ERROR and DONE: zero or negative.
 fn status(payload: &[u8]) -> io::Result<()> {
-    let bytes: [u8; 4] = payload.get(..4).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
-    match i32::from_ne_bytes(bytes) {
+    let bytes = payload.first_chunk().ok_or(io::ErrorKind::InvalidData)?;
+    match i32::from_ne_bytes(*bytes) {
         0 => Ok(()),
         code => Err(io::Error::from_raw_os_error(-code)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_without_its_status_is_no_success() {
+        assert!(status(&0i32.to_ne_bytes()).is_ok());
+        assert_eq!(status(&(-2i32).to_ne_bytes()).unwrap_err().raw_os_error(), Some(2));
+        for bytes in [&[][..], &[0, 0, 0]] {
+            assert_eq!(status(bytes).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
     }
 }
 

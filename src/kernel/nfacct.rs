@@ -25,16 +25,27 @@ pub fn is_supported() -> bool {
     }
 }
 
+/// Why a counter is not known to exist.
+#[derive(Debug, thiserror::Error)]
+pub enum Unensured {
+    /// The kernel did not tell whether it does; nothing changed.
+    #[error("cannot look for the counter: {0}")]
+    Unknown(io::Error),
+    /// It does not, and cannot be made.
+    #[error("cannot make the counter: {0}")]
+    Absent(io::Error),
+}
+
 /// Sees to it that the counter `name` exists; one that does keeps its counts.
-pub fn ensure(name: &str) -> io::Result<()> {
+pub fn ensure(name: &str) -> Result<(), Unensured> {
     match packets(name) {
         Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {}
-        found => return found.map(drop),
+        found => return found.map(drop).map_err(Unensured::Unknown),
     }
     match ask(name, NEW, NLM_F_CREATE | NLM_F_EXCL) {
-        // Somebody else was quicker.
+        // Another process was quicker.
         Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => Ok(()),
-        created => created.map(drop),
+        created => created.map(drop).map_err(Unensured::Absent),
     }
 }
 
@@ -98,7 +109,11 @@ mod tests {
     fn names_that_the_kernel_would_cut_are_refused() {
         in_new_namespace(|| {
             for name in ["", "a\0b", &"x".repeat(32)] {
-                assert_eq!(ensure(name).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+                let error = ensure(name).unwrap_err();
+                assert!(
+                    matches!(&error, Unensured::Unknown(error) if error.kind() == io::ErrorKind::InvalidInput),
+                    "{error}"
+                );
             }
             ensure(&"x".repeat(31)).unwrap();
         });

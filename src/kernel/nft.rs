@@ -9,13 +9,12 @@ mod prints;
 use std::io;
 
 use netlink_packet_core::NLM_F_DUMP;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
-use tokio::io::unix::AsyncFd;
 
 pub use prints::prints;
 
-use super::netlink::{Netfilter, Request, content, first};
+use super::netlink::{Multicast, Netfilter, Request, content, first};
 use crate::net::IpFamily;
 
 /// `NFNL_SUBSYS_NFTABLES`.
@@ -81,6 +80,20 @@ pub fn chain_names(family: IpFamily, table: &str, each: &mut dyn FnMut(&str)) ->
     }
 }
 
+/// Whether `chain` is in `table` (`nat`, `mangle`).
+pub fn has_chain(family: IpFamily, table: &str, chain: &str) -> io::Result<bool> {
+    let texts = &[(CHAIN_TABLE, table), (CHAIN_NAME, chain)];
+    let message = GET_CHAIN;
+    let request =
+        Request { subsystem: SUBSYSTEM, message, family: nfproto(family), flags: 0, texts, attributes: &[] };
+    match Netfilter::open()?.ask(&request, &mut |_| {}) {
+        Ok(()) => Ok(true),
+        // No such chain, or no such table.
+        Err(error) if is_any(&error, &[Errno::ENOENT]) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether there is a table `name` of `family` (`ip` or `ip6`), whoever made it.
 pub fn has_table(family: IpFamily, name: &str) -> io::Result<bool> {
     let texts = &[(TABLE_NAME, name)];
@@ -139,41 +152,24 @@ pub enum Commit {
 ///
 /// While anybody listens, the kernel makes a message of every chain and rule in a commit; a filter in
 /// the kernel drops all but the one that ends the commit, so that none of them fills our buffer.
-pub struct Notifications {
-    socket: AsyncFd<Socket>,
-}
+pub struct Notifications(Multicast);
 
 impl Notifications {
     /// Begins to listen, in the network namespace of this thread and inside a tokio runtime.
-    #[allow(unsafe_code, reason = "tokio has no safe way to watch a descriptor")]
     pub fn listen() -> io::Result<Notifications> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.set_non_blocking(true)?;
-        only_generations(&socket)?;
-        socket.bind(&SocketAddr::new(0, 0))?;
-        socket.add_membership(GROUP)?;
-        // SAFETY: the socket owns its descriptor, and nothing replaces or closes it before it is dropped.
-        let socket = unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)?;
-        Ok(Notifications { socket })
+        Multicast::join(NETLINK_NETFILTER, &[GROUP], only_generations).map(Notifications)
     }
 
     /// Waits for the next commit. Dropping the future loses nothing.
     pub async fn next(&mut self) -> io::Result<Commit> {
         loop {
-            let mut ready = self.socket.readable().await?;
-            let mut buffer = Vec::with_capacity(64 * 1024);
-            match ready.try_io(|socket| socket.get_ref().recv(&mut buffer, 0)) {
-                Ok(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
-                    return Ok(Commit::Missed);
-                }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(received) => {
-                    received?;
-                    if let Some(commit) = commit(&buffer)? {
+            match self.0.next().await? {
+                None => return Ok(Commit::Missed),
+                Some(datagram) => {
+                    if let Some(commit) = commit(datagram)? {
                         return Ok(commit);
                     }
                 }
-                Err(_would_block) => {}
             }
         }
     }

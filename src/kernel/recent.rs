@@ -36,7 +36,7 @@ impl RecentLists {
 
     /// Reads all lists; none where no rule names one. A list that goes away meanwhile is left out.
     pub fn full(&self) -> io::Result<FullLists> {
-        let capacity = self.capacity();
+        let capacity = self.capacity()?;
         let mut names = Vec::new();
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -62,9 +62,12 @@ impl RecentLists {
     }
 
     /// Addresses that a list holds: the module's parameter, or its default where that is not shown.
-    fn capacity(&self) -> usize {
-        let text = fs::read_to_string(&self.capacity).unwrap_or_default();
-        text.trim().parse().unwrap_or(Lists::LENGTH)
+    fn capacity(&self) -> io::Result<usize> {
+        match fs::read_to_string(&self.capacity) {
+            Ok(text) => Ok(text.trim().parse().unwrap_or(Lists::LENGTH)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Lists::LENGTH),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -120,6 +123,8 @@ mod tests {
             RecentLists::at(root.path().join("lists"), "/nowhere").full().is_err(),
             "a folder is no list"
         );
+        let folder = root.path().join("lists");
+        assert!(RecentLists::at("/nowhere/at/all", folder).full().is_err(), "nor a number");
     }
 
     fn file(folder: &Path) -> PathBuf {

@@ -1,4 +1,4 @@
-//! The virtual servers that kube-proxy's ipvs mode left, told from those that others have in IPVS.
+//! The virtual servers and IP sets that kube-proxy's ipvs mode left, told from those that others have.
 //!
 //! kube-proxy's own cleanup takes all of them for its own. Here one is kube-proxy's when its address is on
 //! `kube-ipvs0`, where kube-proxy puts the addresses of Services, or when it is on another address of this
@@ -16,6 +16,40 @@ use crate::net::{IpFamily, Protocol};
 
 /// How many servers of others are named.
 const MAX_NAMED: usize = 10;
+
+/// The IP sets of kube-proxy's ipvs mode. Others begin alike: network policies of kube-router and k3s are in
+/// `KUBE-SRC-...` and `KUBE-DST-...`. Source: kube-proxy v1.36, `pkg/proxy/ipvs/ipset.go`.
+const SETS: [&str; 17] = [
+    "KUBE-CLUSTER-IP",
+    "KUBE-EXTERNAL-IP",
+    "KUBE-EXTERNAL-IP-LOCAL",
+    "KUBE-HEALTH-CHECK-NODE-PORT",
+    "KUBE-IPVS-IPS",
+    "KUBE-LOAD-BALANCER",
+    "KUBE-LOAD-BALANCER-FW",
+    "KUBE-LOAD-BALANCER-LOCAL",
+    "KUBE-LOAD-BALANCER-SOURCE-CIDR",
+    "KUBE-LOAD-BALANCER-SOURCE-IP",
+    "KUBE-LOOP-BACK",
+    "KUBE-NODE-PORT-LOCAL-SCTP-HASH",
+    "KUBE-NODE-PORT-LOCAL-TCP",
+    "KUBE-NODE-PORT-LOCAL-UDP",
+    "KUBE-NODE-PORT-SCTP-HASH",
+    "KUBE-NODE-PORT-TCP",
+    "KUBE-NODE-PORT-UDP",
+];
+
+/// The longest name that the kernel takes for a set.
+const MAX_SET_NAME: usize = 31;
+
+/// Whether an IP set is one of ipvs mode. Those for IPv6 have `KUBE-6-` in place of `KUBE-`, and are cut to
+/// what the kernel takes.
+pub(super) fn is_set(name: &str) -> bool {
+    SETS.iter().any(|set| {
+        let v6 = set.replacen("KUBE-", "KUBE-6-", 1);
+        name == *set || name == &v6[..v6.len().min(MAX_SET_NAME)]
+    })
+}
 
 /// Kube-proxy's virtual servers, and others'. What cannot be told is taken for others'.
 pub(super) fn find_servers(node: &mut impl Ipvs) -> (Vec<Leftover>, Vec<Trouble>) {
@@ -105,8 +139,34 @@ mod tests {
         assert_eq!((found, troubles.len()), (vec![], 3));
         assert_eq!(
             troubles[1].to_string(),
-            "1 ipsets KUBE-* of ipvs mode stays until the virtual servers are gone: it tells which are kube-proxy's"
+            "1 ipsets of ipvs mode stays until the virtual servers are gone: it tells which are kube-proxy's"
         );
+    }
+
+    #[test]
+    fn sets_of_ipvs_mode_are_known_by_their_whole_names() {
+        for name in [
+            "KUBE-LOOP-BACK",
+            "KUBE-6-LOOP-BACK",
+            "KUBE-NODE-PORT-LOCAL-SCTP-HASH",
+            // Cut to 31 bytes.
+            "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS",
+            "KUBE-6-LOAD-BALANCER-SOURCE-CID",
+        ] {
+            assert!(is_set(name) && name.len() <= MAX_SET_NAME, "{name}");
+        }
+        for name in [
+            // kube-router's.
+            "KUBE-SRC-ZGOZKQUJLUWSN5R7",
+            "KUBE-DST-ZGOZKQUJLUWSN5R7",
+            "inet6:KUBE-SRC-ZGOZKQUJLUWSN5R7",
+            "KUBE-LOOP-BACK-2",
+            "KUBE-6-",
+            "KUBE-",
+            "",
+        ] {
+            assert!(!is_set(name), "{name}");
+        }
     }
 
     /// A node with kube-ipvs0 and node ports, and what was deleted there.

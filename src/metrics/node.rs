@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus::{GaugeVec, HistogramVec, IntCounterVec};
+use prometheus::{GaugeVec, HistogramVec, IntCounter, IntCounterVec};
 
 use super::define::Definer;
 use super::sync::SYNC_BUCKETS;
@@ -28,6 +28,8 @@ pub(super) struct NodeMetrics {
     health_ports: GaugeVec,
     health_ports_failed: GaugeVec,
     bind_failures: IntCounterVec,
+    accept_failures: IntCounter,
+    evicted: IntCounter,
     findings: IntCounterVec,
     events_sent: IntCounterVec,
     events_lost: IntCounterVec,
@@ -51,6 +53,8 @@ impl NodeMetrics {
             health_ports: define.gauges(HEALTH_PORTS, family)?,
             health_ports_failed: define.gauges(HEALTH_PORTS_FAILED, family)?,
             bind_failures: define.counters(BIND_FAILURES, &["server"])?,
+            accept_failures: define.counter(ACCEPT_FAILURES)?,
+            evicted: define.counter(EVICTED)?,
             findings: define.counters(FINDINGS, &["kind"])?,
             events_sent: define.counters(EVENTS_SENT, &["type"])?,
             events_lost: define.counters(EVENTS_LOST, &["reason"])?,
@@ -86,6 +90,14 @@ impl NodeMetrics {
 
     pub(super) fn bind_failed(&self, server: &str) {
         self.bind_failures.with_label_values(&[server]).inc();
+    }
+
+    pub(super) fn connection_not_accepted(&self) {
+        self.accept_failures.inc();
+    }
+
+    pub(super) fn connection_evicted(&self) {
+        self.evicted.inc();
     }
 
     pub(super) fn found(&self, kind: &str) {
@@ -124,6 +136,14 @@ const HEALTH_PORTS_FAILED: (&str, &str) = (
 );
 const BIND_FAILURES: (&str, &str) =
     ("chainsmith_bind_failures_total", "Failures to listen on an address, by server");
+const ACCEPT_FAILURES: (&str, &str) = (
+    "chainsmith_accept_failures_total",
+    "Connections to health and metrics servers that could not be accepted, mostly for lack of file descriptors",
+);
+const EVICTED: (&str, &str) = (
+    "chainsmith_connections_evicted_total",
+    "Connections to health and metrics servers that were closed to make room for others",
+);
 const FINDINGS: (&str, &str) = (
     "chainsmith_findings_total",
     "What was found amiss on the node: leftovers of another proxy, a second one, kernel parameters that cannot be set",

@@ -39,6 +39,11 @@ const CHILD: Known = (
     "chainsmith_largest_child_resident_memory_bytes",
     "Most resident memory that any program was seen to have that was started",
 );
+const LOST_LINES: Known = (
+    C,
+    "chainsmith_log_lines_lost_total",
+    "Lines of the log that could not be written: the disk is full, or the reader of a pipe is gone",
+);
 const ALL: [Known; 9] = [CPU, MAX_FDS, RECEIVED, SENT, OPEN_FDS, RESIDENT, START, VIRTUAL, VIRTUAL_MAX];
 
 impl Process {
@@ -109,25 +114,39 @@ fn sample((kind, name, help): Known, value: f64) -> Vec<MetricFamily> {
 /// Tells how much memory the largest program had that this process started, in bytes; `None`: unknown.
 pub type ReadLargest = fn() -> Option<u64>;
 
-/// The memory of programs that this process started; left out while it is unknown.
-pub(super) struct Children {
-    largest: ReadLargest,
+/// A number that another module keeps, asked for at each scrape; left out while it is unknown.
+pub(super) struct External {
+    known: Known,
+    read: Box<dyn Fn() -> Option<u64> + Send + Sync>,
     description: Desc,
 }
 
-impl Children {
-    pub(super) fn new(largest: ReadLargest) -> prometheus::Result<Children> {
-        Ok(Children { largest, description: description(CHILD)? })
+impl External {
+    /// The memory of programs that this process started.
+    pub(super) fn children(largest: ReadLargest) -> prometheus::Result<External> {
+        External::new(CHILD, largest)
+    }
+
+    /// Lines of the log that could not be written.
+    pub(super) fn lost_lines(n_lost: fn() -> u64) -> prometheus::Result<External> {
+        External::new(LOST_LINES, move || Some(n_lost()))
+    }
+
+    fn new(
+        known: Known,
+        read: impl Fn() -> Option<u64> + Send + Sync + 'static,
+    ) -> prometheus::Result<External> {
+        Ok(External { known, read: Box::new(read), description: description(known)? })
     }
 }
 
-impl Collector for Children {
+impl Collector for External {
     fn desc(&self) -> Vec<&Desc> {
         vec![&self.description]
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        (self.largest)().map(|n_bytes| sample(CHILD, n_bytes as f64)).unwrap_or_default()
+        (self.read)().map(|value| sample(self.known, value as f64)).unwrap_or_default()
     }
 }
 
@@ -244,13 +263,15 @@ mod tests {
 
     #[test]
     fn what_children_took_is_shown_once_it_is_known() {
-        let of = |largest: ReadLargest| Children::new(largest).unwrap().collect();
+        let of = |largest: ReadLargest| External::children(largest).unwrap().collect();
         assert_eq!(of(|| None), []);
         let shown = of(|| Some(4096));
         assert_eq!(
             (shown.len(), shown[0].name(), shown[0].get_metric()[0].get_gauge().get_value()),
             (1, CHILD.1, 4096.0)
         );
+        let lost = External::lost_lines(|| 3).unwrap().collect();
+        assert_eq!((lost[0].name(), lost[0].get_metric()[0].get_counter().get_value()), (LOST_LINES.1, 3.0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus::{HistogramVec, IntCounterVec};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec};
 
 use super::define::Definer;
 
@@ -46,6 +46,7 @@ pub(super) struct RequestMetrics {
     sent: HistogramVec,
     received: HistogramVec,
     retries: IntCounterVec,
+    connections: IntCounter,
 }
 
 impl RequestMetrics {
@@ -58,6 +59,7 @@ impl RequestMetrics {
             sent: define.histograms(SENT, labels, &SIZE_BUCKETS)?,
             received: define.histograms(RECEIVED, labels, &SIZE_BUCKETS)?,
             retries: define.counters(RETRIES, &["code", "host", "verb"])?,
+            connections: define.counter(CONNECTIONS)?,
         })
     }
 
@@ -76,6 +78,10 @@ impl RequestMetrics {
 
     pub(super) fn limited(&self, method: &str, host: &str, elapsed: Duration) {
         self.limiter.with_label_values(&[host, method]).observe(elapsed.as_secs_f64());
+    }
+
+    pub(super) fn connected(&self) {
+        self.connections.inc();
     }
 
     pub(super) fn retried(&self, method: &str, host: &str, status: Option<u16>) {
@@ -102,3 +108,5 @@ const RECEIVED: (&str, &str) =
     ("rest_client_response_size_bytes", "[ALPHA] Response size in bytes. Broken down by verb and host.");
 const RETRIES: (&str, &str) =
     ("rest_client_request_retries_total", "[ALPHA] Requests sent again, by status code, verb and host.");
+const CONNECTIONS: (&str, &str) =
+    ("chainsmith_apiserver_connections_total", "Connections made to the API server; one carries everything");

@@ -40,8 +40,8 @@ pub struct SyncSample {
     pub n_quarantined: usize,
     /// Frontends of service ports that are left out because another Service owns them.
     pub n_overlaps: usize,
-    /// Chains and jumps that somebody else had changed.
-    pub n_drifted: usize,
+    /// Chains and jumps that another process had changed, and that are repaired.
+    pub n_repaired: usize,
     /// For each table: its name, rules written, rules of ours in force.
     pub rules: [(&'static str, usize, usize); 2],
     /// Service ports in the rules.
@@ -154,7 +154,7 @@ impl SyncMetrics {
         self.chains_written.with_label_values(labels).inc_by(sync.n_chains as u64);
         self.quarantined.with_label_values(labels).set(sync.n_quarantined as f64);
         self.overlaps.with_label_values(labels).set(sync.n_overlaps as f64);
-        self.drift.with_label_values(labels).inc_by(sync.n_drifted as u64);
+        self.drift.with_label_values(labels).inc_by(sync.n_repaired as u64);
         self.service_ports.with_label_values(labels).set(sync.n_service_ports as f64);
         self.endpoints.with_label_values(labels).set(sync.n_endpoints as f64);
         for (table, n_written, n_in_force) in sync.rules {
@@ -255,7 +255,7 @@ const RULES_WRITTEN: (&str, &str) = ("chainsmith_rules_written_total", "Rules wr
 const CHAINS_WRITTEN: (&str, &str) = ("chainsmith_chains_written_total", "Chains written or deleted");
 const PROCESSES: (&str, &str) = ("chainsmith_restore_processes_total", "iptables-restore processes started");
 const DRIFT: (&str, &str) =
-    ("chainsmith_drift_repaired_total", "Chains and jumps that somebody else had changed");
+    ("chainsmith_drift_repaired_total", "Chains and jumps repaired after another process changed them");
 const QUARANTINED: (&str, &str) =
     ("chainsmith_quarantined_service_ports", "Service ports left out because the kernel refuses them");
 const OVERLAPS: (&str, &str) = (

@@ -43,7 +43,12 @@ fn everything() -> (Registry, Metrics) {
         .unwrap();
     metrics.packets(Some(Box::new(|| Ok(5))), Some(Box::new(|| Ok(0)))).unwrap();
     metrics.children(|| Some(1 << 20)).unwrap();
+    metrics.lost_lines(|| 0).unwrap();
     let second = Duration::from_secs(1);
+    metrics
+        .watches(Box::new(|| vec![("Service", Duration::ZERO), ("Node", Duration::from_secs(90))]))
+        .unwrap();
+    metrics.connected();
     for family in IpFamily::BOTH {
         metrics.synced(&sample(family, true));
         metrics.synced(&sample(family, false));
@@ -95,7 +100,7 @@ fn sample(family: IpFamily, is_full: bool) -> SyncSample {
         n_chains: 4,
         n_quarantined: 1,
         n_overlaps: 4,
-        n_drifted: 2,
+        n_repaired: 2,
         rules: [("filter", 3, 5), ("nat", 7, 58)],
         n_service_ports: 9,
         n_endpoints: 20,

@@ -1,23 +1,30 @@
 //! Kubernetes API objects as model values: what kube-proxy reads of them, checked.
 //!
-//! Nothing here fails. What is malformed costs its field, its list entry, or the object when it is
-//! its identity or its cluster IP; each such place is one [`Problem`], and the rest of the object is
-//! used. No text of an object gets into a value unless it has its grammar: an API server has
-//! checked that, a file has not, and the rules are restored as root. Objects that are not for this
-//! proxy (headless, ExternalName, left to another proxy) are skipped without a word.
+//! Nothing here fails. What is malformed, a value of the wrong type included, costs its field, its list
+//! entry, or the object when it is its identity or its cluster IP; each such place is one [`Problem`],
+//! and the rest of the object is used. An object whose ports or endpoints are not a list, or whose
+//! metadata or spec is not an object, is not decoded ([`whole`]): its last state stays in use. Fields
+//! that no rule needs are skipped unread. No text of an object gets into a value unless it has its
+//! grammar: an API server has checked that, a file has not, and the rules are restored as root. Objects
+//! that are not for this proxy (headless, ExternalName, left to another proxy) are skipped without a
+//! word.
 //!
 //! Text of YAML or JSON becomes objects in [`manifest`]; the cluster's own come from `watch`.
 
 mod field;
+mod given;
 mod grammar;
 mod interner;
 pub mod manifest;
 mod node;
+mod object;
 mod service;
 mod slice;
 
+pub use given::{Given, Shape};
 pub use interner::Interner;
 pub use node::node;
+pub use object::{ApiNode, ApiObject, ApiService, ApiSlice, whole};
 pub use service::service;
 pub use slice::slice;
 

@@ -1,11 +1,9 @@
 //! What the kernel holds of our chains: a hash for each chain of nat, the rules of filter's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::LazyLock;
-
-use foldhash::fast::RandomState;
 
 use super::prints::Prints;
 use crate::iptables::parse::{self, Line};
@@ -21,8 +19,10 @@ pub struct Digest {
     pub n_rules: u32,
 }
 
-/// Another at each start, so that nobody can make objects whose rules have equal hashes.
-pub(super) static HASH: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+/// SipHash with a random key of this process. Whoever writes objects decides what is hashed, and two contents
+/// of a chain with one hash would leave the old rules in force: a fast hash, for which such texts can be
+/// found without its key, is not enough.
+pub(super) static HASH: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 impl Digest {
     /// An empty chain.
@@ -165,6 +165,23 @@ pub struct Reader<'a> {
     table: Option<Table>,
     committed: Committed,
     doors: UdpDoors,
+    referenced: BTreeSet<ChainName>,
+    /// Lines of a rule whose quotes are still open.
+    open: Vec<String>,
+}
+
+/// A rule is no longer than this, however many of its comments hold newlines.
+const MAX_RULE: usize = 8 << 10;
+
+/// What a [`Reader`] has read.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Our chains, and jumps to them.
+    pub committed: Committed,
+    /// What rules of nat for UDP answer on.
+    pub doors: UdpDoors,
+    /// Chains of nat that are ours by name, and that rules in foreign chains lead to.
+    pub referenced: BTreeSet<ChainName>,
 }
 
 impl<'a> Reader<'a> {
@@ -175,11 +192,38 @@ impl<'a> Reader<'a> {
         is_ours: &'a dyn Fn(Table, &ChainName) -> bool,
     ) -> Reader<'a> {
         let (committed, doors) = (Committed::default(), UdpDoors::default());
-        Reader { family, jumps, is_ours, table: None, committed, doors }
+        let (referenced, open) = (BTreeSet::new(), Vec::new());
+        Reader { family, jumps, is_ours, table: None, committed, doors, referenced, open }
     }
 
-    /// Takes one line. A line that cannot be read makes its chain one of unknown content.
+    /// Takes one line. A rule that cannot be read makes its chain one of unknown content, if it is ours.
+    ///
+    /// iptables-save prints a newline in a comment as it is, so that a rule may be several lines, and the
+    /// second may look like anything.
     pub fn line(&mut self, text: &str) {
+        if self.open.is_empty() && !has_open_quote(text) {
+            return self.whole_line(text);
+        }
+        self.open.push(text.to_owned());
+        let rule = self.open.join("\n");
+        if !has_open_quote(&rule) {
+            self.open.clear();
+            self.whole_line(&rule);
+        } else if rule.len() > MAX_RULE {
+            self.give_up_rule();
+        }
+    }
+
+    /// Takes the first of the open lines for a rule that cannot be read, and the others for themselves.
+    fn give_up_rule(&mut self) {
+        let mut lines = std::mem::take(&mut self.open).into_iter();
+        if let Some(first) = lines.next() {
+            self.whole_line(&first);
+        }
+        lines.for_each(|line| self.line(&line));
+    }
+
+    fn whole_line(&mut self, text: &str) {
         match (parse::line(self.family, text), self.table) {
             (Ok(Line::Table(word)), _) => self.table = Table::from_word(&word),
             (Ok(Line::Declaration(name, _)), Some(table)) if (self.is_ours)(table, &name) => match table {
@@ -199,6 +243,8 @@ impl<'a> Reader<'a> {
             self.committed.jumps.insert(number);
         }
         if !(self.is_ours)(table, &name) {
+            let callee = rule.callee().filter(|callee| (self.is_ours)(table, callee));
+            self.referenced.extend(callee.filter(|_| table == Table::Nat));
             return;
         }
         match table {
@@ -218,7 +264,9 @@ impl<'a> Reader<'a> {
     }
 
     fn unreadable(&mut self, table: Table, text: &str) {
-        let Some(name) = text.split_ascii_whitespace().nth(1).and_then(ChainName::new) else { return };
+        let mut words = text.split_ascii_whitespace().skip_while(|word| word.starts_with('['));
+        let is_rule = words.next() == Some("-A");
+        let Some(name) = words.next().filter(|_| is_rule).and_then(ChainName::new) else { return };
         match table {
             Table::Nat => drop(self.committed.nat.entry(name).and_modify(|digest| *digest = None)),
             Table::Filter => drop(self.committed.filter.entry(name).and_modify(|rules| *rules = None)),
@@ -226,8 +274,28 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What was read, and what its rules for UDP answer on.
-    pub fn finish(self) -> (Committed, UdpDoors) {
-        (self.committed, self.doors)
+    /// What was read.
+    pub fn finish(mut self) -> Found {
+        while !self.open.is_empty() {
+            self.give_up_rule();
+        }
+        Found { committed: self.committed, doors: self.doors, referenced: self.referenced }
     }
+}
+
+/// Whether `text`, which is a rule, ends within quotes.
+fn has_open_quote(text: &str) -> bool {
+    let mut is_open = false;
+    let mut bytes = text.trim_start().bytes();
+    if !text.trim_start().starts_with(['-', '[']) {
+        return false;
+    }
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => is_open = !is_open,
+            b'\\' if is_open => drop(bytes.next()),
+            _ => {}
+        }
+    }
+    is_open
 }

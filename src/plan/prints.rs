@@ -10,7 +10,7 @@ use crate::iptables::{ChainName, Table};
 
 /// How the rules of a chain look in the kernel: a hash of what it shows of them. Equal prints are taken
 /// for equal rules; what the rules are cannot be told. Lives as long as the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Print(NonZero<u64>);
 
 impl Print {
@@ -34,7 +34,6 @@ pub struct Prints {
     of_chains: BTreeMap<u64, Option<Print>>,
     few: Vec<(Table, ChainName)>,
     is_many: bool,
-    is_off: bool,
 }
 
 /// Of which chains a print is due.
@@ -49,17 +48,9 @@ pub enum Due<'a> {
 }
 
 impl Prints {
-    /// For a back-end that has no prints: nothing is remembered.
-    pub fn off() -> Prints {
-        Prints { is_off: true, ..Prints::default() }
-    }
-
     /// Notes that the content of a chain is known from now on, because it was written or read: a print is
     /// due.
     pub fn known(&mut self, table: Table, name: ChainName) {
-        if self.is_off {
-            return;
-        }
         self.of_chains.insert(key(table, &name), None);
         if self.is_many || self.few.contains(&(table, name)) {
             return;
@@ -182,12 +173,5 @@ mod tests {
         assert_eq!(prints.due(), Due::Nothing);
         prints.take(Table::Nat, &name(1), Print::new(1));
         assert_eq!(prints.of(Table::Nat, &name(1)), None);
-    }
-
-    #[test]
-    fn nothing_is_remembered_where_there_are_no_prints() {
-        let mut prints = Prints::off();
-        (0..2 * FEW).for_each(|n| prints.known(Table::Nat, name(n)));
-        assert_eq!((prints.due(), prints.of_chains.len()), (Due::Nothing, 0));
     }
 }

@@ -92,7 +92,7 @@ pub struct Frontends {
     addresses: BTreeMap<SocketAddr, Owner>,
     /// Likewise each node port.
     node_ports: BTreeMap<u16, Owner>,
-    /// The serving endpoints of each service port, sorted.
+    /// The serving endpoints of each service port, else those that are ready, sorted.
     backends: Vec<Box<[SocketAddr]>>,
     node_port_ips: NodePortIps,
     former: Doors,
@@ -111,11 +111,14 @@ impl Frontends {
         if port.port.protocol != Protocol::Udp {
             return;
         }
-        // Ready without serving is what publishNotReadyAddresses gives: the rules use it.
-        let serving = endpoints
-            .iter()
-            .filter(|endpoint| endpoint.source.conditions.is_serving || endpoint.source.conditions.is_ready);
-        self.backends.push(serving.map(|endpoint| endpoint.address).collect());
+        // Not ready but serving is as good, ready but not serving is not (kube-proxy's `serving` only). Where
+        // none serves, rules lead to those that publishNotReadyAddresses has ready, and their flows live.
+        let any_serves = endpoints.iter().any(|endpoint| endpoint.source.conditions.is_serving);
+        let usable = endpoints.iter().filter(|endpoint| {
+            let conditions = &endpoint.source.conditions;
+            if any_serves { conditions.is_serving } else { conditions.is_ready }
+        });
+        self.backends.push(usable.map(|endpoint| endpoint.address).collect());
         let at = self.backends.len() - 1;
         let frontend = port.frontend;
         let family = IpFamily::of(frontend.cluster_ip);

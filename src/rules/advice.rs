@@ -2,8 +2,9 @@
 //! a family that is not the node's first. Source: kube-proxy v1.36, `checkBadConfig`,
 //! `checkBadIPConfig`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
+use super::settings::node_ip;
 use crate::config::{Config, NodePortAddresses};
 use crate::model::Node;
 use crate::net::{Cidr, IpFamily, parse_ip};
@@ -66,8 +67,7 @@ fn node_port_exposure(
     primary: IpFamily,
     more_cidrs: &[&[Cidr]],
 ) -> Option<String> {
-    let node_ips = node.map(Node::ips).unwrap_or_default();
-    let ips: Vec<IpAddr> = [node_ips.v4, node_ips.v6].into_iter().flatten().collect();
+    let ips = IpFamily::BOTH.into_iter().filter_map(|family| node_ip(config, node, family));
     let NodePortAddresses::Cidrs(cidrs) = config.node_port_addresses.with_primary(ips) else {
         return Some(
             "nodePortAddresses is not set: node ports answer on every address of the node; \
@@ -137,6 +137,14 @@ mod tests {
         check(&[V4, "cluster-cidr=10.0.0.0/8,fd02::/32"], &[ip4], &[], &["no network of IPv6"]);
         check(&[V6], &[ip4], &[], &["no network of IPv4"]);
         check(&[V6, V4], &[ip4, ip6], &[], &[]);
+    }
+
+    #[test]
+    fn the_primary_address_is_the_bound_one_where_there_is_one() {
+        let primary = "nodeport-addresses=primary";
+        check(&[primary, "bind-address=192.168.0.9"], &[], &[], &[]);
+        check(&[primary, "bind-address=fd00::9"], &["192.168.0.1"], &[], &[]);
+        check(&[primary, "bind-address=0.0.0.0"], &[], &[], &["nodePortAddresses is not set"]);
     }
 
     #[test]

@@ -35,7 +35,11 @@ pub fn chains(settings: &Settings, port: &ServicePort<'_>, selection: &Selection
         }
     }
     chains.extend(writer.outer_chains());
-    chains.iter_mut().flat_map(|chain| &mut chain.rules).for_each(drop_comments);
+    for NatChain { rules, .. } in &mut chains {
+        rules.iter_mut().for_each(drop_comments);
+        // classic's last rule of a `KUBE-FW-` chain is a comment and nothing else.
+        rules.retain(|rule| *rule != Rule::default());
+    }
     chains
 }
 

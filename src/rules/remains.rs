@@ -9,7 +9,9 @@ use super::names::{
     self, KUBE_EXTERNAL_SERVICES, KUBE_FORWARD, KUBE_NODEPORTS, KUBE_POSTROUTING, KUBE_PROXY_CANARY,
     KUBE_PROXY_FIREWALL, KUBE_SERVICES, PortChain,
 };
-use crate::iptables::{ChainName, Table};
+use crate::iptables::parse::{self, Line};
+use crate::iptables::{ChainName, Rule, Table, Target};
+use crate::net::IpFamily;
 
 /// Chains of kube-proxy's ipvs mode beside those that both modes have.
 const IPVS_CHAINS: [ChainName; 5] = [
@@ -46,6 +48,7 @@ fn is_top_level(name: &ChainName) -> bool {
 /// What there is in one table; made by [`Remains::line`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remains {
+    family: IpFamily,
     /// The table.
     pub table: Table,
     /// Chains of ours, by name.
@@ -58,8 +61,8 @@ pub struct Remains {
 
 impl Remains {
     /// Nothing yet.
-    pub fn new(table: Table) -> Remains {
-        Remains { table, chains: BTreeSet::new(), jumps: Vec::new(), held: BTreeMap::new() }
+    pub fn new(family: IpFamily, table: Table) -> Remains {
+        Remains { family, table, chains: BTreeSet::new(), jumps: Vec::new(), held: BTreeMap::new() }
     }
 
     /// Takes the next line that `iptables-save -t <table>` prints; declarations come first.
@@ -74,10 +77,19 @@ impl Remains {
         if ChainName::new(from).is_some_and(|from| self.chains.contains(&from)) {
             return;
         }
-        let Some(target) = target(rule).filter(|target| self.chains.contains(target)) else { return };
-        if is_top_level(&target) && self.table.built_in().contains(&from) {
-            self.jumps.push(rule.to_owned());
-        } else {
+        let holds = match parse::line(self.family, line) {
+            Ok(Line::Append(_, Rule { target: Some(Target::Jump(target) | Target::Goto(target)), .. })) => {
+                if is_top_level(&target) && self.table.built_in().contains(&from) {
+                    self.jumps.extend(self.chains.contains(&target).then(|| rule.to_owned()));
+                    return;
+                }
+                vec![target]
+            }
+            Ok(_) => return,
+            // A chain that it may lead to had better stay than have the kernel refuse the whole input.
+            Err(_) => rule.split_ascii_whitespace().skip(1).filter_map(ChainName::new).collect(),
+        };
+        for target in holds.into_iter().filter(|target| self.chains.contains(target)) {
             self.held.entry(target).or_default().insert(from.to_owned());
         }
     }
@@ -153,40 +165,6 @@ impl Remains {
     }
 }
 
-/// Where a rule as saved leads: what stands behind its last `-j` or `-g`. A comment is quoted when it
-/// holds blanks, so that none of its words is taken for it.
-fn target(rule: &str) -> Option<ChainName> {
-    let mut words = words(rule);
-    let mut target = None;
-    while let Some(word) = words.next() {
-        if word == "-j" || word == "-g" {
-            target = words.next();
-        }
-    }
-    ChainName::new(target?)
-}
-
-/// The words of a rule; what is in double quotes (`\"` for one within) is one of them.
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        rest = rest.trim_start_matches(' ');
-        if rest.is_empty() {
-            return None;
-        }
-        let (mut is_quoted, mut is_escaped) = (false, false);
-        let end = rest.find(|c: char| {
-            let was_escaped = is_escaped;
-            is_escaped = c == '\\' && !was_escaped;
-            is_quoted ^= c == '"' && !was_escaped;
-            c == ' ' && !is_quoted
-        });
-        let (word, tail) = rest.split_at(end.unwrap_or(rest.len()));
-        rest = tail;
-        Some(word)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,7 +191,7 @@ COMMIT
 ";
 
     fn remains(table: Table, text: &str) -> Remains {
-        let mut remains = Remains::new(table);
+        let mut remains = Remains::new(IpFamily::V4, table);
         text.lines().for_each(|line| remains.line(line));
         remains
     }
@@ -252,6 +230,26 @@ COMMIT
         let held: Vec<_> = remains.held().map(|(name, from)| (name.as_str(), from.len())).collect();
         assert_eq!(held, [("KUBE-MARK-MASQ", 1)]);
         assert!(remains.has_services());
+    }
+
+    #[test]
+    fn a_rule_that_leads_to_a_chain_is_seen_whatever_its_comment_says() {
+        let text = "\
+:CNI - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-SVC-A - [0:0]
+:KUBE-SVC-B - [0:0]
+-A CNI -m comment --comment -j -j KUBE-MARK-MASQ
+-A CNI -m comment --comment -g -g KUBE-SVC-A
+-A CNI -m comment --comment \"-j KUBE-SVC-B\" -j ACCEPT
+";
+        let held = |text: &str| {
+            let remains = remains(Table::Nat, text);
+            remains.held().map(|(name, _)| name.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(held(text), ["KUBE-MARK-MASQ", "KUBE-SVC-A"]);
+        // What cannot be read holds whatever it may lead to.
+        assert_eq!(held(&format!("{text}-A CNI --comment \"open -j KUBE-SVC-B\n")).len(), 3);
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Settings {
 }
 
 /// `bindAddress` when it is one address of the family, else the Node's; `None` when neither is known.
-fn node_ip(config: &Config, node: Option<&Node>, family: IpFamily) -> Option<IpAddr> {
+pub(super) fn node_ip(config: &Config, node: Option<&Node>, family: IpFamily) -> Option<IpAddr> {
     let bound = config.bind_address.filter(|ip| IpFamily::of(*ip) == family && !ip.is_unspecified());
     bound.or_else(|| *node?.ips().get(family))
 }

@@ -2,6 +2,7 @@
 //! compiling and writing a large cluster keep two cores busy, and never much is in memory.
 
 use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, PoisonError};
 
 /// From how many items on a second thread pays.
 const WORTH_A_THREAD: usize = 256;
@@ -19,16 +20,23 @@ pub(super) fn for_each_made<T: Sync, U: Send, E>(
     if items.len() < WORTH_A_THREAD {
         return items.iter().try_for_each(|item| each(item, make(item)));
     }
+    // Held here, as a closure that finds no thread is gone with all that it holds.
+    let make = &Mutex::new(make);
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(AHEAD);
-        scope.spawn(move || {
+        let make_all = move || {
+            let mut make = make.lock().unwrap_or_else(PoisonError::into_inner);
             for chunk in items.chunks(CHUNK) {
-                let made: Vec<U> = chunk.iter().map(&mut make).collect();
+                let made: Vec<U> = chunk.iter().map(&mut *make).collect();
                 if sender.send(made).is_err() {
                     return; // an error ended it
                 }
             }
-        });
+        };
+        if std::thread::Builder::new().spawn_scoped(scope, make_all).is_err() {
+            let mut make = make.lock().unwrap_or_else(PoisonError::into_inner);
+            return items.iter().try_for_each(|item| each(item, make(item)));
+        }
         for (chunk, made) in items.chunks(CHUNK).zip(receiver) {
             chunk.iter().zip(made).try_for_each(|(item, made)| each(item, made))?;
         }

@@ -14,7 +14,7 @@ use super::quarantine::{Scene, held_chain, is_refusal};
 use super::records::{Changed, Record, Sums};
 use super::report::{Quarantine, Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
-use super::tables::{Look, Tables};
+use super::tables::{Depth, Look, Tables};
 use super::turns::{Turns, Work};
 use super::wanted::{
     Compiler, callers_first, chains_of_service_ports, filter_chains, fixed_nat_chains_in_order, is_urgent,
@@ -22,7 +22,7 @@ use super::wanted::{
 };
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Table};
-use crate::kernel::{Iptables, RestoreError};
+use crate::kernel::{Backend, Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName, Snapshot};
 use crate::net::IpFamily;
 use crate::plan::{Aftermath, Committed, Failure, NatChain, Planner, Uncertain, When};
@@ -62,8 +62,15 @@ pub struct FamilySync<K> {
     pub(super) is_unserved_owner: bool,
     /// Of the sync that is under way.
     pub(super) clock: Stopwatch,
-    /// Chains of nat that nobody wants but somebody else's rules lead to: emptied, and left.
+    /// Chains of nat that foreign rules refer to, as far as that is known. Once stale they are flushed, not
+    /// deleted.
     held: BTreeSet<ChainName>,
+    /// Those of them that were flushed so far, and reported.
+    emptied: BTreeSet<ChainName>,
+    /// Whether this sync keeps all stale chains.
+    holds_all: bool,
+    /// Drift that was found by syncs that failed.
+    n_unrepaired: usize,
     /// Service ports that the kernel refuses, and what it said; left out.
     pub(super) quarantine: Quarantine,
     /// As the urgent commit leaves it until a sync has succeeded: till then not everybody is served.
@@ -108,6 +115,9 @@ impl<K: Iptables> FamilySync<K> {
             unserved: BTreeMap::new(),
             is_unserved_owner: false,
             held: BTreeSet::new(),
+            emptied: BTreeSet::new(),
+            holds_all: false,
+            n_unrepaired: 0,
             quarantine: Quarantine::new(),
             turn: FilterTurn::Around,
         }
@@ -160,12 +170,15 @@ impl<K: Iptables> FamilySync<K> {
         }
     }
 
-    /// Settles what the rules depend on beside the objects. Anything new there touches everything.
-    pub fn set_settings(&mut self, settings: Settings) {
-        if self.settings.as_ref() != Some(&settings) {
+    /// Settles what the rules depend on beside the objects. Anything new there touches everything; whether
+    /// there is.
+    pub fn set_settings(&mut self, settings: Settings) -> bool {
+        let is_new = self.settings.as_ref() != Some(&settings);
+        if is_new {
             self.settings = Some(settings);
             self.touch_all();
         }
+        is_new
     }
 
     /// Large Services begin anew: their entries are made again with all others.
@@ -207,16 +220,23 @@ impl<K: Iptables> FamilySync<K> {
     }
 
     /// Whether somebody else, who wrote to the tables, changed anything of ours.
-    pub fn look(&mut self) -> Look {
-        self.tables.look()
+    pub fn look(&mut self, depth: Depth) -> Look {
+        let mut look = self.tables.look(depth);
+        // Foreign rules may have changed: only reading tells whether they still lead there.
+        look.is_unread |= !self.emptied.is_empty() && self.tables.is_nat_changed();
+        look
     }
 
-    /// Notes how the chains that were written look in the kernel, where the ruleset is at `generation` if
-    /// nobody else wrote since the sync. What would take longer than a few milliseconds is left for
-    /// when nothing else is to be done; `true` when something is left.
-    pub fn take_prints_soon(&mut self, generation: u32) -> bool {
-        if self.tables.are_due_prints_quick() {
-            self.tables.take_prints(generation);
+    /// Notes how the chains that were written look in the kernel, where the ruleset is at the generation
+    /// `alone` and no other process wrote since before the sync. With `None` they are given up on nft; legacy
+    /// has no generations. What would take longer than a few milliseconds is left for when nothing else is to be done;
+    /// `true` when something is left.
+    pub fn take_prints_soon(&mut self, alone: Option<u32>) -> bool {
+        match (alone, self.tables.kernel.backend()) {
+            (None, Backend::Nft) => self.tables.give_up_prints(),
+            (_, Backend::Legacy) => self.tables.take_prints(None),
+            (Some(_), _) if self.tables.are_due_prints_quick() => self.tables.take_prints(alone),
+            _ => {}
         }
         self.tables.has_due_prints()
     }
@@ -238,7 +258,7 @@ impl<K: Iptables> FamilySync<K> {
 
     /// As [`FamilySync::take_prints_soon`], some thousand chains at a time.
     pub fn take_prints(&mut self, generation: u32) {
-        self.tables.take_prints(generation);
+        self.tables.take_prints(Some(generation));
     }
 
     /// Notes that somebody else wrote since the last sync: how the chains that it wrote look now says
@@ -290,11 +310,10 @@ impl<K: Iptables> FamilySync<K> {
         let mut report = Report::new(self.family(), backend, self.work.scope());
         self.clock = Stopwatch::start();
         let scene = Scene { settings: &settings, view, stop };
-        let (mut committed, drift) = self.clock.reading(|| self.tables.take());
+        let mut committed = self.take_committed(&mut report);
         if self.layout.is_none() {
             self.layout = Some(layout_of(&committed, &settings));
         }
-        report.drift.add(drift);
         let mut changed = self.compile(&settings, view, Some(&committed), &mut report);
         self.lay_out(scene, &mut changed);
         let mut outcome = self
@@ -307,20 +326,20 @@ impl<K: Iptables> FamilySync<K> {
             self.tables.doubt();
             outcome = self.restore_everything(scene, &mut report);
         }
-        while let Some(chain) = outcome.as_ref().err().and_then(held_chain)
-            && self.held.insert(chain)
-        {
-            report.held.push(chain);
-            self.tables.doubt();
+        for attempt in 0..2 {
+            let Some(chain) = outcome.as_ref().err().and_then(held_chain) else { break };
+            self.hold(chain, attempt > 0);
             outcome = self.restore_everything(scene, &mut report);
         }
+        self.holds_all = false;
         outcome = match outcome {
             Err(failure) if is_refusal(&failure) => self.narrow(scene, &mut report),
             outcome => outcome,
         };
         if outcome.is_ok() && !report.drift.is_empty() {
-            self.clock.reading(|| self.tables.learn_dialects(&report.drift));
+            self.clock.reading(|| self.tables.learn_dialects(&mut report.drift));
         }
+        self.n_unrepaired += report.drift.len();
         report.layout = self.layout();
         report.n_service_ports = self.records.len();
         report.n_endpoints = self.sums.n_endpoints;
@@ -336,6 +355,8 @@ impl<K: Iptables> FamilySync<K> {
                 if self.turns.is_empty() {
                     self.has_unknown_chains = false;
                 }
+                self.emptied.retain(|chain| self.held.contains(chain));
+                report.n_repaired = std::mem::take(&mut self.n_unrepaired);
                 report.inherited = self.tables.take_inherited();
             }
             Err(failure) => {
@@ -371,8 +392,7 @@ impl<K: Iptables> FamilySync<K> {
         self.turns.clear();
         self.work = Work::Everything { defers: false };
         let changed = self.compile(scene.settings, scene.view, None, report);
-        let (mut committed, drift) = self.clock.reading(|| self.tables.take());
-        report.drift.add(drift);
+        let mut committed = self.take_committed(report);
         let outcome = self.restore(scene, &changed, self.turn, &mut committed, report);
         self.tables.put_back(committed);
         if outcome.is_err() {
@@ -380,6 +400,33 @@ impl<K: Iptables> FamilySync<K> {
             self.tables.doubt();
         }
         outcome
+    }
+
+    /// Takes out what is known of the tables, reading them if need be.
+    pub(super) fn take_committed(&mut self, report: &mut Report) -> Committed {
+        let (committed, drift) = self.clock.reading(|| self.tables.take());
+        report.drift.add(drift);
+        self.note_referenced();
+        committed
+    }
+
+    /// Holds what foreign rules refer to, if that was just read.
+    fn note_referenced(&mut self) {
+        if let Some(referenced) = self.tables.take_referenced() {
+            self.emptied.retain(|chain| referenced.contains(chain));
+            self.held = referenced;
+        }
+    }
+
+    /// Goes on after `chain` could not be deleted: reads nat once for all chains that foreign rules refer to.
+    /// Where that did not help, with `all`, every stale chain is kept until the tables are read again.
+    fn hold(&mut self, chain: ChainName, all: bool) {
+        if !all {
+            self.clock.reading(|| self.tables.read_referenced());
+            self.note_referenced();
+        }
+        self.held.insert(chain);
+        self.holds_all = all;
     }
 
     /// On a node without rules of ours, puts those in force first that everything else may need. Tells
@@ -432,7 +479,9 @@ impl<K: Iptables> FamilySync<K> {
         let limits = self.tables.kernel.limits();
         let mut kernel = Timed::new(&mut self.tables.kernel);
         let mut planner = Planner::new(settings.family, committed, &self.tables.jumps, limits, &mut kernel);
-        let (records, overlaps, held) = (&mut self.records, &self.overlaps, &self.held);
+        let (records, overlaps) = (&mut self.records, &self.overlaps);
+        let (held, emptied) = (&mut self.held, &mut self.emptied);
+        let (holds_all, newly_emptied) = (self.holds_all, &mut report.held);
         let mut compiling = Duration::ZERO;
         let steps = || -> Result<(), Failure<RestoreError>> {
             if turn == FilterTurn::Around {
@@ -474,9 +523,15 @@ impl<K: Iptables> FamilySync<K> {
                 dispatch.restore(&mut planner, &mut stale)?;
             }
             planner.nat_chains(&ranked(&fixed_last), When::Now)?;
-            let held: Vec<ChainName> = stale.intersection(held).copied().collect();
-            for name in held {
+            if holds_all {
+                held.extend(&stale);
+            }
+            let kept: Vec<ChainName> = stale.intersection(held).copied().collect();
+            for name in kept {
                 stale.remove(&name);
+                if emptied.insert(name) {
+                    newly_emptied.push(name);
+                }
                 planner.nat_chains(&[NatChain { name, rank: 0, rules: &[] }], When::Now)?;
             }
             planner.nat_last(&callers_first(stale))?;

@@ -2,7 +2,7 @@
 //!
 //! The nft back-end tells: every commit raises the ruleset's generation and is notified. What we
 //! committed ourselves is known, so nothing is looked at while nobody else writes. The legacy
-//! back-end tells nothing: there the jumps are looked at every second.
+//! back-end tells nothing: there the tables are looked at every second.
 
 use std::time::Duration;
 
@@ -10,14 +10,15 @@ use tokio::time::Instant;
 
 /// How long writers are given to be done before we look.
 const SETTLE: Duration = Duration::from_millis(250);
-/// How often the legacy back-end's jumps are looked at: those of nat and of filter in turns, so that
-/// a flush of either is repaired within two seconds.
+/// How often the legacy back-end's tables are looked at, so that a flush is repaired within two seconds.
 const LOOK_PERIOD: Duration = Duration::from_millis(900);
 /// A look may take this part of the time at most.
 const LOOK_SHARE: u32 = 20;
-/// On nft, how long the time that a look took, and the reading after it, may keep the next one waiting: a
-/// flush is to be repaired within two seconds, also where somebody writes all the time.
+/// How long the time that a look took, and the reading after it, may keep the next one waiting: a flush is
+/// to be repaired within two seconds, also where another process writes all the time.
 const MAX_PAUSE: Duration = Duration::from_millis(1_500);
+/// How soon to try again after the generation could not be had.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Remembers what is ours among the commits, and when the next look is due.
 #[derive(Debug)]
@@ -38,6 +39,10 @@ pub(super) struct Lookout {
     is_unread: bool,
     /// When the look began after which everything is read.
     suspected_at: Option<Instant>,
+    /// How often in a row the generation could not be had. Meanwhile the last known ones count.
+    n_lost: u32,
+    /// Whether one could not be had since the last sync or look.
+    was_lost: bool,
     audit_period: Duration,
     audit_at: Instant,
 }
@@ -53,6 +58,8 @@ impl Lookout {
             is_owed: false,
             is_unread: false,
             suspected_at: None,
+            n_lost: 0,
+            was_lost: false,
             audit_period,
             audit_at: now + audit_period,
         }
@@ -66,6 +73,30 @@ impl Lookout {
     /// When to compare everything.
     pub(super) fn audit_at(&self) -> Instant {
         self.audit_at
+    }
+
+    /// Notes that the generation could be had, if there is one; passes it on.
+    pub(super) fn found(&mut self, generation: Option<u32>) -> Option<u32> {
+        self.n_lost = 0;
+        generation
+    }
+
+    /// Notes that the generation could not be had; how often in a row.
+    pub(super) fn lost(&mut self) -> u32 {
+        self.n_lost = self.n_lost.saturating_add(1);
+        self.was_lost = true;
+        self.n_lost
+    }
+
+    /// Whether the generation could not be had when it was asked for last.
+    pub(super) fn is_lost(&self) -> bool {
+        self.n_lost > 0
+    }
+
+    /// Puts off a look that has no generation to begin with.
+    pub(super) fn look_later(&mut self, now: Instant) {
+        self.is_owed = true;
+        self.look_at = Some(now + RETRY);
     }
 
     /// Whether nobody else has written up to `generation` whose commits were not looked at.
@@ -85,8 +116,13 @@ impl Lookout {
             (Some(_), Some(_)) => !is_alone(before, after, n_commits) || !self.is_continued(before),
             _ => false,
         };
-        self.own = after;
-        self.ours = after;
+        if std::mem::take(&mut self.was_lost) {
+            // Another process may have written: the next look shows it.
+            (self.own, self.ours) = (after.or(self.own), after.or(self.ours));
+            self.is_owed = true;
+        } else {
+            (self.own, self.ours) = (after, after);
+        }
         self.is_owed |= is_foreign;
         if let Some(suspected_at) = self.suspected_at.take() {
             self.not_before = now + ((now - suspected_at) * LOOK_SHARE).min(MAX_PAUSE);
@@ -146,9 +182,10 @@ impl Lookout {
             self.is_unread = is_unread;
         }
         self.own = seen.or(self.own);
+        self.ours = self.ours.or(seen);
+        self.was_lost = false;
         self.is_owed = false;
-        let pause = (now - started) * LOOK_SHARE;
-        self.not_before = now + if self.is_notified { pause.min(MAX_PAUSE) } else { pause };
+        self.not_before = now + ((now - started) * LOOK_SHARE).min(MAX_PAUSE);
         self.look_at = (!self.is_notified).then(|| now + LOOK_PERIOD);
     }
 
@@ -335,7 +372,7 @@ mod tests {
         assert_eq!(lookout.look_at(), Some(now + LOOK_PERIOD));
         let later = now + Duration::from_millis(100);
         lookout.looked(None, true, now, later);
-        assert_eq!(lookout.look_at(), Some(later + Duration::from_secs(2)), "a look of 0.1 s, every 2 s");
+        assert_eq!(lookout.look_at(), Some(later + MAX_PAUSE), "a flush is still seen in time");
         assert!(lookout.begin_audit(None, later), "an audit always compares");
         assert_eq!(lookout.audit_at(), later + AUDIT);
     }

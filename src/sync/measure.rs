@@ -112,7 +112,7 @@ impl Observer for Meter {
             n_chains: tally.n_chains + tally.n_deleted,
             n_quarantined: report.n_quarantined,
             n_overlaps: report.n_overlaps,
-            n_drifted: report.drift.chains.len() + report.drift.n_jumps,
+            n_repaired: report.n_repaired,
             rules: [
                 (Table::Filter.word(), tally.n_filter_rules, report.n_filter_rules),
                 (Table::Nat.word(), tally.n_rules - tally.n_filter_rules, report.n_nat_rules),

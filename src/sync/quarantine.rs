@@ -117,8 +117,7 @@ impl<K: Iptables> FamilySync<K> {
         report: &mut Report,
     ) -> Result<bool, Failure<RestoreError>> {
         let Scene { settings, view, .. } = scene;
-        let (mut committed, drift) = self.clock.reading(|| self.tables.take());
-        report.drift.add(drift);
+        let mut committed = self.take_committed(report);
         let (limits, layout) = (self.tables.kernel.limits(), self.layout());
         let mut kernel = Timed::new(&mut self.tables.kernel);
         // What compact still needs while its chains are replaced is left as it is.

@@ -65,6 +65,11 @@ impl Drift {
         self.n_jumps += more.n_jumps;
     }
 
+    /// How many chains and jumps.
+    pub fn len(&self) -> usize {
+        self.chains.len() + self.n_jumps
+    }
+
     /// Whether there was none.
     pub fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.n_jumps == 0
@@ -128,7 +133,10 @@ pub struct Report {
     pub n_nat_rules: usize,
     /// What was found changed by somebody else, and is repaired unless the sync failed.
     pub drift: Drift,
-    /// Chains that are wanted no more and stay, empty, because rules of somebody else lead to them.
+    /// Chains and jumps that were found changed, by this sync or by failed ones before it, and that this sync
+    /// repaired; none unless it succeeded.
+    pub n_repaired: usize,
+    /// Stale chains that from now on stay, flushed, because foreign rules still refer to them.
     pub held: Vec<ChainName>,
     /// What UDP rules answered on that an earlier process had left; with the first sync that succeeds.
     pub inherited: UdpDoors,
@@ -163,6 +171,7 @@ impl Report {
             n_filter_rules: 0,
             n_nat_rules: 0,
             drift: Drift::default(),
+            n_repaired: 0,
             held: Vec::new(),
             inherited: UdpDoors::default(),
             quarantined: Vec::new(),

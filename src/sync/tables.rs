@@ -5,21 +5,23 @@
 //! that nobody else's commit makes us write such a table anew, a print of each chain is kept: what the
 //! kernel shows of it right after it was written ([`crate::plan::Prints`]).
 
+mod legacy;
 mod look;
 
-pub use look::Look;
+pub use look::{Depth, Look};
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::anyhow;
 use tracing::{info, warn};
 
-use look::{Doors, Scan};
+use legacy::Watched;
+use look::{Doors, Scan, doors_of};
 
 use super::report::Drift;
 use crate::iptables::{ChainName, Jump, Table};
 use crate::kernel::{Backend, Dump, Iptables, Readable};
-use crate::plan::{Committed, Digest, Prints, Reader, UdpDoors};
+use crate::plan::{Committed, Digest, Found, Reader, UdpDoors};
 use crate::rules::{fixed, names};
 
 /// Those that hold what is ours, in the order in which they are read.
@@ -54,6 +56,10 @@ pub(super) struct Tables<K> {
     n_looks: usize,
     doors: Doors,
     scan: Option<Scan>,
+    /// Of the legacy back-end.
+    watched: Watched,
+    /// Chains that foreign rules lead to, when nat was read since that was asked for.
+    referenced: Option<BTreeSet<ChainName>>,
     /// What UDP rules answered on that were there before this process, once they were read.
     inherited: Option<UdpDoors>,
 }
@@ -71,6 +77,8 @@ impl<K: Iptables> Tables<K> {
             n_looks: 0,
             doors: Doors::new(),
             scan: None,
+            watched: Watched::default(),
+            referenced: None,
             inherited: None,
         }
     }
@@ -79,6 +87,35 @@ impl<K: Iptables> Tables<K> {
     /// many to be read.
     pub(super) fn take_inherited(&mut self) -> UdpDoors {
         self.inherited.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Chains of nat that rules in foreign chains lead to, if nat was read since this was asked last.
+    pub(super) fn take_referenced(&mut self) -> Option<BTreeSet<ChainName>> {
+        self.referenced.take()
+    }
+
+    /// Whether nat may hold other foreign rules than when it was read.
+    pub(super) fn is_nat_changed(&self) -> bool {
+        match self.kernel.backend() {
+            // It is looked at only after a foreign commit.
+            Backend::Nft => true,
+            Backend::Legacy => self.watched.is_nat_changed(),
+        }
+    }
+
+    /// Reads nat for [`Tables::take_referenced`] alone; nothing where it cannot be read.
+    pub(super) fn read_referenced(&mut self) {
+        if !matches!(self.kernel.readable(Table::Nat), Ok(Readable::Rules)) {
+            return;
+        }
+        let mut reader = Reader::new(self.kernel.family(), &[], &is_tracked);
+        match self.kernel.save(Table::Nat, &mut |line| reader.line(line)) {
+            Ok(()) => self.referenced = Some(reader.finish().referenced),
+            Err(error) => {
+                let family = self.kernel.family();
+                info!(%family, error = %format!("{error:#}"), "cannot dump rules; referenced stale chains are found one by one");
+            }
+        }
     }
 
     /// What the kernel holds, when that is known.
@@ -131,7 +168,8 @@ impl<K: Iptables> Tables<K> {
             // What a look had still to compare is compared now, or written.
             self.scan = None;
         }
-        let Reading { mut found, changed } = self.read(&TABLES, left.as_ref());
+        let Reading { mut found, changed, is_undisturbed } = self.read(&TABLES, left.as_ref());
+        self.watched.read(is_undisturbed, found.jumps.len());
         let mut drift = left.map_or_else(Drift::default, |left| self.compare(&left, &mut found));
         drift.chains.extend(changed);
         (found, drift)
@@ -139,20 +177,21 @@ impl<K: Iptables> Tables<K> {
 
     /// Gives back what was taken out.
     pub(super) fn put_back(&mut self, committed: Committed) {
+        self.watched.put_back(committed.jumps.len());
         self.committed = Some(committed);
     }
 
     /// Reads the chains of `repaired` back, right after they were written. What still differs is a
-    /// dialect: it is said once, and from now on taken for what it means. A dialect spells rules, it
+    /// dialect: it is logged once, from now on counts as equal, and is no drift. A dialect spells rules, it
     /// has as many of them: with another number, somebody wrote once more before it was read.
-    pub(super) fn learn_dialects(&mut self, repaired: &Drift) {
+    pub(super) fn learn_dialects(&mut self, repaired: &mut Drift) {
         let is_of = |table: &Table| repaired.chains.iter().any(|(of, _)| of == table);
         let tables: Vec<Table> = TABLES.into_iter().filter(is_of).collect();
         let is_readable = |table: &Table| matches!(self.kernel.readable(*table), Ok(Readable::Rules));
         let tables: Vec<Table> = tables.into_iter().filter(is_readable).collect();
         let Some(committed) = self.committed.take() else { return };
         let found = self.read(&tables, None).found;
-        for (table, chain) in &repaired.chains {
+        repaired.chains.retain(|(table, chain)| {
             let (written, read) = (digest(&committed, *table, chain), digest(&found, *table, chain));
             if let (Some(written), Some(read)) = (written, read)
                 && written != read
@@ -161,8 +200,10 @@ impl<K: Iptables> Tables<K> {
                 let family = self.kernel.family();
                 info!(%family, %table, %chain, "this iptables prints the chain otherwise than it was written; taken as it is");
                 self.dialects.insert((*table, *chain), (written, read));
+                return false;
             }
-        }
+            true
+        });
         self.dialects.retain(|(table, chain), _| digest(&committed, *table, chain).is_some());
         self.committed = Some(committed);
     }
@@ -198,29 +239,56 @@ impl<K: Iptables> Tables<K> {
     /// `left`.
     fn read(&mut self, tables: &[Table], left: Option<&Committed>) -> Reading {
         let family = self.kernel.family();
-        let mut reader = Reader::new(family, &self.jumps, &is_tracked);
+        let jumps = self.jumps.clone();
+        let mut reader = Reader::new(family, &jumps, &is_tracked);
         let mut unread = Vec::new();
+        let mut dumps = Vec::new();
         for table in tables.iter().copied() {
+            let before = self.legacy_dump(table);
             let result = match self.kernel.readable(table) {
                 Ok(Readable::Rules) => self.kernel.save(table, &mut |line| reader.line(line)),
                 Ok(Readable::NamesOnly) => Err(anyhow!("it has too many chains")),
                 Err(error) => Err(error),
             };
-            if let Err(error) = result {
-                unread.push((table, error));
+            match result {
+                // The rules that were read are those of the dump, if the same are there now.
+                Ok(()) => {
+                    let is_same = |dump: &Dump| self.legacy_dump(table).as_ref() == Some(dump);
+                    dumps.extend(before.filter(is_same).map(|dump| (table, dump)));
+                }
+                Err(error) => unread.push((table, error)),
             }
         }
-        let (mut found, doors) = reader.finish();
+        let Found { committed: mut found, doors, referenced } = reader.finish();
         self.inherited.get_or_insert(doors);
-        match self.kernel.backend() {
-            Backend::Legacy => found.prints = Prints::off(),
-            Backend::Nft => found.read_back(),
+        if tables.contains(&Table::Nat) && !unread.iter().any(|(table, _)| *table == Table::Nat) {
+            self.referenced = Some(referenced);
         }
-        let mut reading = Reading { found, changed: Vec::new() };
+        found.read_back();
+        for (table, dump) in &dumps {
+            dump.chains.iter().for_each(|shown| found.prints.take(*table, &shown.name, shown.print));
+            self.doors.extend(doors_of(&jumps, &found.jumps, *table, dump));
+        }
+        if let Some((_, dump)) = dumps.iter().find(|(table, _)| *table == Table::Nat) {
+            self.watched.nat_read(dump);
+        }
+        let is_undisturbed = dumps.len() == tables.len();
+        if is_undisturbed {
+            found.prints.settle();
+        }
+        let mut reading = Reading { found, changed: Vec::new(), is_undisturbed };
         for (table, error) in unread {
             self.read_names(table, error, left, &mut reading);
         }
         reading
+    }
+
+    /// How the chains of `table` look, on the legacy back-end.
+    fn legacy_dump(&mut self, table: Table) -> Option<Dump> {
+        match self.kernel.backend() {
+            Backend::Legacy => self.kernel.prints(table, None).ok().flatten(),
+            Backend::Nft => None,
+        }
     }
 
     /// How those of the chains `names` look that have a print to be compared with.
@@ -242,7 +310,7 @@ impl<K: Iptables> Tables<K> {
         table: Table,
         why: anyhow::Error,
         left: Option<&Committed>,
-        Reading { found, changed }: &mut Reading,
+        Reading { found, changed, .. }: &mut Reading,
     ) {
         let family = self.kernel.family();
         let mut names = BTreeSet::new();
@@ -261,7 +329,7 @@ impl<K: Iptables> Tables<K> {
         let mut n_unknown = 0;
         for name in names {
             let was = left.and_then(|left| left.prints.of(table, &name));
-            let is = shown.as_ref().and_then(|dump| dump.of(&name));
+            let is = shown.as_ref().and_then(|dump| dump.of(&name)).map(|shown| shown.print);
             let holds = match (was, is) {
                 (Some(was), Some(is)) if was == is => {
                     found.prints.keep(table, name, was);
@@ -311,6 +379,8 @@ struct Reading {
     found: Committed,
     /// Chains that look otherwise than they were left, where what they hold cannot be read.
     changed: Vec<(Table, ChainName)>,
+    /// On legacy, whether prints are those of the rules that were read: no other process wrote meanwhile.
+    is_undisturbed: bool,
 }
 
 /// Whether the content of the chain is compared: it is ours, or the kubelet's that we may write to.
@@ -349,6 +419,8 @@ fn restate(left: &Committed, found: &mut Committed, table: Table, chain: ChainNa
 }
 
 #[cfg(test)]
+mod legacy_tests;
+#[cfg(test)]
 mod look_tests;
 
 #[cfg(test)]
@@ -368,7 +440,7 @@ mod tests {
         let mut committed = Committed::default();
         committed.nat.insert(CHAIN, Some(Digest::EMPTY.then(7)));
         tables.put_back(committed);
-        tables.learn_dialects(&Drift { chains: vec![(Table::Nat, CHAIN)], n_jumps: 0 });
+        tables.learn_dialects(&mut Drift { chains: vec![(Table::Nat, CHAIN)], n_jumps: 0 });
         tables.dialects.contains_key(&(Table::Nat, CHAIN))
     }
 
@@ -383,7 +455,7 @@ mod tests {
             let mut committed = Committed::default();
             committed.nat.insert(chain, Some(Digest::EMPTY.then(7)));
             tables.put_back(committed);
-            tables.learn_dialects(&Drift { chains: vec![(Table::Nat, chain)], n_jumps: 0 });
+            tables.learn_dialects(&mut Drift { chains: vec![(Table::Nat, chain)], n_jumps: 0 });
             assert_eq!(tables.dialects.keys().copied().collect::<Vec<_>>(), [(Table::Nat, chain)]);
         }
     }

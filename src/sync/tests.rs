@@ -32,6 +32,9 @@ struct Rig {
     events: mpsc::Sender<WatchEvent>,
     flushed: mpsc::Sender<IpFamily>,
     written: mpsc::Sender<Option<u32>>,
+    addresses: mpsc::Sender<()>,
+    /// What the node knows of itself.
+    host: Arc<Mutex<Host>>,
     /// The ruleset's generation, which both families share.
     generation: Arc<AtomicU32>,
     shutdown: tokio::sync::watch::Sender<bool>,
@@ -58,11 +61,13 @@ impl Rig {
         let metrics = Arc::new(Metrics::register(&registry).unwrap());
         let heard = Arc::new(observers::Heard::default());
         let (started, syncs) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
-        let begun = syncs.clone();
+        let (addresses_sender, addresses) = mpsc::channel(1);
+        let (begun, known) = (syncs.clone(), Arc::new(Mutex::new(Host::default())));
+        let (host, kept) = (known.clone(), known);
         // The loop asks for the host's addresses at the start of each sync.
         let host: HostSource = Arc::new(move || {
             begun.lock().unwrap().push(started.elapsed());
-            Host::default()
+            host.lock().unwrap().clone()
         });
         let parts = Parts {
             config: Arc::new(config),
@@ -73,13 +78,15 @@ impl Rig {
             patience,
             is_notified: true,
         };
-        let inputs = Inputs { watch, flushed, written, shutdown };
+        let inputs = Inputs { watch, flushed, written, addresses, shutdown };
         let running = tokio::spawn(Loop::new(parts).run(inputs));
         Rig {
             kernels,
             events,
             flushed: flushed_sender,
             written: written_sender,
+            addresses: addresses_sender,
+            host: kept,
             generation,
             shutdown: shutdown_sender,
             running,

@@ -40,17 +40,15 @@ impl Triggers {
         }
     }
 
-    /// How long each took that is in force `now`, in seconds; less than zero where clocks differ. Those of
-    /// Services that are `waiting` are not.
+    /// How long each took that is in force `now`, in seconds; those of Services that are `waiting` are not.
+    /// What began later than now, by a clock that is ahead or an annotation that was made up, is left out: it
+    /// would lower the sum of all others.
     pub(super) fn take(&mut self, now: SystemTime, waiting: &BTreeSet<ServiceName>) -> Vec<f64> {
         let done = self.by_service.extract_if(.., |service, _| !waiting.contains(service));
         let times: Vec<SystemTime> = done.flat_map(|(_, times)| times).collect();
         self.n_kept -= times.len();
-        let seconds = |time| match now.duration_since(time) {
-            Ok(elapsed) => elapsed.as_secs_f64(),
-            Err(error) => -error.duration().as_secs_f64(),
-        };
-        times.into_iter().map(seconds).collect()
+        let elapsed = times.into_iter().filter_map(|time| now.duration_since(time).ok());
+        elapsed.map(|elapsed| elapsed.as_secs_f64()).collect()
     }
 }
 
@@ -98,7 +96,13 @@ mod tests {
     fn each_change_since_the_start_is_measured_by_itself() {
         check(&[change("a", Some(150)), change("a", Some(190)), change("b", Some(199))], &[50.0, 10.0, 1.0]);
         check(&[change("a", Some(100)), change("a", Some(50)), change("a", None)], &[]);
-        check(&[change("a", Some(203))], &[-3.0]);
+    }
+
+    #[test]
+    fn a_change_that_begins_in_the_future_is_not_measured() {
+        check(&[change("a", Some(203))], &[]);
+        check(&[change("a", Some(203)), change("a", Some(190)), change("b", Some(u64::MAX / 4))], &[10.0]);
+        check(&[change("a", Some(200))], &[0.0]);
     }
 
     #[test]

@@ -1,65 +1,91 @@
 //! An API server, watched: Services, EndpointSlices and this node's Node.
 //!
-//! Each kind is a `kube_runtime::watcher` of its own. It begins with a streaming list, as
-//! kube-proxy does: one object after another, which spares the server's memory and ours; a server
-//! that refuses it, or never ends it, is asked for pages of 500. Objects are decoded as they
-//! arrive; nothing else of them is kept (`store`). Whatever fails is tried again, for ever, with
-//! back-off; meanwhile the last state stays.
+//! Each kind is listed and then watched from the list's version on. The list is a streaming one, as
+//! kube-proxy's: one object after another, which spares the server's memory and ours; a server that
+//! refuses it, or never ends it, is asked for a plain list, from its memory (`query`). Objects are
+//! decoded as they arrive; nothing else of them is kept (`store`). Whatever fails is tried again, for
+//! ever, with back-off; meanwhile the last state stays. A watch that is quiet goes well: that its
+//! connection lives is the connection's business (`link`).
 
 mod backoff;
 mod client;
 #[cfg(test)]
 pub mod fake;
+mod freshness;
 mod guard;
+mod gzip;
+mod link;
 mod observer;
+mod origin;
+mod proxy;
+mod query;
+mod reading;
+mod renewal;
 mod store;
 mod token;
 mod transport;
+mod trouble;
 
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
-use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
-use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::Api;
-use kube_runtime::watcher::{self, Config, Event, InitialListStrategy, watcher};
-use serde::de::DeserializeOwned;
+use futures::AsyncBufRead;
+use kube::Resource;
+use kube::api::WatchEvent as Line;
+use kube_runtime::watcher::Event;
 use tokio::sync::mpsc::Sender;
-use tracing::{debug, info, warn};
+use tokio::time::Instant;
+use tracing::info;
 
 use super::WatchEvent;
-use crate::model::decode::Interner;
-use backoff::Backoff;
+use crate::model::decode::{ApiNode, ApiService, ApiSlice, Interner};
 pub use client::{Connection, connect};
+pub use freshness::Freshness;
 use guard::Guard;
 pub use observer::{Exchange, Observer};
+use query::{Asking, Query, Version};
+use reading::{End, Items, Lines};
 use store::{Kind, Store};
-use token::TokenFile;
 pub use transport::Limit;
+use trouble::{Cause, Fault, Trouble};
 
 /// How long to wait for what should come soon.
 #[derive(Clone, Copy, Debug)]
 struct Patience {
-    /// For the next object of a streaming list; then pages are asked for instead.
+    /// For the beginning of a streaming list; then another list is asked for. A server that has lost
+    /// etcd would not begin it.
+    head: Duration,
+    /// For the next object of a streaming list; then another list is asked for.
     object: Duration,
-    /// For the beginning of a list, or a page. An API server gives up after 60 s itself.
-    page: Duration,
+    /// For the next item of a list, or the beginning of a watch. An API server gives up after 60 s
+    /// itself.
+    item: Duration,
 }
 
 /// A streaming list that pauses for 5 s comes from a server that does not know where it ends (before
-/// Kubernetes 1.27), or from one that is better asked for pages.
-const PATIENCE: Patience = Patience { object: Duration::from_secs(5), page: Duration::from_secs(90) };
+/// Kubernetes 1.27), or from one that is better asked for a plain list.
+const PATIENCE: Patience =
+    Patience { head: Duration::from_secs(20), object: Duration::from_secs(5), item: Duration::from_secs(75) };
 
-/// How many streaming lists may break off in a row before pages are asked for instead.
-const STREAM_ATTEMPTS: usize = 3;
+/// How many streaming lists may fail in a row before a plain list is asked for, once.
+const STREAM_ATTEMPTS: u32 = 3;
+
+/// For how long a server that does not serve streaming lists is not asked for them: it may be another
+/// release by then.
+const NO_STREAMING_FOR: Duration = Duration::from_secs(60 * 60);
 
 /// How long a watch lasts, in seconds: somewhere in here, so that watches begun together (a server
-/// that came back, a DaemonSet rolled out) do not end together for ever.
-const WATCH_SECONDS: RangeInclusive<u32> = 200..=290;
+/// that came back, a DaemonSet rolled out) do not end together for ever. Source: client-go's
+/// reflector, v0.36.
+const WATCH_SECONDS: RangeInclusive<u32> = 300..=600;
+
+/// How much longer a watch may last than it was asked to: then its end was lost.
+const OVERDUE: Duration = Duration::from_secs(30);
+
+/// A watch that has been open for this long goes well, even if nothing came.
+const GOES_WELL: Duration = Duration::from_secs(5);
 
 /// Sends the cluster's state as `connection` sees it, then follows it until the receiver is gone. Of
 /// Nodes, only the one called `node` is watched.
@@ -69,11 +95,28 @@ pub async fn follow(connection: Connection, node: String, sender: Sender<WatchEv
 
 async fn follow_with(connection: Connection, node: String, sender: Sender<WatchEvent>, patience: Patience) {
     let interner = Mutex::new(Interner::default());
-    tokio::join!(
-        follow_kind::<Service>(&connection, &node, &interner, &sender, patience),
-        follow_kind::<EndpointSlice>(&connection, &node, &interner, &sender, patience),
-        follow_kind::<Node>(&connection, &node, &interner, &sender, patience),
-    );
+    let kinds = async {
+        tokio::join!(
+            follow_kind::<ApiService>(&connection, &node, &interner, &sender, patience),
+            follow_kind::<ApiSlice>(&connection, &node, &interner, &sender, patience),
+            follow_kind::<ApiNode>(&connection, &node, &interner, &sender, patience),
+        )
+    };
+    tokio::select! {
+        _ = kinds => {}
+        () = keep_house(&connection) => {}
+    }
+}
+
+/// Does, for ever, what is to be done although nothing comes and nothing is sent.
+async fn keep_house(connection: &Connection) {
+    loop {
+        tokio::time::sleep(renewal::LOOK_EVERY).await;
+        connection.freshness.log();
+        if let Some(renewal) = &connection.renewal {
+            renewal.current().await;
+        }
+    }
 }
 
 async fn follow_kind<K>(
@@ -83,245 +126,275 @@ async fn follow_kind<K>(
     sender: &Sender<WatchEvent>,
     patience: Patience,
 ) where
-    K: Kind + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Kind + Send + 'static,
 {
-    let mut follower = Follower {
+    let query = Query {
+        path: K::Api::url_path(&(), None),
+        labels: K::LABELS.map(str::to_owned),
+        fields: K::fields(node),
+    };
+    let follower = Follower {
+        connection,
+        query,
         store: Store::<K>::new(interner),
-        trouble: Trouble {
-            n_failures: 0,
-            backoff: Backoff::default(),
-            backoff_of_gone: Backoff::default(),
-            token: connection.token.clone(),
-        },
-        n_begun: 0,
+        trouble: Trouble::default(),
+        version: Version::Unknown,
+        n_streams_failed: 0,
+        no_streaming_until: None,
         sender,
         patience,
     };
-    let mut strategy = InitialListStrategy::StreamingList;
-    loop {
-        let config = Config {
-            label_selector: K::LABELS.map(str::to_owned),
-            field_selector: K::fields(node),
-            initial_list_strategy: strategy.clone(),
-            timeout: Some(fastrand::u32(WATCH_SECONDS)),
-            ..Config::default()
-        };
-        let api = Api::<Guard<K>>::all(connection.client.clone());
-        let end = tokio::select! {
-            () = sender.closed() => return,
-            end = follower.run(api, config) => end,
-        };
-        match end {
-            End::NobodyListens => return,
-            End::Broken(why) => follower.trouble.endure::<K>(&why, Failure::Other).await,
-            End::NoStreamingLists(why) => {
-                info!(kind = %K::KIND, why, "no streaming lists from this server; asking for pages");
-                strategy = InitialListStrategy::ListWatch;
-            }
-        }
+    tokio::select! {
+        () = sender.closed() => {}
+        () = follower.run() => {}
     }
 }
 
-/// Why a watcher is given up.
-enum End {
-    /// The receiver is gone.
-    NobodyListens,
-    /// What it got cannot be trusted to be complete, or nothing came: it has to begin anew.
-    Broken(String),
-    /// The server does not serve streaming lists, because of this.
-    NoStreamingLists(String),
-}
-
-/// What follows one kind of object, over all its watchers.
+/// What follows one kind of object.
 struct Follower<'a, K: Kind> {
+    connection: &'a Connection,
+    query: Query,
     store: Store<'a, K>,
     trouble: Trouble,
-    /// Lists begun since one was complete.
-    n_begun: usize,
+    version: Version,
+    /// Streaming lists that failed since a list was complete.
+    n_streams_failed: u32,
+    no_streaming_until: Option<Instant>,
     sender: &'a Sender<WatchEvent>,
     patience: Patience,
 }
 
+/// How far a follower is.
+enum Place {
+    /// It has to list.
+    List,
+    /// It knows everything up to its version, and is to watch.
+    Listed,
+    /// The same, and its streaming list has become a watch that ends, at the latest, at this time.
+    Watching(Lines, Instant),
+}
+
 impl<K> Follower<'_, K>
 where
-    K: Kind + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Kind + Send + 'static,
 {
-    /// Watches in one way, for as long as it goes well enough.
-    async fn run(&mut self, api: Api<Guard<K>>, config: Config) -> End {
-        let is_streaming = config.initial_list_strategy == InitialListStrategy::StreamingList;
-        let mut events = pin!(watcher(api, config));
-        let mut place = Place::Start;
+    /// Lists and watches until the receiver is gone.
+    async fn run(mut self) {
+        let mut place = Place::List;
         loop {
-            let patience = match place {
-                Place::Watch => Duration::MAX,
-                Place::List if is_streaming => self.patience.object,
-                Place::Start | Place::List => self.patience.page,
-            };
-            let next = match tokio::time::timeout(patience, events.next()).await {
-                Ok(Some(next)) => next,
-                Err(_) if is_streaming && place == Place::List => {
-                    return End::NoStreamingLists("it was silent for too long".to_owned());
+            let went = match place {
+                Place::List if self.streams() => self.list_streaming().await,
+                Place::List => self.list().await.map(|()| Place::Listed),
+                Place::Listed => self.open_watch().await,
+                Place::Watching(ref mut lines, end) => {
+                    let went = self.watch(lines, end).await;
+                    self.connection.freshness.is_left_behind(K::KIND);
+                    went.map(|()| Place::Listed)
                 }
-                Ok(None) | Err(_) => return End::Broken("the API server does not answer".to_owned()),
             };
-            let end = match next {
-                Ok(event) => {
-                    place = match &event {
-                        Event::Init | Event::InitApply(_) => Place::List,
-                        Event::InitDone | Event::Apply(_) | Event::Delete(_) => Place::Watch,
-                    };
-                    self.take(event, is_streaming).await
-                }
-                Err(error) => self.fail(&error, is_streaming, place).await,
+            place = match went {
+                Ok(next) => next,
+                Err(Fault::ReceiverGone) => return,
+                Err(fault) => self.get_over(fault, place).await,
             };
-            if let Some(end) = end {
-                return end;
-            }
         }
     }
 
-    async fn take(&mut self, event: Event<Guard<K>>, is_streaming: bool) -> Option<End> {
-        match event {
-            Event::Init if is_streaming => {
-                self.n_begun += 1;
-                if self.n_begun > STREAM_ATTEMPTS {
-                    return Some(End::NoStreamingLists("they broke off again and again".to_owned()));
+    /// Whether the next list is to be a streaming one.
+    fn streams(&self) -> bool {
+        self.n_streams_failed < STREAM_ATTEMPTS
+            && self.no_streaming_until.is_none_or(|until| until <= Instant::now())
+    }
+
+    /// Does what has to be done after `fault`; where to go on.
+    async fn get_over(&mut self, fault: Fault, place: Place) -> Place {
+        let is_list = matches!(place, Place::List);
+        let is_streaming = is_list && self.streams();
+        let (error, cause) = match fault {
+            Fault::NoStreaming(why) => {
+                info!(kind = %K::KIND, why, "server does not serve streaming lists; sending plain lists");
+                self.no_streaming_until = Some(Instant::now() + NO_STREAMING_FOR);
+                return Place::List;
+            }
+            Fault::Silent(error) => {
+                self.n_streams_failed = STREAM_ATTEMPTS;
+                (error, Cause::Other)
+            }
+            // A list of the last version seen, or a newer one, is served where a watch from it is not.
+            Fault::Version(error) => {
+                if is_list {
+                    self.version = Version::Unusable;
                 }
+                self.trouble.endure(K::KIND, self.connection, &error, Cause::Gone).await;
+                return Place::List;
             }
-            Event::InitDone => self.n_begun = 0,
-            _ => {}
-        }
-        if matches!(event, Event::InitDone | Event::Apply(_) | Event::Delete(_)) {
-            self.trouble.is_over::<K>();
-        }
-        for event in self.store.take(event) {
-            if self.sender.send(event).await.is_err() {
-                return Some(End::NobodyListens);
+            Fault::Unreadable(error) => {
+                self.trouble.endure(K::KIND, self.connection, &error, Cause::Other).await;
+                return Place::List;
             }
-        }
-        None
-    }
-
-    /// Most failures the watcher gets over by itself, after a pause. But it would go on behind
-    /// something unreadable as if nothing had been there: an object would be missing from a list
-    /// (and its rules be removed), or a change be lost.
-    async fn fail(&mut self, error: &watcher::Error, is_streaming: bool, place: Place) -> Option<End> {
-        let text = error_chain(error);
-        if is_streaming && let Some(why) = refusal(error) {
-            return Some(End::NoStreamingLists(why));
-        }
-        let is_unreadable = matches!(error, watcher::Error::WatchFailed(kube::Error::SerdeError(_)));
-        if is_unreadable || is_streaming && place == Place::List {
-            return Some(End::Broken(text));
-        }
-        self.trouble.endure::<K>(&text, Failure::of(error)).await;
-        None
-    }
-}
-
-/// How far a watcher is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// Nothing came yet.
-    Start,
-    /// In the middle of a list.
-    List,
-    /// The list is complete.
-    Watch,
-}
-
-/// What a server says that knows nothing of `sendInitialEvents`, or has it switched off.
-fn refusal(error: &watcher::Error) -> Option<String> {
-    match error {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status))
-            if matches!(status.code, 400 | 405 | 422 | 501) =>
-        {
-            Some(status.message.clone())
-        }
-        _ => None,
-    }
-}
-
-/// What a failure says about the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failure {
-    /// It does not take the token.
-    Unauthorized,
-    /// It is well, but what is asked for is too long ago: nothing is wrong with asking anew.
-    Gone,
-    /// It is not well, or not there.
-    Other,
-}
-
-impl Failure {
-    fn of(error: &watcher::Error) -> Failure {
-        use watcher::Error::{InitialListFailed, WatchError, WatchStartFailed};
-        let code = match error {
-            WatchError(status) => status.code,
-            InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) => {
-                status.code
-            }
-            _ => 0,
+            Fault::Other(error, cause) => (error, cause),
+            Fault::ReceiverGone => return place,
         };
-        match code {
-            401 => Failure::Unauthorized,
-            410 => Failure::Gone,
-            _ => Failure::Other,
+        self.n_streams_failed += u32::from(is_streaming && cause != Cause::Unreachable);
+        self.trouble.endure(K::KIND, self.connection, &error, cause).await;
+        if is_list { Place::List } else { Place::Listed }
+    }
+
+    /// Lists by a watch that begins with everything there is.
+    async fn list_streaming(&mut self) -> Result<Place, Fault> {
+        let seconds = fastrand::u32(WATCH_SECONDS);
+        let request = self.query.streaming(&self.version, seconds);
+        let end = Instant::now() + Duration::from_secs(seconds.into()) + OVERDUE;
+        let mut lines = match tokio::time::timeout(self.patience.head, self.open(request, true)).await {
+            Ok(reader) => Lines::new(reader?),
+            Err(_) => return Err(Fault::Silent("no answer to a streaming list".to_owned())),
+        };
+        self.take(Event::Init).await?;
+        let mut n_lines = 0;
+        loop {
+            let next = match tokio::time::timeout(self.patience.object, self.event(&mut lines, true)).await {
+                Err(_) if n_lines == 0 => return Err(Fault::Silent("a streaming list was empty".to_owned())),
+                Err(_) => return Err(Fault::NoStreaming("a streaming list did not end".to_owned())),
+                Ok(next) => next?,
+            };
+            n_lines += 1;
+            match next {
+                // So ends what a server that has lost etcd makes of it.
+                None if n_lines == 1 => return Err(Fault::Silent("a streaming list was empty".to_owned())),
+                None => {
+                    return Err(Fault::Other("a streaming list broke off".to_owned(), Cause::Other));
+                }
+                Some(Line::Added(object) | Line::Modified(object)) => {
+                    self.take(Event::InitApply(object)).await?;
+                }
+                Some(Line::Bookmark(bookmark)) => {
+                    if bookmark.metadata.annotations.contains_key("k8s.io/initial-events-end") {
+                        self.listed(bookmark.metadata.resource_version).await?;
+                        return Ok(Place::Watching(lines, end));
+                    }
+                }
+                Some(Line::Deleted(_) | Line::Error(_)) => {
+                    return Err(Fault::Unreadable("a streaming list deletes what it lists".to_owned()));
+                }
+            }
         }
+    }
+
+    /// Lists by a request.
+    async fn list(&mut self) -> Result<(), Fault> {
+        let request = self.query.list(&self.version);
+        let mut items = Items::new(self.open(request, false).await?);
+        self.take(Event::Init).await?;
+        loop {
+            let next = tokio::time::timeout(self.patience.item, items.next()).await;
+            let item = next
+                .map_err(|_| Fault::Other("a list stood still".to_owned(), Cause::Other))?
+                .map_err(|error| Fault::broken_off(&error))?;
+            let Some(item) = item else { break };
+            let object = serde_json::from_slice(item).map_err(|error| unreadable("a list", &error))?;
+            self.take(Event::InitApply(object)).await?;
+        }
+        let End { resource_version, continuation } =
+            items.end().map_err(|error| unreadable("a list", &error))?;
+        if !continuation.is_empty() {
+            return Err(Fault::Unreadable("a list was not whole".to_owned()));
+        }
+        self.listed(resource_version).await
+    }
+
+    /// A list is complete, as of `version`.
+    async fn listed(&mut self, version: String) -> Result<(), Fault> {
+        if version.is_empty() {
+            return Err(Fault::Unreadable("a list has no version".to_owned()));
+        }
+        self.version = Version::Seen(version);
+        self.n_streams_failed = 0;
+        self.goes_well();
+        self.take(Event::InitDone).await
+    }
+
+    /// Asks for what changes after the version that is known.
+    async fn open_watch(&mut self) -> Result<Place, Fault> {
+        let Version::Seen(version) = &self.version else { return Ok(Place::List) };
+        let seconds = fastrand::u32(WATCH_SECONDS);
+        let request = self.query.watch(version, seconds);
+        let reader = tokio::time::timeout(self.patience.item, self.open(request, false)).await;
+        let reader = reader.map_err(|_| Fault::Other("no answer to a watch".to_owned(), Cause::Other))?;
+        let end = Instant::now() + Duration::from_secs(seconds.into()) + OVERDUE;
+        Ok(Place::Watching(Lines::new(reader?), end))
+    }
+
+    /// Passes on what changes, until the watch ends in order.
+    async fn watch(&mut self, lines: &mut Lines, end: Instant) -> Result<(), Fault> {
+        let mut check = Some(Instant::now() + GOES_WELL);
+        loop {
+            let next = match tokio::time::timeout_at(check.unwrap_or(end), self.event(lines, false)).await {
+                Ok(next) => next?,
+                Err(_) if check.take().is_some() => {
+                    self.goes_well();
+                    continue;
+                }
+                Err(_) => return Ok(()),
+            };
+            let Some(next) = next else { return Ok(()) };
+            check = None;
+            self.goes_well();
+            let event = match next {
+                Line::Added(object) | Line::Modified(object) => Event::Apply(object),
+                Line::Deleted(object) => Event::Delete(object),
+                Line::Bookmark(bookmark) => {
+                    let version = bookmark.metadata.resource_version;
+                    if !version.is_empty() {
+                        self.version = Version::Seen(version);
+                    }
+                    continue;
+                }
+                Line::Error(status) => return Err(Fault::of(&status, false)),
+            };
+            let (Event::Apply(object) | Event::Delete(object)) = &event else { continue };
+            match object.resource_version() {
+                Some(version) if !version.is_empty() => self.version = Version::Seen(version.to_owned()),
+                _ => return Err(Fault::Unreadable("a changed object has no version".to_owned())),
+            }
+            self.take(event).await?;
+        }
+    }
+
+    /// Nothing is wrong any more.
+    fn goes_well(&mut self) {
+        self.trouble.is_over(K::KIND);
+        self.connection.freshness.is_current(K::KIND);
+    }
+
+    async fn open(&self, request: Asking, is_streaming: bool) -> Result<impl AsyncBufRead + use<K>, Fault> {
+        let request = request.map_err(|error| Fault::broken_off(&error))?;
+        let answer = self.connection.client.request_stream(request).await;
+        answer.map_err(|error| Fault::from_request(&error, is_streaming))
+    }
+
+    /// The next event of a watch; `None` at its end.
+    async fn event(&self, lines: &mut Lines, is_streaming: bool) -> Result<Option<Line<Guard<K>>>, Fault> {
+        let Some(line) = lines.next().await.map_err(|error| Fault::broken_off(&error))? else {
+            return Ok(None);
+        };
+        match serde_json::from_slice(line) {
+            Ok(Line::Error(status)) => Err(Fault::of(&status, is_streaming)),
+            Ok(event) => Ok(Some(event)),
+            Err(error) => Err(unreadable("a watch", &error)),
+        }
+    }
+
+    async fn take(&mut self, event: Event<Guard<K>>) -> Result<(), Fault> {
+        for event in self.store.take(event) {
+            self.sender.send(event).await.map_err(|_| Fault::ReceiverGone)?;
+        }
+        Ok(())
     }
 }
 
-/// Failures in a row: how long to wait after each, and which to say aloud.
-struct Trouble {
-    n_failures: u64,
-    backoff: Backoff,
-    /// After [`Failure::Gone`]: the first one after an outage does not wait as long as the outage's
-    /// last try, but a server that says nothing else is asked for lists less and less.
-    backoff_of_gone: Backoff,
-    token: Option<Arc<TokenFile>>,
-}
-
-impl Trouble {
-    /// Says what is wrong, aloud the first time, the second, the fourth, ..., and waits: no longer
-    /// than for another token where the last one was refused.
-    async fn endure<K: Kind>(&mut self, error: &str, failure: Failure) {
-        self.n_failures += 1;
-        let n_failures = self.n_failures;
-        if n_failures.is_power_of_two() {
-            warn!(kind = %K::KIND, n_failures, error, "watch failed, trying again; the last state stays");
-        } else {
-            debug!(kind = %K::KIND, n_failures, error, "watch failed, trying again");
-        }
-        let backoff = if failure == Failure::Gone { &mut self.backoff_of_gone } else { &mut self.backoff };
-        let pause = tokio::time::sleep(backoff.next());
-        match &self.token {
-            Some(token) if failure == Failure::Unauthorized => tokio::select! {
-                () = pause => {}
-                () = token.changed() => info!(kind = %K::KIND, "another token is in the file"),
-            },
-            _ => pause.await,
-        }
-    }
-
-    fn is_over<K: Kind>(&mut self) {
-        if self.n_failures > 0 {
-            info!(kind = %K::KIND, n_failures = self.n_failures, "watching again");
-            self.n_failures = 0;
-        }
-    }
-}
-
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = error.source();
-    }
-    text
+/// What came is no JSON, or not what it should be.
+fn unreadable(what: &str, error: &serde_json::Error) -> Fault {
+    Fault::Unreadable(format!("cannot read {what}: {error}"))
 }
 
 #[cfg(test)]

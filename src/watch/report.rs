@@ -1,10 +1,11 @@
-//! Problems of objects in the log: each once, until the object's problems differ.
+//! Problems of objects in the log: each once, until the object's problems differ. What is wrong with
+//! many entries of a list is one problem (`model::Problem`), and one line.
 
 use std::collections::BTreeMap;
 
 use tracing::warn;
 
-use crate::model::Problem;
+use crate::model::{Problem, Shown};
 
 /// Remembers what was said about each object that has problems.
 #[derive(Debug, Default)]
@@ -38,13 +39,13 @@ impl Reporter {
         self.before.clear();
     }
 
-    /// How many problems there are, unless they were as many when this was asked last; nothing in the
+    /// How many fields have problems, unless they were as many when this was asked last; nothing in the
     /// middle of a list.
     pub fn news(&mut self) -> Option<usize> {
         if !self.before.is_empty() {
             return None;
         }
-        let n = self.said.values().map(Vec::len).sum();
+        let n = self.said.values().flatten().map(|problem| problem.n_fields).sum();
         (n != std::mem::replace(&mut self.n_told, n)).then_some(n)
     }
 
@@ -57,8 +58,13 @@ impl Reporter {
 
 /// Says one problem.
 pub fn log(problem: &Problem) {
-    let Problem { kind, object, field, text, what } = problem;
-    warn!(%kind, object = %object.escape_debug(), %field, ?text, what, "bad field in object");
+    let Problem { kind, object, field, text, what, n_fields, more_texts } = problem;
+    let (object, field, what) = (Shown(object), Shown(field), Shown(what));
+    if *n_fields == 1 {
+        warn!(%kind, %object, %field, ?text, %what, "bad field in object");
+    } else {
+        warn!(%kind, %object, %field, ?text, %what, n_fields, ?more_texts, "bad fields in object");
+    }
 }
 
 #[cfg(test)]
@@ -68,7 +74,15 @@ mod tests {
 
     fn bad() -> Vec<Problem> {
         let text = String::new;
-        vec![Problem { kind: ObjectKind::Service, object: text(), field: text(), text: text(), what: text() }]
+        vec![Problem {
+            kind: ObjectKind::Service,
+            object: text(),
+            field: text(),
+            text: text(),
+            what: text(),
+            n_fields: 1,
+            more_texts: Vec::new(),
+        }]
     }
 
     #[test]

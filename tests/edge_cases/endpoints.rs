@@ -1,7 +1,5 @@
 //! C. EndpointSlices and endpoints.
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-
 use crate::agent::Agent;
 use crate::lab::*;
 
@@ -22,7 +20,7 @@ fn second(endpoints: &[&str]) -> String {
 
 /// A slice as the API server may hand it out, before any defaults.
 fn raw_slice(ports: serde_json::Value) -> (Option<chainsmith::model::Slice>, Vec<String>) {
-    let object: EndpointSlice = serde_json::from_value(serde_json::json!({
+    let object = serde_json::from_value(serde_json::json!({
         "metadata": {
             "namespace": "default", "name": "web-a", "labels": {"kubernetes.io/service-name": "web"},
         },

@@ -63,7 +63,7 @@ fn a_family_without_a_cluster_ip_is_not_served() {
 /// Case 37.
 #[test]
 fn without_families_the_cluster_ip_tells() {
-    let object: k8s_openapi::api::core::v1::Service = serde_json::from_value(serde_json::json!({
+    let object = serde_json::from_value(serde_json::json!({
         "metadata": {"namespace": "default", "name": "web"},
         "spec": {"clusterIP": "fd00:10:96::10", "ports": [{"port": 80}]},
     }))

@@ -231,12 +231,11 @@ fn external_ips_of_the_other_family_make_nothing_accessible() {
 #[test]
 fn without_an_internal_policy_all_endpoints_serve() {
     lab([web(""), pods(&PODS)]).check(&[("pod -> 10.96.0.10:80", BOTH)]);
-    let mut object: k8s_openapi::api::core::v1::Service = serde_json::from_value(serde_json::json!({
+    let object = serde_json::from_value(serde_json::json!({
         "metadata": {"namespace": "default", "name": "web"},
         "spec": {"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ipFamilies": ["IPv4"]},
     }))
     .unwrap();
-    object.spec.get_or_insert_default().internal_traffic_policy = None;
     let service = chainsmith::model::decode::service(&object, &mut Default::default()).value().unwrap();
     assert_eq!(service.internal_policy, chainsmith::model::TrafficPolicy::Cluster);
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::{ChainName, Jump, Ruleset, Table};
 use chainsmith::kernel::fake::FakeIptables;
-use chainsmith::kernel::{Backend, Dump, Iptables, Readable, RestoreError};
+use chainsmith::kernel::{Backend, Dump, Iptables, Outline, Readable, RestoreError};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::{Limits, Restore};
 use chainsmith::sync::{FamilySync, View};
@@ -84,7 +84,11 @@ impl<F: FnMut(usize, &Ruleset) + Send> Iptables for Watched<F> {
         self.fake.prints(table, only)
     }
 
-    fn generation(&mut self) -> Option<u32> {
+    fn outline(&mut self, table: Table) -> anyhow::Result<Option<Outline>> {
+        self.fake.outline(table)
+    }
+
+    fn generation(&mut self) -> anyhow::Result<Option<u32>> {
         self.fake.generation()
     }
 

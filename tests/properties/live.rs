@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use chainsmith::iptables::{ChainName, Jump, Ruleset, Table};
 use chainsmith::kernel::fake::FakeIptables;
-use chainsmith::kernel::{Backend, Dump, Iptables, Readable, RestoreError};
+use chainsmith::kernel::{Backend, Dump, Iptables, Outline, Readable, RestoreError};
 use chainsmith::model::{ServiceName, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::{Limits, Restore};
@@ -151,7 +151,11 @@ impl Iptables for Flaky {
         self.fake.prints(table, only)
     }
 
-    fn generation(&mut self) -> Option<u32> {
+    fn outline(&mut self, table: Table) -> anyhow::Result<Option<Outline>> {
+        self.fake.outline(table)
+    }
+
+    fn generation(&mut self) -> anyhow::Result<Option<u32>> {
         self.fake.generation()
     }
 

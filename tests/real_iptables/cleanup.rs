@@ -147,7 +147,7 @@ fn cleanup_takes_ours_out_of_both_back_ends_and_nothing_else() {
             "IPv4 nat of iptables-nft: ",
             "IPv6 filter of iptables-legacy: ",
             "IPv6 nftables table kube-proxy",
-            "2 ipsets KUBE-* of ipvs mode",
+            "2 ipsets of ipvs mode",
             "interface kube-ipvs0",
         ] {
             assert!(listed.contains(&format!("would remove {part}")), "{part}: {listed}");
@@ -155,7 +155,11 @@ fn cleanup_takes_ours_out_of_both_back_ends_and_nothing_else() {
 
         let (status, removed, errors) = cleanup(&["cleanup"]);
         assert_eq!((status, errors.as_str()), (Some(0), ""), "{removed}");
-        assert_eq!(removed, listed.replace("would remove", "removed"));
+        // A dry run names each set on a line of its own.
+        let summed: String =
+            listed.lines().filter(|line| !line.starts_with(' ')).map(|line| format!("{line}\n")).collect();
+        assert!(listed.contains("\n  KUBE-LOOP-BACK\n  KUBE-NODE-PORT-TCP\n"), "{listed}");
+        assert_eq!(removed, summed.replace("would remove", "removed"));
         assert_eq!(all(), before);
         let tables = Command::new("nft").args(["list", "tables"]).output().expect("nft");
         let tables = String::from_utf8(tables.stdout).expect("text");
@@ -169,6 +173,55 @@ fn cleanup_takes_ours_out_of_both_back_ends_and_nothing_else() {
         let (status, removed, _) = cleanup(&["run", "--cleanup"]);
         assert_eq!((status, removed.as_str()), (Some(0), "nothing to remove\n"));
         assert_eq!(all(), before);
+    });
+}
+
+/// Names of the sets in this namespace.
+fn sets() -> Vec<String> {
+    let listed = Command::new("ipset").args(["list", "-n"]).output().expect("ipset");
+    let text = String::from_utf8(listed.stdout).expect("text");
+    text.lines().map(str::to_owned).collect()
+}
+
+/// kube-router and k3s keep network policies in sets whose names begin like kube-proxy's.
+#[test]
+fn sets_of_other_programs_stay_whatever_their_names_begin_with() {
+    in_namespace(|| {
+        let of_others = ["KUBE-SRC-ZGOZKQUJLUWSN5R7", "KUBE-DST-ZGOZKQUJLUWSN5R7", "KUBE-LOOP-BACK-2"];
+        let of_kube_proxy = ["KUBE-LOOP-BACK", "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS"];
+        for name in of_others.iter().chain(&of_kube_proxy) {
+            let made = Command::new("ipset").args(["create", name, "hash:ip"]).status();
+            assert!(made.expect("ipset").success(), "{name}");
+        }
+        let (status, listed, errors) = cleanup(&["cleanup", "--dry-run"]);
+        assert_eq!((status, errors.as_str()), (Some(0), ""));
+        let expected =
+            "would remove 2 ipsets of ipvs mode\n  KUBE-6-NODE-PORT-LOCAL-SCTP-HAS\n  KUBE-LOOP-BACK\n";
+        assert_eq!(listed, expected);
+        let (status, removed, errors) = cleanup(&["cleanup"]);
+        assert_eq!((status, errors.as_str()), (Some(0), ""), "{removed}");
+        let mut left = sets();
+        left.sort_unstable();
+        let mut expected = of_others.map(str::to_owned);
+        expected.sort_unstable();
+        assert_eq!(left, expected);
+    });
+}
+
+/// In the kernel's own words: `iptables-save` prints a comment of letters and dashes without quotes.
+#[test]
+fn a_rule_with_a_comment_like_an_option_still_holds_its_chain() {
+    in_namespace(|| {
+        let (family, backend) = (IpFamily::V4, Backend::Nft);
+        restore_beside(family, backend, &recorded("mixed-5", family));
+        let foreign = "*nat\n:CNI - [0:0]\n-A CNI -m comment --comment -j -j KUBE-MARK-MASQ\nCOMMIT\n";
+        restore_beside(family, backend, foreign);
+        let (status, _, errors) = cleanup(&["cleanup"]);
+        assert_eq!(status, Some(1));
+        assert!(errors.contains("KUBE-MARK-MASQ is emptied, but stays"), "{errors}");
+        let left = tables(family, backend);
+        let ours: Vec<&String> = left.iter().filter(|line| line.contains("KUBE-")).collect();
+        assert_eq!(ours, [":KUBE-MARK-MASQ -", "-A CNI -m comment --comment -j -j KUBE-MARK-MASQ"]);
     });
 }
 
@@ -201,8 +254,7 @@ fn cleanup_names_an_agent_that_runs_beside_it() {
         running.kill().expect("it is ours");
         running.wait().expect("it ends");
         assert_eq!((status, said.as_str()), (Some(0), "nothing to remove\n"));
-        let expected =
-            format!("process {} ({} 60) runs in this network namespace", running.id(), agent.display());
+        let expected = format!("process {} (kube-proxy) runs in this network namespace", running.id());
         assert!(errors.contains(&expected), "{errors}");
     });
 }

@@ -59,6 +59,7 @@ impl Running {
         let (events, watch) = mpsc::channel(64);
         let (_, flushed) = mpsc::channel(1);
         let (sender, written) = mpsc::channel(16);
+        let (_, addresses) = mpsc::channel(1);
         let (stop, shutdown) = tokio::sync::watch::channel(false);
         let heard = Arc::new(Heard::default());
         let parts = Parts {
@@ -84,7 +85,7 @@ impl Running {
         });
         tokio::spawn(async move {
             let _stop = stop;
-            Loop::new(parts).run(Inputs { watch, flushed, written, shutdown }).await;
+            Loop::new(parts).run(Inputs { watch, flushed, written, addresses, shutdown }).await;
         });
         let running = Running { events, heard, calls: [calls_v4, calls_v6] };
         for n in 0..N_SERVICES {

@@ -1,19 +1,23 @@
 //! A rule of somebody else leads to a chain of ours that is no longer wanted.
 
+use std::process::Command;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use chainsmith::config::Config;
 use chainsmith::config::host::Host;
 use chainsmith::iptables::{ChainName, Table, parse};
-use chainsmith::kernel::iptables::open;
-use chainsmith::model::{Change, Touched};
+use chainsmith::kernel::Backend;
+use chainsmith::kernel::iptables::{Programs, open};
+use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
 use chainsmith::rules::Settings;
-use chainsmith::sync::{FamilySync, View};
+use chainsmith::sync::{Depth, Drift, FamilySync, Report, View};
 
 use super::compact::{PLACE, small};
-use super::namespace::{everywhere, saved};
+use super::large::{Calls, Recorded, service, slice};
+use super::namespace::{everywhere, in_namespace, saved};
 
 #[test]
 fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
@@ -56,5 +60,125 @@ fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
         sync.touch_everything(true);
         assert_eq!(run(&mut sync, &snapshot).outcome, Ok(()));
         assert!(!chains(family).tables[&Table::Nat].contains_key(&held));
+    });
+}
+
+/// A node of `n` Services on real tables, and what they were asked for.
+struct Node {
+    family: IpFamily,
+    backend: Backend,
+    snapshot: Snapshot,
+    sync: FamilySync<Recorded>,
+    calls: Arc<Mutex<Calls>>,
+}
+
+impl Node {
+    fn new(family: IpFamily, backend: Backend, n: usize) -> Node {
+        let (recorded, calls) = Recorded::of(open(family, Some(backend)).expect("iptables works"));
+        let mut sync = FamilySync::new(recorded);
+        sync.set_settings(Settings::new(&Config::default(), None, &Host::default(), family));
+        let mut node = Node { family, backend, snapshot: Snapshot::default(), sync, calls };
+        for n in 0..n {
+            let service = service(n);
+            node.change(Change::Service(service.name.clone(), Some(service)));
+            node.change(slice(n, 0..1));
+        }
+        node.run();
+        node
+    }
+
+    fn change(&mut self, change: Change) {
+        let mut touched = Touched::default();
+        self.snapshot.apply(change, &mut touched);
+        self.sync.touch(touched.services.get(self.family).clone());
+    }
+
+    /// A sync that succeeds; how many programs it started.
+    fn run(&mut self) -> (Report, usize) {
+        let n_before = self.n_calls();
+        let view = View { snapshot: &self.snapshot, place: PLACE };
+        let report = self.sync.sync(view, &AtomicBool::new(false));
+        assert_eq!((&report.outcome, report.quarantined.len()), (&Ok(()), 0));
+        let n_programs = self.n_calls() - n_before;
+        (report, n_programs)
+    }
+
+    fn n_calls(&self) -> usize {
+        let calls = self.calls.lock().unwrap();
+        calls.inputs.len() + calls.saved.len()
+    }
+
+    /// Another program restores this.
+    fn others(&self, text: &str) {
+        let mut kernel = open(self.family, Some(self.backend)).expect("iptables works");
+        kernel.begin();
+        kernel.write(text);
+        assert_eq!(kernel.end(), Ok(()));
+    }
+
+    fn service_chains(&self) -> Vec<ChainName> {
+        let there = parse::save(self.family, &saved(self.family, self.backend)).expect("a save can be read");
+        let is_service = |name: &&ChainName| name.as_str().starts_with("KUBE-SVC-");
+        there.tables[&Table::Nat].keys().filter(is_service).copied().collect()
+    }
+}
+
+#[test]
+fn all_chains_that_others_lead_to_are_found_by_one_reading_and_remembered_at_audits() {
+    const N: usize = 30;
+    for backend in [Backend::Nft, Backend::Legacy] {
+        in_namespace(|| {
+            let mut node = Node::new(IpFamily::V4, backend, N);
+            let chains = node.service_chains();
+            assert_eq!(chains.len(), N);
+            let jumps: String = chains.iter().map(|chain| format!("-A MINE -j {chain}\n")).collect();
+            node.others(&format!("*nat\n:MINE - [0:0]\n{jumps}COMMIT\n"));
+            for n in 0..N {
+                node.change(Change::Service(service(n).name, None));
+            }
+            let (report, n_programs) = node.run();
+            assert_eq!((report.held.len(), report.n_failed_restores), (N, 1));
+            assert!(n_programs <= 3, "two more than without references: {n_programs}");
+            assert_eq!(node.service_chains(), chains);
+            // At an audit that reads.
+            node.sync.touch_everything(true);
+            let (report, _) = node.run();
+            assert_eq!((report.held.len(), report.n_failed_restores, report.tally.n_processes), (0, 0, 0));
+            // Another change while they are held.
+            node.change(Change::Service(service(N).name, Some(service(N))));
+            node.change(slice(N, 0..1));
+            node.run();
+            node.change(Change::Service(service(N).name, None));
+            let (report, n_programs) = node.run();
+            assert_eq!((report.n_failed_restores, n_programs), (0, 1));
+            // When the foreign rules are gone.
+            node.others("*nat\n:MINE - [0:0]\nCOMMIT\n");
+            assert!(node.sync.look(Depth::Whole).is_unread, "only reading tells");
+            node.sync.touch_everything(true);
+            node.run();
+            assert_eq!(node.service_chains(), []);
+        });
+    }
+}
+
+#[test]
+fn a_foreign_comment_with_a_newline_is_no_drift() {
+    everywhere(|family, backend| {
+        let mut node = match family {
+            IpFamily::V4 => Node::new(family, backend, 3),
+            IpFamily::V6 => Node::new(family, backend, 0),
+        };
+        let comment = "a\n-A KUBE-SERVICES -j DROP\n:KUBE-MARK-MASQ - [0:0]\nCOMMIT\n*mangle\n";
+        let program = Programs::new(family, Some(backend)).iptables;
+        for words in [vec!["-N", "MINE"], vec!["-A", "MINE", "-m", "comment", "--comment", comment]] {
+            let status = Command::new(program).args(["-w", "-t", "nat"]).args(words).status().unwrap();
+            assert!(status.success());
+        }
+        assert!(saved(family, backend).contains("\n:KUBE-MARK-MASQ - [0:0]\nCOMMIT\n*mangle\n"));
+        for _ in 0..2 {
+            node.sync.touch_everything(true);
+            let (report, _) = node.run();
+            assert_eq!((report.drift, report.tally.n_processes), (Drift::default(), 0));
+        }
     });
 }

@@ -10,7 +10,7 @@ use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
 use chainsmith::iptables::{ChainName, Jump, Table};
 use chainsmith::kernel::iptables::{KernelIptables, open};
-use chainsmith::kernel::{Backend, Dump, Iptables, Readable, RestoreError};
+use chainsmith::kernel::{Backend, Dump, Iptables, Outline, Readable, RestoreError};
 use chainsmith::model::{
     Change, Conditions, Frontend, ObjectName, Port, Service, Slice, SliceEndpoint, SlicePort, Snapshot,
     Touched,
@@ -47,7 +47,11 @@ pub struct Calls {
 impl Recorded {
     /// The tables of `family` on the nft back-end, in the namespace of this thread.
     pub fn open(family: IpFamily) -> (Recorded, Arc<Mutex<Calls>>) {
-        let kernel = open(family, Some(Backend::Nft)).expect("iptables works");
+        Recorded::of(open(family, Some(Backend::Nft)).expect("iptables works"))
+    }
+
+    /// These tables.
+    pub fn of(kernel: KernelIptables) -> (Recorded, Arc<Mutex<Calls>>) {
         let recorded = Recorded::new(kernel, || {});
         let calls = recorded.calls.clone();
         (recorded, calls)
@@ -111,7 +115,11 @@ impl Iptables for Recorded {
         self.kernel.prints(table, only)
     }
 
-    fn generation(&mut self) -> Option<u32> {
+    fn outline(&mut self, table: Table) -> anyhow::Result<Option<Outline>> {
+        self.kernel.outline(table)
+    }
+
+    fn generation(&mut self) -> anyhow::Result<Option<u32>> {
         self.kernel.generation()
     }
 

@@ -164,3 +164,20 @@ fn every_setting_has_its_origin() {
     check("chainsmith.layout", "\"compact\"", "flag --layout");
     check("mode", "\"iptables\"", "default");
 }
+
+#[test]
+fn a_configuration_is_written_without_the_deprecated_ports() {
+    let arguments = [
+        "--write-config-to=/x",
+        "--healthz-port=0",
+        "--metrics-port=1",
+        "--healthz-bind-address=10.0.0.1:80",
+    ];
+    let (config, _) = Config::resolve(None, &flags(&arguments)).unwrap();
+    let document = &config.effective.document;
+    let written = (document.healthz_bind_address.as_str(), document.metrics_bind_address.as_str());
+    assert_eq!(written, ("10.0.0.1:80", "127.0.0.1:10249"));
+    // Without it they count.
+    let (config, _) = Config::resolve(None, &flags(&["--healthz-port=0"])).unwrap();
+    assert_eq!(config.healthz_bind_address, None);
+}

@@ -84,6 +84,27 @@ fn bounds_are_kube_proxys() {
 }
 
 #[test]
+fn periods_that_leave_no_rest_are_raised_to_a_second_and_said() {
+    let fields = "iptables: {syncPeriod: 1ns, minSyncPeriod: 1ns}\nchainsmith: {auditPeriod: 999ms}";
+    let (config, warnings) = Config::resolve(Some(&file(fields)), &Flags::default()).unwrap();
+    let second = Duration::from_secs(1);
+    assert_eq!((config.sync_period, config.audit_period), (second, second));
+    assert_eq!(config.min_sync_period, Duration::from_nanos(1), "a pause between syncs may be short");
+    let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let expected = [
+        "iptables.syncPeriod: 1ns is too short; raised to 1s",
+        "chainsmith.auditPeriod: 999ms is too short; raised to 1s",
+    ];
+    assert_eq!(warnings, expected);
+    // What is shown and written is what is used.
+    assert!(config.effective.configz().contains("\"syncPeriod\":\"1s\",\"minSyncPeriod\":\"1ns\""));
+    assert!(config.effective.to_file().contains("auditPeriod: 1s"), "{}", config.effective.to_file());
+    let none =
+        Config::resolve(Some(&file("iptables: {syncPeriod: 1s, minSyncPeriod: 1s}")), &Flags::default());
+    assert_eq!(none.unwrap().1, []);
+}
+
+#[test]
 fn servers_listen_where_the_file_says() {
     let check = |fields: &str, healthz: &str, metrics: &str| {
         let config = of_file(fields);

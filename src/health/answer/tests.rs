@@ -138,3 +138,13 @@ fn times_have_the_digits_that_they_need() {
     }
     assert_eq!(time(None), NEVER);
 }
+
+#[tokio::test]
+async fn watches_that_are_stale_are_shown_and_change_no_status() {
+    let health = Health::new(SYNC_PERIOD, false).showing(Box::new(|| vec![("Service", 2 * SYNC_PERIOD)]));
+    let (router, _) = served(&Arc::new(health));
+    let answer = ask(&router, "GET /healthz").await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.body.ends_with(r#""healthy":true,"staleWatches":{"Service":60}}"#), "{}", answer.body);
+    assert!(!ask(&router, "GET /livez").await.body.contains("stale"));
+}

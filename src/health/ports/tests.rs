@@ -218,6 +218,7 @@ impl Rig {
         let refused = Arc::new(Mutex::new(Vec::new()));
         let told = refused.clone();
         let ports = Ports {
+            admission: Arc::new(Admission::new(1024, Box::new(|_| {}))),
             family: IpFamily::V4,
             health: proxy(true),
             metrics: Arc::new(Metrics::register(&registry).unwrap()),

@@ -111,3 +111,11 @@ fn a_comment_without_its_text_is_refused() {
         assert!(line(IpFamily::V4, &format!("-A X {rule}")).is_err(), "{rule}");
     }
 }
+
+#[test]
+fn counters_repeated_without_end_do_not_use_up_the_stack() {
+    let counters = "[1:2] ".repeat(200_000);
+    let expected = line(IpFamily::V4, "-A X -j Y").unwrap();
+    assert_eq!(line(IpFamily::V4, &format!("{counters}-A X -j Y")).unwrap(), expected);
+    assert!(line(IpFamily::V4, &"[".repeat(200_000)).is_err());
+}

@@ -10,9 +10,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use super::super::{Backend, RestoreError};
 use super::minder::Minder;
+use super::running::{PROGRAMS, Purpose, Registered};
 use super::said;
 
 /// How much of an input is kept to name a refused line: more than one batch of the nft back-end.
@@ -26,13 +29,63 @@ fn detached(command: &mut Command) -> &mut Command {
     command.env("LC_ALL", "C").process_group(0)
 }
 
+/// A program that runs, looked after.
+struct Program {
+    child: Child,
+    minder: Minder,
+    stderr: JoinHandle<Vec<u8>>,
+    registered: Registered,
+}
+
+/// How a program ended.
+struct Ended {
+    status: ExitStatus,
+    /// It took too long and was killed.
+    is_late: bool,
+    stderr: Vec<u8>,
+}
+
+impl Program {
+    /// Starts `command`, for `limit` at most. Where no thread can be made to look after the program, it is
+    /// killed before it was given anything: as if it could not be started.
+    fn start(command: &mut Command, purpose: Purpose, limit: Duration) -> io::Result<Program> {
+        let registered = PROGRAMS.register(purpose)?;
+        let mut child = detached(command.stderr(Stdio::piped())).spawn()?;
+        registered.leads(child.id());
+        match look_after(&mut child, limit) {
+            Ok((minder, stderr)) => Ok(Program { child, minder, stderr, registered }),
+            Err(error) => {
+                let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+                drop(registered);
+                child.wait()?;
+                Err(io::Error::new(error.kind(), format!("no thread to look after it: {error}")))
+            }
+        }
+    }
+
+    /// Waits until it has ended.
+    fn wait(self) -> io::Result<Ended> {
+        let Program { mut child, minder, stderr, registered } = self;
+        let is_late = minder.ended();
+        drop(registered);
+        let status = child.wait()?;
+        let is_late = is_late && !status.success();
+        Ok(Ended { status, is_late, stderr: stderr.join().unwrap_or_default() })
+    }
+}
+
+fn look_after(child: &mut Child, limit: Duration) -> io::Result<(Minder, JoinHandle<Vec<u8>>)> {
+    let minder = Minder::start(child.id(), limit)?;
+    let stderr = child.stderr.take();
+    let read = move || stderr.map(read_some).unwrap_or_default();
+    Ok((minder, std::thread::Builder::new().spawn(read)?))
+}
+
 /// One `iptables-restore`.
 pub(super) struct RestoreChild {
     backend: Backend,
-    child: Result<Child, String>,
-    minder: Option<Minder>,
+    program: Result<Program, String>,
     stdin: Option<ChildStdin>,
-    stderr: Option<JoinHandle<Vec<u8>>>,
     kept: VecDeque<String>,
     n_kept_bytes: usize,
     n_forgotten_lines: usize,
@@ -45,25 +98,22 @@ impl RestoreChild {
     /// killed when it runs for longer than `limit`; a failure to do so is told by
     /// [`RestoreChild::end`].
     pub(super) fn start(
-        (backend, program): (Backend, &str),
+        (backend, name): (Backend, &str),
         wait: Duration,
         waited: Duration,
         limit: Duration,
     ) -> RestoreChild {
-        let mut command = Command::new(program);
+        let mut command = Command::new(name);
         let left = (wait - waited).as_secs_f64().round().to_string();
         command.args(["-w", &left, "--noflush", "--counters"]);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = detached(&mut command).spawn().map_err(|error| format!("{program}: {error}"));
-        let stdin = child.as_mut().ok().and_then(|child| child.stdin.take());
-        let stderr = child.as_mut().ok().and_then(|child| child.stderr.take());
-        let minder = child.as_ref().ok().and_then(|child| Minder::start(child.id(), limit));
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let program = Program::start(&mut command, Purpose::Restores, limit);
+        let mut program = program.map_err(|error| format!("{name}: {error}"));
+        let stdin = program.as_mut().ok().and_then(|program| program.child.stdin.take());
         RestoreChild {
             backend,
-            child,
-            minder,
+            program,
             stdin,
-            stderr: stderr.map(|stderr| std::thread::spawn(move || read_some(stderr))),
             kept: VecDeque::new(),
             n_kept_bytes: 0,
             n_forgotten_lines: 0,
@@ -92,12 +142,10 @@ impl RestoreChild {
     /// Ends the input and waits.
     pub(super) fn end(mut self) -> Result<(), RestoreError> {
         drop(self.stdin.take());
-        let is_late = self.minder.take().is_some_and(Minder::ended);
-        let status = match &mut self.child {
-            Ok(child) => child.wait().map_err(|error| RestoreError::NotStarted(error.to_string()))?,
-            Err(error) => return Err(RestoreError::NotStarted(error.clone())),
-        };
-        let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
+        let program = std::mem::replace(&mut self.program, Err(String::new()));
+        let ended = program.map_err(RestoreError::NotStarted)?.wait();
+        let Ended { status, is_late, stderr } =
+            ended.map_err(|error| RestoreError::NotStarted(error.to_string()))?;
         match status.success() {
             true => Ok(()),
             false if is_late => Err(RestoreError::TimedOut(self.limit)),
@@ -175,31 +223,28 @@ pub(super) struct Crashed {
 /// Runs `command`, for `limit` at most, and passes on each line of its output; lines that are not UTF-8
 /// are passed on with the bytes at fault replaced.
 fn read_lines(command: &mut Command, limit: Duration, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = detached(command).spawn().with_context(|| format!("cannot run {program}"))?;
-    let minder = Minder::start(child.id(), limit);
-    let stderr = child.stderr.take().map(|stderr| std::thread::spawn(move || read_some(stderr)));
-    if let Some(stdout) = child.stdout.take() {
+    let name = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let program = Program::start(command, Purpose::Reads, limit);
+    let mut program = program.with_context(|| format!("cannot run {name}"))?;
+    if let Some(stdout) = program.child.stdout.take() {
         let mut reader = BufReader::with_capacity(64 << 10, stdout);
         let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).with_context(|| format!("cannot read from {program}"))? > 0
-        {
+        while reader.read_until(b'\n', &mut line).with_context(|| format!("cannot read from {name}"))? > 0 {
             each(String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).as_ref());
             line.clear();
         }
     }
-    let is_late = minder.is_some_and(Minder::ended);
-    let status = child.wait().with_context(|| format!("cannot wait for {program}"))?;
-    if is_late && !status.success() {
-        bail!("{program} did not end within {} s and was killed", limit.as_secs());
+    let Ended { status, is_late, stderr } =
+        program.wait().with_context(|| format!("cannot wait for {name}"))?;
+    if is_late {
+        bail!("{name} did not end within {} s and was killed", limit.as_secs());
     }
     if !status.success() {
-        let stderr = stderr.and_then(|thread| thread.join().ok()).unwrap_or_default();
         let message = said(&stderr);
         match status.signal() {
-            Some(signal) => bail!(Crashed { program, signal, message }),
-            None => bail!("{program} failed ({status}): {message}"),
+            Some(signal) => bail!(Crashed { program: name, signal, message }),
+            None => bail!("{name} failed ({status}): {message}"),
         }
     }
     Ok(())
@@ -235,20 +280,11 @@ pub(super) fn read_again(
 /// Runs `command`, for `limit` at most, and keeps the beginning of what it says; `None` when it took
 /// longer and was killed.
 pub(super) fn output(mut command: Command, limit: Duration) -> io::Result<Option<Output>> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = detached(&mut command).spawn()?;
-    let minder = Minder::start(child.id(), limit);
-    let stdout = child.stdout.take().map(|stdout| std::thread::spawn(move || read_some(stdout)));
-    let stderr = child.stderr.take().map(|stderr| std::thread::spawn(move || read_some(stderr)));
-    let is_late = minder.is_some_and(Minder::ended);
-    let status = child.wait()?;
-    if is_late && !status.success() {
-        return Ok(None);
-    }
-    let said = |thread: Option<JoinHandle<Vec<u8>>>| {
-        thread.and_then(|thread| thread.join().ok()).unwrap_or_default()
-    };
-    Ok(Some(Output { status, stdout: said(stdout), stderr: said(stderr) }))
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut program = Program::start(&mut command, Purpose::Reads, limit)?;
+    let stdout = program.child.stdout.take().map(read_some).unwrap_or_default();
+    let Ended { status, is_late, stderr } = program.wait()?;
+    Ok((!is_late).then_some(Output { status, stdout, stderr }))
 }
 
 #[cfg(test)]

@@ -141,10 +141,12 @@ pub fn has_legacy_table(family: IpFamily, table: Table) -> bool {
     std::fs::read_to_string(path).map_or(true, |names| names.lines().any(|name| name == table.word()))
 }
 
-/// Whether the kernel has IPv6 switched off, so that only IPv4 is proxied.
+/// Whether the kernel has IPv6 switched off, so that only IPv4 is proxied. What `proc` does not tell counts as
+/// no: a program that then fails is tried again.
 pub fn ipv6_is_off(proc: &Path) -> bool {
     let disabled = std::fs::read_to_string(proc.join("sys/net/ipv6/conf/all/disable_ipv6"));
-    !proc.join("net/if_inet6").exists() || disabled.is_ok_and(|value| value.trim() == "1")
+    let is_absent = proc.join("net/if_inet6").try_exists().is_ok_and(|is_there| !is_there);
+    is_absent || disabled.is_ok_and(|value| value.trim() == "1")
 }
 
 /// Why a look at table nat failed. Status 4 is a lack of something: of the lock, of memory, of a ruleset
@@ -207,12 +209,26 @@ mod tests {
     use std::time::Duration;
 
     use super::super::tests::script;
-    use super::{Unusable, failure, parse_version, run};
+    use super::{Unusable, failure, ipv6_is_off, parse_version, run};
 
     /// A program of these lines; its name is never given back.
     fn program(lines: &str) -> (tempfile::TempDir, &'static str) {
         let (folder, name) = script(lines);
         (folder, Box::leak(name.into_boxed_str()))
+    }
+
+    #[test]
+    fn ipv6_is_off_only_where_the_kernel_says_so() {
+        let proc = tempfile::tempdir().unwrap();
+        assert!(ipv6_is_off(proc.path()), "no interface has it");
+        std::fs::create_dir(proc.path().join("net")).unwrap();
+        std::fs::write(proc.path().join("net/if_inet6"), "").unwrap();
+        assert!(!ipv6_is_off(proc.path()));
+        std::fs::create_dir_all(proc.path().join("sys/net/ipv6/conf/all")).unwrap();
+        std::fs::write(proc.path().join("sys/net/ipv6/conf/all/disable_ipv6"), "1\n").unwrap();
+        assert!(ipv6_is_off(proc.path()));
+        // A file is no folder: nothing can be told.
+        assert!(!ipv6_is_off(&proc.path().join("net/if_inet6")));
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use super::running::PROGRAMS;
+
 /// How often it is looked at while somebody holds it.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -16,14 +18,16 @@ pub(super) fn path() -> PathBuf {
     std::env::var_os("XTABLES_LOCKFILE").map_or_else(|| PathBuf::from("/run/xtables.lock"), PathBuf::from)
 }
 
-/// Waits until nobody holds the lock at `path`, no longer than `limit`; how long that was. It is not
-/// kept: the programs take it themselves. Without such a file nobody holds it.
+/// Waits until the lock at `path` is free or the agent is ending, no longer than `limit`; how long that
+/// was. It is not kept: the programs take it themselves. Without such a file it is free.
 pub(super) fn wait(path: &Path, limit: Duration) -> Duration {
     let started = Instant::now();
     let Ok(mut file) = File::open(path) else { return Duration::ZERO };
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Err((back, Errno::EWOULDBLOCK)) if started.elapsed() < limit => file = back,
+            Err((back, Errno::EWOULDBLOCK)) if started.elapsed() < limit && !PROGRAMS.is_ending() => {
+                file = back;
+            }
             Err((_, Errno::EWOULDBLOCK)) => return started.elapsed().min(limit),
             // Free, or not to be looked at: then the program says what is wrong.
             Ok(_) | Err(_) => return started.elapsed().min(limit),

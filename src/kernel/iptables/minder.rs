@@ -1,6 +1,7 @@
 //! Looks after a running program: it has to end in time, and what memory it takes is noted.
 #![allow(clippy::disallowed_methods, reason = "ends processes, and reads what /proc knows of them")]
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -35,12 +36,13 @@ pub(super) struct Minder {
 }
 
 impl Minder {
-    /// Has the process `leader` and its group killed when it runs longer than `limit`.
-    pub(super) fn start(leader: u32, limit: Duration) -> Option<Minder> {
-        let leader = Pid::from_raw(i32::try_from(leader).ok()?);
+    /// Has the process `leader` and its group killed when it runs longer than `limit`; an error where no
+    /// thread can be made for that.
+    pub(super) fn start(leader: u32, limit: Duration) -> io::Result<Minder> {
+        let leader = Pid::from_raw(leader.cast_signed());
         let (stop, stopped) = channel();
         let until = Instant::now() + limit;
-        let thread = std::thread::spawn(move || {
+        let thread = std::thread::Builder::new().spawn(move || {
             loop {
                 note_memory(leader);
                 let left = until.saturating_duration_since(Instant::now());
@@ -52,8 +54,8 @@ impl Minder {
                     return false;
                 }
             }
-        });
-        Some(Minder { leader, stop, thread })
+        })?;
+        Ok(Minder { leader, stop, thread })
     }
 
     /// Waits until the program has ended; whether it was killed for taking too long. It still has to be

@@ -1,16 +1,14 @@
 //! Single commands of fixed words, through the `iptables` crate, which waits for as long as a program
 //! runs: each has a thread of its own, so that one that does not end holds up nobody for ever.
-#![allow(clippy::disallowed_methods, reason = "looks in /proc for a program that has to be ended")]
-
 use std::process::Output;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, gettid};
+use nix::unistd::gettid;
 
 use super::LOCK_WAIT;
+use super::running::{PROGRAMS, Purpose, kill_children};
 use crate::iptables::Table;
 
 /// Runs `program` with `command`, for `limit` at most.
@@ -28,7 +26,9 @@ pub(super) fn execute(
     let shown = format!("{program} -t {table} {words}");
     let (begun, thread_number) = channel();
     let (ended, outcome) = channel();
+    let registered = PROGRAMS.register(Purpose::Reads).with_context(|| format!("cannot run {shown}"))?;
     let run = move || {
+        registered.is_child_of(gettid());
         // Nobody listens any more when it took too long.
         let _ = begun.send(gettid());
         let _ = ended.send(tool.execute(table.word(), &words).map_err(|error| error.to_string()));
@@ -53,16 +53,6 @@ pub(super) fn execute(
             Ok(()) => bail!("{shown} ended without an outcome"),
         },
     }
-}
-
-/// Kills what the thread of this number started and has not waited for; whether there was anything. A
-/// kernel without `CONFIG_PROC_CHILDREN` does not tell.
-fn kill_children(thread: Pid) -> bool {
-    let children = std::fs::read_to_string(format!("/proc/self/task/{thread}/children"));
-    let children = children.unwrap_or_default();
-    let numbers = children.split_whitespace().filter_map(|number| number.parse().ok());
-    // Not `any`: all of them.
-    numbers.filter(|number| kill(Pid::from_raw(*number), Signal::SIGKILL).is_ok()).count() > 0
 }
 
 #[cfg(test)]
@@ -113,11 +103,5 @@ mod tests {
         let error = execute("/none/iptables", Table::Filter, "-S X", Duration::from_secs(60)).unwrap_err();
         let text = error.to_string();
         assert!(text.starts_with("cannot run /none/iptables -t filter -w 5 -S X: "), "{text}");
-    }
-
-    #[test]
-    fn a_thread_without_children_has_nobody_to_kill() {
-        assert!(!std::thread::spawn(|| kill_children(gettid())).join().unwrap());
-        assert!(!kill_children(Pid::from_raw(i32::MAX)));
     }
 }

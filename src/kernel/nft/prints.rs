@@ -4,19 +4,18 @@
 //! a large table is quadratic too, but that of one chain takes 10 us at any size, and need not be
 //! understood to tell whether the chain still holds the bytes that it held right after it was written.
 
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 use std::io;
 use std::sync::LazyLock;
 
-use foldhash::fast::{FoldHasher, RandomState};
 use netlink_packet_core::NLM_F_DUMP;
 
 use super::{
     ATTEMPTS, CHAIN_NAME, CHAIN_TABLE, GENERATION_ID, GET_CHAIN, GET_GENERATION, SUBSYSTEM, nfproto,
 };
 use crate::iptables::ChainName;
-use crate::kernel::Dump;
 use crate::kernel::netlink::{Message, Netfilter, Request};
+use crate::kernel::{Dump, Shown};
 use crate::net::IpFamily;
 use crate::plan::Print;
 
@@ -29,8 +28,8 @@ const RULE_USERDATA: u16 = 7;
 const LIST_ELEMENT: u16 = 1;
 const EXPRESSION_NAME: u16 = 1;
 
-/// Another at each start, so that nobody can make rules that look alike.
-static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+/// SipHash with a random key of this process: without the key nobody finds rules that look alike.
+static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// How the chains of `table` look: all that are there, or `only` these, of which one that is not there
 /// looks empty. All are as of one generation, for which dumps are begun again; with `only`, that is left
@@ -49,18 +48,19 @@ pub fn prints(family: IpFamily, table: &str, only: Option<&[ChainName]>) -> io::
             done => done,
         });
     };
-    let empty = print(SEED.build_hasher());
     let before = generation(&mut netfilter)?;
     let mut chains = Vec::with_capacity(only.len());
     for name in only {
-        let print = undisturbed(&mut || {
-            let mut found = empty;
-            dump_rules(&mut netfilter, family, table, Some(name.as_str()), &mut |_, print| found = print)?;
+        let shown = undisturbed(&mut || {
+            let mut found = empty(*name);
+            dump_rules(&mut netfilter, family, table, Some(name.as_str()), &mut |_, print, n_rules| {
+                found = Shown { name: *name, print, n_rules };
+            })?;
             Ok(found)
         })?;
-        chains.push((*name, print));
+        chains.push(shown);
     }
-    chains.sort_unstable_by_key(|(name, _)| *name);
+    chains.sort_unstable_by_key(|shown| shown.name);
     let generation =
         Some(before).filter(|before| generation(&mut netfilter).is_ok_and(|after| after == *before));
     Ok(Dump { generation, chains })
@@ -79,14 +79,13 @@ fn undisturbed<T>(dump: &mut dyn FnMut() -> io::Result<T>) -> io::Result<T> {
 
 fn all(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Dump> {
     let before = generation(netfilter)?;
-    let empty = print(SEED.build_hasher());
     let names = names(netfilter, family, table)?;
-    let mut chains: Vec<(ChainName, Print)> = names.into_iter().map(|name| (name, empty)).collect();
-    chains.sort_unstable_by_key(|(name, _)| *name);
-    dump_rules(netfilter, family, table, None, &mut |name, print| {
-        let at = ChainName::new(name).map(|name| chains.binary_search_by_key(&name, |(name, _)| *name));
-        if let Some(Ok(at)) = at {
-            chains[at].1 = print;
+    let mut chains: Vec<Shown> = names.into_iter().map(empty).collect();
+    chains.sort_unstable_by_key(|shown| shown.name);
+    dump_rules(netfilter, family, table, None, &mut |name, print, n_rules| {
+        let Some(name) = ChainName::new(name) else { return };
+        if let Ok(at) = chains.binary_search_by_key(&name, |shown| shown.name) {
+            chains[at] = Shown { name, print, n_rules };
         }
     })?;
     let generation = Some(before).filter(|before| generation(netfilter).is_ok_and(|after| after == *before));
@@ -115,20 +114,25 @@ fn names(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Vec<C
     Ok(names)
 }
 
-/// Passes on how each chain of `table` that holds rules looks; or only `chain`.
+/// How a chain looks that holds no rules.
+fn empty(name: ChainName) -> Shown {
+    Shown { name, print: print(SEED.build_hasher()), n_rules: 0 }
+}
+
+/// Passes on how each chain of `table` that holds rules looks, and how many they are; or only `chain`.
 fn dump_rules(
     netfilter: &mut Netfilter,
     family: u8,
     table: &str,
     chain: Option<&str>,
-    each: &mut dyn FnMut(&str, Print),
+    each: &mut dyn FnMut(&str, Print, u32),
 ) -> io::Result<()> {
     let mut texts = vec![(RULE_TABLE, table)];
     texts.extend(chain.map(|chain| (RULE_CHAIN, chain)));
     let (message, flags) = (GET_RULE, NLM_F_DUMP);
     let request = Request { subsystem: SUBSYSTEM, message, family, flags, texts: &texts, attributes: &[] };
     // The rules of a chain come one after another.
-    let mut open: Option<(String, FoldHasher<'static>)> = None;
+    let mut open: Option<(String, DefaultHasher, u32)> = None;
     let mut is_whole = true;
     netfilter.ask(&request, &mut |message| {
         let Some(name) = message.text(RULE_CHAIN) else {
@@ -139,29 +143,27 @@ fn dump_rules(
         if message.text(RULE_TABLE) != Some(table) || chain.is_some_and(|chain| chain != name) {
             return;
         }
-        let hasher = match &mut open {
-            Some((current, hasher)) if current == name => hasher,
-            _ => {
-                let new = (name.to_owned(), SEED.build_hasher());
-                if let Some((name, hasher)) = open.replace(new) {
-                    each(&name, print(hasher));
-                }
-                &mut open.as_mut().expect("just put there").1
-            }
-        };
-        add(hasher, message);
+        if open.as_ref().is_none_or(|(current, ..)| current != name)
+            && let Some((name, hasher, n)) = open.replace((name.to_owned(), SEED.build_hasher(), 0))
+        {
+            each(&name, print(hasher), n);
+        }
+        if let Some((_, hasher, n)) = &mut open {
+            add(hasher, message);
+            *n += 1;
+        }
     })?;
     if !is_whole {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    if let Some((name, hasher)) = open {
-        each(&name, print(hasher));
+    if let Some((name, hasher, n)) = open {
+        each(&name, print(hasher), n);
     }
     Ok(())
 }
 
 /// Adds what a rule says to its chain.
-fn add(hasher: &mut FoldHasher<'static>, rule: &Message<'_>) {
+fn add(hasher: &mut DefaultHasher, rule: &Message<'_>) {
     for (kind, value) in rule.attributes() {
         match kind {
             RULE_COMPAT | RULE_USERDATA => put(hasher, kind, value),
@@ -181,12 +183,12 @@ fn add(hasher: &mut FoldHasher<'static>, rule: &Message<'_>) {
 
 const END_OF_RULE: u8 = 0xff;
 
-fn put(hasher: &mut FoldHasher<'static>, kind: u16, value: &[u8]) {
+fn put(hasher: &mut DefaultHasher, kind: u16, value: &[u8]) {
     hasher.write_u16(kind);
     hasher.write_usize(value.len());
     hasher.write(value);
 }
 
-fn print(hasher: FoldHasher<'static>) -> Print {
+fn print(hasher: DefaultHasher) -> Print {
     Print::new(hasher.finish())
 }

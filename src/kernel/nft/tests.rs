@@ -52,6 +52,18 @@ fn chains_are_named_by_family_and_table() {
     });
 }
 
+#[test]
+fn a_chain_is_found_by_table_and_family() {
+    in_new_namespace(|| {
+        let has = |family, table, chain| has_chain(family, table, chain).unwrap();
+        assert!(!has(IpFamily::V4, "mangle", "CANARY"), "there is no table yet");
+        restore("iptables-nft-restore", "*mangle\n:CANARY - [0:0]\nCOMMIT\n*nat\n:OTHER - [0:0]\nCOMMIT\n");
+        assert!(has(IpFamily::V4, "mangle", "CANARY"));
+        assert!(!has(IpFamily::V4, "nat", "CANARY") && !has(IpFamily::V6, "mangle", "CANARY"));
+        assert!(!has(IpFamily::V4, "mangle", "CANAR"));
+    });
+}
+
 /// `n` chains, none with rules.
 fn many(n: usize, prefix: &str) -> String {
     let mut text = "*nat\n".to_owned();
@@ -141,7 +153,7 @@ fn a_large_commit_is_one_notification() {
 #[test]
 fn too_many_commits_are_told_as_missed() {
     listening(async |mut notifications| {
-        notifications.socket.get_ref().set_rx_buf_sz(1).unwrap();
+        notifications.0.socket.get_ref().set_rx_buf_sz(1).unwrap();
         let commands = "*nat\n:A - [0:0]\nCOMMIT\n*nat\n-A A -j RETURN\nCOMMIT\n".repeat(200);
         restore("iptables-nft-restore", &commands);
         let mut n_told = 0;
@@ -180,7 +192,7 @@ fn a_table_is_found_and_deleted_with_all_in_it_and_no_other() {
 
 /// How `chain` of nat looks.
 fn print_of(chain: &str) -> Option<crate::plan::Print> {
-    prints(IpFamily::V4, "nat", None).unwrap().of(&ChainName::literal(chain))
+    prints(IpFamily::V4, "nat", None).unwrap().of(&ChainName::literal(chain)).map(|shown| shown.print)
 }
 
 /// Runs a command in the namespace of this thread.
@@ -277,14 +289,15 @@ fn chains_asked_for_one_by_one_look_as_they_do_among_all() {
         let all = prints(IpFamily::V4, "nat", None).unwrap();
         assert_eq!(all.generation, Some(generation().unwrap()));
         assert_eq!(all.chains.len(), 21, "{all:?}");
-        assert!(all.chains.is_sorted_by_key(|(name, _)| *name));
+        assert!(all.chains.is_sorted_by_key(|shown| shown.name));
         let asked = ["C7", "C1", "EMPTY", "NONE"].map(|name| ChainName::new(name).unwrap());
         let some = prints(IpFamily::V4, "nat", Some(&asked)).unwrap();
         assert_eq!(some.chains.len(), 4);
         for name in &asked[..3] {
             assert!(some.of(name).is_some() && some.of(name) == all.of(name), "{name}");
         }
-        assert_eq!(some.of(&asked[3]), all.of(&asked[2]), "what is not there looks empty");
+        let print = |dump: &crate::kernel::Dump, name| dump.of(name).map(|shown| shown.print);
+        assert_eq!(print(&some, &asked[3]), print(&all, &asked[2]), "what is not there looks empty");
         assert_eq!(all.of(&asked[3]), None);
         let none = prints(IpFamily::V4, "mangle", None).unwrap();
         assert_eq!((none.chains.len(), none.generation), (0, all.generation));
@@ -321,6 +334,9 @@ fn prints_during_commits_are_of_all_chains_or_none() {
         }
         assert!(writer.wait().unwrap().success() && n_dumps > 0);
         let dump = prints(IpFamily::V4, "nat", None).unwrap();
-        assert!(dump.chains.iter().all(|(_, print)| *print == dump.chains[0].1), "nobody writes any more");
+        assert!(
+            dump.chains.iter().all(|shown| shown.print == dump.chains[0].print),
+            "nobody writes any more"
+        );
     });
 }

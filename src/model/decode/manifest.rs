@@ -6,35 +6,39 @@
 //! `{` (then several may follow one another) and it is not YAML of that form. A list of any kind may stand for its items, nested
 //! too. Text is read as a stream: what is in memory is one object, however long the list.
 //!
-//! A document that is not YAML or JSON costs itself from there on, an object with a field of the
-//! wrong type costs itself; each is one [`TextProblem`] that names the line.
+//! A document that is not YAML or JSON costs itself from there on, as does an object longer than any
+//! that an API server stores; an object whose metadata, spec, ports or endpoints are of a wrong type costs
+//! itself; each is one [`TextProblem`] that names the line. Other fields are left to decoding.
 
 mod defaults;
 mod document;
 mod list;
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
+use std::rc::Rc;
 
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use serde::de::{DeserializeOwned, DeserializeSeed};
+use serde::de::{Deserialize, DeserializeSeed};
 use serde_json::Value;
 
-use super::field::quote;
+use super::field::one_line;
+use super::given::Given;
+use super::object::{ApiNode, ApiObject, ApiService, ApiSlice, whole};
 use crate::model::ObjectKind;
-use document::{Documents, Kept, LineCounter};
+use crate::model::problem::quote;
+use document::{Documents, Kept, LONGEST_OBJECT, LineCounter};
 use list::{DocumentSeed, Position};
 
 /// An object of a kind that matters, defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     /// A `v1` Service.
-    Service(Box<Service>),
+    Service(Box<ApiService>),
     /// A `discovery.k8s.io/v1` EndpointSlice.
-    Slice(Box<EndpointSlice>),
+    Slice(Box<ApiSlice>),
     /// A `v1` Node.
-    Node(Box<Node>),
+    Node(Box<ApiNode>),
 }
 
 /// One thing wrong with a text.
@@ -51,7 +55,7 @@ pub struct TextProblem {
     pub what: String,
 }
 
-/// `<source>:<line>: Service default/web: spec.ports[0].port: invalid type: ...`
+/// `<source>:<line>: Service default/web: spec: "5" is not an object`
 impl fmt::Display for TextProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}: ", self.source.escape_debug(), self.line)?;
@@ -69,22 +73,28 @@ pub struct Outcome {
     pub n_objects: usize,
     /// Objects of other kinds, passed over.
     pub n_others: usize,
-    /// What could not be used, in the order of the text.
+    /// What could not be used, in the order of the text: the first [`MOST_PROBLEMS`].
     pub problems: Vec<TextProblem>,
+    /// How much more could not be used.
+    pub n_more_problems: usize,
 }
+
+/// Problems of a text that are kept, so that a large text of nothing else does not fill the memory.
+const MOST_PROBLEMS: usize = 1_000;
 
 /// Reads all documents of `text`, which messages call `source`, and gives each Service,
 /// EndpointSlice and Node to `each`.
 pub fn read(text: impl BufRead, source: &str, each: &mut dyn FnMut(Object)) -> Outcome {
-    let mut reading = Reading { source, outcome: Outcome::default(), each };
     let mut documents = Documents::new(text);
+    let mut reading = Reading { source, outcome: Outcome::default(), n_bytes: Rc::default(), each };
     while let Some(first) = documents.next_document() {
+        reading.n_bytes = documents.count_object();
         match first {
             Ok(b'{') => reading.json_or_yaml(&mut documents),
             Ok(_) => {
                 let first = documents.line();
-                if let Err(Broken { place, what, .. }) = reading.yaml(documents.by_ref(), first) {
-                    reading.broken(first + place.0 - 1, &what);
+                if let Err(broken) = reading.yaml(documents.by_ref(), first) {
+                    reading.document_broken(broken, first, documents.line());
                 }
             }
             Err(error) => {
@@ -100,7 +110,7 @@ pub fn read(text: impl BufRead, source: &str, each: &mut dyn FnMut(Object)) -> O
 impl Outcome {
     /// Whatever was found so far.
     fn n_seen(&self) -> usize {
-        self.n_objects + self.n_others + self.problems.len()
+        self.n_objects + self.n_others + self.problems.len() + self.n_more_problems
     }
 }
 
@@ -121,6 +131,8 @@ struct Broken {
 struct Reading<'a> {
     source: &'a str,
     outcome: Outcome,
+    /// Bytes read of the current object; set to 0 at its end.
+    n_bytes: Rc<Cell<usize>>,
     each: &'a mut dyn FnMut(Object),
 }
 
@@ -139,6 +151,16 @@ impl Reading<'_> {
             },
             _ => json,
         };
+        self.document_broken(broken, first, documents.line());
+    }
+
+    /// Notes that the document that begins on line `first` cannot be read on; `reached` is the line that
+    /// was read last.
+    fn document_broken(&mut self, broken: Broken, first: usize, reached: usize) {
+        if self.n_bytes.get() > LONGEST_OBJECT {
+            let limit = LONGEST_OBJECT >> 20;
+            return self.broken(reached, &format!("holds an object longer than {limit} MiB"));
+        }
         self.broken(first + broken.place.0 - 1, &broken.what);
     }
 
@@ -162,6 +184,7 @@ impl Reading<'_> {
         let mut deserializer = serde_json::Deserializer::from_reader(lines);
         let before = self.outcome.n_seen();
         while deserializer.end().is_err() {
+            self.n_bytes.set(0);
             let seed = DocumentSeed { reading: self, position: Position::Json(&line) };
             seed.deserialize(&mut deserializer).map_err(|error| Broken {
                 place: (error.line().max(1), error.column()),
@@ -178,7 +201,12 @@ impl Reading<'_> {
     }
 
     fn lost(&mut self, line: usize, object: Option<(ObjectKind, String)>, what: String) {
+        if self.outcome.problems.len() == MOST_PROBLEMS {
+            self.outcome.n_more_problems += 1;
+            return;
+        }
         let source = self.source.to_owned();
+        let what = one_line(&what);
         self.outcome.problems.push(TextProblem { source, line, object, what });
     }
 
@@ -205,17 +233,15 @@ impl Reading<'_> {
         let version = own.api_version.or_else(|| list.and_then(|list| list.api_version.clone()));
         let value = Value::Object(object);
         match (kind.as_str(), version.as_deref()) {
-            ("Service", None | Some("v1")) => self.typed(value, line, ObjectKind::Service, |mut service| {
+            ("Service", None | Some("v1")) => self.typed(&value, line, |mut service| {
                 defaults::service(&mut service);
                 Object::Service(Box::new(service))
             }),
-            ("EndpointSlice", None | Some("discovery.k8s.io/v1")) => {
-                self.typed(value, line, ObjectKind::EndpointSlice, |mut slice| {
-                    defaults::slice(&mut slice);
-                    Object::Slice(Box::new(slice))
-                });
-            }
-            ("Node", None | Some("v1")) => self.typed(value, line, ObjectKind::Node, |mut node| {
+            ("EndpointSlice", None | Some("discovery.k8s.io/v1")) => self.typed(&value, line, |mut slice| {
+                defaults::slice(&mut slice);
+                Object::Slice(Box::new(slice))
+            }),
+            ("Node", None | Some("v1")) => self.typed(&value, line, |mut node| {
                 defaults::node(&mut node);
                 Object::Node(Box::new(node))
             }),
@@ -223,26 +249,19 @@ impl Reading<'_> {
         }
     }
 
-    fn typed<T: DeserializeOwned>(
-        &mut self,
-        mut value: Value,
-        line: usize,
-        kind: ObjectKind,
-        finish: impl FnOnce(T) -> Object,
-    ) {
-        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-            metadata.remove("managedFields"); // often longer than all the rest
-        }
-        match serde_path_to_error::deserialize::<&Value, T>(&value) {
+    fn typed<T: ApiObject>(&mut self, value: &Value, line: usize, finish: impl FnOnce(T) -> Object) {
+        let given = match Given::<T>::deserialize(value) {
+            Ok(given) => given,
+            Err(error) => return self.broken(line, &quote(&error.to_string())),
+        };
+        match whole(given) {
             Ok(object) => {
                 self.outcome.n_objects += 1;
                 (self.each)(finish(object));
             }
-            Err(error) => {
-                let name = claimed_name(&value, kind);
-                let what =
-                    format!("{}: {}", quote(&error.path().to_string()), quote(&error.inner().to_string()));
-                self.lost(line, Some((kind, name)), what);
+            Err(problem) => {
+                let what = format!("{}: {:?} {}", problem.field, problem.text, problem.what);
+                self.lost(line, Some((T::KIND, claimed_name(value, T::KIND))), what);
             }
         }
     }

@@ -1,10 +1,9 @@
 //! Nodes. Source: kube-proxy v1.36, `pkg/proxy/node.go` and `GetNodeHostIPs`.
 
-use k8s_openapi::api::core::v1::Node as ApiNode;
-
 use super::Interner;
-use super::field::{Fields, list};
+use super::field::{Fields, NO_CIDR, NO_IP};
 use super::grammar::{is_dns_subdomain, is_label_value};
+use super::object::{ApiNode, ApiObject, Metadata};
 use crate::model::{Node, ObjectKind, Problem};
 
 /// Label that names the zone of a node.
@@ -14,38 +13,63 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Decodes a Node; `None` without a usable name.
 pub fn node(object: &ApiNode, interner: &mut Interner) -> (Option<Node>, Vec<Problem>) {
-    let name = object.metadata.name.as_deref().unwrap_or_default();
-    let mut fields = Fields::new(ObjectKind::Node, name);
+    let mut fields = Fields::new(ObjectKind::Node, object.claimed_name().name());
+    let node = named(&mut fields, object, interner);
+    (node, fields.into_problems())
+}
+
+fn named(fields: &mut Fields, object: &ApiNode, interner: &mut Interner) -> Option<Node> {
+    let nothing = Metadata::default();
+    let metadata = object.metadata.get().unwrap_or(&nothing);
     let what = "is not a DNS subdomain; Node ignored";
-    let Some(name) = fields.word(format_args!("metadata.name"), name, is_dns_subdomain, what) else {
-        return (None, fields.into_problems());
-    };
-    let zone = object.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE));
-    let zone = zone.filter(|zone| !zone.is_empty()).and_then(|zone| {
+    let name = fields.word(format_args!("metadata.name"), &metadata.name, is_dns_subdomain, what)?;
+    let labels = fields.good(format_args!("metadata.labels"), &metadata.labels, "ignored");
+    let zone = labels.map(|labels| &labels.zone).filter(|zone| !zone.is_absent()).and_then(|zone| {
         let field = format_args!("metadata.labels[{ZONE}]");
-        fields.word(field, zone, is_label_value, "is not the name of a zone; ignored")
+        let is_zone = |text: &str| text.is_empty() || is_label_value(text);
+        fields.word(field, zone, is_zone, "is not the name of a zone; ignored")
     });
+    let deleted = format_args!("metadata.deletionTimestamp");
+    let is_deleted = fields.good(deleted, &metadata.deletion_timestamp, "ignored").is_some();
+    let spec = fields.good(format_args!("spec"), &object.spec, "ignored");
     let mut pod_cidrs = Vec::new();
-    if let Some(spec) = &object.spec {
-        for (i, text) in list(&spec.pod_cidrs).iter().enumerate() {
-            pod_cidrs.extend(fields.cidr(format_args!("spec.podCIDRs[{i}]"), text));
+    let mut is_tainted = false;
+    if let Some(spec) = spec {
+        for (i, given) in fields.list(format_args!("spec.podCIDRs"), &spec.pod_cidrs).iter().enumerate() {
+            let field = format_args!("spec.podCIDRs[{i}]");
+            let text = fields.text(field, given, NO_CIDR);
+            pod_cidrs.extend(text.and_then(|text| fields.cidr(field, text)));
+        }
+        for (i, taint) in fields.list(format_args!("spec.taints"), &spec.taints).iter().enumerate() {
+            let taint = fields.entry(format_args!("spec.taints[{i}]"), taint, "ignored");
+            let field = format_args!("spec.taints[{i}].key");
+            let key = taint.and_then(|taint| fields.text(field, &taint.key, "ignored"));
+            is_tainted |= key == Some(TO_BE_DELETED);
         }
     }
-    let addresses = object.status.as_ref().map_or(&[][..], |status| list(&status.addresses));
-    let mut ips = Vec::new();
-    for kind in ["InternalIP", "ExternalIP"] {
-        for (i, entry) in addresses.iter().enumerate().filter(|(_, entry)| entry.type_ == kind) {
-            ips.extend(fields.ip(format_args!("status.addresses[{i}].address"), &entry.address));
-        }
-    }
-    let taints = object.spec.as_ref().map_or(&[][..], |spec| list(&spec.taints));
-    let node = Node {
-        name: interner.text(name),
-        addresses: ips.into(),
-        pod_cidrs: pod_cidrs.into(),
-        zone: zone.map(|zone| interner.text(zone)),
-        is_leaving: object.metadata.deletion_timestamp.is_some()
-            || taints.iter().any(|taint| taint.key == TO_BE_DELETED),
+    let status = fields.good(format_args!("status"), &object.status, "ignored");
+    let addresses = match status {
+        Some(status) => fields.list(format_args!("status.addresses"), &status.addresses),
+        None => &[],
     };
-    (Some(node), fields.into_problems())
+    let (mut internal, mut external) = (Vec::new(), Vec::new());
+    for (i, entry) in addresses.iter().enumerate() {
+        let Some(entry) = fields.entry(format_args!("status.addresses[{i}]"), entry, "ignored") else {
+            continue;
+        };
+        let ips = match fields.text(format_args!("status.addresses[{i}].type"), &entry.type_, "ignored") {
+            Some("InternalIP") => &mut internal,
+            Some("ExternalIP") => &mut external,
+            _ => continue,
+        };
+        ips.extend(fields.ip(format_args!("status.addresses[{i}].address"), &entry.address, NO_IP));
+    }
+    internal.append(&mut external);
+    Some(Node {
+        name: interner.text(name),
+        addresses: internal.into(),
+        pod_cidrs: pod_cidrs.into(),
+        zone: zone.filter(|zone| !zone.is_empty()).map(|zone| interner.text(zone)),
+        is_leaving: is_deleted || is_tainted,
+    })
 }

@@ -4,16 +4,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointSlice as ApiSlice};
 
-use super::field::{Fields, list};
+use super::field::Fields;
+use super::given::Given;
 use super::grammar::{is_dns_label, is_dns_subdomain, is_label_value};
+use super::object::{ApiObject, ApiSlice, EndpointEntry, Labels, Metadata, NamedEntry};
 use super::{Decoded, Interner};
 use crate::model::{Conditions, Hints, ObjectKind, ObjectName, Slice, SliceEndpoint, SliceName, SlicePort};
 use crate::net::IpFamily;
 
-/// Label of slices that belong to headless Services, whatever its value.
-const HEADLESS: &str = "service.kubernetes.io/headless";
 /// Label that names the Service a slice belongs to.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Annotation that tells when the change began that led to this slice.
@@ -21,89 +20,93 @@ const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Decodes an EndpointSlice; see [`Decoded`] for what becomes of one that counts for no Service.
 pub fn slice(object: &ApiSlice, interner: &mut Interner) -> Decoded<Slice> {
-    let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
-    let name = object.metadata.name.as_deref().unwrap_or_default();
-    let mut fields = Fields::new(ObjectKind::EndpointSlice, &format!("{namespace}/{name}"));
-    let identity = (
-        fields.word(
-            format_args!("metadata.namespace"),
-            namespace,
-            is_dns_label,
-            "is not a DNS label; slice ignored",
-        ),
-        fields.word(
-            format_args!("metadata.name"),
-            name,
-            is_dns_subdomain,
-            "is not a DNS subdomain; slice ignored",
-        ),
+    let mut fields = Fields::new(ObjectKind::EndpointSlice, &object.claimed_name().to_string());
+    let nothing = Metadata::default();
+    let metadata = object.metadata.get().unwrap_or(&nothing);
+    let namespace = fields.word(
+        format_args!("metadata.namespace"),
+        &metadata.namespace,
+        is_dns_label,
+        "is not a DNS label; slice ignored",
     );
-    let (Some(namespace), Some(name)) = identity else {
+    let name = fields.word(
+        format_args!("metadata.name"),
+        &metadata.name,
+        is_dns_subdomain,
+        "is not a DNS subdomain; slice ignored",
+    );
+    let (Some(namespace), Some(name)) = (namespace, name) else {
         return Decoded { named: None, problems: fields.into_problems() };
     };
     let name: SliceName = ObjectName::new(namespace, name);
-    let is_headless = object.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(HEADLESS));
-    let value = if is_headless { None } else { of_service(&mut fields, object, namespace, interner) };
+    let nothing = Labels::default();
+    let labels =
+        fields.good(format_args!("metadata.labels"), &metadata.labels, "ignored").unwrap_or(&nothing);
+    let is_headless = !labels.headless.is_absent();
+    let value = if is_headless {
+        None
+    } else {
+        of_service(&mut fields, object, (namespace, &labels.service_name), interner)
+    };
     Decoded { named: Some((name, value)), problems: fields.into_problems() }
 }
 
 fn of_service(
     fields: &mut Fields,
     object: &ApiSlice,
-    namespace: &str,
+    (namespace, service): (&str, &Given<String>),
     interner: &mut Interner,
 ) -> Option<Slice> {
-    let label = object.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
     let service = fields.word(
         format_args!("metadata.labels[{SERVICE_NAME}]"),
-        label.map_or("", String::as_str),
+        service,
         is_dns_label,
         "is not the name of a Service; slice ignored",
     )?;
-    let family = match object.address_type.as_str() {
+    let field = format_args!("addressType");
+    let what = "is not a family that can be proxied; slice ignored";
+    let family = match fields.text(field, &object.address_type, what)? {
         "IPv4" => IpFamily::V4,
         "IPv6" => IpFamily::V6,
         other => {
-            let what = "is not a family that can be proxied; slice ignored";
-            fields.problem(format_args!("addressType"), other, what);
+            fields.problem(field, other, what);
             return None;
         }
     };
     let service = interner.object_name(namespace, service);
-    let endpoints = list(&object.endpoints).iter().enumerate();
+    let endpoints = fields.list(format_args!("endpoints"), &object.endpoints).iter().enumerate();
     let endpoints = endpoints.filter_map(|(i, entry)| endpoint(fields, i, entry, family, interner)).collect();
     let triggered_at = triggered_at(fields, object);
     Some(Slice { service, family, ports: ports(fields, object, interner), endpoints, triggered_at })
 }
 
 fn triggered_at(fields: &mut Fields, object: &ApiSlice) -> Option<SystemTime> {
-    let text = object.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?;
+    let annotations = &object.metadata.get()?.annotations;
+    let given = &fields.good(format_args!("metadata.annotations"), annotations, "ignored")?.trigger_time;
+    let field = format_args!("metadata.annotations[{TRIGGER_TIME}]");
+    let what = "is not an RFC 3339 time; ignored";
+    let text = fields.good(field, given, what)?;
     let time = text.parse::<Timestamp>().ok().map(SystemTime::from);
     if time.is_none() {
-        let field = format_args!("metadata.annotations[{TRIGGER_TIME}]");
-        fields.problem(field, text, "is not an RFC 3339 time; ignored");
+        fields.problem(field, text, what);
     }
     time
 }
 
 fn ports(fields: &mut Fields, object: &ApiSlice, interner: &mut Interner) -> Box<[SlicePort]> {
-    let mut ports = Vec::with_capacity(list(&object.ports).len());
-    for (i, entry) in list(&object.ports).iter().enumerate() {
-        let Some(name) = entry.name.as_deref() else {
+    let entries = fields.list(format_args!("ports"), &object.ports);
+    let mut ports = Vec::with_capacity(entries.len());
+    for (i, entry) in entries.iter().enumerate() {
+        let Some(entry) = fields.entry(format_args!("ports[{i}]"), entry, "port ignored") else { continue };
+        if entry.name.is_absent() {
             fields.problem(format_args!("ports[{i}].name"), "", "is absent; port ignored");
             continue;
-        };
+        }
         let is_named = |text: &str| text.is_empty() || is_dns_label(text);
         let what = "is not a DNS label; port ignored";
-        let name = fields.word(format_args!("ports[{i}].name"), name, is_named, what);
-        let protocol = fields.protocol(format_args!("ports[{i}].protocol"), entry.protocol.as_deref());
-        let number = match entry.port {
-            Some(number) => fields.port(format_args!("ports[{i}].port"), number, "port ignored"),
-            None => {
-                fields.problem(format_args!("ports[{i}].port"), "", "is absent; port ignored");
-                None
-            }
-        };
+        let name = fields.word(format_args!("ports[{i}].name"), &entry.name, is_named, what);
+        let protocol = fields.protocol(format_args!("ports[{i}].protocol"), &entry.protocol);
+        let number = fields.port(format_args!("ports[{i}].port"), &entry.port, "port ignored");
         if let (Some(name), Some(protocol), Some(port)) = (name, protocol, number) {
             ports.push(SlicePort { name: interner.text(name), protocol, port });
         }
@@ -114,66 +117,80 @@ fn ports(fields: &mut Fields, object: &ApiSlice, interner: &mut Interner) -> Box
 fn endpoint(
     fields: &mut Fields,
     i: usize,
-    entry: &ApiEndpoint,
+    entry: &Given<EndpointEntry>,
     family: IpFamily,
     interner: &mut Interner,
 ) -> Option<SliceEndpoint> {
-    let Some(text) = entry.addresses.first() else {
-        fields.problem(format_args!("endpoints[{i}].addresses"), "", "is empty; endpoint ignored");
+    let entry = fields.entry(format_args!("endpoints[{i}]"), entry, "endpoint ignored")?;
+    let field = format_args!("endpoints[{i}].addresses");
+    let first = match &entry.addresses {
+        Given::Absent => None,
+        addresses => fields.good(field, addresses, "endpoint ignored")?.0.as_ref(),
+    };
+    let Some(first) = first else {
+        fields.problem(field, "", "is empty; endpoint ignored");
         return None;
     };
     let field = format_args!("endpoints[{i}].addresses[0]");
-    match crate::net::parse_ip(text) {
-        Ok(ip) if IpFamily::of(ip) == family => {
-            let node = entry.node_name.as_deref().and_then(|name| {
-                let field = format_args!("endpoints[{i}].nodeName");
-                fields.word(field, name, is_dns_subdomain, "is not the name of a node; ignored")
-            });
-            let node = node.map(|name| interner.text(name));
-            let hints = hints(fields, i, entry, interner);
-            Some(SliceEndpoint { ip, conditions: conditions(entry), node, hints })
-        }
-        Ok(_) => {
-            let what = format!("is not an {family} address, as addressType says; endpoint ignored");
-            fields.problem(field, text, &what);
-            None
-        }
-        Err(_) => {
-            fields.problem(field, text, "is not an IP address; endpoint ignored");
-            None
-        }
-    }
-}
-
-fn conditions(entry: &ApiEndpoint) -> Conditions {
-    let given = entry.conditions.as_ref();
-    Conditions {
-        is_ready: given.and_then(|given| given.ready).unwrap_or(true),
-        is_serving: given.and_then(|given| given.serving).unwrap_or(true),
-        is_terminating: given.and_then(|given| given.terminating).unwrap_or(false),
-    }
-}
-
-fn hints(fields: &mut Fields, i: usize, entry: &ApiEndpoint, interner: &mut Interner) -> Option<Box<Hints>> {
-    let given = entry.hints.as_ref()?;
-    let mut zones: Vec<Arc<str>> = Vec::new();
-    for (j, zone) in list(&given.for_zones).iter().enumerate() {
-        let field = format_args!("endpoints[{i}].hints.forZones[{j}].name");
-        let name = fields.word(field, &zone.name, is_label_value, "is not the name of a zone; ignored");
-        zones.extend(name.map(|name| interner.text(name)));
-    }
-    let mut nodes: Vec<Arc<str>> = Vec::new();
-    for (j, node) in list(&given.for_nodes).iter().enumerate() {
-        let field = format_args!("endpoints[{i}].hints.forNodes[{j}].name");
-        let name = fields.word(field, &node.name, is_dns_subdomain, "is not the name of a node; ignored");
-        nodes.extend(name.map(|name| interner.text(name)));
-    }
-    if zones.is_empty() && nodes.is_empty() {
+    let ip = fields.ip(field, first, "is not an IP address; endpoint ignored")?;
+    if IpFamily::of(ip) != family {
+        let what = format!("is not an {family} address, as addressType says; endpoint ignored");
+        fields.problem(field, first.text(), &what);
         return None;
     }
-    for list in [&mut zones, &mut nodes] {
-        list.sort_unstable();
-        list.dedup();
+    let node = Some(&entry.node_name).filter(|name| !name.is_absent()).and_then(|name| {
+        let field = format_args!("endpoints[{i}].nodeName");
+        fields.word(field, name, is_dns_subdomain, "is not the name of a node; ignored")
+    });
+    let node = node.map(|name| interner.text(name));
+    let hints = hints(fields, i, entry, interner);
+    Some(SliceEndpoint { ip, conditions: conditions(fields, i, entry), node, hints })
+}
+
+fn conditions(fields: &mut Fields, i: usize, entry: &EndpointEntry) -> Conditions {
+    let mut conditions = Conditions { is_ready: true, is_serving: true, is_terminating: false };
+    let field = format_args!("endpoints[{i}].conditions");
+    if let Some(given) = fields.good(field, &entry.conditions, "ignored") {
+        let each = [
+            ("ready", &given.ready, &mut conditions.is_ready),
+            ("serving", &given.serving, &mut conditions.is_serving),
+            ("terminating", &given.terminating, &mut conditions.is_terminating),
+        ];
+        for (name, given, is) in each {
+            let field = format_args!("endpoints[{i}].conditions.{name}");
+            *is = fields.good(field, given, "ignored").copied().unwrap_or(*is);
+        }
+    }
+    conditions
+}
+
+fn hints(
+    fields: &mut Fields,
+    i: usize,
+    entry: &EndpointEntry,
+    interner: &mut Interner,
+) -> Option<Box<Hints>> {
+    let given = fields.good(format_args!("endpoints[{i}].hints"), &entry.hints, "ignored")?;
+    let mut read = |list: &str,
+                    given: &Given<Vec<Given<NamedEntry>>>,
+                    has_grammar: fn(&str) -> bool,
+                    what| {
+        let mut names: Vec<Arc<str>> = Vec::new();
+        let entries = fields.list(format_args!("endpoints[{i}].hints.{list}"), given);
+        for (j, entry) in entries.iter().enumerate() {
+            let field = format_args!("endpoints[{i}].hints.{list}[{j}]");
+            let Some(entry) = fields.entry(field, entry, "ignored") else { continue };
+            let field = format_args!("endpoints[{i}].hints.{list}[{j}].name");
+            names.extend(fields.word(field, &entry.name, has_grammar, what).map(|name| interner.text(name)));
+        }
+        names.sort_unstable();
+        names.dedup();
+        names
+    };
+    let zones = read("forZones", &given.for_zones, is_label_value, "is not the name of a zone; ignored");
+    let nodes = read("forNodes", &given.for_nodes, is_dns_subdomain, "is not the name of a node; ignored");
+    if zones.is_empty() && nodes.is_empty() {
+        return None;
     }
     Some(Box::new(Hints { zones: zones.into(), nodes: nodes.into() }))
 }

@@ -4,6 +4,7 @@ mod broken;
 mod hostile;
 mod service;
 mod slice;
+mod wrong_types;
 
 use super::manifest::{self, Object};
 use super::{Decoded, Interner, Problem};

@@ -40,7 +40,7 @@ fn read() -> Committed {
     let is_ours = |_, name: &ChainName| name.as_str().starts_with("OURS");
     let mut reader = Reader::new(IpFamily::V4, &jumps, &is_ours);
     SAVED.lines().for_each(|line| reader.line(line));
-    reader.finish().0
+    reader.finish().committed
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn what_rules_for_udp_answer_on_is_told_of_our_chains_of_nat() {
     let mut reader = Reader::new(IpFamily::V4, &[], &is_ours);
     saved.lines().for_each(|line| reader.line(line));
     let doors = UdpDoors { addresses: ["10.0.0.1:53".parse().unwrap()].into(), node_ports: [30053].into() };
-    assert_eq!(reader.finish().1, doors);
+    assert_eq!(reader.finish().doors, doors);
 }
 
 #[test]
@@ -99,4 +99,68 @@ fn digests_tell_order_and_number_of_rules() {
     for (n, one) in all.iter().enumerate() {
         assert_eq!(all.iter().position(|other| other == one), Some(n));
     }
+}
+
+/// What is read of `lines` in nat.
+fn of_nat(lines: &[&str]) -> Found {
+    let is_ours = |_, name: &ChainName| name.as_str().starts_with("OURS");
+    let mut reader = Reader::new(IpFamily::V4, &[], &is_ours);
+    reader.line("*nat");
+    lines.iter().for_each(|line| reader.line(line));
+    reader.finish()
+}
+
+#[test]
+fn a_newline_in_a_foreign_comment_is_part_of_that_rule_whatever_follows_it() {
+    let ours = [":OURS-1 - [0:0]", "-A OURS-1 -j RETURN"];
+    let plain = of_nat(&ours).committed.nat;
+    for second in [
+        "-A OURS-1 -j DROP",
+        ":OURS-1 - [0:0]",
+        "x OURS-1",
+        "*filter",
+        "COMMIT",
+        "",
+        "-A OURS-1 \\\"",
+        "# \\\"",
+    ] {
+        let first = "-A MINE -m comment --comment \"a\\\\ \\\" b";
+        let third = "c\" -j OURS-2";
+        let found = of_nat(&[&ours[..], &[first, second, third], &["-A OURS-1 -j OURS-2"]].concat());
+        let expected = of_nat(&[&ours[..], &["-A OURS-1 -j OURS-2"]].concat());
+        assert_eq!(found.committed.nat, expected.committed.nat, "{second:?}");
+        assert_eq!(found.referenced, [name("OURS-2")].into(), "{second:?}");
+    }
+    assert_eq!(of_nat(&["x OURS-1", ours[0], ours[1], "x OURS-1 y"]).committed.nat, plain);
+}
+
+#[test]
+fn a_quote_that_is_never_closed_costs_its_own_rule_and_no_other() {
+    let expected = of_nat(&[":OURS-1 - [0:0]", "-A OURS-1 -j RETURN", "-A OURS-1 -j OURS-2"]).committed.nat;
+    for n in [0, 1_000] {
+        let mut lines = vec![
+            ":OURS-1 - [0:0]",
+            "-A MINE -m comment --comment \"a",
+            "-A MINE -j RETURN \"b",
+            "-A OURS-1 -j RETURN",
+        ];
+        lines.extend(vec!["-A MINE -j ACCEPT"; n]);
+        lines.push("-A OURS-1 -j OURS-2");
+        assert_eq!(of_nat(&lines).committed.nat, expected, "{n}");
+    }
+}
+
+#[test]
+fn what_foreign_rules_of_nat_lead_to_is_told_and_nothing_else() {
+    let lines = [
+        ":OURS-1 - [0:0]",
+        "-A OURS-1 -j OURS-2",
+        "-A MINE -j OURS-3",
+        "-A MINE -m tcp -p tcp -g OURS-4",
+        "-A MINE -j THEIRS",
+        "-A MINE -j ACCEPT",
+        "*filter",
+        "-A MINE -j OURS-5",
+    ];
+    assert_eq!(of_nat(&lines).referenced, [name("OURS-3"), name("OURS-4")].into());
 }

@@ -115,11 +115,22 @@ fn node_ports_answer_where_they_are_told_to() {
 
 #[test]
 fn terminating_but_serving_endpoints_keep_their_flows() {
-    // 173; and `ready` without `serving`, which publishNotReadyAddresses gives.
-    let frontends = frontends(&["1 st", "2 r", "3 s"]);
-    for backend in ["10.0.0.1:9090", "10.0.0.2:9090", "10.0.0.3:9090"] {
+    // 173.
+    let frontends = frontends(&["1 st", "3 s"]);
+    for backend in ["10.0.0.1:9090", "10.0.0.3:9090"] {
         check(&frontends, "172.30.1.1:8000", backend, None);
     }
+}
+
+#[test]
+fn flows_to_an_endpoint_that_is_ready_but_not_serving_are_stale_where_others_serve() {
+    // `serving: false` and no `ready`.
+    let some_serve = frontends(&["1", "2 r"]);
+    check(&some_serve, "172.30.1.1:8000", "10.0.0.2:9090", Some(Stale::EndpointGone));
+    // With publishNotReadyAddresses rules lead to it while nobody serves.
+    let nobody_serves = frontends(&["2 r", "3 t"]);
+    check(&nobody_serves, "172.30.1.1:8000", "10.0.0.2:9090", None);
+    check(&nobody_serves, "172.30.1.1:8000", "10.0.0.3:9090", Some(Stale::EndpointGone));
 }
 
 #[test]

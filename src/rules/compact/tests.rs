@@ -10,7 +10,8 @@ use crate::config::host::{Host, Kernel};
 use crate::iptables::trace::Weight;
 use crate::iptables::{ChainName, Match, RecentAction, Target, write};
 use crate::model::{Conditions, Endpoint, Frontend, ObjectName, Port, Service, SliceEndpoint};
-use crate::net::{IpFamily, PerFamily, Protocol};
+use crate::net::{Cidr, IpFamily, PerFamily, Protocol};
+use crate::rules::names::PortNames;
 
 fn service(affinity_seconds: Option<u32>) -> Service {
     let frontend = Frontend {
@@ -182,4 +183,17 @@ fn nothing_has_a_comment_and_nobody_without_endpoints_has_chains() {
     let chains = compile(&service(Some(5)), &[endpoint(1)], false);
     assert!(chains.values().flatten().all(|rule| rule.comment().is_none()));
     assert_eq!(compile(&service(None), &[], true), BTreeMap::new());
+}
+
+#[test]
+fn a_firewall_chain_holds_no_rule_that_does_nothing() {
+    let mut service = service(None);
+    let frontend = service.frontends.v4.as_mut().unwrap();
+    frontend.load_balancer_ips = [IpAddr::from([203, 0, 113, 7])].into();
+    frontend.source_ranges = [Cidr::parse("198.51.100.0/24").unwrap()].into();
+    let port = service.ports_in(IpFamily::V4).next().unwrap();
+    let names = PortNames::new(&port.name());
+    let (firewall, outer) = (names.chain(PortChain::Firewall), names.chain(PortChain::External));
+    let chains = compile(&service, &[endpoint(1)], true);
+    assert_eq!(text(&chains[&firewall]), [format!("-s 198.51.100.0/24 -j {outer}")]);
 }

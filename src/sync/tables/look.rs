@@ -6,13 +6,13 @@ use std::ops::Bound;
 use tracing::{debug, info};
 
 use super::{Tables, contains, digest, is_tracked};
-use crate::iptables::{ChainName, Table};
+use crate::iptables::{ChainName, Jump, Table};
 use crate::kernel::{Backend, Dump, Iptables};
 use crate::plan::{Committed, Due, Print};
 use crate::rules::names;
 
 /// Up to how many chains a suspicion is settled by reading everything, and all are dumped at once.
-const CHEAP_CHAINS: usize = 2_000;
+pub(super) const CHEAP_CHAINS: usize = 2_000;
 
 /// How many chains are dumped one by one before changes of the cluster may take their turn: some 40 ms.
 const SLICE: usize = 4_000;
@@ -24,6 +24,15 @@ pub struct Look {
     pub is_wrong: bool,
     /// Not everything was compared, and a reading for what is wrong does not make up for it.
     pub is_unread: bool,
+}
+
+/// How closely the legacy back-end's tables are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// At the numbers of tables that are too large to be looked at whole each second.
+    Quick,
+    /// At each chain.
+    Whole,
 }
 
 impl Look {
@@ -49,10 +58,10 @@ impl Scan {
 impl<K: Iptables> Tables<K> {
     /// Whether somebody else, who wrote to the tables, changed anything of ours, as far as it can be told
     /// without reading. Chains whose print is due are given up.
-    pub(in crate::sync) fn look(&mut self) -> Look {
+    pub(in crate::sync) fn look(&mut self, depth: Depth) -> Look {
         let Some(committed) = &mut self.committed else { return Look::WRONG };
         if self.kernel.backend() == Backend::Legacy {
-            return Look { is_wrong: self.look_at_a_jump(), is_unread: true };
+            return self.look_at_legacy(depth);
         }
         committed.prints.settle();
         let is_cheap = committed.n_chains() < CHEAP_CHAINS;
@@ -75,19 +84,24 @@ impl<K: Iptables> Tables<K> {
             let Some(dump) = self.kernel.prints(table, None)? else { return Ok(None) };
             dumps.insert(table, dump);
         }
-        let Some(committed) = &self.committed else { return Ok(None) };
+        let is_wrong = self.is_wrong(&dumps);
+        self.scan = None;
+        Ok(Some(Look { is_wrong, is_unread: false }))
+    }
+
+    /// Whether anything of ours is otherwise than it was left, in whole tables.
+    pub(super) fn is_wrong(&mut self, dumps: &BTreeMap<Table, Dump>) -> bool {
+        let Some(committed) = &self.committed else { return true };
         let mut is_wrong = false;
-        for (table, dump) in &dumps {
+        for (table, dump) in dumps {
             let names = names_of(committed, *table);
             let compared = compare(committed, *table, names, dump);
             // What has no print is read.
             is_wrong |= compared.is_wrong || compared.is_unread;
             let is_stray = |name: &ChainName| is_tracked(*table, name) && !contains(committed, *table, name);
-            is_wrong |= dump.chains.iter().any(|(name, _)| is_stray(name));
+            is_wrong |= dump.chains.iter().any(|shown| is_stray(&shown.name));
         }
-        is_wrong |= !is_wrong && !self.has_jumps(&dumps);
-        self.scan = None;
-        Ok(Some(Look { is_wrong, is_unread: false }))
+        is_wrong || !self.has_jumps(dumps)
     }
 
     /// A table of many chains: what a flush would change. The rest is compared a slice at a time.
@@ -170,7 +184,7 @@ impl<K: Iptables> Tables<K> {
     }
 
     /// One process: the jumps in turns, one of nat and one of filter. No flush spares any of them.
-    fn look_at_a_jump(&mut self) -> bool {
+    pub(super) fn look_at_a_jump(&mut self) -> bool {
         let table = if self.n_looks.is_multiple_of(2) { Table::Nat } else { Table::Filter };
         let of_table: Vec<_> = self.jumps.iter().filter(|jump| jump.table == table).collect();
         let jump = of_table[self.n_looks / 2 % of_table.len()];
@@ -205,7 +219,7 @@ impl<K: Iptables> Tables<K> {
             self.jumps.iter().map(|jump| (jump.table, jump.from)).collect();
         for (table, from) in from {
             let Some(dump) = dumps.get(&table) else { continue };
-            let shown = dump.of(&from);
+            let shown = dump.of(&from).map(|shown| shown.print);
             if shown.is_some() && self.doors.get(&(table, from)).copied() == shown {
                 continue;
             }
@@ -220,15 +234,27 @@ impl<K: Iptables> Tables<K> {
                     }
                 }
             }
-            // Seen at the generation of the dump, or nobody knows which rules they were seen among.
-            match shown.filter(|_| {
-                is_sure && dump.generation.is_some() && self.kernel.generation() == dump.generation
-            }) {
+            // Only if the chain still looks as in the dump were the jumps seen among these rules.
+            match shown.filter(|print| is_sure && self.is_still(dump, table, &from, *print)) {
                 Some(print) => drop(self.doors.insert((table, from), print)),
                 None => drop(self.doors.remove(&(table, from))),
             }
         }
         true
+    }
+
+    /// Whether the chain looks as in `dump`, where it has this print.
+    fn is_still(&mut self, dump: &Dump, table: Table, chain: &ChainName, print: Print) -> bool {
+        match self.kernel.backend() {
+            Backend::Nft => {
+                dump.generation.is_some()
+                    && matches!(self.kernel.generation(), Ok(now) if now == dump.generation)
+            }
+            Backend::Legacy => match self.kernel.prints(table, Some(&[*chain])) {
+                Ok(Some(now)) => now.of(chain).is_some_and(|now| now.print == print),
+                _ => false,
+            },
+        }
     }
 
     /// Whether prints are due.
@@ -243,8 +269,12 @@ impl<K: Iptables> Tables<K> {
         })
     }
 
-    /// Has no print be due any more, because somebody else wrote.
+    /// Discards due prints, because another process wrote. On legacy, where that is not known, the next audit
+    /// reads instead.
     pub(in crate::sync) fn give_up_prints(&mut self) {
+        if self.kernel.backend() == Backend::Legacy {
+            return;
+        }
         for committed in [&mut self.committed, &mut self.left].into_iter().flatten() {
             committed.prints.settle();
         }
@@ -252,9 +282,13 @@ impl<K: Iptables> Tables<K> {
 
     /// Takes prints that are due, if the ruleset is still at `generation`, up to which all that is known of
     /// the tables holds; a slice of them, where they are many. Otherwise they stay due; what cannot be
-    /// dumped is given up.
-    pub(in crate::sync) fn take_prints(&mut self, generation: u32) {
-        if let Err(error) = self.try_prints(generation) {
+    /// dumped is given up. On legacy there is no generation.
+    pub(in crate::sync) fn take_prints(&mut self, generation: Option<u32>) {
+        if self.kernel.backend() == Backend::Legacy {
+            self.take_legacy_prints();
+        } else if let Some(generation) = generation
+            && let Err(error) = self.try_prints(generation)
+        {
             let family = self.kernel.family();
             debug!(%family, error = %format!("{error:#}"), "prints are not taken");
             self.give_up_prints();
@@ -286,7 +320,7 @@ impl<K: Iptables> Tables<K> {
             if dump.generation != Some(generation) {
                 return Ok(());
             }
-            dump.chains.iter().for_each(|(name, print)| committed.prints.take(table, name, *print));
+            dump.chains.iter().for_each(|shown| committed.prints.take(table, &shown.name, shown.print));
         }
         if due.len() < SLICE {
             committed.prints.settle();
@@ -301,15 +335,8 @@ impl<K: Iptables> Tables<K> {
             if dump.generation != Some(generation) {
                 return Ok(());
             }
-            dump.chains.iter().for_each(|(name, print)| committed.prints.take(table, name, *print));
-            let has_all = |from: &ChainName| {
-                let jumps = self.jumps.iter().enumerate();
-                let mut jumps = jumps.filter(|(_, jump)| (jump.table, jump.from) == (table, *from));
-                jumps.all(|(number, _)| committed.jumps.contains(&number))
-            };
-            let is_door = |name: &ChainName| table.built_in().contains(&name.as_str()) && has_all(name);
-            let doors = dump.chains.iter().filter(|(name, _)| is_door(name));
-            self.doors.extend(doors.map(|(name, print)| ((table, *name), *print)));
+            dump.chains.iter().for_each(|shown| committed.prints.take(table, &shown.name, shown.print));
+            self.doors.extend(doors_of(&self.jumps, &committed.jumps, table, &dump));
         }
         committed.prints.settle();
         Ok(())
@@ -334,11 +361,39 @@ fn compare(committed: &Committed, table: Table, names: Vec<ChainName>, dump: &Du
             continue;
         }
         match was {
-            Some(_) => look.is_wrong |= was != is,
+            Some(was) => look.is_wrong |= is.is_some_and(|is| is.print != was),
+            // Written, and not looked at since.
+            None if committed.prints.is_due(table, &name) => {
+                look.is_wrong |= is.map(|is| is.n_rules) != n_rules(committed, table, &name);
+            }
             None => look.is_unread |= digest(committed, table, &name).is_some(),
         }
     }
     look
+}
+
+fn n_rules(committed: &Committed, table: Table, chain: &ChainName) -> Option<u32> {
+    match table {
+        Table::Nat => committed.nat.get(chain).copied().flatten().map(|digest| digest.n_rules),
+        _ => committed.filter.get(chain)?.as_ref().map(|rules| rules.len() as u32),
+    }
+}
+
+/// Of the built-in chains in `dump`, those in which every jump of ours is in place.
+pub(super) fn doors_of(
+    jumps: &[Jump],
+    in_place: &BTreeSet<usize>,
+    table: Table,
+    dump: &Dump,
+) -> Vec<((Table, ChainName), Print)> {
+    let has_all = |from: &ChainName| {
+        let mut of_chain =
+            jumps.iter().enumerate().filter(|(_, jump)| (jump.table, jump.from) == (table, *from));
+        of_chain.all(|(number, _)| in_place.contains(&number))
+    };
+    let is_door = |name: &ChainName| table.built_in().contains(&name.as_str()) && has_all(name);
+    let doors = dump.chains.iter().filter(|shown| is_door(&shown.name));
+    doors.map(|shown| ((table, shown.name), shown.print)).collect()
 }
 
 /// The prints of built-in chains, as they were when every jump of ours was seen in them.

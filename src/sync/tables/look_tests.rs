@@ -32,7 +32,7 @@ fn known(n: usize) -> Tables<FakeIptables> {
 /// As [`known`], with the print of each chain.
 fn printed(n: usize) -> Tables<FakeIptables> {
     let mut tables = known(n);
-    tables.take_prints(0);
+    tables.take_prints(Some(0));
     assert!(!tables.has_due_prints());
     tables
 }
@@ -52,7 +52,7 @@ fn read(tables: &mut Tables<FakeIptables>) -> (usize, Drift) {
 
 /// A look, and all that follows it.
 fn whole_look(tables: &mut Tables<FakeIptables>) -> Look {
-    let mut look = tables.look();
+    let mut look = tables.look(Depth::Quick);
     while !look.is_wrong && tables.is_scanning() {
         look = tables.scan();
     }
@@ -72,10 +72,10 @@ fn with_prints_a_look_tells_everything_at_any_size() {
         assert!(whole_look(&mut tables).is_wrong);
         let mut tables = printed(n);
         tables.kernel.ruleset.tables.get_mut(&Table::Nat).unwrap().remove(&chain(7));
-        assert!(tables.look().is_wrong, "gone");
+        assert!(tables.look(Depth::Quick).is_wrong, "gone");
         let mut tables = printed(n);
         tables.kernel.ruleset.chain_mut(Table::Nat, chain(9_999));
-        assert!(tables.look().is_wrong, "too many");
+        assert!(tables.look(Depth::Quick).is_wrong, "too many");
         tables.kernel.ruleset.tables.get_mut(&Table::Nat).unwrap().remove(&chain(9_999));
         tables.kernel.ruleset.chain_mut(Table::Nat, ChainName::literal("CNI-HOSTPORT"));
         assert_eq!((whole_look(&mut tables), tables.kernel.n_saves), (SAME, 0), "somebody else's");
@@ -97,10 +97,10 @@ fn only_what_looks_otherwise_is_unknown_and_reported() {
 fn chains_without_prints_are_left_to_the_audit() {
     let mut tables = known(MANY);
     assert_eq!(whole_look(&mut tables), UNREAD, "somebody wrote before prints were taken");
-    tables.take_prints(0);
+    tables.take_prints(Some(0));
     assert_eq!(whole_look(&mut tables), UNREAD, "nobody knows what they would be prints of");
     tables.kernel.ruleset.tables.get_mut(&Table::Nat).unwrap().remove(&chain(7));
-    assert_eq!(tables.look(), Look { is_wrong: true, is_unread: true });
+    assert_eq!(tables.look(Depth::Quick), Look { is_wrong: true, is_unread: true });
     tables.suspect();
     let (committed, drift) = tables.take();
     assert_eq!(drift.chains, [(Table::Nat, chain(7))]);
@@ -121,7 +121,7 @@ fn after_a_failure_of_ours_what_has_no_print_is_as_it_was_left() {
         let (committed, drift) = tables.take();
         assert_eq!((committed.nat.values().flatten().count(), drift), (MANY, Drift::default()));
         tables.put_back(committed);
-        tables.take_prints(0);
+        tables.take_prints(Some(0));
         assert_eq!(whole_look(&mut tables), if is_given_up { UNREAD } else { SAME });
     }
 }
@@ -137,21 +137,21 @@ fn where_somebody_else_wrote_after_a_failure_what_has_no_print_is_unknown() {
 #[test]
 fn few_chains_without_prints_are_settled_by_reading() {
     let mut tables = known(10);
-    assert_eq!(tables.look(), WRONG);
+    assert_eq!(tables.look(Depth::Quick), WRONG);
     tables.kernel.readable = Readable::Rules;
     tables.forget();
     let (committed, drift) = tables.take();
     assert_eq!((committed.nat.values().flatten().count(), drift.is_empty()), (10, true));
     tables.put_back(committed);
-    tables.take_prints(0);
-    assert_eq!(tables.look(), SAME);
+    tables.take_prints(Some(0));
+    assert_eq!(tables.look(Depth::Quick), SAME);
 }
 
 #[test]
 fn prints_of_another_generation_are_not_taken() {
     let mut tables = known(MANY);
     tables.kernel.n_commits = 1;
-    tables.take_prints(0);
+    tables.take_prints(Some(0));
     assert!(tables.has_due_prints());
     tables.give_up_prints();
     assert!(!tables.has_due_prints());
@@ -165,7 +165,7 @@ fn very_many_chains_are_compared_a_slice_at_a_time() {
     let mut tables = known(n);
     for _ in 0..SLICES {
         assert!(tables.has_due_prints());
-        tables.take_prints(0);
+        tables.take_prints(Some(0));
     }
     assert!(!tables.has_due_prints());
     let n_slices = |tables: &mut Tables<FakeIptables>| {
@@ -175,14 +175,14 @@ fn very_many_chains_are_compared_a_slice_at_a_time() {
         }
         looks
     };
-    assert_eq!(tables.look(), UNREAD);
+    assert_eq!(tables.look(Depth::Quick), UNREAD);
     assert_eq!(n_slices(&mut tables), [false; SLICES]);
     assert_eq!(tables.scan(), SAME, "all were compared");
     // Whoever writes again has all compared once more, from where it is.
-    tables.look();
+    tables.look(Depth::Quick);
     tables.scan();
     change(&mut tables, 0);
-    assert_eq!(tables.look(), UNREAD);
+    assert_eq!(tables.look(Depth::Quick), UNREAD);
     let looks = n_slices(&mut tables);
     assert_eq!(looks.iter().filter(|is_wrong| **is_wrong).count(), 1, "{looks:?}");
     assert!(!looks[0], "it was in the slice before");
@@ -191,7 +191,7 @@ fn very_many_chains_are_compared_a_slice_at_a_time() {
 #[test]
 fn a_scan_that_fails_is_left_to_the_audit() {
     let mut tables = printed(MANY);
-    tables.look();
+    tables.look(Depth::Quick);
     tables.kernel.is_dump_broken = true;
     assert_eq!((tables.scan(), tables.is_scanning()), (UNREAD, false));
     assert_eq!(tables.scan(), UNREAD);
@@ -209,24 +209,24 @@ fn what_cannot_be_dumped_is_looked_at_by_name() {
     change(&mut tables, 7);
     assert_eq!(whole_look(&mut tables), UNREAD);
     tables.kernel.ruleset.tables.get_mut(&Table::Nat).unwrap().remove(&chain(7));
-    assert_eq!(tables.look(), WRONG);
+    assert_eq!(tables.look(Depth::Quick), WRONG);
     tables.forget();
     assert_eq!(read(&mut tables).0, MANY - 1);
     let mut tables = known(MANY);
     tables.kernel.is_dump_broken = true;
-    tables.take_prints(0);
+    tables.take_prints(Some(0));
     assert!(!tables.has_due_prints(), "it is not tried for ever");
     tables.kernel.is_dump_broken = false;
     assert_eq!(whole_look(&mut tables), UNREAD, "none was taken");
     let mut tables = printed(10);
     tables.kernel.is_dump_broken = true;
-    assert_eq!(tables.look(), WRONG, "so few are read");
+    assert_eq!(tables.look(Depth::Quick), WRONG, "so few are read");
 }
 
 #[test]
 fn jumps_are_looked_for_where_their_chain_changed() {
     let mut tables = printed(10);
-    assert_eq!((tables.look(), tables.kernel.n_jump_looks), (SAME, 0));
+    assert_eq!((tables.look(Depth::Quick), tables.kernel.n_jump_looks), (SAME, 0));
     let jump = tables.jumps.iter().find(|jump| jump.from.as_str() == "PREROUTING").unwrap().clone();
     let rules = |tables: &mut Tables<FakeIptables>| {
         std::mem::take(&mut tables.kernel.ruleset.chain_mut(jump.table, jump.from).rules)
@@ -235,17 +235,17 @@ fn jumps_are_looked_for_where_their_chain_changed() {
     let before = rules(&mut tables);
     let beside = [vec![crate::iptables::Rule::default()], before.clone()].concat();
     tables.kernel.ruleset.chain_mut(jump.table, jump.from).rules = beside.clone();
-    assert_eq!((tables.look(), tables.kernel.n_jump_looks), (SAME, 1));
-    assert_eq!((tables.look(), tables.kernel.n_jump_looks), (SAME, 1), "once");
+    assert_eq!((tables.look(Depth::Quick), tables.kernel.n_jump_looks), (SAME, 1));
+    assert_eq!((tables.look(Depth::Quick), tables.kernel.n_jump_looks), (SAME, 1), "once");
     rules(&mut tables);
-    assert_eq!(tables.look(), WRONG);
+    assert_eq!(tables.look(Depth::Quick), WRONG);
     // What cannot be looked for is no reason to write, and is looked for again.
     tables.kernel.is_check_broken = true;
-    assert_eq!(tables.look(), SAME);
+    assert_eq!(tables.look(Depth::Quick), SAME);
     tables.kernel.is_check_broken = false;
-    assert_eq!(tables.look(), WRONG);
+    assert_eq!(tables.look(Depth::Quick), WRONG);
     tables.kernel.ruleset.chain_mut(jump.table, jump.from).rules = beside;
-    assert_eq!(tables.look(), SAME);
+    assert_eq!(tables.look(Depth::Quick), SAME);
 }
 
 #[test]
@@ -257,19 +257,9 @@ fn what_the_kubelet_does_with_its_chain_is_nothing_wrong() {
     committed.filter.insert(firewall, Some(Vec::new()));
     committed.prints.known(Table::Filter, firewall);
     tables.put_back(committed);
-    tables.take_prints(0);
+    tables.take_prints(Some(0));
     tables.kernel.ruleset.chain_mut(Table::Filter, firewall).rules.push(crate::iptables::Rule::default());
-    assert_eq!(tables.look(), SAME);
+    assert_eq!(tables.look(Depth::Quick), SAME);
     tables.forget();
     assert_eq!(read(&mut tables), (0, Drift::default()));
-}
-
-#[test]
-fn the_legacy_back_end_has_no_prints() {
-    let mut tables = Tables::new(FakeIptables::new(IpFamily::V4, Backend::Legacy));
-    let (committed, _) = tables.take();
-    tables.put_back(committed);
-    tables.take_prints(0);
-    assert_eq!((tables.has_due_prints(), tables.kernel.n_dumps), (false, 0));
-    assert_eq!(tables.look(), Look { is_wrong: true, is_unread: true }, "the jump is not there");
 }

@@ -1,6 +1,7 @@
 //! Restores that fail.
 
 use super::*;
+use crate::iptables::ChainName;
 use crate::kernel::RestoreError;
 
 const AUDIT: Duration = Duration::from_secs(300);
@@ -179,4 +180,19 @@ async fn what_cannot_be_split_is_an_error_and_tried_again_later() {
     rig.kernel(|kernel| kernel.max_bytes = usize::MAX);
     rig.after(Duration::from_secs(60)).await;
     assert_eq!(rig.rules(Table::Filter, "KUBE-SERVICES"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn drift_counts_as_repaired_when_it_is_and_not_before() {
+    let rig = Rig::settled().await;
+    let repaired = || rig.metric("chainsmith_drift_repaired_total{ip_family=\"IPv4\"}");
+    rig.kernel(|kernel| {
+        kernel.ruleset.chain_mut(Table::Nat, ChainName::literal("KUBE-SERVICES")).rules.clear();
+        kernel.failures = vec![locked(); 2];
+    });
+    rig.written_by_somebody().await;
+    rig.after(Duration::from_secs(2)).await;
+    assert_eq!((rig.rules(Table::Nat, "KUBE-SERVICES"), repaired()), (0, 0.0), "both attempts failed");
+    rig.after(Duration::from_secs(60)).await;
+    assert_eq!((rig.rules(Table::Nat, "KUBE-SERVICES"), repaired()), (1, 1.0));
 }

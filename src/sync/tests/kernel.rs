@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use super::*;
 use crate::iptables::{ChainName, Jump};
-use crate::kernel::{Dump, Readable, RestoreError};
+use crate::kernel::{Dump, Outline, Readable, RestoreError};
 use crate::plan::{Limits, Restore};
 
 #[derive(Clone)]
@@ -82,8 +82,13 @@ impl Iptables for Shared {
         Ok(dump.map(|dump| Dump { generation, ..dump }))
     }
 
-    fn generation(&mut self) -> Option<u32> {
-        Some(self.1.load(Ordering::Relaxed))
+    fn outline(&mut self, table: Table) -> anyhow::Result<Option<Outline>> {
+        self.with(|fake| fake.outline(table))
+    }
+
+    fn generation(&mut self) -> anyhow::Result<Option<u32>> {
+        self.with(|fake| fake.generation())?;
+        Ok(Some(self.1.load(Ordering::Relaxed)))
     }
 
     fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()> {

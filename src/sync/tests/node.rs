@@ -112,3 +112,66 @@ async fn in_other_modes_pod_cidrs_and_later_addresses_change_nothing() {
     assert!(!rig.running.is_finished());
     assert_eq!(rig.take_syncs(), []);
 }
+
+fn address(text: &str) -> std::net::IpAddr {
+    text.parse().unwrap()
+}
+
+/// A loop on a node where node ports answer on 192.0.2.0/24, which has one such address.
+async fn with_node_ports() -> Rig {
+    let cidrs = vec![Cidr::parse("192.0.2.0/24").unwrap()];
+    let node_port_addresses = crate::config::NodePortAddresses::Cidrs(cidrs);
+    let rig = Rig::start(Config { node_port_addresses, ..Config::default() }, Patience::CLUSTER);
+    rig.host.lock().unwrap().addresses = vec![address("192.0.2.7")];
+    rig.change(Change::Node(Some(node("east")))).await;
+    rig.change(service("s", 1)).await;
+    rig.list().await;
+    rig.after(Duration::from_secs(60)).await;
+    assert_eq!(rig.take_syncs(), [0]);
+    rig
+}
+
+/// Rules that lead to node ports by their address.
+fn n_node_port_rules(rig: &Rig) -> usize {
+    rig.rules(Table::Nat, "KUBE-SERVICES")
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_comes_or_goes_changes_the_rules_without_any_other_event() {
+    let rig = with_node_ports().await;
+    let before = n_node_port_rules(&rig);
+    rig.host.lock().unwrap().addresses.push(address("192.0.2.8"));
+    rig.addresses.send(()).await.unwrap();
+    rig.after(Duration::from_millis(10)).await;
+    assert_eq!(n_node_port_rules(&rig), before + 1, "at once");
+    rig.host.lock().unwrap().addresses.clear();
+    rig.addresses.send(()).await.unwrap();
+    rig.after(Duration::from_secs(2)).await;
+    assert_eq!(n_node_port_rules(&rig), before - 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn word_of_addresses_that_no_rule_names_writes_nothing() {
+    let rig = with_node_ports().await;
+    let (restores, before) = (rig.restores(), n_node_port_rules(&rig));
+    rig.host.lock().unwrap().addresses.push(address("10.9.0.1"));
+    for _ in 0..1000 {
+        rig.addresses.send(()).await.unwrap();
+        rig.after(Duration::from_millis(1)).await;
+    }
+    assert_eq!((rig.restores(), n_node_port_rules(&rig)), (restores, before));
+    assert_eq!(rig.take_syncs().len(), 1000, "addresses are read, and nothing else is done");
+}
+
+#[tokio::test(start_paused = true)]
+async fn addresses_that_come_and_go_all_the_time_are_synced_at_the_usual_pace() {
+    let rig = with_node_ports().await;
+    let restores = rig.restores();
+    for n in 0..100 {
+        rig.host.lock().unwrap().addresses = vec![address(&format!("192.0.2.{n}"))];
+        rig.addresses.send(()).await.unwrap();
+        rig.after(Duration::from_millis(100)).await;
+    }
+    let n_restores = rig.restores() - restores;
+    assert!((5..=24).contains(&n_restores), "{n_restores} in ten seconds");
+}

@@ -286,3 +286,49 @@ async fn the_loop_ends_when_its_sources_are_gone() {
     drop(events);
     assert_eq!(running.await.unwrap(), Ended::SourcesGone);
 }
+
+#[tokio::test(start_paused = true)]
+async fn while_the_generation_cannot_be_had_the_last_one_counts_and_it_is_asked_for_again_soon() {
+    let rig = Rig::settled().await;
+    let clear = || rig.kernel(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
+    let breaks = |is_broken| rig.kernel(|kernel| kernel.is_generation_broken = is_broken);
+    // During a sync of ours.
+    breaks(true);
+    rig.change(service("t", 2)).await;
+    rig.after(SECOND * 5).await;
+    breaks(false);
+    rig.after(SECOND * 5).await;
+    clear();
+    rig.written_by_somebody().await;
+    rig.after(SECOND * 5).await;
+    assert_ne!(rig.rules(Table::Nat, "KUBE-SERVICES"), 0, "noticed by its number, as before");
+    // While another process writes.
+    breaks(true);
+    clear();
+    rig.written_by_somebody().await;
+    rig.after(SECOND * 20).await;
+    assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 0);
+    breaks(false);
+    rig.after(SECOND * 5).await;
+    assert_ne!(rig.rules(Table::Nat, "KUBE-SERVICES"), 0, "looked at soon after it can be had again");
+    // And with that it is quiet.
+    rig.take_syncs();
+    let n_dumps = rig.kernel(|kernel| kernel.n_dumps);
+    rig.after(HOUR).await;
+    assert_eq!((rig.take_syncs(), rig.kernel(|kernel| kernel.n_dumps)), (vec![], n_dumps));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_generation_that_cannot_be_had_at_the_first_sync_does_not_stop_the_look_for_others() {
+    let rig = Rig::start(Config::default(), Patience::NONE);
+    rig.kernel(|kernel| kernel.is_generation_broken = true);
+    rig.change(service("s", 1)).await;
+    rig.list().await;
+    rig.after(SECOND * 5).await;
+    rig.kernel(|kernel| kernel.is_generation_broken = false);
+    rig.after(SECOND * 5).await;
+    rig.kernel(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
+    rig.written_by_somebody().await;
+    rig.after(SECOND * 5).await;
+    assert_ne!(rig.rules(Table::Nat, "KUBE-SERVICES"), 0);
+}

@@ -21,7 +21,7 @@ pub enum Mode {
     /// As it should.
     Serves,
     /// As above, but streaming lists are refused.
-    ServesPages,
+    RefusesStreaming,
     /// Every streaming list is followed by 410 Gone.
     Forgets,
     /// No connection comes about.
@@ -151,7 +151,7 @@ impl FakeServer {
             form_urlencoded::parse(uri.query().unwrap_or("").as_bytes()).into_owned().collect();
         let is_watch = query.contains_key("watch");
         let is_streaming = query.contains_key("sendInitialEvents");
-        let body = if is_streaming && state.mode == Mode::ServesPages {
+        let body = if is_streaming && state.mode == Mode::RefusesStreaming {
             return Ok(failure(422, "sendInitialEvents is forbidden"));
         } else if is_watch && state.mode == Mode::EndsWatches {
             stream::empty().boxed()

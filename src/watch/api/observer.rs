@@ -27,6 +27,9 @@ pub trait Observer: Send + Sync + 'static {
     /// The body of an answer was read, `n_bytes` after decompression; not called for watches.
     fn received(&self, _method: &str, _host: &str, _n_bytes: u64) {}
 
+    /// A connection to the API server was made.
+    fn connected(&self) {}
+
     /// The watch of a kind (its plural, `services`) broke off, could not be begun or ended at once,
     /// and is begun anew. Not called for watches that last as long as they were asked to.
     fn watch_restarted(&self, _plural: &str) {}

@@ -4,25 +4,23 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-use k8s_openapi::api::core::v1::{Node as ApiNode, Service as ApiService};
-use k8s_openapi::api::discovery::v1::EndpointSlice as ApiSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::Resource;
 use kube_runtime::watcher::Event;
 use tracing::info;
 
-use super::guard::{Guard, Undecodable};
-use crate::model::decode::{self, Decoded, Interner};
-use crate::model::{Change, Node, ObjectKind, ObjectName, Problem, Service, Slice};
+use super::guard::Guard;
+use crate::model::decode::{self, ApiNode, ApiObject, ApiService, ApiSlice, Decoded, Interner};
+use crate::model::{Change, Node, ObjectName, Problem, Service, Slice};
 use crate::watch::WatchEvent;
 use crate::watch::report::Reporter;
 
 /// A kind of object that is watched.
-pub trait Kind: Resource<DynamicType = ()> + Sized {
+pub trait Kind: ApiObject {
+    /// What the API calls it, and where it is asked for.
+    type Api: Resource<DynamicType = ()>;
     /// What it is decoded to.
     type Value;
-    /// The kind.
-    const KIND: ObjectKind;
     /// Objects that are watched, by label.
     const LABELS: Option<&str>;
     /// The event that says all are known.
@@ -39,8 +37,8 @@ pub trait Kind: Resource<DynamicType = ()> + Sized {
 }
 
 impl Kind for ApiService {
+    type Api = core::Service;
     type Value = Service;
-    const KIND: ObjectKind = ObjectKind::Service;
     const LABELS: Option<&str> = Some("!service.kubernetes.io/service-proxy-name");
     const LISTED: WatchEvent = WatchEvent::ServicesListed;
 
@@ -62,8 +60,8 @@ impl Kind for ApiService {
 }
 
 impl Kind for ApiSlice {
+    type Api = discovery::EndpointSlice;
     type Value = Slice;
-    const KIND: ObjectKind = ObjectKind::EndpointSlice;
     const LABELS: Option<&str> = Some("!service.kubernetes.io/headless");
     const LISTED: WatchEvent = WatchEvent::SlicesListed;
 
@@ -85,8 +83,8 @@ impl Kind for ApiSlice {
 }
 
 impl Kind for ApiNode {
+    type Api = core::Node;
     type Value = Node;
-    const KIND: ObjectKind = ObjectKind::Node;
     const LABELS: Option<&str> = None;
     const LISTED: WatchEvent = WatchEvent::NodeListed;
 
@@ -121,7 +119,8 @@ pub struct Store<'a, K: Kind> {
 /// A list that is being received.
 struct List<K: Kind> {
     seen: BTreeSet<ObjectName>,
-    values: Vec<(ObjectName, K::Value)>,
+    /// `None` for one that does not count, in case it did before.
+    values: Vec<(ObjectName, Option<K::Value>)>,
     /// Whether an object that was known could not be decoded: its last state stays.
     keeps_some: bool,
 }
@@ -158,6 +157,7 @@ impl<'a, K: Kind> Store<'a, K> {
             }
             Event::InitDone => self.complete(),
             Event::Apply(object) => {
+                let name = object.name();
                 let decoded = object.into_result().map(|object| self.decode(&object));
                 match decoded {
                     Ok(Some((name, value))) => {
@@ -166,13 +166,13 @@ impl<'a, K: Kind> Store<'a, K> {
                     }
                     Ok(None) => Vec::new(),
                     Err(bad) => {
-                        self.undecodable(&bad);
+                        self.undecodable(&name, *bad);
                         Vec::new()
                     }
                 }
             }
             Event::Delete(object) => {
-                let name = name_of(object.meta());
+                let name = object.name();
                 self.reporter.forget(&name.to_string());
                 self.known.remove(&name);
                 vec![WatchEvent::Change(K::change(name, None))]
@@ -181,16 +181,17 @@ impl<'a, K: Kind> Store<'a, K> {
     }
 
     fn listed(&mut self, object: Guard<K>) {
+        let name = object.name();
         match object.into_result() {
             Ok(object) => {
                 let decoded = self.decode(&object);
                 if let (Some((name, value)), Some(list)) = (decoded, &mut self.list) {
                     list.seen.insert(name.clone());
-                    list.values.extend(value.map(|value| (name, value)));
+                    list.values.push((name, value));
                 }
             }
             Err(bad) => {
-                let name = self.undecodable(&bad);
+                self.undecodable(&name, *bad);
                 if let Some(list) = &mut self.list
                     && self.known.contains(&name)
                 {
@@ -210,11 +211,16 @@ impl<'a, K: Kind> Store<'a, K> {
         self.reporter.list_ends();
         self.known = list.seen;
         let mut events: Vec<WatchEvent> = if list.keeps_some {
-            let here = list.values.into_iter().map(|(name, value)| K::change(name, Some(value)));
-            let gone = gone.into_iter().map(|name| K::change(name, None));
-            here.chain(gone).map(WatchEvent::Change).collect()
+            let (here, uncounted): (Vec<_>, Vec<_>) =
+                list.values.into_iter().partition(|(_, value)| value.is_some());
+            let gone = gone.into_iter().map(|name| (name, None));
+            let changes = here.into_iter().chain(uncounted).chain(gone);
+            changes.map(|(name, value)| WatchEvent::Change(K::change(name, value))).collect()
         } else {
-            vec![WatchEvent::Change(K::all(list.values))]
+            let values = list.values.into_iter();
+            vec![WatchEvent::Change(K::all(
+                values.filter_map(|(name, value)| Some((name, value?))).collect(),
+            ))]
         };
         if !std::mem::replace(&mut self.is_listed, true) {
             events.push(K::LISTED);
@@ -226,29 +232,15 @@ impl<'a, K: Kind> Store<'a, K> {
         // Another watch may have panicked: what it left is still a set of texts.
         let mut interner = self.interner.lock().unwrap_or_else(PoisonError::into_inner);
         let Decoded { named, problems } = object.decode(&mut interner);
-        self.reporter.report(&name_of(object.meta()).to_string(), problems);
+        self.reporter.report(&object.claimed_name().to_string(), problems);
         named
     }
 
-    /// Says that an object cannot be decoded; its name.
-    fn undecodable(&mut self, bad: &Undecodable) -> ObjectName {
-        let name = name_of(&bad.metadata);
-        let problem = Problem {
-            kind: K::KIND,
-            object: name.to_string().trim_start_matches('/').to_owned(),
-            field: bad.field.clone(),
-            text: String::new(),
-            what: format!("cannot be decoded, its last state stays: {}", bad.what),
-        };
-        self.reporter.report(&name.to_string(), vec![problem]);
-        name
+    /// Reports an object that cannot be decoded.
+    fn undecodable(&mut self, name: &ObjectName, bad: Problem) {
+        let what = format!("{}; its last state stays", bad.what);
+        self.reporter.report(&name.to_string(), vec![Problem { what, ..bad }]);
     }
-}
-
-/// The name an object has; a Node's namespace is empty.
-fn name_of(metadata: &ObjectMeta) -> ObjectName {
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    ObjectName::new(&text(&metadata.namespace), &text(&metadata.name))
 }
 
 #[cfg(test)]

@@ -1,27 +1,28 @@
 //! Watching over HTTP, against a server that says what it is told to.
 
-#![allow(clippy::disallowed_methods, reason = "writes files")]
-
+mod lists;
 mod outage;
+mod replays;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::response::Response;
+use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::model::Change;
 
-/// Writes a file.
-pub fn write(path: &std::path::Path, text: &str) {
-    std::fs::write(path, text).unwrap();
-}
-
-const IMPATIENT: Patience = Patience { object: Duration::from_millis(300), page: Duration::from_secs(60) };
+const IMPATIENT: Patience = Patience {
+    head: Duration::from_millis(300),
+    object: Duration::from_millis(300),
+    item: Duration::from_secs(60),
+};
 
 /// A request as a test sees it: kind, and the query by key.
 type Query = BTreeMap<String, String>;
@@ -37,10 +38,9 @@ fn lines(lines: Vec<Value>) -> Answer {
     Answer { status: 200, lines, stays_open: true }
 }
 
-fn page(items: Vec<Value>, next: Option<&str>) -> Answer {
+fn list(items: Vec<Value>) -> Answer {
     let list = json!({
-        "kind": "ServiceList", "apiVersion": "v1",
-        "metadata": {"resourceVersion": "10", "continue": next}, "items": items,
+        "kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}, "items": items,
     });
     Answer { status: 200, lines: vec![list], stays_open: false }
 }
@@ -169,30 +169,29 @@ async fn a_streaming_list_is_followed_by_its_watch() {
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_streaming_lists_is_asked_for_pages_of_500() {
+async fn a_server_that_refuses_streaming_lists_is_asked_for_one_list_from_its_memory() {
     let mut events = events_of(|query| {
         if is_streaming_list(query) {
             return failure(422, "sendInitialEvents is forbidden for watch");
         }
         if query.contains_key("watch") {
+            assert_eq!(query["resourceVersion"], "10");
             return lines(vec![event("ADDED", &service("c", 11))]);
         }
-        assert_eq!(query["limit"], "500");
-        match query.get("continue") {
-            None => page(vec![service("a", 1)], Some("more")),
-            Some(_) => page(vec![service("b", 2)], None),
-        }
+        assert_eq!((&*query["resourceVersion"], &*query["resourceVersionMatch"]), ("0", "NotOlderThan"));
+        assert!(!query.contains_key("limit") && !query.contains_key("continue"), "{query:?}");
+        list(vec![service("a", 1), service("b", 2)])
     })
     .await;
     assert_eq!(words(&mut events, 3).await, ["*a,b", "listed", "+c"]);
 }
 
 #[tokio::test]
-async fn a_server_that_never_ends_its_streaming_list_is_asked_for_pages() {
+async fn a_server_that_never_ends_its_streaming_list_is_asked_for_a_plain_one() {
     let mut events = events_of(|query| match (is_streaming_list(query), query.contains_key("watch")) {
         (true, _) => lines(vec![event("ADDED", &service("a", 1))]),
         (_, true) => lines(vec![]),
-        _ => page(vec![service("a", 1)], None),
+        _ => list(vec![service("a", 1)]),
     })
     .await;
     assert_eq!(words(&mut events, 2).await, ["*a", "listed"]);
@@ -266,63 +265,12 @@ async fn a_change_that_was_unreadable_is_found_by_listing_again() {
 }
 
 #[tokio::test]
-async fn lists_that_break_off_again_and_again_are_asked_for_as_pages() {
+async fn lists_that_break_off_again_and_again_are_asked_for_plain() {
     let mut events = events_of(|query| match (is_streaming_list(query), query.contains_key("watch")) {
         (true, _) => Answer { stays_open: false, ..lines(vec![event("ADDED", &service("a", 1))]) },
         (_, true) => lines(vec![]),
-        _ => page(vec![service("a", 1), service("b", 2)], None),
+        _ => list(vec![service("a", 1), service("b", 2)]),
     })
     .await;
     assert_eq!(words(&mut events, 2).await, ["*a,b", "listed"]);
-}
-
-#[tokio::test]
-async fn lists_may_come_compressed() {
-    use std::io::Write;
-    let list = json!({
-        "kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": "10"},
-        "items": [service("a", 1), service("b", 2)],
-    });
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(list.to_string().as_bytes()).unwrap();
-    let body = encoder.finish().unwrap();
-    let compressed = move |request: Request| {
-        let accepts =
-            request.headers().get("accept-encoding").map(|value| value.to_str().unwrap().to_owned());
-        let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
-        let (code, body) = if is_watch { (422, Vec::new()) } else { (200, body.clone()) };
-        // What watches say is decoded member by member: they are not to be compressed.
-        assert_eq!(accepts.as_deref(), Some(if is_watch { "identity" } else { "gzip" }));
-        async move {
-            let answer = Response::builder().status(code).header("content-encoding", "gzip");
-            answer.body(Body::from(body)).unwrap()
-        }
-    };
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let server = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(compressed)).await.unwrap() });
-    let limit = Limit { qps: None, burst: 1 };
-    let connection = connect(None, Some(&server), limit, Arc::new(())).await.unwrap();
-    let (sender, mut events) = mpsc::channel(16);
-    tokio::spawn(follow(connection, "node-a".into(), sender));
-    assert_eq!(words(&mut events, 2).await, ["*a,b", "listed"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_connection_that_died_without_a_word_is_made_anew_after_two_minutes() {
-    let begun = tokio::time::Instant::now();
-    let (asked, mut was_asked) = mpsc::channel(16);
-    let mut events = events_of(move |query| {
-        asked.try_send((begun.elapsed(), is_streaming_list(query))).unwrap();
-        if is_streaming_list(query) {
-            lines(vec![event("ADDED", &service("a", 1)), list_end()])
-        } else {
-            lines(vec![])
-        }
-    })
-    .await;
-    assert_eq!(words(&mut events, 2).await, ["*a", "listed"]);
-    assert!(was_asked.recv().await.unwrap().1);
-    let (after, is_list) = was_asked.recv().await.unwrap();
-    assert!(!is_list && (130..140).contains(&after.as_secs()), "{after:?}");
 }

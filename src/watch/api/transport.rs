@@ -1,19 +1,19 @@
 //! What every request to the API server passes on its way: the limit of `clientConnection`, a pause
-//! after watches that ended at once, the token, and whoever counts.
+//! after watches that ended at once, bounds on how long an answer may take, and whoever counts.
 //!
-//! `kube_runtime::watcher` begins a watch again at once when it ended in order, and tells nobody; a
-//! server (or a proxy before it) that ends all of them would be asked without a pause. Between the
-//! watcher and the server is where that is seen.
+//! A watch that ended in order is begun again at once; a server (or a proxy before it) that ends all
+//! of them would be asked without a pause.
 
 mod body;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response, Uri, header};
+use http::{Method, Request, Response, StatusCode, Uri, header};
 use http_body::Body as _;
 use kube::client::Body;
 use leaky_bucket::RateLimiter;
@@ -22,10 +22,9 @@ use tower::{BoxError, Layer, Service, ServiceExt};
 
 use super::backoff;
 use super::observer::{Exchange, Observer};
-use super::token::TokenFile;
 use body::{Counted, Purpose};
 
-/// A limit on requests: all of them count, each watch once. Source: `clientConnection.qps`, `burst`.
+/// A limit on requests: all but those of a start count, each watch once. Source: `clientConnection.qps`, `burst`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limit {
     /// Requests each second in the long run, above 0; `None`: no limit.
@@ -59,23 +58,23 @@ struct Shared {
     /// `addr:port` of the API server.
     host: String,
     bucket: Option<RateLimiter>,
-    token: Option<Arc<TokenFile>>,
+    /// How many of the requests of a start are left.
+    n_start: AtomicU32,
     observer: Arc<dyn Observer>,
     endings: Arc<Endings>,
 }
 
 impl Transport {
-    /// Sends to `host` (`addr:port`, for counting only) within `limit`, with the token of a file if
-    /// there is one.
-    pub fn new(
-        host: String,
-        limit: Limit,
-        token: Option<Arc<TokenFile>>,
-        observer: Arc<dyn Observer>,
-    ) -> Transport {
-        let endings = Arc::new(Endings { at_once: Mutex::default(), observer: observer.clone() });
+    /// Sends to `host` (`addr:port`, for counting only) within `limit`.
+    pub fn new(host: String, limit: Limit, observer: Arc<dyn Observer>) -> Transport {
+        let endings = Arc::new(Endings {
+            at_once: Mutex::default(),
+            held: Mutex::default(),
+            observer: observer.clone(),
+        });
         let bucket = limit.bucket();
-        Transport { shared: Arc::new(Shared { host, bucket, token, observer, endings }) }
+        let n_start = AtomicU32::new(START_REQUESTS);
+        Transport { shared: Arc::new(Shared { host, bucket, n_start, observer, endings }) }
     }
 }
 
@@ -117,7 +116,7 @@ where
 }
 
 impl Shared {
-    async fn send<S, B>(&self, inner: S, mut request: Request<Body>) -> Result<Response<Counted<B>>, BoxError>
+    async fn send<S, B>(&self, inner: S, request: Request<Body>) -> Result<Response<Counted<B>>, BoxError>
     where
         S: Service<Request<Body>, Response = Response<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -125,20 +124,26 @@ impl Shared {
         let method = request.method().clone();
         let n_bytes = request.body().size_hint().exact().unwrap_or_default();
         let watched = Watched::of(request.uri());
-        if let Some(watched) = &watched {
-            self.endings.pause(&watched.path).await;
-            ask_for_the_most_recent(request.uri_mut());
+        let path = is_list_or_watch(&request).then(|| request.uri().path().to_owned());
+        if let Some(path) = &path {
+            self.endings.pause(path).await;
         }
         let begun = Instant::now();
-        if let Some(bucket) = &self.bucket {
+        if let Some(bucket) = &self.bucket
+            && !self.is_of_start(&request)
+        {
             bucket.acquire_one().await;
         }
         let sent = Instant::now();
-        if let Some(token) = &self.token {
-            request.headers_mut().insert(header::AUTHORIZATION, token.header());
-        }
-        let answer = inner.oneshot(request).await.map_err(Into::into);
+        let answer = tokio::time::timeout(HEAD, inner.oneshot(request)).await;
+        let answer = answer.map_or_else(
+            |_| Err(format!("no answer within {} s", HEAD.as_secs()).into()),
+            |answer| answer.map_err(Into::into),
+        );
         let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());
+        if let (Some(path), Ok(answer)) = (path, &answer) {
+            self.endings.hold(path, answer);
+        }
         self.observer.answered(&Exchange {
             method: method.as_str(),
             host: &self.host,
@@ -155,9 +160,33 @@ impl Shared {
             }
             None => Purpose::Other(self.observer.clone(), method, self.host.clone()),
         };
-        Ok(answer?.map(|body| Counted::new(body, purpose)))
+        let answer = answer?;
+        let is_error = !answer.status().is_success();
+        Ok(answer.map(|body| Counted::new(body, purpose, is_error)))
     }
 }
+
+/// Both have selectors, which other requests do not have.
+fn is_list_or_watch(request: &Request<Body>) -> bool {
+    request.method() == Method::GET && request.uri().query().is_some()
+}
+
+impl Shared {
+    /// Whether this is one of the lists and watches that a start takes: they do not wait, however low
+    /// the limit.
+    fn is_of_start(&self, request: &Request<Body>) -> bool {
+        let one_less = |n: u32| n.checked_sub(1);
+        is_list_or_watch(request)
+            && self.n_start.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
+    }
+}
+
+/// How many requests a start takes at most: for each of three kinds a streaming list that is refused, a
+/// list and a watch.
+const START_REQUESTS: u32 = 9;
+
+/// How long the head of an answer may take. An API server gives up a request after 60 s itself.
+const HEAD: Duration = Duration::from_secs(75);
 
 /// A watch as it was asked for.
 pub struct Watched {
@@ -184,29 +213,17 @@ impl Watched {
     }
 }
 
-/// The watcher begins a streaming list with `resourceVersion=0`, "any": of several API servers, one
-/// that lags behind may answer with what was long ago, and rules would go back in time. Without a
-/// version the server answers once it knows all that was written before the request (client-go
-/// begins so, too); the watcher's lists in pages do so by themselves. This cannot be settled here by
-/// comparing versions instead: what was restored from a backup has lower ones, and counts.
-fn ask_for_the_most_recent(uri: &mut Uri) {
-    let query = uri.query().unwrap_or_default();
-    if !query.split('&').any(|pair| pair == "sendInitialEvents=true") {
-        return;
-    }
-    let pairs: Vec<&str> = query.split('&').filter(|pair| *pair != "resourceVersion=0").collect();
-    let text = format!("{}?{}", uri.path(), pairs.join("&"));
-    // Parts of an address make an address.
-    if let Ok(target) = text.parse() {
-        *uri = target;
-    }
-}
-
-/// Watches that ended at once, by path: how often in a row, and when to begin the next.
+/// When to ask again, by path.
 pub struct Endings {
+    /// Watches that ended at once: how often in a row, and when to begin the next.
     at_once: Mutex<BTreeMap<String, (u32, Instant)>>,
+    /// What the server asked to wait for.
+    held: Mutex<BTreeMap<String, Instant>>,
     observer: Arc<dyn Observer>,
 }
+
+/// The longest time that a server can have us wait; in case it is a mistake.
+const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// A watch that brought nothing and ended sooner has ended at once (as in client-go).
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -217,8 +234,22 @@ const TOLERANCE: Duration = Duration::from_secs(5);
 impl Endings {
     async fn pause(&self, path: &str) {
         let next = self.at_once.lock().unwrap_or_else(PoisonError::into_inner).get(path).copied();
-        if let Some((_, next)) = next {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+        if let Some(next) = next.map(|(_, next)| next).max(held) {
             tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// An overloaded server says when it wants to be asked again.
+    fn hold<B>(&self, path: String, answer: &Response<B>) {
+        if !matches!(answer.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            return;
+        }
+        let seconds =
+            answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        if let Some(seconds) = seconds {
+            let until = Instant::now() + Duration::from_secs(seconds).min(LONGEST_HOLD);
+            self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(path, until);
         }
     }
 

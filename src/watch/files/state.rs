@@ -1,4 +1,4 @@
-//! What each manifest file holds, and what a second look at the files changed.
+//! What the manifests of all folders hold, and what another look at them changed.
 //!
 //! Only names are remembered, not objects: what a file holds is read again when it is needed. The
 //! rules: of one object in several files the one in the later file counts (later folder, then later
@@ -9,28 +9,19 @@
 #![allow(clippy::disallowed_methods, reason = "reads the folders of manifests")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::content::{Content, Name, Names, Said, read, say};
-use super::manifests;
+use super::content::{Content, MOST_LINES, Name, Names, read};
+use super::held::{Held, Patience, Reader};
+use super::listing::{list, shown};
+use super::notices::Notices;
 use crate::model::decode::Interner;
 use crate::model::{Change, ObjectKind};
 use crate::watch::WatchEvent;
-
-/// Which files are known to be complete, so that they are read whatever their time stamps say.
-#[derive(Debug, Default)]
-pub struct Look {
-    /// All of them.
-    pub all: bool,
-    /// Those called so, in any folder.
-    pub names: BTreeSet<OsString>,
-}
 
 /// Position of a folder in the command line, and a file in it: the order in which later wins.
 type FileId = (usize, PathBuf);
@@ -39,6 +30,7 @@ type FileId = (usize, PathBuf);
 pub struct Manifests {
     folders: Vec<Folder>,
     node: String,
+    patience: Patience,
     interner: Interner,
     files: BTreeMap<FileId, Held>,
     /// Objects found in two files, and said to be.
@@ -52,6 +44,8 @@ struct Folder {
     path: PathBuf,
     /// What was last said to be wrong with it; empty when nothing is.
     trouble: String,
+    /// FIFOs and the like that were logged.
+    passed_over: BTreeSet<PathBuf>,
 }
 
 /// The files that hold an object.
@@ -63,45 +57,14 @@ struct Holders {
     other: Option<FileId>,
 }
 
-/// What is known of one file.
-#[derive(Clone, Debug, Default)]
-struct Held {
-    stamp: Stamp,
-    /// Another stamp that was seen once: the file may be in the middle of being written.
-    unsettled: Option<Stamp>,
-    names: Arc<Names>,
-    /// It holds nothing any more; `names` are what it held, kept because its whole folder is empty.
-    is_drained: bool,
-    /// Whether the text was readable to its end when it was last taken over.
-    was_good: bool,
-    said: Said,
-}
-
-/// What tells one version of a file from the next; all zero when it cannot be opened.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Stamp([i64; 7]);
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Stamp {
-        Stamp([
-            metadata.dev() as i64,
-            metadata.ino() as i64,
-            metadata.size() as i64,
-            metadata.mtime(),
-            metadata.mtime_nsec(),
-            metadata.ctime(),
-            metadata.ctime_nsec(),
-        ])
-    }
-}
-
 impl Manifests {
     /// Knows nothing yet of `folders`; only the Node called `node` counts.
-    pub fn new(folders: Vec<PathBuf>, node: String) -> Manifests {
-        let folder = |path| Folder { path, trouble: String::new() };
+    pub fn new(folders: Vec<PathBuf>, node: String, patience: Patience) -> Manifests {
+        let folder = |path| Folder { path, trouble: String::new(), passed_over: BTreeSet::new() };
         Manifests {
             folders: folders.into_iter().map(folder).collect(),
             node,
+            patience,
             interner: Interner::default(),
             files: BTreeMap::new(),
             doubles: BTreeSet::new(),
@@ -113,19 +76,21 @@ impl Manifests {
     /// Whether another look should come soon: a file looks as if it were being written, or a folder
     /// was never seen yet.
     pub fn is_unsettled(&self) -> bool {
-        !self.is_listed || self.files.values().any(|held| held.unsettled.is_some())
+        !self.is_listed || self.files.values().any(Held::is_unsettled)
     }
 
     /// Looks at all files, reads those that changed, and says what that changed. The first time that
-    /// every folder can be read, everything is sent and called listed.
-    pub fn look(&mut self, look: &Look) -> Vec<WatchEvent> {
+    /// every folder can be read, everything is sent and called listed. `notices` are of the same
+    /// folders.
+    pub fn look(&mut self, notices: &mut Notices, now: Instant) -> Vec<WatchEvent> {
+        notices.refresh();
         if !self.is_listed && !self.folders.iter_mut().all(Folder::is_readable) {
             return Vec::new();
         }
         let before = self.files.clone();
         let mut contents = BTreeMap::new();
         for at in 0..self.folders.len() {
-            self.look_at_folder(at, look, &mut contents);
+            self.look_at_folder(at, notices, now, &mut contents);
         }
         let (mut touched, lost) = self.touched(&before, &contents);
         touched.extend(lost.iter().cloned());
@@ -151,29 +116,46 @@ impl Manifests {
     }
 
     /// Reads the files of one folder that changed into `contents`, and forgets those that are gone.
-    fn look_at_folder(&mut self, at: usize, look: &Look, contents: &mut BTreeMap<FileId, Content>) {
-        let path = self.folders[at].path.clone();
-        let paths = match manifests(&path) {
-            Ok(paths) => paths,
+    fn look_at_folder(
+        &mut self,
+        at: usize,
+        notices: &mut Notices,
+        now: Instant,
+        contents: &mut BTreeMap<FileId, Content>,
+    ) {
+        let notes = notices.take_notes(at);
+        let listing = match list(&self.folders[at].path) {
+            Ok(listing) => listing,
             Err(error) => {
                 let what = format!("cannot be read, what it held stays in force: {error}");
                 return self.folders[at].say(&what);
             }
         };
+        self.folders[at].say_passed_over(listing.others);
+        let mut reader = Reader {
+            node: &self.node,
+            interner: &mut self.interner,
+            notices,
+            folder: at,
+            notes,
+            now,
+            patience: self.patience,
+            is_first: !self.is_listed,
+        };
         let mut files: BTreeMap<FileId, Held> = BTreeMap::new();
         let mut read = BTreeMap::new();
-        for path in paths {
+        for (path, stamp) in listing.manifests {
             let id = (at, path);
-            let known = self.files.get(&id);
-            let (held, content) = self.look_at_file(&id.1, known.cloned(), look);
+            let (held, content) = reader.look(&id.1, stamp, self.files.get(&id).cloned());
             read.extend(content.map(|content| (id.clone(), content)));
             files.insert(id, held);
         }
         let held_some = of_folder(&self.files, at).any(|(_, held)| !held.names.is_empty());
         if held_some && files.values().all(|held| held.is_drained || held.names.is_empty()) {
-            for (id, held) in files {
+            for (id, mut held) in files {
                 let names = self.files.get(&id).map(|held| held.names.clone()).unwrap_or_default();
-                self.files.insert(id, Held { names, is_drained: true, ..held });
+                (held.names, held.is_drained) = (names, true);
+                self.files.insert(id, held);
             }
             return self.folders[at].say("holds no objects any more, what it held stays in force");
         }
@@ -184,39 +166,6 @@ impl Manifests {
         self.files.retain(|id, _| id.0 != at);
         self.files.append(&mut files);
         contents.append(&mut read);
-    }
-
-    /// What a file holds now, and its content if it was read and is to be taken over.
-    fn look_at_file(&mut self, path: &Path, known: Option<Held>, look: &Look) -> (Held, Option<Content>) {
-        let stamp = match std::fs::metadata(path) {
-            Ok(metadata) if metadata.is_file() => Stamp::of(&metadata),
-            _ => Stamp::default(),
-        };
-        let is_complete = look.all || path.file_name().is_some_and(|name| look.names.contains(name));
-        let mut held = match known {
-            Some(held) if is_complete => held,
-            None if is_complete || !self.is_listed => Held::default(),
-            None => return (Held { unsettled: Some(stamp), ..Held::default() }, None),
-            Some(held) if held.stamp == stamp => return (Held { unsettled: None, ..held }, None),
-            // Seen twice with this stamp: nobody is writing it.
-            Some(held) if held.unsettled.as_ref() == Some(&stamp) => held,
-            Some(held) => return (Held { unsettled: Some(stamp), ..held }, None),
-        };
-        let content = read(path, &self.node, &mut self.interner);
-        let is_new = held.stamp != stamp || held.unsettled.is_some();
-        held.stamp = stamp;
-        held.unsettled = None;
-        say(&content, path, is_new, &mut held.said);
-        let (lost, is_broken) = content.lost();
-        if is_broken && held.was_good {
-            return (held, None);
-        }
-        let mut names = content.names();
-        names.extend(held.names.iter().filter(|name| is_broken || lost.contains(*name)).cloned());
-        held.names = Arc::new(names);
-        held.is_drained = false;
-        held.was_good = !is_broken;
-        (held, Some(content))
     }
 
     /// The objects that may differ: those in the files that were read, and those that files held
@@ -272,8 +221,8 @@ impl Manifests {
         mut contents: BTreeMap<FileId, Content>,
     ) -> Vec<WatchEvent> {
         let (mut events, mut gone) = (Vec::new(), Vec::new());
+        self.say_doubles(&holders);
         for (key, holders) in holders {
-            self.say_double(&key, &holders);
             let (kind, name) = key;
             let Some(holder) = holders.used else {
                 gone.push(WatchEvent::Change(match kind {
@@ -299,17 +248,29 @@ impl Manifests {
         events
     }
 
-    fn say_double(&mut self, key: &Name, holders: &Holders) {
-        let Holders { used: Some((_, used)), other: Some((_, other)) } = holders else {
-            self.doubles.remove(key);
-            return;
-        };
-        let (kind, object) = key;
-        if self.doubles.insert(key.clone()) {
-            let (used, other) = (used.display(), other.display());
-            let object = object.to_string();
-            let object = object.trim_start_matches('/');
-            warn!(%kind, object, %used, %other, "object in two files, the later one is used");
+    /// Logs which of these objects are in two files, unless that was logged before; the first ones by
+    /// name.
+    fn say_doubles(&mut self, holders: &BTreeMap<Name, Holders>) {
+        let mut n_new = 0;
+        for (key, holders) in holders {
+            let Holders { used: Some((_, used)), other: Some((_, other)) } = holders else {
+                self.doubles.remove(key);
+                continue;
+            };
+            if !self.doubles.insert(key.clone()) {
+                continue;
+            }
+            n_new += 1;
+            if n_new <= MOST_LINES {
+                let (kind, object) = key;
+                let (used, other) = (shown(used), shown(other));
+                let object = object.to_string();
+                let object = object.trim_start_matches('/');
+                warn!(%kind, object, %used, %other, "object in two files, the later one is used");
+            }
+        }
+        if n_new > MOST_LINES {
+            warn!(n_more = n_new - MOST_LINES, "more objects are in two files");
         }
     }
 }
@@ -360,7 +321,7 @@ impl Folder {
     /// Says what is wrong with it, once; the empty text says that nothing is.
     fn say(&mut self, what: &str) {
         if self.trouble != what {
-            let folder = self.path.display();
+            let folder = shown(&self.path);
             if what.is_empty() {
                 info!(%folder, "folder of manifests is well again");
             } else {
@@ -368,5 +329,14 @@ impl Folder {
             }
             what.clone_into(&mut self.trouble);
         }
+    }
+
+    /// Names what is no regular file, once as long as it is there.
+    fn say_passed_over(&mut self, paths: Vec<PathBuf>) {
+        let now: BTreeSet<PathBuf> = paths.into_iter().collect();
+        for path in now.difference(&self.passed_over) {
+            warn!(file = %shown(path), "manifest is not a regular file; ignored");
+        }
+        self.passed_over = now;
     }
 }

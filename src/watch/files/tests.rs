@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use tempfile::TempDir;
 use tokio::sync::mpsc::{self, Receiver};
@@ -30,15 +32,22 @@ struct Follower {
     problems: BTreeMap<ObjectKind, usize>,
 }
 
+/// Quick enough for tests.
+const FAST: Pace = Pace {
+    settle: Duration::from_millis(20),
+    recheck: Duration::from_millis(50),
+    poll: Duration::from_secs(1),
+    patience: Duration::from_secs(30),
+};
+
 impl Follower {
     fn new(folders: &[&Path]) -> Follower {
+        Follower::with(folders, FAST)
+    }
+
+    fn with(folders: &[&Path], pace: Pace) -> Follower {
         let (sender, events) = mpsc::channel(super::super::CHANNEL_CAPACITY);
         let folders = folders.iter().map(|folder| folder.to_path_buf()).collect();
-        let pace = Pace {
-            settle: Duration::from_millis(20),
-            recheck: Duration::from_millis(50),
-            poll: Duration::from_secs(1),
-        };
         tokio::spawn(async move { follow_at(folders, "node-a".into(), sender, pace).await.unwrap() });
         Follower { events, snapshot: Snapshot::default(), n_listed: 0, problems: BTreeMap::new() }
     }
@@ -69,6 +78,22 @@ impl Follower {
         };
         let result = tokio::time::timeout(Duration::from_secs(20), wait).await;
         assert!(result.is_ok(), "waited for {expected:?}, there are {:?}", self.services());
+    }
+
+    /// Waits for the Services to be these, by as many changes as said, none of which takes one away.
+    async fn becomes_steadily(&mut self, expected: &str, n_changes: RangeInclusive<usize>) {
+        let n_services = self.snapshot.services().count();
+        let mut n = 0;
+        let wait = async {
+            while self.services() != expected {
+                self.take().await;
+                n += 1;
+                assert!(self.snapshot.services().count() >= n_services, "{n}: {}", self.services());
+            }
+        };
+        let result = tokio::time::timeout(Duration::from_secs(20), wait).await;
+        assert!(result.is_ok(), "waited for {expected:?}, there are {:?}", self.services());
+        assert!(n_changes.contains(&n), "{n}");
     }
 
     /// Sees to it that nothing changes for a second and a half, longer than a poll.
@@ -306,3 +331,6 @@ async fn problems_are_counted_over_all_files_until_they_are_gone() {
     fs::remove_file(folder.path().join("b.yaml")).unwrap();
     until(&mut follower, 0).await;
 }
+
+mod log;
+mod writers;

@@ -5,11 +5,20 @@ use std::cell::Cell;
 use std::io::{self, BufRead, Read};
 use std::rc::Rc;
 
+/// Blanks at the head of a line that are looked at before the line is left to the parser, in bytes.
+const MOST_BLANKS: usize = 64 << 10;
+/// The longest text of one object, in bytes: what an API server stores at most (1.5 MiB), written
+/// with a line for each field and deep indentation.
+pub const LONGEST_OBJECT: usize = 16 << 20;
+
 /// The documents of `input`, one after another; reads as the current one.
 pub struct Documents<R> {
     input: R,
-    /// Bytes taken from the input to look at them, not handed out yet.
+    /// Bytes taken from the input to look at them; those from `n_handed` on were not handed out yet.
     ahead: Vec<u8>,
+    n_handed: usize,
+    /// Bytes handed out of the current object, unless that is being skipped.
+    of_object: Option<Rc<Cell<usize>>>,
     /// Number of the line that the next byte handed out is on, from 1.
     line: usize,
     is_line_start: bool,
@@ -29,7 +38,21 @@ enum Place {
 impl<R: BufRead> Documents<R> {
     /// Of `input`, whose first line is line 1.
     pub fn new(input: R) -> Documents<R> {
-        Documents { input, ahead: Vec::new(), line: 1, is_line_start: true, place: Place::Between }
+        Documents {
+            input,
+            ahead: Vec::new(),
+            n_handed: 0,
+            of_object: None,
+            line: 1,
+            is_line_start: true,
+            place: Place::Between,
+        }
+    }
+
+    /// Begins to count the bytes of one object. Reading fails when they are too many; who finds the
+    /// end of an object sets the count to 0.
+    pub fn count_object(&mut self) -> Rc<Cell<usize>> {
+        self.of_object.insert(Rc::default()).clone()
     }
 
     /// Goes to the next document that is not empty and says the first byte of its first line that
@@ -59,6 +82,7 @@ impl<R: BufRead> Documents<R> {
 
     /// Goes to the end of the current document.
     pub fn skip_rest(&mut self) {
+        self.of_object = None;
         let mut buffer = [0; 8 << 10];
         while matches!(self.read(&mut buffer), Ok(1..)) {}
     }
@@ -73,10 +97,10 @@ impl<R: BufRead> Documents<R> {
             let mut n_blanks = 0;
             let first = loop {
                 match self.peek(n_blanks)? {
-                    Some(b' ' | b'\t' | b'\r') => n_blanks += 1,
+                    Some(b' ' | b'\t' | b'\r') if n_blanks < MOST_BLANKS => n_blanks += 1,
                     // A byte order mark, which the YAML parser would skip too.
                     Some(0xef) if self.line == 1 && n_blanks == 0 && self.peek_is(b"\xef\xbb\xbf")? => {
-                        self.ahead.drain(..3);
+                        self.n_handed += 3;
                     }
                     other => break other,
                 }
@@ -109,7 +133,7 @@ impl<R: BufRead> Documents<R> {
         if !matches!(self.peek(3)?, None | Some(b' ' | b'\t' | b'\r' | b'\n')) {
             return Ok(false);
         }
-        self.ahead.drain(..3);
+        self.n_handed += 3;
         self.is_line_start = false;
         self.place = Place::Between;
         Ok(true)
@@ -126,6 +150,11 @@ impl<R: BufRead> Documents<R> {
 
     /// The byte `offset` bytes ahead.
     fn peek(&mut self, offset: usize) -> io::Result<Option<u8>> {
+        if self.n_handed == self.ahead.len() {
+            self.ahead.clear();
+            self.n_handed = 0;
+        }
+        let offset = self.n_handed + offset;
         while self.ahead.len() <= offset {
             let Some(&byte) = self.input.fill_buf()?.first() else { return Ok(None) };
             self.input.consume(1);
@@ -136,14 +165,14 @@ impl<R: BufRead> Documents<R> {
 
     /// Hands out bytes up to the end of the line at most.
     fn take(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let n = if self.ahead.is_empty() {
+        let n = if self.n_handed == self.ahead.len() {
             let available = self.input.fill_buf()?;
             let n = line_part(available, out);
             self.input.consume(n);
             n
         } else {
-            let n = line_part(&self.ahead, out);
-            self.ahead.drain(..n);
+            let n = line_part(&self.ahead[self.n_handed..], out);
+            self.n_handed += n;
             n
         };
         if n > 0 {
@@ -173,6 +202,12 @@ impl<R: BufRead> Read for Documents<R> {
             match self.take(&mut out[n..])? {
                 0 => self.place = Place::End,
                 more => n += more,
+            }
+        }
+        if let Some(count) = &self.of_object {
+            count.set(count.get() + n);
+            if count.get() > LONGEST_OBJECT {
+                return Err(io::ErrorKind::FileTooLarge.into());
             }
         }
         Ok(n)

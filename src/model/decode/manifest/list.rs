@@ -137,7 +137,9 @@ impl<'de> Visitor<'de> for ItemsSeed<'_, '_> {
         while let Some((line, value)) = items.next_element_seed(ItemSeed(self.position))? {
             if value.get("kind").is_some() || list.kind.is_some() {
                 self.document.object(value, line, Some(&list));
+                self.document.n_bytes.set(0);
             } else {
+                // Kept until their list says what they are: all together are one object.
                 waiting.push((line, value));
             }
         }

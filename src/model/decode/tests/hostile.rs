@@ -1,14 +1,12 @@
 //! Hostile text in every string field: never in a value that a rule is made of, always said.
 
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::Value;
 
 #[path = "../../../../tests/shared/hostile.rs"]
-mod shared;
+pub mod shared;
 
 use super::Interner;
-use crate::model::decode::{node, service, slice};
+use crate::model::decode::{ApiNode, ApiService, ApiSlice, node, service, slice};
 use shared::{full_node, full_service, full_slice, hostile, texts};
 
 /// Puts each hostile text into each text field. `decode` gives the value, as text, and the
@@ -52,7 +50,7 @@ fn no_text_of_a_service_gets_into_a_value_unless_it_has_its_grammar() {
         _ => false,
     };
     check(full_service(), is_silent, |object| {
-        let object: core::Service = serde_json::from_value(object).unwrap();
+        let object: ApiService = serde_json::from_value(object).unwrap();
         let decoded = service(&object, &mut Interner::default());
         (format!("{:?}", decoded.named), super::messages(decoded.problems))
     });
@@ -64,7 +62,7 @@ fn no_text_of_a_slice_gets_into_a_value_unless_it_has_its_grammar() {
         full_slice(),
         |_, _| false,
         |object| {
-            let object: discovery::EndpointSlice = serde_json::from_value(object).unwrap();
+            let object: ApiSlice = serde_json::from_value(object).unwrap();
             let decoded = slice(&object, &mut Interner::default());
             (format!("{:?}", decoded.named), super::messages(decoded.problems))
         },
@@ -77,7 +75,7 @@ fn no_text_of_a_node_gets_into_a_value_unless_it_has_its_grammar() {
         full_node(),
         |path, _| path == "/status/addresses/0/type",
         |object| {
-            let object: core::Node = serde_json::from_value(object).unwrap();
+            let object: ApiNode = serde_json::from_value(object).unwrap();
             let (value, problems) = node(&object, &mut Interner::default());
             (format!("{value:?}"), super::messages(problems))
         },

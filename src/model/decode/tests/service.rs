@@ -143,10 +143,7 @@ fn a_bad_external_ip_costs_itself_and_a_blank_one_nothing() {
     check_bad(
         "clusterIP: 10.0.0.1\nexternalIPs: [bogus, '', ' ', ' 192.0.2.2', 192.0.2.1]",
         "",
-        &[
-            r#"spec.externalIPs[0]: "bogus" is not an IP address; ignored"#,
-            r#"spec.externalIPs[3]: " 192.0.2.2" is not an IP address; ignored"#,
-        ],
+        &[r#"spec.externalIPs[0]: "bogus" is not an IP address; ignored (and 1 more: " 192.0.2.2")"#],
         &["IPv4 10.0.0.1 external 192.0.2.1 lb - from -"],
     );
 }
@@ -243,9 +240,7 @@ fn a_bad_port_costs_itself_and_a_bad_node_port_only_that() {
          - {name: d, port: 4, protocol: tcp}\n- {name: E, port: 5}\n- {name: f, port: 6, nodePort: 70000}",
         "",
         &[
-            r#"spec.ports[0].port: "0" is not a port number; port ignored"#,
-            r#"spec.ports[1].port: "65536" is not a port number; port ignored"#,
-            r#"spec.ports[2].port: "-1" is not a port number; port ignored"#,
+            r#"spec.ports[0].port: "0" is not a port number; port ignored (and 2 more: "65536", "-1")"#,
             r#"spec.ports[3].protocol: "tcp" is not TCP, UDP or SCTP; port ignored"#,
             r#"spec.ports[4].name: "E" is not a DNS label; port ignored"#,
             r#"spec.ports[5].nodePort: "70000" is not a port number; ignored"#,
@@ -367,4 +362,22 @@ fn names_are_shared_between_a_service_and_its_slices() {
     let first = interner.object_name("ns", "web");
     let (slice, _) = slice_with("addressType: IPv4\nports: []");
     assert_eq!(slice.unwrap().service, first);
+}
+
+#[test]
+fn the_time_of_creation_is_known_where_it_is_given_and_a_wrong_one_costs_only_itself() {
+    let check = |metadata: &str, expected: Option<i64>, n_problems: usize| {
+        let text = format!(
+            "kind: Service\nmetadata: {{name: web, namespace: ns{metadata}}}\nspec: {{clusterIP: 10.0.0.1}}\n"
+        );
+        let super::Object::Service(object) = super::only(&text) else { panic!("not a Service: {text}") };
+        let decoded = super::super::service(&object, &mut super::Interner::default());
+        assert_eq!(decoded.problems.len(), n_problems, "{text}: {:?}", decoded.problems);
+        assert_eq!(decoded.value().expect("it is proxied").created, expected, "{text}");
+    };
+    check("", None, 0);
+    check(", creationTimestamp: null", None, 0);
+    check(", creationTimestamp: '1970-01-02T00:00:01Z'", Some(86_401), 0);
+    check(", creationTimestamp: yesterday", None, 0);
+    check(", creationTimestamp: [1]", None, 1);
 }

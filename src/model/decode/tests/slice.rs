@@ -78,8 +78,7 @@ fn ports_need_a_number_but_a_name_may_be_empty() {
          - {name: no good, port: 1}",
         &[
             r#"ports[2].port is absent; port ignored"#,
-            r#"ports[3].port: "0" is not a port number; port ignored"#,
-            r#"ports[4].port: "65536" is not a port number; port ignored"#,
+            r#"ports[3].port: "0" is not a port number; port ignored (and 1 more: "65536")"#,
             r#"ports[5].protocol: "ICMP" is not TCP, UDP or SCTP; port ignored"#,
             r#"ports[6].name: "no good" is not a DNS label; port ignored"#,
         ],
@@ -90,20 +89,13 @@ fn ports_need_a_number_but_a_name_may_be_empty() {
 #[test]
 fn a_port_without_a_name_counts_for_nobody() {
     // A manifest cannot say it: its absent name is defaulted. An API server can.
-    let object = k8s_openapi::api::discovery::v1::EndpointSlice {
-        address_type: "IPv4".into(),
-        metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
-            name: Some("web-1".into()),
-            namespace: Some("ns".into()),
-            labels: Some([("kubernetes.io/service-name".into(), "web".into())].into()),
-            ..Default::default()
+    let object = serde_json::from_value(serde_json::json!({
+        "metadata": {
+            "name": "web-1", "namespace": "ns", "labels": {"kubernetes.io/service-name": "web"},
         },
-        ports: Some(vec![k8s_openapi::api::discovery::v1::EndpointPort {
-            port: Some(80),
-            ..Default::default()
-        }]),
-        ..Default::default()
-    };
+        "addressType": "IPv4", "ports": [{"port": 80}],
+    }))
+    .unwrap();
     let decoded = super::super::slice(&object, &mut super::Interner::default());
     assert_eq!(
         super::messages(decoded.problems.clone()),
@@ -125,8 +117,7 @@ fn an_endpoint_without_a_good_address_of_the_family_costs_itself() {
         "addressType: IPv4\nendpoints:\n- {addresses: []}\n- {addresses: null}\n- {addresses: [10.1.0]}\n\
          - {addresses: ['fd00::1']}\n- {addresses: [10.1.0.5]}",
         &[
-            r#"endpoints[0].addresses is empty; endpoint ignored"#,
-            r#"endpoints[1].addresses is empty; endpoint ignored"#,
+            r#"endpoints[0].addresses is empty; endpoint ignored (and 1 more)"#,
             r#"endpoints[2].addresses[0]: "10.1.0" is not an IP address; endpoint ignored"#,
             r#"endpoints[3].addresses[0]: "fd00::1" is not an IPv4 address, as addressType says; endpoint ignored"#,
         ],
@@ -194,4 +185,29 @@ fn the_trigger_time_is_read_with_fraction_and_offset_and_a_bad_one_is_named() {
     check("yesterday", None);
     check("1970-01-01", None);
     assert_eq!(slice("other: x").0.unwrap().triggered_at, None);
+}
+
+#[test]
+fn the_same_in_fifty_thousand_entries_is_one_problem_with_a_count() {
+    let endpoints: String =
+        (0..50_000).map(|i| format!("- addresses: [x{i}]\n  nodeName: 'a b'\n")).collect();
+    let (slice, problems) =
+        slice_with(&format!("addressType: IPv4\nendpoints:\n{endpoints}- addresses: []\n"));
+    assert_eq!(slice.unwrap().endpoints.len(), 0);
+    assert_eq!(
+        problems,
+        [
+            "EndpointSlice ns/web-1: endpoints[0].addresses[0]: \"x0\" is not an IP address; endpoint ignored \
+             (and 49999 more: \"x1\", \"x2\", ...)",
+            "EndpointSlice ns/web-1: endpoints[50000].addresses is empty; endpoint ignored",
+        ]
+    );
+    let ports = "addressType: IPv4\nports: [{name: a}, {name: b}, {name: c, port: 0}]";
+    assert_eq!(
+        slice_with(ports).1,
+        [
+            "EndpointSlice ns/web-1: ports[0].port is absent; port ignored (and 1 more)",
+            "EndpointSlice ns/web-1: ports[2].port: \"0\" is not a port number; port ignored",
+        ]
+    );
 }

@@ -1,9 +1,11 @@
 //! Tests of what watch events mean.
 
-use k8s_openapi::api::core::v1::Service as ApiService;
+mod recorded;
+
 use serde_json::json;
 
 use super::*;
+use crate::model::ObjectKind;
 
 fn good(name: &str, octet: u8) -> Guard<ApiService> {
     guard(json!({
@@ -95,6 +97,17 @@ fn an_object_that_cannot_be_decoded_keeps_its_last_state() {
     let mut events = first();
     events.extend([InitApply(bad("a")), InitDone, Init, InitApply(bad("b")), InitDone]);
     check(events, "*");
+}
+
+#[test]
+fn a_service_that_is_not_proxied_any_more_is_gone_also_beside_one_that_cannot_be_decoded() {
+    let external = guard(json!({
+        "metadata": {"name": "b", "namespace": "ns"},
+        "spec": {"type": "ExternalName", "externalName": "example.org"},
+    }));
+    let mut events = vec![Init, InitApply(good("a", 1)), InitApply(good("b", 2)), InitDone];
+    events.extend([Init, InitApply(bad("a")), InitApply(external), InitApply(good("c", 3)), InitDone]);
+    check(events, "+c -b");
 }
 
 #[test]

@@ -5,26 +5,32 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::watch::api::fake::{Cut, FakeServer, Mode};
 
-const LIMIT: Limit = Limit { qps: Some(5.0), burst: 10 };
-const MINUTE: Duration = Duration::from_secs(60);
+pub const LIMIT: Limit = Limit { qps: Some(5.0), burst: 10 };
+pub const MINUTE: Duration = Duration::from_secs(60);
 
 /// A follower of a server, and what it was told about Services.
-struct Follower {
+pub struct Follower {
     events: mpsc::Receiver<WatchEvent>,
-    names: BTreeSet<String>,
-    is_listed: bool,
+    pub names: BTreeSet<String>,
+    pub is_listed: bool,
     n_lists: usize,
+    pub freshness: Arc<Freshness>,
 }
 
 impl Follower {
     fn of(server: &FakeServer) -> Follower {
+        Follower::over(server.connect(LIMIT, Arc::new(())))
+    }
+
+    pub fn over(connection: Connection) -> Follower {
         let (sender, events) = mpsc::channel(crate::watch::CHANNEL_CAPACITY);
-        tokio::spawn(follow(server.connect(LIMIT, Arc::new(())), "node-a".into(), sender));
-        Follower { events, names: BTreeSet::new(), is_listed: false, n_lists: 0 }
+        let freshness = connection.freshness.clone();
+        tokio::spawn(follow(connection, "node-a".into(), sender));
+        Follower { events, names: BTreeSet::new(), is_listed: false, n_lists: 0, freshness }
     }
 
     /// Takes the next event, if one comes within `limit`; whether one did.
-    async fn step(&mut self, limit: Duration) -> bool {
+    pub async fn step(&mut self, limit: Duration) -> bool {
         let Ok(event) = tokio::time::timeout(limit, self.events.recv()).await else { return false };
         match event.expect("the follower goes on") {
             WatchEvent::Change(Change::AllServices(services)) => {
@@ -44,7 +50,7 @@ impl Follower {
     }
 
     /// Goes on until exactly these Services are known; how long that took.
-    async fn until(&mut self, names: &[&str], limit: Duration) -> Duration {
+    pub async fn until(&mut self, names: &[&str], limit: Duration) -> Duration {
         let begun = tokio::time::Instant::now();
         while !self.is_listed || !self.names.iter().eq(names) {
             let left = limit.saturating_sub(begun.elapsed());
@@ -54,7 +60,7 @@ impl Follower {
     }
 }
 
-fn serving(mode: Mode) -> FakeServer {
+pub fn serving(mode: Mode) -> FakeServer {
     let server = FakeServer::new(mode);
     for name in ["a", "b", "c"] {
         server.put("services", service(name, 0));
@@ -124,7 +130,7 @@ async fn a_server_that_ends_every_watch_at_once_is_asked_seldom() {
         std::future::pending::<()>().await;
     });
     assert!(listed.await.is_err());
-    assert_eq!(follower.names.len(), 3, "lists in pages are served");
+    assert_eq!(follower.names.len(), 3, "plain lists are served");
     let n_asked = server.take_requests().len();
     let allowed = 10 + 5 * 60 * minutes as usize;
     assert!(n_asked <= allowed / 4, "{n_asked} of {allowed} requests");
@@ -135,7 +141,7 @@ async fn a_server_that_ends_every_watch_at_once_is_asked_seldom() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn watches_of_one_follower_are_asked_for_no_longer_than_290_s_and_not_in_step() {
+async fn watches_are_asked_for_5_to_10_minutes_and_not_in_step() {
     let server = serving(Mode::Serves);
     let _follower = Follower::of(&server);
     let mut seconds = BTreeSet::new();
@@ -200,6 +206,6 @@ async fn a_body_cut_at_any_byte_costs_no_object() {
     for cut in [Cut::InOrder, Cut::Broken] {
         check_cuts(Mode::Serves, cut, 1).await;
         // A refusal, the list and the watch.
-        check_cuts(Mode::ServesPages, cut, 3).await;
+        check_cuts(Mode::RefusesStreaming, cut, 3).await;
     }
 }

@@ -172,37 +172,33 @@ async fn a_watch_restarts_when_it_is_refused_or_ends_before_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_carry_the_token_that_the_file_has() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let see = seen.clone();
-    let service = tower::service_fn(move |request: Request<Body>| {
-        see.lock().unwrap().push(request.headers()["authorization"].to_str().unwrap().to_owned());
-        async { Ok::<_, Infallible>(Response::new(AxumBody::empty())) }
-    });
-    crate::watch::api::tests::write(file.path(), "first");
-    let token = Some(Arc::new(TokenFile::open(file.path()).unwrap()));
-    let transport = Transport::new(String::new(), LIMIT, token, Arc::new(()));
-    let mut sender = transport.layer(service);
-    for text in ["first", "second"] {
-        crate::watch::api::tests::write(file.path(), text);
-        sender.call(Request::get("/version").body(Body::empty()).unwrap()).await.unwrap();
-    }
-    assert_eq!(*seen.lock().unwrap(), ["Bearer first", "Bearer second"]);
-}
-
-#[test]
-fn streaming_lists_are_asked_for_as_of_now() {
-    let check = |text: &str, expected: &str| {
-        let mut uri = text.parse().unwrap();
-        ask_for_the_most_recent(&mut uri);
-        assert_eq!(uri.to_string(), expected);
+async fn answers_that_do_not_come_or_stand_still_or_do_not_end_are_errors() {
+    let ask = |answer: fn() -> Option<Response<AxumBody>>| async move {
+        let service = tower::service_fn(move |_: Request<Body>| async move {
+            match answer() {
+                Some(answer) => Ok::<_, Infallible>(answer),
+                None => std::future::pending().await,
+            }
+        });
+        let client = Connection::to(service, LIMIT, Arc::new(())).client;
+        let begun = Instant::now();
+        let error = client.request_text(request("/api/v1/services?resourceVersion=0")).await.unwrap_err();
+        let text = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        (text.map(ToString::to_string).collect::<String>(), begun.elapsed())
     };
-    check(
-        "/api/v1/services?watch=true&fieldSelector=a%3Db&sendInitialEvents=true&resourceVersion=0",
-        "/api/v1/services?watch=true&fieldSelector=a%3Db&sendInitialEvents=true",
-    );
-    for unchanged in ["/api/v1/services?watch=true&resourceVersion=0", "/version"] {
-        check(unchanged, unchanged);
-    }
+    let (text, took) = ask(|| None).await;
+    assert!(text.contains("no answer within 75 s") && took == HEAD, "{text} {took:?}");
+    let (text, took) = ask(|| {
+        let first = futures::stream::iter([Ok::<_, Infallible>("{")]);
+        let body = AxumBody::from_stream(futures::StreamExt::chain(first, futures::stream::pending()));
+        Some(Response::new(body))
+    })
+    .await;
+    assert!(text.contains("stood still") && took < HEAD, "{text} {took:?}");
+    let (text, _) = ask(|| {
+        let endless = futures::stream::repeat_with(|| Ok::<_, Infallible>(vec![b'x'; 4096]));
+        Some(Response::builder().status(500).body(AxumBody::from_stream(endless)).unwrap())
+    })
+    .await;
+    assert!(text.contains("more than 1048576 bytes"), "{text}");
 }

@@ -1,0 +1,458 @@
+//! Links to a server with TLS, over real sockets.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+
+use axum::body::{Body as AxumBody, Bytes};
+use futures::StreamExt;
+use http_body::Frame;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+
+use super::*;
+
+/// A certificate authority.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pub pem: String,
+}
+
+/// A certificate with its key, as PEM.
+pub struct Identity {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Authority {
+    pub fn new() -> Authority {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Authority { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// A certificate for `name`, at 127.0.0.1.
+    pub fn issue(&self, name: &str) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Identity { certificate, key: key.serialize_pem() }
+    }
+}
+
+fn der(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+}
+
+/// A request as the server saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// `<path>?<query> <HTTP version>`
+    pub what: String,
+    /// Which connection it came over, from 1.
+    pub connection: usize,
+    /// The client's certificate.
+    pub client: Option<Vec<u8>>,
+}
+
+/// A server; clones are the same one.
+#[derive(Clone)]
+pub struct Server {
+    pub address: SocketAddr,
+    n_connections: Arc<AtomicUsize>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    leave: watch::Sender<usize>,
+    acceptor: TlsAcceptor,
+    answer: Answer,
+}
+
+type Answer = Arc<dyn Fn(&Request<Incoming>) -> Response<AxumBody> + Send + Sync>;
+
+impl Server {
+    /// Serves what `answer` answers, with a certificate of `authority`; asks clients for one of `clients`.
+    pub async fn start(
+        authority: &Authority,
+        clients: Option<&Authority>,
+        protocols: &[&str],
+        answer: impl Fn(&Request<Incoming>) -> Response<AxumBody> + Send + Sync + 'static,
+    ) -> Server {
+        let identity = authority.issue("server");
+        let config = match clients {
+            None => ServerConfig::builder().with_no_client_auth(),
+            Some(clients) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(der(&clients.pem)).unwrap();
+                let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap();
+                ServerConfig::builder().with_client_cert_verifier(verifier)
+            }
+        };
+        let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
+        let mut config = config.with_single_cert(vec![der(&identity.certificate)], key).unwrap();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Server {
+            address: listener.local_addr().unwrap(),
+            n_connections: Arc::default(),
+            seen: Arc::default(),
+            leave: watch::Sender::new(0),
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            answer: Arc::new(answer),
+        };
+        let serving = server.clone();
+        tokio::spawn(async move {
+            loop {
+                serving.accept(listener.accept().await.unwrap().0);
+            }
+        });
+        server
+    }
+
+    fn accept(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        tokio::spawn(self.clone().serve(stream));
+    }
+
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        let Ok(stream) = self.acceptor.accept(stream).await else { return };
+        let connection = self.n_connections.fetch_add(1, Ordering::SeqCst) + 1;
+        let session = stream.get_ref().1;
+        let is_http2 = session.alpn_protocol() == Some(b"h2");
+        let client = session.peer_certificates().map(|chain| chain[0].to_vec());
+        let mut leave = self.leave.subscribe();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let what = format!("{} {:?}", request.uri().path_and_query().unwrap(), request.version());
+            self.seen.lock().unwrap().push(Seen { what, connection, client: client.clone() });
+            let answer = (self.answer)(&request);
+            async move { Ok::<_, Infallible>(answer) }
+        });
+        let io = TokioIo::new(stream);
+        if !is_http2 {
+            let _ = http1::Builder::new().serve_connection(io, service).await;
+            return;
+        }
+        let mut serving =
+            std::pin::pin!(http2::Builder::new(TokioExecutor::new()).serve_connection(io, service));
+        tokio::select! {
+            _ = serving.as_mut() => return,
+            _ = leave.wait_for(|up_to| *up_to >= connection) => serving.as_mut().graceful_shutdown(),
+        }
+        let _ = serving.await;
+    }
+
+    /// Says GOAWAY on all connections so far.
+    fn go_away(&self) {
+        self.leave.send_replace(self.n_connections.load(Ordering::SeqCst));
+    }
+
+    pub fn n_connections(&self) -> usize {
+        self.n_connections.load(Ordering::SeqCst)
+    }
+
+    /// The requests so far, in order; forgets them.
+    pub fn take_seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut self.seen.lock().unwrap())
+    }
+}
+
+/// Counts connections.
+#[derive(Default)]
+struct Connections(AtomicUsize);
+
+impl Observer for Connections {
+    fn connected(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A link to `address`, which is `server` or leads to it.
+fn link_to(address: SocketAddr, authority: &Authority, observer: &Arc<dyn Observer>) -> Link {
+    Link::new(&config(address, authority), None, observer).unwrap()
+}
+
+fn config(address: SocketAddr, authority: &Authority) -> Config {
+    let mut config = Config::new(format!("https://{address}").parse().unwrap());
+    config.root_cert = Some(vec![der(&authority.pem).to_vec()]);
+    config
+}
+
+fn get(uri: &str) -> Request<Body> {
+    Request::get(uri).body(Body::empty()).unwrap()
+}
+
+const WATCH: &str = "/api/v1/services?watch=true";
+
+/// Answers watches with a body that never ends, and all else with `{}`.
+fn quiet(request: &Request<Incoming>) -> Response<AxumBody> {
+    let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+    Response::new(match is_watch {
+        true => AxumBody::from_stream(futures::stream::pending::<Result<Bytes, Infallible>>()),
+        false => AxumBody::from("{}"),
+    })
+}
+
+async fn whole(answer: Response<Unzipped>) -> Result<Vec<u8>, BoxError> {
+    let mut body = answer.into_body();
+    let mut bytes = Vec::new();
+    while let Some(frame) = next(&mut body).await {
+        bytes.extend_from_slice(&frame?.into_data().unwrap_or_default());
+    }
+    Ok(bytes)
+}
+
+/// The next frame that holds anything.
+async fn next(body: &mut Unzipped) -> Option<Result<Frame<Bytes>, BoxError>> {
+    loop {
+        let frame =
+            std::future::poll_fn(|context| http_body::Body::poll_frame(Pin::new(&mut *body), context));
+        let frame = frame.await;
+        let is_empty = |frame: &Frame<Bytes>| frame.data_ref().is_some_and(Bytes::is_empty);
+        if !frame.as_ref().is_some_and(|frame| frame.as_ref().is_ok_and(is_empty)) {
+            return frame;
+        }
+    }
+}
+
+#[tokio::test]
+async fn everything_goes_over_one_connection() {
+    let authority = Authority::new();
+    let server = Server::start(&authority, None, &["h2", "http/1.1"], quiet).await;
+    let connections = Arc::new(Connections::default());
+    let link = link_to(server.address, &authority, &(connections.clone() as Arc<dyn Observer>));
+    // Also those that come before it is made.
+    let all = (0..6).map(|n| link.clone().send(get(if n % 2 == 0 { WATCH } else { "/version" })));
+    let answers = futures::future::join_all(all).await;
+    assert!(answers.iter().all(Result::is_ok));
+    link.clone().send(get("/later")).await.unwrap();
+    let seen = server.take_seen();
+    assert_eq!(seen.len(), 7);
+    assert!(seen.iter().all(|seen| seen.what.ends_with("HTTP/2.0")), "{seen:?}");
+    assert_eq!((server.n_connections(), connections.0.load(Ordering::SeqCst)), (1, 1));
+}
+
+#[tokio::test]
+async fn a_server_without_http2_is_asked_by_http1() {
+    let authority = Authority::new();
+    for protocols in [&["http/1.1"][..], &[]] {
+        let server = Server::start(&authority, None, protocols, quiet).await;
+        let link = link_to(server.address, &authority, &(Arc::new(()) as Arc<dyn Observer>));
+        let post = Request::post("/events").body(Body::from(b"{}".to_vec())).unwrap();
+        link.clone().send(post).await.unwrap();
+        let watches = [link.clone().send(get(WATCH)).await.unwrap(), link.send(get(WATCH)).await.unwrap()];
+        let seen = server.take_seen();
+        assert!(seen.iter().all(|seen| seen.what.ends_with("HTTP/1.1")), "{seen:?}");
+        assert_eq!(seen.len(), 3);
+        assert_ne!(seen[1].connection, seen[2].connection, "each watch has its own");
+        drop(watches);
+    }
+}
+
+#[tokio::test]
+async fn after_a_goaway_requests_take_a_new_connection_and_watches_go_on() {
+    let authority = Authority::new();
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<&str>();
+    let receiver = Mutex::new(Some(receiver));
+    let server = Server::start(&authority, None, &["h2"], move |request| {
+        let is_watch = request.uri().query().is_some();
+        let Some(mut lines) = receiver.lock().unwrap().take_if(|_| is_watch) else { return quiet(request) };
+        let lines = futures::stream::poll_fn(move |context| lines.poll_recv(context));
+        Response::new(AxumBody::from_stream(lines.map(Ok::<_, Infallible>)))
+    })
+    .await;
+    let link = link_to(server.address, &authority, &(Arc::new(()) as Arc<dyn Observer>));
+    let mut running = link.clone().send(get(WATCH)).await.unwrap().into_body();
+    sender.send("before").unwrap();
+    assert_eq!(next(&mut running).await.unwrap().unwrap().into_data().unwrap(), "before");
+    server.go_away();
+    // It may be on its way still.
+    let mut connection = 1;
+    while connection == 1 {
+        whole(link.clone().send(get("/version")).await.unwrap()).await.unwrap();
+        connection = server.take_seen().last().unwrap().connection;
+        tokio::task::yield_now().await;
+    }
+    sender.send("after").unwrap();
+    assert_eq!(next(&mut running).await.unwrap().unwrap().into_data().unwrap(), "after");
+    drop(sender);
+    let end = next(&mut running).await;
+    assert!(end.is_none(), "it ends in order: {end:?}");
+    link.send(get("/version")).await.unwrap();
+    assert_eq!(server.n_connections(), 2);
+}
+
+/// One end of a wire in memory, which needs no time.
+struct End(TokioIo<tokio::io::DuplexStream>);
+
+impl Connection for End {
+    fn connected(&self) -> hyper_util::client::legacy::connect::Connected {
+        hyper_util::client::legacy::connect::Connected::new()
+    }
+}
+
+impl Read for End {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        buffer: hyper::rt::ReadBufCursor<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl Write for End {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+/// Passes bytes on until the wire is cut: then it stays silent.
+async fn carry(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut is_cut: watch::Receiver<bool>,
+) {
+    let mut buffer = [0; 4096];
+    let is_cut = async move {
+        let _ = is_cut.wait_for(|is_cut| *is_cut).await;
+    };
+    let mut is_cut = std::pin::pin!(is_cut);
+    loop {
+        let n = tokio::select! {
+            n = tokio::io::AsyncReadExt::read(&mut from, &mut buffer) => n.unwrap(),
+            () = is_cut.as_mut() => std::future::pending().await,
+        };
+        if n == 0 || to.write_all(&buffer[..n]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_watch_goes_on_and_a_dead_one_is_noticed_within_45_s() {
+    let authority = Authority::new();
+    let server = Server::start(&authority, None, &["h2"], quiet).await;
+    let cut = watch::Sender::new(false);
+    let (serving, is_cut) = (server.clone(), cut.clone());
+    let tcp = tower::service_fn(move |_: Uri| {
+        let ((near, client_side), (server_side, far)) = (tokio::io::duplex(65536), tokio::io::duplex(65536));
+        let (from_client, to_client) = tokio::io::split(client_side);
+        let (from_server, to_server) = tokio::io::split(server_side);
+        tokio::spawn(carry(from_client, to_server, is_cut.subscribe()));
+        tokio::spawn(carry(from_server, to_client, is_cut.subscribe()));
+        serving.accept(far);
+        async { Ok::<_, Infallible>(End(TokioIo::new(near))) }
+    });
+    let config = config(server.address, &authority);
+    let service = over(tcp, &config, &(Arc::new(()) as Arc<dyn Observer>)).unwrap();
+    let watch = Request::get(format!("https://{}{WATCH}", server.address)).body(Body::empty()).unwrap();
+    let mut body = gzip::unzip(service.oneshot(watch).await.unwrap(), None).into_body();
+    let quiet = tokio::time::timeout(Duration::from_secs(600), next(&mut body)).await;
+    assert!(quiet.is_err(), "nothing comes, and nothing breaks, for ten minutes: {quiet:?}");
+    cut.send_replace(true);
+    let begun = tokio::time::Instant::now();
+    let end = next(&mut body).await.expect("no end in order");
+    let error = end.expect_err("an error");
+    assert!(begun.elapsed() <= PING_AFTER + PING_TIMEOUT, "{:?}: {error}", begun.elapsed());
+    assert_eq!(server.n_connections(), 1);
+}
+
+#[tokio::test]
+async fn tcp_notices_a_dead_peer_within_two_minutes() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let stream: TokioIo<TcpStream> = sockets().oneshot(uri).await.unwrap();
+    let socket = socket2::SockRef::from(stream.inner());
+    assert!(socket.keepalive().unwrap());
+    let probes = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+    let timeout = socket.tcp_user_timeout().unwrap().expect("TCP_USER_TIMEOUT");
+    // The kernel gives up at the first probe after the time-out.
+    assert!(probes.0 < timeout && timeout + probes.1 < Duration::from_secs(120), "{probes:?} {timeout:?}");
+}
+
+#[tokio::test]
+async fn compressed_events_come_one_by_one_whichever_way_they_are_packed() {
+    use std::io::Write;
+    let packed = |text: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    // A member each; or one member, flushed after each.
+    let mut one = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut flushed = |text: &str| {
+        one.write_all(text.as_bytes()).unwrap();
+        one.flush().unwrap();
+        std::mem::take(one.get_mut())
+    };
+    let members = [packed("first\n"), packed("second\n")];
+    let pieces = [flushed("first\n"), flushed("second\n")];
+    let authority = Authority::new();
+    for bytes in [members, pieces] {
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<Vec<u8>>();
+        let receiver = Mutex::new(Some(receiver));
+        let server = Server::start(&authority, None, &["h2"], move |request| {
+            assert_eq!(request.headers()["accept-encoding"], "gzip");
+            let mut lines = receiver.lock().unwrap().take().unwrap();
+            let lines = futures::stream::poll_fn(move |context| lines.poll_recv(context));
+            let body = AxumBody::from_stream(lines.map(Ok::<_, Infallible>));
+            Response::builder().header("content-encoding", "gzip").body(body).unwrap()
+        })
+        .await;
+        let link = link_to(server.address, &authority, &(Arc::new(()) as Arc<dyn Observer>));
+        let mut body = link.send(get(WATCH)).await.unwrap().into_body();
+        for (bytes, text) in bytes.iter().zip(["first\n", "second\n"]) {
+            sender.send(bytes.clone()).unwrap();
+            assert_eq!(next(&mut body).await.unwrap().unwrap().into_data().unwrap(), text);
+        }
+        sender.send(b"\x1f\x8b\x08 and then no gzip, however much comes".to_vec()).unwrap();
+        assert!(next(&mut body).await.unwrap().is_err(), "an error, no panic");
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_answer_that_breaks_off_is_an_error() {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&[b'x'; 10_000]).unwrap();
+    let whole_body = encoder.finish().unwrap();
+    let authority = Authority::new();
+    for (n, is_whole) in [(whole_body.len(), true), (whole_body.len() - 1, false), (5, false)] {
+        let body = whole_body[..n].to_vec();
+        let server = Server::start(&authority, None, &["h2"], move |_| {
+            Response::builder().header("content-encoding", "gzip").body(body.clone().into()).unwrap()
+        })
+        .await;
+        let link = link_to(server.address, &authority, &(Arc::new(()) as Arc<dyn Observer>));
+        let got = whole(link.send(get("/list")).await.unwrap()).await;
+        assert_eq!(got.is_ok_and(|got| got.len() == 10_000), is_whole, "{n}");
+    }
+}

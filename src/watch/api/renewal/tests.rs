@@ -1,0 +1,213 @@
+//! Credentials that are replaced while they are in use.
+
+#![allow(clippy::disallowed_methods, reason = "writes files")]
+
+use std::path::PathBuf;
+
+use axum::body::{Body as AxumBody, Bytes};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use kube::client::Body;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+
+use super::*;
+use crate::watch::api::link::tests::{Authority, Identity, Server};
+
+/// A folder with a kubeconfig, certificates and a key.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new(server: &Server, authority: &Authority, client: &Identity) -> Folder {
+        let folder = Folder(tempfile::tempdir().unwrap());
+        folder.write("ca.crt", &authority.pem);
+        folder.put(client);
+        folder.write("kubeconfig", &kubeconfig(server));
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    fn put(&self, client: &Identity) {
+        self.write("client.crt", &client.certificate);
+        self.write("client.key", &client.key);
+    }
+
+    async fn renewal(&self) -> Renewal {
+        self.renewal_of("kubeconfig").await
+    }
+
+    async fn renewal_of(&self, name: &str) -> Renewal {
+        let origin = Origin { kubeconfig: Some(self.path(name)), master: None };
+        let config = origin.config().await.unwrap();
+        Renewal::new(origin.clone(), origin.files(), config, Arc::new(())).unwrap()
+    }
+}
+
+fn kubeconfig(server: &Server) -> String {
+    format!(
+        "
+current-context: c
+contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
+clusters: [{{name: c, cluster: {{server: 'https://{}', certificate-authority: ca.crt}}}}]
+users: [{{name: u, user: {{client-certificate: client.crt, client-key: client.key}}}}]
+",
+        server.address
+    )
+}
+
+fn quiet(request: &Request<Incoming>) -> Response<AxumBody> {
+    Response::new(match request.uri().query() {
+        Some(_) => AxumBody::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>()),
+        None => AxumBody::from("{}"),
+    })
+}
+
+/// Asks for something, later than what was read of the files counts; the client's certificate as the
+/// server saw it.
+async fn ask(renewal: &Renewal, server: &Server) -> Vec<u8> {
+    tokio::time::pause();
+    tokio::time::advance(FRESH).await;
+    tokio::time::resume();
+    server.take_seen();
+    let request = Request::get("/version").body(Body::empty()).unwrap();
+    assert_eq!(renewal.current().await.send(request).await.unwrap().status(), StatusCode::OK);
+    server.take_seen().pop().unwrap().client.unwrap()
+}
+
+fn der(identity: &Identity) -> Vec<u8> {
+    CertificateDer::from_pem_slice(identity.certificate.as_bytes()).unwrap().to_vec()
+}
+
+#[tokio::test]
+async fn a_client_certificate_that_is_replaced_is_used_and_watches_move_over_to_it() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let (one, two) = (clients.issue("one"), clients.issue("two"));
+    let server = Server::start(&authority, Some(&clients), &["h2"], quiet).await;
+    let folder = Folder::new(&server, &authority, &one);
+    let renewal = folder.renewal().await;
+    assert_eq!(ask(&renewal, &server).await, der(&one));
+    let watch = Request::get("/api/v1/services?watch=true").body(Body::empty()).unwrap();
+    let mut running = renewal.current().await.send(watch).await.unwrap().into_body();
+    assert_eq!(ask(&renewal, &server).await, der(&one));
+    assert_eq!(server.n_connections(), 1, "unchanged files make no new connection");
+
+    folder.put(&two);
+    assert_eq!(ask(&renewal, &server).await, der(&two));
+    assert_eq!(server.n_connections(), 2);
+    let end =
+        std::future::poll_fn(|context| http_body::Body::poll_frame(std::pin::pin!(&mut running), context));
+    assert!(end.await.is_none(), "the running watch ends in order");
+}
+
+#[tokio::test]
+async fn unusable_files_leave_the_last_good_ones_in_use() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let (one, two) = (clients.issue("one"), clients.issue("two"));
+    let server = Server::start(&authority, Some(&clients), &["h2"], quiet).await;
+    let folder = Folder::new(&server, &authority, &one);
+    let renewal = folder.renewal().await;
+    // Half of a pair, an empty file, garbage, a kubeconfig that is being written, one that names no file.
+    for (name, text) in [
+        ("client.key", &*two.key),
+        ("client.crt", ""),
+        ("ca.crt", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+        ("kubeconfig", "contexts: ["),
+        ("kubeconfig", &kubeconfig(&server).replace("client.crt", "missing.crt")),
+    ] {
+        folder.write(name, text);
+        assert_eq!(ask(&renewal, &server).await, der(&one), "{name} is {text:?}");
+        assert!(renewal.state.lock().await.unusable.is_some(), "{name} is {text:?}");
+        folder.put(&one);
+        folder.write("ca.crt", &authority.pem);
+        folder.write("kubeconfig", &kubeconfig(&server));
+        assert_eq!(ask(&renewal, &server).await, der(&one));
+    }
+    // What is missing may come later.
+    folder.write("kubeconfig", &kubeconfig(&server).replace("client.", "missing."));
+    assert_eq!(ask(&renewal, &server).await, der(&one));
+    folder.write("missing.crt", &two.certificate);
+    folder.write("missing.key", &two.key);
+    assert_eq!(ask(&renewal, &server).await, der(&two));
+    std::fs::remove_dir_all(folder.0.path()).unwrap();
+    assert_eq!(ask(&renewal, &server).await, der(&two));
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_is_renamed_or_linked_into_its_place_is_followed() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let one = clients.issue("one");
+    let first = Server::start(&authority, Some(&clients), &["h2"], quiet).await;
+    // The second server has another authority.
+    let other = Authority::new();
+    let second = Server::start(&other, Some(&clients), &["h2"], quiet).await;
+    let folder = Folder::new(&first, &authority, &one);
+
+    let renewal = folder.renewal().await;
+    ask(&renewal, &first).await;
+    folder.write("other.crt", &other.pem);
+    folder.write("new", &kubeconfig(&second).replace("ca.crt", "other.crt"));
+    std::fs::rename(folder.path("new"), folder.path("kubeconfig")).unwrap();
+    ask(&renewal, &second).await;
+
+    // As kubelet mounts a ConfigMap or a Secret: folders, and a link to one of them that is swapped.
+    for (name, server, pem) in [("1", &first, &authority.pem), ("2", &second, &other.pem)] {
+        std::fs::create_dir(folder.path(name)).unwrap();
+        folder.write(&format!("{name}/kubeconfig"), &kubeconfig(server));
+        folder.write(&format!("{name}/ca.crt"), pem);
+        folder.write(&format!("{name}/client.crt"), &one.certificate);
+        folder.write(&format!("{name}/client.key"), &one.key);
+        std::os::unix::fs::symlink(name, folder.path(&format!("data{name}"))).unwrap();
+    }
+    std::fs::rename(folder.path("data1"), folder.path("data")).unwrap();
+    let renewal = folder.renewal_of("data/kubeconfig").await;
+    ask(&renewal, &first).await;
+    std::fs::rename(folder.path("data2"), folder.path("data")).unwrap();
+    ask(&renewal, &second).await;
+}
+
+#[tokio::test]
+async fn rejected_credentials_wait_for_other_ones() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let server = Server::start(&authority, Some(&clients), &["h2"], quiet).await;
+    let folder = Folder::new(&server, &authority, &clients.issue("one"));
+    let renewal = folder.renewal().await;
+    tokio::time::pause();
+    let minute = Duration::from_secs(60);
+    assert!(tokio::time::timeout(minute, renewal.renewed()).await.is_err(), "they are the same");
+    folder.write("client.crt", "");
+    assert!(tokio::time::timeout(minute, renewal.renewed()).await.is_err(), "they are none");
+    folder.put(&clients.issue("two"));
+    assert!(tokio::time::timeout(LOOK_AGAIN * 2, renewal.renewed()).await.is_ok());
+}
+
+#[tokio::test]
+async fn each_request_has_the_token_that_the_file_has() {
+    let authority = Authority::new();
+    let server = Server::start(&authority, None, &["h2"], |request| {
+        let token = request.headers()["authorization"].to_str().unwrap().to_owned();
+        assert_eq!(request.headers()["user-agent"], concat!("chainsmith/", env!("CARGO_PKG_VERSION")));
+        Response::builder().header("seen", token).body(AxumBody::empty()).unwrap()
+    })
+    .await;
+    let client = authority.issue("one");
+    let folder = Folder::new(&server, &authority, &client);
+    let text = kubeconfig(&server)
+        .replace("client-certificate: client.crt, client-key: client.key", "tokenFile: token");
+    folder.write("token", "first");
+    folder.write("kubeconfig", &text);
+    let renewal = folder.renewal().await;
+    for token in ["first", "second"] {
+        folder.write("token", token);
+        let request = Request::get("/version").body(Body::empty()).unwrap();
+        let answer = renewal.current().await.send(request).await.unwrap();
+        assert_eq!(answer.headers()["seen"], format!("Bearer {token}"));
+    }
+    assert_eq!(server.n_connections(), 1);
+}
