@@ -4,9 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::cluster::WEB;
-use crate::health::{HEALTH_PORT, get};
+use crate::health::HEALTH_PORT;
 use crate::lab::address::FAMILIES;
 use crate::lab::client::{Host, IMPATIENCE, Outcome, Protocol};
+use crate::lab::http::get;
 use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;

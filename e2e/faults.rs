@@ -9,6 +9,7 @@ pub mod hangs;
 pub mod kernel;
 pub mod kill;
 pub mod kube_proxy;
+pub mod large;
 pub mod layouts;
 pub mod manifests;
 pub mod memory;
@@ -70,6 +71,7 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("endpoint changes", changes::changes_disturb_no_connection),
     ("another layout", layouts::going_over_disturbs_no_connection),
     ("crossing 1 000 endpoints", layouts::growing_and_shrinking_disturbs_no_connection),
+    ("large Service", large::large_service_holds_up_no_other),
     ("kube-proxy's rules", kube_proxy::its_rules_are_taken_over_and_given_back),
     ("programs that hang, and SIGTERM", hangs::sigterm_is_obeyed_whatever_hangs),
     ("file descriptors", shortage::idle_connections_take_no_descriptors_from_rules),
@@ -192,6 +194,7 @@ on_both_backends! {
     layouts::going_over_disturbs_no_connection,
     layouts::growing_and_shrinking_disturbs_no_connection,
     kube_proxy::its_rules_are_taken_over_and_given_back,
+    large::large_service_holds_up_no_other,
     hangs::sigterm_is_obeyed_whatever_hangs,
     shortage::idle_connections_take_no_descriptors_from_rules,
     shortage::unfinished_heads_take_no_memory,

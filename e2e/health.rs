@@ -1,8 +1,7 @@
 //! What others see of a running Chainsmith: health check node ports, `/healthz` and `/livez`, metrics,
 //! events; and ports that are taken.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -11,8 +10,9 @@ use crate::agent::stop_all;
 use crate::cluster::{LOCAL, LOCAL_PODS, OWN, own_slice};
 use crate::lab::address::{FAMILIES, Family};
 use crate::lab::agent::Agent;
-use crate::lab::client::{Host, Outcome, PATIENCE, Protocol};
+use crate::lab::client::{Host, Outcome, Protocol};
 use crate::lab::host::Node;
+use crate::lab::http::get;
 use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
@@ -25,38 +25,6 @@ pub const HEALTH_PORT: u16 = 30111;
 /// The proxy's own health, and its metrics.
 const HEALTHZ: u16 = 10256;
 const METRICS: u16 = 10249;
-
-/// An answer over HTTP.
-pub struct Answer {
-    /// The status.
-    pub status: u16,
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    fn header(&self, name: &str) -> Option<&str> {
-        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
-        lines.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
-    }
-}
-
-/// What `to` answers `host`; `None` when nobody does.
-pub fn get(host: &dyn Host, to: SocketAddr, path: &str) -> Option<Answer> {
-    let text = host.namespace().run(|| {
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        stream
-            .write_all(format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n").as_bytes())
-            .ok()?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).ok()?;
-        Some(text)
-    })?;
-    let (head, body) = text.split_once("\r\n\r\n")?;
-    let status = head.split(' ').nth(1)?.parse().ok()?;
-    Some(Answer { status, head: head.to_owned(), body: body.to_owned() })
-}
 
 fn at(node: &Node, family: Family, port: u16) -> SocketAddr {
     SocketAddr::new(node.address().of(family), port)

@@ -21,6 +21,7 @@ pub mod address;
 pub mod agent;
 pub mod client;
 pub mod host;
+pub mod http;
 pub mod namespace;
 pub mod netfilter;
 pub mod poll;

@@ -163,7 +163,14 @@ fn notices(report: &Report) -> Vec<Notice> {
             report.drift
         ),
     });
-    refused.chain(drift).collect()
+    let lost = report.losses.iter().map(|loss| Notice {
+        regarding: Regarding::Service(loss.service.clone()),
+        is_warning: true,
+        reason: "FrontendOwnedByOther",
+        action: "ProgramRules",
+        note: format!("{loss}; the {} rules of this Service for it are left out", report.family),
+    });
+    refused.chain(lost).chain(drift).collect()
 }
 
 /// How events get to the API server.

@@ -7,6 +7,7 @@ pub mod decode;
 mod endpoint;
 mod inventory;
 mod node;
+mod ports;
 mod problem;
 mod service;
 mod snapshot;
@@ -14,8 +15,9 @@ mod snapshot;
 pub use endpoint::{Conditions, Endpoint, Hints, Slice, SliceEndpoint, SlicePort};
 pub use inventory::Inventory;
 pub use node::Node;
+pub use ports::ServicePorts;
 pub use problem::{ObjectKind, Problem, Shown};
-pub use service::{Frontend, Port, Service, ServicePort, TrafficPolicy};
+pub use service::{Frontend, Port, Seniority, Service, ServicePort, TrafficPolicy};
 pub use snapshot::{Change, SliceChange, Snapshot, Touched};
 
 use std::fmt;

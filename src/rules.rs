@@ -11,6 +11,7 @@ pub mod dispatch;
 pub mod fixed;
 mod layout;
 pub mod names;
+pub mod overlap;
 pub mod remains;
 mod settings;
 
@@ -18,9 +19,10 @@ pub use layout::{LARGE_CLUSTER_ENDPOINTS, Layout, SMALL_CLUSTER_ENDPOINTS};
 pub use settings::{Detector, NodePorts, Settings};
 
 use dispatch::{Key, Part};
+use overlap::Claims;
 
 use crate::iptables::{Chain, ChainName, Rule, Ruleset, Table};
-use crate::model::{Service, ServicePort, Snapshot};
+use crate::model::{Service, ServicePort, ServicePortName, Snapshot};
 use crate::net::IpFamily;
 use crate::policy::{Place, Selection, Verdicts};
 
@@ -84,8 +86,10 @@ pub struct NatChain {
 pub type Entry = (SharedChain, Rule);
 
 /// What one service port adds to the ruleset.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fragment {
+    /// Whose it is.
+    pub port: ServicePortName,
     /// Its own chains, callees before callers.
     pub chains: Vec<NatChain>,
     /// Its entries in the shared chains; those of one chain in the order in which they stand there.
@@ -95,8 +99,8 @@ pub struct Fragment {
 /// All Services of `snapshot` that have a cluster IP in the family, with their ports' endpoints
 /// counted as kube-proxy counts them for large-cluster mode.
 pub fn count_endpoints(snapshot: &Snapshot, family: IpFamily) -> usize {
-    let ports = snapshot.services().flat_map(|service| service.ports_in(family));
-    ports.map(|port| snapshot.endpoints(&port, family).len()).sum()
+    let services = snapshot.services().map(|service| snapshot.ports_of(service, family));
+    services.map(|ports| ports.iter().map(|port| ports.endpoints(&port).len()).sum::<usize>()).sum()
 }
 
 /// The fragments of `service`, one for each of its ports in the family, in the order of their names.
@@ -107,19 +111,17 @@ pub fn fragments(
     service: &Service,
     layout: Layout,
 ) -> Vec<Fragment> {
-    let mut ports: Vec<_> = service.ports_in(settings.family).collect();
-    ports.sort_by_cached_key(|port| port.name());
-    ports
-        .iter()
-        .map(|port| {
-            let endpoints = snapshot.endpoints(port, settings.family);
-            let selection = Selection::new(port, &endpoints, place);
-            Fragment {
-                chains: chains(settings, layout, port, &selection),
-                entries: entries(settings, port, selection.verdicts(port)),
-            }
-        })
-        .collect()
+    let ports = snapshot.ports_of(service, settings.family);
+    let fragment = |port: ServicePort<'_>| {
+        let endpoints = ports.endpoints(&port);
+        let selection = Selection::new(&port, &endpoints, place);
+        Fragment {
+            port: port.name(),
+            chains: chains(settings, layout, &port, &selection),
+            entries: entries(settings, &port, selection.verdicts(&port)),
+        }
+    };
+    ports.iter().map(fragment).collect()
 }
 
 /// The chains of `port`, callees before callers; none without endpoints.
@@ -151,15 +153,26 @@ pub fn ruleset(settings: &Settings, snapshot: &Snapshot, place: Place<'_>) -> Ru
     for table in Table::ALL {
         ruleset.chain_mut(table, names::KUBE_PROXY_CANARY);
     }
-    let mut entries: [Vec<Rule>; SharedChain::ALL.len()] = Default::default();
+    let mut owners = Vec::new();
     for service in snapshot.services() {
-        for fragment in fragments(settings, snapshot, place, service, layout) {
-            for NatChain { name, rules } in fragment.chains {
+        for Fragment { port, chains, entries } in fragments(settings, snapshot, place, service, layout) {
+            for NatChain { name, rules } in chains {
                 ruleset.chain_mut(Table::Nat, name).rules = rules;
             }
-            for (shared, rule) in fragment.entries {
-                entries[shared as usize].push(rule);
-            }
+            owners.push((service, port, entries));
+        }
+    }
+    let mut claims = Claims::default();
+    for (service, port, entries) in &owners {
+        claims.add(port, service, entries.iter().filter_map(|(chain, rule)| Some((*chain, Key::of(rule)?))));
+    }
+    let overlaps = claims.overlaps(settings.family);
+    let mut entries: [Vec<Rule>; SharedChain::ALL.len()] = Default::default();
+    for (_, port, all) in owners {
+        let is_left_out =
+            |(chain, rule): &Entry| Key::of(rule).is_some_and(|key| overlaps.leave_out(&port, *chain, &key));
+        for (shared, rule) in all.into_iter().filter(|entry| !is_left_out(entry)) {
+            entries[shared as usize].push(rule);
         }
     }
     for shared in SharedChain::ALL {

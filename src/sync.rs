@@ -6,6 +6,7 @@
 mod affinity;
 mod ahead;
 pub mod canary;
+mod compile;
 mod dispatch;
 mod family;
 mod log;
@@ -21,6 +22,7 @@ mod sweep;
 mod tables;
 mod threads;
 mod triggers;
+mod turns;
 mod wanted;
 
 pub use family::{FamilySync, View};
@@ -237,7 +239,7 @@ impl<K: Iptables + 'static> Loop<K> {
             if *shutdown.borrow() {
                 return Ended::Shutdown;
             }
-            let may_start = self.pacer.may_start().is_none_or(|at| at <= Instant::now());
+            let may_start = self.may_start().is_none_or(|at| at <= Instant::now());
             if (is_urgent && self.is_listed() && self.is_dirty()) || (may_start && self.is_waiting()) {
                 self.sync(&mut shutdown).await;
             }
@@ -248,9 +250,7 @@ impl<K: Iptables + 'static> Loop<K> {
     async fn due(&self) -> Event {
         let node_wait = self.node_wait_until().map(|at| (at, Event::NodeWaitOver));
         let sync = match self.pacer.retry_at() {
-            _ if self.is_waiting() => {
-                Some((self.pacer.may_start().unwrap_or_else(Instant::now), Event::SyncDue))
-            }
+            _ if self.is_waiting() => Some((self.may_start().unwrap_or_else(Instant::now), Event::SyncDue)),
             retry_at => retry_at.map(|at| (at, Event::RetryDue)),
         };
         // A retry looks for itself, and not before its time.
@@ -410,6 +410,14 @@ impl<K: Iptables + 'static> Loop<K> {
 
     fn is_dirty(&self) -> bool {
         self.state.families.iter().any(FamilySync::is_dirty)
+    }
+
+    /// When a sync may start; `None`: at once. What the last one left of a large Service does not wait for
+    /// the minimum period, nor does any change that came meanwhile.
+    fn may_start(&self) -> Option<Instant> {
+        let goes_on =
+            self.pacer.retry_at().is_none() && self.state.families.iter().any(FamilySync::is_unfinished);
+        if goes_on { None } else { self.pacer.may_start() }
     }
 
     /// The ruleset's generation, on the nft back-end; `None` also when it cannot be had.

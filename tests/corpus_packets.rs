@@ -88,9 +88,11 @@ fn destinations(case: &Case, snapshot: &Snapshot, family: IpFamily) -> BTreeSet<
 
 /// One endpoint of each service port, as the source of packets to everything.
 fn hairpins(snapshot: &Snapshot, family: IpFamily) -> Vec<Source> {
-    let ports = snapshot.services().flat_map(|service| service.ports_in(family));
-    let endpoints =
-        ports.filter_map(|port| snapshot.endpoints(&port, family).first().map(|e| e.address.ip()));
+    let services = snapshot.services().map(|service| snapshot.ports_of(service, family));
+    let endpoints = services.flat_map(|ports| {
+        let first = |port| ports.endpoints(&port).first().map(|endpoint| endpoint.address.ip());
+        ports.iter().filter_map(first).collect::<Vec<_>>()
+    });
     let ips: BTreeSet<IpAddr> = endpoints.take(20).collect();
     ips.into_iter().map(|ip| Source { origin: Origin::Arrives(Some("cni0".into())), ip }).collect()
 }

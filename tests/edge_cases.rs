@@ -21,6 +21,8 @@ mod masquerading;
 mod node_ports;
 #[path = "edge_cases/objects.rs"]
 mod objects;
+#[path = "edge_cases/overlaps.rs"]
+mod overlaps;
 #[path = "edge_cases/policies.rs"]
 mod policies;
 #[path = "edge_cases/service_changes.rs"]

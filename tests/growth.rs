@@ -5,6 +5,8 @@
 mod cluster;
 #[path = "properties/fates.rs"]
 mod fates;
+#[path = "growth/giant.rs"]
+mod giant;
 #[path = "../benches/sink.rs"]
 mod sink;
 #[path = "growth/start.rs"]

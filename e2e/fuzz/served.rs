@@ -133,7 +133,7 @@ static ALONE: LazyLock<(Snapshot, Service)> = LazyLock::new(|| {
         let (change, _) = decode::change(object, &mut interner);
         snapshot.apply(change.expect("it is good"), &mut Touched::default());
     }
-    let service = snapshot.services().next().expect("it is good").clone();
+    let service = Service::clone(snapshot.services().next().expect("it is good"));
     (snapshot, service)
 });
 

@@ -83,12 +83,21 @@ impl HealthPorts {
 }
 
 impl Observer for HealthPorts {
-    /// What could not be put into force is not claimed: after a failure all stays as it is.
+    /// What is not put into force yet is not claimed: after a failure all stays as it is, and a Service
+    /// that waits stays as it was.
     fn synced(&self, synced: &Synced<'_>) {
         if synced.report.outcome.is_ok() {
-            let wanted = wanted(synced.view, synced.settings, synced.quarantine);
+            let mut wanted = wanted(synced.view, synced.settings, synced.quarantine);
             let sender = self.wanted.get(synced.report.family);
-            sender.send_if_modified(|old| std::mem::replace(old, wanted.clone()) != wanted);
+            sender.send_if_modified(|old| {
+                for service in &synced.report.waiting {
+                    wanted.services.remove(service);
+                    wanted.services.extend(old.services.get(service).map(|port| (service.clone(), *port)));
+                }
+                let is_modified = wanted != *old;
+                *old = std::mem::take(&mut wanted);
+                is_modified
+            });
         }
     }
 }

@@ -38,6 +38,8 @@ pub struct SyncSample {
     pub n_chains: usize,
     /// Service ports that are left out because the kernel refuses them.
     pub n_quarantined: usize,
+    /// Frontends of service ports that are left out because another Service owns them.
+    pub n_overlaps: usize,
     /// Chains and jumps that another process had changed, and that are repaired.
     pub n_repaired: usize,
     /// For each table: its name, rules written, rules of ours in force.
@@ -85,6 +87,7 @@ pub(super) struct SyncMetrics {
     processes: IntCounterVec,
     drift: IntCounterVec,
     quarantined: GaugeVec,
+    overlaps: GaugeVec,
     service_ports: GaugeVec,
     endpoints: GaugeVec,
     layout: GaugeVec,
@@ -123,6 +126,7 @@ impl SyncMetrics {
             processes: define.counters(PROCESSES, family)?,
             drift: define.counters(DRIFT, family)?,
             quarantined: define.gauges(QUARANTINED, family)?,
+            overlaps: define.gauges(OVERLAPS, family)?,
             service_ports: define.gauges(SERVICE_PORTS, family)?,
             endpoints: define.gauges(ENDPOINTS, family)?,
             affinity_lists_full: define.gauges(AFFINITY_LISTS_FULL, family)?,
@@ -149,6 +153,7 @@ impl SyncMetrics {
         self.processes.with_label_values(labels).inc_by(sync.n_processes as u64);
         self.chains_written.with_label_values(labels).inc_by(sync.n_chains as u64);
         self.quarantined.with_label_values(labels).set(sync.n_quarantined as f64);
+        self.overlaps.with_label_values(labels).set(sync.n_overlaps as f64);
         self.drift.with_label_values(labels).inc_by(sync.n_repaired as u64);
         self.service_ports.with_label_values(labels).set(sync.n_service_ports as f64);
         self.endpoints.with_label_values(labels).set(sync.n_endpoints as f64);
@@ -253,6 +258,10 @@ const DRIFT: (&str, &str) =
     ("chainsmith_drift_repaired_total", "Chains and jumps repaired after another process changed them");
 const QUARANTINED: (&str, &str) =
     ("chainsmith_quarantined_service_ports", "Service ports left out because the kernel refuses them");
+const OVERLAPS: (&str, &str) = (
+    "chainsmith_overlapping_frontends",
+    "Frontends of service ports left out because another Service owns the address and port, or node port",
+);
 const SERVICE_PORTS: (&str, &str) = ("chainsmith_service_ports", "Service ports in the rules");
 const ENDPOINTS: (&str, &str) =
     ("chainsmith_endpoints", "Endpoints of the service ports in the rules, whatever their conditions");

@@ -99,6 +99,7 @@ fn sample(family: IpFamily, is_full: bool) -> SyncSample {
         n_processes: 1,
         n_chains: 4,
         n_quarantined: 1,
+        n_overlaps: 4,
         n_repaired: 2,
         rules: [("filter", 3, 5), ("nat", 7, 58)],
         n_service_ports: 9,

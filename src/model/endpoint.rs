@@ -77,26 +77,18 @@ pub struct Endpoint<'a> {
 }
 
 impl<'a> Endpoint<'a> {
-    /// The endpoints that `slices` hold for a port `name` of `protocol`: sorted by address, each
-    /// address once.
+    /// The endpoints of `slices`, each taken at the port given with it: sorted by address, each address
+    /// once.
     ///
     /// Of several entries with one address the last that is not terminating counts, else the first.
     /// Slices are taken in the order given. Source: kube-proxy v1.36, `endpointslicecache`.
-    pub fn merge(
-        slices: impl Iterator<Item = &'a Slice>,
-        name: &str,
-        protocol: Protocol,
-    ) -> Vec<Endpoint<'a>> {
+    pub fn merge(slices: impl Iterator<Item = (&'a Slice, u16)>) -> Vec<Endpoint<'a>> {
         let mut all = Vec::new();
-        for slice in slices {
-            for port in slice.ports.iter().filter(|port| port.protocol == protocol && &*port.name == name) {
-                all.extend(
-                    slice
-                        .endpoints
-                        .iter()
-                        .map(|source| Endpoint { address: SocketAddr::new(source.ip, port.port), source }),
-                );
-            }
+        for (slice, port) in slices {
+            let endpoints = slice.endpoints.iter();
+            all.extend(
+                endpoints.map(|source| Endpoint { address: SocketAddr::new(source.ip, port), source }),
+            );
         }
         all.sort_by_key(|endpoint| endpoint.address); // stable: duplicates stay in order
         let mut merged: Vec<Endpoint<'a>> = Vec::with_capacity(all.len());

@@ -29,6 +29,13 @@ pub struct Frontend {
     pub source_ranges: Box<[Cidr]>,
 }
 
+impl Frontend {
+    /// How many addresses it has.
+    pub fn n_addresses(&self) -> usize {
+        1 + self.external_ips.len() + self.load_balancer_ips.len()
+    }
+}
+
 /// One entry of `spec.ports`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
@@ -61,15 +68,40 @@ pub struct Service {
     pub affinity_seconds: Option<u32>,
     /// `spec.healthCheckNodePort` of a load balancer with external policy Local.
     pub health_check_node_port: Option<u16>,
+    /// `metadata.creationTimestamp`, in seconds since 1970; `None` when the object has none, as in a file.
+    pub created: Option<i64>,
+}
+
+/// How strong a Service's claim to a frontend is that others claim too; the least wins. A cluster IP is
+/// stronger than an external IP or load balancer IP, which any namespace may ask for; an older Service is
+/// stronger than a younger one. Of two equal ones the first by name wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Seniority {
+    is_external: bool,
+    is_undated: bool,
+    created: i64,
 }
 
 impl Service {
     /// Its service ports in `family`, in the object's order; none when it has no cluster IP there.
     pub fn ports_in(&self, family: IpFamily) -> impl Iterator<Item = ServicePort<'_>> {
-        let frontend = self.frontends.get(family).as_ref();
-        frontend.into_iter().flat_map(move |frontend| {
-            self.ports.iter().map(move |port| ServicePort { service: self, port, frontend })
-        })
+        (0..self.ports.len()).map_while(move |place| self.port_in(family, place))
+    }
+
+    /// How strong its claim to `ip` is, or to a node port when there is none.
+    pub fn seniority(&self, family: IpFamily, ip: Option<IpAddr>) -> Seniority {
+        let cluster_ip = self.frontends.get(family).as_ref().map(|frontend| frontend.cluster_ip);
+        Seniority {
+            is_external: ip.is_some() && ip != cluster_ip,
+            is_undated: self.created.is_none(),
+            created: self.created.unwrap_or_default(),
+        }
+    }
+
+    /// The service port at `place` of its list of ports, if it has a cluster IP in `family`.
+    pub fn port_in(&self, family: IpFamily, place: usize) -> Option<ServicePort<'_>> {
+        let frontend = self.frontends.get(family).as_ref()?;
+        Some(ServicePort { service: self, place, port: self.ports.get(place)?, frontend })
     }
 }
 
@@ -78,6 +110,8 @@ impl Service {
 pub struct ServicePort<'a> {
     /// Its Service.
     pub service: &'a Service,
+    /// Its place in `spec.ports`, from 0.
+    pub place: usize,
     /// Its entry of `spec.ports`.
     pub port: &'a Port,
     /// What it answers on.

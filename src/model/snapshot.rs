@@ -1,9 +1,10 @@
 //! The newest state of the cluster, and what a change of it touches.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::{Endpoint, Node, Service, ServiceName, ServicePort, Slice, SliceName};
+use super::{Node, Port, Service, ServiceName, ServicePorts, Slice, SliceName};
 use crate::net::{IpFamily, PerFamily};
 
 /// One thing that happened in the cluster, decoded.
@@ -67,10 +68,13 @@ impl Touched {
     }
 }
 
+/// Up to how many slices of a Service are kept in no more memory than they need.
+const FEW_SLICES: usize = 16;
+
 /// The newest of each object, decoded. Sorted by name all the way down.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    services: BTreeMap<ServiceName, Service>,
+    services: BTreeMap<ServiceName, Arc<Service>>,
     /// Of each Service, sorted by name; mostly one, which a map would give room for eleven.
     slices: BTreeMap<ServiceName, Vec<(SliceName, Slice)>>,
     owners: BTreeMap<SliceName, ServiceName>,
@@ -119,18 +123,18 @@ impl Snapshot {
 
     fn set_service(&mut self, name: ServiceName, new: Option<Service>, touched: &mut Touched) {
         let old = self.services.get(&name);
-        if old == new.as_ref() {
+        if old.map(Arc::as_ref) == new.as_ref() {
             return;
         }
         touched.changed_services.push(name.clone());
         for family in IpFamily::BOTH {
             let view = |service: Option<&Service>| service.is_some_and(|s| s.frontends.get(family).is_some());
-            if view(old) || view(new.as_ref()) {
+            if view(old.map(Arc::as_ref)) || view(new.as_ref()) {
                 touched.service(family, &name);
             }
         }
         match new {
-            Some(service) => self.services.insert(name, service),
+            Some(service) => self.services.insert(name, Arc::new(service)),
             None => self.services.remove(&name),
         };
     }
@@ -154,26 +158,51 @@ impl Snapshot {
             touched.service(family, &service);
             touched.changed_slices.push(SliceChange { service, family, is_gone: false, triggered_at });
         }
-        if let Some(owner) = self.owners.remove(&name)
-            && let Some(slices) = self.slices.get_mut(&owner)
-        {
-            slices.retain(|(other, _)| *other != name);
-            if slices.is_empty() {
-                self.slices.remove(&owner);
+        match new {
+            Some(slice) if self.owners.get(&name) == Some(&slice.service) => {
+                if let Some(held) = self.slice_mut(&name) {
+                    *held = slice;
+                }
+            }
+            new => {
+                self.remove_slice(&name);
+                if let Some(slice) = new {
+                    self.insert_slice(name, slice);
+                }
             }
         }
-        if let Some(slice) = new {
-            self.owners.insert(name.clone(), slice.service.clone());
-            let slices = self.slices.entry(slice.service.clone()).or_default();
-            let at = slices.partition_point(|(other, _)| *other < name);
-            slices.reserve_exact(1);
-            slices.insert(at, (name, slice));
+    }
+
+    fn remove_slice(&mut self, name: &SliceName) {
+        let Some(owner) = self.owners.remove(name) else { return };
+        let Some(slices) = self.slices.get_mut(&owner) else { return };
+        if let Ok(at) = slices.binary_search_by(|(other, _)| other.cmp(name)) {
+            slices.remove(at);
         }
+        if slices.is_empty() {
+            self.slices.remove(&owner);
+        }
+    }
+
+    fn insert_slice(&mut self, name: SliceName, slice: Slice) {
+        self.owners.insert(name.clone(), slice.service.clone());
+        let slices = self.slices.entry(slice.service.clone()).or_default();
+        let at = slices.partition_point(|(other, _)| *other < name);
+        // Room for no more than there are, unless they are so many that growing by one costs more.
+        if slices.len() < FEW_SLICES {
+            slices.reserve_exact(1);
+        }
+        slices.insert(at, (name, slice));
     }
 
     fn slice(&self, name: &SliceName) -> Option<&Slice> {
         let slices = self.slices.get(self.owners.get(name)?)?;
-        slices.iter().find(|(other, _)| other == name).map(|(_, slice)| slice)
+        slices.binary_search_by(|(other, _)| other.cmp(name)).ok().map(|at| &slices[at].1)
+    }
+
+    fn slice_mut(&mut self, name: &SliceName) -> Option<&mut Slice> {
+        let slices = self.slices.get_mut(self.owners.get(name)?)?;
+        slices.binary_search_by(|(other, _)| other.cmp(name)).ok().map(|at| &mut slices[at].1)
     }
 
     /// This node's Node; the last one seen, also after it was deleted.
@@ -182,12 +211,12 @@ impl Snapshot {
     }
 
     /// The Service called `name`.
-    pub fn service(&self, name: &ServiceName) -> Option<&Service> {
+    pub fn service(&self, name: &ServiceName) -> Option<&Arc<Service>> {
         self.services.get(name)
     }
 
     /// All Services that are proxied, by name.
-    pub fn services(&self) -> impl Iterator<Item = &Service> {
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values()
     }
 
@@ -206,10 +235,30 @@ impl Snapshot {
         self.slices.values().flatten().map(|(name, slice)| (name, slice))
     }
 
-    /// The endpoints of `port` in `family`, whatever their conditions: sorted by address, each once.
-    pub fn endpoints(&self, port: &ServicePort<'_>, family: IpFamily) -> Vec<Endpoint<'_>> {
-        let slices = self.slices.get(&port.service.name).into_iter().flatten().map(|(_, slice)| slice);
-        Endpoint::merge(slices.filter(|slice| slice.family == family), &port.port.name, port.port.protocol)
+    /// About how many rules `service` may need in `family`, without looking at each port.
+    pub fn weight(&self, service: &Service, family: IpFamily) -> usize {
+        let n_ports = service.ports.len();
+        let Some(frontend) = service.frontends.get(family).as_ref().filter(|_| n_ports > 0) else { return 0 };
+        let slices = self.slices.get(&service.name).into_iter().flatten().map(|(_, slice)| slice);
+        let weight = |slice: &Slice| slice.ports.len() * slice.endpoints.len();
+        let endpoints = slices.filter(|slice| slice.family == family).map(weight);
+        n_ports * frontend.n_addresses() + endpoints.sum::<usize>()
+    }
+
+    /// The ports of `service` in `family` with their endpoints.
+    pub fn ports_of<'a>(&'a self, service: &'a Service, family: IpFamily) -> ServicePorts<'a> {
+        self.ports_among(service, family, |_| true)
+    }
+
+    /// As [`Snapshot::ports_of`], of the ports that are `asked` for.
+    pub fn ports_among<'a>(
+        &'a self,
+        service: &'a Service,
+        family: IpFamily,
+        asked: impl Fn(&Port) -> bool,
+    ) -> ServicePorts<'a> {
+        let slices = self.slices.get(&service.name).into_iter().flatten().map(|(_, slice)| slice);
+        ServicePorts::new(service, family, slices, asked)
     }
 }
 

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::model::{Endpoint, ServicePort};
-use crate::net::Protocol;
+use crate::model::{Endpoint, Seniority, ServicePort};
+use crate::net::{IpFamily, Protocol};
 
 /// A UDP flow: where its first packet was sent to, and where it was taken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,13 +77,21 @@ struct Doors {
     node_ports: BTreeSet<u16>,
 }
 
+/// The service port that has a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owner {
+    seniority: Seniority,
+    /// The place of its endpoints.
+    at: usize,
+}
+
 /// The UDP service ports of one family with the endpoints that serve them, and what lately was one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frontends {
-    /// Each address and port, with the place of its endpoints.
-    addresses: BTreeMap<SocketAddr, usize>,
+    /// Each address and port, with whose it is.
+    addresses: BTreeMap<SocketAddr, Owner>,
     /// Likewise each node port.
-    node_ports: BTreeMap<u16, usize>,
+    node_ports: BTreeMap<u16, Owner>,
     /// The serving endpoints of each service port, else those that are ready, sorted.
     backends: Vec<Box<[SocketAddr]>>,
     node_port_ips: NodePortIps,
@@ -97,8 +105,8 @@ impl Frontends {
     }
 
     /// Adds `port` with its `external_ips` (those that are served) and `endpoints` (all of them,
-    /// sorted by address). Other protocols than UDP are left out. Of two service ports with one
-    /// address the first that anybody serves counts, as in the rules.
+    /// sorted by address). Other protocols than UDP are left out. Of several service ports with one
+    /// frontend one owns it, as in the rules. They are added in the order of their names.
     pub fn add(&mut self, port: &ServicePort<'_>, external_ips: &[IpAddr], endpoints: &[Endpoint<'_>]) {
         if port.port.protocol != Protocol::Udp {
             return;
@@ -111,19 +119,23 @@ impl Frontends {
             if any_serves { conditions.is_serving } else { conditions.is_ready }
         });
         self.backends.push(usable.map(|endpoint| endpoint.address).collect());
-        let (at, backends) = (self.backends.len() - 1, &self.backends);
-        let take = |held: &mut usize| {
-            if backends[*held].is_empty() {
-                *held = at;
+        let at = self.backends.len() - 1;
+        let frontend = port.frontend;
+        let family = IpFamily::of(frontend.cluster_ip);
+        let owner = |ip| Owner { seniority: port.service.seniority(family, ip), at };
+        let take_over = |held: &mut Owner, new: Owner| {
+            if new.seniority < held.seniority {
+                *held = new;
             }
         };
-        let frontend = port.frontend;
         let ips = [frontend.cluster_ip].into_iter();
         for ip in ips.chain(external_ips.iter().copied()).chain(frontend.load_balancer_ips.iter().copied()) {
-            self.addresses.entry(SocketAddr::new(ip, port.port.port)).and_modify(take).or_insert(at);
+            let (address, owner) = (SocketAddr::new(ip, port.port.port), owner(Some(ip)));
+            self.addresses.entry(address).and_modify(|held| take_over(held, owner)).or_insert(owner);
         }
         if let Some(node_port) = port.port.node_port {
-            self.node_ports.entry(node_port).and_modify(take).or_insert(at);
+            let owner = owner(None);
+            self.node_ports.entry(node_port).and_modify(|held| take_over(held, owner)).or_insert(owner);
         }
     }
 
@@ -162,12 +174,12 @@ impl Frontends {
     /// settled.
     pub fn judge(&self, flow: &Flow) -> Option<Stale> {
         let (destination, port) = (flow.destination, flow.destination.port());
-        if let Some(at) = self.addresses.get(&destination) {
-            return self.judge_backend(*at, flow);
+        if let Some(owner) = self.addresses.get(&destination) {
+            return self.judge_backend(owner.at, flow);
         }
         let is_on_node = self.node_port_ips.contains(destination.ip());
-        if let Some(at) = self.node_ports.get(&port).filter(|_| is_on_node) {
-            return self.judge_backend(*at, flow);
+        if let Some(owner) = self.node_ports.get(&port).filter(|_| is_on_node) {
+            return self.judge_backend(owner.at, flow);
         }
         let is_former = self.former.addresses.contains(&destination)
             || (is_on_node && self.former.node_ports.contains(&port));

@@ -56,6 +56,7 @@ fn service(text: &str) -> Service {
         external_policy: policy("external=Local"),
         affinity_seconds: None,
         health_check_node_port: None,
+        created: None,
     }
 }
 

@@ -5,7 +5,8 @@
 
 mod tree;
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 use super::layout::Layout;
 use super::names::{self, PortChain};
@@ -37,6 +38,17 @@ impl Key {
             _ => None,
         })?;
         Some(Key { ip, protocol: *protocol, port })
+    }
+}
+
+/// `<ip>:<port>/<protocol>`, or `node port <port>/<protocol>`.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ip {
+            Some(ip) => write!(f, "{}", SocketAddr::new(ip, self.port))?,
+            None => write!(f, "node port {}", self.port)?,
+        }
+        write!(f, "/{}", self.protocol)
     }
 }
 

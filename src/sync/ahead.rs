@@ -14,7 +14,7 @@ const AHEAD: usize = 4;
 /// Passes each of `items` with what `make` makes of it to `each`, in order; ends at the first error.
 pub(super) fn for_each_made<T: Sync, U: Send, E>(
     items: &[T],
-    make: impl Fn(&T) -> U + Send,
+    mut make: impl FnMut(&T) -> U + Send,
     mut each: impl FnMut(&T, U) -> Result<(), E>,
 ) -> Result<(), E> {
     if items.len() < WORTH_A_THREAD {
@@ -25,16 +25,16 @@ pub(super) fn for_each_made<T: Sync, U: Send, E>(
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(AHEAD);
         let make_all = move || {
-            let make = make.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut make = make.lock().unwrap_or_else(PoisonError::into_inner);
             for chunk in items.chunks(CHUNK) {
-                let made: Vec<U> = chunk.iter().map(&*make).collect();
+                let made: Vec<U> = chunk.iter().map(&mut *make).collect();
                 if sender.send(made).is_err() {
                     return; // an error ended it
                 }
             }
         };
         if std::thread::Builder::new().spawn_scoped(scope, make_all).is_err() {
-            let make = make.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut make = make.lock().unwrap_or_else(PoisonError::into_inner);
             return items.iter().try_for_each(|item| each(item, make(item)));
         }
         for (chunk, made) in items.chunks(CHUNK).zip(receiver) {

@@ -2,20 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::records::{Record, find_port};
+use super::records::Record;
 use crate::iptables::{ChainName, Rule, Table};
 use crate::kernel::RestoreError;
-use crate::model::{ServicePortName, Snapshot};
+use crate::model::ServicePortName;
 use crate::plan::{Digest, Failure, Planner, Restore};
 use crate::rules::dispatch::{Key, Part, SharedPart, shared_chains};
-use crate::rules::{self, Layout, Settings, SharedChain, names};
+use crate::rules::overlap::Overlaps;
+use crate::rules::{Layout, Settings, SharedChain, names};
 
 /// What the dispatch is made of.
 pub(super) struct Dispatch<'a> {
     pub(super) settings: &'a Settings,
-    pub(super) snapshot: &'a Snapshot,
     pub(super) layout: Layout,
     pub(super) records: &'a BTreeMap<ServicePortName, Record>,
+    pub(super) overlaps: &'a Overlaps,
 }
 
 /// The entries of one shared chain, in the order of their service ports.
@@ -63,8 +64,9 @@ impl Dispatch<'_> {
     fn entries(&self, chain: SharedChain) -> Entries<'_> {
         let (mut owners, mut keys, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
         for (name, record) in self.records {
-            let of_chain = record.nat_entries.iter().filter(|(shared, ..)| *shared == chain);
-            for (n, (_, key, hash)) in of_chain.enumerate() {
+            let of_chain = record.nat_entries.iter().filter(|(shared, ..)| *shared == chain).enumerate();
+            let left_out = |key| self.overlaps.leave_out(name, chain, key);
+            for (n, (_, key, hash)) in of_chain.filter(|(_, (_, key, _))| !left_out(key)) {
                 owners.push((name, n));
                 keys.push(*key);
                 hashes.push(*hash);
@@ -113,10 +115,8 @@ impl Entries<'_> {
 
     /// The entries of one service port in this chain.
     fn rules_of(&self, name: &ServicePortName) -> Vec<Rule> {
-        let Dispatch { settings, snapshot, records, .. } = self.dispatch;
-        let port = find_port(snapshot, settings.family, name).zip(records.get(name));
-        let entries = port.map(|(port, record)| rules::entries(settings, &port, record.verdicts));
-        let entries = entries.into_iter().flatten();
-        entries.filter(|(chain, _)| *chain == self.chain).map(|(_, rule)| rule).collect()
+        let Dispatch { settings, records, .. } = self.dispatch;
+        let entries = records.get(name).map(|record| record.entries(settings)).unwrap_or_default();
+        entries.into_iter().filter(|(chain, _)| *chain == self.chain).map(|(_, rule)| rule).collect()
     }
 }

@@ -11,13 +11,14 @@ use super::Scope;
 use super::ahead::for_each_made;
 use super::dispatch::Dispatch;
 use super::quarantine::{Scene, held_chain, is_refusal};
-use super::records::{Changed, Record, Sums, find_port, record, take_records};
+use super::records::{Changed, Record, Sums};
 use super::report::{Quarantine, Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
 use super::tables::{Depth, Look, Tables};
+use super::turns::{Turns, Work};
 use super::wanted::{
-    callers_first, chains_of_service_ports, filter_chains, fixed_nat_chains_in_order, is_urgent, layout_of,
-    nat_chains_of, ranked,
+    Compiler, callers_first, chains_of_service_ports, filter_chains, fixed_nat_chains_in_order, is_urgent,
+    layout_of, ranked, unknown_chains,
 };
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Table};
@@ -26,6 +27,7 @@ use crate::model::{ServiceName, ServicePortName, Snapshot};
 use crate::net::IpFamily;
 use crate::plan::{Aftermath, Committed, Failure, NatChain, Planner, Uncertain, When};
 use crate::policy::Place;
+use crate::rules::overlap::Overlaps;
 use crate::rules::{Layout, Settings, SharedChain};
 
 /// Up to how many service ports and endpoints are put in force all together on a node without rules:
@@ -35,15 +37,29 @@ const MAX_AT_ONCE: usize = 2_000;
 /// The rules of one family on one node.
 pub struct FamilySync<K> {
     pub(super) tables: Tables<K>,
-    settings: Option<Settings>,
+    pub(super) settings: Option<Settings>,
     pub(super) records: BTreeMap<ServicePortName, Record>,
-    sums: Sums,
+    pub(super) sums: Sums,
+    /// Frontends that several of `records` claim.
+    pub(super) overlaps: Overlaps,
     /// Endpoints of service ports in quarantine, when anything was last compiled.
-    n_left_out: usize,
+    pub(super) n_left_out: usize,
     /// As the rules in force are laid out, or about to be; `None` before the first sync.
-    layout: Option<Layout>,
+    pub(super) layout: Option<Layout>,
     /// What has to be compiled and compared at the next sync.
-    dirty: Scope,
+    pub(super) dirty: Scope,
+    /// Large Services that changed, which are compiled a part at a time.
+    pub(super) turns: Turns,
+    /// What the sync that is under way compiles.
+    pub(super) work: Work,
+    /// Whether chains may be stale that no record tells of: since a full sync that left large Services out.
+    pub(super) has_unknown_chains: bool,
+    /// Service ports of large Services that a full sync left out, and that are not in force. Their endpoints
+    /// count for the layout.
+    pub(super) unserved: BTreeMap<ServicePortName, Record>,
+    /// Whether these own what they claim: on a node that had no rules no other Service gets it meanwhile;
+    /// elsewhere the one in force keeps it.
+    pub(super) is_unserved_owner: bool,
     /// Of the sync that is under way.
     pub(super) clock: Stopwatch,
     /// Chains of nat that foreign rules refer to, as far as that is known. Once stale they are flushed, not
@@ -88,10 +104,16 @@ impl<K: Iptables> FamilySync<K> {
             settings: None,
             records: BTreeMap::new(),
             sums: Sums::default(),
+            overlaps: Overlaps::default(),
             n_left_out: 0,
             clock: Stopwatch::default(),
             layout: None,
             dirty: Scope::Everything,
+            turns: Turns::new(),
+            work: Work::Services(BTreeSet::new()),
+            has_unknown_chains: false,
+            unserved: BTreeMap::new(),
+            is_unserved_owner: false,
             held: BTreeSet::new(),
             emptied: BTreeSet::new(),
             holds_all: false,
@@ -122,7 +144,7 @@ impl<K: Iptables> FamilySync<K> {
     /// Notes that every service port has to be compared; with `reread`, with what is found in the
     /// kernel, because somebody else wrote there. What cannot be read is written again.
     pub fn touch_everything(&mut self, reread: bool) {
-        self.dirty = Scope::Everything;
+        self.touch_all();
         if reread {
             self.tables.forget();
             self.quarantine.clear();
@@ -154,9 +176,21 @@ impl<K: Iptables> FamilySync<K> {
         let is_new = self.settings.as_ref() != Some(&settings);
         if is_new {
             self.settings = Some(settings);
-            self.dirty = Scope::Everything;
+            self.touch_all();
         }
         is_new
+    }
+
+    /// Large Services begin anew: their entries are made again with all others.
+    fn touch_all(&mut self) {
+        self.dirty = Scope::Everything;
+        self.turns.clear();
+    }
+
+    /// Has Services above `weight` synced a part at a time; see [`Snapshot::weight`]. For tests, in which
+    /// all Services are small.
+    pub fn set_turn_limit(&mut self, weight: usize) {
+        self.turns.set_limit(weight);
     }
 
     /// What the rules depend on beside the objects, once it is settled.
@@ -166,13 +200,20 @@ impl<K: Iptables> FamilySync<K> {
 
     /// Whether a sync has anything to look at.
     pub fn is_dirty(&self) -> bool {
-        self.tables.committed().is_none() || self.dirty != Scope::Services(BTreeSet::new())
+        self.tables.committed().is_none()
+            || self.dirty != Scope::Services(BTreeSet::new())
+            || self.is_unfinished()
+    }
+
+    /// Whether the last sync left a part of a large Service to the next one.
+    pub fn is_unfinished(&self) -> bool {
+        !self.turns.is_empty()
     }
 
     /// Has every service port compared with what is found in the kernel, after a look that found
     /// something wrong. What can neither be read there nor compared by its print is left alone.
     pub fn suspect(&mut self) {
-        self.dirty = Scope::Everything;
+        self.touch_all();
         self.tables.suspect();
         self.quarantine.clear();
         self.held.clear();
@@ -262,16 +303,19 @@ impl<K: Iptables> FamilySync<K> {
     /// next sync; what was committed before it stays known. `stop` ends it early, between batches.
     pub fn sync(&mut self, view: View<'_>, stop: &AtomicBool) -> Report {
         let backend = self.tables.kernel.backend();
-        let mut report = Report::new(self.family(), backend, self.dirty.clone());
-        let Some(settings) = self.settings.clone() else { return report };
+        let Some(settings) = self.settings.clone() else {
+            return Report::new(self.family(), backend, self.dirty.clone());
+        };
+        self.choose_work(view);
+        let mut report = Report::new(self.family(), backend, self.work.scope());
         self.clock = Stopwatch::start();
         let scene = Scene { settings: &settings, view, stop };
         let mut committed = self.take_committed(&mut report);
         if self.layout.is_none() {
             self.layout = Some(layout_of(&committed, &settings));
         }
-        let mut changed = self.compile(&settings, view);
-        self.lay_out(&settings, &mut changed);
+        let mut changed = self.compile(&settings, view, Some(&committed), &mut report);
+        self.lay_out(scene, &mut changed);
         let mut outcome = self
             .restore_urgent(scene, &mut committed, &mut report)
             .and_then(|()| self.restore(scene, &changed, self.turn, &mut committed, &mut report));
@@ -308,7 +352,9 @@ impl<K: Iptables> FamilySync<K> {
                 if report.is_full() {
                     self.tables.kernel.relax_limits();
                 }
-                self.dirty = Scope::Services(BTreeSet::new());
+                if self.turns.is_empty() {
+                    self.has_unknown_chains = false;
+                }
                 self.emptied.retain(|chain| self.held.contains(chain));
                 report.n_repaired = std::mem::take(&mut self.n_unrepaired);
                 report.inherited = self.tables.take_inherited();
@@ -325,7 +371,12 @@ impl<K: Iptables> FamilySync<K> {
             }
         }
         report.stages = self.clock.stop(self.tables.kernel.lock_wait());
+        report.waiting = self.turns.services().cloned().collect();
+        if let Scope::Services(others) = &self.dirty {
+            report.waiting.extend(others.iter().cloned());
+        }
         report.n_quarantined = self.quarantine.len();
+        report.n_overlaps = self.overlaps.n_lost();
         report.n_filter_rules = self.tables.n_rules(Table::Filter);
         report.n_nat_rules = self.tables.n_rules(Table::Nat);
         report
@@ -337,8 +388,10 @@ impl<K: Iptables> FamilySync<K> {
         scene: Scene<'_>,
         report: &mut Report,
     ) -> Result<(), Failure<RestoreError>> {
-        self.dirty = Scope::Everything;
-        let changed = self.compile(scene.settings, scene.view);
+        self.dirty = Scope::Services(BTreeSet::new());
+        self.turns.clear();
+        self.work = Work::Everything { defers: false };
+        let changed = self.compile(scene.settings, scene.view, None, report);
         let mut committed = self.take_committed(report);
         let outcome = self.restore(scene, &changed, self.turn, &mut committed, report);
         self.tables.put_back(committed);
@@ -376,79 +429,6 @@ impl<K: Iptables> FamilySync<K> {
         self.holds_all = all;
     }
 
-    /// Makes the records of what is dirty again.
-    fn compile(&mut self, settings: &Settings, view: View<'_>) -> Changed {
-        let started = Instant::now();
-        let old = match &self.dirty {
-            Scope::Everything => std::mem::take(&mut self.records),
-            Scope::Services(services) => {
-                services.iter().flat_map(|name| take_records(&mut self.records, name)).collect()
-            }
-        };
-        let mut changed = Changed { ports: BTreeSet::new(), old, shared: BTreeSet::new() };
-        let services: Vec<_> = match &self.dirty {
-            Scope::Everything => view.snapshot.services().collect(),
-            Scope::Services(names) => names.iter().filter_map(|name| view.snapshot.service(name)).collect(),
-        };
-        for service in services {
-            for port in service.ports_in(settings.family) {
-                let name = port.name();
-                if !self.quarantine.contains_key(&name) {
-                    self.records.insert(name.clone(), record(settings, view, &port));
-                    changed.ports.insert(name);
-                }
-            }
-        }
-        let left_out =
-            self.quarantine.keys().filter_map(|name| find_port(view.snapshot, settings.family, name));
-        self.n_left_out = left_out.map(|port| view.snapshot.endpoints(&port, settings.family).len()).sum();
-        changed.find_shared(&self.records, self.dirty == Scope::Everything);
-        self.sum_up(&changed);
-        self.clock.compiling(started.elapsed());
-        changed
-    }
-
-    /// Decides for a layout, never while it is found out who is refused. Another than the last touches
-    /// everything: kube-proxy leaves chains of unchanged Services as they are until its next full sync;
-    /// here the same objects always give the same rules.
-    fn lay_out(&mut self, settings: &Settings, changed: &mut Changed) {
-        let is_full = self.dirty == Scope::Everything;
-        let next = self.next_layout(settings, is_full);
-        if self.layout.replace(next) == Some(next) || is_full {
-            return;
-        }
-        changed.shared.extend(SharedChain::ALL);
-        for (name, record) in &self.records {
-            changed.old.entry(name.clone()).or_insert_with(|| record.clone());
-            changed.ports.insert(name.clone());
-        }
-    }
-
-    /// The layout for the endpoints of all service ports, those in quarantine too.
-    fn next_layout(&self, settings: &Settings, is_full: bool) -> Layout {
-        let n_endpoints = self.sums.n_endpoints + self.n_left_out;
-        Layout::next(settings.layout, n_endpoints, self.layout(), is_full)
-    }
-
-    /// How the rules are laid out.
-    pub fn layout(&self) -> Layout {
-        self.layout.unwrap_or(Layout::Classic { is_large: false })
-    }
-
-    fn sum_up(&mut self, changed: &Changed) {
-        if self.dirty == Scope::Everything {
-            self.sums = Sums::default();
-            self.records.values().for_each(|record| self.sums.add(record));
-            return;
-        }
-        changed
-            .ports
-            .iter()
-            .filter_map(|name| self.records.get(name))
-            .for_each(|record| self.sums.add(record));
-        changed.old.values().for_each(|record| self.sums.subtract(record));
-    }
-
     /// On a node without rules of ours, puts those in force first that everything else may need. Tells
     /// when filter's turn is for all the others.
     fn restore_urgent(
@@ -484,19 +464,23 @@ impl<K: Iptables> FamilySync<K> {
     ) -> Result<(), Failure<RestoreError>> {
         let layout = self.layout();
         let filter = if changed.touches(Table::Filter) {
-            filter_chains(settings, layout, &self.records)
+            filter_chains(settings, layout, &self.records, &self.overlaps)
         } else {
             BTreeMap::new()
         };
-        let mut stale = match self.dirty {
-            Scope::Everything => chains_of_service_ports(committed),
-            Scope::Services(_) => changed.chains_before(),
+        let mut stale = match self.turns.is_empty() {
+            true if self.work.is_everything() => chains_of_service_ports(committed),
+            true if self.has_unknown_chains => unknown_chains(committed, &self.records, &changed.ports),
+            // What a Service has that waits for its turn is not known.
+            false if self.work.is_everything() => BTreeSet::new(),
+            _ => changed.chains_before(),
         };
         let (fixed_first, fixed_last) = fixed_nat_chains_in_order(settings, layout, committed);
         let limits = self.tables.kernel.limits();
         let mut kernel = Timed::new(&mut self.tables.kernel);
         let mut planner = Planner::new(settings.family, committed, &self.tables.jumps, limits, &mut kernel);
-        let (records, held, emptied) = (&mut self.records, &mut self.held, &mut self.emptied);
+        let (records, overlaps) = (&mut self.records, &self.overlaps);
+        let (held, emptied) = (&mut self.held, &mut self.emptied);
         let (holds_all, newly_emptied) = (self.holds_all, &mut report.held);
         let mut compiling = Duration::ZERO;
         let steps = || -> Result<(), Failure<RestoreError>> {
@@ -506,7 +490,11 @@ impl<K: Iptables> FamilySync<K> {
             // Together, so that the mark that is set is always the mark that is looked for.
             planner.nat_chains(&ranked(&fixed_first), When::Now)?;
             let names: Vec<&ServicePortName> = changed.ports.iter().collect();
-            let compile = |name: &&ServicePortName| nat_chains_of(settings, layout, view, name);
+            let mut compiler = Compiler::new(settings, view);
+            if self.work.only().is_some() {
+                compiler = compiler.among(&changed.ports);
+            }
+            let compile = |name: &&ServicePortName| compiler.nat_chains(layout, name);
             let (started, mut using) = (Instant::now(), Duration::ZERO);
             let ended = for_each_made(&names, compile, |name, chains| {
                 let made = Instant::now();
@@ -524,13 +512,14 @@ impl<K: Iptables> FamilySync<K> {
                 result
             });
             compiling = started.elapsed().saturating_sub(using);
+            report.n_entries_read += compiler.n_entries_read();
             match ended {
                 Ok(()) => {}
                 Err(Some(failure)) => return Err(failure),
                 Err(None) => return planner.finish(),
             }
             if changed.touches(Table::Nat) {
-                let dispatch = Dispatch { settings, snapshot: view.snapshot, layout, records };
+                let dispatch = Dispatch { settings, layout, records, overlaps };
                 dispatch.restore(&mut planner, &mut stale)?;
             }
             planner.nat_chains(&ranked(&fixed_last), When::Now)?;

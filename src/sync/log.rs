@@ -6,6 +6,10 @@ use tracing::{debug, error, warn};
 
 use super::Report;
 
+/// How many Services with frontends that others own are named after one sync: one tenant may make any
+/// number of them.
+const MAX_LOSSES: usize = 20;
+
 /// Says what a sync that took `elapsed` came to.
 pub(super) fn synced(report: &Report, elapsed: Duration) {
     let tally = report.tally;
@@ -18,6 +22,16 @@ pub(super) fn synced(report: &Report, elapsed: Duration) {
     }
     for chain in &report.held {
         warn!(family = %report.family, %chain, "rules of somebody else lead to a chain that is wanted no more; it stays, empty");
+    }
+    for loss in report.losses.iter().take(MAX_LOSSES) {
+        warn!(
+            family = %report.family, service = %loss.service, owner = %loss.owner, frontend = %loss.first,
+            n = loss.n, "another Service owns the frontend; rules of this Service for it left out"
+        );
+    }
+    if report.losses.len() > MAX_LOSSES {
+        let n = report.losses.len() - MAX_LOSSES;
+        warn!(family = %report.family, n, "more Services have frontends that other Services own");
     }
     for (port, refusal) in &report.quarantined {
         error!(

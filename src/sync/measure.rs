@@ -111,6 +111,7 @@ impl Observer for Meter {
             n_processes: tally.n_processes,
             n_chains: tally.n_chains + tally.n_deleted,
             n_quarantined: report.n_quarantined,
+            n_overlaps: report.n_overlaps,
             n_repaired: report.n_repaired,
             rules: [
                 (Table::Filter.word(), tally.n_filter_rules, report.n_filter_rules),
@@ -126,7 +127,7 @@ impl Observer for Meter {
         self.metrics.objects(ObjectKind::EndpointSlice.word(), view.snapshot.n_slices());
         self.metrics.objects(ObjectKind::Node.word(), usize::from(view.snapshot.node().is_some()));
         if report.outcome.is_ok() {
-            let seconds = self.state().triggers.get_mut(family).take(SystemTime::now());
+            let seconds = self.state().triggers.get_mut(family).take(SystemTime::now(), &report.waiting);
             seconds.into_iter().for_each(|seconds| self.metrics.programmed(family, seconds));
         }
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::family::{FamilySync, View};
 use super::report::Report;
 use super::stopwatch::Timed;
-use super::wanted::{entries_of, fixed_nat_chains_in_order, nat_chains_of, ranked};
+use super::wanted::{Compiler, fixed_nat_chains_in_order, ranked};
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
@@ -124,15 +124,16 @@ impl<K: Iptables> FamilySync<K> {
         let (fixed, _) = fixed_nat_chains_in_order(settings, layout, &committed);
         let mut planner =
             Planner::new(settings.family, &mut committed, &self.tables.jumps, limits, &mut kernel);
-        let entries = ports.iter().flat_map(|port| entries_of(settings, view, port));
+        let mut compiler = Compiler::new(settings, view);
+        let entries: Vec<Entry> = ports.iter().flat_map(|port| compiler.entries(port)).collect();
         let (nat, filter): (Vec<Entry>, Vec<Entry>) =
-            entries.partition(|(chain, _)| chain.table() == Table::Nat);
+            entries.into_iter().partition(|(chain, _)| chain.table() == Table::Nat);
         let rules = |entries: Vec<Entry>| entries.into_iter().map(|(_, rule)| rule).collect::<Vec<_>>();
         let steps = || {
             planner.probe(Table::Filter, names::FILTER_PROBE, &rules(filter));
             planner.nat_chains(&ranked(&fixed), When::Now)?;
             for port in ports {
-                planner.nat_chains(&ranked(&nat_chains_of(settings, layout, view, port)), When::Now)?;
+                planner.nat_chains(&ranked(&compiler.nat_chains(layout, port)), When::Now)?;
             }
             planner.probe(Table::Nat, names::NAT_PROBE, &rules(nat));
             planner.finish()

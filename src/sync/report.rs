@@ -1,15 +1,16 @@
 //! What a sync did, and why it failed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Scope;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, RestoreError};
 use crate::metrics::Stages;
-use crate::model::ServicePortName;
+use crate::model::{ServiceName, ServicePortName};
 use crate::net::IpFamily;
 use crate::plan::{Tally, UdpDoors};
 use crate::rules::Layout;
+use crate::rules::overlap::Loss;
 
 /// A restore that was refused, brought back to whom it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +102,8 @@ pub struct Report {
     pub family: IpFamily,
     /// Which Services were looked at.
     pub scope: Scope,
+    /// Services that changed and are not looked at yet, or not all of each: the next syncs do.
+    pub waiting: BTreeSet<ServiceName>,
     /// Where its rules are.
     pub backend: Backend,
     /// How they are laid out.
@@ -109,6 +112,8 @@ pub struct Report {
     pub tally: Tally,
     /// What the time went into.
     pub stages: Stages,
+    /// Port entries of slices that were looked at to compile service ports.
+    pub n_entries_read: usize,
     /// Restores that failed; the sync may have succeeded all the same.
     pub n_failed_restores: usize,
     /// Service ports that have a cluster IP in the family.
@@ -137,6 +142,10 @@ pub struct Report {
     pub inherited: UdpDoors,
     /// Service ports that the kernel refused, and are left out from now on.
     pub quarantined: Vec<(ServicePortName, Refusal)>,
+    /// Frontends of Services that other Services have, as long as it lasts: how many entries are left out.
+    pub n_overlaps: usize,
+    /// Those of them that this sync found.
+    pub losses: Vec<Loss>,
     /// How it ended.
     pub outcome: Result<(), SyncError>,
 }
@@ -147,10 +156,12 @@ impl Report {
         Report {
             family,
             scope,
+            waiting: BTreeSet::new(),
             backend,
             layout: Layout::Classic { is_large: false },
             tally,
             stages: Stages::default(),
+            n_entries_read: 0,
             n_failed_restores: 0,
             n_service_ports: 0,
             n_endpoints: 0,
@@ -164,6 +175,8 @@ impl Report {
             held: Vec::new(),
             inherited: UdpDoors::default(),
             quarantined: Vec::new(),
+            n_overlaps: 0,
+            losses: Vec::new(),
             outcome: Ok(()),
         }
     }

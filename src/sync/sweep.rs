@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{HostSource, Observer, Scope, Synced, View};
 use crate::kernel::conntrack;
-use crate::model::ServiceName;
+use crate::model::{Port, ServiceName};
 use crate::net::{IpFamily, PerFamily, Protocol};
 use crate::plan::UdpDoors;
 use crate::policy::flows::{Flow, Frontends, NodePortIps, Stale};
@@ -211,13 +211,11 @@ impl Observer for Sweeper {
 fn is_udp_touched(scope: &Scope, had: &BTreeSet<ServiceName>, view: View<'_>, family: IpFamily) -> bool {
     let Scope::Services(names) = scope else { return true };
     let has_now = |name: &ServiceName| {
-        view.snapshot.service(name).is_some_and(|service| service.ports_in(family).any(|port| is_udp(&port)))
+        let service = view.snapshot.service(name);
+        service
+            .is_some_and(|service| service.ports_in(family).any(|port| port.port.protocol == Protocol::Udp))
     };
     names.iter().any(|name| had.contains(name) || has_now(name))
-}
-
-fn is_udp(port: &crate::model::ServicePort<'_>) -> bool {
-    port.port.protocol == Protocol::Udp
 }
 
 /// All UDP service ports with their endpoints, and the Services they are of.
@@ -225,9 +223,12 @@ fn frontends(view: View<'_>, settings: &Settings, host: &HostSource) -> (Fronten
     let mut frontends = Frontends::new(node_port_ips(settings, host));
     let mut services = BTreeSet::new();
     for service in view.snapshot.services() {
-        for port in service.ports_in(settings.family).filter(is_udp) {
-            let endpoints = view.snapshot.endpoints(&port, settings.family);
-            frontends.add(&port, settings.external_ips_of(&port), &endpoints);
+        let is_udp = |port: &Port| port.protocol == Protocol::Udp;
+        let ports = view.snapshot.ports_among(service, settings.family, is_udp);
+        for port in ports.iter() {
+            frontends.add(&port, settings.external_ips_of(&port), &ports.endpoints(&port));
+        }
+        if ports.iter().next().is_some() {
             services.insert(service.name.clone());
         }
     }

@@ -2,9 +2,11 @@
 
 mod failures;
 mod kernel;
+mod large;
 mod node;
 mod observers;
 mod outage;
+mod overlaps;
 mod pace;
 mod restart;
 
@@ -205,6 +207,7 @@ fn service(text: &str, n: u8) -> Change {
         external_policy: Default::default(),
         affinity_seconds: None,
         health_check_node_port: None,
+        created: None,
     };
     Change::Service(name(text), Some(service))
 }

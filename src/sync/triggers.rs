@@ -1,7 +1,7 @@
 //! When the changes began that wait for their rules: what the latency of network programming is
 //! measured from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use crate::model::{ServiceName, SliceChange};
@@ -40,12 +40,15 @@ impl Triggers {
         }
     }
 
-    /// How long each took that is in force `now`, in seconds. What began later than now, by a clock that is
-    /// ahead or a made-up annotation, is left out: it would lower the sum of all others.
-    pub(super) fn take(&mut self, now: SystemTime) -> Vec<f64> {
-        self.n_kept = 0;
-        let times = std::mem::take(&mut self.by_service).into_values().flatten();
-        times.filter_map(|time| now.duration_since(time).ok()).map(|elapsed| elapsed.as_secs_f64()).collect()
+    /// How long each took that is in force `now`, in seconds; those of Services that are `waiting` are not.
+    /// What began later than now, by a clock that is ahead or an annotation that was made up, is left out: it
+    /// would lower the sum of all others.
+    pub(super) fn take(&mut self, now: SystemTime, waiting: &BTreeSet<ServiceName>) -> Vec<f64> {
+        let done = self.by_service.extract_if(.., |service, _| !waiting.contains(service));
+        let times: Vec<SystemTime> = done.flat_map(|(_, times)| times).collect();
+        self.n_kept -= times.len();
+        let elapsed = times.into_iter().filter_map(|time| now.duration_since(time).ok());
+        elapsed.map(|elapsed| elapsed.as_secs_f64()).collect()
     }
 }
 
@@ -73,8 +76,20 @@ mod tests {
     fn check(changes: &[SliceChange], expected: &[f64]) {
         let mut triggers = Triggers::new(at(100));
         changes.iter().for_each(|change| triggers.note(change));
-        assert_eq!(triggers.take(at(200)), expected, "{changes:?}");
-        assert!(triggers.take(at(200)).is_empty(), "taken");
+        assert_eq!(triggers.take(at(200), &none()), expected, "{changes:?}");
+        assert!(triggers.take(at(200), &none()).is_empty(), "taken");
+    }
+
+    fn none() -> BTreeSet<ServiceName> {
+        BTreeSet::new()
+    }
+
+    #[test]
+    fn what_a_service_waits_for_is_measured_when_its_rules_are_in_force() {
+        let mut triggers = Triggers::new(at(100));
+        [change("a", Some(150)), change("b", Some(160))].iter().for_each(|change| triggers.note(change));
+        assert_eq!(triggers.take(at(200), &[ObjectName::new("ns", "b")].into()), [50.0]);
+        assert_eq!(triggers.take(at(300), &none()), [140.0]);
     }
 
     #[test]
@@ -101,8 +116,8 @@ mod tests {
     fn a_bounded_number_is_kept() {
         let mut triggers = Triggers::new(at(100));
         (0..2 * MAX).for_each(|n| triggers.note(&change(&format!("s{}", n % 7), Some(150))));
-        assert_eq!(triggers.take(at(200)).len(), MAX);
+        assert_eq!(triggers.take(at(200), &none()).len(), MAX);
         triggers.note(&change("a", Some(150)));
-        assert_eq!(triggers.take(at(200)).len(), 1, "there is room again");
+        assert_eq!(triggers.take(at(200), &none()).len(), 1, "there is room again");
     }
 }

@@ -3,12 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::family::View;
-use super::records::{Record, find_port};
+use super::records::Record;
 use crate::iptables::{ChainName, Rule, Table};
-use crate::model::{ServiceName, ServicePortName};
+use crate::model::{
+    Endpoint, Port, Service, ServiceName, ServicePort, ServicePortName, ServicePorts, Snapshot,
+};
+use crate::net::IpFamily;
 use crate::plan::{Committed, Digest, FilterChain, NatChain};
 use crate::policy::Selection;
 use crate::rules::dispatch::{self, Key, Part};
+use crate::rules::overlap::Overlaps;
 use crate::rules::{self, Entry, Layout, Settings, SharedChain, fixed, names};
 
 /// How `committed` is laid out.
@@ -51,6 +55,7 @@ pub(super) fn filter_chains(
     settings: &Settings,
     layout: Layout,
     records: &BTreeMap<ServicePortName, Record>,
+    overlaps: &Overlaps,
 ) -> BTreeMap<ChainName, FilterChain> {
     let mut chains = BTreeMap::new();
     for chain in fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Filter) {
@@ -58,10 +63,15 @@ pub(super) fn filter_chains(
         chains.insert(chain.name, FilterChain { rules: chain.rules, rank: 0, is_shared_with_kubelet });
     }
     for shared in SharedChain::ALL.into_iter().filter(|shared| shared.table() == Table::Filter) {
-        let entries = records.values().flat_map(|record| &record.filter_entries);
-        let entries: Vec<&Rule> =
-            entries.filter(|(chain, _)| *chain == shared).map(|(_, rule)| rule).collect();
-        let keys: Vec<Key> = entries.iter().filter_map(|rule| Key::of(rule)).collect();
+        let (mut entries, mut keys) = (Vec::new(), Vec::new());
+        for (name, record) in records {
+            for (_, rule) in record.filter_entries.iter().filter(|(chain, _)| *chain == shared) {
+                if let Some(key) = Key::of(rule).filter(|key| !overlaps.leave_out(name, shared, key)) {
+                    entries.push(rule);
+                    keys.push(key);
+                }
+            }
+        }
         for chain in dispatch::shared_chains(settings, layout, shared, &keys) {
             let rule = |part| match part {
                 Part::Entry(entry) => Rule::clone(entries[entry]),
@@ -83,29 +93,92 @@ pub(super) fn ranked(chains: &[rules::NatChain]) -> Vec<NatChain<'_>> {
         .collect()
 }
 
-/// The entries of one service port in the shared chains.
-pub(super) fn entries_of(settings: &Settings, view: View<'_>, name: &ServicePortName) -> Vec<Entry> {
-    let Some(port) = find_port(view.snapshot, settings.family, name) else { return Vec::new() };
-    let endpoints = view.snapshot.endpoints(&port, settings.family);
-    rules::entries(settings, &port, Selection::new(&port, &endpoints, view.place).verdicts(&port))
+/// The ports of `service`, or those of them that are in `only`.
+pub(super) fn ports_among<'a>(
+    snapshot: &'a Snapshot,
+    service: &'a Service,
+    family: IpFamily,
+    only: Option<&BTreeSet<ServicePortName>>,
+) -> ServicePorts<'a> {
+    let name = |port: &Port| ServicePortName {
+        service: service.name.clone(),
+        port: port.name.clone(),
+        protocol: port.protocol,
+    };
+    snapshot.ports_among(service, family, |port| only.is_none_or(|only| only.contains(&name(port))))
 }
 
-/// The chains of one service port, callees first.
-pub(super) fn nat_chains_of(
-    settings: &Settings,
-    layout: Layout,
-    view: View<'_>,
-    name: &ServicePortName,
-) -> Vec<rules::NatChain> {
-    let Some(port) = find_port(view.snapshot, settings.family, name) else { return Vec::new() };
-    let endpoints = view.snapshot.endpoints(&port, settings.family);
-    let selection = Selection::new(&port, &endpoints, view.place);
-    rules::chains(settings, layout, &port, &selection)
+/// Makes rules for service ports that are named one after another. The slices of a Service are looked
+/// through once for all of its ports that follow each other.
+pub(super) struct Compiler<'a> {
+    settings: &'a Settings,
+    view: View<'a>,
+    /// No other service ports are asked for.
+    only: Option<&'a BTreeSet<ServicePortName>>,
+    last: Option<(&'a ServiceName, ServicePorts<'a>)>,
+    n_entries_read: usize,
+}
+
+impl<'a> Compiler<'a> {
+    pub(super) fn new(settings: &'a Settings, view: View<'a>) -> Compiler<'a> {
+        Compiler { settings, view, only: None, last: None, n_entries_read: 0 }
+    }
+
+    /// One that is asked for no other service ports than `names`.
+    pub(super) fn among(self, names: &'a BTreeSet<ServicePortName>) -> Compiler<'a> {
+        Compiler { only: Some(names), ..self }
+    }
+
+    /// How many port entries of slices were looked at so far.
+    pub(super) fn n_entries_read(&self) -> usize {
+        self.n_entries_read
+    }
+
+    /// The service port called `name`, and its endpoints.
+    pub(super) fn find(&mut self, name: &ServicePortName) -> Option<(ServicePort<'a>, Vec<Endpoint<'a>>)> {
+        if self.last.as_ref().is_none_or(|(last, _)| **last != name.service) {
+            let service = self.view.snapshot.service(&name.service)?;
+            let ports = ports_among(self.view.snapshot, service, self.settings.family, self.only);
+            self.n_entries_read += ports.n_entries_read();
+            self.last = Some((&service.name, ports));
+        }
+        let (_, ports) = self.last.as_ref()?;
+        let port = ports.get(name)?;
+        Some((port, ports.endpoints(&port)))
+    }
+
+    /// The entries of one service port in the shared chains.
+    pub(super) fn entries(&mut self, name: &ServicePortName) -> Vec<Entry> {
+        let Some((port, endpoints)) = self.find(name) else { return Vec::new() };
+        let selection = Selection::new(&port, &endpoints, self.view.place);
+        rules::entries(self.settings, &port, selection.verdicts(&port))
+    }
+
+    /// The chains of one service port, callees first.
+    pub(super) fn nat_chains(&mut self, layout: Layout, name: &ServicePortName) -> Vec<rules::NatChain> {
+        let Some((port, endpoints)) = self.find(name) else { return Vec::new() };
+        let selection = Selection::new(&port, &endpoints, self.view.place);
+        rules::chains(self.settings, layout, &port, &selection)
+    }
 }
 
 /// Chains of service ports, ours or not, that the kernel holds.
 pub(super) fn chains_of_service_ports(committed: &Committed) -> BTreeSet<ChainName> {
     committed.nat.keys().filter(|name| names::PortChain::of(name).is_some()).copied().collect()
+}
+
+/// Chains of service ports in `committed` that none of `records` tells of; those of `changed` are not
+/// known yet.
+pub(super) fn unknown_chains(
+    committed: &Committed,
+    records: &BTreeMap<ServicePortName, Record>,
+    changed: &BTreeSet<ServicePortName>,
+) -> BTreeSet<ChainName> {
+    let mut unknown = chains_of_service_ports(committed);
+    for (_, record) in records.iter().filter(|(name, _)| !changed.contains(*name)) {
+        record.chains.iter().for_each(|chain| _ = unknown.remove(chain));
+    }
+    unknown
 }
 
 pub(super) fn callers_first(chains: impl IntoIterator<Item = ChainName>) -> Vec<ChainName> {

@@ -38,7 +38,9 @@ impl Agent {
         let mut touched = Touched::default();
         for change in [
             Change::Node(snapshot.node().cloned()),
-            Change::AllServices(snapshot.services().cloned().collect()),
+            Change::AllServices(
+                snapshot.services().map(|service| chainsmith::model::Service::clone(service)).collect(),
+            ),
             Change::AllSlices(snapshot.slices().map(|(name, slice)| (name.clone(), slice.clone())).collect()),
         ] {
             self.cluster.apply(change, &mut touched);

@@ -193,20 +193,24 @@ fn services(name: &'static str) -> impl Strategy<Value = Service> + use<> {
         (policies(), policies()),
         option::weighted(0.3, select(vec![60, 10_800])),
         option::weighted(0.3, select(vec![30_001u16, 30_002])),
+        option::weighted(0.7, 0..3i64),
     );
-    parts.prop_map(move |(v4, v6, has, ports, (internal_policy, external_policy), affinity, health)| {
-        let (mut seen, mut ports) = (BTreeSet::new(), ports);
-        ports.retain(|port: &Port| seen.insert((port.name.clone(), port.protocol)));
-        Service {
-            name: service_name(name),
-            frontends: PerFamily { v4: has.0.then_some(v4), v6: has.1.then_some(v6) },
-            ports: ports.into(),
-            internal_policy,
-            external_policy,
-            affinity_seconds: affinity,
-            health_check_node_port: health.filter(|_| external_policy == TrafficPolicy::Local),
-        }
-    })
+    parts.prop_map(
+        move |(v4, v6, has, ports, (internal_policy, external_policy), affinity, health, created)| {
+            let (mut seen, mut ports) = (BTreeSet::new(), ports);
+            ports.retain(|port: &Port| seen.insert((port.name.clone(), port.protocol)));
+            Service {
+                name: service_name(name),
+                frontends: PerFamily { v4: has.0.then_some(v4), v6: has.1.then_some(v6) },
+                ports: ports.into(),
+                internal_policy,
+                external_policy,
+                affinity_seconds: affinity,
+                health_check_node_port: health.filter(|_| external_policy == TrafficPolicy::Local),
+                created,
+            }
+        },
+    )
 }
 
 fn frontends(family: IpFamily) -> impl Strategy<Value = Frontend> {
@@ -214,9 +218,15 @@ fn frontends(family: IpFamily) -> impl Strategy<Value = Frontend> {
         IpFamily::V4 => IpAddr::from(Ipv4Addr::new(172, 30, net as u8, n as u8)),
         IpFamily::V6 => IpAddr::from(Ipv6Addr::new(0xfd00, 0x10, net, 0, 0, 0, 0, n)),
     };
-    // External and load balancer addresses are from one pool, the node's own among them.
-    let outside =
-        move || (0..5u16).prop_map(move |n| if n == 4 { ip(NODE_IPS[index(family)][0]) } else { from(9, n) });
+    // External and load balancer addresses are from one pool, the node's own and cluster IPs among them.
+    let outside = move || {
+        (0..7u16).prop_map(move |n| match n {
+            4 => ip(NODE_IPS[index(family)][0]),
+            // Cluster IPs of other Services.
+            5 | 6 => from(0, n),
+            n => from(9, n),
+        })
+    };
     let range = select(&RANGES[index(family)][..]).prop_map(cidr);
     (
         (0..7u16).prop_map(move |n| from(0, n)),

@@ -1,10 +1,11 @@
 //! After every single commit each packet fares by the old or by the new rules.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use chainsmith::iptables::{ChainName, Ruleset, Table};
-use chainsmith::kernel::Backend;
+use chainsmith::kernel::{Backend, Readable};
+use chainsmith::model::{Service, ServicePortName};
 use chainsmith::net::{IpFamily, Protocol};
 use chainsmith::plan::Limits;
 use chainsmith::rules::names;
@@ -16,7 +17,7 @@ use proptest::test_runner::TestCaseResult;
 use crate::cluster::{ALLOWED, Edit, NODE_IPS, World, edits, index, ip, pod, worlds};
 use crate::fates::{self, Fate, Fates, Packet};
 use crate::for_all;
-use crate::live::{Live, backends, empty, families, faults};
+use crate::live::{Flaky, Live, backends, empty, families, faults, same};
 
 /// Every address, port and protocol that a Service of `world` has in `family`.
 pub fn frontends(world: &World, family: IpFamily) -> BTreeSet<(SocketAddr, Protocol)> {
@@ -124,13 +125,56 @@ fn is_sound(ruleset: &Ruleset) -> TestCaseResult {
     Ok(())
 }
 
+/// The frontends that one service port claims in both worlds, or in one of them.
+fn unmoved(old: &World, new: &World, family: IpFamily) -> BTreeSet<(SocketAddr, Protocol)> {
+    let claims = |world: &World| {
+        let mut claims = BTreeMap::<_, BTreeSet<ServicePortName>>::new();
+        for (name, service) in &world.services {
+            let mut alone = world.clone();
+            alone.services.retain(|other, _| other == name);
+            for port in &service.ports {
+                let one = Service { ports: [port.clone()].into(), ..service.clone() };
+                alone.services.insert(name.clone(), one.clone());
+                for frontend in frontends(&alone, family) {
+                    let names = one.ports_in(family).map(|port| port.name());
+                    claims.entry(frontend).or_default().extend(names);
+                }
+            }
+        }
+        claims
+    };
+    let (old, new) = (claims(old), claims(new));
+    let is_unmoved = |frontend: &(SocketAddr, Protocol)| {
+        let (old, new) = (old.get(frontend), new.get(frontend));
+        let is_single = |names: &BTreeSet<_>| names.len() == 1;
+        [old, new].into_iter().flatten().all(is_single) && (old.is_none() || new.is_none() || old == new)
+    };
+    old.keys().chain(new.keys()).filter(|frontend| is_unmoved(frontend)).copied().collect()
+}
+
 /// Syncs `edits` until it succeeds, and looks at the tables after every commit.
 fn check_commits(live: &mut Live, family: IpFamily, edits: &[Edit]) -> TestCaseResult {
-    let local = local(family);
     let mut to = frontends(&live.world, family);
     live.edit(edits);
     to.append(&mut frontends(&live.world, family));
-    let packets = packets(&to, family);
+    check_each_commit(live, family, &to)
+}
+
+/// As [`check_commits`], but for frontends that go from one service port to another.
+fn check_parts(live: &mut Live, family: IpFamily, edits: &[Edit]) -> TestCaseResult {
+    let old = live.world.clone();
+    live.edit(edits);
+    let to = unmoved(&old, &live.world, family);
+    check_each_commit(live, family, &to)
+}
+
+fn check_each_commit(
+    live: &mut Live,
+    family: IpFamily,
+    to: &BTreeSet<(SocketAddr, Protocol)>,
+) -> TestCaseResult {
+    let local = local(family);
+    let packets = packets(to, family);
     live.history();
     loop {
         let (old, new) = (live.tables(), live.wanted());
@@ -140,7 +184,7 @@ fn check_commits(live: &mut Live, family: IpFamily, edits: &[Edit]) -> TestCaseR
             let what = format!("commit {n}");
             is_allowed(&what, &packets, &local, now, &[&old, &new])?;
         }
-        if outcome.is_ok() {
+        if outcome.is_ok() && !live.sync.is_unfinished() {
             return Ok(());
         }
     }
@@ -188,6 +232,38 @@ fn in_many_processes_too_after_each_of_them() {
             check_commits(&mut live, family, &edits)?;
         }
         Ok(())
+    });
+}
+
+#[test]
+fn of_a_large_service_each_service_port_is_as_before_or_as_after() {
+    let lives = (worlds(), vec(vec(edits(), 1..4), 1..4), families(), backends(), 1..12usize);
+    for_all(320, lives, |(world, steps, family, backend, turn)| {
+        let mut live = Live::start(empty(family, backend, backend.limits()), world);
+        live.sync.set_turn_limit(turn);
+        check_parts(&mut live, family, &[])?;
+        for edits in steps {
+            check_parts(&mut live, family, &edits)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_restart_leaves_large_services_in_force_until_their_turn_comes() {
+    let starts = (worlds(), families(), backends(), any::<bool>(), 1..12usize);
+    for_all(320, starts, |(world, family, backend, is_readable, turn)| {
+        let mut live = Live::start(empty(family, backend, backend.limits()), world);
+        prop_assert_eq!(live.sync().outcome, Ok(()));
+        let mut again = Live::start(Flaky::new(live.fake().clone()), live.world.clone());
+        again.sync.set_turn_limit(turn);
+        if !is_readable {
+            // Everything is written once more then.
+            again.fake().readable = Readable::NamesOnly;
+        }
+        check_commits(&mut again, family, &[])?;
+        let now = again.tables();
+        same(family, "kernel", &now, &live.tables())
     });
 }
 

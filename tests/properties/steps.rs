@@ -46,6 +46,23 @@ fn partial_syncs_end_where_a_full_one_ends() {
 }
 
 #[test]
+fn large_services_in_parts_end_where_a_full_sync_ends_whatever_changes_between_the_parts() {
+    let lives = (lives(), families(), backends(), limits(), 1..12usize);
+    for_all(960, lives, |((world, steps), family, backend, limits, turn)| {
+        let mut live = Live::start(empty(family, backend, limits), world);
+        live.sync.set_turn_limit(turn);
+        for edits in std::iter::once(Vec::new()).chain(steps) {
+            live.edit(&edits);
+            prop_assert_eq!(live.sync().outcome, Ok(()));
+        }
+        while live.sync.is_dirty() {
+            prop_assert_eq!(live.sync().outcome, Ok(()));
+        }
+        same(family, "kernel", &live.tables(), &live.wanted())
+    });
+}
+
+#[test]
 fn failures_are_made_good_by_the_next_sync() {
     let faults = prop_oneof![6 => faults(), 1 => (0..4usize).prop_map(Fault::Refused)];
     let plans = vec(proptest::option::weighted(0.6, faults), 0..8);
@@ -162,6 +179,7 @@ fn one_service() -> Edit {
         external_policy: Default::default(),
         affinity_seconds: None,
         health_check_node_port: None,
+        created: None,
     };
     Edit::Service(name, Some(service))
 }

@@ -74,6 +74,7 @@ fn service(family: IpFamily, name: &str, cluster_ip: IpAddr, load_balancer: IpAd
         external_policy: Default::default(),
         affinity_seconds: Some(60),
         health_check_node_port: None,
+        created: None,
     }
 }
 

@@ -154,6 +154,7 @@ pub fn service(n: usize) -> Service {
         external_policy: Default::default(),
         affinity_seconds: None,
         health_check_node_port: None,
+        created: None,
     }
 }
 

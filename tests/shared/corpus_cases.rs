@@ -154,7 +154,9 @@ pub fn assert_same(what: &str, actual: &str, expected: &str) {
 fn whole_state(snapshot: &Snapshot) -> [Change; 3] {
     [
         Change::Node(snapshot.node().cloned()),
-        Change::AllServices(snapshot.services().cloned().collect()),
+        Change::AllServices(
+            snapshot.services().map(|service| chainsmith::model::Service::clone(service)).collect(),
+        ),
         Change::AllSlices(snapshot.slices().map(|(name, slice)| (name.clone(), slice.clone())).collect()),
     ]
 }

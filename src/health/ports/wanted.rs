@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::model::{Service, ServiceName};
 use crate::net::IpFamily;
@@ -39,7 +40,7 @@ pub fn wanted(view: View<'_>, settings: &Settings, quarantine: &Quarantine) -> W
         NodePorts::EveryAddress => vec![unspecified],
         NodePorts::Addresses(addresses) => addresses.clone(),
     };
-    let port = |service: &Service| {
+    let port = |service: &Arc<Service>| {
         let port = service.health_check_node_port?;
         // In the family at all: it has a cluster IP there, and a port.
         service.ports_in(family).next()?;
@@ -51,8 +52,9 @@ pub fn wanted(view: View<'_>, settings: &Settings, quarantine: &Quarantine) -> W
 
 fn n_local(service: &Service, view: View<'_>, family: IpFamily, quarantine: &Quarantine) -> usize {
     let mut ips = BTreeSet::new();
-    for port in service.ports_in(family).filter(|port| !quarantine.contains_key(&port.name())) {
-        let endpoints = view.snapshot.endpoints(&port, family).into_iter();
+    let ports = view.snapshot.ports_of(service, family);
+    for port in ports.iter().filter(|port| !quarantine.contains_key(&port.name())) {
+        let endpoints = ports.endpoints(&port).into_iter();
         let here = endpoints.filter(|endpoint| endpoint.is_ready() && endpoint.is_on(view.place.node));
         ips.extend(here.map(|endpoint| endpoint.address.ip()));
     }

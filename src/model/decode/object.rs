@@ -114,6 +114,8 @@ shape! {
         namespace: "namespace" => String,
         /// Version, for the watch that goes on behind it.
         resource_version: "resourceVersion" => String,
+        /// When it was made.
+        creation_timestamp: "creationTimestamp" => String,
         /// When it was deleted, if something still holds it.
         deletion_timestamp: "deletionTimestamp" => String,
         /// The labels that matter.

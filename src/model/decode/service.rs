@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Arguments;
 use std::net::IpAddr;
 
+use jiff::Timestamp;
+
 use super::field::{Fields, NO_CIDR, NO_IP};
 use super::given::Given;
 use super::grammar::is_dns_label;
@@ -30,7 +32,8 @@ pub fn service(object: &ApiService, interner: &mut Interner) -> Decoded<Service>
     };
     let name = interner.object_name(namespace, name);
     let value = is_proxied(&mut fields, object, metadata)
-        .and_then(|spec| proxied(&mut fields, object, spec, &name, interner));
+        .and_then(|spec| proxied(&mut fields, object, spec, &name, interner))
+        .map(|service| Service { created: created(&mut fields, metadata), ..service });
     Decoded { named: Some((name, value)), problems: fields.into_problems() }
 }
 
@@ -76,7 +79,15 @@ fn proxied(
         external_policy,
         affinity_seconds,
         health_check_node_port,
+        created: None,
     })
+}
+
+/// When the Service was made, in seconds since 1970. A file mostly does not say.
+fn created(fields: &mut Fields, metadata: &Metadata) -> Option<i64> {
+    let field = format_args!("metadata.creationTimestamp");
+    let text = fields.text(field, &metadata.creation_timestamp, "is not a time; ignored")?;
+    text.parse::<Timestamp>().ok().map(Timestamp::as_second)
 }
 
 /// What the Service answers on; `None` when it has no cluster IP in either family.

@@ -20,6 +20,16 @@ fn nobody() -> Frontends {
 }
 
 fn add(frontends: &mut Frontends, name: &str, cluster_ip: &str, endpoints: &[&str]) {
+    add_created(None, frontends, name, cluster_ip, endpoints);
+}
+
+fn add_created(
+    created: Option<i64>,
+    frontends: &mut Frontends,
+    name: &str,
+    cluster_ip: &str,
+    endpoints: &[&str],
+) {
     let family = IpFamily::of(cluster_ip.parse().unwrap());
     let port = |protocol| Port { name: "p".into(), protocol, port: 8000, node_port: Some(32000) };
     let frontend = Frontend {
@@ -38,6 +48,7 @@ fn add(frontends: &mut Frontends, name: &str, cluster_ip: &str, endpoints: &[&st
         external_policy: TrafficPolicy::Cluster,
         affinity_seconds: None,
         health_check_node_port: None,
+        created,
     };
     let sources: Vec<SliceEndpoint> = endpoints
         .iter()
@@ -165,14 +176,31 @@ fn what_was_gone_before_the_last_could_act_is_not_forgotten() {
 }
 
 #[test]
-fn an_address_of_two_services_is_served_by_the_first_that_can() {
+fn an_address_of_several_services_is_judged_by_the_oldest() {
     let mut frontends = nobody();
-    add(&mut frontends, "a", "172.30.1.1", &[]);
-    add(&mut frontends, "b", "172.30.1.2", &["2"]);
-    add(&mut frontends, "c", "172.30.1.3", &["3"]);
-    check(&frontends, "1.2.3.4:8000", "10.0.0.2:9090", None);
-    check(&frontends, "1.2.3.4:8000", "10.0.0.3:9090", Some(Stale::EndpointGone));
-    check(&frontends, "172.30.1.1:8000", "10.0.0.2:9090", Some(Stale::NoEndpoints));
+    add(&mut frontends, "a", "172.30.1.1", &["1"]);
+    add_created(Some(20), &mut frontends, "b", "172.30.1.2", &["2"]);
+    add_created(Some(10), &mut frontends, "c", "172.30.1.3", &["3"]);
+    let node_port = format!("{NODE}:32000");
+    for to in ["1.2.3.4:8000", "5.6.7.8:8000", &node_port] {
+        check(&frontends, to, "10.0.0.3:9090", None);
+        check(&frontends, to, "10.0.0.1:9090", Some(Stale::EndpointGone));
+        check(&frontends, to, "10.0.0.2:9090", Some(Stale::EndpointGone));
+    }
+    check(&frontends, "172.30.1.1:8000", "10.0.0.1:9090", None);
+    // Without endpoints it is the oldest's all the same.
+    add_created(Some(5), &mut frontends, "d", "172.30.1.4", &[]);
+    check(&frontends, "1.2.3.4:8000", "10.0.0.3:9090", Some(Stale::NoEndpoints));
+}
+
+#[test]
+fn a_cluster_ip_is_judged_by_its_own_service_whoever_claims_it_too() {
+    let mut frontends = nobody();
+    // The load balancer IP of both is the cluster IP of the second, which is younger.
+    add_created(Some(1), &mut frontends, "a", "172.30.1.1", &["1"]);
+    add_created(Some(9), &mut frontends, "b", "5.6.7.8", &["2"]);
+    check(&frontends, "5.6.7.8:8000", "10.0.0.2:9090", None);
+    check(&frontends, "5.6.7.8:8000", "10.0.0.1:9090", Some(Stale::EndpointGone));
 }
 
 #[test]

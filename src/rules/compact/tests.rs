@@ -28,6 +28,7 @@ fn service(affinity_seconds: Option<u32>) -> Service {
         external_policy: Default::default(),
         affinity_seconds,
         health_check_node_port: None,
+        created: None,
     }
 }
 

@@ -27,6 +27,7 @@ fn service(name: &str, protocol: Protocol) -> Service {
         external_policy: TrafficPolicy::Cluster,
         affinity_seconds: None,
         health_check_node_port: None,
+        created: None,
     }
 }
 

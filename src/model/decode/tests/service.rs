@@ -363,3 +363,21 @@ fn names_are_shared_between_a_service_and_its_slices() {
     let (slice, _) = slice_with("addressType: IPv4\nports: []");
     assert_eq!(slice.unwrap().service, first);
 }
+
+#[test]
+fn the_time_of_creation_is_known_where_it_is_given_and_a_wrong_one_costs_only_itself() {
+    let check = |metadata: &str, expected: Option<i64>, n_problems: usize| {
+        let text = format!(
+            "kind: Service\nmetadata: {{name: web, namespace: ns{metadata}}}\nspec: {{clusterIP: 10.0.0.1}}\n"
+        );
+        let super::Object::Service(object) = super::only(&text) else { panic!("not a Service: {text}") };
+        let decoded = super::super::service(&object, &mut super::Interner::default());
+        assert_eq!(decoded.problems.len(), n_problems, "{text}: {:?}", decoded.problems);
+        assert_eq!(decoded.value().expect("it is proxied").created, expected, "{text}");
+    };
+    check("", None, 0);
+    check(", creationTimestamp: null", None, 0);
+    check(", creationTimestamp: '1970-01-02T00:00:01Z'", Some(86_401), 0);
+    check(", creationTimestamp: yesterday", None, 0);
+    check(", creationTimestamp: [1]", None, 1);
+}

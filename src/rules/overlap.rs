@@ -1,0 +1,140 @@
+//! Frontends that several service ports claim: which of them has each.
+//!
+//! Whoever may create a Service may give it an external IP that is another Service's cluster IP. The
+//! owner keeps such a frontend (see [`Seniority`](crate::model::Seniority)); the entries of the others for
+//! it are left out, in nat and in filter, whether the owner has endpoints or not. kube-proxy v1.36 writes
+//! all entries in random order.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::SharedChain;
+use super::dispatch::Key;
+use crate::model::{Service, ServiceName, ServicePortName};
+use crate::net::IpFamily;
+
+/// What service ports answer on, gathered to find what several claim.
+#[derive(Default)]
+pub struct Claims<'a> {
+    /// In the order of names.
+    owners: Vec<(&'a ServicePortName, &'a Service)>,
+    /// Each frontend, with the place of its owner in `owners`.
+    frontends: Vec<(Key, u32)>,
+}
+
+impl<'a> Claims<'a> {
+    /// Adds the frontends of a service port of `service`: the keys of its entries. Names are added in
+    /// their order.
+    pub fn add(
+        &mut self,
+        name: &'a ServicePortName,
+        service: &'a Service,
+        entries: impl Iterator<Item = (SharedChain, Key)>,
+    ) {
+        let owner = self.owners.len() as u32;
+        self.owners.push((name, service));
+        // Where health check node ports are let in, nothing is decided between Services.
+        let entries = entries.filter(|(chain, _)| *chain != SharedChain::FilterNodePorts);
+        self.frontends.extend(entries.map(|(_, key)| (key, owner)));
+    }
+
+    /// What more than one claims.
+    pub fn overlaps(mut self, family: IpFamily) -> Overlaps {
+        self.frontends.sort_unstable();
+        self.frontends.dedup();
+        let groups = self.frontends.chunk_by(|(a, _), (b, _)| a == b).filter(|group| group.len() > 1);
+        let overlap = |group: &[(Key, u32)]| {
+            let seniority = |(key, owner): &&(Key, u32)| {
+                (self.owners[*owner as usize].1.seniority(family, key.ip), *owner)
+            };
+            let (key, winner) = *group.iter().min_by_key(seniority)?;
+            let name = |owner: u32| self.owners[owner as usize].0.clone();
+            let losers = group.iter().filter(|(_, owner)| *owner != winner).map(|(_, owner)| name(*owner));
+            Some((key, Overlap { owner: name(winner), losers: losers.collect() }))
+        };
+        Overlaps(groups.filter_map(overlap).collect())
+    }
+}
+
+/// A frontend that several service ports claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlap {
+    /// Who has it.
+    pub owner: ServicePortName,
+    /// The others, by name.
+    pub losers: Box<[ServicePortName]>,
+}
+
+/// All frontends that several service ports claim; mostly there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overlaps(BTreeMap<Key, Overlap>);
+
+impl Overlaps {
+    /// Whether the entry of `name` for `key` in `chain` is left out.
+    pub fn leave_out(&self, name: &ServicePortName, chain: SharedChain, key: &Key) -> bool {
+        chain != SharedChain::FilterNodePorts && self.0.get(key).is_some_and(|overlap| overlap.owner != *name)
+    }
+
+    /// How many entries of losers there are to leave out, one a frontend.
+    pub fn n_lost(&self) -> usize {
+        self.0.values().map(|overlap| overlap.losers.len()).sum()
+    }
+
+    /// The frontends that have another owner, or other losers, than in `before`, with all who claim or
+    /// claimed them.
+    pub fn changed_since<'a>(
+        &'a self,
+        before: &'a Overlaps,
+    ) -> impl Iterator<Item = (&'a Key, impl Iterator<Item = &'a ServicePortName>)> {
+        let all = self.0.iter().chain(before.0.iter().filter(|(key, _)| !self.0.contains_key(key)));
+        let differs = |(key, _): &(&Key, &Overlap)| self.0.get(key) != before.0.get(key);
+        all.filter(differs).map(move |(key, _)| {
+            let overlaps = [self.0.get(key), before.0.get(key)].into_iter().flatten();
+            (key, overlaps.flat_map(|overlap| overlap.losers.iter().chain([&overlap.owner])))
+        })
+    }
+
+    /// What Services lost that they had not lost `before`: one for each two Services.
+    pub fn losses_since(&self, before: &Overlaps) -> Vec<Loss> {
+        let mut losses: BTreeMap<(&ServiceName, &ServiceName), (Key, usize)> = BTreeMap::new();
+        for (key, overlap) in &self.0 {
+            for loser in &overlap.losers {
+                if !before.leave_out(loser, SharedChain::NatServices, key) {
+                    let pair = (&loser.service, &overlap.owner.service);
+                    losses.entry(pair).and_modify(|(_, n)| *n += 1).or_insert((*key, 1));
+                }
+            }
+        }
+        let loss = |((service, owner), (first, n)): ((&ServiceName, &ServiceName), (Key, usize))| Loss {
+            service: service.clone(),
+            owner: owner.clone(),
+            first,
+            n,
+        };
+        losses.into_iter().map(loss).collect()
+    }
+}
+
+/// Frontends of a Service that another Service has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// The Service that does not answer there.
+    pub service: ServiceName,
+    /// The Service that does.
+    pub owner: ServiceName,
+    /// One of the frontends.
+    pub first: Key,
+    /// How many they are.
+    pub n: usize,
+}
+
+/// In a sentence.
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.first)?;
+        match self.n {
+            1 => write!(f, " belongs to Service {}", self.owner),
+            n => write!(f, " and {} more belong to Service {}", n - 1, self.owner),
+        }
+    }
+}
