@@ -44,10 +44,12 @@ impl Triggers {
     /// What began later than now, by a clock that is ahead or an annotation that was made up, is left out: it
     /// would lower the sum of all others.
     pub(super) fn take(&mut self, now: SystemTime, waiting: &BTreeSet<ServiceName>) -> Vec<f64> {
-        let done = self.by_service.extract_if(.., |service, _| !waiting.contains(service));
-        let times: Vec<SystemTime> = done.flat_map(|(_, times)| times).collect();
-        self.n_kept -= times.len();
-        let elapsed = times.into_iter().filter_map(|time| now.duration_since(time).ok());
+        let all = std::mem::take(&mut self.by_service).into_iter();
+        let (kept, done): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.partition(|(service, _)| waiting.contains(service));
+        self.by_service = kept;
+        self.n_kept = self.by_service.values().map(Vec::len).sum();
+        let elapsed = done.into_values().flatten().filter_map(|time| now.duration_since(time).ok());
         elapsed.map(|elapsed| elapsed.as_secs_f64()).collect()
     }
 }

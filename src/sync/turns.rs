@@ -188,9 +188,11 @@ impl Turns {
         let Some(mut large) = self.queue.pop_front() else { return part };
         let (mut weight, mut last) = (0, None);
         let limit = self.limit;
-        while let Some(port) = large
-            .rest
-            .pop_front_if(|port| weight == 0 || weight + port.weight <= limit || last == Some(port.number))
+        let fits = |port: &Waiting, weight: usize, last: Option<(u16, Protocol)>| {
+            weight == 0 || weight + port.weight <= limit || last == Some(port.number)
+        };
+        while large.rest.front().is_some_and(|port| fits(port, weight, last))
+            && let Some(port) = large.rest.pop_front()
         {
             weight += port.weight;
             last = Some(port.number);
