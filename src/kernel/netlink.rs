@@ -320,6 +320,18 @@ fn status(payload: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Runs `test` in a network namespace that ends with it: a thread of its own leaves this one.
+#[cfg(test)]
+pub(crate) fn in_new_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests run as root");
+            test()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -332,16 +344,4 @@ mod tests {
             assert_eq!(status(bytes).unwrap_err().kind(), io::ErrorKind::InvalidData);
         }
     }
-}
-
-/// Runs `test` in a network namespace that ends with it: a thread of its own leaves this one.
-#[cfg(test)]
-pub(crate) fn in_new_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests run as root");
-            test()
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }
