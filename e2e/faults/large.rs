@@ -22,7 +22,7 @@ const EDITED: Duration = Duration::from_millis(500);
 /// How many ports an API server takes in one slice.
 const PORTS_OF_SLICE: usize = 100;
 
-/// The endpoints of `own` in turns, and who answers then.
+/// The endpoints of `own` in turns, and which pod answers then.
 const SETS: [(&str, &str); 2] = [("10.128.1.5", "web-3"), ("10.128.0.5", "web-1")];
 
 /// Where the agent says whether it is alive.

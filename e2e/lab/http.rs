@@ -23,7 +23,7 @@ impl Answer {
     }
 }
 
-/// What `to` answers `host`; `None` when nobody does.
+/// What `to` answers `host`; `None` when there is no answer.
 pub fn get(host: &dyn Host, to: SocketAddr, path: &str) -> Option<Answer> {
     let text = host.namespace().run(|| {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE).ok()?;

@@ -1,6 +1,6 @@
-//! Frontends that several service ports claim: which of them has each.
+//! Frontends that several service ports claim: which of them owns each.
 //!
-//! Whoever may create a Service may give it an external IP that is another Service's cluster IP. The
+//! Any user who may create Services may give one an external IP that is another Service's cluster IP. The
 //! owner keeps such a frontend (see [`Seniority`](crate::model::Seniority)); the entries of the others for
 //! it are left out, in nat and in filter, whether the owner has endpoints or not. kube-proxy v1.36 writes
 //! all entries in random order.
@@ -59,7 +59,7 @@ impl<'a> Claims<'a> {
 /// A frontend that several service ports claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlap {
-    /// Who has it.
+    /// The service port that answers there.
     pub owner: ServicePortName,
     /// The others, by name.
     pub losers: Box<[ServicePortName]>,
@@ -80,8 +80,8 @@ impl Overlaps {
         self.0.values().map(|overlap| overlap.losers.len()).sum()
     }
 
-    /// The frontends that have another owner, or other losers, than in `before`, with all who claim or
-    /// claimed them.
+    /// The frontends that have another owner, or other losers, than in `before`, with all service ports that
+    /// claim or claimed them.
     pub fn changed_since<'a>(
         &'a self,
         before: &'a Overlaps,

@@ -154,7 +154,7 @@ impl<K: Iptables> FamilySync<K> {
         }
     }
 
-    /// Decides for a layout, never while it is found out who is refused. Another than the last touches
+    /// Decides the layout; not while rejected service ports are searched. Another than the last touches
     /// everything: kube-proxy leaves chains of unchanged Services as they are until its next full sync;
     /// here the same objects always give the same rules.
     pub(super) fn lay_out(&mut self, Scene { settings, view, .. }: Scene<'_>, changed: &mut Changed) {
