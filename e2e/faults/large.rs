@@ -94,7 +94,7 @@ pub fn large_service_holds_up_no_other(backend: Backend, extent: Extent) -> Vec<
         };
         let what = "the other Service's change is in force";
         let nodes = || running.lab.nodes().iter();
-        repaired.push(poll::until(what, SOON, || nodes().all(is_in_force)));
+        repaired.push(poll::until(what, 2 * SOON, || nodes().all(is_in_force)));
         n_dead += nodes().filter(|node| !is_alive(node)).count();
         thread::sleep(EDITED.saturating_sub(edited.elapsed()));
     }
