@@ -139,6 +139,7 @@ async fn follow_kind<K>(
         store: Store::<K>::new(interner),
         trouble: Trouble::default(),
         version: Version::Unknown,
+        n_moves: 0,
         n_streams_failed: 0,
         no_streaming_until: None,
         sender,
@@ -157,6 +158,8 @@ struct Follower<'a, K: Kind> {
     store: Store<'a, K>,
     trouble: Trouble,
     version: Version,
+    /// [`Connection::n_moves`] when the last list was begun.
+    n_moves: u64,
     /// Streaming lists that failed since a list was complete.
     n_streams_failed: u32,
     no_streaming_until: Option<Instant>,
@@ -182,6 +185,11 @@ where
     async fn run(mut self) {
         let mut place = Place::List;
         loop {
+            if matches!(place, Place::List | Place::Listed) && self.has_moved().await {
+                // A watch from the old server's version may be silent until it ends.
+                self.version = Version::Unusable;
+                place = Place::List;
+            }
             let went = match place {
                 Place::List if self.streams() => self.list_streaming().await,
                 Place::List => self.list().await.map(|()| Place::Listed),
@@ -198,6 +206,12 @@ where
                 Err(fault) => self.get_over(fault, place).await,
             };
         }
+    }
+
+    /// Whether another server has to be listed than the one that was listed last.
+    async fn has_moved(&mut self) -> bool {
+        let n_moves = self.connection.n_moves().await;
+        std::mem::replace(&mut self.n_moves, n_moves) != n_moves
     }
 
     /// Whether the next list is to be a streaming one.

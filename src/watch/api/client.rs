@@ -53,6 +53,14 @@ impl Connection {
         Connection { client: builder.build(), host, renewal, freshness }
     }
 
+    /// How often another server has taken the place of the one before.
+    pub async fn n_moves(&self) -> u64 {
+        match &self.renewal {
+            Some(renewal) => renewal.n_moves().await,
+            None => 0,
+        }
+    }
+
     /// Sends through `service` what a transport with this limit lets pass.
     #[cfg(test)]
     pub fn to<S, B>(service: S, limit: Limit, observer: Arc<dyn Observer>) -> Connection

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kube::config::{AuthInfo, Config};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -38,6 +38,8 @@ pub struct Renewal {
 
 struct State {
     link: Link,
+    /// How many other servers than the first the files have named.
+    n_moves: u64,
     /// As they were when the link was made.
     files: Files,
     /// As they were when no link could be made from them; already logged.
@@ -54,17 +56,27 @@ impl Renewal {
         observer: Arc<dyn Observer>,
     ) -> anyhow::Result<Renewal> {
         let link = link(config, &observer)?;
-        let state = State { link, files, unusable: None, looked: Instant::now() };
+        let state = State { link, n_moves: 0, files, unusable: None, looked: Instant::now() };
         Ok(Renewal { origin, observer, state: Mutex::new(state) })
     }
 
     /// The link to use now.
     pub async fn current(&self) -> Link {
+        self.up_to_date().await.link.clone()
+    }
+
+    /// How often the files have named another server. Versions of one server mean nothing to the next,
+    /// which may have another etcd.
+    pub async fn n_moves(&self) -> u64 {
+        self.up_to_date().await.n_moves
+    }
+
+    async fn up_to_date(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().await;
         if state.looked.elapsed() >= FRESH {
             self.look(&mut state).await;
         }
-        state.link.clone()
+        state
     }
 
     /// Waits until there are other credentials than the rejected ones: another token in its file, or
@@ -98,7 +110,9 @@ impl Renewal {
         match renewed.await {
             Ok(link) => {
                 info!(server = link.host, files = changed.join(", "), "credentials changed; connecting anew");
-                std::mem::replace(&mut state.link, link).retire();
+                let old = std::mem::replace(&mut state.link, link);
+                state.n_moves += u64::from(old.host != state.link.host);
+                old.retire();
                 (state.files, state.unusable) = (files, None);
             }
             Err(error) => {

@@ -5,14 +5,17 @@
 use std::path::PathBuf;
 
 use axum::body::{Body as AxumBody, Bytes};
+use futures::StreamExt;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use kube::client::Body;
+use tokio::sync::mpsc;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 use super::*;
-use crate::watch::api::link::tests::{Authority, Identity, Server};
+use crate::watch::api::link::tests::{Authority, Identity, Seen, Server};
+use crate::watch::api::{Limit, connect, follow};
 
 /// A folder with a kubeconfig, certificates and a key.
 struct Folder(tempfile::TempDir);
@@ -170,6 +173,49 @@ async fn a_kubeconfig_that_is_renamed_or_linked_into_its_place_is_followed() {
     ask(&renewal, &first).await;
     std::fs::rename(folder.path("data2"), folder.path("data")).unwrap();
     ask(&renewal, &second).await;
+}
+
+#[tokio::test]
+async fn another_server_is_listed_as_of_now() {
+    // Versions of the second are lower, as those of another etcd may be: it would be silent to a watch
+    // from the first one's.
+    let serve = |version: u32| {
+        move |request: &Request<Incoming>| {
+            let bookmark = serde_json::json!({"type": "BOOKMARK", "object": {"metadata": {
+                "resourceVersion": version.to_string(), "annotations": {"k8s.io/initial-events-end": "true"},
+            }}});
+            let line = Ok::<_, std::io::Error>(Bytes::from(format!("{bookmark}\n")));
+            let is_list = request.uri().query().is_some_and(|query| query.contains("sendInitialEvents=true"));
+            let lines = futures::stream::iter(is_list.then_some(line));
+            Response::new(AxumBody::from_stream(lines.chain(futures::stream::pending())))
+        }
+    };
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let one = clients.issue("one");
+    let first = Server::start(&authority, Some(&clients), &["h2"], serve(1_000)).await;
+    let second = Server::start(&authority, Some(&clients), &["h2"], serve(10)).await;
+    let folder = Folder::new(&first, &authority, &one);
+    let kubeconfig_file = folder.path("kubeconfig");
+    let limit = Limit { qps: None, burst: 1 };
+    let connection = connect(Some(&kubeconfig_file), None, limit, Arc::new(())).await.unwrap();
+    let (sender, _receiver) = mpsc::channel(64);
+    tokio::spawn(follow(connection.clone(), "node-a".into(), sender));
+    let requests = async |server: &Server, n: usize| {
+        let mut seen = Vec::new();
+        while seen.len() < n {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            seen.extend(server.take_seen());
+        }
+        seen
+    };
+    let wait = Duration::from_secs(60);
+    tokio::time::timeout(wait, requests(&first, 3)).await.expect("each kind is listed");
+    folder.write("new", &kubeconfig(&second));
+    std::fs::rename(folder.path("new"), &kubeconfig_file).unwrap();
+    let seen = tokio::time::timeout(wait, requests(&second, 3)).await.expect("each kind moves over");
+    for Seen { what, .. } in seen {
+        assert!(what.contains("sendInitialEvents=true") && !what.contains("resourceVersion=1000"), "{what}");
+    }
 }
 
 #[tokio::test]
