@@ -123,7 +123,7 @@ where
     ) -> Result<(), Failure<R::Error>> {
         let mut contents = Vec::new();
         for (name, chain) in wanted {
-            match delta::union(self.committed.filter.get(name), chain) {
+            match delta::union(self.committed, name, chain) {
                 delta::Union::AsItIs { has_leftovers } => self.has_leftovers |= has_leftovers,
                 delta::Union::Write { rules, has_leftovers } => {
                     self.has_leftovers |= has_leftovers;
@@ -278,9 +278,8 @@ where
         if !self.has_leftovers {
             return Ok(());
         }
-        let leftovers = wanted
-            .iter()
-            .filter(|(name, chain)| delta::has_leftovers(self.committed.filter.get(name), chain));
+        let leftovers =
+            wanted.iter().filter(|(name, chain)| delta::has_leftovers(self.committed, name, chain));
         let contents = leftovers.map(|(name, chain)| (*name, chain.rank, chain.rules.clone())).collect();
         let stale = self.stale_filter(wanted);
         self.input.drain();

@@ -67,11 +67,18 @@ pub struct Committed {
     /// Chains of filter that are there, with their rules; `None` when they are not known. Kept
     /// whole because the old rules are needed while they are replaced; they are few.
     pub filter: BTreeMap<ChainName, Option<Vec<Rule>>>,
+    /// Of chains of filter whose rules are not known, since a commit of which it is not known whether it took
+    /// effect: the rules before it and its own, each once. Any others are not there, as long as no other
+    /// process writes.
+    pub possible: BTreeMap<ChainName, Vec<Rule>>,
     /// Which of the jumps are in place, by their number.
     pub jumps: BTreeSet<usize>,
     /// How the chains look in the kernel, where that is known.
     pub prints: Prints,
 }
+
+/// So many rules of a chain are remembered as possible; of one with more none are.
+const MAX_POSSIBLE: usize = 100_000;
 
 impl Committed {
     /// How many chains are there.
@@ -103,6 +110,9 @@ impl Committed {
             Effect::Deleted => self.prints.unknown(table, name),
             Effect::Jump(_) => {}
         }
+        if table == Table::Filter {
+            self.possible.remove(&name);
+        }
         match effect {
             Effect::Nat(digest) => drop(self.nat.insert(name, Some(digest))),
             Effect::Deleted if table == Table::Filter => drop(self.filter.remove(&name)),
@@ -118,12 +128,28 @@ impl Committed {
             self.prints.unknown(table, name);
         }
         match effect {
-            Effect::Deleted if table == Table::Filter => drop(self.filter.insert(name, None)),
+            Effect::Deleted if table == Table::Filter => self.forget_filter(name, &[]),
             Effect::Nat(_) | Effect::Deleted => drop(self.nat.insert(name, None)),
-            Effect::Filter(_) => drop(self.filter.insert(name, None)),
+            Effect::Filter(rules) => self.forget_filter(name, rules),
             // Taken for in place: a jump written twice would do every lookup twice. The next look
             // at the kernel tells.
             Effect::Jump(number) => drop(self.jumps.insert(*number)),
+        }
+    }
+
+    /// Notes that a chain of filter holds what it did or `rules`.
+    fn forget_filter(&mut self, name: ChainName, rules: &[Rule]) {
+        let is_unknown = matches!(self.filter.get(&name), Some(None)) && !self.possible.contains_key(&name);
+        let before = self.filter.insert(name, None).flatten();
+        if is_unknown {
+            return;
+        }
+        let possible = self.possible.entry(name).or_default();
+        let mut known: BTreeSet<u64> = possible.iter().map(Digest::rule).collect();
+        let more = before.iter().flatten().chain(rules).filter(|rule| known.insert(Digest::rule(rule)));
+        possible.extend(more.cloned());
+        if possible.len() > MAX_POSSIBLE {
+            self.possible.remove(&name);
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Digest, FilterChain};
-use crate::iptables::Rule;
+use super::{Committed, Digest, FilterChain};
+use crate::iptables::{ChainName, Rule};
 
 /// What to write first for a chain of filter.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,18 +23,21 @@ pub(super) enum Union {
     },
 }
 
-/// The rules of `old` and of `wanted` together.
-pub(super) fn union(old: Option<&Option<Vec<Rule>>>, wanted: &FilterChain) -> Union {
-    let old = match old {
-        Some(_) if wanted.is_shared_with_kubelet => return Union::AsItIs { has_leftovers: false },
-        Some(Some(old)) => old,
-        Some(None) | None => return Union::Write { rules: wanted.rules.clone(), has_leftovers: false },
+/// The rules that chain `name` holds, or may hold, and those of `wanted` together.
+pub(super) fn union(committed: &Committed, name: &ChainName, wanted: &FilterChain) -> Union {
+    let (old, is_known) = match (committed.filter.get(name), committed.possible.get(name)) {
+        (Some(_), _) if wanted.is_shared_with_kubelet => return Union::AsItIs { has_leftovers: false },
+        (Some(Some(old)), _) => (old, true),
+        (Some(None), Some(possible)) => (possible, false),
+        (Some(None) | None, _) => {
+            return Union::Write { rules: wanted.rules.clone(), has_leftovers: false };
+        }
     };
-    if *old == wanted.rules {
+    if is_known && *old == wanted.rules {
         return Union::AsItIs { has_leftovers: false };
     }
     let (old_set, new_set) = (hashes(old), hashes(&wanted.rules));
-    match (new_set.is_subset(&old_set), old_set.is_subset(&new_set)) {
+    match (is_known && new_set.is_subset(&old_set), old_set.is_subset(&new_set)) {
         // Same rules in another order, or another number of times: one write does it.
         (_, true) => Union::Write { rules: wanted.rules.clone(), has_leftovers: false },
         (true, false) => Union::AsItIs { has_leftovers: true },
@@ -45,9 +48,9 @@ pub(super) fn union(old: Option<&Option<Vec<Rule>>>, wanted: &FilterChain) -> Un
     }
 }
 
-/// Whether a chain that holds `old` or the union with it has to be written once more.
-pub(super) fn has_leftovers(old: Option<&Option<Vec<Rule>>>, wanted: &FilterChain) -> bool {
-    match union(old, wanted) {
+/// Whether chain `name`, as it is or once it holds that union, has to be written once more.
+pub(super) fn has_leftovers(committed: &Committed, name: &ChainName, wanted: &FilterChain) -> bool {
+    match union(committed, name, wanted) {
         Union::AsItIs { has_leftovers } | Union::Write { has_leftovers, .. } => has_leftovers,
     }
 }

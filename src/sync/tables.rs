@@ -357,6 +357,8 @@ impl<K: Iptables> Tables<K> {
                 Table::Filter => {
                     let known = left.and_then(|left| left.filter.get(&name).cloned().flatten());
                     found.filter.insert(name, known);
+                    let possible = left.and_then(|left| left.possible.get(&name).cloned());
+                    found.possible.extend(possible.map(|rules| (name, rules)));
                 }
                 Table::Mangle => {}
             }

@@ -94,7 +94,9 @@ fn worst(family: IpFamily) -> Snapshot {
             apply(&mut snapshot, family, one, &[address(family, pods, 1)]);
         }
     }
-    let crowded = service(family, "crowded", address(family, base, 0), address(family, base, 2));
+    let mut crowded = service(family, "crowded", address(family, base, 0), address(family, base, 2));
+    // On another port than those that have its addresses too, so that each frontend has one owner.
+    crowded.ports = crowded.ports.iter().map(|port| Port { port: 81, ..port.clone() }).collect();
     let port = crowded.ports_in(family).next().expect("it has a port").name();
     let names = PortNames::new(&port);
     let digits = |ip: &IpAddr| names.endpoint_digits((*ip, 80).into());

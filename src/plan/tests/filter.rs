@@ -81,6 +81,26 @@ fn a_chain_of_unknown_content_is_written_once() {
 }
 
 #[test]
+fn old_refusals_stay_until_nat_has_changed_also_after_a_commit_of_unknown_effect() {
+    let (old, new) = (("A", &["-p udp -j DROP", "-j RETURN"][..]), ("A", &["-j RETURN"][..]));
+    let mut committed = held(&[old]);
+    let wanted = filter_chains(&[new]);
+    let mut recorder = Recorder { failures: vec![Some(Aftermath::Unknown)], ..Recorder::default() };
+    let mut planner = Planner::new(IpFamily::V4, &mut committed, &[], UNLIMITED, &mut recorder);
+    planner.filter_last(&wanted).unwrap();
+    planner.finish().unwrap_err();
+    assert_eq!((&committed.filter[&name("A")], committed.possible.len()), (&None, 1));
+    let (inputs, _) = plan(&mut committed, &[], UNLIMITED, |planner| {
+        planner.filter_first(&wanted)?;
+        planner.nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &[] }], When::Now)?;
+        planner.filter_last(&wanted)
+    });
+    let both = "*filter\n:A - [0:0]\n-A A -p udp -j DROP\n-A A -j RETURN\nCOMMIT";
+    check(&inputs, &[&format!("{both}\n{NAT}*filter\n:A - [0:0]\n-A A -j RETURN\nCOMMIT")]);
+    assert_eq!((&committed.filter[&name("A")], committed.possible.len()), (&Some(rules(&["-j RETURN"])), 0));
+}
+
+#[test]
 fn the_kubelets_chain_is_made_but_never_emptied() {
     let shared = FilterChain { rules: Vec::new(), rank: 0, is_shared_with_kubelet: true };
     let wanted: BTreeMap<ChainName, FilterChain> = [(name("KUBE-FIREWALL"), shared)].into();
