@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tracing::{trace, warn};
 
 use crate::metrics::{EventLoss, Metrics};
-use crate::model::ServiceName;
+use crate::model::{ServiceName, is_hidden};
 use crate::sync::{Finding, Observer, Report, Synced};
 use attempts::Attempts;
 use limit::Limiter;
@@ -241,13 +241,12 @@ fn reference(regarding: &Regarding, node: &str) -> ObjectReference {
 fn printable(note: &str) -> String {
     let mut text = String::with_capacity(note.len().min(MAX_NOTE));
     for c in note.chars() {
-        let is_hidden = c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        let length = if is_hidden { c.escape_default().len() } else { c.len_utf8() };
+        let is_escaped = is_hidden(c);
+        let length = if is_escaped { c.escape_default().len() } else { c.len_utf8() };
         if text.len() + length > MAX_NOTE {
             break;
         }
-        if is_hidden { text.extend(c.escape_default()) } else { text.push(c) }
+        if is_escaped { text.extend(c.escape_default()) } else { text.push(c) }
     }
     text
 }

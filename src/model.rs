@@ -16,7 +16,7 @@ pub use endpoint::{Conditions, Endpoint, Hints, Slice, SliceEndpoint, SlicePort}
 pub use inventory::Inventory;
 pub use node::Node;
 pub use ports::ServicePorts;
-pub use problem::{ObjectKind, Problem, Shown};
+pub use problem::{ObjectKind, Problem, Shown, is_hidden};
 pub use service::{Frontend, Port, Seniority, Service, ServicePort, TrafficPolicy};
 pub use snapshot::{Change, SliceChange, Snapshot, Touched};
 

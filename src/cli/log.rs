@@ -17,6 +17,7 @@ use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
 use crate::config::{LogFormat, Logging};
+use crate::model::is_hidden;
 
 /// Lines that could not be written.
 static N_LOST: AtomicU64 = AtomicU64::new(0);
@@ -65,16 +66,6 @@ fn text_fields() -> impl for<'w> FormatFields<'w> + 'static {
         }
     };
     debug_fn(write).delimited(" ")
-}
-
-/// Whether `c` does something else than show itself: control characters (C0, DEL, C1), separators of lines
-/// and paragraphs, and what sets the direction of writing.
-fn is_hidden(c: char) -> bool {
-    let is_invisible = matches!(
-        c,
-        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-    );
-    c.is_control() || is_invisible
 }
 
 /// Shows a value on one line: `\n` and `\u{1b}` where it has a line feed and an escape.

@@ -83,6 +83,17 @@ fn beginning(text: &str, n: usize) -> &str {
     &text[..end.unwrap_or_default()]
 }
 
+/// Whether `c` does something else than show itself: control characters (C0, DEL, C1), separators of lines
+/// and paragraphs, and what sets the direction of writing. Text that was not written here is never shown
+/// with them, as it could forge a line or move a terminal's cursor.
+pub fn is_hidden(c: char) -> bool {
+    let is_invisible = matches!(
+        c,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    );
+    c.is_control() || is_invisible
+}
+
 /// A text of an object as a message shows it: cut where it would fill the log, and with everything
 /// escaped that could end a quotation or the line, move a terminal's cursor or turn the direction of
 /// writing.

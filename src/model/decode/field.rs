@@ -5,7 +5,7 @@ use std::fmt::Arguments;
 use std::net::IpAddr;
 
 use super::given::{Given, Shape};
-use crate::model::problem::quote;
+use crate::model::problem::{is_hidden, quote};
 use crate::model::{ObjectKind, Problem, TrafficPolicy};
 use crate::net::{self, Cidr, Protocol};
 
@@ -185,7 +185,7 @@ fn is_beside(a: &str, b: &str) -> bool {
 pub fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
+        if is_hidden(c) {
             line.extend(c.escape_debug());
         } else {
             line.push(c);
