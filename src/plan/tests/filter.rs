@@ -87,6 +87,7 @@ fn old_refusals_stay_until_nat_has_changed_also_after_a_commit_of_unknown_effect
     let wanted = filter_chains(&[new]);
     let mut recorder = Recorder { failures: vec![Some(Aftermath::Unknown)], ..Recorder::default() };
     let mut planner = Planner::new(IpFamily::V4, &mut committed, &[], UNLIMITED, &mut recorder);
+    planner.filter_first(&wanted).unwrap();
     planner.filter_last(&wanted).unwrap();
     planner.finish().unwrap_err();
     assert_eq!((&committed.filter[&name("A")], committed.possible.len()), (&None, 1));
