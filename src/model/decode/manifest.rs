@@ -73,7 +73,7 @@ pub struct Outcome {
     pub n_objects: usize,
     /// Objects of other kinds, passed over.
     pub n_others: usize,
-    /// What could not be used, in the order of the text: the first [`MOST_PROBLEMS`].
+    /// What could not be used, in the order of the text: no more than the first thousand.
     pub problems: Vec<TextProblem>,
     /// How much more could not be used.
     pub n_more_problems: usize,
