@@ -1,4 +1,4 @@
-//! From the watcher's events of one kind to ours: gathers lists until they are complete, and knows
+//! From what lists and watches of one kind bring to `WatchEvent`s: gathers lists until they are complete, and knows
 //! the names of what there is, so that what vanished while nobody looked is found.
 
 use std::collections::BTreeSet;
