@@ -4,13 +4,14 @@
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. Modules above `kernel` are pure.
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     ("net", &[]),
     ("iptables", &["net"]),
     ("config", &["net"]),
     ("model", &["net"]),
     ("policy", &["net", "model"]),
     ("rules", &["net", "config", "iptables", "model", "policy"]),
+    ("compile", &["net", "config", "iptables", "model", "policy", "rules", "plan"]),
     ("plan", &["net", "iptables"]),
     ("kernel", &["net", "iptables", "plan"]),
     ("leftovers", &["net", "iptables", "plan", "rules", "kernel"]),
@@ -19,9 +20,12 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("watch", &["net", "model"]),
     (
         "sync",
-        &["net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "metrics", "watch"],
+        &[
+            "net", "config", "iptables", "model", "policy", "rules", "compile", "plan", "kernel", "metrics",
+            "watch",
+        ],
     ),
-    ("health", &["net", "model", "rules", "metrics", "http", "sync"]),
+    ("health", &["net", "model", "rules", "compile", "metrics", "http", "sync"]),
     ("events", &["model", "metrics", "sync"]),
     (
         "agent",
@@ -32,6 +36,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
             "model",
             "policy",
             "rules",
+            "compile",
             "plan",
             "kernel",
             "metrics",
@@ -52,6 +57,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
             "model",
             "policy",
             "rules",
+            "compile",
             "plan",
             "kernel",
             "metrics",
@@ -64,7 +70,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("lib", &[]),
 ];
 
-const PURE: [&str; 7] = ["net", "iptables", "config", "model", "policy", "rules", "plan"];
+const PURE: [&str; 8] = ["net", "iptables", "config", "model", "policy", "rules", "compile", "plan"];
 
 /// Every source file with the module that it belongs to; tests are looked at too.
 fn sources() -> Vec<(String, PathBuf, String)> {

@@ -7,6 +7,7 @@ use prometheus::Registry;
 
 use super::wanted::WantedPort;
 use super::*;
+use crate::compile::View;
 use crate::config::Config;
 use crate::config::host::Host;
 use crate::http::recorded::{Answer, ask};
@@ -18,7 +19,7 @@ use crate::model::decode::{self, Interner};
 use crate::model::{Change, ObjectName, Snapshot, Touched};
 use crate::policy::Place;
 use crate::rules::Settings;
-use crate::sync::{FamilySync, Quarantine, View};
+use crate::sync::{FamilySync, Quarantine};
 
 fn name(text: &str) -> ServiceName {
     ObjectName::new("default", text)
