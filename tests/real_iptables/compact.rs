@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::AtomicBool;
 
-use chainsmith::config::host::{Host, Kernel};
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
 use chainsmith::iptables::{ChainName, Ruleset, Table};
 use chainsmith::kernel::iptables::{KernelIptables, Programs, open, takes};
 use chainsmith::kernel::{Backend, RestoreError};
+use chainsmith::model::host::{Host, Kernel};
 use chainsmith::model::{
     Change, Conditions, Frontend, ObjectName, Port, Service, Slice, SliceEndpoint, SlicePort, Snapshot,
     Touched,
