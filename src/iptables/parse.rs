@@ -55,7 +55,7 @@ pub fn save(family: IpFamily, text: &str) -> Result<Ruleset, ParseError> {
     for text in text.lines() {
         match (line(family, text)?, table) {
             (Line::Table(word), _) => {
-                table = Table::from_word(&word);
+                table = Table::parse(&word);
                 if let Some(table) = table {
                     ruleset.tables.entry(table).or_default();
                 }
