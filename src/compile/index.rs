@@ -29,8 +29,8 @@ impl SyncScope {
 /// ```
 /// use std::collections::BTreeSet;
 /// use chainsmith::compile::{Compiled, NoRules, Source, View};
-/// use chainsmith::config::{Config, host::Host};
-/// use chainsmith::model::{Inventory, ObjectName, decode::{Interner, manifest}};
+/// use chainsmith::config::Config;
+/// use chainsmith::model::{Inventory, ObjectName, host::Host, decode::{Interner, manifest}};
 /// use chainsmith::net::IpFamily;
 /// use chainsmith::policy::Place;
 /// use chainsmith::rules::Settings;

@@ -8,11 +8,11 @@ mod pods;
 
 use super::*;
 use crate::compile::ruleset;
-use crate::config::host::Host;
 use crate::config::{Config, Flags};
 use crate::iptables::{Chain, Match, Ruleset, write};
 use crate::model::Inventory;
 use crate::model::decode::{Interner, manifest};
+use crate::model::host::Host;
 use crate::net::IpFamily;
 use crate::policy::Place;
 

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chainsmith::compile::SyncScope;
-use chainsmith::config::host::Host;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::{ChainName, Table};
 use chainsmith::kernel::nft::{Commit, Notifications};
 use chainsmith::model::Change;
+use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Tally;
 use chainsmith::sync::{Drift, Inputs, Loop, Observer, Parts, Patience, Synced};
