@@ -1,5 +1,5 @@
-//! `make demo`: a cluster of simulated nodes with Chainsmith on each, some requests through a
-//! Service's addresses, and what became of each packet on its way.
+//! `make demo`: a cluster of simulated nodes with Chainsmith on each, some requests to a
+//! Service's addresses, and the path of each packet.
 #![allow(clippy::disallowed_methods, reason = "a demonstration is about the world: programs, files, clocks")]
 #![allow(dead_code, reason = "shares its modules with the tests, and uses its part of them")]
 
@@ -84,7 +84,7 @@ fn show(backend: Backend) -> Result<()> {
     Ok(())
 }
 
-/// Sends one request from `host`, first met by the rules of `entry`, and prints its way.
+/// Sends one request from `host`, first met by the rules of `entry`, and prints its path.
 fn request(running: &Running, title: &str, host: &dyn Host, entry: &Node, to: SocketAddr) -> Result<()> {
     println!("\n{title}");
     let attempt = host.tcp(to);
@@ -119,7 +119,7 @@ fn request(running: &Running, title: &str, host: &dyn Host, entry: &Node, to: So
     Ok(())
 }
 
-/// What NAT did to a flow, in a word.
+/// The translation of a flow, in a word.
 fn what_changed(flow: &Flow) -> &'static str {
     match (flow.is_dnated(), flow.is_snated()) {
         (true, true) => "DNAT and masquerade",
@@ -130,7 +130,7 @@ fn what_changed(flow: &Flow) -> &'static str {
 }
 
 fn step(who: &str, from: SocketAddr, to: SocketAddr, note: &str) {
-    // Formatted first: the address types pad only as text.
+    // Formatted first, because the address types pad only as text.
     let (from, to) = (from.to_string(), to.to_string());
     println!("{}", format!("    {who:<17} {from:<27} -> {to:<25} {note}").trim_end());
 }

@@ -1,4 +1,4 @@
-//! `make lab`: every fault with full counts, on both back-ends, and one table of what came of it.
+//! `make lab`: every fault with full counts, on both back-ends, and one table of the results.
 #![allow(clippy::disallowed_methods, reason = "the lab is about the world: programs, files, clocks")]
 #![allow(dead_code, reason = "shares its modules with the tests, and uses its part of them")]
 
@@ -25,23 +25,23 @@ const BACKENDS: [Backend; 2] = [Backend::Nft, Backend::Legacy];
 
 const USAGE: &str = "usage: lab [--cut] [--only WORD] [--write FILE]";
 
-/// What the lab is told.
+/// The command line of the lab.
 #[derive(Default)]
 struct Orders {
-    /// The short runs that the tests make.
+    /// The short runs of the tests.
     is_cut: bool,
-    /// Only faults whose name has this in it.
+    /// Only faults whose name contains this.
     only: String,
-    /// Where the table goes, beside stdout.
+    /// Where the table goes, besides stdout.
     write: Option<PathBuf>,
 }
 
-/// What came of one kind of fault on one back-end.
+/// The result of one kind of fault on one back-end.
 struct Outcome {
     name: &'static str,
-    /// `None` when it is about neither.
+    /// `None` when the fault concerns no back-end.
     backend: Option<Backend>,
-    /// What it found, or why it broke off: the fault is not survived.
+    /// Its observations, or why the run was aborted: then the fault is not survived.
     result: Result<Vec<Finding>, String>,
 }
 
@@ -53,7 +53,7 @@ fn main() -> Result<ExitCode> {
     let mut outcomes = Vec::new();
     for (name, fault) in FAULTS.iter().filter(|(name, _)| name.contains(&orders.only)) {
         eprintln!("{:>5.0} s  {name}", start.elapsed().as_secs_f32());
-        // Mostly they wait: both back-ends at the same time.
+        // They mostly wait, so both back-ends run at the same time.
         let results = std::thread::scope(|scope| {
             let run = |backend| (Some(backend), scope.spawn(move || attempt(|| fault(backend, extent))));
             BACKENDS.map(run).map(|(backend, run)| (backend, run.join().expect("panics are caught")))
@@ -88,7 +88,7 @@ fn orders() -> Result<Orders> {
     Ok(orders)
 }
 
-/// Tries one kind of fault; what breaks off is told by its message.
+/// Runs one kind of fault; an aborted run is reported with its message.
 fn attempt(fault: impl FnOnce() -> Vec<Finding>) -> Result<Vec<Finding>, String> {
     catch_unwind(AssertUnwindSafe(fault)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -99,7 +99,7 @@ fn attempt(fault: impl FnOnce() -> Vec<Finding>) -> Result<Vec<Finding>, String>
 
 const FUZZING: &str = "random input";
 
-/// Everything that reads is given what nobody should write.
+/// Feeds hostile input to everything that reads.
 fn fuzzing(extent: Extent) -> Vec<Finding> {
     let n_cases = extent.of(10_000, 1_000_000);
     let n_threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
@@ -149,7 +149,7 @@ fn row(finding: &Finding, backend: &str) -> String {
     format!("| {fault} | {backend} | {n_times} | {observed} | {repaired} | {n_tried} | {n_wrong} |\n")
 }
 
-/// The table with what one has to know to read it.
+/// The table with the explanations that a reader needs.
 fn page(table: &str, elapsed: Duration) -> Result<String> {
     let said = |program: &str, args: &[&str]| -> Result<String> {
         let output =
