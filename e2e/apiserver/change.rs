@@ -1,4 +1,4 @@
-//! What clients change: POST, PUT, PATCH and DELETE of one object, the `status` subresource included.
+//! Changes by clients: POST, PUT, PATCH and DELETE of one object, including the `status` subresource.
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Response, StatusCode, header};
@@ -74,7 +74,7 @@ fn create(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
         let refusal = Refusal::new(409, message).because(Some("AlreadyExists"));
         return Err(refusal.about_object(target.resource, &key.name));
     }
-    // What a client says about these is not believed.
+    // The server sets these itself.
     for field in ["uid", "creationTimestamp"] {
         metadata(&mut value).remove(field);
     }
@@ -95,7 +95,7 @@ fn replace(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
 
 fn patch(store: &mut Store, target: &Target, headers: &HeaderMap, body: &Bytes) -> Answer {
     let media = headers.get(header::CONTENT_TYPE).and_then(|media| media.to_str().ok()).unwrap_or("");
-    // A strategic merge differs in how lists are merged; nothing here depends on that.
+    // A strategic merge differs in how it merges lists; nothing here depends on that.
     if !matches!(media, "application/merge-patch+json" | "application/strategic-merge-patch+json") {
         return Err(Refusal::new(415, format!("the simulator knows merge patches, not {media:?}")));
     }
@@ -111,7 +111,7 @@ fn patch(store: &mut Store, target: &Target, headers: &HeaderMap, body: &Bytes) 
     Ok(current(store, target.resource, &key, StatusCode::OK))
 }
 
-/// Takes the place of `old`, if it may.
+/// Replaces `old`, if allowed.
 fn put(
     store: &mut Store,
     resource: &'static Resource,
@@ -137,7 +137,7 @@ fn delete(store: &mut Store, target: &Target) -> Answer {
     ))
 }
 
-/// The object that the path names, as it is.
+/// The object that the path names, as stored.
 fn existing(store: &Store, target: &Target) -> Result<(Key, Value), Refusal> {
     let Some(key) = target.key() else {
         return Err(Refusal::not_allowed());
@@ -147,8 +147,8 @@ fn existing(store: &Store, target: &Target) -> Result<(Key, Value), Refusal> {
     Ok((key, object.value()))
 }
 
-/// `new` with the half that the path does not speak of taken from `old`: `status` belongs to the
-/// subresource alone, the rest to the object.
+/// `new` with the other half taken from `old`: the subresource changes only `status`, other requests everything
+/// else.
 fn merged(target: &Target, mut old: Value, mut new: Value) -> Value {
     for field in ["uid", "creationTimestamp"] {
         let kept = old["metadata"][field].take();

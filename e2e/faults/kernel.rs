@@ -1,4 +1,4 @@
-//! What others do to the tables: flush them, change our rules, hold the lock, write all the time.
+//! Other processes that write to the tables: flushes, changed rules, a held lock, continuous writes.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -19,18 +19,18 @@ use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
 
-/// Compares the kernel with what is wanted each second.
+/// The agent compares the kernel with the desired rules each second.
 const AUDIT_EACH_SECOND: &str = "--audit-period=1s";
 
-/// The addresses of the pods that the Service `own` is given in turns, and their names.
+/// The addresses of the pods that the Service `own` gets in turns, and their names.
 pub(super) const TURNS: [(&str, &str); 2] = [("10.128.1.5", "web-3"), ("10.128.0.5", "web-1")];
 
-/// Something that somebody does to our rules.
+/// An external change of our rules.
 struct Wreck {
     name: &'static str,
-    /// No look at a jump misses it, so the legacy back-end needs no audit to notice.
+    /// Each check of a jump finds it, so the legacy back-end needs no audit to notice.
     is_flush: bool,
-    /// How many of our chains it takes at most to put it right again.
+    /// At most how many of our chains the repair writes.
     max_chains: u64,
     act: fn(&Node, Family),
 }
@@ -109,7 +109,7 @@ fn iptables(node: &Node, family: Family, args: &[&str]) {
     node.netfilter().iptables(family, &args).expect("somebody else can write, too");
 }
 
-/// Whatever others break of our rules is put right, and nothing else is written.
+/// The agent repairs every external change of our rules, and writes nothing else.
 pub fn wrecked_tables_are_repaired(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::start(backend).expect("a cluster starts");
     let mut findings = Vec::new();
@@ -118,7 +118,7 @@ pub fn wrecked_tables_are_repaired(backend: Backend, extent: Extent) -> Vec<Find
         findings.push(try_wreck(&running, wreck, extent));
     }
     if backend == Backend::Legacy {
-        // Nothing tells of these there before the next audit.
+        // There the next audit notices these first.
         running.replace_agent(&[AUDIT_EACH_SECOND], None).expect("an agent starts");
     }
     for wreck in others {
@@ -176,7 +176,7 @@ fn try_wreck(running: &Running, wreck: &Wreck, extent: Extent) -> Finding {
     }
 }
 
-/// Somebody holds the xtables lock for long: what is in force stays, the change comes afterwards. The
+/// Another process holds the xtables lock for long: rules in force stay, and the change follows. The
 /// nft back-end has no lock and does not wait.
 pub fn held_lock_is_waited_for(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::start(backend).expect("a cluster starts");
@@ -231,8 +231,8 @@ pub fn held_lock_is_waited_for(backend: Backend, extent: Extent) -> Vec<Finding>
     }]
 }
 
-/// Somebody else writes his own chains five times a second: our changes take effect all the same,
-/// and our rules are not written again for it.
+/// Another process writes its own chains five times a second: our changes take effect all the same,
+/// and our rules are not rewritten for it.
 pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
@@ -292,12 +292,12 @@ pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<F
     }]
 }
 
-/// While nothing happens, nothing is started on either back-end.
+/// While nothing happens, no program is started on either back-end.
 pub fn nothing_is_started_while_nothing_happens(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::start(backend).expect("a cluster starts");
     let agent = &running.agents[0];
     let quiet_for = Duration::from_secs(extent.of(3, 20));
-    // What the start itself sets off is over when a second has brought nothing.
+    // Programs of the start itself have ended when a second brings none.
     poll::until("the start is over", SOON, || {
         let n_calls = agent.programs_started().len();
         thread::sleep(Duration::from_millis(1_200));

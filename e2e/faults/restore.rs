@@ -1,5 +1,5 @@
-//! What becomes of the programs that write: refused, killed, without memory; and a service port that
-//! they refuse.
+//! Programs that write rules, and fail: rejected, killed, without memory; and a service port that
+//! iptables rejects.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
 
-/// How long a sync that failed a few times may take to be tried again.
+/// How long a sync that failed a few times may wait for its retry.
 const RETRIED: Duration = Duration::from_secs(20);
 
-/// What befalls restores: a name, what is seen, how many restores fail, and the script.
+/// Failures of restores: a name, the observation, how many restores fail, and the script.
 const SABOTAGES: [(&str, &str, &str); 4] = [
     (
         "iptables-restore refused every second time",
@@ -44,12 +44,12 @@ const SABOTAGES: [(&str, &str, &str); 4] = [
     ),
 ];
 
-/// Runs `script` for restores only, not for the question which release it is.
+/// Runs `script` for restores only, not for requests of the version.
 fn only_restores(script: &str) -> String {
     format!("case \"$program $1\" in *-restore\\ -w)\n{script}\n;; esac\n")
 }
 
-/// A restore that fails costs time; what is in force stays meanwhile.
+/// A failed restore costs time; rules in force stay meanwhile.
 pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let findings = SABOTAGES
@@ -58,7 +58,7 @@ pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec
             let (mut repaired, mut n_tried, mut n_failed) = (Vec::new(), 0, 0);
             let n_times = extent.of(1, 5);
             for _ in 0..n_times {
-                // Each begins without the failures of the one before.
+                // Each begins without the failures of the previous one.
                 running.replace_agent(&[AT_ONCE], None).expect("an agent starts");
                 let (node, agent) = (running.lab.node(1), &running.agents[0]);
                 let to = OWN.cluster_ip(Family::V4);
@@ -93,11 +93,11 @@ pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec
     findings
 }
 
-/// iptables refuses whatever names one address: its service port is left out and named, everybody
-/// else is programmed; once it relents, the next change of the Service puts it back.
+/// iptables rejects every line with one address: its service port is quarantined and named, all
+/// others are programmed; once iptables accepts it, the next change of the Service restores it.
 pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) -> Vec<Finding> {
     const BAD: &str = "10.128.0.99";
-    // The last line that names it is the one that a real iptables names, or one near it.
+    // A real iptables names the last line that has it, or one near it.
     let script = only_restores(
         r#"input=$(cat)
            line=$(echo "$input" | grep -n '10.128.0.99:8080' | head -n 1 | cut -d: -f1)
@@ -127,7 +127,7 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
             since.contains("log: synced ")
         });
         let n_restores = restores(&agent.programs_started()[n_calls..]);
-        // Somebody else's change is programmed meanwhile.
+        // A change of another Service is programmed meanwhile.
         running.api.delete("Service", Some("default"), LOCAL.name);
         poll::until("others are programmed", SOON, || {
             node.attempt(Protocol::Udp, local, Duration::from_millis(200)).outcome
