@@ -17,7 +17,7 @@ use crate::lab::host::Pod;
 /// SCTP's number in an IP header.
 const SCTP: i32 = 132;
 
-/// An INIT as it arrived.
+/// An INIT as received.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Init {
     pub(super) source: SocketAddr,
@@ -25,7 +25,7 @@ pub(super) struct Init {
     pub(super) is_checksum_right: bool,
 }
 
-/// What arrives in a pod; ends when dropped.
+/// Receives in a pod; ends when dropped.
 pub(super) struct Inits {
     heard: Receiver<Init>,
     stop: Arc<AtomicBool>,
@@ -59,7 +59,7 @@ pub(super) fn listen(pod: &Pod, family: Family) -> Inits {
         let mut packet = [0; 2048];
         while !stopped.load(Ordering::Relaxed) {
             match socket.recv_from(&mut packet) {
-                // Nobody listens any more when the test ends just now.
+                // Without a receiver the test has just ended.
                 Ok((length, from)) => drop(parse(from, &packet[..length]).map(|init| told.send(init))),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(error) => panic!("hearing SCTP: {error}"),
@@ -81,7 +81,7 @@ pub(super) fn send_init(pod: &Pod, port: u16, to: SocketAddr) {
     });
 }
 
-/// A raw socket, in the clothes of one for datagrams: it sends and receives in the same way.
+/// A raw socket in the type of a datagram socket: it sends and receives in the same way.
 fn raw_socket(family: Family) -> UdpSocket {
     let domain = match family {
         Family::V4 => Domain::IPV4,
@@ -96,7 +96,7 @@ fn init(source: u16, destination: u16) -> Vec<u8> {
     let mut packet = Vec::new();
     packet.extend(source.to_be_bytes());
     packet.extend(destination.to_be_bytes());
-    // Verification tag of an INIT, and the checksum's place.
+    // Verification tag of an INIT, and room for the checksum.
     packet.extend([0; 8]);
     // Type INIT, no flags, length 20.
     packet.extend([1, 0, 0, 20]);
@@ -110,7 +110,7 @@ fn init(source: u16, destination: u16) -> Vec<u8> {
     packet
 }
 
-/// Reads a packet as a raw socket gives it, with its header over IPv4 and without over IPv6; nothing
+/// Parses a packet from a raw socket, with its header over IPv4 and without over IPv6; `None`
 /// if it is no INIT.
 fn parse(from: SocketAddr, packet: &[u8]) -> Option<Init> {
     let header = if from.is_ipv4() { usize::from(packet.first()? & 0xf) * 4 } else { 0 };
