@@ -52,12 +52,12 @@ pub fn deleted_service_stops_at_once(backend: Backend) {
         for host in running.lab.nodes() {
             let addresses = [OWN.cluster_ip(family), OWN.load_balancer(family), OWN.external_ip(family)];
             for to in addresses {
-                poll::until(&format!("{to} is nobody's on {}", host.name()), SOON, || {
+                poll::until(&format!("{to} belongs to no Service on {}", host.name()), SOON, || {
                     host.attempt(Protocol::Udp, to, BRIEF).outcome == Outcome::Unreachable
                 });
             }
             let port = OWN.node_port(host, family);
-            poll::until(&format!("{port} is nobody's"), SOON, || {
+            poll::until(&format!("{port} belongs to no Service"), SOON, || {
                 running.lab.outside().attempt(Protocol::Udp, port, BRIEF).outcome == Outcome::Refused
             });
         }
@@ -80,7 +80,7 @@ pub fn endpoints_are_followed(backend: Backend) {
     poll::until("web-2 has joined", SOON, || client.tcp(to).pod() == "web-2");
     client.attempts(200, Protocol::Tcp, to).assert_spread(&WEB_PODS);
     running.api.put(own_slice(&[]));
-    poll::until("nobody is left", SOON, || {
+    poll::until("no endpoint is left", SOON, || {
         client.attempt(Protocol::Udp, to, BRIEF).outcome == Outcome::Refused
     });
     let other_family = OWN.cluster_ip(Family::V6);

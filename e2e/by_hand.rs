@@ -98,7 +98,7 @@ pub fn the_claims_notice_rules_that_are_wrong(backend: Backend) {
                 let lab = cluster::build(backend).expect("a lab can be built");
                 program(&lab, *change).expect("wrong rules can be written");
                 let passed = catch_unwind(AssertUnwindSafe(|| claim(&lab))).is_ok();
-                assert!(!passed, "nobody noticed: {mistake}");
+                assert!(!passed, "no claim failed: {mistake}");
             });
         }
     });

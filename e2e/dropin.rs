@@ -94,9 +94,9 @@ pub fn kubeadm_daemonset_runs_as_it_stands(backend: Backend) {
     for family in FAMILIES {
         lab.pod("client-1").attempts(60, Protocol::Tcp, WEB.cluster_ip(family)).assert_spread(&WEB_PODS);
     }
-    let said = process.log();
+    let log = process.log();
     for trouble in ["unknown field", "ignored", "ERROR", "deprecated"] {
-        assert!(!said.contains(trouble), "{trouble}: {said}");
+        assert!(!log.contains(trouble), "{trouble}: {log}");
     }
 
     // When the kubelet swaps the link, the agent goes on. When the file is written in place, it ends.

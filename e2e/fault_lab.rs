@@ -110,7 +110,7 @@ fn fuzzing(extent: Extent) -> Vec<Finding> {
             fault: format!("{FUZZING}: {}", kind.what),
             n_times: u32::try_from(summary.n_cases).expect("a million fits"),
             observed: format!(
-                "no panic, no good neighbour lost; {} KiB of memory at most (bound: {})",
+                "no panic, the good neighbour served; {} KiB of memory at most (bound: {})",
                 summary.peak.0 >> 10,
                 kind.bound
             ),
@@ -151,7 +151,7 @@ fn row(finding: &Finding, backend: &str) -> String {
 
 /// The table with the explanations that a reader needs.
 fn page(table: &str, elapsed: Duration) -> Result<String> {
-    let said = |program: &str, args: &[&str]| -> Result<String> {
+    let output = |program: &str, args: &[&str]| -> Result<String> {
         let output =
             Command::new(program).args(args).output().with_context(|| format!("running {program}"))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
@@ -159,23 +159,23 @@ fn page(table: &str, elapsed: Duration) -> Result<String> {
     let n_cores = std::thread::available_parallelism()?;
     let mut text = String::from(
         "# Reliability\n\n\
-         What becomes of a node when something around Chainsmith fails. Made by `make lab`, which anybody with root can\n\
+         How a node fares when something around Chainsmith fails. Made by `make lab`, which anyone with root can\n\
          run: two nodes with pods, an outside client and an API server as network namespaces, real iptables, real\n\
          connections. A fault that is not survived is listed as such.\n\n",
     );
     writeln!(
         text,
         "Machine: Linux {}, {}, {}, {n_cores} cores; {} s for all of it, beside whatever else ran.\n",
-        said("uname", &["-r"])?,
-        said("iptables-nft", &["--version"])?,
-        said("iptables-legacy", &["--version"])?,
+        output("uname", &["-r"])?,
+        output("iptables-nft", &["--version"])?,
+        output("iptables-legacy", &["--version"])?,
         elapsed.as_secs()
     )?;
     text += table;
-    text += "\n*Repaired after*: from the fault (of the API server: from its end, where nothing can be heard before) until\n\
-        what is wanted is in force, as rules read back or as a connection answered by the right pod.\n\
+    text += "\n*Repaired after*: from the fault (of the API server: from its end, if the agent gets no changes before) until\n\
+        the desired rules are in force, as rules read back or as a connection answered by the right pod.\n\
         *Connections*: new ones without a pause by six clients, TCP and UDP, both families, from a pod, from nodes and from\n\
-        outside, while the fault lasts. *Wrong* are those refused, lost or answered by a pod that should not; after a flush by\n\
-        somebody else these are connections met by tables that are empty.\n";
+        outside, while the fault lasts. *Wrong* are those rejected, lost or answered by a wrong pod; after an external flush\n\
+        these are connections that met empty tables.\n";
     Ok(text)
 }

@@ -99,8 +99,8 @@ fn ids(node: &Node, protocol: &str, is_selected: impl Fn(&str) -> bool) -> BTree
     for family in ["ipv4", "ipv6"] {
         let args = ["-L", "-f", family, "-p", protocol, "-o", "id"];
         let text = node.namespace().command("conntrack", &args, "").expect("conntrack can be read");
-        let wanted = text.lines().filter(|line| is_selected(line));
-        ids.extend(wanted.filter_map(|line| line.split_once(" id=")).map(|(_, id)| id.trim().to_owned()));
+        let selected = text.lines().filter(|line| is_selected(line));
+        ids.extend(selected.filter_map(|line| line.split_once(" id=")).map(|(_, id)| id.trim().to_owned()));
     }
     ids
 }
@@ -222,7 +222,7 @@ pub fn flows_end_with_the_node_port(backend: Backend) {
     running.api.put_yaml(&service.replace("nodePort: 30013", "nodePort: 30113"));
     for family in FAMILIES {
         let (client, port, to) = flows(&running, family)[1];
-        poll::until(&format!("nobody answers at {to}"), SOON, || {
+        poll::until(&format!("no pod answers at {to}"), SOON, || {
             send(client, port, to, BRIEF) == Outcome::Refused
         });
         let new = SocketAddr::new(to.ip(), 30_113);
@@ -238,7 +238,7 @@ pub fn flows_live_through_a_restart(backend: Backend) {
     all_answered_by(&running, "web-1");
     let to_web = [WEB.cluster_ip(Family::V4), WEB.cluster_ip(Family::V6)];
     let client = running.lab.pod("client-1");
-    let answered = to_web.map(|to| answers(client, INSIDE, to).expect("somebody answers"));
+    let answered = to_web.map(|to| answers(client, INSIDE, to).expect("a pod answers"));
     let bystanders = Bystanders::make(&running);
     let of_services = |running: &Running| {
         let texts = to_web.map(|to| format!("dst={} ", to.ip()));
@@ -257,7 +257,7 @@ pub fn flows_live_through_a_restart(backend: Backend) {
     all_answered_by(&running, "web-3");
     assert!(of_services(&running).is_superset(&before), "{before:?} are the flows to web");
     let client = running.lab.pod("client-1");
-    assert_eq!(to_web.map(|to| answers(client, INSIDE, to).expect("somebody answers")), answered);
+    assert_eq!(to_web.map(|to| answers(client, INSIDE, to).expect("a pod answers")), answered);
     bystanders.assert_untouched(&running);
     end(running);
 }
@@ -267,7 +267,7 @@ pub fn flows_live_through_a_restart(backend: Backend) {
 fn all_ended(running: &Running, outcomes: &[Outcome]) {
     for family in FAMILIES {
         for (client, port, to) in flows(running, family) {
-            poll::until(&format!("nobody answers the flow to {to}"), SOON, || {
+            poll::until(&format!("no pod answers the flow to {to}"), SOON, || {
                 outcomes.contains(&send(client, port, to, BRIEF))
             });
         }

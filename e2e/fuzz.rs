@@ -89,7 +89,7 @@ pub const KINDS: [Kind; 7] = [
     },
     Kind {
         name: "object",
-        what: "well-formed objects with hostile content, to rules and their text",
+        what: "well-formed objects with hostile content, to rules and text",
         share: 20,
         bound: Bound { kib: 8 << 10, per_byte: 400 },
         make: objects::make,

@@ -94,7 +94,7 @@ pub fn health_port_follows_the_local_pods(backend: Backend) {
     assert!(LOCAL_PODS.contains(&served.pod()), "{served:?}");
     assert_eq!(weight(&running, two, Family::V4), is(200, 1), "the load balancer has somewhere to go");
     running.api.put(local_slice(&[]));
-    poll::until("nobody is left", SOON, || {
+    poll::until("no endpoint is left", SOON, || {
         let outcome = running.lab.outside().attempt(
             Protocol::Tcp,
             LOCAL.node_port(one, Family::V4),
@@ -107,7 +107,7 @@ pub fn health_port_follows_the_local_pods(backend: Backend) {
 
     assert!(running.api.delete("Service", Some("default"), LOCAL.name), "there was a Service");
     for family in FAMILIES {
-        poll::until("nobody listens any more", SOON, || weight(&running, one, family).is_none());
+        poll::until("the port is closed", SOON, || weight(&running, one, family).is_none());
     }
     stop_all(running);
 }
@@ -203,7 +203,7 @@ pub fn taken_ports_are_told_and_tried_again(backend: Backend) {
         agent.log().lines().any(|line| words.iter().all(|word| line.contains(word)))
     };
     let health_port = ["cannot open the health check node port", "default/local", "0.0.0.0:30111"];
-    poll::until("it is said", SOON, || {
+    poll::until("it is logged", SOON, || {
         says(&agent, &health_port) && says(&agent, &["cannot listen", "0.0.0.0:10256", "healthz"])
     });
     assert!(metric(node, "chainsmith_bind_failures_total{server=\"healthz\"}") >= Some(1.0));

@@ -165,8 +165,8 @@ fn merged(target: &Target, mut old: Value, mut new: Value) -> Value {
 }
 
 fn check_version(target: &Target, key: &Key, new: &Value, old: &Value) -> Result<(), Refusal> {
-    let wanted = new["metadata"]["resourceVersion"].as_str().unwrap_or("");
-    if wanted.is_empty() || Some(wanted) == old["metadata"]["resourceVersion"].as_str() {
+    let expected = new["metadata"]["resourceVersion"].as_str().unwrap_or("");
+    if expected.is_empty() || Some(expected) == old["metadata"]["resourceVersion"].as_str() {
         return Ok(());
     }
     Err(Refusal::new(
@@ -183,7 +183,7 @@ fn check_version(target: &Target, key: &Key, new: &Value, old: &Value) -> Result
 fn parse(resource: &Resource, body: &Bytes) -> Result<Value, Refusal> {
     let mut value: Value =
         serde_json::from_slice(body).map_err(|error| Refusal::new(400, error.to_string()))?;
-    let says = |field: &str, wanted: &str| value.get(field).is_none_or(|text| text == wanted);
+    let says = |field: &str, expected: &str| value.get(field).is_none_or(|text| text == expected);
     if !value.is_object() || !says("kind", resource.kind) || !says("apiVersion", resource.api_version) {
         return Err(Refusal::new(400, format!("the object provided is not a {}", resource.kind)));
     }

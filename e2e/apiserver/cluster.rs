@@ -51,7 +51,7 @@ pub trait Cluster: Send + Sync {
 ///
 /// # Errors
 /// It does not start; nothing keeps running.
-#[allow(clippy::disallowed_methods, reason = "tests are told by the environment")]
+#[allow(clippy::disallowed_methods, reason = "tests are configured by the environment")]
 pub fn start_cluster(listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<Box<dyn Cluster>> {
     match std::env::var_os("KUBEBUILDER_ASSETS") {
         Some(folder) if !folder.is_empty() => {

@@ -85,7 +85,7 @@ impl Label {
         match &self.test {
             Test::Exists => value.is_some(),
             Test::Missing => value.is_none(),
-            Test::In(wanted) => value.is_some_and(|value| wanted.contains(value)),
+            Test::In(values) => value.is_some_and(|value| values.contains(value)),
             // An object without the label passes `!=` and `notin`.
             Test::NotIn(unwanted) => value.is_none_or(|value| !unwanted.contains(value)),
         }

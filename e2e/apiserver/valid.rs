@@ -122,7 +122,7 @@ fn check_slice(value: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
 }
 
 fn check_address(family: &str, address: &Value, field: &str, at: usize, causes: &mut Vec<Cause>) {
-    let (wanted, word) = match family {
+    let (is_ipv6, word) = match family {
         "IPv4" => (false, "an IPv4"),
         "IPv6" => (true, "an IPv6"),
         _ => return,
@@ -130,7 +130,7 @@ fn check_address(family: &str, address: &Value, field: &str, at: usize, causes: 
     let place = format!("{field}[{at}]");
     match ip_text(address.as_str().unwrap_or("")) {
         Err(why) => causes.push(Cause::invalid(place, address, &why)),
-        Ok(ip) if ip.is_ipv6() != wanted => {
+        Ok(ip) if ip.is_ipv6() != is_ipv6 => {
             causes.push(Cause::invalid(field, address, &format!("must be {word} address")));
         }
         Ok(ip) => causes.extend(special(ip).map(|why| Cause::invalid(place, address, why))),

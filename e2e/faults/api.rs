@@ -160,7 +160,7 @@ fn try_trouble(running: &mut Running, trouble: &Trouble, extent: Extent, n_full:
                 caught_up = Some(start.elapsed());
             }
             assert!(trouble.is_passable || caught_up.is_none(), "{}: how does it know?", trouble.name);
-            assert!(start.elapsed() < hold + CAUGHT_UP, "{}: nobody met it", trouble.name);
+            assert!(start.elapsed() < hold + CAUGHT_UP, "{}: no agent met it", trouble.name);
             thread::sleep(Duration::from_millis(10));
         }
         n_met = n_met.max(api.faults_met());
@@ -220,10 +220,10 @@ fn stale_list(running: &mut Running, extent: Extent) -> Finding {
     // The other family has a slice of its own, with this pod.
     assert_eq!(own.n_wrong(&[pod, other]), 0, "{own}");
     Finding {
-        fault: "API server: a stale list for all who do not ask for what is now".to_owned(),
+        fault: "API server: a stale list for every request that accepts any version".to_owned(),
         n_times: 1,
         observed: format!(
-            "an agent that starts listed {n_met} times, asked for what is now, and wrote nothing"
+            "an agent that starts listed {n_met} times, required the current version, and wrote nothing"
         ),
         repaired: Vec::new(),
         n_tried: web.n_attempts() + own.n_attempts(),
@@ -241,7 +241,7 @@ fn n_requests(api: &dyn Cluster) -> u64 {
 fn lists_in_other_ways(running: &mut Running, extent: Extent) -> Vec<Finding> {
     // A server that does not know them is recognized by 5 s of silence.
     let ways: &[(&str, Fault)] = &[
-        ("streaming lists refused", Fault::RefuseStreamingLists),
+        ("streaming lists rejected", Fault::RefuseStreamingLists),
         ("streaming lists ignored", Fault::IgnoreStreamingLists),
     ];
     let mut findings = Vec::new();
@@ -304,9 +304,9 @@ fn changed_token(running: &mut Running) -> Finding {
     let tally = load.stop();
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
     Finding {
-        fault: "API server: token refused, then another in its file".to_owned(),
+        fault: "API server: token rejected, then another in its file".to_owned(),
         n_times: 1,
-        observed: "rules stay; the new token is taken at once".to_owned(),
+        observed: "rules stay; the new token is used at once".to_owned(),
         repaired,
         n_tried: tally.n_attempts(),
         n_wrong: 0,

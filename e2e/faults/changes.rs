@@ -40,7 +40,7 @@ pub fn changes_disturb_no_connection(backend: Backend, extent: Extent) -> Vec<Fi
         fault: "endpoints change under new connections".to_owned(),
         n_times: u32::try_from(n_changes).expect("a small number"),
         observed: format!(
-            "{:.0} changes a second; nobody refused, lost or misled",
+            "{:.0} changes a second; no connection rejected, lost or answered by a wrong pod",
             n_changes as f64 / elapsed.as_secs_f64()
         ),
         repaired,

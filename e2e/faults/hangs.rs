@@ -20,9 +20,9 @@ const RESTORE: Duration = Duration::from_secs(20);
 
 /// At the start: the program that hangs, as a shell pattern for program, first and second argument.
 const AT_START: [(&str, &str); 3] = [
-    ("while its release is asked for", "*\\ --version\\ *"),
-    ("while table nat is looked at", "*tables*\\ -w\\ 5"),
-    ("while a match is tried", "*-restore\\ -w\\ *"),
+    ("while iptables is asked for its version", "*\\ --version\\ *"),
+    ("while table nat is read", "*tables*\\ -w\\ 5"),
+    ("while a match is probed", "*-restore\\ -w\\ *"),
 ];
 
 /// Makes programs that match `pattern` hang, and records the first such process.
@@ -73,7 +73,7 @@ pub fn sigterm_is_obeyed_whatever_hangs(backend: Backend, extent: Extent) -> Vec
             .ok();
         ended_by(&agent, 1, AT_ONCE_GONE)
     };
-    findings.push(finding("SIGTERM in a look at the tables", (0..n_times).map(in_a_look).collect()));
+    findings.push(finding("SIGTERM while the tables are checked", (0..n_times).map(in_a_look).collect()));
     let in_a_sync = |n_signals, limit| {
         let agent = started(&running);
         agent.sabotage(Some(&hanging("*-restore\\ -w\\ *")));
@@ -118,7 +118,7 @@ fn finding(fault: &str, repaired: Vec<Duration>) -> Finding {
     Finding {
         fault: fault.to_owned(),
         n_times: u32::try_from(repaired.len()).expect("a few"),
-        observed: "exit status 0, the program killed; shown is the time until the agent is gone".to_owned(),
+        observed: "exit status 0, the program killed; the time is until the agent has ended".to_owned(),
         repaired,
         ..Finding::default()
     }

@@ -106,7 +106,7 @@ const WRECKS: [Wreck; 8] = [
 
 fn iptables(node: &Node, family: Family, args: &[&str]) {
     let args = [&["-t", "nat"], args].concat();
-    node.netfilter().iptables(family, &args).expect("somebody else can write, too");
+    node.netfilter().iptables(family, &args).expect("an external process can write, too");
 }
 
 /// The agent repairs every external change of our rules, and writes nothing else.
@@ -130,7 +130,7 @@ pub fn wrecked_tables_are_repaired(backend: Backend, extent: Extent) -> Vec<Find
 
 fn try_wreck(running: &Running, wreck: &Wreck, extent: Extent) -> Finding {
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
-    let wanted = Rules::of(node);
+    let desired = Rules::of(node);
     let n_times = extent.of(1, 10);
     let mut written = BTreeSet::new();
     let mut repaired = Vec::new();
@@ -140,9 +140,9 @@ fn try_wreck(running: &Running, wreck: &Wreck, extent: Extent) -> Finding {
         FAMILIES.into_iter().for_each(|family| (wreck.act)(node, family));
         let start = Instant::now();
         let mut found = Rules::of(node);
-        while found != wanted {
+        while found != desired {
             let late = start.elapsed() > SOON;
-            assert!(!late, "{} is not repaired: {}", wreck.name, wanted.difference(&found));
+            assert!(!late, "{} is not repaired: {}", wreck.name, desired.difference(&found));
             thread::sleep(Duration::from_millis(10));
             found = Rules::of(node);
         }
@@ -161,13 +161,13 @@ fn try_wreck(running: &Running, wreck: &Wreck, extent: Extent) -> Finding {
         written.insert(n_chains);
     }
     let tally = load.stop();
-    assert!(agent.log().contains("somebody else changed our rules"), "{} was not told", wreck.name);
+    assert!(agent.log().contains("somebody else changed our rules"), "{} was not logged", wreck.name);
     let written: Vec<String> = written.iter().map(u64::to_string).collect();
     Finding {
         fault: wreck.name.to_owned(),
         n_times,
         observed: format!(
-            "noticed, said, repaired; {} chains written in both families",
+            "noticed, logged, repaired; {} chains written in both families",
             written.join(" or ")
         ),
         repaired,
@@ -216,9 +216,9 @@ pub fn held_lock_is_waited_for(backend: Backend, extent: Extent) -> Vec<Finding>
     holder.expect("a thread starts").join().expect("the holder ends");
     let tally = load.stop();
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
-    assert!(!agent.log().contains("refuses this service port"), "a held lock is nobody's fault");
+    assert!(!agent.log().contains("refuses this service port"), "a held lock is no service port's fault");
     let observed = match backend {
-        Backend::Legacy => "rules in force stay; the sync is tried again and catches up",
+        Backend::Legacy => "rules in force stay; the sync is retried and catches up",
         Backend::Nft => "no lock there: the change is in force at once",
     };
     vec![Finding {
@@ -273,8 +273,8 @@ pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<F
     let tally = load.stop();
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
     let log = agent.log();
-    assert!(!log.contains("somebody else changed our rules"), "what is not ours is no drift");
-    assert!(!log.contains("sync failed"), "nobody was in the way");
+    assert!(!log.contains("somebody else changed our rules"), "foreign rules are no drift");
+    assert!(!log.contains("sync failed"), "no sync was blocked");
     let syncs = &agent.syncs()[n_before..];
     let n_writing = syncs.iter().filter(|sync| sync.processes > 0).count();
     assert!(n_writing <= n_changes, "{n_changes} changes, and syncs that wrote: {syncs:?}");
@@ -283,7 +283,7 @@ pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<F
         fault: "a CNI writes its own chain".to_owned(),
         n_times: n_writes.load(Ordering::Relaxed),
         observed: format!(
-            "{n_changes} changes, {n_writing} syncs wrote; {n_calls} programs started in {} s, none for others' rules",
+            "{n_changes} changes, {n_writing} syncs wrote; {n_calls} programs started in {} s, none for foreign rules",
             elapsed.as_secs()
         ),
         repaired,

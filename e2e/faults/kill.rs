@@ -52,7 +52,7 @@ pub fn killed_at_any_moment_it_goes_on(backend: Backend, extent: Extent) -> Vec<
         fault: "kill -9 of Chainsmith in a sync, then a start".to_owned(),
         n_times,
         observed: format!(
-            "all traffic right after the first sync; {n_unfinished} times something was left to write"
+            "all traffic right after the first sync; {n_unfinished} times the restart had chains to write"
         ),
         repaired,
         n_tried: tally.n_attempts(),

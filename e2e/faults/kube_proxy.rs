@@ -177,13 +177,13 @@ fn take_over_and_give_back(backend: Backend, n_times: u32, recorded: &Recorded) 
     [
         finding(
             "a start in compact on kube-proxy's recorded rules",
-            "all chains written in compact, its own gone; in classic nothing is written; nobody refused, lost or misled",
+            "all chains written in compact, kube-proxy's own deleted; in classic nothing written; no connection rejected, lost or answered by a wrong pod",
             compact,
             tally.n_attempts(),
         ),
         finding(
             "kube-proxy's own restore over ours",
-            "its rules as they were, nothing of ours left; connections counted above",
+            "kube-proxy's rules restored, none of ours left; connections counted above",
             given_back,
             0,
         ),

@@ -49,7 +49,9 @@ pub fn going_over_disturbs_no_connection(backend: Backend, extent: Extent) -> Ve
     vec![Finding {
         fault: "a start with the other layout".to_owned(),
         n_times: u32::try_from(n_times).expect("a small number"),
-        observed: "all chains written in the other layout; nobody refused, lost or misled".to_owned(),
+        observed:
+            "all chains written in the other layout; no connection rejected, lost or answered by a wrong pod"
+                .to_owned(),
         repaired,
         n_tried: tally.n_attempts(),
         n_wrong: 0,
@@ -104,7 +106,7 @@ pub fn growing_and_shrinking_disturbs_no_connection(backend: Backend, extent: Ex
     vec![Finding {
         fault: "a cluster that grows past 1 000 endpoints and shrinks again".to_owned(),
         n_times,
-        observed: "over to compact on each node, and back to classic; nobody refused, lost or misled"
+        observed: "switched to compact on each node, and back to classic; no connection rejected, lost or answered by a wrong pod"
             .to_owned(),
         repaired,
         n_tried: tally.n_attempts() + own_tally.n_attempts(),

@@ -59,7 +59,7 @@ pub fn files_written_in_place_disturb_no_connection(backend: Backend, extent: Ex
     vec![Finding {
         fault: "a manifest is empty or half written for 3 s, in place".to_owned(),
         n_times: u32::try_from(n_times).expect("a small number"),
-        observed: "what it held is served until it is closed; other files are followed".to_owned(),
+        observed: "its last state is served until it is closed; other files are followed".to_owned(),
         repaired,
         n_tried: tally.n_attempts(),
         n_wrong: 0,

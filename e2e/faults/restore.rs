@@ -18,8 +18,8 @@ const RETRIED: Duration = Duration::from_secs(20);
 /// Failures of restores: a name, the observation, how many restores fail, and the script.
 const SABOTAGES: [(&str, &str, &str); 4] = [
     (
-        "iptables-restore refused every second time",
-        "each service port is tried alone, and taken; nobody is blamed",
+        "iptables-restore rejected every second time",
+        "each service port is retried alone, and accepted; none is quarantined",
         r#"turn=$LAB_CALLS.$program
            if [ -e "$turn" ]; then rm "$turn"; else
                : > "$turn"; cat > /dev/null; echo "$program: line 2 failed: Invalid argument" >&2; exit 1
@@ -27,19 +27,19 @@ const SABOTAGES: [(&str, &str, &str); 4] = [
     ),
     (
         "iptables-restore killed in the middle (SIGKILL)",
-        "tried again after reading what the kernel holds",
+        "retried after reading the kernel",
         r#"if mkdir "$LAB_CALLS.$program.1" || mkdir "$LAB_CALLS.$program.2"; then
                exec 3<&0; "$program" "$@" <&3 & sleep "0.00$(($$ % 10))"; kill -KILL $!; kill -KILL $$
            fi 2> /dev/null"#,
     ),
     (
         "iptables-restore killed by the out-of-memory killer",
-        "tried again after reading what the kernel holds",
+        "retried after reading the kernel",
         r#"mkdir "$LAB_CALLS.$program.1" 2> /dev/null && head -c 200 > /dev/null && kill -KILL $$"#,
     ),
     (
         "iptables-restore without memory (ulimit -v)",
-        "tried again after reading what the kernel holds",
+        "retried after reading the kernel",
         r#"mkdir "$LAB_CALLS.$program.1" 2> /dev/null && ulimit -v 3000"#,
     ),
 ];
@@ -74,7 +74,7 @@ pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec
                 agent.sabotage(None);
                 let log = agent.log();
                 n_failed += log.matches("sync failed").count();
-                assert!(!log.contains("refuses this service port"), "{fault}: nobody is to blame");
+                assert!(!log.contains("refuses this service port"), "{fault}: no service port is the cause");
                 let tally = load.stop();
                 assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{fault}: {tally}");
                 n_tried += tally.n_attempts();
@@ -123,7 +123,7 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
         poll::until("the sync is over", SOON, || {
             let log = agent.log();
             let (_, since) =
-                log.rsplit_once("the kernel refuses this service port; it").expect("it was said");
+                log.rsplit_once("the kernel refuses this service port; it").expect("it was logged");
             since.contains("log: synced ")
         });
         let n_restores = restores(&agent.programs_started()[n_calls..]);
@@ -146,12 +146,13 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
         running.api.put(own_slice(&[address]));
         poll::until("it is served again", SOON, || {
             let attempt = node.attempt(Protocol::Tcp, own, Duration::from_millis(100));
-            matches!(attempt.outcome, crate::lab::client::Outcome::Answered { pod: who, .. } if who == pod)
+            matches!(attempt.outcome, crate::lab::client::Outcome::Answered { pod: found, .. } if found == pod)
         });
         repaired.push(start.elapsed());
         let log = agent.log();
-        let said: Vec<&str> = log.lines().filter(|line| line.contains("refuses this service port")).collect();
-        assert!(said.iter().all(|line| line.contains("default/own:")), "{said:#?}");
+        let lines: Vec<&str> =
+            log.lines().filter(|line| line.contains("refuses this service port")).collect();
+        assert!(lines.iter().all(|line| line.contains("default/own:")), "{lines:#?}");
         assert!(n_restores <= 12, "{n_restores} restores");
         let tally = load.stop();
         assert_eq!(tally.n_wrong(&WEB_PODS), 0, "turn {turn}: {tally}");
@@ -159,9 +160,9 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
     }
     all_is_right(&running);
     vec![Finding {
-        fault: "one service port refused by iptables".to_owned(),
+        fault: "one service port rejected by iptables".to_owned(),
         n_times,
-        observed: "it alone is left out, and named; served again when it changes".to_owned(),
+        observed: "it alone is quarantined, and named; served again when it changes".to_owned(),
         repaired,
         n_tried,
         n_wrong: 0,

@@ -148,7 +148,7 @@ fn refused_in_the_stream(running: &mut Running) -> Finding {
     assert_eq!(counters.resources.values().map(|counts| counts.pages_from_etcd).sum::<u64>(), 0);
     running.simulator().set_etcd(Etcd::V3_6);
     let observed = "a start lists from the server's cache instead".to_owned();
-    found("streaming lists refused inside the stream", observed, repaired, &load.stop())
+    found("streaming lists rejected inside the stream", observed, repaired, &load.stop())
 }
 
 /// A file replaced as the kubelet does it, by renaming another one.

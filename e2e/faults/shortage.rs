@@ -98,7 +98,7 @@ pub fn idle_connections_take_no_descriptors_from_rules(backend: Backend, extent:
         fault: format!("{n_held} idle connections to health ports, 256 descriptors in all"),
         n_times: u32::try_from(repaired.len()).expect("a few"),
         observed: format!(
-            "changes in force as ever, /healthz answers; {n_evicted:.0} connections closed for new ones"
+            "changes in force, /healthz answers; {n_evicted:.0} older connections closed for new ones"
         ),
         repaired,
         ..Finding::default()
@@ -198,12 +198,10 @@ pub fn one_address_keeps_no_other_from_health(backend: Backend, extent: Extent) 
         is_over.store(true, Ordering::Relaxed);
     });
     vec![Finding {
-        fault: format!(
-            "{N_HELD} half-open connections of one pod to each health port, opened again and again"
-        ),
+        fault: format!("{N_HELD} half-open connections of one pod to each health port, reopened when closed"),
         n_times,
         observed:
-            "/healthz, /livez and the health check node port answer others; shown is the time for all three"
+            "/healthz, /livez and the health check node port answer other clients; the time is for all three"
                 .to_owned(),
         repaired,
         ..Finding::default()
@@ -297,9 +295,9 @@ pub fn threads_that_cannot_be_made_are_a_retry(backend: Backend, extent: Extent)
     }
     assert!(!agent.log().contains("panicked"), "{}", agent.log());
     vec![Finding {
-        fault: "a pids cgroup that is full: no thread, no program".to_owned(),
+        fault: "a full pids cgroup: no thread, no program".to_owned(),
         n_times: n_times + 1,
-        observed: "a start waits, syncs are tried again; health is answered".to_owned(),
+        observed: "a start waits, syncs are retried; health answers".to_owned(),
         repaired,
         ..Finding::default()
     }]

@@ -31,7 +31,7 @@ pub fn manifest(dice: &mut Dice) -> Trial {
             }
         }
         if outcome.n_objects != objects.len() {
-            return Err(format!("{} objects said, {} handed out", outcome.n_objects, objects.len()));
+            return Err(format!("{} objects counted, {} returned", outcome.n_objects, objects.len()));
         }
         let is_there = |objects: &[Object]| objects == &GOOD[..];
         let n_good = GOOD.len();

@@ -142,7 +142,7 @@ impl Tally {
         let names: Vec<&str> = self.pods.keys().map(String::as_str).collect();
         let mut expected = pods.to_vec();
         expected.sort_unstable();
-        assert_eq!(names, expected, "who answered");
+        assert_eq!(names, expected, "the pods that answered");
         let share = 1.0 / f64::from(u32::try_from(pods.len()).expect("few pods"));
         let total = f64::from(self.pods.values().sum::<u32>());
         let bound = 5.0 * (total * share * (1.0 - share)).sqrt();
@@ -344,8 +344,8 @@ fn try_udp(
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
         sent => drop(sent?),
     }
-    let mut heard = [0; 512];
-    let length = socket.recv(&mut heard)?;
-    *line = String::from_utf8_lossy(&heard[..length]).into_owned();
+    let mut buffer = [0; 512];
+    let length = socket.recv(&mut buffer)?;
+    *line = String::from_utf8_lossy(&buffer[..length]).into_owned();
     Ok(())
 }

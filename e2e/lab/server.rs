@@ -62,9 +62,9 @@ async fn serve_tcp(listener: tokio::net::TcpListener, name: String) {
                 if let Ok((mut stream, peer)) = accepted {
                     let line = answer(&name, peer);
                     connections.spawn(async move {
-                        let mut heard = [0; 512];
+                        let mut buffer = [0; 512];
                         while stream.write_all(line.as_bytes()).await.is_ok()
-                            && matches!(stream.read(&mut heard).await, Ok(1..)) {}
+                            && matches!(stream.read(&mut buffer).await, Ok(1..)) {}
                     });
                 }
             }
@@ -74,10 +74,10 @@ async fn serve_tcp(listener: tokio::net::TcpListener, name: String) {
 }
 
 async fn serve_udp(socket: tokio::net::UdpSocket, name: String) {
-    let mut heard = [0; 512];
+    let mut buffer = [0; 512];
     loop {
         // An error here is the ICMP answer to an earlier message; no client waits for it.
-        if let Ok((_, peer)) = socket.recv_from(&mut heard).await {
+        if let Ok((_, peer)) = socket.recv_from(&mut buffer).await {
             socket.send_to(answer(&name, peer).as_bytes(), peer).await.ok();
         }
     }

@@ -17,7 +17,7 @@ use crate::running::Running;
 const SOON: Duration = Duration::from_secs(10);
 
 /// The log message for a full list.
-const SAID: &str = "the kernel remembers no more clients";
+const MESSAGE: &str = "the kernel remembers no more clients";
 
 /// Addresses in a list of the kernel.
 const CAPACITY: u8 = 100;
@@ -85,14 +85,14 @@ pub fn full_list_of_clients_is_said(backend: Backend) {
 
     (1..CAPACITY).for_each(|n| assert_eq!(reached(node, n), "web-1"));
     thread::sleep(Duration::from_secs(3));
-    assert!(!agent.log().contains(SAID), "one more fits");
+    assert!(!agent.log().contains(MESSAGE), "one more fits");
     assert_eq!(gauge(node), "0");
     (CAPACITY..=CAPACITY + 20).for_each(|n| assert_eq!(reached(node, n), "web-1"));
-    poll::until("it is said", SOON, || agent.log().contains(SAID));
+    poll::until("it is logged", SOON, || agent.log().contains(MESSAGE));
     thread::sleep(Duration::from_secs(3));
     let log = agent.log();
-    let said: Vec<&str> = log.lines().filter(|line| line.contains(SAID)).collect();
-    assert!(said.len() == 1 && said[0].contains("service_port=default/sticky:http"), "{said:?}");
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains(MESSAGE)).collect();
+    assert!(lines.len() == 1 && lines[0].contains("service_port=default/sticky:http"), "{lines:?}");
     assert_eq!(gauge(node), "1");
 
     publish(&["10.128.0.5", "10.128.1.5"]);

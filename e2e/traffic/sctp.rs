@@ -27,7 +27,7 @@ pub(super) struct Init {
 
 /// Receives in a pod; ends when dropped.
 pub(super) struct Inits {
-    heard: Receiver<Init>,
+    received: Receiver<Init>,
     stop: Arc<AtomicBool>,
     listener: Option<JoinHandle<()>>,
 }
@@ -35,7 +35,7 @@ pub(super) struct Inits {
 impl Inits {
     /// The next INIT, if one comes within `patience`.
     pub(super) fn hear(&self, patience: Duration) -> Option<Init> {
-        self.heard.recv_timeout(patience).ok()
+        self.received.recv_timeout(patience).ok()
     }
 }
 
@@ -48,7 +48,7 @@ impl Drop for Inits {
 
 /// Listens for INITs over `family` in `pod`.
 pub(super) fn listen(pod: &Pod, family: Family) -> Inits {
-    let (told, heard) = mpsc::channel();
+    let (sender, received) = mpsc::channel();
     let (ready, is_ready) = mpsc::channel();
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
@@ -60,14 +60,14 @@ pub(super) fn listen(pod: &Pod, family: Family) -> Inits {
         while !stopped.load(Ordering::Relaxed) {
             match socket.recv_from(&mut packet) {
                 // Without a receiver the test has just ended.
-                Ok((length, from)) => drop(parse(from, &packet[..length]).map(|init| told.send(init))),
+                Ok((length, from)) => drop(parse(from, &packet[..length]).map(|init| sender.send(init))),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(error) => panic!("hearing SCTP: {error}"),
             }
         }
     });
     is_ready.recv().expect("the listener starts");
-    Inits { heard, stop, listener: Some(listener.expect("a thread starts")) }
+    Inits { received, stop, listener: Some(listener.expect("a thread starts")) }
 }
 
 /// Sends an INIT from `pod`'s `port` to `to`.
