@@ -143,7 +143,7 @@ pub fn unfinished_heads_take_no_memory(backend: Backend, extent: Extent) -> Vec<
     let n_refused = held.iter().filter(|stream| is_refused(stream)).count();
     assert!(n_refused > held.len() / 2, "{n_refused} of {} are answered 431 or closed", held.len());
     vec![Finding {
-        fault: format!("{} requests with {} KiB of head that never ends", held.len(), SIZE >> 10),
+        fault: format!("{} requests with an endless head ({} KiB sent)", held.len(), SIZE >> 10),
         n_times: u32::try_from(held.len()).expect("a few"),
         observed: format!("answered 431 and closed; resident memory {before} KiB, {grown} KiB more"),
         ..Finding::default()
