@@ -140,7 +140,7 @@ fn short(name: &ChainName) -> String {
 
 fn shown(family: IpFamily, ruleset: &Ruleset, table: Table, chain: &str) -> Vec<String> {
     let chains = &ruleset.tables[&table];
-    let all: Vec<&Chain> =
+    let all: Vec<&crate::iptables::ChainContent> =
         chains.iter().filter(|(name, _)| short(name) == chain).map(|(_, chain)| chain).collect();
     assert!(!all.is_empty(), "there is no chain {chain}");
     let show = |rule: &Rule| {
