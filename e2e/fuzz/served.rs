@@ -2,13 +2,13 @@
 
 use std::sync::LazyLock;
 
-use chainsmith::config::host::Host;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::{ChainContent, Ruleset, Table, write};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::model::decode::manifest::{self, Object};
 use chainsmith::model::decode::{self, Interner};
+use chainsmith::model::host::Host;
 use chainsmith::model::{Change, Service, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;

@@ -13,13 +13,13 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::config::host::Counters;
 use crate::events::{Events, Notice, Regarding, Server};
 use crate::health::{self, Health, HealthPorts, Refused};
 use crate::http::{Admission, Failure, Incident, serve_at};
 use crate::kernel::{iptables, nfacct};
 use crate::metrics::{self, Metrics, Pages, ReadPackets, Request};
 use crate::model::ObjectKind;
+use crate::model::host::Counters;
 use crate::rules::fixed;
 use crate::sync::{Finding, Meter, Observer};
 use crate::watch::api;

@@ -7,11 +7,11 @@ mod node_ports;
 mod pods;
 
 use super::*;
-use crate::config::host::Host;
 use crate::config::{Config, Flags};
 use crate::iptables::{Match, write};
 use crate::model::Inventory;
 use crate::model::decode::{Interner, manifest};
+use crate::model::host::Host;
 
 /// The node, dual stack, in zone `east`.
 const NODE: &str = "apiVersion: v1\nkind: Node\n\
