@@ -28,12 +28,12 @@ use tokio::sync::{mpsc, watch as watch_channel};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
-use crate::config::host::{Host, Kernel};
 use crate::config::{Config, LayoutChoice, Origin, Setting};
 use crate::events;
 use crate::kernel::iptables::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables, nft, open_files};
 use crate::metrics::Metrics;
+use crate::model::host::{Host, Kernel};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
 use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
@@ -87,7 +87,7 @@ pub async fn run(
         });
     }
     info!(
-        node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().word()),
+        node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().as_str()),
         version = env!("CARGO_PKG_VERSION"), "starting"
     );
     let registry = prometheus::Registry::new();

@@ -13,7 +13,6 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::config::host::Counters;
 use crate::events::{Events, Notice, Regarding, Server};
 use crate::health::{self, Health, HealthPorts, Refused};
 use crate::http::{Admission, Failure, Incident, serve_at};
@@ -21,6 +20,7 @@ use crate::kernel::{iptables, nfacct};
 use crate::log;
 use crate::metrics::{self, Metrics, Pages, ReadPackets, Request};
 use crate::model::ObjectKind;
+use crate::model::host::Counters;
 use crate::rules::fixed;
 use crate::sync::{Finding, Meter, Observer};
 use crate::watch::api;
@@ -52,9 +52,9 @@ impl api::Observer for Traffic {
 
     fn watch_restarted(&self, plural: &str) {
         self.0.watch_restarted(match plural {
-            "services" => ObjectKind::Service.word(),
-            "endpointslices" => ObjectKind::EndpointSlice.word(),
-            "nodes" => ObjectKind::Node.word(),
+            "services" => ObjectKind::Service.as_str(),
+            "endpointslices" => ObjectKind::EndpointSlice.as_str(),
+            "nodes" => ObjectKind::Node.as_str(),
             other => other,
         });
     }
@@ -136,7 +136,7 @@ pub(super) fn start(
 
 /// Kinds by their words.
 fn words(ages: Vec<(ObjectKind, Duration)>) -> Vec<(&'static str, Duration)> {
-    ages.into_iter().map(|(kind, age)| (kind.word(), age)).collect()
+    ages.into_iter().map(|(kind, age)| (kind.as_str(), age)).collect()
 }
 
 fn counter(name: &'static str) -> ReadPackets {
@@ -186,7 +186,7 @@ impl Servers<'_> {
                 if is_anothers(failure) && !is_rival_said.swap(true, Ordering::Relaxed) {
                     let finding = Finding::Rival(format!("port {} ({server}) is taken", address.port()));
                     warn!("{finding}");
-                    metrics.found(finding.word());
+                    metrics.found(finding.as_str());
                     events.noticed(&finding);
                 }
                 async move {
