@@ -92,7 +92,7 @@ pub fn full_list_of_clients_is_said(backend: Backend) {
     thread::sleep(Duration::from_secs(3));
     let log = agent.log();
     let lines: Vec<&str> = log.lines().filter(|line| line.contains(MESSAGE)).collect();
-    assert!(lines.len() == 1 && lines[0].contains("service_port=default/sticky:http"), "{lines:?}");
+    assert!(lines.len() == 1 && lines[0].contains("service_port=\"default/sticky:http\""), "{lines:?}");
     assert_eq!(gauge(node), "1");
 
     publish(&["10.128.0.5", "10.128.1.5"]);
