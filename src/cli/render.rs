@@ -10,10 +10,10 @@ use clap::{Args, ValueEnum};
 
 use super::objects::{self, Objects};
 use super::{USAGE, complain};
-use crate::config::host::Host;
 use crate::config::{Config, RuleFlags};
 use crate::iptables::write;
 use crate::model::Inventory;
+use crate::model::host::Host;
 use crate::net::IpFamily;
 use crate::policy::Place;
 use crate::rules::{self, Settings};
@@ -111,7 +111,7 @@ fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> 
             continue;
         }
         if arguments.family.is_none() {
-            text.push_str(&format!("# {}\n", family.word()));
+            text.push_str(&format!("# {}\n", family.as_str()));
         }
         let ruleset =
             rules::ruleset(&Settings::new(&config, snapshot.node(), &host, family), &snapshot, place);
