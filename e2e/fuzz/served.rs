@@ -115,13 +115,8 @@ fn check_layout(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> 
             is_served = true;
         }
         for (shared, rule) in fragment.entries {
-<<<<<<< HEAD
             // In compact it may stand in a dispatch chain.
-            let is_there = |chain: &Chain| chain.rules.contains(&rule);
-=======
-            // In compact it may stand in a chain behind the shared one.
             let is_there = |chain: &ChainContent| chain.rules.contains(&rule);
->>>>>>> main
             if !ruleset.tables[&shared.table()].values().any(is_there) {
                 return Err(format!("the neighbour's entry in {} is lost: {rule:?}", shared.name()));
             }
