@@ -5,12 +5,14 @@
 //! that rulesets are compared as values and never as text. Knows nothing of Kubernetes.
 
 pub mod chain;
+mod fingerprint;
 pub mod parse;
 pub mod rule;
 pub mod trace;
 pub mod write;
 
 pub use chain::{ChainName, Table};
+pub use fingerprint::Fingerprint;
 pub use rule::{
     AddressSide, CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, RecentAction, Rule, Target,
 };

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::LazyLock;
 
-use super::prints::Prints;
+use super::fingerprints::Fingerprints;
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Jump, Match, Rule, Table};
 use crate::net::{IpFamily, Protocol};
@@ -22,7 +22,7 @@ pub struct Digest {
 /// SipHash with a random key of this process. Whoever writes objects decides what is hashed, and two contents
 /// of a chain with one hash would leave the old rules in force: a fast hash, for which such texts can be
 /// found without its key, is not enough.
-pub(super) static HASH: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+static HASH: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 impl Digest {
     /// An empty chain.
@@ -73,8 +73,8 @@ pub struct Committed {
     pub possible: BTreeMap<ChainName, Vec<Rule>>,
     /// Which of the jumps are in place, by their number.
     pub jumps: BTreeSet<usize>,
-    /// How the chains look in the kernel, where that is known.
-    pub prints: Prints,
+    /// Fingerprints of the chains, where they were recorded.
+    pub fingerprints: Fingerprints,
 }
 
 /// So many rules of a chain are remembered as possible; of one with more none are.
@@ -86,13 +86,13 @@ impl Committed {
         self.nat.len() + self.filter.len()
     }
 
-    /// Notes that everything in it was read in the kernel just now: prints of all are due.
-    pub fn read_back(&mut self) {
+    /// Marks the fingerprints of all chains of known content as pending: everything was read just now.
+    pub fn mark_read(&mut self) {
         let nat =
             self.nat.iter().filter(|(_, content)| content.is_some()).map(|(name, _)| (Table::Nat, *name));
         let filter = self.filter.iter().filter(|(_, content)| content.is_some());
         let filter = filter.map(|(name, _)| (Table::Filter, *name));
-        nat.chain(filter).for_each(|(table, name)| self.prints.known(table, name));
+        nat.chain(filter).for_each(|(table, name)| self.fingerprints.mark_pending(table, name));
     }
 
     /// How many rules of ours `table` holds.
@@ -106,8 +106,8 @@ impl Committed {
 
     pub(super) fn apply(&mut self, table: Table, name: ChainName, effect: Effect) {
         match effect {
-            Effect::Nat(_) | Effect::Filter(_) => self.prints.known(table, name),
-            Effect::Deleted => self.prints.unknown(table, name),
+            Effect::Nat(_) | Effect::Filter(_) => self.fingerprints.mark_pending(table, name),
+            Effect::Deleted => self.fingerprints.remove(table, name),
             Effect::Jump(_) => {}
         }
         if table == Table::Filter {
@@ -125,7 +125,7 @@ impl Committed {
     /// Notes that nobody knows whether `effect` came about.
     pub(super) fn forget(&mut self, table: Table, name: ChainName, effect: &Effect) {
         if !matches!(effect, Effect::Jump(_)) {
-            self.prints.unknown(table, name);
+            self.fingerprints.remove(table, name);
         }
         match effect {
             Effect::Deleted if table == Table::Filter => self.forget_filter(name, &[]),
