@@ -89,7 +89,7 @@ pub async fn run(
         });
     }
     info!(
-        node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().word()),
+        node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().as_str()),
         version = env!("CARGO_PKG_VERSION"), "starting"
     );
     let registry = prometheus::Registry::new();

@@ -50,7 +50,7 @@ impl IpFamily {
     }
 
     /// `ipv4` or `ipv6`: the word on the command line and in headings.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             IpFamily::V4 => "ipv4",
             IpFamily::V6 => "ipv6",

@@ -51,9 +51,9 @@ impl api::Observer for Traffic {
 
     fn watch_restarted(&self, plural: &str) {
         self.0.watch_restarted(match plural {
-            "services" => ObjectKind::Service.word(),
-            "endpointslices" => ObjectKind::EndpointSlice.word(),
-            "nodes" => ObjectKind::Node.word(),
+            "services" => ObjectKind::Service.as_str(),
+            "endpointslices" => ObjectKind::EndpointSlice.as_str(),
+            "nodes" => ObjectKind::Node.as_str(),
             other => other,
         });
     }
@@ -137,7 +137,7 @@ pub(super) fn start(
 
 /// Kinds by their words.
 fn words(ages: Vec<(ObjectKind, Duration)>) -> Vec<(&'static str, Duration)> {
-    ages.into_iter().map(|(kind, age)| (kind.word(), age)).collect()
+    ages.into_iter().map(|(kind, age)| (kind.as_str(), age)).collect()
 }
 
 fn counter(name: &'static str) -> ReadPackets {
@@ -187,7 +187,7 @@ impl Servers<'_> {
                 if is_anothers(failure) && !is_rival_said.swap(true, Ordering::Relaxed) {
                     let finding = Finding::Rival(format!("port {} ({server}) is taken", address.port()));
                     warn!("{finding}");
-                    metrics.found(finding.word());
+                    metrics.found(finding.as_str());
                     events.noticed(&finding);
                 }
                 async move {

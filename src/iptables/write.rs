@@ -229,6 +229,10 @@ fn write_match(out: &mut String, family: IpFamily, m: &Match) {
             out.push_str(" -m nfacct --nfacct-name  ");
             word(out, name);
         }
+        Match::Hairpin => {
+            out.push_str(" -m bpf --bytecode ");
+            always_quoted(out, hairpin_program(family));
+        }
         // A basic option that is not known, as `-f`, belongs to no module.
         Match::Other { module, words: rest } => {
             if !module.is_empty() {
@@ -281,6 +285,19 @@ pub(super) fn default_reject(family: IpFamily) -> &'static str {
     match family {
         IpFamily::V4 => "icmp-port-unreachable",
         IpFamily::V6 => "icmp6-port-unreachable",
+    }
+}
+
+/// The program of [`Match::Hairpin`]: loads source and destination from the IP header, word by word,
+/// and returns 65535 (a match) if all are equal, else 0.
+pub(super) fn hairpin_program(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "8,32 0 0 12,2 0 0 0,32 0 0 16,97 0 0 0,28 0 0 0,21 0 1 0,6 0 0 65535,6 0 0 0",
+        IpFamily::V6 => {
+            "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,\
+             32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,\
+             6 0 0 65535,6 0 0 0"
+        }
     }
 }
 

@@ -107,7 +107,7 @@ impl FakeIptables {
             match (parse::line(self.family, text).map_err(|e| refused(e.to_string()))?, &mut open) {
                 (Line::Blank, _) => {}
                 (Line::Table(word), None) => {
-                    let table = Table::from_word(&word).ok_or_else(|| refused("no such table".to_owned()))?;
+                    let table = Table::parse(&word).ok_or_else(|| refused("no such table".to_owned()))?;
                     open = Some((table, self.ruleset.tables.get(&table).cloned().unwrap_or_default()));
                 }
                 (Line::Commit, Some((table, chains))) => {

@@ -251,7 +251,7 @@ impl<'a> Reader<'a> {
 
     fn whole_line(&mut self, text: &str) {
         match (parse::line(self.family, text), self.table) {
-            (Ok(Line::Table(word)), _) => self.table = Table::from_word(&word),
+            (Ok(Line::Table(word)), _) => self.table = Table::parse(&word),
             (Ok(Line::Declaration(name, _)), Some(table)) if (self.is_ours)(table, &name) => match table {
                 Table::Nat => drop(self.committed.nat.insert(name, Some(Digest::EMPTY))),
                 Table::Filter => drop(self.committed.filter.insert(name, Some(Vec::new()))),

@@ -93,28 +93,16 @@ fn martian_rule() -> Rule {
     }
 }
 
-/// A connection that was sent back to where it comes from: a hairpin. iptables has no match for
-/// equal addresses, BPF has. What comes from loopback is left alone: it is somebody's REDIRECT.
+/// A rule for hairpins: connections whose client is also the endpoint that they were sent to. It
+/// leaves out loopback sources, which another program's REDIRECT produces.
 fn hairpin(family: IpFamily, target: Target) -> Rule {
-    // Loads source and destination from the IP header, word by word, and compares: 65535 if equal.
-    let (loopback, bytecode) = match family {
-        IpFamily::V4 => (
-            Cidr::new(IpFamily::V4.localhost(), 8),
-            "8,32 0 0 12,2 0 0 0,32 0 0 16,97 0 0 0,28 0 0 0,21 0 1 0,6 0 0 65535,6 0 0 0",
-        ),
-        IpFamily::V6 => (
-            Cidr::host(IpFamily::V6.localhost()),
-            "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,\
-             32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,\
-             6 0 0 65535,6 0 0 0",
-        ),
+    let loopback = match family {
+        IpFamily::V4 => Cidr::new(IpFamily::V4.localhost(), 8),
+        IpFamily::V6 => Cidr::host(IpFamily::V6.localhost()),
     };
     Rule {
         source: Some(MaybeNot::not(loopback)),
-        matches: vec![
-            Match::CtState(MaybeNot::is(CtStates::DNAT)),
-            Match::Other { module: "bpf".into(), words: ["--bytecode".into(), bytecode.into()].into() },
-        ],
+        matches: vec![Match::CtState(MaybeNot::is(CtStates::DNAT)), Match::Hairpin],
         target: Some(target),
         ..Rule::default()
     }

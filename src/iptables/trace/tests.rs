@@ -1,7 +1,7 @@
 mod branches;
 
 use super::*;
-use crate::iptables::{Match, parse, write};
+use crate::iptables::{Match, Rule, Target, parse, write};
 
 const NODE: &str = "192.0.2.1";
 
@@ -107,7 +107,7 @@ fn every_hook() -> Lab {
     for chains in lab.ruleset.tables.values_mut() {
         for chain in chains.values_mut() {
             let matches = vec![Match::Comment("seen".into())];
-            chain.rules.push(crate::iptables::Rule { matches, ..Default::default() });
+            chain.rules.push(Rule { matches, ..Default::default() });
         }
     }
     lab
