@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::config::host::Counters;
 use crate::events::{Events, Notice, Regarding, Server};
 use crate::health::{self, Health, HealthPorts, Refused};
 use crate::http::{Admission, Failure, Incident, serve_at};
 use crate::kernel::{iptables, nfacct};
+use crate::log;
 use crate::metrics::{self, Metrics, Pages, ReadPackets, Request};
 use crate::model::ObjectKind;
+use crate::model::host::Counters;
 use crate::rules::fixed;
 use crate::sync::{Finding, Meter, Observer};
 use crate::watch::api;
@@ -76,8 +77,6 @@ pub(super) struct About<'a> {
     pub(super) counters: Counters,
     /// How many open files this process may have.
     pub(super) max_open_files: u64,
-    /// Tells how many lines of the log could not be written.
-    pub(super) n_lost: fn() -> u64,
 }
 
 /// Starts all of it among `tasks`; those who have to be told what the loop does.
@@ -87,14 +86,14 @@ pub(super) fn start(
     metrics: Arc<Metrics>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
-    let About { config, flags, node, machine, server, freshness, counters, max_open_files, n_lost } = about;
+    let About { config, flags, node, machine, server, freshness, counters, max_open_files } = about;
     metrics.is_built(config.gates.iter())?;
     metrics.packets(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
     metrics.children(iptables::largest_child)?;
-    metrics.lost_lines(n_lost)?;
+    metrics.lost_lines(log::n_lost)?;
     let events = Arc::new(Events::start(server, node, machine, &metrics, tasks));
     let mut health = Health::new(config.sync_period, config.manifests.is_empty());
     if let Some(freshness) = freshness {

@@ -2,13 +2,8 @@
 //! kernel still holds them as they were left.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::LazyLock;
 
-use crate::iptables::{ChainName, Fingerprint, Table};
-
-/// SipHash with a random key of this process, for tables and names.
-static NAMES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+use crate::iptables::{ChainName, Fingerprint, Table, keyed_hash};
 
 /// Up to how many chains are listed one by one until their fingerprints are recorded.
 const FEW: usize = 64;
@@ -107,7 +102,7 @@ impl Fingerprints {
 }
 
 fn key(table: Table, name: &ChainName) -> u64 {
-    NAMES.hash_one((table, name))
+    keyed_hash((table, name))
 }
 
 #[cfg(test)]
