@@ -17,7 +17,7 @@ mod source;
 mod turns;
 mod update;
 
-pub use changed::{Changed, FilterContent, Group, fixed_nat_chains};
+pub use changed::{Changed, Group, fixed_nat_chains};
 pub use in_force::{InForce, NoRules};
 pub use index::{Compiled, SyncScope};
 pub use record::Sums;
@@ -30,7 +30,7 @@ use std::convert::Infallible;
 use crate::iptables::{Ruleset, Table};
 use crate::model::Snapshot;
 use crate::policy::Place;
-use crate::rules::{NatChain, Settings, fixed, names};
+use crate::rules::{Settings, fixed, names};
 
 /// The whole ruleset of a node: what `iptables-save` shows on a node that has no other rules, jumps and
 /// canaries included. The layout `auto` is decided by the number of endpoints alone.
@@ -43,23 +43,13 @@ pub fn ruleset(settings: &Settings, snapshot: &Snapshot, place: Place<'_>) -> Ru
     for table in Table::ALL {
         ruleset.chain_mut(table, names::KUBE_PROXY_CANARY);
     }
-    for chain in changed.filter_chains() {
-        ruleset.chain_mut(Table::Filter, chain.name).rules = chain.rules;
-    }
     let (fixed, _) = changed.fixed_nat_chains(&NoRules);
-    let mut add = |chains: Vec<NatChain>| {
-        for chain in chains {
-            ruleset.chain_mut(Table::Nat, chain.name).rules = chain.rules;
-        }
-    };
-    add(fixed);
+    changed.filter_chains().into_iter().chain(fixed).for_each(|chain| ruleset.set_chain(chain));
     let Ok(()) = changed.each_group(|group| -> Result<(), Infallible> {
-        add(group.chains);
+        group.chains.into_iter().for_each(|chain| ruleset.set_chain(chain));
         Ok(())
     });
-    for chain in changed.shared_nat_chains() {
-        ruleset.chain_mut(Table::Nat, chain.name()).rules = chain.rules();
-    }
+    changed.shared_nat_chains().iter().for_each(|content| ruleset.set_chain(content.to_chain()));
     for jump in fixed::jumps() {
         ruleset.chain_mut(jump.table, jump.from).rules.insert(0, jump.rule);
     }

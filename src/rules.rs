@@ -15,7 +15,7 @@ mod settings;
 pub use layout::{LARGE_CLUSTER_ENDPOINTS, Layout, SMALL_CLUSTER_ENDPOINTS};
 pub use settings::{Detector, NodePorts, Settings};
 
-use crate::iptables::{ChainName, Rule, Table};
+use crate::iptables::{Chain, ChainName, Rule, Table};
 use crate::model::ServicePort;
 use crate::policy::{Selection, Verdicts};
 
@@ -66,15 +66,6 @@ impl SharedChain {
     }
 }
 
-/// A chain of nat with its rules.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NatChain {
-    /// Its name.
-    pub name: ChainName,
-    /// Its rules.
-    pub rules: Vec<Rule>,
-}
-
 /// One rule in a shared chain.
 pub type Entry = (SharedChain, Rule);
 
@@ -84,7 +75,7 @@ pub fn chains(
     layout: Layout,
     port: &ServicePort<'_>,
     selection: &Selection<'_>,
-) -> Vec<NatChain> {
+) -> Vec<Chain> {
     match layout {
         Layout::Classic { is_large } => classic::chains(settings, port, selection, is_large),
         Layout::Compact => compact::chains(settings, port, selection),

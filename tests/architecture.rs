@@ -4,32 +4,34 @@
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. Modules above `kernel` are pure.
-const MAY_USE: [(&str, &[&str]); 20] = [
+const MAY_USE: [(&str, &[&str]); 21] = [
     ("net", &[]),
     ("iptables", &["net"]),
     ("config", &["net"]),
     ("model", &["net"]),
     ("policy", &["net", "model"]),
     ("rules", &["net", "config", "iptables", "model", "policy"]),
-    ("compile", &["net", "config", "iptables", "model", "policy", "rules", "plan"]),
+    ("compile", &["net", "config", "iptables", "model", "policy", "rules"]),
     ("plan", &["net", "iptables"]),
-    ("kernel", &["net", "iptables", "plan"]),
-    ("leftovers", &["net", "iptables", "plan", "rules", "kernel"]),
-    ("http", &[]),
-    ("metrics", &["net", "http"]),
-    ("watch", &["net", "model"]),
+    ("log", &[]),
+    ("kernel", &["log", "net", "iptables", "plan"]),
+    ("leftovers", &["log", "net", "iptables", "plan", "rules", "kernel"]),
+    ("http", &["log"]),
+    ("metrics", &["log", "net", "http"]),
+    ("watch", &["log", "net", "model"]),
     (
         "sync",
         &[
-            "net", "config", "iptables", "model", "policy", "rules", "compile", "plan", "kernel", "metrics",
-            "watch",
+            "log", "net", "config", "iptables", "model", "policy", "rules", "compile", "plan", "kernel",
+            "metrics", "watch",
         ],
     ),
-    ("health", &["net", "model", "rules", "compile", "metrics", "http", "sync"]),
-    ("events", &["model", "metrics", "sync"]),
+    ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "sync"]),
+    ("events", &["log", "model", "metrics", "sync"]),
     (
         "agent",
         &[
+            "log",
             "net",
             "config",
             "iptables",
@@ -51,6 +53,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     (
         "cli",
         &[
+            "log",
             "net",
             "config",
             "iptables",

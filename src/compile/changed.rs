@@ -9,10 +9,10 @@ use super::prefetch::for_each_made;
 use super::shared::{SharedContent, shared_contents};
 use super::source::{PortCompiler, Source};
 use super::turns::Work;
-use crate::iptables::{ChainName, Rule, Table};
+use crate::iptables::{Chain, ChainName, Table};
 use crate::model::{ServiceName, ServicePortName};
 use crate::rules::overlap::Loss;
-use crate::rules::{Layout, NatChain, Settings, SharedChain, fixed, names};
+use crate::rules::{Layout, Settings, SharedChain, fixed, names};
 
 /// Up to how many service ports and endpoints are put in force all together on a node without rules: what
 /// takes well under a second.
@@ -34,23 +34,10 @@ pub struct Group<'a> {
     /// The service port.
     pub port: &'a ServicePortName,
     /// Its chains, callees first.
-    pub chains: Vec<NatChain>,
+    pub chains: Vec<Chain>,
     /// Whether chains that exist change in one commit with the dispatch: their new content is wrong for packets
     /// that the dispatch in force sends to them.
     pub changes_with_dispatch: bool,
-}
-
-/// What a chain of filter is to hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FilterContent {
-    /// Its name.
-    pub name: ChainName,
-    /// Its rules.
-    pub rules: Vec<Rule>,
-    /// Callees have a lower one.
-    pub rank: u8,
-    /// Whether it only has to exist; the rules of the kubelet in it stay. `rules` is empty then.
-    pub is_shared_with_kubelet: bool,
 }
 
 impl Compiled {
@@ -119,30 +106,19 @@ impl Changed<'_> {
         Some(Changed { compiled, source, work, difference, is_urgent_only: true })
     }
 
-    /// All chains of filter that are ours, if any of them differs; else none.
-    pub fn filter_chains(&self) -> Vec<FilterContent> {
+    /// All chains of filter that are ours, if any of them may differ; else none.
+    pub fn filter_chains(&self) -> Vec<Chain> {
         if !self.difference.touches(Table::Filter) {
             return Vec::new();
         }
         let fixed = fixed::chains(self.source.settings, self.compiled.layout()).into_iter();
-        let fixed = fixed.filter(|chain| chain.table == Table::Filter).map(|chain| FilterContent {
-            name: chain.name,
-            rules: chain.rules,
-            rank: 0,
-            is_shared_with_kubelet: chain.is_shared_with_kubelet,
-        });
-        let shared = self.shared_contents(Table::Filter).into_iter().map(|content| FilterContent {
-            name: content.name(),
-            rules: content.rules(),
-            rank: content.rank(),
-            is_shared_with_kubelet: false,
-        });
-        fixed.chain(shared).collect()
+        let fixed = fixed.filter(|chain| chain.table == Table::Filter);
+        fixed.chain(self.shared_contents(Table::Filter).iter().map(SharedContent::to_chain)).collect()
     }
 
     /// The chains of nat that do not depend on Services: those to write before the chains of service ports, and
     /// those to write after them.
-    pub fn fixed_nat_chains(&self, in_force: &dyn InForce) -> (Vec<NatChain>, Vec<NatChain>) {
+    pub fn fixed_nat_chains(&self, in_force: &dyn InForce) -> (Vec<Chain>, Vec<Chain>) {
         fixed_nat_chains(self.source.settings, self.compiled.layout(), in_force)
     }
 
@@ -188,7 +164,7 @@ impl Changed<'_> {
             .collect()
     }
 
-    /// Chains of nat to delete, callers first; to be called after [`Changed::each_group`]. `in_force` is the
+    /// Chains of nat to delete; to be called after [`Changed::each_group`]. `in_force` is the
     /// state after that.
     pub fn stale_nat_chains(&self, shared: &[SharedContent<'_>], in_force: &dyn InForce) -> Vec<ChainName> {
         let Compiled { records, turns, has_unknown_chains, .. } = &*self.compiled;
@@ -215,9 +191,7 @@ impl Changed<'_> {
             stale.extend(in_force.nat_chains().filter(|name| names::is_dispatch(Table::Nat, name)));
             shared.iter().for_each(|content| _ = stale.remove(&content.name()));
         }
-        let mut stale: Vec<ChainName> = stale.into_iter().collect();
-        stale.sort_unstable_by(|a, b| names::rank(b).cmp(&names::rank(a)).then(a.cmp(b)));
-        stale
+        stale.into_iter().collect()
     }
 }
 
@@ -227,10 +201,9 @@ pub fn fixed_nat_chains(
     settings: &Settings,
     layout: Layout,
     in_force: &dyn InForce,
-) -> (Vec<NatChain>, Vec<NatChain>) {
+) -> (Vec<Chain>, Vec<Chain>) {
     let leaves_compact = layout != Layout::Compact && layout_of(in_force, settings) == Layout::Compact;
     let chains = fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Nat);
-    let chains = chains.map(|chain| NatChain { name: chain.name, rules: chain.rules });
     chains.partition(|chain| !(leaves_compact && chain.name == names::KUBE_POSTROUTING))
 }
 

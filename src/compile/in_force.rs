@@ -1,7 +1,6 @@
 //! What compiling has to know of the rules that the kernel holds.
 
-use crate::iptables::{ChainName, Rule};
-use crate::plan::Digest;
+use crate::iptables::{ChainName, Digest, Rule};
 use crate::rules::{Layout, Settings, names};
 
 /// The rules in force, as far as what is compiled depends on them.

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use super::in_force::InForce;
 use super::source::Selected;
-use crate::iptables::{ChainName, Rule, Table};
+use crate::iptables::{ChainName, Digest, Rule, Table};
 use crate::model::{Service, ServiceName, ServicePortName};
 use crate::net::Protocol;
-use crate::plan::Digest;
 use crate::policy::{Verdict, Verdicts};
 use crate::rules::dispatch::Key;
 use crate::rules::{self, Entry, Settings, SharedChain, names};

@@ -3,9 +3,8 @@
 use std::rc::Rc;
 
 use super::record::{Record, Records};
-use crate::iptables::{ChainName, Rule};
+use crate::iptables::{Chain, ChainName, Digest, Rule};
 use crate::model::ServicePortName;
-use crate::plan::Digest;
 use crate::rules::dispatch::{Key, Part, SharedPart, shared_chains};
 use crate::rules::overlap::Overlaps;
 use crate::rules::{Layout, Settings, SharedChain};
@@ -54,11 +53,6 @@ impl SharedContent<'_> {
         self.content.name
     }
 
-    /// Callees have a lower one.
-    pub fn rank(&self) -> u8 {
-        self.content.rank
-    }
-
     /// The digest of its rules.
     pub fn digest(&self) -> Digest {
         let hash = |part: &Part| match part {
@@ -87,11 +81,11 @@ impl SharedContent<'_> {
         }
     }
 
-    /// Its rules.
-    pub fn rules(&self) -> Vec<Rule> {
+    /// The chain with its rules.
+    pub fn to_chain(&self) -> Chain {
         let mut rules = Vec::with_capacity(self.content.parts.len());
         self.each_rule(&mut |rule| rules.push(rule.clone()));
-        rules
+        Chain { table: self.entries.chain.table(), name: self.name(), rules }
     }
 }
 

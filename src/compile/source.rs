@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::iptables::Chain;
 use crate::model::{
     Endpoint, Port, Service, ServiceName, ServicePort, ServicePortName, ServicePorts, Snapshot,
 };
 use crate::policy::{Place, Selection};
-use crate::rules::{self, Entry, Layout, NatChain, Settings};
+use crate::rules::{self, Entry, Layout, Settings};
 
 /// The cluster and the place from which it is seen.
 #[derive(Clone, Copy)]
@@ -135,7 +136,7 @@ impl<'a> PortCompiler<'a> {
 
     /// The chains of one service port, callees first; none if the cluster has no such port, or it has no
     /// endpoints.
-    pub fn chains(&mut self, layout: Layout, name: &ServicePortName) -> Vec<NatChain> {
+    pub fn chains(&mut self, layout: Layout, name: &ServicePortName) -> Vec<Chain> {
         let Some(Selected { port, selection, .. }) = self.select(name) else { return Vec::new() };
         rules::chains(self.source.settings, layout, &port, &selection)
     }

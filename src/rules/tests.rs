@@ -9,7 +9,7 @@ mod pods;
 use super::*;
 use crate::compile::ruleset;
 use crate::config::{Config, Flags};
-use crate::iptables::{Chain, Match, Ruleset, write};
+use crate::iptables::{Match, Ruleset, write};
 use crate::model::Inventory;
 use crate::model::decode::{Interner, manifest};
 use crate::model::host::Host;
@@ -143,7 +143,7 @@ fn short(name: &ChainName) -> String {
 
 fn shown(family: IpFamily, ruleset: &Ruleset, table: Table, chain: &str) -> Vec<String> {
     let chains = &ruleset.tables[&table];
-    let all: Vec<&Chain> =
+    let all: Vec<&crate::iptables::ChainContent> =
         chains.iter().filter(|(name, _)| short(name) == chain).map(|(_, chain)| chain).collect();
     assert!(!all.is_empty(), "there is no chain {chain}");
     let show = |rule: &Rule| {

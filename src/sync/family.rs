@@ -1,7 +1,7 @@
 //! One family's rules, kept in step with the cluster: compiles what changed, plans, restores, and
 //! remembers what the kernel holds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -11,18 +11,15 @@ use super::quarantine::{Scene, held_chain, is_refusal};
 use super::report::{Quarantine, Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
 use super::tables::{Depth, Look, Tables};
-use crate::compile::{
-    Changed, Compiled, FilterContent, Group, InForce, SharedContent, Source, SyncScope, View,
-};
+use crate::compile::{Changed, Compiled, Group, InForce, SharedContent, Source, SyncScope, View};
 use crate::iptables::parse::{self, Line};
-use crate::iptables::{ChainName, Table};
+use crate::iptables::{ChainName, Digest, Table};
 use crate::kernel::{Backend, Iptables, RestoreError};
 use crate::model::ServiceName;
 use crate::net::IpFamily;
-use crate::plan::{
-    Aftermath, Committed, Digest, Failure, FilterChain, NatChain, Planner, Restore, Uncertain, When,
-};
-use crate::rules::{self, Layout, Settings, names};
+use crate::plan::{Aftermath, Committed, Failure, Planner, Restore, Uncertain, When};
+use crate::rules::fixed::is_shared_with_kubelet;
+use crate::rules::{Layout, Settings};
 
 /// The rules of one family on one node.
 pub struct FamilySync<K> {
@@ -444,8 +441,7 @@ impl<K: Iptables> Writer<'_, K> {
         committed: &mut Committed,
         report: &mut Report,
     ) -> Result<(), Failure<RestoreError>> {
-        let filter: BTreeMap<ChainName, FilterChain> =
-            changed.filter_chains().into_iter().map(filter_chain).collect();
+        let filter = changed.filter_chains();
         let (fixed_first, fixed_last) = changed.fixed_nat_chains(committed);
         let (family, limits) = (self.tables.kernel.family(), self.tables.kernel.limits());
         let mut kernel = Timed::new(&mut self.tables.kernel);
@@ -454,10 +450,10 @@ impl<K: Iptables> Writer<'_, K> {
         let mut compiling = Duration::ZERO;
         let mut steps = || -> Result<(), Failure<RestoreError>> {
             if turn == FilterTurn::Around {
-                planner.filter_first(&filter)?;
+                planner.filter_first(&filter, is_shared_with_kubelet)?;
             }
             // Together, so that the mark that is set is always the mark that is looked for.
-            planner.nat_chains(&ranked(&fixed_first), When::Now)?;
+            planner.nat_chains(&fixed_first, When::Now)?;
             let (started, mut using) = (Instant::now(), Duration::ZERO);
             let ended = changed.each_group(|Group { chains, changes_with_dispatch, .. }| {
                 let made = Instant::now();
@@ -465,7 +461,7 @@ impl<K: Iptables> Writer<'_, K> {
                     return Err(None);
                 }
                 let when = if changes_with_dispatch { When::WithDispatch } else { When::Now };
-                let result = planner.nat_chains(&ranked(&chains), when).map_err(Some);
+                let result = planner.nat_chains(&chains, when).map_err(Some);
                 using += made.elapsed();
                 result
             });
@@ -477,7 +473,7 @@ impl<K: Iptables> Writer<'_, K> {
             }
             let shared = changed.shared_nat_chains();
             restore_dispatch(&mut planner, &shared)?;
-            planner.nat_chains(&ranked(&fixed_last), When::Now)?;
+            planner.nat_chains(&fixed_last, When::Now)?;
             let mut stale = changed.stale_nat_chains(&shared, planner.committed());
             if held.keeps_all {
                 held.chains.extend(&stale);
@@ -487,13 +483,13 @@ impl<K: Iptables> Writer<'_, K> {
                 if held.flushed.insert(name) {
                     report.held.push(name);
                 }
-                planner.nat_chains(&[NatChain { name, rank: 0, rules: &[] }], When::Now)?;
+                planner.flush_nat(name)?;
             }
             planner.nat_last(&stale)?;
             if turn == FilterTurn::AfterNat {
-                planner.filter_first(&filter)?;
+                planner.filter_first(&filter, is_shared_with_kubelet)?;
             }
-            planner.filter_last(&filter)?;
+            planner.filter_last(&filter, is_shared_with_kubelet)?;
             planner.finish()
         };
         let outcome = steps();
@@ -518,20 +514,9 @@ fn restore_dispatch<R: Restore<Error = RestoreError>>(
         planner.has_deferred() && !planner.committed().nat.contains_key(&content.name())
     });
     let restore = |planner: &mut Planner<'_, R>, content: &SharedContent<'_>| {
-        planner.nat_shared(content.name(), content.rank(), content.digest(), |each| content.each_rule(each))
+        planner.nat_shared(content.name(), content.digest(), |each| content.each_rule(each))
     };
     new.into_iter().try_for_each(|content| restore(planner, content))?;
     planner.nat_dispatch();
     there.into_iter().try_for_each(|content| restore(planner, content))
-}
-
-fn filter_chain(content: FilterContent) -> (ChainName, FilterChain) {
-    let FilterContent { name, rules, rank, is_shared_with_kubelet } = content;
-    (name, FilterChain { rules, rank, is_shared_with_kubelet })
-}
-
-/// `chains` as the planner takes them.
-pub(super) fn ranked(chains: &[rules::NatChain]) -> Vec<NatChain<'_>> {
-    let rank = |chain: &rules::NatChain| names::rank(&chain.name);
-    chains.iter().map(|chain| NatChain { name: chain.name, rank: rank(chain), rules: &chain.rules }).collect()
 }

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::family::{FamilySync, ranked};
+use super::family::FamilySync;
 use super::report::Report;
 use super::stopwatch::Timed;
 use crate::compile::{PortCompiler, Source, fixed_nat_chains};
@@ -134,9 +134,9 @@ impl<K: Iptables> FamilySync<K> {
         let rules = |entries: Vec<Entry>| entries.into_iter().map(|(_, rule)| rule).collect::<Vec<_>>();
         let steps = || {
             planner.probe(Table::Filter, names::FILTER_PROBE, &rules(filter));
-            planner.nat_chains(&ranked(&fixed), When::Now)?;
+            planner.nat_chains(&fixed, When::Now)?;
             for port in ports {
-                planner.nat_chains(&ranked(&compiler.chains(layout, port)), When::Now)?;
+                planner.nat_chains(&compiler.chains(layout, port), When::Now)?;
             }
             planner.probe(Table::Nat, names::NAT_PROBE, &rules(nat));
             planner.finish()
