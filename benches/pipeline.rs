@@ -12,10 +12,10 @@ mod sink;
 use std::hint::black_box;
 
 use chainsmith::config::LayoutChoice;
-use chainsmith::iptables::{Jump, Ruleset, Table, parse, write};
+use chainsmith::iptables::{Chain, Jump, Ruleset, Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::net::IpFamily;
-use chainsmith::plan::{Committed, Limits, NatChain, Planner, Tally, When};
+use chainsmith::plan::{Committed, Limits, Planner, Tally, When};
 use chainsmith::rules::ownership::Owner;
 use chainsmith::rules::{self, fixed};
 use criterion::{
@@ -101,10 +101,10 @@ fn now() -> std::time::Instant {
 
 /// Rules of nat to inputs: everything is new, and nothing is.
 fn plan(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
-    let chains: Vec<NatChain<'_>> = ruleset.tables[&Table::Nat]
+    let chains: Vec<Chain> = ruleset.tables[&Table::Nat]
         .iter()
         .filter(|(name, _)| Owner::of(Table::Nat, name).depends_on_services())
-        .map(|(name, chain)| NatChain { name: *name, rank: 0, rules: &chain.rules })
+        .map(|(name, chain)| Chain { table: Table::Nat, name: *name, rules: chain.rules.clone() })
         .collect();
     let jumps = fixed::jumps();
     let mut held = Committed::default();
@@ -125,7 +125,7 @@ fn plan(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
     });
 }
 
-fn send(chains: &[NatChain<'_>], jumps: &[Jump], committed: &mut Committed) -> Tally {
+fn send(chains: &[Chain], jumps: &[Jump], committed: &mut Committed) -> Tally {
     let mut sink = Sink::new(Backend::Nft);
     let mut planner = Planner::new(IpFamily::V4, committed, jumps, Limits::NFT, &mut sink);
     for chain in chains {

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. Modules above `kernel` are pure.
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     ("net", &[]),
     ("iptables", &["net"]),
     ("config", &["net"]),
@@ -12,20 +12,25 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("policy", &["net", "model"]),
     ("rules", &["net", "config", "iptables", "model", "policy"]),
     ("plan", &["net", "iptables"]),
-    ("kernel", &["net", "iptables", "plan"]),
-    ("leftovers", &["net", "iptables", "plan", "rules", "kernel"]),
-    ("http", &[]),
-    ("metrics", &["net", "http"]),
-    ("watch", &["net", "model"]),
+    ("log", &[]),
+    ("kernel", &["log", "net", "iptables", "plan"]),
+    ("leftovers", &["log", "net", "iptables", "plan", "rules", "kernel"]),
+    ("http", &["log"]),
+    ("metrics", &["log", "net", "http"]),
+    ("watch", &["log", "net", "model"]),
     (
         "sync",
-        &["net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "metrics", "watch"],
+        &[
+            "log", "net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "metrics",
+            "watch",
+        ],
     ),
-    ("health", &["net", "model", "rules", "metrics", "http", "sync"]),
-    ("events", &["model", "metrics", "sync"]),
+    ("health", &["log", "net", "model", "rules", "metrics", "http", "sync"]),
+    ("events", &["log", "model", "metrics", "sync"]),
     (
         "agent",
         &[
+            "log",
             "net",
             "config",
             "iptables",
@@ -46,6 +51,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     (
         "cli",
         &[
+            "log",
             "net",
             "config",
             "iptables",

@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::config::host::Counters;
 use crate::events::{Events, Notice, Regarding, Server};
 use crate::health::{self, Health, HealthPorts, Refused};
 use crate::http::{Admission, Failure, Incident, serve_at};
 use crate::kernel::{iptables, nfacct};
+use crate::log;
 use crate::metrics::{self, Metrics, Pages, ReadPackets, Request};
 use crate::model::ObjectKind;
+use crate::model::host::Counters;
 use crate::rules::fixed;
 use crate::sync::{Finding, Meter, Observer};
 use crate::watch::api;
@@ -34,18 +35,18 @@ const HANDOVER: Duration = Duration::from_secs(90);
 /// Counts the traffic with the API server.
 pub(super) struct Traffic(pub(super) Arc<Metrics>);
 
-impl api::Observer for Traffic {
-    fn answered(&self, exchange: &api::Exchange<'_>) {
-        let api::Exchange { method, host, code, held_back, elapsed, n_bytes } = *exchange;
+impl api::TrafficObserver for Traffic {
+    fn request_finished(&self, exchange: &api::Exchange<'_>) {
+        let api::Exchange { method, host, code, rate_limited_for, elapsed, n_bytes } = *exchange;
         self.0.requested(&Request { method, host, status: code, elapsed, n_sent: n_bytes });
-        self.0.limited(method, host, held_back);
+        self.0.limited(method, host, rate_limited_for);
     }
 
-    fn received(&self, method: &str, host: &str, n_bytes: u64) {
+    fn body_received(&self, method: &str, host: &str, n_bytes: u64) {
         self.0.received(method, host, n_bytes);
     }
 
-    fn connected(&self) {
+    fn connection_opened(&self) {
         self.0.connected();
     }
 
@@ -76,8 +77,6 @@ pub(super) struct About<'a> {
     pub(super) counters: Counters,
     /// How many open files this process may have.
     pub(super) max_open_files: u64,
-    /// Tells how many lines of the log could not be written.
-    pub(super) n_lost: fn() -> u64,
 }
 
 /// Starts all of it among `tasks`; those who have to be told what the loop does.
@@ -87,20 +86,20 @@ pub(super) fn start(
     metrics: Arc<Metrics>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
-    let About { config, flags, node, machine, server, freshness, counters, max_open_files, n_lost } = about;
+    let About { config, flags, node, machine, server, freshness, counters, max_open_files } = about;
     metrics.is_built(config.gates.iter())?;
     metrics.packets(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
     metrics.children(iptables::largest_child)?;
-    metrics.lost_lines(n_lost)?;
+    metrics.lost_lines(log::n_lost)?;
     let events = Arc::new(Events::start(server, node, machine, &metrics, tasks));
     let mut health = Health::new(config.sync_period, config.manifests.is_empty());
     if let Some(freshness) = freshness {
         let shown = freshness.clone();
         metrics.watches(Box::new(move || words(shown.ages())))?;
-        health = health.showing(Box::new(move || words(freshness.stale())));
+        health = health.showing(Box::new(move || words(freshness.stale_kinds())));
     }
     let health = Arc::new(health);
     let admission = admission(max_open_files, &metrics);
@@ -224,7 +223,7 @@ fn notice_of(refused: &Refused<'_>, node: &str) -> Notice {
 mod tests {
     use std::sync::Mutex;
 
-    use super::api::Observer as _;
+    use super::api::TrafficObserver as _;
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -277,13 +276,13 @@ mod tests {
             method: "GET",
             host: "10.0.0.1:6443",
             code: Some(200),
-            held_back: Duration::from_secs(3),
+            rate_limited_for: Duration::from_secs(3),
             elapsed: Duration::from_millis(20),
             n_bytes: 0,
         };
-        traffic.answered(&exchange);
-        traffic.answered(&api::Exchange { code: None, ..exchange });
-        traffic.received("GET", "10.0.0.1:6443", 100);
+        traffic.request_finished(&exchange);
+        traffic.request_finished(&api::Exchange { code: None, ..exchange });
+        traffic.body_received("GET", "10.0.0.1:6443", 100);
         for plural in ["services", "endpointslices", "endpointslices", "nodes"] {
             traffic.watch_restarted(plural);
         }

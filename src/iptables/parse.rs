@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 
 use super::write::{default_reject, hairpin_program};
 use super::{
-    AddressSide, Chain, ChainName, CtStates, Interface, L4Protocol, Match, MaybeNot, Policy, PortRange,
-    RecentAction, Rule, Ruleset, Table, Target,
+    AddressSide, ChainContent, ChainName, CtStates, Interface, L4Protocol, Match, MaybeNot, Policy,
+    PortRange, RecentAction, Rule, Ruleset, Table, Target,
 };
 use crate::net::{self, Cidr, IpFamily, Protocol};
 
@@ -61,7 +61,7 @@ pub fn save(family: IpFamily, text: &str) -> Result<Ruleset, ParseError> {
                 }
             }
             (Line::Declaration(name, policy), Some(table)) => {
-                *ruleset.chain_mut(table, name) = Chain { policy, rules: Vec::new() };
+                *ruleset.chain_mut(table, name) = ChainContent { policy, rules: Vec::new() };
             }
             (Line::Append(name, rule), Some(table)) => ruleset.chain_mut(table, name).rules.push(rule),
             (Line::Blank | Line::Commit, _) | (_, None) => {}

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::{
-    AddressSide, Chain, ChainName, L4Protocol, Match, MaybeNot, Policy, RecentAction, Rule, Ruleset, Table,
-    Target,
+    AddressSide, ChainContent, ChainName, L4Protocol, Match, MaybeNot, Policy, RecentAction, Rule, Ruleset,
+    Table, Target,
 };
 use crate::net::{self, Cidr, IpFamily};
 
@@ -113,7 +113,7 @@ pub fn restore(family: IpFamily, ruleset: &Ruleset) -> String {
 }
 
 /// The built-in chains of `table` as the kernel has them, then the others by name.
-fn in_order(table: Table, chains: &BTreeMap<ChainName, Chain>) -> Vec<(&ChainName, &Chain)> {
+fn in_order(table: Table, chains: &BTreeMap<ChainName, ChainContent>) -> Vec<(&ChainName, &ChainContent)> {
     let built_in: Vec<ChainName> = table.built_in().iter().map(|name| ChainName::literal(name)).collect();
     let known = built_in.iter().filter_map(|name| chains.get_key_value(name));
     known.chain(chains.iter().filter(|(name, _)| !built_in.contains(name))).collect()

@@ -6,7 +6,7 @@ use super::names::{
     KUBE_PROXY_FIREWALL, KUBE_SERVICES,
 };
 use super::{Layout, NodePorts, Settings};
-use crate::iptables::{AddressSide, ChainName, CtStates, Jump, Match, MaybeNot, Rule, Table, Target};
+use crate::iptables::{AddressSide, Chain, ChainName, CtStates, Jump, Match, MaybeNot, Rule, Table, Target};
 use crate::net::{Cidr, IpFamily};
 
 /// The nfacct counter of packets that were dropped as INVALID.
@@ -47,30 +47,20 @@ pub fn jumps() -> Vec<Jump> {
     ]
 }
 
-/// A fixed chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FixedChain {
-    /// Its table.
-    pub table: Table,
-    /// Its name.
-    pub name: ChainName,
-    /// Its rules.
-    pub rules: Vec<Rule>,
-    /// Whether rules that others put there stay: it is made when missing, and left alone.
-    pub is_shared_with_kubelet: bool,
+/// Whether the kubelet's rules in `chain` stay: the chain is added when missing, and its rules are not
+/// compared or written.
+pub fn is_shared_with_kubelet(chain: &Chain) -> bool {
+    chain.name == KUBE_FIREWALL && chain.rules.is_empty()
 }
 
 /// The chains that do not depend on Services.
-pub fn chains(settings: &Settings, layout: Layout) -> Vec<FixedChain> {
+pub fn chains(settings: &Settings, layout: Layout) -> Vec<Chain> {
     let by_one_rule = layout == Layout::Compact && settings.bpf;
-    let chain = |table, name, rules| FixedChain { table, name, rules, is_shared_with_kubelet: false };
+    let chain = |table, name, rules| Chain { table, name, rules };
     let firewall: Vec<Rule> = settings.localhost_node_ports.then(martian_rule).into_iter().collect();
     vec![
         chain(Table::Filter, KUBE_FORWARD, forward_rules(settings, by_one_rule)),
-        FixedChain {
-            is_shared_with_kubelet: firewall.is_empty(),
-            ..chain(Table::Filter, KUBE_FIREWALL, firewall)
-        },
+        chain(Table::Filter, KUBE_FIREWALL, firewall),
         chain(Table::Nat, KUBE_MARK_MASQ, vec![set_mark(settings)]),
         chain(Table::Nat, KUBE_POSTROUTING, postrouting_rules(settings, by_one_rule)),
     ]

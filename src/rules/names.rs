@@ -76,24 +76,6 @@ pub const FILTER_PROBE: ChainName = ChainName::literal("KUBE-SVC-0PROBE");
 /// kind: no hash in base32 has a 0.
 pub(super) const DISPATCH_DIGIT: &str = "0";
 
-/// Callees have a lower rank than their callers. Chains of the dispatch do not know from their names
-/// who calls whom among them; see [`super::dispatch::SharedPart::rank`].
-pub fn rank(name: &ChainName) -> u8 {
-    match PortChain::split(name).map(|(kind, _)| kind) {
-        None if *name == KUBE_POSTROUTING => 1,
-        None => 0,
-        Some(PortChain::Endpoint) => 1,
-        // Groups of endpoints have a digit more for each level.
-        Some(PortChain::Local | PortChain::Cluster) => 1 + (ChainName::MAX + 1 - name.as_str().len()) as u8,
-        Some(PortChain::External) if name.as_str().starts_with("KUBE-EXT-0") => DISPATCH_RANK,
-        Some(PortChain::External) => DISPATCH_RANK - 2,
-        Some(PortChain::Firewall) => DISPATCH_RANK - 1,
-    }
-}
-
-/// The rank of a dispatch chain that calls no other.
-pub(super) const DISPATCH_RANK: u8 = 32;
-
 /// The chains of one service port. All but the endpoints' share one hash.
 ///
 /// The hash depends on nothing but the names, so every node and every restart picks the same.

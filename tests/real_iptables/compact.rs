@@ -7,12 +7,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
-use chainsmith::config::host::{Host, Kernel};
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
 use chainsmith::iptables::{ChainName, Match, Rule, Ruleset, Table, Target, write};
 use chainsmith::kernel::iptables::{KernelIptables, Programs, open, takes};
 use chainsmith::kernel::{Backend, RestoreError};
+use chainsmith::model::host::{Host, Kernel};
 use chainsmith::model::{
     Change, Conditions, Frontend, ObjectName, Port, Service, Slice, SliceEndpoint, SlicePort, Snapshot,
     Touched,

@@ -20,7 +20,7 @@ impl Lab {
         for (table, chains) in parse::save(family, save).unwrap().tables {
             for (name, chain) in chains {
                 let kept = ruleset.chain_mut(table, name);
-                *kept = crate::iptables::Chain { policy: chain.policy.or(kept.policy), ..chain };
+                *kept = crate::iptables::ChainContent { policy: chain.policy.or(kept.policy), ..chain };
             }
         }
         let local = [NODE, "127.0.0.1", "2001:db8::1", "::1"].map(|ip| ip.parse().unwrap()).into();
