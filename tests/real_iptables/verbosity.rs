@@ -95,8 +95,13 @@ fn ask(method: &str, path: &str, body: &str) -> (u16, String) {
 }
 
 /// A message of each verbosity.
-const KINDS: [(i32, &str); 5] =
-    [(2, "synced"), (4, "object changed"), (5, "ran command"), (6, "served request"), (9, "restore input")];
+const KINDS: [(i32, &str); 5] = [
+    (2, "synced"),
+    (4, "object added or changed"),
+    (5, "ran command"),
+    (6, "served request"),
+    (9, "restore input"),
+];
 
 #[test]
 fn each_verbosity_shows_its_kind_of_lines_and_is_set_while_the_agent_runs() {
@@ -176,7 +181,7 @@ fn called_kube_proxy_every_line_has_klogs_form() {
             "] \"rules in force\" family=\"IPv6\" service_ports=0 endpoints=0 quarantined=0 elapsed_ms=",
             "] \"ran command\" command=\"iptables-nft-restore -w 5 --noflush --counters\" elapsed_ms=",
             "-j KUBE-MARK-MASQ\\n-A ",
-            "] \"object changed\" kind=\"EndpointSlice\" object=\"default/web-1\" deleted=false\n",
+            "] \"object added or changed\" kind=\"EndpointSlice\" object=\"default/web-1\"\n",
         ] {
             assert!(log.contains(shown), "{shown} is not in {log}");
         }
