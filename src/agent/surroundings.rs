@@ -18,10 +18,11 @@ use crate::events::{Events, Notice, Regarding, Server};
 use crate::health::{self, Health, HealthPorts, Refused};
 use crate::http::{Admission, Failure, Incident, serve_at};
 use crate::kernel::{iptables, nfacct};
-use crate::metrics::{self, Metrics, Pages, ReadPackets, Request};
+use crate::measure::SyncMeter;
+use crate::metrics::{self, Metrics, Pages, ReadPackets, RequestSample};
 use crate::model::ObjectKind;
 use crate::rules::fixed;
-use crate::sync::{Finding, Meter, Observer};
+use crate::sync::{Finding, Observer};
 use crate::watch::api;
 
 /// How long a last event has to get out before the process ends.
@@ -37,20 +38,21 @@ pub(super) struct Traffic(pub(super) Arc<Metrics>);
 impl api::Observer for Traffic {
     fn answered(&self, exchange: &api::Exchange<'_>) {
         let api::Exchange { method, host, code, held_back, elapsed, n_bytes } = *exchange;
-        self.0.requested(&Request { method, host, status: code, elapsed, n_sent: n_bytes });
-        self.0.limited(method, host, held_back);
+        let requests = &self.0.requests;
+        requests.record(&RequestSample { method, host, status: code, elapsed, n_sent: n_bytes });
+        requests.record_delay(method, host, held_back);
     }
 
     fn received(&self, method: &str, host: &str, n_bytes: u64) {
-        self.0.received(method, host, n_bytes);
+        self.0.requests.record_received(method, host, n_bytes);
     }
 
     fn connected(&self) {
-        self.0.connected();
+        self.0.requests.count_connection();
     }
 
     fn watch_restarted(&self, plural: &str) {
-        self.0.watch_restarted(match plural {
+        self.0.cluster.count_watch_restart(match plural {
             "services" => ObjectKind::Service.word(),
             "endpointslices" => ObjectKind::EndpointSlice.word(),
             "nodes" => ObjectKind::Node.word(),
@@ -88,18 +90,18 @@ pub(super) fn start(
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
     let About { config, flags, node, machine, server, freshness, counters, max_open_files, n_lost } = about;
-    metrics.is_built(config.gates.iter())?;
-    metrics.packets(
+    metrics.show_build(config.gates.iter())?;
+    metrics.show_packets(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
-    metrics.children(iptables::largest_child)?;
-    metrics.lost_lines(n_lost)?;
+    metrics.show_largest_child(iptables::largest_child)?;
+    metrics.show_lost_log_lines(n_lost)?;
     let events = Arc::new(Events::start(server, node, machine, &metrics, tasks));
     let mut health = Health::new(config.sync_period, config.manifests.is_empty());
     if let Some(freshness) = freshness {
         let shown = freshness.clone();
-        metrics.watches(Box::new(move || words(shown.ages())))?;
+        metrics.show_watch_ages(Box::new(move || words(shown.ages())))?;
         health = health.showing(Box::new(move || words(freshness.stale())));
     }
     let health = Arc::new(health);
@@ -132,7 +134,7 @@ pub(super) fn start(
         note: String::new(),
     });
     // Health is told before the ports: what they answer after a sync is of that sync.
-    Ok(vec![Arc::new(Meter::new(metrics)), health, Arc::new(ports), events])
+    Ok(vec![Arc::new(SyncMeter::new(metrics)), health, Arc::new(ports), events])
 }
 
 /// Kinds by their words.
@@ -148,8 +150,8 @@ fn counter(name: &'static str) -> ReadPackets {
 fn admission(max_open_files: u64, metrics: &Arc<Metrics>) -> Arc<Admission> {
     let metrics = metrics.clone();
     let count = move |incident| match incident {
-        Incident::NotAccepted => metrics.connection_not_accepted(),
-        Incident::Evicted => metrics.connection_evicted(),
+        Incident::NotAccepted => metrics.node.count_accept_failure(),
+        Incident::Evicted => metrics.node.count_eviction(),
     };
     Arc::new(Admission::new(max_open_files, Box::new(count)))
 }
@@ -177,7 +179,7 @@ impl Servers<'_> {
         tasks.spawn(async move {
             let is_rival_said = AtomicBool::new(false);
             let failed = |failure: &Failure<'_>| {
-                metrics.bind_failed(server);
+                metrics.node.count_bind_failure(server);
                 let is_final = failure.is_final;
                 if failure.n == 1 {
                     let note = format!("cannot serve {server} on {address}: {}", failure.error);
@@ -187,7 +189,7 @@ impl Servers<'_> {
                 if is_anothers(failure) && !is_rival_said.swap(true, Ordering::Relaxed) {
                     let finding = Finding::Rival(format!("port {} ({server}) is taken", address.port()));
                     warn!("{finding}");
-                    metrics.found(finding.word());
+                    metrics.node.count_finding(finding.word());
                     events.noticed(&finding);
                 }
                 async move {
