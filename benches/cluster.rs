@@ -8,9 +8,9 @@
 
 use std::net::SocketAddr;
 
-use chainsmith::config::host::Host;
 use chainsmith::config::{Config, Flags, LayoutChoice};
 use chainsmith::model::decode::{self, Interner};
+use chainsmith::model::host::Host;
 use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::policy::Place;

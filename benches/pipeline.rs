@@ -12,10 +12,10 @@ mod sink;
 use std::hint::black_box;
 
 use chainsmith::config::LayoutChoice;
-use chainsmith::iptables::{Jump, Ruleset, Table, parse, write};
+use chainsmith::iptables::{Chain, Jump, Ruleset, Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::net::IpFamily;
-use chainsmith::plan::{Committed, Limits, NatChain, Planner, Tally, When};
+use chainsmith::plan::{Committed, Limits, Planner, Tally, When};
 use chainsmith::rules::{self, fixed, names};
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
@@ -100,10 +100,10 @@ fn now() -> std::time::Instant {
 
 /// Rules of nat to inputs: everything is new, and nothing is.
 fn plan(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
-    let chains: Vec<NatChain<'_>> = ruleset.tables[&Table::Nat]
+    let chains: Vec<Chain> = ruleset.tables[&Table::Nat]
         .iter()
         .filter(|(name, _)| names::PortChain::of(name).is_some())
-        .map(|(name, chain)| NatChain { name: *name, rank: 0, rules: &chain.rules })
+        .map(|(name, chain)| Chain { table: Table::Nat, name: *name, rules: chain.rules.clone() })
         .collect();
     let jumps = fixed::jumps();
     let mut held = Committed::default();
@@ -124,7 +124,7 @@ fn plan(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
     });
 }
 
-fn send(chains: &[NatChain<'_>], jumps: &[Jump], committed: &mut Committed) -> Tally {
+fn send(chains: &[Chain], jumps: &[Jump], committed: &mut Committed) -> Tally {
     let mut sink = Sink::new(Backend::Nft);
     let mut planner = Planner::new(IpFamily::V4, committed, jumps, Limits::NFT, &mut sink);
     for chain in chains {

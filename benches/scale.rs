@@ -421,11 +421,11 @@ impl Agent {
         loop {
             let (at, line) = self.log.recv_timeout(LIMIT).with_context(|| format!("no {message:?}"))?;
             if std::env::var_os("SHOW_LOG").is_some()
-                || matches!(line["level"].as_str(), Some("WARN" | "ERROR"))
+                || matches!(line["level"].as_str(), Some("warn" | "error"))
             {
                 eprintln!("{line}");
             }
-            if line["message"] == message && claim(&line) {
+            if line["msg"] == message && claim(&line) {
                 return Ok((at, line));
             }
         }

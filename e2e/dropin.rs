@@ -95,9 +95,10 @@ pub fn kubeadm_daemonset_runs_as_it_stands(backend: Backend) {
         lab.pod("client-1").attempts(60, Protocol::Tcp, WEB.cluster_ip(family)).assert_spread(&WEB_PODS);
     }
     let said = process.log();
-    for trouble in ["unknown field", "ignored", "ERROR", "deprecated"] {
+    for trouble in ["unknown field", "ignored", "deprecated"] {
         assert!(!said.contains(trouble), "{trouble}: {said}");
     }
+    assert!(!said.lines().any(|line| line.starts_with('E')), "{said}");
 
     // The kubelet swaps the link: nothing happens. Somebody writes to the file in place: it ends.
     node.namespace().run(|| {
@@ -171,7 +172,7 @@ pub fn leftovers_go_once_our_rules_are_in_force(backend: Backend) {
     }
     assert!(nft("list tables").contains("table ip mine"));
     let log = agent.stop();
-    assert_eq!(log.matches("INFO chainsmith::agent::takeover: removed ").count(), 4, "{log}");
+    assert_eq!(log.matches("] removed ").count(), 4, "{log}");
 }
 
 /// A read-only /proc/sys costs what needs it, is said with key and value, and nothing else fails.
@@ -191,7 +192,7 @@ pub fn read_only_proc_sys_is_survived(backend: Backend) {
     let log = agent.log();
     for key in ["net/netfilter/nf_conntrack_tcp_timeout_close_wait\" value=1234", "route_localnet\" value=1"]
     {
-        let line = log.lines().find(|line| line.contains(key) && line.contains("WARN"));
+        let line = log.lines().find(|line| line.contains(key) && line.starts_with('W'));
         assert!(line.is_some_and(|line| line.contains("Read-only file system")), "{key}: {log}");
     }
     assert!(log.contains("node ports do not answer on 127.0.0.1"), "{log}");
@@ -225,7 +226,7 @@ pub fn a_second_proxy_is_noticed(backend: Backend) {
     }
     let log = agent.log();
     let is_said =
-        |line: &&str| line.contains("WARN") && line.contains("another kube-proxy or Chainsmith seems");
+        |line: &&str| line.starts_with('W') && line.contains("another kube-proxy or Chainsmith seems");
     assert_eq!(log.lines().filter(is_said).count(), 1, "{log}");
     for agent in running.agents {
         agent.stop();

@@ -28,12 +28,12 @@ use tokio::sync::{mpsc, watch as watch_channel};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
-use crate::config::host::{Host, Kernel};
 use crate::config::{Config, LayoutChoice, Origin, Setting};
 use crate::events;
 use crate::kernel::iptables::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables, nft, open_files};
 use crate::metrics::Metrics;
+use crate::model::host::{Host, Kernel};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
 use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
@@ -51,13 +51,11 @@ const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
 const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
 /// Runs until SIGTERM or SIGINT, which is success; the rules stay as they are. `flags` is every flag
-/// with its value, for `/flagz`; `file` is where the configuration was read from; `n_lost` tells how many
-/// lines of the log could not be written.
+/// with its value, for `/flagz`; `file` is where the configuration was read from.
 pub async fn run(
     config: Config,
     flags: Vec<(&'static str, String)>,
     file: Option<ConfigFile>,
-    n_lost: fn() -> u64,
 ) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let node_name = node_name(&config)?;
@@ -89,7 +87,7 @@ pub async fn run(
         });
     }
     info!(
-        node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().word()),
+        node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().as_str()),
         version = env!("CARGO_PKG_VERSION"), "starting"
     );
     let registry = prometheus::Registry::new();
@@ -107,7 +105,6 @@ pub async fn run(
         freshness: connection.as_ref().map(|connection| connection.freshness.clone()),
         counters: kernel.counters,
         max_open_files: open_files::limit(),
-        n_lost,
     };
     let told = surroundings::start(about, registry, metrics, &mut tasks)?;
     let changes = start_source(connection, &config, &node_name, &mut tasks);

@@ -1,12 +1,12 @@
 //! The command line: subcommands and their exit status. The only place that prints to stdout.
 
 mod cleanup;
-mod log;
 mod objects;
 mod render;
 mod run;
 
 use std::ffi::OsString;
+use std::fmt::{self, Write as _};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -15,6 +15,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::config;
+use crate::model::is_hidden;
 
 /// kube-proxy's iptables mode, done again.
 ///
@@ -85,7 +86,19 @@ fn with_command(mut argv: Vec<OsString>) -> Vec<OsString> {
 
 /// Says what is wrong, on stderr, on one line. A message that cannot be printed is lost.
 fn complain(message: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "chainsmith: {}", log::Escaped(message));
+    let _ = writeln!(std::io::stderr(), "chainsmith: {}", Escaped(message));
+}
+
+/// Shows a value on one line: `\n` and `\u{1b}` where it has a line feed and an escape.
+struct Escaped<T>(T);
+
+impl<T: fmt::Display> fmt::Display for Escaped<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.to_string().chars() {
+            if is_hidden(c) { write!(f, "{}", c.escape_default())? } else { f.write_char(c)? }
+        }
+        Ok(())
+    }
 }
 
 /// Prints a line on stdout.

@@ -10,7 +10,6 @@ mod duration;
 mod file;
 mod flags;
 mod gates;
-pub mod host;
 mod logging;
 mod origin;
 mod resolve;

@@ -128,7 +128,7 @@ impl Observer for Events {
             self.tell(Notice {
                 regarding: Regarding::Node,
                 is_warning: finding.is_warning(),
-                reason: finding.word(),
+                reason: finding.as_str(),
                 action: "LookAtNode",
                 note: finding.to_string(),
             });

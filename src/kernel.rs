@@ -35,7 +35,7 @@ pub enum Backend {
 
 impl Backend {
     /// `nft` or `legacy`: the word in the programs' names and on the command line.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Backend::Nft => "nft",
             Backend::Legacy => "legacy",

@@ -94,7 +94,7 @@ impl fmt::Display for Leftover {
                 f,
                 "{family} {} of iptables-{}: {} chains, {} jumps to them",
                 remains.table,
-                backend.word(),
+                backend.as_str(),
                 remains.n_chains(),
                 remains.jumps().len()
             ),
@@ -206,7 +206,7 @@ pub fn find_rules(backend: Backend, family: IpFamily) -> (Vec<Leftover>, Vec<Tro
             Err(error) => {
                 troubles.push(Trouble(format!(
                     "cannot look at {family} {table} of iptables-{}: {error:#}",
-                    backend.word()
+                    backend.as_str()
                 )));
             }
         }
@@ -229,7 +229,7 @@ pub fn held(leftover: &Leftover) -> Vec<String> {
         format!(
             "{family} {} of iptables-{}: {chain} is emptied, but stays: rules of others lead to it, in {}",
             remains.table,
-            backend.word(),
+            backend.as_str(),
             from.join(", ")
         )
     };

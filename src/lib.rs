@@ -14,6 +14,7 @@ mod http;
 pub mod iptables;
 pub mod kernel;
 pub mod leftovers;
+pub mod log;
 mod measure;
 mod metrics;
 pub mod model;

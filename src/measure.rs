@@ -70,16 +70,16 @@ impl Observer for SyncMeter {
     fn swept(&self, sweep: &Sweep) {
         self.metrics.node.record_conntrack_sweep(sweep.family, sweep.elapsed);
         for (reason, n) in &sweep.deleted {
-            self.metrics.node.count_conntrack_deleted(sweep.family, reason.word(), *n as u64);
+            self.metrics.node.count_conntrack_deleted(sweep.family, reason.as_str(), *n as u64);
         }
     }
 
     fn noticed(&self, finding: &Finding) {
-        self.metrics.node.count_finding(finding.word());
+        self.metrics.node.count_finding(finding.as_str());
     }
 
     fn problems(&self, kind: ObjectKind, n: usize) {
-        self.metrics.cluster.set_problems(kind.word(), n);
+        self.metrics.cluster.set_problems(kind.as_str(), n);
     }
 
     fn affinity_lists_full(&self, family: IpFamily, n: usize) {
@@ -123,20 +123,20 @@ impl Observer for SyncMeter {
             n_overlaps: report.n_overlaps,
             n_repaired: report.n_repaired,
             rules: [
-                (Table::Filter.word(), tally.n_filter_rules, report.n_filter_rules),
-                (Table::Nat.word(), tally.n_rules - tally.n_filter_rules, report.n_nat_rules),
+                (Table::Filter.as_str(), tally.n_filter_rules, report.n_filter_rules),
+                (Table::Nat.as_str(), tally.n_rules - tally.n_filter_rules, report.n_nat_rules),
             ],
             n_service_ports: report.n_service_ports,
             n_endpoints: report.n_endpoints,
             n_dropped_internal: report.n_dropped_internal,
             n_dropped_external: report.n_dropped_external,
         });
-        self.metrics.syncs.set_layout(family, report.backend.word(), report.layout.word());
-        self.metrics.cluster.set_objects(ObjectKind::Service.word(), view.snapshot.n_services());
-        self.metrics.cluster.set_objects(ObjectKind::EndpointSlice.word(), view.snapshot.n_slices());
+        self.metrics.syncs.set_layout(family, report.backend.as_str(), report.layout.as_str());
+        self.metrics.cluster.set_objects(ObjectKind::Service.as_str(), view.snapshot.n_services());
+        self.metrics.cluster.set_objects(ObjectKind::EndpointSlice.as_str(), view.snapshot.n_slices());
         self.metrics
             .cluster
-            .set_objects(ObjectKind::Node.word(), usize::from(view.snapshot.node().is_some()));
+            .set_objects(ObjectKind::Node.as_str(), usize::from(view.snapshot.node().is_some()));
         if report.outcome.is_ok() {
             let seconds =
                 self.pending().triggers.get_mut(family).take_elapsed(SystemTime::now(), &report.waiting);

@@ -1,10 +1,12 @@
 //! Kubernetes objects as the values that matter to a node's rules.
 //!
 //! [`decode`] turns API objects into these values, [`Snapshot`] holds the newest of each and says
-//! what a [`Change`] touched. Which endpoints serve which traffic is decided in `policy`.
+//! what a [`Change`] touched. [`host`] holds the facts about the node that are not in objects. Which
+//! endpoints serve which traffic is decided in `policy`.
 
 pub mod decode;
 mod endpoint;
+pub mod host;
 mod inventory;
 mod node;
 mod ports;

@@ -12,43 +12,23 @@
 //!    leads into it, deletions;
 //! 3. filter, without what is no longer wanted.
 
+mod call_order;
 mod committed;
 mod delta;
 mod input;
 mod prints;
 
-pub use committed::{Committed, Digest, Found, Reader, UdpDoors};
+pub use committed::{Committed, Found, Reader, UdpDoors};
 pub use input::{Aftermath, Limits, LineIndex, Restore, Tally, Uncertain};
 pub use prints::{Due, Print, Prints};
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use crate::iptables::{ChainName, Jump, Rule, Table, write};
+use crate::iptables::{Chain, ChainName, Digest, Jump, Rule, Table, write};
 use crate::net::IpFamily;
+use call_order::callees_first;
 use committed::Effect;
-use input::{Input, Size};
-
-/// What a chain of filter is to hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FilterChain {
-    /// Its rules.
-    pub rules: Vec<Rule>,
-    /// Callees have a lower one.
-    pub rank: u8,
-    /// It only has to be there; what others put into it stays. `rules` is empty then.
-    pub is_shared_with_kubelet: bool,
-}
-
-/// A chain of nat as it is wanted.
-#[derive(Clone, Copy, Debug)]
-pub struct NatChain<'a> {
-    /// Its name.
-    pub name: ChainName,
-    /// Callees have a lower one; chains of equal rank do not call each other.
-    pub rank: u8,
-    /// Its rules.
-    pub rules: &'a [Rule],
-}
+use input::{Input, Size, Waiting};
 
 /// A restore that failed. What was committed before it is noted in [`Committed`].
 #[derive(Debug)]
@@ -70,17 +50,9 @@ pub struct Planner<'a, R: Restore> {
     /// Set when the union of the first step holds more than is wanted.
     has_leftovers: bool,
     /// Chains of nat that wait for the dispatch.
-    deferred: Vec<Deferred>,
+    deferred: Waiting,
     /// Set when what comes has to be committed together, however much it is.
     is_last: bool,
-}
-
-/// A chain of nat that is there, and changes together with what leads to it.
-struct Deferred {
-    name: ChainName,
-    rank: u8,
-    digest: Digest,
-    text: String,
 }
 
 /// When a chain of nat is written.
@@ -109,25 +81,27 @@ where
             family,
             committed,
             jumps,
-            input: Input::new(limits, restore),
+            input: Input::new(family, limits, restore),
             has_leftovers: false,
-            deferred: Vec::new(),
+            deferred: Waiting::default(),
             is_last: false,
         }
     }
 
-    /// Step 1: filter with the union of old and new rules, and the jumps that are missing there.
+    /// Step 1: filter with the union of old and new rules, and the jumps that are missing there. `is_shared`
+    /// tells of which chains only the presence is desired.
     pub fn filter_first(
         &mut self,
-        wanted: &BTreeMap<ChainName, FilterChain>,
+        wanted: &[Chain],
+        is_shared: fn(&Chain) -> bool,
     ) -> Result<(), Failure<R::Error>> {
         let mut contents = Vec::new();
-        for (name, chain) in wanted {
-            match delta::union(self.committed, name, chain) {
+        for chain in wanted {
+            match delta::union(self.committed, chain, is_shared(chain)) {
                 delta::Union::AsItIs { has_leftovers } => self.has_leftovers |= has_leftovers,
                 delta::Union::Write { rules, has_leftovers } => {
                     self.has_leftovers |= has_leftovers;
-                    contents.push((*name, chain.rank, rules));
+                    contents.push((chain.name, rules));
                 }
             }
         }
@@ -139,18 +113,18 @@ where
 
     /// Step 2: chains of nat that belong together, callees before callers. They are committed
     /// together unless they are too many for one process.
-    pub fn nat_chains(&mut self, chains: &[NatChain<'_>], when: When) -> Result<(), Failure<R::Error>> {
-        let mut new: Vec<(&NatChain<'_>, Digest)> = chains
+    pub fn nat_chains(&mut self, chains: &[Chain], when: When) -> Result<(), Failure<R::Error>> {
+        let mut new: Vec<(&Chain, Digest)> = chains
             .iter()
-            .map(|chain| (chain, Digest::of(chain.rules)))
+            .map(|chain| (chain, Digest::of(&chain.rules)))
             .filter(|(chain, digest)| self.committed.nat.get(&chain.name) != Some(&Some(*digest)))
             .collect();
+        let family = self.family;
         if when == When::WithDispatch {
-            let is_there =
-                |(chain, _): &mut (&NatChain<'_>, Digest)| self.committed.nat.contains_key(&chain.name);
-            let waiting = new.extract_if(.., is_there).map(|(chain, digest)| self.deferred(chain, digest));
-            let waiting: Vec<Deferred> = waiting.collect();
-            self.deferred.extend(waiting);
+            let is_there = |(chain, _): &mut (&Chain, Digest)| self.committed.nat.contains_key(&chain.name);
+            for (chain, digest) in new.extract_if(.., is_there) {
+                self.deferred.push(family, chain.name, digest, 1, |each| chain.rules.iter().for_each(each));
+            }
         }
         if new.is_empty() {
             return Ok(());
@@ -159,25 +133,14 @@ where
         if !self.input.has_room_for(Size { n_names: new.len(), n_rules }) {
             self.end_batch()?;
         }
-        let family = self.family;
-        for (NatChain { name, rank, rules }, digest) in new {
-            if !self.input.has_room_for(Size { n_names: 1, n_rules: rules.len() }) {
+        for (chain, digest) in new {
+            if !self.input.has_room_for(Size { n_names: 1, n_rules: chain.rules.len() }) {
                 self.end_batch()?;
             }
-            self.input.push(*name, *rank, 1, Effect::Nat(digest), |text| {
-                write::declaration(text, name);
-                rules.iter().for_each(|rule| write::append(text, family, name, rule));
-            });
+            self.input.push(chain.name, digest, 1, |each| chain.rules.iter().for_each(each));
         }
         self.input.drain_if_streaming();
         Ok(())
-    }
-
-    fn deferred(&self, chain: &NatChain<'_>, digest: Digest) -> Deferred {
-        let mut text = String::new();
-        write::declaration(&mut text, &chain.name);
-        chain.rules.iter().for_each(|rule| write::append(&mut text, self.family, &chain.name, rule));
-        Deferred { name: chain.name, rank: chain.rank, digest, text }
     }
 
     /// Tries `rules` of `table` in the chain `name`, to which nothing leads and which is gone again with
@@ -201,10 +164,9 @@ where
     /// Step 2: what comes now up to [`Planner::nat_last`] is committed together, if anything waits
     /// for it.
     pub fn nat_dispatch(&mut self) {
-        for Deferred { name, rank, digest, text } in std::mem::take(&mut self.deferred) {
-            self.is_last = true;
-            self.input.push(name, rank, 1, Effect::Nat(digest), |waiting| waiting.push_str(&text));
-        }
+        let deferred = std::mem::take(&mut self.deferred);
+        self.is_last |= !deferred.is_empty();
+        self.input.push_all(deferred);
     }
 
     /// Whether chains wait for the dispatch.
@@ -217,7 +179,6 @@ where
     pub fn nat_shared(
         &mut self,
         name: ChainName,
-        rank: u8,
         digest: Digest,
         rules: impl FnOnce(&mut dyn FnMut(&Rule)),
     ) -> Result<(), Failure<R::Error>> {
@@ -229,11 +190,7 @@ where
         if !self.is_last && !self.input.has_room_for(size) && self.input.may_ever_have_room_for(size) {
             self.end_batch()?;
         }
-        let family = self.family;
-        self.input.push(name, rank, size.n_names, Effect::Nat(digest), |text| {
-            write::declaration(text, &name);
-            rules(&mut |rule| write::append(text, family, &name, rule));
-        });
+        self.input.push(name, digest, size.n_names, rules);
         Ok(())
     }
 
@@ -254,7 +211,7 @@ where
             // What nobody wants may call each other in any way, and all of it cannot be emptied and
             // deleted in one process.
             for name in stale {
-                self.nat_chains(&[NatChain { name: *name, rank: 0, rules: &[] }], When::Now)?;
+                self.flush_nat(*name)?;
             }
             self.end_batch()?;
         }
@@ -270,17 +227,23 @@ where
         Ok(())
     }
 
-    /// Step 3: filter as it is wanted.
+    /// Empties a chain of nat.
+    pub fn flush_nat(&mut self, name: ChainName) -> Result<(), Failure<R::Error>> {
+        self.nat_chains(&[Chain { table: Table::Nat, name, rules: Vec::new() }], When::Now)
+    }
+
+    /// Step 3: filter as it is wanted; `is_shared` as in the first step.
     pub fn filter_last(
         &mut self,
-        wanted: &BTreeMap<ChainName, FilterChain>,
+        wanted: &[Chain],
+        is_shared: fn(&Chain) -> bool,
     ) -> Result<(), Failure<R::Error>> {
         if !self.has_leftovers {
             return Ok(());
         }
         let leftovers =
-            wanted.iter().filter(|(name, chain)| delta::has_leftovers(self.committed, name, chain));
-        let contents = leftovers.map(|(name, chain)| (*name, chain.rank, chain.rules.clone())).collect();
+            wanted.iter().filter(|chain| delta::has_leftovers(self.committed, chain, is_shared(chain)));
+        let contents = leftovers.map(|chain| (chain.name, chain.rules.clone())).collect();
         let stale = self.stale_filter(wanted);
         self.input.drain();
         self.write_filter(contents)?;
@@ -292,8 +255,9 @@ where
 
     /// Chains of filter that nobody wants. Those that have no chains of ours behind them are wanted
     /// always.
-    fn stale_filter(&self, wanted: &BTreeMap<ChainName, FilterChain>) -> Vec<ChainName> {
-        self.committed.filter.keys().filter(|name| !wanted.contains_key(*name)).copied().collect()
+    fn stale_filter(&self, wanted: &[Chain]) -> Vec<ChainName> {
+        let wanted: BTreeSet<ChainName> = wanted.iter().map(|chain| chain.name).collect();
+        self.committed.filter.keys().filter(|name| !wanted.contains(*name)).copied().collect()
     }
 
     /// Ends the last process.
@@ -312,12 +276,12 @@ where
     }
 
     /// Between two commits of it nothing is wrong: callees come first, and what was there is still in.
-    fn write_filter(
-        &mut self,
-        mut contents: Vec<(ChainName, u8, Vec<Rule>)>,
-    ) -> Result<(), Failure<R::Error>> {
-        contents.sort_by_key(|(name, rank, _)| (*rank, *name));
-        for (name, _, rules) in contents {
+    fn write_filter(&mut self, mut contents: Vec<(ChainName, Vec<Rule>)>) -> Result<(), Failure<R::Error>> {
+        let callees: Vec<Vec<ChainName>> =
+            contents.iter().map(|(_, rules)| rules.iter().filter_map(Rule::callee).collect()).collect();
+        let chains = contents.iter().zip(&callees).map(|((name, _), callees)| (*name, &callees[..]));
+        for at in callees_first(chains) {
+            let (name, rules) = (contents[at].0, std::mem::take(&mut contents[at].1));
             let size = Size { n_names: 1, n_rules: rules.len() };
             if !self.input.has_room_for(size) && self.input.may_ever_have_room_for(size) {
                 self.end_batch()?;

@@ -73,15 +73,6 @@ impl SharedChain {
     }
 }
 
-/// A chain of nat with its rules.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NatChain {
-    /// Its name.
-    pub name: ChainName,
-    /// Its rules.
-    pub rules: Vec<Rule>,
-}
-
 /// One rule in a shared chain.
 pub type Entry = (SharedChain, Rule);
 
@@ -91,7 +82,7 @@ pub struct Fragment {
     /// Whose it is.
     pub port: ServicePortName,
     /// Its own chains, callees before callers.
-    pub chains: Vec<NatChain>,
+    pub chains: Vec<Chain>,
     /// Its entries in the shared chains; those of one chain in the order in which they stand there.
     pub entries: Vec<Entry>,
 }
@@ -130,7 +121,7 @@ pub fn chains(
     layout: Layout,
     port: &ServicePort<'_>,
     selection: &Selection<'_>,
-) -> Vec<NatChain> {
+) -> Vec<Chain> {
     match layout {
         Layout::Classic { is_large } => classic::chains(settings, port, selection, is_large),
         Layout::Compact => compact::chains(settings, port, selection),
@@ -148,7 +139,7 @@ pub fn ruleset(settings: &Settings, snapshot: &Snapshot, place: Place<'_>) -> Ru
     let layout = Layout::plain(settings.layout, count_endpoints(snapshot, settings.family));
     let mut ruleset = Ruleset::with_built_in_chains();
     for chain in fixed::chains(settings, layout) {
-        *ruleset.chain_mut(chain.table, chain.name) = Chain { policy: None, rules: chain.rules };
+        ruleset.set_chain(chain);
     }
     for table in Table::ALL {
         ruleset.chain_mut(table, names::KUBE_PROXY_CANARY);
@@ -156,9 +147,7 @@ pub fn ruleset(settings: &Settings, snapshot: &Snapshot, place: Place<'_>) -> Ru
     let mut owners = Vec::new();
     for service in snapshot.services() {
         for Fragment { port, chains, entries } in fragments(settings, snapshot, place, service, layout) {
-            for NatChain { name, rules } in chains {
-                ruleset.chain_mut(Table::Nat, name).rules = rules;
-            }
+            chains.into_iter().for_each(|chain| ruleset.set_chain(chain));
             owners.push((service, port, entries));
         }
     }

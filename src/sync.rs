@@ -38,10 +38,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::config::host::Host;
 use crate::config::{Config, DetectLocal};
 use crate::kernel::Iptables;
 use crate::kernel::recent::{FullLists, RecentLists};
+use crate::model::host::Host;
 use crate::model::{Change, Node, Snapshot, Touched};
 use crate::net::IpFamily;
 use crate::policy::Place;

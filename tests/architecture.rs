@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. Modules above `kernel` are pure.
-const MAY_USE: [(&str, &[&str]); 20] = [
+const MAY_USE: [(&str, &[&str]); 21] = [
     ("net", &[]),
     ("iptables", &["net"]),
     ("config", &["net"]),
@@ -12,18 +12,26 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     ("policy", &["net", "model"]),
     ("rules", &["net", "config", "iptables", "model", "policy"]),
     ("plan", &["net", "iptables"]),
-    ("kernel", &["net", "iptables", "plan"]),
-    ("leftovers", &["net", "iptables", "plan", "rules", "kernel"]),
-    ("http", &[]),
-    ("metrics", &["net", "http"]),
-    ("watch", &["net", "model"]),
-    ("sync", &["net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "watch"]),
-    ("measure", &["net", "iptables", "model", "metrics", "sync"]),
-    ("health", &["net", "model", "rules", "metrics", "http", "sync"]),
-    ("events", &["model", "metrics", "sync"]),
+    ("log", &[]),
+    ("kernel", &["log", "net", "iptables", "plan"]),
+    ("leftovers", &["log", "net", "iptables", "plan", "rules", "kernel"]),
+    ("http", &["log"]),
+    ("metrics", &["log", "net", "http"]),
+    ("watch", &["log", "net", "model"]),
+    (
+        "sync",
+        &[
+            "log", "net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "metrics",
+            "watch",
+        ],
+    ),
+    ("measure", &["log", "net", "iptables", "model", "metrics", "sync"]),
+    ("health", &["log", "net", "model", "rules", "metrics", "http", "sync"]),
+    ("events", &["log", "model", "metrics", "sync"]),
     (
         "agent",
         &[
+            "log",
             "net",
             "config",
             "iptables",
@@ -45,6 +53,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     (
         "cli",
         &[
+            "log",
             "net",
             "config",
             "iptables",

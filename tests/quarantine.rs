@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
 use chainsmith::config::Config;
-use chainsmith::config::host::Host;
 use chainsmith::iptables::Table;
 use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::kernel::{Backend, RestoreError};
 use chainsmith::model::decode::{Interner, manifest};
+use chainsmith::model::host::Host;
 use chainsmith::model::{Change, Inventory, ObjectName, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::policy::Place;

@@ -124,7 +124,7 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
             let log = agent.log();
             let (_, since) =
                 log.rsplit_once("the kernel refuses this service port; it").expect("it was said");
-            since.contains("log: synced ")
+            since.contains("] \"synced\" ")
         });
         let n_restores = restores(&agent.programs_started()[n_calls..]);
         // Somebody else's change is programmed meanwhile.

@@ -79,7 +79,7 @@ fn quiet_watches(running: &Running, extent: Extent) -> Finding {
 }
 
 fn warnings(running: &Running) -> usize {
-    running.agents[0].log().lines().filter(|line| line.contains("WARN")).count()
+    running.agents[0].log().lines().filter(|line| line.starts_with('W')).count()
 }
 
 /// The server sends GOAWAY while endpoints change.

@@ -2,13 +2,13 @@
 
 use std::sync::LazyLock;
 
-use chainsmith::config::host::Host;
 use chainsmith::config::{Config, LayoutChoice};
-use chainsmith::iptables::{Chain, Ruleset, Table, write};
+use chainsmith::iptables::{ChainContent, Ruleset, Table, write};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::model::decode::manifest::{self, Object};
 use chainsmith::model::decode::{self, Interner};
+use chainsmith::model::host::Host;
 use chainsmith::model::{Change, Service, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
@@ -109,14 +109,14 @@ fn check_layout(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> 
     for fragment in rules::fragments(settings, alone, place, neighbour, layout) {
         for chain in fragment.chains {
             let there = ruleset.chain(Table::Nat, &chain.name);
-            if there != Some(&Chain { policy: None, rules: chain.rules }) {
+            if there != Some(&ChainContent { policy: None, rules: chain.rules }) {
                 return Err(format!("the neighbour's {} is {there:?}", chain.name));
             }
             is_served = true;
         }
         for (shared, rule) in fragment.entries {
             // In compact it may stand in a chain behind the shared one.
-            let is_there = |chain: &Chain| chain.rules.contains(&rule);
+            let is_there = |chain: &ChainContent| chain.rules.contains(&rule);
             if !ruleset.tables[&shared.table()].values().any(is_there) {
                 return Err(format!("the neighbour's entry in {} is lost: {rule:?}", shared.name()));
             }

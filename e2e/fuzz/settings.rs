@@ -3,9 +3,9 @@
 use std::ffi::OsString;
 use std::sync::LazyLock;
 
-use chainsmith::config::host::Host;
 use chainsmith::config::{Config, FLAGS, Flags, normalise};
 use chainsmith::model::Node;
+use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
 use chainsmith::rules::Settings;
 use clap::{Args, Command, FromArgMatches};

@@ -92,7 +92,7 @@ pub fn full_list_of_clients_is_said(backend: Backend) {
     thread::sleep(Duration::from_secs(3));
     let log = agent.log();
     let said: Vec<&str> = log.lines().filter(|line| line.contains(SAID)).collect();
-    assert!(said.len() == 1 && said[0].contains("service_port=default/sticky:http"), "{said:?}");
+    assert!(said.len() == 1 && said[0].contains("service_port=\"default/sticky:http\""), "{said:?}");
     assert_eq!(gauge(node), "1");
 
     publish(&["10.128.0.5", "10.128.1.5"]);

@@ -2,9 +2,9 @@
 
 use tracing::warn;
 
-use crate::config::host::Counters;
 use crate::kernel::iptables::{self, KernelIptables};
 use crate::kernel::{Iptables, nfacct};
+use crate::model::host::Counters;
 use crate::rules::fixed;
 
 /// Which counters the kernel has, and the programs of all `kernels` take in a rule.

@@ -160,7 +160,7 @@ mod tests {
         assert!(kept(V4, Err(busy()), None).is_err());
         let (_, lost) = choose(V4, Ok(4), Some(Err(missing()))).unwrap();
         let lost = lost.unwrap();
-        assert_eq!((lost.word(), lost.is_warning()), ("FamilyNotProxied", true));
+        assert_eq!((lost.as_str(), lost.is_warning()), ("FamilyNotProxied", true));
         assert!(
             lost.to_string().starts_with("IPv6 Services are not served: ip6tables cannot be run"),
             "{lost}"

@@ -12,9 +12,9 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::config::host::{Counters, Host, Kernel};
 use crate::kernel::addrs::{self, Notifications};
 use crate::kernel::nfacct::{self, Unensured};
+use crate::model::host::{Counters, Host, Kernel};
 use crate::rules::fixed;
 
 /// After the first word of a change so much more is waited for: addresses come together, and each sync

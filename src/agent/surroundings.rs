@@ -13,14 +13,15 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::config::host::Counters;
 use crate::events::{Events, Notice, Regarding, Server};
 use crate::health::{self, Health, HealthPorts, Refused};
 use crate::http::{Admission, Failure, Incident, serve_at};
 use crate::kernel::{iptables, nfacct};
+use crate::log;
 use crate::measure::SyncMeter;
 use crate::metrics::{self, Metrics, Pages, ReadPackets, RequestSample};
 use crate::model::ObjectKind;
+use crate::model::host::Counters;
 use crate::rules::fixed;
 use crate::sync::{Finding, Observer};
 use crate::watch::api;
@@ -53,9 +54,9 @@ impl api::Observer for Traffic {
 
     fn watch_restarted(&self, plural: &str) {
         self.0.cluster.count_watch_restart(match plural {
-            "services" => ObjectKind::Service.word(),
-            "endpointslices" => ObjectKind::EndpointSlice.word(),
-            "nodes" => ObjectKind::Node.word(),
+            "services" => ObjectKind::Service.as_str(),
+            "endpointslices" => ObjectKind::EndpointSlice.as_str(),
+            "nodes" => ObjectKind::Node.as_str(),
             other => other,
         });
     }
@@ -78,8 +79,6 @@ pub(super) struct About<'a> {
     pub(super) counters: Counters,
     /// How many open files this process may have.
     pub(super) max_open_files: u64,
-    /// Tells how many lines of the log could not be written.
-    pub(super) n_lost: fn() -> u64,
 }
 
 /// Starts all of it among `tasks`; those who have to be told what the loop does.
@@ -89,14 +88,14 @@ pub(super) fn start(
     metrics: Arc<Metrics>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
-    let About { config, flags, node, machine, server, freshness, counters, max_open_files, n_lost } = about;
+    let About { config, flags, node, machine, server, freshness, counters, max_open_files } = about;
     metrics.show_build(config.gates.iter())?;
     metrics.show_packets(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
     metrics.show_largest_child(iptables::largest_child)?;
-    metrics.show_lost_log_lines(n_lost)?;
+    metrics.show_lost_log_lines(log::n_lost)?;
     let events = Arc::new(Events::start(server, node, machine, &metrics, tasks));
     let mut health = Health::new(config.sync_period, config.manifests.is_empty());
     if let Some(freshness) = freshness {
@@ -139,7 +138,7 @@ pub(super) fn start(
 
 /// Kinds by their words.
 fn words(ages: Vec<(ObjectKind, Duration)>) -> Vec<(&'static str, Duration)> {
-    ages.into_iter().map(|(kind, age)| (kind.word(), age)).collect()
+    ages.into_iter().map(|(kind, age)| (kind.as_str(), age)).collect()
 }
 
 fn counter(name: &'static str) -> ReadPackets {
@@ -189,7 +188,7 @@ impl Servers<'_> {
                 if is_anothers(failure) && !is_rival_said.swap(true, Ordering::Relaxed) {
                     let finding = Finding::Rival(format!("port {} ({server}) is taken", address.port()));
                     warn!("{finding}");
-                    metrics.node.count_finding(finding.word());
+                    metrics.node.count_finding(finding.as_str());
                     events.noticed(&finding);
                 }
                 async move {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{complain, log, print};
+use super::{Escaped, complain, print};
 use crate::agent;
 use crate::leftovers::{self, Leftover, Trouble};
 
@@ -49,7 +49,7 @@ pub fn main(arguments: &CleanupArguments) -> ExitCode {
 
 /// Prints a line of the outcome. Removal goes on when stdout is closed.
 fn say(line: impl std::fmt::Display) {
-    let _ = print(log::Escaped(line));
+    let _ = print(Escaped(line));
 }
 
 fn show(leftover: &Leftover) {

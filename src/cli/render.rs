@@ -10,10 +10,10 @@ use clap::{Args, ValueEnum};
 
 use super::objects::{self, Objects};
 use super::{USAGE, complain};
-use crate::config::host::Host;
 use crate::config::{Config, RuleFlags};
 use crate::iptables::write;
 use crate::model::Inventory;
+use crate::model::host::Host;
 use crate::net::IpFamily;
 use crate::policy::Place;
 use crate::rules::{self, Settings};

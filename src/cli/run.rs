@@ -6,12 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
-use super::{cleanup, complain, log, print};
+use super::{cleanup, complain, print};
 use crate::agent::{self, ConfigFile};
-use crate::config::{Config, Flags, Warning};
+use crate::config::{Config, Flags, LogFormat, Logging, Warning};
 use crate::kernel::open_files::{self, Raised};
+use crate::log::{self, v};
 use crate::metrics::release;
 
 /// Arguments of `run`.
@@ -128,11 +129,9 @@ fn version_text(text: &str) -> anyhow::Result<Version> {
 }
 
 fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
-    log::start(&config.logging);
-    if config.logging.verbosity >= 1 {
-        for (name, value) in flags.all() {
-            info!("FLAG: --{name}={value:?}");
-        }
+    start_log(&config.logging);
+    for (name, value) in flags.all() {
+        v!(1, "FLAG: --{name}={value:?}");
     }
     warnings.iter().for_each(|warning| warn!("{warning}"));
     if flags.is_cleanup() {
@@ -148,6 +147,18 @@ fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
     }
 }
 
+/// Starts the log as the configuration asks for it.
+fn start_log(logging: &Logging) {
+    // The configuration has been checked: verbosities fit.
+    let number = |verbosity: u32| i32::try_from(verbosity).unwrap_or(i32::MAX);
+    let modules = logging.vmodule.iter();
+    log::start(log::Options {
+        is_json: logging.format == LogFormat::Json,
+        verbosity: number(logging.verbosity),
+        modules: modules.map(|module| (module.file_pattern.clone(), number(module.verbosity))).collect(),
+    });
+}
+
 fn start(config: Config, flags: &Flags, file: Option<ConfigFile>) -> anyhow::Result<()> {
     match open_files::raise() {
         Ok(Raised { was, is }) => debug!(was, is, "limit of open files"),
@@ -155,7 +166,7 @@ fn start(config: Config, flags: &Flags, file: Option<ConfigFile>) -> anyhow::Res
     }
     agent::share_one_heap();
     let runtime = agent::runtime()?;
-    let result = runtime.block_on(agent::run(config, flags.all(), file, log::n_lost));
+    let result = runtime.block_on(agent::run(config, flags.all(), file));
     // Tasks that wait for the network need not be waited for.
     runtime.shutdown_background();
     result

@@ -99,6 +99,8 @@ impl LoggingFields {
             if file_pattern.is_empty() || file_pattern.contains(['=', ',']) {
                 let reason = "the file pattern must not be empty and holds neither = nor ,";
                 report.refuse(&path, super::origin::quoted(file_pattern), reason);
+            } else if let Err(error) = glob::Pattern::new(file_pattern) {
+                report.refuse(&path, super::origin::quoted(file_pattern), error.msg);
             }
             if *verbosity > i32::MAX as u32 {
                 report.refuse(&path, verbosity, "the verbosity must be at most 2147483647");

@@ -307,6 +307,6 @@ fn every_finding_is_explained_where_operators_look() {
         Finding::FamilyNotProxied { family: crate::net::IpFamily::V6, error: text() },
         Finding::NoLocalhostNodePorts,
     ] {
-        assert!(page.contains(&format!("`{}`", finding.word())), "{finding:?}");
+        assert!(page.contains(&format!("`{}`", finding.as_str())), "{finding:?}");
     }
 }

@@ -18,7 +18,7 @@ impl Table {
     pub const ALL: [Table; 3] = [Table::Mangle, Table::Filter, Table::Nat];
 
     /// Its name.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Table::Mangle => "mangle",
             Table::Filter => "filter",
@@ -26,9 +26,9 @@ impl Table {
         }
     }
 
-    /// The table called `word`; `None` for `raw`, `security` and what is no table.
-    pub fn from_word(word: &str) -> Option<Table> {
-        Table::ALL.into_iter().find(|table| table.word() == word)
+    /// The table called `text`; `None` for `raw`, `security` and unknown names.
+    pub fn parse(text: &str) -> Option<Table> {
+        Table::ALL.into_iter().find(|table| table.as_str() == text)
     }
 
     /// Its built-in chains, in the order in which `iptables-save` shows them.
@@ -43,7 +43,7 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
+        f.write_str(self.as_str())
     }
 }
 

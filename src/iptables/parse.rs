@@ -6,10 +6,10 @@
 
 use std::net::SocketAddr;
 
-use super::write::default_reject;
+use super::write::{default_reject, hairpin_program};
 use super::{
-    AddressSide, Chain, ChainName, CtStates, Interface, L4Protocol, Match, MaybeNot, Policy, PortRange,
-    RecentAction, Rule, Ruleset, Table, Target,
+    AddressSide, ChainContent, ChainName, CtStates, Interface, L4Protocol, Match, MaybeNot, Policy,
+    PortRange, RecentAction, Rule, Ruleset, Table, Target,
 };
 use crate::net::{self, Cidr, IpFamily, Protocol};
 
@@ -55,13 +55,13 @@ pub fn save(family: IpFamily, text: &str) -> Result<Ruleset, ParseError> {
     for text in text.lines() {
         match (line(family, text)?, table) {
             (Line::Table(word), _) => {
-                table = Table::from_word(&word);
+                table = Table::parse(&word);
                 if let Some(table) = table {
                     ruleset.tables.entry(table).or_default();
                 }
             }
             (Line::Declaration(name, policy), Some(table)) => {
-                *ruleset.chain_mut(table, name) = Chain { policy, rules: Vec::new() };
+                *ruleset.chain_mut(table, name) = ChainContent { policy, rules: Vec::new() };
             }
             (Line::Append(name, rule), Some(table)) => ruleset.chain_mut(table, name).rules.push(rule),
             (Line::Blank | Line::Commit, _) | (_, None) => {}
@@ -225,7 +225,7 @@ fn rule(family: IpFamily, mut words: Words<'_>) -> Result<Rule, Reason> {
             "-p" | "--protocol" => rule.protocol = protocol(words.value()?, negated),
             "-m" | "--match" => {
                 let module = words.value()?;
-                rule.matches.push(extension(module, words.options()?));
+                rule.matches.push(extension(family, module, words.options()?));
             }
             "-j" | "--jump" => rule.target = Some(target(family, words.value()?, words.options()?)),
             "-g" | "--goto" => {
@@ -308,16 +308,16 @@ fn protocol(text: &str, negated: bool) -> Option<MaybeNot<L4Protocol>> {
     Some(MaybeNot { negated, value })
 }
 
-fn extension(module: &str, options: &[String]) -> Match {
+fn extension(family: IpFamily, module: &str, options: &[String]) -> Match {
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
-    known_extension(module, &options).unwrap_or_else(|| Match::Other {
+    known_extension(family, module, &options).unwrap_or_else(|| Match::Other {
         module: module.into(),
         words: options.iter().map(|word| (*word).into()).collect(),
     })
 }
 
 /// The extension as a value; `None` when it has options that Chainsmith does not write.
-fn known_extension(module: &str, options: &[&str]) -> Option<Match> {
+fn known_extension(family: IpFamily, module: &str, options: &[&str]) -> Option<Match> {
     match (module, options) {
         ("comment", ["--comment", text]) => Some(Match::Comment((*text).into())),
         ("tcp" | "udp" | "sctp", options) => l4(Protocol::from_iptables(module)?, options),
@@ -327,6 +327,7 @@ fn known_extension(module: &str, options: &[&str]) -> Option<Match> {
         ("conntrack", ["!", "--ctstate", states]) => {
             Some(Match::CtState(MaybeNot::not(CtStates::parse(states)?)))
         }
+        ("bpf", ["--bytecode", program]) if *program == hairpin_program(family) => Some(Match::Hairpin),
         ("addrtype", ["--src-type", "LOCAL"]) => Some(Match::IsLocal(AddressSide::Source)),
         ("addrtype", ["--dst-type", "LOCAL"]) => Some(Match::IsLocal(AddressSide::Destination)),
         ("statistic", ["--mode", "random", "--probability", text]) => {

@@ -186,6 +186,9 @@ pub enum Match {
     },
     /// `nfacct`: counts the packet under a name; matches always.
     Nfacct(Arc<str>),
+    /// `bpf` with the family's fixed program: source and destination address are equal. iptables has
+    /// no match of its own for that.
+    Hairpin,
     /// Any other extension, or a known one with other options: its name and the words behind it.
     Other {
         /// The module; empty for a basic option that is not known, as `-f`.

@@ -10,7 +10,6 @@
 //! new connections only; what conntrack already holds of others is not known, so their packets keep
 //! their addresses.
 
-mod bpf;
 mod matching;
 mod recent;
 mod walk;

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::{
-    AddressSide, Chain, ChainName, L4Protocol, Match, MaybeNot, Policy, RecentAction, Rule, Ruleset, Table,
-    Target,
+    AddressSide, ChainContent, ChainName, L4Protocol, Match, MaybeNot, Policy, RecentAction, Rule, Ruleset,
+    Table, Target,
 };
 use crate::net::{self, Cidr, IpFamily};
 
@@ -113,7 +113,7 @@ pub fn restore(family: IpFamily, ruleset: &Ruleset) -> String {
 }
 
 /// The built-in chains of `table` as the kernel has them, then the others by name.
-fn in_order(table: Table, chains: &BTreeMap<ChainName, Chain>) -> Vec<(&ChainName, &Chain)> {
+fn in_order(table: Table, chains: &BTreeMap<ChainName, ChainContent>) -> Vec<(&ChainName, &ChainContent)> {
     let built_in: Vec<ChainName> = table.built_in().iter().map(|name| ChainName::literal(name)).collect();
     let known = built_in.iter().filter_map(|name| chains.get_key_value(name));
     known.chain(chains.iter().filter(|(name, _)| !built_in.contains(name))).collect()
@@ -229,6 +229,10 @@ fn write_match(out: &mut String, family: IpFamily, m: &Match) {
             out.push_str(" -m nfacct --nfacct-name  ");
             word(out, name);
         }
+        Match::Hairpin => {
+            out.push_str(" -m bpf --bytecode ");
+            always_quoted(out, hairpin_program(family));
+        }
         // A basic option that is not known, as `-f`, belongs to no module.
         Match::Other { module, words: rest } => {
             if !module.is_empty() {
@@ -281,6 +285,19 @@ pub(super) fn default_reject(family: IpFamily) -> &'static str {
     match family {
         IpFamily::V4 => "icmp-port-unreachable",
         IpFamily::V6 => "icmp6-port-unreachable",
+    }
+}
+
+/// The program of [`Match::Hairpin`]: loads source and destination from the IP header, word by word,
+/// and returns 65535 (a match) if all are equal, else 0.
+pub(super) fn hairpin_program(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "8,32 0 0 12,2 0 0 0,32 0 0 16,97 0 0 0,28 0 0 0,21 0 1 0,6 0 0 65535,6 0 0 0",
+        IpFamily::V6 => {
+            "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,\
+             32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,\
+             6 0 0 65535,6 0 0 0"
+        }
     }
 }
 

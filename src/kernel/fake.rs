@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use super::{Backend, Dump, Iptables, Outline, Readable, RestoreError, Shown};
 use crate::iptables::parse::{self, Line};
-use crate::iptables::{Chain, ChainName, Jump, Rule, Ruleset, Table, write};
+use crate::iptables::{ChainContent, ChainName, Digest, Jump, Rule, Ruleset, Table, write};
 use crate::net::IpFamily;
-use crate::plan::{Digest, Limits, Print, Restore};
+use crate::plan::{Limits, Print, Restore};
 
 /// The longest path of user-defined chains that nf_tables takes.
 const MAX_DEPTH: usize = 15;
@@ -93,7 +93,7 @@ impl FakeIptables {
     }
 
     fn run(&mut self, input: &str) -> Result<(), RestoreError> {
-        let mut open: Option<(Table, BTreeMap<ChainName, Chain>)> = None;
+        let mut open: Option<(Table, BTreeMap<ChainName, ChainContent>)> = None;
         let mut refused_here = None;
         for (n, text) in input.lines().enumerate() {
             let refused =
@@ -107,7 +107,7 @@ impl FakeIptables {
             match (parse::line(self.family, text).map_err(|e| refused(e.to_string()))?, &mut open) {
                 (Line::Blank, _) => {}
                 (Line::Table(word), None) => {
-                    let table = Table::from_word(&word).ok_or_else(|| refused("no such table".to_owned()))?;
+                    let table = Table::parse(&word).ok_or_else(|| refused("no such table".to_owned()))?;
                     open = Some((table, self.ruleset.tables.get(&table).cloned().unwrap_or_default()));
                 }
                 (Line::Commit, Some((table, chains))) => {
@@ -132,7 +132,7 @@ impl FakeIptables {
         }
     }
 
-    fn check_depth(&self, chains: &BTreeMap<ChainName, Chain>) -> Result<(), String> {
+    fn check_depth(&self, chains: &BTreeMap<ChainName, ChainContent>) -> Result<(), String> {
         let mut known = BTreeMap::new();
         for (name, chain) in chains {
             let deepest = depth(name, chains, &mut known, 0)?;
@@ -147,7 +147,7 @@ impl FakeIptables {
 /// The longest path of chains below `name`.
 fn depth(
     name: &ChainName,
-    chains: &BTreeMap<ChainName, Chain>,
+    chains: &BTreeMap<ChainName, ChainContent>,
     known: &mut BTreeMap<ChainName, usize>,
     level: usize,
 ) -> Result<usize, String> {
@@ -165,7 +165,7 @@ fn depth(
     Ok(deepest)
 }
 
-fn carry_out(line: Line, chains: &mut BTreeMap<ChainName, Chain>) -> Result<(), String> {
+fn carry_out(line: Line, chains: &mut BTreeMap<ChainName, ChainContent>) -> Result<(), String> {
     match line {
         Line::Declaration(name, policy) => {
             let chain = chains.entry(name).or_default();
@@ -199,7 +199,7 @@ fn carry_out(line: Line, chains: &mut BTreeMap<ChainName, Chain>) -> Result<(), 
     Ok(())
 }
 
-fn check_callee(rule: &Rule, chains: &BTreeMap<ChainName, Chain>) -> Result<(), String> {
+fn check_callee(rule: &Rule, chains: &BTreeMap<ChainName, ChainContent>) -> Result<(), String> {
     match rule.callee() {
         Some(callee) if chains.get(&callee).is_none_or(|chain| chain.policy.is_some()) => {
             Err(format!("chain {callee} does not exist"))
@@ -284,7 +284,7 @@ impl Iptables for FakeIptables {
         if self.is_dump_broken {
             anyhow::bail!("the dump is broken");
         }
-        let shown = |name: &ChainName, chain: Option<&Chain>| {
+        let shown = |name: &ChainName, chain: Option<&ChainContent>| {
             let rules = chain.into_iter().flat_map(|chain| &chain.rules);
             let n_rules = chain.map_or(0, |chain| chain.rules.len()) as u32;
             let print = Print::new(

@@ -195,7 +195,7 @@ impl Iptables for KernelIptables {
 
     fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         let mut command = Command::new(self.programs.save);
-        command.args(["-t", table.word()]);
+        command.args(["-t", table.as_str()]);
         child::read_again(&mut command, minder::LIMIT, each)
     }
 
@@ -218,7 +218,7 @@ impl Iptables for KernelIptables {
 
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         match self.backend {
-            Backend::Nft => nft::chain_names(self.family, table.word(), each)
+            Backend::Nft => nft::chain_names(self.family, table.as_str(), each)
                 .with_context(|| format!("cannot list the chains of table {table} over netlink")),
             Backend::Legacy => xtables::chain_names(self.family, table, each)
                 .with_context(|| format!("cannot list the chains of table {table}")),
@@ -227,7 +227,7 @@ impl Iptables for KernelIptables {
 
     fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
         match self.backend {
-            Backend::Nft => nft::prints(self.family, table.word(), only)
+            Backend::Nft => nft::prints(self.family, table.as_str(), only)
                 .map(Some)
                 .with_context(|| format!("cannot dump the rules of table {table} over netlink")),
             Backend::Legacy => xtables::prints(self.family, table, only)
@@ -282,7 +282,7 @@ impl KernelIptables {
     /// Whether `chain` is in `table`, without a process.
     fn shows_chain(&self, table: Table, chain: ChainName) -> std::io::Result<bool> {
         match self.backend {
-            Backend::Nft => nft::has_chain(self.family, table.word(), chain.as_str()),
+            Backend::Nft => nft::has_chain(self.family, table.as_str(), chain.as_str()),
             Backend::Legacy => {
                 let mut is_there = false;
                 xtables::chain_names(self.family, table, &mut |name| is_there |= name == chain.as_str())?;

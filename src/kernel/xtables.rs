@@ -165,7 +165,7 @@ impl Tables {
 }
 
 fn put_name(bytes: &mut [u8], table: Table) {
-    let name = table.word().as_bytes();
+    let name = table.as_str().as_bytes();
     bytes[..name.len()].copy_from_slice(name);
 }
 

@@ -1,50 +1,12 @@
 //! What the kernel holds of our chains: a hash for each chain of nat, the rules of filter's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::sync::LazyLock;
 
 use super::prints::Prints;
 use crate::iptables::parse::{self, Line};
-use crate::iptables::{ChainName, Jump, Match, Rule, Table};
+use crate::iptables::{ChainName, Digest, Jump, Match, Rule, Table};
 use crate::net::{IpFamily, Protocol};
-
-/// The content of a chain: a hash of its rules in order, and how many they are. Lives as long as the
-/// process; equal digests are taken for equal chains.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Digest {
-    hash: u64,
-    /// How many rules the chain has.
-    pub n_rules: u32,
-}
-
-/// SipHash with a random key of this process. Whoever writes objects decides what is hashed, and two contents
-/// of a chain with one hash would leave the old rules in force: a fast hash, for which such texts can be
-/// found without its key, is not enough.
-pub(super) static HASH: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-
-impl Digest {
-    /// An empty chain.
-    pub const EMPTY: Digest = Digest { hash: 0, n_rules: 0 };
-
-    /// The digest of a chain that holds `rules`.
-    pub fn of<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Digest {
-        rules.into_iter().fold(Digest::EMPTY, |digest, rule| digest.then(Digest::rule(rule)))
-    }
-
-    /// The hash of one rule, for [`Digest::then`].
-    pub fn rule(rule: &Rule) -> u64 {
-        HASH.hash_one(rule)
-    }
-
-    /// The chain with one more rule at its end.
-    pub fn then(self, rule: u64) -> Digest {
-        // An odd factor, so that no bit is lost: 2^64 divided by the golden ratio.
-        let hash = (self.hash.rotate_left(23) ^ rule).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        Digest { hash, n_rules: self.n_rules + 1 }
-    }
-}
 
 /// What one piece of an input does to the chain it is about.
 #[derive(Debug)]
@@ -251,7 +213,7 @@ impl<'a> Reader<'a> {
 
     fn whole_line(&mut self, text: &str) {
         match (parse::line(self.family, text), self.table) {
-            (Ok(Line::Table(word)), _) => self.table = Table::from_word(&word),
+            (Ok(Line::Table(word)), _) => self.table = Table::parse(&word),
             (Ok(Line::Declaration(name, _)), Some(table)) if (self.is_ours)(table, &name) => match table {
                 Table::Nat => drop(self.committed.nat.insert(name, Some(Digest::EMPTY))),
                 Table::Filter => drop(self.committed.filter.insert(name, Some(Vec::new()))),

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Committed, Digest, FilterChain};
-use crate::iptables::{ChainName, Rule};
+use super::Committed;
+use crate::iptables::{Chain, Digest, Rule};
 
 /// What to write first for a chain of filter.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,10 +23,11 @@ pub(super) enum Union {
     },
 }
 
-/// The rules that chain `name` holds, or may hold, and those of `wanted` together.
-pub(super) fn union(committed: &Committed, name: &ChainName, wanted: &FilterChain) -> Union {
-    let (old, is_known) = match (committed.filter.get(name), committed.possible.get(name)) {
-        (Some(_), _) if wanted.is_shared_with_kubelet => return Union::AsItIs { has_leftovers: false },
+/// The rules that the chain holds, or may hold, and those of `wanted` together. With `is_shared`, the
+/// chain only has to be there: its rules are another program's.
+pub(super) fn union(committed: &Committed, wanted: &Chain, is_shared: bool) -> Union {
+    let (old, is_known) = match (committed.filter.get(&wanted.name), committed.possible.get(&wanted.name)) {
+        (Some(_), _) if is_shared => return Union::AsItIs { has_leftovers: false },
         (Some(Some(old)), _) => (old, true),
         (Some(None), Some(possible)) => (possible, false),
         (Some(None) | None, _) => {
@@ -48,9 +49,9 @@ pub(super) fn union(committed: &Committed, name: &ChainName, wanted: &FilterChai
     }
 }
 
-/// Whether chain `name`, as it is or once it holds that union, has to be written once more.
-pub(super) fn has_leftovers(committed: &Committed, name: &ChainName, wanted: &FilterChain) -> bool {
-    match union(committed, name, wanted) {
+/// Whether the chain, as it is or once it holds that union, has to be written once more.
+pub(super) fn has_leftovers(committed: &Committed, wanted: &Chain, is_shared: bool) -> bool {
+    match union(committed, wanted, is_shared) {
         Union::AsItIs { has_leftovers } | Union::Write { has_leftovers, .. } => has_leftovers,
     }
 }

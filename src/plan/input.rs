@@ -3,8 +3,10 @@
 
 use std::ops::Range;
 
+use super::call_order::callees_first;
 use super::committed::Effect;
-use crate::iptables::{ChainName, Table, write};
+use crate::iptables::{ChainName, Digest, Rule, Table, write};
+use crate::net::IpFamily;
 
 /// Takes the text of one restore after another. Implemented by the kernel and by its fake.
 pub trait Restore {
@@ -143,14 +145,50 @@ pub(super) struct Size {
     pub(super) n_rules: usize,
 }
 
-/// A chain of nat that waits for its place in the input.
+/// Chains of nat as text, in any order.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    chains: Vec<WaitingChain>,
+    text: String,
+    callees: Vec<ChainName>,
+}
+
 #[derive(Debug)]
-struct Block {
+struct WaitingChain {
     name: ChainName,
-    rank: u8,
-    effect: Effect,
-    /// Where its text lies in [`Input::waiting`].
+    digest: Digest,
+    /// How many chains its text names, about.
+    n_names: usize,
+    /// Its place in [`Waiting::text`].
     text: Range<usize>,
+    /// The place of its callees in [`Waiting::callees`].
+    callees: Range<usize>,
+}
+
+impl Waiting {
+    /// Adds a chain that `each_rule` passes rule by rule, and that names `n_names` chains.
+    pub(super) fn push(
+        &mut self,
+        family: IpFamily,
+        name: ChainName,
+        digest: Digest,
+        n_names: usize,
+        each_rule: impl FnOnce(&mut dyn FnMut(&Rule)),
+    ) {
+        let Waiting { chains, text, callees } = self;
+        let (text_start, callees_start) = (text.len(), callees.len());
+        write::declaration(text, &name);
+        each_rule(&mut |rule| {
+            callees.extend(rule.callee());
+            write::append(text, family, &name, rule);
+        });
+        let (text, callees) = (text_start..text.len(), callees_start..callees.len());
+        chains.push(WaitingChain { name, digest, n_names, text, callees });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.chains.is_empty()
+    }
 }
 
 /// How much text may wait before it is passed on, where order across service ports does not matter.
@@ -165,9 +203,8 @@ pub(super) struct Input<'a, R> {
     restore: &'a mut R,
     is_open: bool,
     table: Option<Table>,
-    blocks: Vec<Block>,
-    /// The text of `blocks`.
-    waiting: String,
+    family: IpFamily,
+    waiting: Waiting,
     /// What has its place and was not passed on yet.
     gathered: String,
     used: Size,
@@ -182,14 +219,14 @@ pub(super) struct Input<'a, R> {
 type Ended<E> = (Result<(), E>, Vec<(Table, ChainName, Effect)>, LineIndex);
 
 impl<'a, R: Restore> Input<'a, R> {
-    pub(super) fn new(limits: Limits, restore: &'a mut R) -> Input<'a, R> {
+    pub(super) fn new(family: IpFamily, limits: Limits, restore: &'a mut R) -> Input<'a, R> {
         Input {
+            family,
             limits,
             restore,
             is_open: false,
             table: None,
-            blocks: Vec::new(),
-            waiting: String::new(),
+            waiting: Waiting::default(),
             gathered: String::new(),
             used: Size::default(),
             n_tables: 0,
@@ -225,40 +262,55 @@ impl<'a, R: Restore> Input<'a, R> {
         self.room_for_names().max(self.limits.max_names / 10)
     }
 
-    /// Lets a chain of nat wait for its place. It is written by `write` and names `n_names` chains.
+    /// Lets a chain of nat wait for its place; see [`Waiting::push`].
     pub(super) fn push(
         &mut self,
         name: ChainName,
-        rank: u8,
+        digest: Digest,
         n_names: usize,
-        effect: Effect,
-        write: impl FnOnce(&mut String),
+        each_rule: impl FnOnce(&mut dyn FnMut(&Rule)),
     ) {
+        self.reserve(digest, n_names);
+        self.waiting.push(self.family, name, digest, n_names, each_rule);
+    }
+
+    /// Lets all chains of `other` wait for their place.
+    pub(super) fn push_all(&mut self, other: Waiting) {
+        let (n_bytes, n_callees) = (self.waiting.text.len(), self.waiting.callees.len());
+        self.waiting.text.push_str(&other.text);
+        self.waiting.callees.extend(other.callees);
+        for WaitingChain { name, digest, n_names, text, callees } in other.chains {
+            self.reserve(digest, n_names);
+            let text = text.start + n_bytes..text.end + n_bytes;
+            let callees = callees.start + n_callees..callees.end + n_callees;
+            self.waiting.chains.push(WaitingChain { name, digest, n_names, text, callees });
+        }
+    }
+
+    fn reserve(&mut self, digest: Digest, n_names: usize) {
         self.used.n_names = self.used.n_names.saturating_add(n_names);
-        self.used.n_rules = self.used.n_rules.saturating_add(effect.n_rules());
-        let start = self.waiting.len();
-        write(&mut self.waiting);
-        self.blocks.push(Block { name, rank, effect, text: start..self.waiting.len() });
+        self.used.n_rules = self.used.n_rules.saturating_add(digest.n_rules as usize);
     }
 
     /// Passes waiting chains on where one process takes everything, so that memory stays bounded.
     pub(super) fn drain_if_streaming(&mut self) {
-        if self.limits.max_names == usize::MAX && self.waiting.len() > STREAMING_BYTES {
+        if self.limits.max_names == usize::MAX && self.waiting.text.len() > STREAMING_BYTES {
             self.drain();
         }
     }
 
-    /// Passes on the chains that wait: callees first, and among equals in descending order of names,
-    /// each declaration followed at once by its rules. So `iptables-nft-restore` finds nearly every
-    /// chain at the head of its list.
+    /// Passes on the chains that wait, callees first, each declaration followed at once by its rules.
     pub(super) fn drain(&mut self) {
-        let (mut blocks, mut text) = (std::mem::take(&mut self.blocks), std::mem::take(&mut self.waiting));
-        blocks.sort_unstable_by(|a, b| a.rank.cmp(&b.rank).then(b.name.cmp(&a.name)));
-        for block in blocks.drain(..) {
-            self.piece(Table::Nat, block.name, &text[block.text], block.effect);
+        let Waiting { mut chains, mut text, mut callees } = std::mem::take(&mut self.waiting);
+        let order = callees_first(chains.iter().map(|chain| (chain.name, &callees[chain.callees.clone()])));
+        for at in order {
+            let WaitingChain { name, digest, text: range, .. } = &chains[at];
+            self.piece(Table::Nat, *name, &text[range.clone()], Effect::Nat(*digest));
         }
+        chains.clear();
         text.clear();
-        (self.blocks, self.waiting) = (blocks, text);
+        callees.clear();
+        self.waiting = Waiting { chains, text, callees };
     }
 
     /// Passes on lines about `chain` at once.

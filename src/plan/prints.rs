@@ -2,11 +2,9 @@
 //! reading rules, whether they are as they were left.
 
 use std::collections::BTreeMap;
-use std::hash::BuildHasher;
 use std::num::NonZero;
 
-use super::committed::HASH;
-use crate::iptables::{ChainName, Table};
+use crate::iptables::{ChainName, Table, keyed_hash};
 
 /// How the rules of a chain look in the kernel: a hash of what it shows of them. Equal prints are taken
 /// for equal rules; what the rules are cannot be told. Lives as long as the process.
@@ -118,7 +116,7 @@ impl Prints {
 }
 
 fn key(table: Table, name: &ChainName) -> u64 {
-    HASH.hash_one((table, name))
+    keyed_hash((table, name))
 }
 
 #[cfg(test)]

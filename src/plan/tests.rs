@@ -3,8 +3,6 @@ mod filter;
 mod nat;
 mod reader;
 
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::iptables::parse::{self, Line};
 
@@ -58,10 +56,18 @@ fn rules(texts: &[&str]) -> Vec<Rule> {
     texts.iter().map(|text| rule(text)).collect()
 }
 
+fn chain(table: Table, text: &str, texts: &[&str]) -> Chain {
+    Chain { table, name: name(text), rules: rules(texts) }
+}
+
 /// Chains of filter, each with its rules.
-fn filter_chains(chains: &[(&str, &[&str])]) -> BTreeMap<ChainName, FilterChain> {
-    let chain = |texts: &[&str]| FilterChain { rules: rules(texts), rank: 0, is_shared_with_kubelet: false };
-    chains.iter().map(|(text, texts)| (name(text), chain(texts))).collect()
+fn filter_chains(chains: &[(&str, &[&str])]) -> Vec<Chain> {
+    chains.iter().map(|(text, texts)| chain(Table::Filter, text, texts)).collect()
+}
+
+/// No chain of filter is another program's.
+fn unshared(_: &Chain) -> bool {
+    false
 }
 
 /// Plans with `steps` from `committed`, and returns what was sent.

@@ -45,7 +45,7 @@ impl Stale {
         [Stale::EndpointGone, Stale::NoEndpoints, Stale::FrontendGone, Stale::Untranslated];
 
     /// As logs and metrics name it.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Stale::EndpointGone => "endpoint-gone",
             Stale::NoEndpoints => "no-endpoints",

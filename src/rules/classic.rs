@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::names::{self, PortChain, PortNames};
-use super::{Entry, NatChain, Settings, SharedChain, fixed};
+use super::{Entry, Settings, SharedChain, fixed};
 use crate::iptables::{
-    AddressSide, ChainName, L4Protocol, Match, MaybeNot, PortRange, RecentAction, Rule, Target,
+    AddressSide, Chain, ChainName, L4Protocol, Match, MaybeNot, PortRange, RecentAction, Rule, Table, Target,
 };
 use crate::model::{Endpoint, ServicePort, TrafficPolicy};
 use crate::net::{self, Cidr, IpFamily, Protocol};
@@ -176,10 +176,10 @@ pub fn chains(
     port: &ServicePort<'_>,
     selection: &Selection<'_>,
     is_large: bool,
-) -> Vec<NatChain> {
+) -> Vec<Chain> {
     let writer = ChainWriter::new(settings, port, selection, is_large);
     let reachable = writer.reachable(&selection.reachable());
-    let mut chains: Vec<NatChain> = Vec::with_capacity(reachable.len() + 2);
+    let mut chains: Vec<Chain> = Vec::with_capacity(reachable.len() + 2);
     let text: Arc<str> = writer.names.text().into();
     chains.extend(reachable.iter().map(|endpoint| writer.chain_of(endpoint, &text)));
     for (kind, endpoints) in [(PortChain::Local, &selection.local), (PortChain::Cluster, &selection.cluster)]
@@ -233,7 +233,7 @@ impl<'a> ChainWriter<'a> {
     }
 
     /// The chains that lead to the balancing ones.
-    pub(super) fn outer_chains(&self) -> Vec<NatChain> {
+    pub(super) fn outer_chains(&self) -> Vec<Chain> {
         let external = self.verdicts.has_endpoints() && self.port.is_externally_accessible();
         let firewall = has_firewall(self.port, self.verdicts);
         let external = external.then(|| self.external_chain());
@@ -264,12 +264,12 @@ impl<'a> ChainWriter<'a> {
     }
 
     /// The chain of `endpoint`.
-    pub(super) fn endpoint_chain(&self, endpoint: Endpoint<'_>) -> NatChain {
+    pub(super) fn endpoint_chain(&self, endpoint: Endpoint<'_>) -> Chain {
         let chain = self.names.endpoint_at(endpoint.address);
         self.chain_of(&Reachable { endpoint, text: String::new(), chain }, &self.names.text().into())
     }
 
-    fn chain_of(&self, to: &Reachable<'_>, text: &Arc<str>) -> NatChain {
+    fn chain_of(&self, to: &Reachable<'_>, text: &Arc<str>) -> Chain {
         let protocol = self.port.port.protocol;
         let hairpin = Rule {
             source: Some(MaybeNot::is(Cidr::host(to.endpoint.address.ip()))),
@@ -288,7 +288,7 @@ impl<'a> ChainWriter<'a> {
             target: Some(Target::Dnat(to.endpoint.address)),
             ..Rule::default()
         };
-        NatChain { name: to.chain, rules: vec![hairpin, translate] }
+        Chain { table: Table::Nat, name: to.chain, rules: vec![hairpin, translate] }
     }
 
     /// The chain that picks one of `endpoints`, each as likely as the others. `reachable` holds
@@ -298,7 +298,7 @@ impl<'a> ChainWriter<'a> {
         kind: PortChain,
         endpoints: &[Endpoint<'_>],
         reachable: &[Reachable<'_>],
-    ) -> NatChain {
+    ) -> Chain {
         let is_in = |to: &&Reachable<'_>| {
             endpoints.len() == reachable.len()
                 || endpoints.binary_search_by_key(&to.endpoint.address, |endpoint| endpoint.address).is_ok()
@@ -321,7 +321,7 @@ impl<'a> ChainWriter<'a> {
             }));
         }
         rules.extend((0..chosen.len()).map(|n| rule(n, one_of(chosen.len() - n))));
-        NatChain { name: self.names.chain(kind), rules }
+        Chain { table: Table::Nat, name: self.names.chain(kind), rules }
     }
 
     /// The masquerading rule, where the chain of `kind` is the one that the cluster IP leads to.
@@ -347,7 +347,7 @@ impl<'a> ChainWriter<'a> {
         Some(rule)
     }
 
-    fn external_chain(&self) -> NatChain {
+    fn external_chain(&self) -> Chain {
         let said = |what: &str| {
             Match::Comment(format!("{what} for {} external destinations", self.names.text()).into())
         };
@@ -356,7 +356,7 @@ impl<'a> ChainWriter<'a> {
         let name = self.names.chain(PortChain::External);
         if self.port.service.external_policy == TrafficPolicy::Cluster {
             let masquerade = rule(vec![said("masquerade traffic")], names::KUBE_MARK_MASQ);
-            return NatChain { name, rules: vec![masquerade, rule(Vec::new(), everybody)] };
+            return Chain { table: Table::Nat, name, rules: vec![masquerade, rule(Vec::new(), everybody)] };
         }
         let mut rules = Vec::with_capacity(4);
         if let Some(detector) = &self.settings.detector {
@@ -370,10 +370,10 @@ impl<'a> ChainWriter<'a> {
         if self.verdicts.external == Verdict::Serve {
             rules.push(rule(Vec::new(), self.names.chain(PortChain::Local)));
         }
-        NatChain { name, rules }
+        Chain { table: Table::Nat, name, rules }
     }
 
-    fn firewall_chain(&self) -> NatChain {
+    fn firewall_chain(&self) -> Chain {
         let frontend = self.port.frontend;
         let comment: Arc<str> = format!("{} loadbalancer IP", self.names.text()).into();
         let allow = |source| Rule {
@@ -389,7 +389,7 @@ impl<'a> ChainWriter<'a> {
         }
         let what = format!("other traffic to {} will be dropped by KUBE-PROXY-FIREWALL", self.names.text());
         rules.push(Rule { matches: vec![Match::Comment(what.into())], ..Rule::default() });
-        NatChain { name: self.names.chain(PortChain::Firewall), rules }
+        Chain { table: Table::Nat, name: self.names.chain(PortChain::Firewall), rules }
     }
 }
 

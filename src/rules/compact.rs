@@ -7,15 +7,15 @@
 
 mod balance;
 
+use super::Settings;
 use super::classic::ChainWriter;
 use super::names::PortChain;
-use super::{NatChain, Settings};
-use crate::iptables::{Match, Rule};
+use crate::iptables::{Chain, Match, Rule};
 use crate::model::ServicePort;
 use crate::policy::Selection;
 
 /// The chains of `port`, callees before callers; none without endpoints.
-pub fn chains(settings: &Settings, port: &ServicePort<'_>, selection: &Selection<'_>) -> Vec<NatChain> {
+pub fn chains(settings: &Settings, port: &ServicePort<'_>, selection: &Selection<'_>) -> Vec<Chain> {
     let writer = ChainWriter::new(settings, port, selection, true);
     let mut chains = Vec::new();
     let has_endpoint_chains = !settings.bpf || port.service.affinity_seconds.is_some();
@@ -35,7 +35,7 @@ pub fn chains(settings: &Settings, port: &ServicePort<'_>, selection: &Selection
         }
     }
     chains.extend(writer.outer_chains());
-    for NatChain { rules, .. } in &mut chains {
+    for Chain { rules, .. } in &mut chains {
         rules.iter_mut().for_each(drop_comments);
         // classic's last rule of a `KUBE-FW-` chain is a comment and nothing else.
         rules.retain(|rule| *rule != Rule::default());

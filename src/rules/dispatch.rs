@@ -66,8 +66,6 @@ pub enum Part {
 pub struct SharedPart {
     /// Its name.
     pub name: ChainName,
-    /// Callees have a lower one.
-    pub rank: u8,
     /// What stands in it.
     pub parts: Vec<Part>,
 }
@@ -98,8 +96,7 @@ pub fn shared_chains(
         let tail = fixed::node_ports_tail(settings).into_iter();
         root.extend(tail.map(|rule| Part::Rule(Box::new(rule))));
     }
-    let rank = if chain == SharedChain::NatNodePorts { u8::MAX - 1 } else { u8::MAX };
-    parts.push(SharedPart { name: chain.name(), rank, parts: root });
+    parts.push(SharedPart { name: chain.name(), parts: root });
     parts
 }
 

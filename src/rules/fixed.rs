@@ -6,7 +6,7 @@ use super::names::{
     KUBE_PROXY_FIREWALL, KUBE_SERVICES,
 };
 use super::{Layout, NodePorts, Settings};
-use crate::iptables::{AddressSide, ChainName, CtStates, Jump, Match, MaybeNot, Rule, Table, Target};
+use crate::iptables::{AddressSide, Chain, ChainName, CtStates, Jump, Match, MaybeNot, Rule, Table, Target};
 use crate::net::{Cidr, IpFamily};
 
 /// The nfacct counter of packets that were dropped as INVALID.
@@ -47,30 +47,20 @@ pub fn jumps() -> Vec<Jump> {
     ]
 }
 
-/// A fixed chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FixedChain {
-    /// Its table.
-    pub table: Table,
-    /// Its name.
-    pub name: ChainName,
-    /// Its rules.
-    pub rules: Vec<Rule>,
-    /// Whether rules that others put there stay: it is made when missing, and left alone.
-    pub is_shared_with_kubelet: bool,
+/// Whether the kubelet's rules in `chain` stay: the chain is added when missing, and its rules are not
+/// compared or written.
+pub fn is_shared_with_kubelet(chain: &Chain) -> bool {
+    chain.name == KUBE_FIREWALL && chain.rules.is_empty()
 }
 
 /// The chains that do not depend on Services.
-pub fn chains(settings: &Settings, layout: Layout) -> Vec<FixedChain> {
+pub fn chains(settings: &Settings, layout: Layout) -> Vec<Chain> {
     let by_one_rule = layout == Layout::Compact && settings.bpf;
-    let chain = |table, name, rules| FixedChain { table, name, rules, is_shared_with_kubelet: false };
+    let chain = |table, name, rules| Chain { table, name, rules };
     let firewall: Vec<Rule> = settings.localhost_node_ports.then(martian_rule).into_iter().collect();
     vec![
         chain(Table::Filter, KUBE_FORWARD, forward_rules(settings, by_one_rule)),
-        FixedChain {
-            is_shared_with_kubelet: firewall.is_empty(),
-            ..chain(Table::Filter, KUBE_FIREWALL, firewall)
-        },
+        chain(Table::Filter, KUBE_FIREWALL, firewall),
         chain(Table::Nat, KUBE_MARK_MASQ, vec![set_mark(settings)]),
         chain(Table::Nat, KUBE_POSTROUTING, postrouting_rules(settings, by_one_rule)),
     ]
@@ -93,28 +83,16 @@ fn martian_rule() -> Rule {
     }
 }
 
-/// A connection that was sent back to where it comes from: a hairpin. iptables has no match for
-/// equal addresses, BPF has. What comes from loopback is left alone: it is somebody's REDIRECT.
+/// A rule for hairpins: connections whose client is also the endpoint that they were sent to. It
+/// leaves out loopback sources, which another program's REDIRECT produces.
 fn hairpin(family: IpFamily, target: Target) -> Rule {
-    // Loads source and destination from the IP header, word by word, and compares: 65535 if equal.
-    let (loopback, bytecode) = match family {
-        IpFamily::V4 => (
-            Cidr::new(IpFamily::V4.localhost(), 8),
-            "8,32 0 0 12,2 0 0 0,32 0 0 16,97 0 0 0,28 0 0 0,21 0 1 0,6 0 0 65535,6 0 0 0",
-        ),
-        IpFamily::V6 => (
-            Cidr::host(IpFamily::V6.localhost()),
-            "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,\
-             32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,\
-             6 0 0 65535,6 0 0 0",
-        ),
+    let loopback = match family {
+        IpFamily::V4 => Cidr::new(IpFamily::V4.localhost(), 8),
+        IpFamily::V6 => Cidr::host(IpFamily::V6.localhost()),
     };
     Rule {
         source: Some(MaybeNot::not(loopback)),
-        matches: vec![
-            Match::CtState(MaybeNot::is(CtStates::DNAT)),
-            Match::Other { module: "bpf".into(), words: ["--bytecode".into(), bytecode.into()].into() },
-        ],
+        matches: vec![Match::CtState(MaybeNot::is(CtStates::DNAT)), Match::Hairpin],
         target: Some(target),
         ..Rule::default()
     }

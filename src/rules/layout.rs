@@ -46,7 +46,7 @@ impl Layout {
     }
 
     /// Its name, as in `--layout`.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Layout::Classic { .. } => "classic",
             Layout::Compact => "compact",

@@ -92,24 +92,6 @@ pub fn is_group(name: &ChainName) -> bool {
     is_balancing && name.as_str().len() > "KUBE-SVC-".len() + HASH_LENGTH
 }
 
-/// Callees have a lower rank than their callers. Chains of the dispatch do not know from their names
-/// who calls whom among them; see [`super::dispatch::SharedPart::rank`].
-pub fn rank(name: &ChainName) -> u8 {
-    match PortChain::of(name) {
-        None if *name == KUBE_POSTROUTING => 1,
-        None => 0,
-        Some(PortChain::Endpoint) => 1,
-        // Groups of endpoints have a digit more for each level.
-        Some(PortChain::Local | PortChain::Cluster) => 1 + (ChainName::MAX + 1 - name.as_str().len()) as u8,
-        Some(PortChain::External) if is_dispatch(Table::Nat, name) => DISPATCH_RANK,
-        Some(PortChain::External) => DISPATCH_RANK - 2,
-        Some(PortChain::Firewall) => DISPATCH_RANK - 1,
-    }
-}
-
-/// The rank of a dispatch chain that calls no other.
-pub(super) const DISPATCH_RANK: u8 = 32;
-
 /// Whether a restore may empty and delete the chain `name` of `table`: it is one of kube-proxy's.
 /// `KUBE-FIREWALL` is not; the kubelet has rules in it.
 pub fn is_ours(table: Table, name: &ChainName) -> bool {

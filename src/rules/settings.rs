@@ -3,9 +3,9 @@
 
 use std::net::IpAddr;
 
-use crate::config::host::{Counters, Host};
 use crate::config::{Config, DetectLocal, LayoutChoice, NodePortAddresses};
 use crate::iptables::{Interface, MaybeNot, Rule};
+use crate::model::host::{Counters, Host};
 use crate::model::{Node, ServicePort};
 use crate::net::{Cidr, IpFamily, MasqueradeMark};
 

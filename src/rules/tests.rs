@@ -7,11 +7,11 @@ mod node_ports;
 mod pods;
 
 use super::*;
-use crate::config::host::Host;
 use crate::config::{Config, Flags};
 use crate::iptables::{Match, write};
 use crate::model::Inventory;
 use crate::model::decode::{Interner, manifest};
+use crate::model::host::Host;
 
 /// The node, dual stack, in zone `east`.
 const NODE: &str = "apiVersion: v1\nkind: Node\n\
@@ -140,7 +140,7 @@ fn short(name: &ChainName) -> String {
 
 fn shown(family: IpFamily, ruleset: &Ruleset, table: Table, chain: &str) -> Vec<String> {
     let chains = &ruleset.tables[&table];
-    let all: Vec<&Chain> =
+    let all: Vec<&crate::iptables::ChainContent> =
         chains.iter().filter(|(name, _)| short(name) == chain).map(|(_, chain)| chain).collect();
     assert!(!all.is_empty(), "there is no chain {chain}");
     let show = |rule: &Rule| {

@@ -88,11 +88,11 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::config::host::Host;
     use crate::iptables::{ChainName, Table};
     use crate::kernel::Backend;
     use crate::kernel::fake::FakeIptables;
     use crate::model::decode::{Interner, manifest};
+    use crate::model::host::Host;
     use crate::model::{Change, Inventory, ObjectName, Touched};
     use crate::policy::Place;
     use crate::rules::Settings;

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::records::Record;
-use crate::iptables::{ChainName, Rule, Table};
+use crate::iptables::{ChainName, Digest, Rule, Table};
 use crate::kernel::RestoreError;
 use crate::model::ServicePortName;
-use crate::plan::{Digest, Failure, Planner, Restore};
+use crate::plan::{Failure, Planner, Restore};
 use crate::rules::dispatch::{Key, Part, SharedPart, shared_chains};
 use crate::rules::overlap::Overlaps;
 use crate::rules::{Layout, Settings, SharedChain, names};
@@ -91,7 +91,7 @@ impl Entries<'_> {
             Part::Rule(rule) => Digest::rule(rule),
         };
         let digest = chain.parts.iter().fold(Digest::EMPTY, |digest, part| digest.then(hash(part)));
-        planner.nat_shared(chain.name, chain.rank, digest, |each| self.each_rule(chain, each))
+        planner.nat_shared(chain.name, digest, |each| self.each_rule(chain, each))
     }
 
     /// Makes the rules again, those of one service port that follow each other at once.

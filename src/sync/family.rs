@@ -17,16 +17,17 @@ use super::stopwatch::{Stopwatch, Timed};
 use super::tables::{Depth, Look, Tables};
 use super::turns::{Turns, Work};
 use super::wanted::{
-    Compiler, callers_first, chains_of_service_ports, filter_chains, fixed_nat_chains_in_order, is_urgent,
-    layout_of, ranked, unknown_chains,
+    Compiler, chains_of_service_ports, filter_chains, fixed_nat_chains_in_order, is_urgent, layout_of,
+    unknown_chains,
 };
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName, Snapshot};
 use crate::net::IpFamily;
-use crate::plan::{Aftermath, Committed, Failure, NatChain, Planner, Uncertain, When};
+use crate::plan::{Aftermath, Committed, Failure, Planner, Uncertain, When};
 use crate::policy::Place;
+use crate::rules::fixed::is_shared_with_kubelet;
 use crate::rules::overlap::Overlaps;
 use crate::rules::{Layout, Settings, SharedChain};
 
@@ -466,7 +467,7 @@ impl<K: Iptables> FamilySync<K> {
         let filter = if changed.touches(Table::Filter) {
             filter_chains(settings, layout, &self.records, &self.overlaps)
         } else {
-            BTreeMap::new()
+            Vec::new()
         };
         let mut stale = match self.turns.is_empty() {
             true if self.work.is_everything() => chains_of_service_ports(committed),
@@ -485,10 +486,10 @@ impl<K: Iptables> FamilySync<K> {
         let mut compiling = Duration::ZERO;
         let steps = || -> Result<(), Failure<RestoreError>> {
             if turn == FilterTurn::Around {
-                planner.filter_first(&filter)?;
+                planner.filter_first(&filter, is_shared_with_kubelet)?;
             }
             // Together, so that the mark that is set is always the mark that is looked for.
-            planner.nat_chains(&ranked(&fixed_first), When::Now)?;
+            planner.nat_chains(&fixed_first, When::Now)?;
             let names: Vec<&ServicePortName> = changed.ports.iter().collect();
             let mut compiler = Compiler::new(settings, view);
             if self.work.only().is_some() {
@@ -507,7 +508,7 @@ impl<K: Iptables> FamilySync<K> {
                 if let Some(record) = records.get_mut(*name) {
                     record.chains = chains.iter().map(|chain| chain.name).collect();
                 }
-                let result = planner.nat_chains(&ranked(&chains), changed.when(name, records)).map_err(Some);
+                let result = planner.nat_chains(&chains, changed.when(name, records)).map_err(Some);
                 using += made.elapsed();
                 result
             });
@@ -522,7 +523,7 @@ impl<K: Iptables> FamilySync<K> {
                 let dispatch = Dispatch { settings, layout, records, overlaps };
                 dispatch.restore(&mut planner, &mut stale)?;
             }
-            planner.nat_chains(&ranked(&fixed_last), When::Now)?;
+            planner.nat_chains(&fixed_last, When::Now)?;
             if holds_all {
                 held.extend(&stale);
             }
@@ -532,13 +533,14 @@ impl<K: Iptables> FamilySync<K> {
                 if emptied.insert(name) {
                     newly_emptied.push(name);
                 }
-                planner.nat_chains(&[NatChain { name, rank: 0, rules: &[] }], When::Now)?;
+                planner.flush_nat(name)?;
             }
-            planner.nat_last(&callers_first(stale))?;
+            let stale: Vec<ChainName> = stale.into_iter().collect();
+            planner.nat_last(&stale)?;
             if turn == FilterTurn::AfterNat {
-                planner.filter_first(&filter)?;
+                planner.filter_first(&filter, is_shared_with_kubelet)?;
             }
-            planner.filter_last(&filter)?;
+            planner.filter_last(&filter, is_shared_with_kubelet)?;
             planner.finish()
         };
         let outcome = steps();

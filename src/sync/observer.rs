@@ -98,7 +98,7 @@ pub enum Finding {
 
 impl Finding {
     /// As metrics and events name its kind.
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Finding::LeftoverRemoved(_) => "LeftoverRemoved",
             Finding::LeftoverStays { .. } => "LeftoverStays",

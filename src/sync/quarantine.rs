@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::family::{FamilySync, View};
 use super::report::Report;
 use super::stopwatch::Timed;
-use super::wanted::{Compiler, fixed_nat_chains_in_order, ranked};
+use super::wanted::{Compiler, fixed_nat_chains_in_order};
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
@@ -131,9 +131,9 @@ impl<K: Iptables> FamilySync<K> {
         let rules = |entries: Vec<Entry>| entries.into_iter().map(|(_, rule)| rule).collect::<Vec<_>>();
         let steps = || {
             planner.probe(Table::Filter, names::FILTER_PROBE, &rules(filter));
-            planner.nat_chains(&ranked(&fixed), When::Now)?;
+            planner.nat_chains(&fixed, When::Now)?;
             for port in ports {
-                planner.nat_chains(&ranked(&compiler.nat_chains(layout, port)), When::Now)?;
+                planner.nat_chains(&compiler.nat_chains(layout, port), When::Now)?;
             }
             planner.probe(Table::Nat, names::NAT_PROBE, &rules(nat));
             planner.finish()

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::iptables::{ChainName, Rule, Table};
+use crate::iptables::{ChainName, Digest, Rule, Table};
 use crate::model::{Endpoint, Service, ServiceName, ServicePort, ServicePortName};
 use crate::net::{IpFamily, Protocol};
-use crate::plan::{Committed, Digest, When};
+use crate::plan::{Committed, When};
 use crate::policy::{Place, Selection, Verdict, Verdicts};
 use crate::rules::dispatch::Key;
 use crate::rules::overlap::{Claims, Overlaps};

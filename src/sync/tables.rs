@@ -19,9 +19,9 @@ use legacy::Watched;
 use look::{Doors, Scan, doors_of};
 
 use super::report::Drift;
-use crate::iptables::{ChainName, Jump, Table};
+use crate::iptables::{ChainName, Digest, Jump, Table};
 use crate::kernel::{Backend, Dump, Iptables, Readable};
-use crate::plan::{Committed, Digest, Found, Reader, UdpDoors};
+use crate::plan::{Committed, Found, Reader, UdpDoors};
 use crate::rules::{fixed, names};
 
 /// Those that hold what is ours, in the order in which they are read.

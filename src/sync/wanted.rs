@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::family::View;
 use super::records::Record;
-use crate::iptables::{ChainName, Rule, Table};
+use crate::iptables::{Chain, ChainName, Digest, Rule, Table};
 use crate::model::{
     Endpoint, Port, Service, ServiceName, ServicePort, ServicePortName, ServicePorts, Snapshot,
 };
 use crate::net::IpFamily;
-use crate::plan::{Committed, Digest, FilterChain, NatChain};
+use crate::plan::Committed;
 use crate::policy::Selection;
 use crate::rules::dispatch::{self, Key, Part};
 use crate::rules::overlap::Overlaps;
@@ -31,9 +31,8 @@ pub(super) fn is_urgent(service: &ServiceName) -> bool {
 }
 
 /// The chains of nat that do not depend on Services.
-pub(super) fn fixed_nat_chains(settings: &Settings, layout: Layout) -> Vec<rules::NatChain> {
-    let of_nat = fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Nat);
-    of_nat.map(|chain| rules::NatChain { name: chain.name, rules: chain.rules }).collect()
+pub(super) fn fixed_nat_chains(settings: &Settings, layout: Layout) -> Vec<Chain> {
+    fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Nat).collect()
 }
 
 /// Those that are written before the chains of service ports, and those that are written after them.
@@ -42,11 +41,10 @@ pub(super) fn fixed_nat_chains_in_order(
     settings: &Settings,
     layout: Layout,
     committed: &Committed,
-) -> (Vec<rules::NatChain>, Vec<rules::NatChain>) {
+) -> (Vec<Chain>, Vec<Chain>) {
     let was_compact = layout_of(committed, settings) == Layout::Compact;
-    let is_last = |chain: &rules::NatChain| {
-        was_compact && layout != Layout::Compact && chain.name == names::KUBE_POSTROUTING
-    };
+    let is_last =
+        |chain: &Chain| was_compact && layout != Layout::Compact && chain.name == names::KUBE_POSTROUTING;
     fixed_nat_chains(settings, layout).into_iter().partition(|chain| !is_last(chain))
 }
 
@@ -56,12 +54,9 @@ pub(super) fn filter_chains(
     layout: Layout,
     records: &BTreeMap<ServicePortName, Record>,
     overlaps: &Overlaps,
-) -> BTreeMap<ChainName, FilterChain> {
-    let mut chains = BTreeMap::new();
-    for chain in fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Filter) {
-        let is_shared_with_kubelet = chain.is_shared_with_kubelet;
-        chains.insert(chain.name, FilterChain { rules: chain.rules, rank: 0, is_shared_with_kubelet });
-    }
+) -> Vec<Chain> {
+    let fixed = fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Filter);
+    let mut chains: Vec<Chain> = fixed.collect();
     for shared in SharedChain::ALL.into_iter().filter(|shared| shared.table() == Table::Filter) {
         let (mut entries, mut keys) = (Vec::new(), Vec::new());
         for (name, record) in records {
@@ -78,19 +73,10 @@ pub(super) fn filter_chains(
                 Part::Rule(rule) => *rule,
             };
             let rules = chain.parts.into_iter().map(rule).collect();
-            let filter = FilterChain { rules, rank: chain.rank, is_shared_with_kubelet: false };
-            chains.insert(chain.name, filter);
+            chains.push(Chain { table: Table::Filter, name: chain.name, rules });
         }
     }
     chains
-}
-
-/// `chains` as the planner takes them.
-pub(super) fn ranked(chains: &[rules::NatChain]) -> Vec<NatChain<'_>> {
-    chains
-        .iter()
-        .map(|chain| NatChain { name: chain.name, rank: names::rank(&chain.name), rules: &chain.rules })
-        .collect()
 }
 
 /// The ports of `service`, or those of them that are in `only`.
@@ -155,7 +141,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// The chains of one service port, callees first.
-    pub(super) fn nat_chains(&mut self, layout: Layout, name: &ServicePortName) -> Vec<rules::NatChain> {
+    pub(super) fn nat_chains(&mut self, layout: Layout, name: &ServicePortName) -> Vec<Chain> {
         let Some((port, endpoints)) = self.find(name) else { return Vec::new() };
         let selection = Selection::new(&port, &endpoints, self.view.place);
         rules::chains(self.settings, layout, &port, &selection)
@@ -179,10 +165,4 @@ pub(super) fn unknown_chains(
         record.chains.iter().for_each(|chain| _ = unknown.remove(chain));
     }
     unknown
-}
-
-pub(super) fn callers_first(chains: impl IntoIterator<Item = ChainName>) -> Vec<ChainName> {
-    let mut chains: Vec<ChainName> = chains.into_iter().collect();
-    chains.sort_unstable_by(|a, b| names::rank(b).cmp(&names::rank(a)).then(a.cmp(b)));
-    chains
 }

@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use chainsmith::config::host::Host;
 use chainsmith::config::{Config, Flags};
 use chainsmith::iptables::trace::{self, Branch, Delivery, Node, Origin, Packet, RecentLists, Verdict};
 use chainsmith::iptables::{CtStates, Ruleset, Table, parse, write};
 use chainsmith::model::decode::{Interner, manifest};
+use chainsmith::model::host::Host;
 use chainsmith::model::{Inventory, ObjectName, ServicePortName, Snapshot};
 use chainsmith::net::{Cidr, IpFamily, Protocol};
 use chainsmith::policy::Place;

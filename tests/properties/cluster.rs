@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock};
 
-use chainsmith::config::host::{Counters, Host, Kernel};
 use chainsmith::config::{Config, DetectLocal, LayoutChoice, NodePortAddresses};
 use chainsmith::iptables::Ruleset;
+use chainsmith::model::host::{Counters, Host, Kernel};
 use chainsmith::model::{
     Change, Conditions, Frontend, Hints, Node, Port, Service, ServiceName, Slice, SliceEndpoint, SliceName,
     SlicePort, Snapshot, Touched, TrafficPolicy,

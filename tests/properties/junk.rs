@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use chainsmith::iptables::{Chain, ChainName, Match, Rule, Ruleset, Table, Target};
+use chainsmith::iptables::{ChainContent, ChainName, Match, Rule, Ruleset, Table, Target};
 use chainsmith::kernel::Readable;
 use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::rules::{fixed, names};
@@ -123,7 +123,7 @@ fn parts(ruleset: &Ruleset, jumps_wanted: usize) -> (Ruleset, Ruleset, Vec<usize
     let jumps = fixed::jumps();
     for (table, chains) in &ruleset.tables {
         for (name, chain) in chains {
-            let mut chain: Chain = chain.clone();
+            let mut chain: ChainContent = chain.clone();
             chain.rules.retain(|rule| {
                 !jumps.iter().any(|j| j.table == *table && j.from == *name && j.rule == *rule)
             });

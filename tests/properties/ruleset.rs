@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chainsmith::iptables::{Chain, ChainName, Ruleset, Table, write};
+use chainsmith::iptables::{ChainContent, ChainName, Ruleset, Table, write};
 use chainsmith::kernel::Backend;
 use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
@@ -68,7 +68,7 @@ fn every_jump_has_its_chain_and_no_path_is_longer_than_nf_tables_takes() {
 
 /// How many chains a packet can be in at once below `name`: KUBE-SERVICES, FW, EXT, SVC, SEP,
 /// MARK-MASQ, and one more for KUBE-NODEPORTS.
-fn depth(chains: &BTreeMap<ChainName, Chain>, name: &ChainName) -> usize {
+fn depth(chains: &BTreeMap<ChainName, ChainContent>, name: &ChainName) -> usize {
     let callees = chains[name].rules.iter().filter_map(|rule| rule.callee());
     callees.map(|callee| 1 + depth(chains, &callee)).max().unwrap_or(0)
 }

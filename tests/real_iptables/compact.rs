@@ -2,15 +2,17 @@
 //! kube-proxy going back.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
-use chainsmith::config::host::{Host, Kernel};
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
-use chainsmith::iptables::{ChainName, Ruleset, Table};
+use chainsmith::iptables::{ChainName, Match, Rule, Ruleset, Table, Target, write};
 use chainsmith::kernel::iptables::{KernelIptables, Programs, open, takes};
 use chainsmith::kernel::{Backend, RestoreError};
+use chainsmith::model::host::{Host, Kernel};
 use chainsmith::model::{
     Change, Conditions, Frontend, ObjectName, Port, Service, Slice, SliceEndpoint, SlicePort, Snapshot,
     Touched,
@@ -23,7 +25,7 @@ use chainsmith::rules::{self, Settings, fixed};
 use chainsmith::sync::{FamilySync, View};
 
 use super::corpus_cases::Case;
-use super::namespace::{everywhere, in_namespace, saved};
+use super::namespace::{everywhere, in_namespace, load, saved};
 
 pub const PLACE: Place<'_> = Place { node: "n", zone: None };
 
@@ -177,6 +179,43 @@ fn the_match_for_hairpins_is_there_and_another_is_not() {
         let is_refusal = matches!(refused, Err(RestoreError::Refused { .. } | RestoreError::Failed { .. }));
         assert!(is_refusal, "{family} {backend:?}: {refused:?}");
         assert!(!saved(family, backend).contains("PROBE"), "nothing is left of it");
+    });
+}
+
+/// Whether the kernel sends a UDP packet from `from` to `to`, and does not report that a rule drops it.
+fn passes_output(from: &str, to: &str) -> bool {
+    let socket =
+        UdpSocket::bind(SocketAddr::new(from.parse().expect("an address"), 0)).expect("a local address");
+    match socket.send_to(b"x", SocketAddr::new(to.parse().expect("an address"), 9)) {
+        Ok(_) => true,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => false,
+        Err(error) => panic!("{from} to {to}: {error}"),
+    }
+}
+
+#[test]
+fn the_match_for_hairpins_compares_whole_addresses_and_reads_back_as_written() {
+    everywhere(|family, backend| {
+        let rule = Rule { matches: vec![Match::Hairpin], target: Some(Target::Drop), ..Rule::default() };
+        let text = write::rule_text(family, &rule);
+        load(family, backend, &format!("*filter\n-A OUTPUT {text}\nCOMMIT\n"));
+        let there = parse::save(family, &saved(family, backend)).expect("a save can be read");
+        assert_eq!(there.tables[&Table::Filter][&ChainName::literal("OUTPUT")].rules, [rule]);
+
+        let (own, others) = match family {
+            IpFamily::V4 => ("127.0.0.1", ["127.0.0.2", "127.0.1.1", "127.1.0.1"].as_slice()),
+            // One differs in the first 32 bits, one in the second, and so on.
+            IpFamily::V6 => ("fd00::1", ["fd01::1", "fd00:0:1::1", "fd00::1:0:0:1", "fd00::2"].as_slice()),
+        };
+        let ip = |args: &[&str]| assert!(Command::new("ip").args(args).status().expect("ip runs").success());
+        ip(&["link", "set", "lo", "up"]);
+        for address in others.iter().chain([&own]).filter(|_| family == IpFamily::V6) {
+            ip(&["-6", "address", "add", &format!("{address}/128"), "dev", "lo", "nodad"]);
+        }
+        assert!(!passes_output(own, own), "{family} {backend:?}");
+        for other in others {
+            assert!(passes_output(own, other) && passes_output(other, own), "{family} {backend:?} {other}");
+        }
     });
 }
 

@@ -4,11 +4,11 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use chainsmith::config::host::Host;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::{ChainName, Table};
 use chainsmith::kernel::nft::{Commit, Notifications};
 use chainsmith::model::Change;
+use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Tally;
 use chainsmith::sync::{Drift, Inputs, Loop, Observer, Parts, Patience, Scope, Synced};

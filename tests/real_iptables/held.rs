@@ -5,10 +5,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use chainsmith::config::Config;
-use chainsmith::config::host::Host;
 use chainsmith::iptables::{ChainName, Table, parse};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::iptables::{Programs, open};
+use chainsmith::model::host::Host;
 use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;

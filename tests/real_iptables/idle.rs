@@ -6,13 +6,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chainsmith::config::host::Host;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::{ChainName, Table, parse};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::iptables::{KernelIptables, Programs};
 use chainsmith::kernel::nft::{Commit, Notifications};
 use chainsmith::model::Change;
+use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
 use chainsmith::sync::{Inputs, Loop, Parts, Patience, canary};
 use chainsmith::watch::WatchEvent;

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use chainsmith::config::host::Host;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
 use chainsmith::iptables::{ChainName, Jump, Table};
 use chainsmith::kernel::iptables::{KernelIptables, open};
 use chainsmith::kernel::{Backend, Dump, Iptables, Outline, Readable, RestoreError};
+use chainsmith::model::host::Host;
 use chainsmith::model::{
     Change, Conditions, Frontend, ObjectName, Port, Service, Slice, SliceEndpoint, SlicePort, Snapshot,
     Touched,

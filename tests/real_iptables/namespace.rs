@@ -44,7 +44,7 @@ pub fn load(family: IpFamily, backend: Backend, rules: &str) {
 pub fn saved(family: IpFamily, backend: Backend) -> String {
     let save = Programs::new(family, Some(backend)).save;
     let table = |table: Table| {
-        let output = Command::new(save).args(["-t", table.word()]).output().expect("iptables-save runs");
+        let output = Command::new(save).args(["-t", table.as_str()]).output().expect("iptables-save runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("text")
     };

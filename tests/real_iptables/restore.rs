@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use chainsmith::config::Config;
-use chainsmith::config::host::Host;
 use chainsmith::kernel::iptables::{KernelIptables, Programs, open};
 use chainsmith::kernel::{Backend, RestoreError};
 use chainsmith::model::Snapshot;
+use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
 use chainsmith::policy::Place;

@@ -24,7 +24,7 @@ fn check(prepare: impl Fn(&mut Command) + Sync, arguments: &[&str], expected: &[
     });
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    let errors: Vec<&str> = said.lines().filter(|line| line.contains("ERROR")).collect();
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with('E')).collect();
     assert_eq!((errors.len(), said.lines().count()), (1, 1), "{said}");
     for part in expected {
         assert!(errors[0].contains(part), "{part:?} is not in {said}");

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use chainsmith::config::host::Host;
 use chainsmith::config::{Config, Flags};
 use chainsmith::iptables::Table;
 use chainsmith::kernel::Iptables;
 use chainsmith::model::decode::{Interner, manifest};
+use chainsmith::model::host::Host;
 use chainsmith::model::{Change, Inventory, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::policy::Place;

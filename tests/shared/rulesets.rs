@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use chainsmith::iptables::{
-    AddressSide, Chain, ChainName, CtStates, Interface, L4Protocol, Match, MaybeNot, Policy, PortRange,
-    RecentAction, Rule, Ruleset, Table, Target,
+    AddressSide, ChainContent, ChainName, CtStates, Interface, L4Protocol, Match, MaybeNot, Policy,
+    PortRange, RecentAction, Rule, Ruleset, Table, Target,
 };
 use chainsmith::net::{Cidr, IpFamily, Protocol};
 use proptest::collection::{btree_map, vec};
@@ -163,7 +163,8 @@ pub fn rulesets(family: IpFamily) -> impl Strategy<Value = Ruleset> {
     tables.prop_map(|tables| {
         let mut ruleset = Ruleset::with_built_in_chains();
         for (table, (own, built_in, policy, rules)) in Table::ALL.into_iter().zip(tables) {
-            *ruleset.chain_mut(table, built_in) = Chain { policy: policy.or(Some(Policy::Accept)), rules };
+            *ruleset.chain_mut(table, built_in) =
+                ChainContent { policy: policy.or(Some(Policy::Accept)), rules };
             own.into_iter().for_each(|(name, rules)| ruleset.chain_mut(table, name).rules = rules);
         }
         ruleset

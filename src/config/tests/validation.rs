@@ -378,7 +378,21 @@ fn alpha_log_options_need_their_gate() {
         flag_errors(&["--log-json-split-stream"]),
         [format!("--log-json-split-stream: true: {reason}")]
     );
+}
+
+#[test]
+fn vmodule_is_for_text_and_every_malformed_pattern_is_named() {
     assert_eq!(errors("logging: {format: json, vmodule: [{filePattern: a, verbosity: 1}]}", &[]).len(), 1);
+    let patterns = "[{filePattern: '[a', verbosity: 1}, {filePattern: 'sync::*', verbosity: 1}, {filePattern: a***, verbosity: 1}]";
+    let expected = [
+        "logging.vmodule[0]: \"[a\": invalid range pattern",
+        "logging.vmodule[2]: \"a***\": wildcards are either regular `*` or recursive `**`",
+    ];
+    assert_eq!(errors(&format!("logging: {{vmodule: {patterns}}}"), &[]), expected);
+    for malformed in ["a", "a=b", "=2", "a=-1", "a=1=2", "a=2147483648", "[a=2", "a=1,b"] {
+        assert_eq!(flag_errors(&[&format!("--vmodule={malformed}")]).len(), 1, "{malformed}");
+    }
+    of_flags(&["--vmodule=a*=1,[bc]?=2,", "--vmodule=sync::*=4"]);
 }
 
 #[test]

@@ -64,6 +64,7 @@ fn foreign_rules_are_kept_as_words() {
         "! -f -j RETURN",
         "-i ve'th -o b\\d -j RETURN",
         "-j LOG",
+        "-m bpf --bytecode \"1,6 0 0 65535\" -j RETURN",
     ] {
         let rule = parsed(IpFamily::V4, text);
         assert_eq!(write::rule_text(IpFamily::V4, &rule), text);
@@ -118,4 +119,22 @@ fn counters_repeated_without_end_do_not_use_up_the_stack() {
     let expected = line(IpFamily::V4, "-A X -j Y").unwrap();
     assert_eq!(line(IpFamily::V4, &format!("{counters}-A X -j Y")).unwrap(), expected);
     assert!(line(IpFamily::V4, &"[".repeat(200_000)).is_err());
+}
+
+/// The text that iptables-save of both back-ends prints for the rule.
+#[test]
+fn the_program_for_hairpins_is_a_match_of_its_own_in_its_family_only() {
+    let programs = [
+        "8,32 0 0 12,2 0 0 0,32 0 0 16,97 0 0 0,28 0 0 0,21 0 1 0,6 0 0 65535,6 0 0 0",
+        "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,32 0 0 16,7 0 0 0,\
+         32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 65535,6 0 0 0",
+    ];
+    for (own, program) in programs.into_iter().enumerate() {
+        let text = format!("-m bpf --bytecode \"{program}\" -j ACCEPT");
+        for (n, family) in [IpFamily::V4, IpFamily::V6].into_iter().enumerate() {
+            let rule = parsed(family, &text);
+            assert_eq!(rule.matches[0] == Match::Hairpin, n == own, "{family} {program}");
+            assert_eq!(write::rule_text(family, &rule), text);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Hook, Node, bpf};
+use super::{Hook, Node};
 use crate::iptables::{AddressSide, CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, Rule};
 use crate::net::Protocol;
 
@@ -66,6 +66,7 @@ impl Seen<'_> {
             Match::Mark { negated, value, mask } => Some((self.mark & mask == *value) != *negated),
             Match::CtState(states) => Some(self.state.overlaps(states.value) != states.negated),
             Match::IsLocal(side) => Some(self.is_local(*side)),
+            Match::Hairpin => Some(self.source.ip() == self.destination.ip()),
             Match::Random { .. } | Match::Recent { .. } => None,
             Match::Other { module, words } => {
                 self.fits_other(module, &words.iter().map(|word| &**word).collect::<Vec<_>>())
@@ -83,9 +84,6 @@ impl Seen<'_> {
     /// Extensions that others write.
     fn fits_other(&self, module: &str, words: &[&str]) -> Answer {
         match (module, words) {
-            ("bpf", ["--bytecode", program]) => {
-                bpf::accepts(program, self.source, self.destination, self.protocol)
-            }
             ("addrtype", ["!", "--src-type", "LOCAL"]) => Some(!self.is_local(AddressSide::Source)),
             ("addrtype", ["!", "--dst-type", "LOCAL"]) => Some(!self.is_local(AddressSide::Destination)),
             _ => None,

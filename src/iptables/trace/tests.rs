@@ -1,7 +1,7 @@
 mod branches;
 
 use super::*;
-use crate::iptables::{Match, parse, write};
+use crate::iptables::{Match, Rule, Target, parse, write};
 
 const NODE: &str = "192.0.2.1";
 
@@ -20,7 +20,7 @@ impl Lab {
         for (table, chains) in parse::save(family, save).unwrap().tables {
             for (name, chain) in chains {
                 let kept = ruleset.chain_mut(table, name);
-                *kept = crate::iptables::Chain { policy: chain.policy.or(kept.policy), ..chain };
+                *kept = crate::iptables::ChainContent { policy: chain.policy.or(kept.policy), ..chain };
             }
         }
         let local = [NODE, "127.0.0.1", "2001:db8::1", "::1"].map(|ip| ip.parse().unwrap()).into();
@@ -107,7 +107,7 @@ fn every_hook() -> Lab {
     for chains in lab.ruleset.tables.values_mut() {
         for chain in chains.values_mut() {
             let matches = vec![Match::Comment("seen".into())];
-            chain.rules.push(crate::iptables::Rule { matches, ..Default::default() });
+            chain.rules.push(Rule { matches, ..Default::default() });
         }
     }
     lab

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::matching::{Answer, Seen};
 use super::{Branch, Delivery, Hook, Node, Origin, Outcome, Packet, RecentLists, Step, Verdict, Weight};
-use crate::iptables::{Chain, ChainName, CtStates, Match, Policy, RecentAction, Rule, Table};
+use crate::iptables::{ChainContent, ChainName, CtStates, Match, Policy, RecentAction, Rule, Table};
 
 /// Rules held against one packet, over all its branches, after which the rest is given up. Chains
 /// that call each other twice or more at each of many levels would take for ever.
@@ -80,7 +80,7 @@ impl Leg {
 #[derive(Clone, Copy)]
 struct Frame<'a> {
     name: ChainName,
-    chain: &'a Chain,
+    chain: &'a ChainContent,
     /// Index of the rule to look at next.
     next: usize,
     /// Chains entered on the way here, by jump or goto.
@@ -318,7 +318,7 @@ impl<'a> Walker<'a> {
     }
 
     fn enter(&self, walk: &mut Walk<'a>, name: ChainName, step: Step, is_goto: bool) -> Option<Verdict> {
-        let chains: Option<&'a BTreeMap<ChainName, Chain>> = self.node.ruleset.tables.get(&step.table);
+        let chains: Option<&'a BTreeMap<ChainName, ChainContent>> = self.node.ruleset.tables.get(&step.table);
         let depth = walk.frames.last().map_or(0, |frame| frame.depth) + 1;
         // A path that meets no chain twice has at most as many chains as there are; the kernel takes
         // no loops.

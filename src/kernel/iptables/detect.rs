@@ -138,7 +138,7 @@ pub fn has_legacy_table(family: IpFamily, table: Table) -> bool {
         IpFamily::V4 => "/proc/thread-self/net/ip_tables_names",
         IpFamily::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
-    std::fs::read_to_string(path).map_or(true, |names| names.lines().any(|name| name == table.word()))
+    std::fs::read_to_string(path).map_or(true, |names| names.lines().any(|name| name == table.as_str()))
 }
 
 /// Whether the kernel has IPv6 switched off, so that only IPv4 is proxied. What `proc` does not tell counts as

@@ -31,7 +31,7 @@ pub(super) fn execute(
         registered.is_child_of(gettid());
         // Nobody listens any more when it took too long.
         let _ = begun.send(gettid());
-        let _ = ended.send(tool.execute(table.word(), &words).map_err(|error| error.to_string()));
+        let _ = ended.send(tool.execute(table.as_str(), &words).map_err(|error| error.to_string()));
     };
     let thread =
         std::thread::Builder::new().spawn(run).with_context(|| format!("no thread to run {shown}"))?;

@@ -14,12 +14,10 @@ fn after(aftermath: Aftermath) -> (Known<usize>, Known<u32>, Known<u32>) {
     let wanted = filter_chains(&[("F", &["-j RETURN"])]);
     let mut recorder = Recorder { failures: vec![Some(aftermath)], ..Recorder::default() };
     let mut planner = Planner::new(IpFamily::V4, &mut committed, &[], UNLIMITED, &mut recorder);
-    planner.filter_first(&wanted).unwrap();
-    planner
-        .nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &rules(&["-j RETURN"]) }], When::Now)
-        .unwrap();
+    planner.filter_first(&wanted, unshared).unwrap();
+    planner.nat_chains(&[chain(Table::Nat, "N", &["-j RETURN"])], When::Now).unwrap();
     planner.nat_last(&[name("OLD")]).unwrap();
-    planner.filter_last(&wanted).unwrap();
+    planner.filter_last(&wanted, unshared).unwrap();
     assert_eq!(planner.finish().unwrap_err().error, Failed(aftermath));
     let nat = |text| committed.nat.get(&name(text)).map(|digest| digest.map(|digest| digest.n_rules));
     let filter = committed.filter.get(&name("F")).map(|rules| rules.as_ref().map(Vec::len));
@@ -42,7 +40,7 @@ fn after_nat_alone(aftermath: Aftermath) -> Committed {
     let mut committed = Committed::default();
     let mut recorder = Recorder { failures: vec![Some(aftermath)], ..Recorder::default() };
     let mut planner = Planner::new(IpFamily::V4, &mut committed, &[], UNLIMITED, &mut recorder);
-    planner.nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &[] }], When::Now).unwrap();
+    planner.nat_chains(&[chain(Table::Nat, "N", &[])], When::Now).unwrap();
     planner.finish().unwrap_err();
     committed
 }
@@ -60,7 +58,7 @@ fn what_was_committed_by_earlier_processes_stays_known_and_later_ones_are_not_be
     let mut recorder = Recorder { failures, ..Recorder::default() };
     let limits = Limits { max_names: 1, max_rules: 9 };
     let mut planner = Planner::new(IpFamily::V4, &mut committed, &[], limits, &mut recorder);
-    let chains = ["A", "B", "C", "D"].map(|text| NatChain { name: name(text), rank: 0, rules: &[] });
+    let chains = ["A", "B", "C", "D"].map(|text| chain(Table::Nat, text, &[]));
     let failure = planner.nat_chains(&chains, When::Now).unwrap_err();
     assert_eq!(failure.lines.chain_at(2), Some((Table::Nat, name("B"), 0)));
     assert_eq!((planner.tally().n_processes, planner.tally().n_commits), (2, 1));
@@ -76,9 +74,9 @@ fn every_line_of_an_input_tells_its_chain() {
     let mut recorder = Recorder { failures: vec![Some(Aftermath::EarlierTables)], ..Recorder::default() };
     let jumps = [jump];
     let mut planner = Planner::new(IpFamily::V4, &mut committed, &jumps, UNLIMITED, &mut recorder);
-    planner.filter_first(&filter_chains(&[("F", &["-j RETURN"]), ("G", &[])])).unwrap();
-    let two = rules(&["-p tcp -j RETURN", "-j RETURN"]);
-    planner.nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &two }], When::Now).unwrap();
+    planner.filter_first(&filter_chains(&[("F", &["-j RETURN"]), ("G", &[])]), unshared).unwrap();
+    let two = ["-p tcp -j RETURN", "-j RETURN"];
+    planner.nat_chains(&[chain(Table::Nat, "N", &two)], When::Now).unwrap();
     planner.nat_last(&[name("OLD")]).unwrap();
     let lines = planner.finish().unwrap_err().lines;
     let shown = |line| {
@@ -88,9 +86,9 @@ fn every_line_of_an_input_tells_its_chain() {
         recorder.inputs[0].lines().enumerate().map(|(n, text)| (shown(n + 1), text)).collect();
     let expected = [
         ("-", "*filter"),
+        ("filter G 0", ":G - [0:0]"),
         ("filter F 0", ":F - [0:0]"),
         ("filter F 1", "-A F -j RETURN"),
-        ("filter G 0", ":G - [0:0]"),
         ("-", "COMMIT"),
         ("-", "*nat"),
         ("nat N 0", ":N - [0:0]"),

@@ -12,13 +12,13 @@ fn around_nat(old: &[(&str, &[&str])], new: &[(&str, &[&str])]) -> Vec<String> {
     let wanted = filter_chains(new);
     let mut committed = held(old);
     let (inputs, _) = plan(&mut committed, &[], UNLIMITED, |planner| {
-        planner.filter_first(&wanted)?;
-        planner.nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &[] }], When::Now)?;
+        planner.filter_first(&wanted, unshared)?;
+        planner.nat_chains(&[chain(Table::Nat, "N", &[])], When::Now)?;
         planner.nat_last(&[])?;
-        planner.filter_last(&wanted)
+        planner.filter_last(&wanted, unshared)
     });
     let held: Vec<&Vec<Rule>> = committed.filter.values().flatten().collect();
-    assert_eq!(held, wanted.values().map(|chain| &chain.rules).collect::<Vec<_>>());
+    assert_eq!(held, wanted.iter().map(|chain| &chain.rules).collect::<Vec<_>>());
     inputs
 }
 
@@ -74,8 +74,8 @@ fn a_chain_of_unknown_content_is_written_once() {
     let wanted = filter_chains(&[("A", &["-j RETURN"])]);
     let mut committed = Committed { filter: [(name("A"), None)].into(), ..Committed::default() };
     let (inputs, _) = plan(&mut committed, &[], UNLIMITED, |planner| {
-        planner.filter_first(&wanted)?;
-        planner.filter_last(&wanted)
+        planner.filter_first(&wanted, unshared)?;
+        planner.filter_last(&wanted, unshared)
     });
     check(&inputs, &["*filter\n:A - [0:0]\n-A A -j RETURN\nCOMMIT"]);
 }
@@ -87,14 +87,14 @@ fn old_refusals_stay_until_nat_has_changed_also_after_a_commit_of_unknown_effect
     let wanted = filter_chains(&[new]);
     let mut recorder = Recorder { failures: vec![Some(Aftermath::Unknown)], ..Recorder::default() };
     let mut planner = Planner::new(IpFamily::V4, &mut committed, &[], UNLIMITED, &mut recorder);
-    planner.filter_first(&wanted).unwrap();
-    planner.filter_last(&wanted).unwrap();
+    planner.filter_first(&wanted, unshared).unwrap();
+    planner.filter_last(&wanted, unshared).unwrap();
     planner.finish().unwrap_err();
     assert_eq!((&committed.filter[&name("A")], committed.possible.len()), (&None, 1));
     let (inputs, _) = plan(&mut committed, &[], UNLIMITED, |planner| {
-        planner.filter_first(&wanted)?;
-        planner.nat_chains(&[NatChain { name: name("N"), rank: 0, rules: &[] }], When::Now)?;
-        planner.filter_last(&wanted)
+        planner.filter_first(&wanted, unshared)?;
+        planner.nat_chains(&[chain(Table::Nat, "N", &[])], When::Now)?;
+        planner.filter_last(&wanted, unshared)
     });
     let both = "*filter\n:A - [0:0]\n-A A -p udp -j DROP\n-A A -j RETURN\nCOMMIT";
     check(&inputs, &[&format!("{both}\n{NAT}*filter\n:A - [0:0]\n-A A -j RETURN\nCOMMIT")]);
@@ -103,12 +103,11 @@ fn old_refusals_stay_until_nat_has_changed_also_after_a_commit_of_unknown_effect
 
 #[test]
 fn the_kubelets_chain_is_made_but_never_emptied() {
-    let shared = FilterChain { rules: Vec::new(), rank: 0, is_shared_with_kubelet: true };
-    let wanted: BTreeMap<ChainName, FilterChain> = [(name("KUBE-FIREWALL"), shared)].into();
+    let wanted = filter_chains(&[("KUBE-FIREWALL", &[])]);
     let from = |mut committed: Committed| {
         let (inputs, _) = plan(&mut committed, &[], UNLIMITED, |planner| {
-            planner.filter_first(&wanted)?;
-            planner.filter_last(&wanted)
+            planner.filter_first(&wanted, |_| true)?;
+            planner.filter_last(&wanted, |_| true)
         });
         inputs
     };
@@ -124,9 +123,10 @@ fn jumps_into_filter_come_behind_its_chains_in_their_order() {
     let jumps = [jump("INPUT"), jump("OUTPUT"), jump("FORWARD")];
     let mut committed = Committed { jumps: [1].into(), ..Committed::default() };
     let wanted = filter_chains(&[("A", &[])]);
-    let (inputs, tally) = plan(&mut committed, &jumps, UNLIMITED, |planner| planner.filter_first(&wanted));
+    let (inputs, tally) =
+        plan(&mut committed, &jumps, UNLIMITED, |planner| planner.filter_first(&wanted, unshared));
     check(&inputs, &["*filter\n:A - [0:0]\n-I INPUT -j A\n-I FORWARD -j A\nCOMMIT"]);
     assert_eq!((tally.n_rules, tally.n_filter_rules, tally.n_chains), (2, 2, 1));
     assert_eq!(committed.jumps, [0, 1, 2].into());
-    check(&plan(&mut committed, &jumps, UNLIMITED, |planner| planner.filter_first(&wanted)).0, &[]);
+    check(&plan(&mut committed, &jumps, UNLIMITED, |planner| planner.filter_first(&wanted, unshared)).0, &[]);
 }

@@ -2,27 +2,21 @@
 
 use super::*;
 
-/// Chains by name, rank and rules.
-type Chains = &'static [(&'static str, u8, &'static [&'static str])];
-
-fn with_rules(chains: Chains) -> Vec<(ChainName, u8, Vec<Rule>)> {
-    chains.iter().map(|(text, rank, texts)| (name(text), *rank, rules(texts))).collect()
-}
+/// Chains by name and rules.
+type Chains = &'static [(&'static str, &'static [&'static str])];
 
 /// Sends each of `groups` as one service port's chains.
 fn send(planner: &mut Planner<'_, Recorder>, groups: &[Chains]) -> Result<(), Failure<Failed>> {
     for group in groups {
-        let group = with_rules(group);
-        let chains: Vec<NatChain<'_>> =
-            group.iter().map(|(name, rank, rules)| NatChain { name: *name, rank: *rank, rules }).collect();
+        let chains: Vec<Chain> = group.iter().map(|(text, texts)| chain(Table::Nat, text, texts)).collect();
         planner.nat_chains(&chains, When::Now)?;
     }
     Ok(())
 }
 
 const TWO_PORTS: [Chains; 2] = [
-    &[("SEP-1", 1, &["-p tcp -j RETURN"]), ("SEP-3", 1, &[]), ("SVC-1", 3, &["-j SEP-1", "-j SEP-3"])],
-    &[("SEP-2", 1, &[]), ("SVC-2", 3, &["-j SEP-2"])],
+    &[("SEP-1", &["-p tcp -j RETURN"]), ("SEP-3", &[]), ("SVC-1", &["-j SEP-1", "-j SEP-3"])],
+    &[("SEP-2", &[]), ("SVC-2", &["-j SEP-2"])],
 ];
 
 #[test]
@@ -58,7 +52,7 @@ fn only_chains_that_differ_are_written() {
     let (inputs, _) = plan(&mut committed, &[], UNLIMITED, |planner| send(planner, &TWO_PORTS));
     check(
         &inputs,
-        &["*nat\n:SEP-1 - [0:0]\n-A SEP-1 -p tcp -j RETURN\n:SVC-2 - [0:0]\n-A SVC-2 -j SEP-2\nCOMMIT"],
+        &["*nat\n:SVC-2 - [0:0]\n-A SVC-2 -j SEP-2\n:SEP-1 - [0:0]\n-A SEP-1 -p tcp -j RETURN\nCOMMIT"],
     );
 }
 
@@ -103,7 +97,7 @@ fn a_shared_chain_is_written_rule_by_rule_only_when_it_differs() {
     let send = |committed: &mut Committed| {
         let mut n_calls = 0;
         let sent = plan(committed, &[], UNLIMITED, |planner| {
-            planner.nat_shared(name("KS"), 7, digest, |each| {
+            planner.nat_shared(name("KS"), digest, |each| {
                 n_calls += 1;
                 entries.iter().for_each(each);
             })
@@ -127,8 +121,8 @@ fn what_leads_into_nat_comes_behind_dispatch_and_deletions_come_last() {
     committed.nat.insert(name("OLD-2"), None);
     let (inputs, tally) = plan(&mut committed, &[jump], UNLIMITED, |planner| {
         let entries = rules(&["-j SEP-2"]);
-        planner.nat_shared(name("KS"), 7, Digest::of(&entries), |each| entries.iter().for_each(each))?;
-        send(planner, &[&[("SEP-2", 1, &[])]])?;
+        planner.nat_shared(name("KS"), Digest::of(&entries), |each| entries.iter().for_each(each))?;
+        send(planner, &[&[("SEP-2", &[])]])?;
         planner.nat_last(&[name("OLD-2"), name("OLD-1")])
     });
     check(
@@ -177,9 +171,8 @@ fn where_one_process_takes_everything_text_does_not_pile_up() {
     let mut planner = Planner::new(IpFamily::V4, &mut committed, &[], UNLIMITED, &mut kernel);
     let long = vec![rule("-p tcp -j RETURN"); 20_000];
     for n in 0..20 {
-        planner
-            .nat_chains(&[NatChain { name: name(&format!("A{n}")), rank: 1, rules: &long }], When::Now)
-            .unwrap();
+        let chain = Chain { table: Table::Nat, name: name(&format!("A{n}")), rules: long.clone() };
+        planner.nat_chains(&[chain], When::Now).unwrap();
     }
     let n_bytes_before_the_end = planner.tally().n_bytes;
     planner.finish().unwrap();

@@ -216,6 +216,6 @@ fn ipv6_is_judged_alike() {
 
 #[test]
 fn each_reason_has_a_word_of_its_own() {
-    let words: BTreeSet<&str> = Stale::ALL.into_iter().map(Stale::word).collect();
+    let words: BTreeSet<&str> = Stale::ALL.into_iter().map(Stale::as_str).collect();
     assert_eq!(words.len(), Stale::ALL.len());
 }

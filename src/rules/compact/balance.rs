@@ -4,9 +4,8 @@
 //! chain for each group, so that a packet meets a few dozen rules at most on its way, and a change
 //! of one endpoint rewrites one path and not the rules of all.
 
-use crate::iptables::{L4Protocol, Match, MaybeNot, RecentAction, Rule, Target};
+use crate::iptables::{Chain, L4Protocol, Match, MaybeNot, RecentAction, Rule, Table, Target};
 use crate::model::Endpoint;
-use crate::rules::NatChain;
 use crate::rules::classic::ChainWriter;
 use crate::rules::names::PortChain;
 
@@ -34,7 +33,7 @@ pub(super) fn push_chains(
     kind: PortChain,
     endpoints: &[Endpoint<'_>],
     has_endpoint_chains: bool,
-    chains: &mut Vec<NatChain>,
+    chains: &mut Vec<Chain>,
 ) {
     let balance = Balance { writer, kind, has_endpoint_chains };
     let mut sorted: Vec<&Endpoint<'_>> = endpoints.iter().collect();
@@ -53,13 +52,13 @@ pub(super) fn push_chains(
     // Stable: among equal digits by address.
     members.sort_by_key(|member| member.digits);
     rules.extend(balance.pick(&members, 0, chains));
-    chains.push(NatChain { name: writer.names().chain(kind), rules });
+    chains.push(Chain { table: Table::Nat, name: writer.names().chain(kind), rules });
 }
 
 impl Balance<'_> {
     /// The rules that pick one of `members`, whose first `depth` digits are the same. Chains that
     /// they call are appended to `chains`.
-    fn pick(&self, members: &[Member<'_>], depth: usize, chains: &mut Vec<NatChain>) -> Vec<Rule> {
+    fn pick(&self, members: &[Member<'_>], depth: usize, chains: &mut Vec<Chain>) -> Vec<Rule> {
         let mut n_left = members.len();
         let mut share = |n: usize| {
             let chance = chance(n, n_left);
@@ -78,7 +77,7 @@ impl Balance<'_> {
             }
             let name = self.writer.names().group(self.kind, &group[0].digits[..=depth]);
             let inner = self.pick(group, depth + 1, chains);
-            chains.push(NatChain { name, rules: inner });
+            chains.push(Chain { table: Table::Nat, name, rules: inner });
             let matches = chance.into_iter().collect();
             rules.push(Rule { matches, target: Some(Target::Jump(name)), ..Rule::default() });
         }

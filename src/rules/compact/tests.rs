@@ -6,9 +6,9 @@ use std::sync::LazyLock;
 
 use super::*;
 use crate::config::Config;
-use crate::config::host::{Host, Kernel};
 use crate::iptables::trace::Weight;
 use crate::iptables::{ChainName, Match, RecentAction, Target, write};
+use crate::model::host::{Host, Kernel};
 use crate::model::{Conditions, Endpoint, Frontend, ObjectName, Port, Service, SliceEndpoint};
 use crate::net::{Cidr, IpFamily, PerFamily, Protocol};
 use crate::rules::names::PortNames;

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 use super::*;
 use crate::config::Config;
-use crate::config::host::Host;
 use crate::iptables::Target;
+use crate::model::host::Host;
 use crate::net::IpFamily;
 
 fn settings(family: IpFamily) -> Settings {

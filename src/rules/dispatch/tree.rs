@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use data_encoding::BASE32_NOPAD;
 use sha2::{Digest, Sha256};
 
-use super::{Key, Part, SharedPart, goes_on_by_goto, names, stem};
+use super::{Key, Part, SharedPart, goes_on_by_goto, stem};
 use crate::iptables::{ChainName, L4Protocol, Match, MaybeNot, PortRange, Rule, Target};
 use crate::net::{Cidr, IpFamily, Protocol};
 use crate::rules::SharedChain;
@@ -99,8 +99,7 @@ impl Tree<'_> {
         let prefix = Prefix { key: self.keys[entries[0]], n_digits };
         let parts = self.content(entries, n_digits, depth + 1);
         let name = self.name(prefix);
-        let rank = names::DISPATCH_RANK + (self.n_digits() - n_digits) as u8;
-        self.chains.push(SharedPart { name, rank, parts });
+        self.chains.push(SharedPart { name, parts });
         let target = match depth > 0 && goes_on_by_goto(self.chain) {
             true => Target::Goto(name),
             false => Target::Jump(name),

@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
 use crate::config::Config;
-use crate::config::host::Host;
+use crate::model::host::Host;
 use crate::model::{
     Change, Conditions, Frontend, ObjectName, Port, Service, Slice, SliceEndpoint, SlicePort, Snapshot,
     Touched, TrafficPolicy,

@@ -130,6 +130,19 @@ fn the_compact_hairpin_rule_masquerades_a_pod_that_reaches_itself() {
 }
 
 #[test]
+fn the_hairpin_match_compares_whole_addresses_and_another_program_is_not_decided() {
+    let hairpin = Rule { matches: vec![Match::Hairpin], target: Some(Target::Drop), ..Rule::default() };
+    let mut lab = Lab::new(IpFamily::V6, "*filter\nCOMMIT\n");
+    lab.ruleset.chain_mut(Table::Filter, Hook::Forward.chain()).rules.push(hairpin);
+    lab.check(&arriving("[fd00::1]:7", "[fd00::1]:9"), &["1 dropped"]);
+    for other in ["[fd00::2]:7", "[fd01::1]:7", "[fd00:0:1::1]:7", "[fd00::1:0:1]:7"] {
+        lab.check(&arriving(other, "[fd00::1]:9"), &["1 forwarded [fd00::1]:9"]);
+    }
+    let lab = Lab::filter("-A FORWARD -m bpf --bytecode \"1,6 0 0 65535\" -j DROP");
+    lab.check(&outside(), &["1 unknown at filter FORWARD rule 1"]);
+}
+
+#[test]
 fn rules_looked_at_are_counted() {
     let lab = Lab::filter("-A FORWARD -p udp -j DROP\n-A FORWARD -j A\n-A A -p udp -j DROP");
     let branch = lab.trace(&outside()).remove(0);

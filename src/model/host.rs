@@ -1,5 +1,5 @@
-//! What only the node itself knows: the addresses of its interfaces, what its kernel can do. Found
-//! out by the agent, or read from the file given with `--host`.
+//! Facts about the node that no object holds: the addresses of its interfaces and the abilities of its
+//! kernel. The agent looks them up; `render` and tests read them from the file given with `--host`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,10 +17,10 @@ pub struct Counters {
     pub localhost: bool,
 }
 
-/// What the kernel and its programs can do.
+/// Abilities of the kernel and of its programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernel {
-    /// Which counters there are.
+    /// The nfacct counters that exist.
     pub counters: Counters,
     /// The sysctl `nf_conntrack_tcp_be_liberal` is not 0.
     pub tcp_be_liberal: bool,
@@ -39,27 +39,27 @@ impl Default for Kernel {
     }
 }
 
-/// What only the node knows.
+/// Facts about the node that no object holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
     /// The addresses of its interfaces, in any order.
     pub addresses: Vec<IpAddr>,
-    /// What its kernel can do.
+    /// Abilities of its kernel.
     pub kernel: Kernel,
 }
 
 /// A host file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// It is not YAML, or has keys that are not known.
+    /// It is not YAML, or has unknown keys.
     #[error("{0}")]
     Syntax(String),
-    /// An interface has something that is not `<ip>/<bits>` or `<ip>`.
+    /// An entry of an interface is neither `<ip>/<bits>` nor `<ip>`.
     #[error("interfaces.{interface}: {text:?} is not an address")]
     Address {
-        /// Of which interface.
+        /// The name of the interface.
         interface: String,
-        /// The text at fault.
+        /// The wrong entry.
         text: String,
     },
 }
@@ -92,7 +92,7 @@ impl Host {
     /// Reads a host file: `interfaces: {NAME: [<ip>/<bits>, ...]}` and optionally
     /// `kernel: {nfacct, tcpBeLiberal, randomFully, bpf}`.
     pub fn parse(text: &str) -> Result<Host, HostError> {
-        // Few aliases can make much of little.
+        // A few aliases can expand a small file to a huge one.
         let options = serde_saphyr::options! {
             alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 10_000 },
         };
@@ -117,7 +117,7 @@ impl Host {
         })
     }
 
-    /// What is known of a node without a host file: the addresses of its Node, and loopback.
+    /// The host without a host file: the addresses of the Node object and loopback.
     pub fn of_node(addresses: &[IpAddr]) -> Host {
         let loopback = net::IpFamily::BOTH.map(net::IpFamily::localhost);
         Host { addresses: addresses.iter().copied().chain(loopback).collect(), kernel: Kernel::default() }
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused() {
+    fn unknown_keys_and_bad_addresses_are_errors() {
         let check = |text: &str, expected: &str| {
             let error = Host::parse(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text:?}: {error}");
@@ -148,7 +148,7 @@ mod tests {
         check("interfaces: {eth0: [192.0.2.1/99]}", "interfaces.eth0: \"192.0.2.1/99\" is not an address");
         check("interfaces: {eth0: [x]}", "\"x\"");
         check("interfaces: [", "");
-        // Small, and two million addresses when it is written out.
+        // Small, and two million addresses when the aliases are expanded.
         let (addresses, aliases) = ("192.0.2.1, ".repeat(1_000), |n| format!("e{n}: *a, "));
         let aliases: String = (0..2_000).map(aliases).collect();
         check(&format!("interfaces: {{eth0: &a [{addresses}], {aliases}}}"), "alias");
