@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use chainsmith::watch::WatchEvent;
-use chainsmith::watch::api::{Limit, connect, follow};
+use chainsmith::watch::api::{RequestLimit, connect, follow};
 use serde_json::json;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -15,7 +15,7 @@ use crate::apiserver::{ApiServer, Counters, TOKEN, User};
 use crate::objects;
 
 /// kube-proxy's default limit on requests, and so an agent's.
-const LIMIT: Limit = Limit { qps: Some(5.0), burst: 10 };
+const LIMIT: RequestLimit = RequestLimit { qps: Some(5.0), burst: 10 };
 
 /// How long all of them together may take to list everything.
 const PATIENCE: Duration = Duration::from_secs(1800);

@@ -36,19 +36,18 @@ const HANDOVER: Duration = Duration::from_secs(90);
 /// Counts the traffic with the API server.
 pub(super) struct Traffic(pub(super) Arc<Metrics>);
 
-impl api::Observer for Traffic {
-    fn answered(&self, exchange: &api::Exchange<'_>) {
-        let api::Exchange { method, host, code, held_back, elapsed, n_bytes } = *exchange;
-        let requests = &self.0.requests;
-        requests.record(&RequestSample { method, host, status: code, elapsed, n_sent: n_bytes });
-        requests.record_delay(method, host, held_back);
+impl api::TrafficObserver for Traffic {
+    fn request_finished(&self, exchange: &api::Exchange<'_>) {
+        let api::Exchange { method, host, code, rate_limited_for, elapsed, n_bytes } = *exchange;
+        self.0.requests.record(&RequestSample { method, host, status: code, elapsed, n_sent: n_bytes });
+        self.0.requests.record_delay(method, host, rate_limited_for);
     }
 
-    fn received(&self, method: &str, host: &str, n_bytes: u64) {
+    fn body_received(&self, method: &str, host: &str, n_bytes: u64) {
         self.0.requests.record_received(method, host, n_bytes);
     }
 
-    fn connected(&self) {
+    fn connection_opened(&self) {
         self.0.requests.count_connection();
     }
 
@@ -101,7 +100,7 @@ pub(super) fn start(
     if let Some(freshness) = freshness {
         let shown = freshness.clone();
         metrics.show_watch_ages(Box::new(move || words(shown.ages())))?;
-        health = health.showing(Box::new(move || words(freshness.stale())));
+        health = health.showing(Box::new(move || words(freshness.stale_kinds())));
     }
     let health = Arc::new(health);
     let admission = admission(max_open_files, &metrics);
@@ -225,7 +224,7 @@ fn notice_of(refused: &Refused<'_>, node: &str) -> Notice {
 mod tests {
     use std::sync::Mutex;
 
-    use super::api::Observer as _;
+    use super::api::TrafficObserver as _;
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -278,13 +277,13 @@ mod tests {
             method: "GET",
             host: "10.0.0.1:6443",
             code: Some(200),
-            held_back: Duration::from_secs(3),
+            rate_limited_for: Duration::from_secs(3),
             elapsed: Duration::from_millis(20),
             n_bytes: 0,
         };
-        traffic.answered(&exchange);
-        traffic.answered(&api::Exchange { code: None, ..exchange });
-        traffic.received("GET", "10.0.0.1:6443", 100);
+        traffic.request_finished(&exchange);
+        traffic.request_finished(&api::Exchange { code: None, ..exchange });
+        traffic.body_received("GET", "10.0.0.1:6443", 100);
         for plural in ["services", "endpointslices", "endpointslices", "nodes"] {
             traffic.watch_restarted(plural);
         }
