@@ -12,6 +12,7 @@ use super::turns::Work;
 use crate::iptables::{Chain, ChainName, Table};
 use crate::model::{ServiceName, ServicePortName};
 use crate::rules::overlap::Loss;
+use crate::rules::ownership::Owner;
 use crate::rules::{Layout, Settings, SharedChain, fixed, names};
 
 /// Up to how many service ports and endpoints are put in force all together on a node without rules: what
@@ -171,9 +172,8 @@ impl Changed<'_> {
         let is_everything = self.work.is_everything();
         let mut stale = match turns.is_empty() {
             true if is_everything || *has_unknown_chains => {
-                let is_of_port = |name: &ChainName| {
-                    names::PortChain::of(name).is_some() && !names::is_dispatch(Table::Nat, name)
-                };
+                let is_of_port =
+                    |name: &ChainName| matches!(nat_owner(name), Owner::ServicePort(_) | Owner::Group);
                 let mut stale: BTreeSet<ChainName> = in_force.nat_chains().filter(is_of_port).collect();
                 records.values().flat_map(|it| &it.chains).for_each(|chain| _ = stale.remove(chain));
                 stale
@@ -188,7 +188,7 @@ impl Changed<'_> {
             }
         };
         if self.difference.touches(Table::Nat) {
-            stale.extend(in_force.nat_chains().filter(|name| names::is_dispatch(Table::Nat, name)));
+            stale.extend(in_force.nat_chains().filter(|name| nat_owner(name) == Owner::Dispatch));
             shared.iter().for_each(|content| _ = stale.remove(&content.name()));
         }
         stale.into_iter().collect()
@@ -205,6 +205,10 @@ pub fn fixed_nat_chains(
     let leaves_compact = layout != Layout::Compact && layout_of(in_force, settings) == Layout::Compact;
     let chains = fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Nat);
     chains.partition(|chain| !(leaves_compact && chain.name == names::KUBE_POSTROUTING))
+}
+
+fn nat_owner(name: &ChainName) -> Owner {
+    Owner::of(Table::Nat, name)
 }
 
 /// Whether others need the Service to come up, as the API server and DNS.
