@@ -13,8 +13,8 @@ use std::io;
 use tracing::debug;
 
 use crate::iptables::{ChainName, Table};
-use crate::kernel::iptables::{KernelIptables, Programs, has_legacy_table};
-use crate::kernel::ipvs::{self, KernelIpvs, Server};
+use crate::kernel::ipvs::{self, KernelIpvs, VirtualServer};
+use crate::kernel::programs::{KernelIptables, Programs, has_legacy_table};
 use crate::kernel::{Backend, Iptables, ipset, nft};
 use crate::net::IpFamily;
 use crate::plan::Restore;
@@ -46,9 +46,9 @@ pub enum Leftover {
     /// The sets of kube-proxy's ipvs mode, by name.
     IpSets(Vec<String>),
     /// The virtual servers of kube-proxy's ipvs mode.
-    IpvsServers(Vec<Server>),
+    IpvsServers(Vec<VirtualServer>),
     /// Virtual servers of IPVS that are not known to be kube-proxy's. They are never removed.
-    OtherServers(Vec<Server>),
+    OtherServers(Vec<VirtualServer>),
 }
 
 impl Leftover {
@@ -80,7 +80,7 @@ impl Leftover {
     /// What it consists of, where [`Leftover`]'s own text only counts it and each is worth a line.
     pub fn parts(&self) -> Vec<String> {
         match self {
-            Leftover::IpvsServers(servers) => servers.iter().map(Server::to_string).collect(),
+            Leftover::IpvsServers(servers) => servers.iter().map(VirtualServer::to_string).collect(),
             Leftover::IpSets(names) => names.clone(),
             _ => Vec::new(),
         }

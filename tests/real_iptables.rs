@@ -36,7 +36,7 @@ mod starting;
 mod unusable;
 
 use chainsmith::kernel::Backend;
-use chainsmith::kernel::iptables::open;
+use chainsmith::kernel::programs::open;
 use chainsmith::net::IpFamily;
 
 use corpus_cases::{Case, live, version};

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::events::{Events, Notice, Regarding, Server};
 use crate::health::{self, Health, HealthPorts, Refused};
 use crate::http::{Admission, Failure, Incident, serve_at};
-use crate::kernel::{iptables, nfacct};
+use crate::kernel::{nfacct, programs};
 use crate::log;
 use crate::metrics::{self, Metrics, Pages, ReadPackets, Request};
 use crate::model::ObjectKind;
@@ -92,7 +92,7 @@ pub(super) fn start(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
-    metrics.children(iptables::largest_child)?;
+    metrics.children(programs::peak_child_memory)?;
     metrics.lost_lines(log::n_lost)?;
     let events = Arc::new(Events::start(server, node, machine, &metrics, tasks));
     let mut health = Health::new(config.sync_period, config.manifests.is_empty());

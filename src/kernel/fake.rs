@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Backend, Dump, Iptables, Outline, Readable, RestoreError, Shown};
+use super::{Backend, Dump, DumpedChain, Iptables, Outline, Readable, RestoreError};
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainContent, ChainName, Digest, Jump, Rule, Ruleset, Table, write};
 use crate::net::IpFamily;
@@ -290,9 +290,9 @@ impl Iptables for FakeIptables {
             let print = Print::new(
                 rules.fold(1, |hash, rule| (hash ^ Digest::rule(rule)).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
             );
-            Shown { name: *name, print, n_rules }
+            DumpedChain { name: *name, print, n_rules }
         };
-        let mut chains: Vec<Shown> = match only {
+        let mut chains: Vec<DumpedChain> = match only {
             Some(only) => only.iter().map(|name| shown(name, self.ruleset.chain(table, name))).collect(),
             None => {
                 let all = self.ruleset.tables.get(&table).into_iter().flatten();

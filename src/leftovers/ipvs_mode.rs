@@ -11,7 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use super::{Leftover, Trouble};
-use crate::kernel::ipvs::{Ipvs, Server};
+use crate::kernel::ipvs::{NodeIpvs, VirtualServer};
 use crate::net::{IpFamily, Protocol};
 
 /// How many servers of others are named.
@@ -52,7 +52,7 @@ pub(super) fn is_set(name: &str) -> bool {
 }
 
 /// Kube-proxy's virtual servers, and others'. What cannot be told is taken for others'.
-pub(super) fn find_servers(node: &mut impl Ipvs) -> (Vec<Leftover>, Vec<Trouble>) {
+pub(super) fn find_servers(node: &mut impl NodeIpvs) -> (Vec<Leftover>, Vec<Trouble>) {
     let mut troubles = Vec::new();
     let servers = known("list the virtual servers of IPVS", node.servers(), &mut troubles);
     if servers.is_empty() {
@@ -73,12 +73,15 @@ pub(super) fn find_servers(node: &mut impl Ipvs) -> (Vec<Leftover>, Vec<Trouble>
         let port = (IpFamily::of(address.ip()), protocol, address.port());
         local.contains(&address.ip()) && node_ports.contains(&port)
     };
-    let is_kube_proxys = |server: &Server| match server {
-        Server::At(address, protocol) => device.contains(&address.ip()) || is_node_port(address, *protocol),
+    let is_kube_proxys = |server: &VirtualServer| match server {
+        VirtualServer::At(address, protocol) => {
+            device.contains(&address.ip()) || is_node_port(address, *protocol)
+        }
         // Services have no marks.
-        Server::Marked(..) => false,
+        VirtualServer::Marked(..) => false,
     };
-    let (ours, others): (Vec<Server>, Vec<Server>) = servers.into_iter().partition(is_kube_proxys);
+    let (ours, others): (Vec<VirtualServer>, Vec<VirtualServer>) =
+        servers.into_iter().partition(is_kube_proxys);
     let found = [Leftover::IpvsServers(ours), Leftover::OtherServers(others)];
     let is_there = |leftover: &Leftover| !matches!(leftover, Leftover::IpvsServers(servers) | Leftover::OtherServers(servers) if servers.is_empty());
     (found.into_iter().filter(is_there).collect(), troubles)
@@ -106,15 +109,15 @@ pub(super) fn with_witnesses(
 }
 
 /// Deletes each of `servers`; why some do not go.
-pub(super) fn remove_servers(node: &mut impl Ipvs, servers: &[Server]) -> Vec<Trouble> {
+pub(super) fn remove_servers(node: &mut impl NodeIpvs, servers: &[VirtualServer]) -> Vec<Trouble> {
     let deleted = servers.iter().map(|server| (server, node.delete(server)));
     let failed = deleted.filter_map(|(server, outcome)| Some((server, outcome.err()?)));
     failed.map(|(server, error)| Trouble(format!("cannot delete virtual server {server}: {error}"))).collect()
 }
 
 /// Others' servers, the first of them by name.
-pub(super) fn write_others(f: &mut fmt::Formatter<'_>, servers: &[Server]) -> fmt::Result {
-    let names: Vec<String> = servers.iter().take(MAX_NAMED).map(Server::to_string).collect();
+pub(super) fn write_others(f: &mut fmt::Formatter<'_>, servers: &[VirtualServer]) -> fmt::Result {
+    let names: Vec<String> = servers.iter().take(MAX_NAMED).map(VirtualServer::to_string).collect();
     let more = if servers.len() > MAX_NAMED { ", ..." } else { "" };
     write!(
         f,
@@ -172,13 +175,13 @@ mod tests {
     /// A node with kube-ipvs0 and node ports, and what was deleted there.
     #[derive(Default)]
     struct Node {
-        servers: Vec<Server>,
+        servers: Vec<VirtualServer>,
         has_sets: bool,
         /// Neither set nor address can be read.
         is_blind: bool,
         /// Nothing is listed or deleted.
         is_forbidden: bool,
-        deleted: Vec<Server>,
+        deleted: Vec<VirtualServer>,
     }
 
     fn refused<T>() -> io::Result<T> {
@@ -189,12 +192,12 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    impl Ipvs for Node {
-        fn servers(&mut self) -> io::Result<Vec<Server>> {
+    impl NodeIpvs for Node {
+        fn servers(&mut self) -> io::Result<Vec<VirtualServer>> {
             if self.is_forbidden { refused() } else { Ok(self.servers.clone()) }
         }
 
-        fn delete(&mut self, server: &Server) -> io::Result<()> {
+        fn delete(&mut self, server: &VirtualServer) -> io::Result<()> {
             if self.is_forbidden {
                 return refused();
             }
@@ -221,12 +224,12 @@ mod tests {
         }
     }
 
-    fn server(text: &str) -> Server {
+    fn server(text: &str) -> VirtualServer {
         let (protocol, address) = text.split_once(' ').unwrap();
-        Server::At(address.parse().unwrap(), Protocol::from_kubernetes(protocol).unwrap())
+        VirtualServer::At(address.parse().unwrap(), Protocol::from_kubernetes(protocol).unwrap())
     }
 
-    fn servers(texts: &[&str]) -> Vec<Server> {
+    fn servers(texts: &[&str]) -> Vec<VirtualServer> {
         texts.iter().map(|text| server(text)).collect()
     }
 
@@ -244,12 +247,12 @@ mod tests {
     fn node() -> Node {
         let texts = [&OF_SERVICES[..], &OF_NODE_PORTS, &OF_OTHERS].concat();
         let mut servers = servers(&texts);
-        servers.push(Server::Marked(7, IpFamily::V4));
+        servers.push(VirtualServer::Marked(7, IpFamily::V4));
         Node { servers, has_sets: true, ..Node::default() }
     }
 
     /// What is found to be kube-proxy's, and others'.
-    fn found(node: &mut Node) -> (Vec<Server>, Vec<Server>) {
+    fn found(node: &mut Node) -> (Vec<VirtualServer>, Vec<VirtualServer>) {
         let (found, troubles) = find_servers(node);
         assert_eq!(troubles, []);
         let (mut ours, mut others) = (Vec::new(), Vec::new());
@@ -268,7 +271,7 @@ mod tests {
         let (ours, others) = found(&mut node());
         assert_eq!(ours, servers(&[&OF_SERVICES[..], &OF_NODE_PORTS].concat()));
         let (marked, rest) = others.split_last().unwrap();
-        assert_eq!((rest, marked), (&*servers(&OF_OTHERS), &Server::Marked(7, IpFamily::V4)));
+        assert_eq!((rest, marked), (&*servers(&OF_OTHERS), &VirtualServer::Marked(7, IpFamily::V4)));
     }
 
     #[test]
@@ -326,7 +329,7 @@ mod tests {
         );
         assert!(ours.is_removable());
         let others =
-            Leftover::OtherServers(vec![server("TCP 192.0.2.7:80"), Server::Marked(7, IpFamily::V4)]);
+            Leftover::OtherServers(vec![server("TCP 192.0.2.7:80"), VirtualServer::Marked(7, IpFamily::V4)]);
         let expected = "2 virtual servers of IPVS (TCP 192.0.2.7:80, mark 7 (IPv4)), neither on kube-ipvs0 nor for a known node port,";
         assert_eq!((others.to_string().as_str(), others.parts()), (expected, vec![]));
         assert!(!others.is_removable());

@@ -72,7 +72,7 @@ impl NodeMetrics {
     pub(super) fn reconciled(&self, family: IpFamily, elapsed: Duration) {
         let labels = &[family.to_string()];
         self.conntrack_duration.with_label_values(labels).observe(elapsed.as_secs_f64());
-        // Shown from the first time on, also when nothing was deleted.
+        // Escaped from the first time on, also when nothing was deleted.
         self.conntrack_deleted.with_label_values(labels).inc_by(0);
     }
 

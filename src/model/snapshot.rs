@@ -7,51 +7,51 @@ use std::time::SystemTime;
 use super::{Node, Port, Service, ServiceName, ServicePorts, Slice, SliceName};
 use crate::net::{IpFamily, PerFamily};
 
-/// One thing that happened in the cluster, decoded.
+/// One decoded change in the cluster.
 ///
-/// `None` stands for an object that is gone, or that does not count (any more): a Service that is
-/// not proxied, a slice without a Service.
+/// `None` stands for an object that was deleted, or that is not relevant (any more): a Service that is not
+/// proxied, a slice without a Service.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// A Service is new, changed or gone.
+    /// A Service was added, changed or deleted.
     Service(ServiceName, Option<Service>),
-    /// An EndpointSlice is new, changed or gone.
+    /// An EndpointSlice was added, changed or deleted.
     Slice(SliceName, Option<Slice>),
-    /// This node's Node is new, changed or gone.
+    /// This node's Node was added, changed or deleted.
     Node(Option<Node>),
-    /// A complete list: exactly these Services are there.
+    /// A complete list: exactly these Services exist.
     AllServices(Vec<Service>),
-    /// A complete list: exactly these slices are there.
+    /// A complete list: exactly these slices exist.
     AllSlices(Vec<(SliceName, Slice)>),
 }
 
-/// What changes touched, by name and family: what has to be compiled again.
+/// What changes touched, by name and family: the input for compiling again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// Services whose rules may differ, in each family.
+    /// Services whose rules may have changed, in each family.
     pub services: PerFamily<BTreeSet<ServiceName>>,
-    /// Whether the Node differs in anything; what it means for rules is for the caller to see.
+    /// Whether any field of the Node changed; the caller decides whether rules depend on it.
     pub node: bool,
     /// Services that were heard of, whether they differ or not, those that are not proxied included.
     pub n_services_heard: usize,
-    /// Slices of Services that were heard of, whether they differ or not.
+    /// Received slices of Services, changed or not.
     pub n_slices_heard: usize,
-    /// Services that differ.
+    /// Services that changed.
     pub changed_services: Vec<ServiceName>,
-    /// Slices that differ.
+    /// Slices that changed.
     pub changed_slices: Vec<SliceChange>,
 }
 
-/// An EndpointSlice that differs from what was known of it.
+/// A changed EndpointSlice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceChange {
-    /// Whose endpoints it holds.
+    /// The Service of its endpoints.
     pub service: ServiceName,
-    /// Of which family.
+    /// The family of its addresses.
     pub family: IpFamily,
-    /// Whether the slice is gone, or is the Service's no longer.
+    /// Whether the slice was deleted, or now belongs to another Service.
     pub is_gone: bool,
-    /// When what led to the change began, if that is told.
+    /// When the cause of the change occurred, if the slice has that annotation.
     pub triggered_at: Option<SystemTime>,
 }
 
@@ -68,25 +68,26 @@ impl Touched {
     }
 }
 
-/// Up to how many slices of a Service are kept in no more memory than they need.
-const FEW_SLICES: usize = 16;
+/// For this many slices of a Service, memory is allocated exactly.
+const EXACT_CAPACITY_UP_TO: usize = 16;
 
-/// The newest of each object, decoded. Sorted by name all the way down.
+/// The newest value of each object; all collections are sorted by name.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     services: BTreeMap<ServiceName, Arc<Service>>,
-    /// Of each Service, sorted by name; mostly one, which a map would give room for eleven.
+    /// By Service, each list sorted by name. Most Services have one slice, for which a map would allocate
+    /// eleven entries.
     slices: BTreeMap<ServiceName, Vec<(SliceName, Slice)>>,
     owners: BTreeMap<SliceName, ServiceName>,
     node: Option<Node>,
 }
 
 impl Snapshot {
-    /// Takes over `change` and notes in `touched` what it touched. An object equal to the one held
+    /// Applies `change` and records in `touched` what it touched. An object equal to the current one
     /// touches nothing.
     pub fn apply(&mut self, change: Change, touched: &mut Touched) {
         match change {
-            Change::Service(name, service) => self.hear_service(name, service, touched),
+            Change::Service(name, service) => self.receive_service(name, service, touched),
             Change::Slice(name, slice) => self.set_slice(name, slice, touched),
             Change::Node(node) => {
                 if node.is_some() && node != self.node {
@@ -99,9 +100,9 @@ impl Snapshot {
                     services.iter().map(|service| service.name.clone()).collect();
                 let gone: Vec<ServiceName> =
                     self.services.keys().filter(|name| !listed.contains(*name)).cloned().collect();
-                gone.into_iter().for_each(|name| self.hear_service(name, None, touched));
+                gone.into_iter().for_each(|name| self.receive_service(name, None, touched));
                 for service in services {
-                    self.hear_service(service.name.clone(), Some(service), touched);
+                    self.receive_service(service.name.clone(), Some(service), touched);
                 }
             }
             Change::AllSlices(slices) => {
@@ -116,7 +117,7 @@ impl Snapshot {
         }
     }
 
-    fn hear_service(&mut self, name: ServiceName, new: Option<Service>, touched: &mut Touched) {
+    fn receive_service(&mut self, name: ServiceName, new: Option<Service>, touched: &mut Touched) {
         touched.n_services_heard += 1;
         self.set_service(name, new, touched);
     }
@@ -142,7 +143,7 @@ impl Snapshot {
     fn set_slice(&mut self, name: SliceName, mut new: Option<Slice>, touched: &mut Touched) {
         let old = self.slice(&name);
         touched.n_slices_heard += usize::from(old.is_some() || new.is_some());
-        // Two slices that differ in nothing else make the same rules.
+        // Slices that differ only in this time make the same rules.
         let triggered_at = new.as_mut().and_then(|slice| slice.triggered_at.take());
         if old == new.as_ref() {
             return;
@@ -160,8 +161,8 @@ impl Snapshot {
         }
         match new {
             Some(slice) if self.owners.get(&name) == Some(&slice.service) => {
-                if let Some(held) = self.slice_mut(&name) {
-                    *held = slice;
+                if let Some(current) = self.slice_mut(&name) {
+                    *current = slice;
                 }
             }
             new => {
@@ -188,8 +189,8 @@ impl Snapshot {
         self.owners.insert(name.clone(), slice.service.clone());
         let slices = self.slices.entry(slice.service.clone()).or_default();
         let at = slices.partition_point(|(other, _)| *other < name);
-        // Room for no more than there are, unless they are so many that growing by one costs more.
-        if slices.len() < FEW_SLICES {
+        // Allocates exactly while slices are few; with many, growing by one each time costs more.
+        if slices.len() < EXACT_CAPACITY_UP_TO {
             slices.reserve_exact(1);
         }
         slices.insert(at, (name, slice));
@@ -205,7 +206,7 @@ impl Snapshot {
         slices.binary_search_by(|(other, _)| other.cmp(name)).ok().map(|at| &mut slices[at].1)
     }
 
-    /// This node's Node; the last one seen, also after it was deleted.
+    /// This node's Node; after its deletion, the last one seen.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
     }
@@ -215,17 +216,17 @@ impl Snapshot {
         self.services.get(name)
     }
 
-    /// All Services that are proxied, by name.
+    /// All proxied Services, by name.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values()
     }
 
-    /// How many Services are proxied.
+    /// Number of proxied Services.
     pub fn n_services(&self) -> usize {
         self.services.len()
     }
 
-    /// How many slices there are.
+    /// Number of slices.
     pub fn n_slices(&self) -> usize {
         self.owners.len()
     }
@@ -235,7 +236,7 @@ impl Snapshot {
         self.slices.values().flatten().map(|(name, slice)| (name, slice))
     }
 
-    /// About how many rules `service` may need in `family`, without looking at each port.
+    /// An estimate of the rules of `service` in `family`, computed without reading each port.
     pub fn weight(&self, service: &Service, family: IpFamily) -> usize {
         let n_ports = service.ports.len();
         let Some(frontend) = service.frontends.get(family).as_ref().filter(|_| n_ports > 0) else { return 0 };
@@ -250,15 +251,15 @@ impl Snapshot {
         self.ports_among(service, family, |_| true)
     }
 
-    /// As [`Snapshot::ports_of`], of the ports that are `asked` for.
+    /// As [`Snapshot::ports_of`], for the `selected` ports only.
     pub fn ports_among<'a>(
         &'a self,
         service: &'a Service,
         family: IpFamily,
-        asked: impl Fn(&Port) -> bool,
+        selected: impl Fn(&Port) -> bool,
     ) -> ServicePorts<'a> {
         let slices = self.slices.get(&service.name).into_iter().flatten().map(|(_, slice)| slice);
-        ServicePorts::new(service, family, slices, asked)
+        ServicePorts::new(service, family, slices, selected)
     }
 }
 
@@ -280,8 +281,8 @@ mod tests {
         Change::Slice(ObjectName::new("ns", "slice"), Some(slice))
     }
 
-    /// What each of `changes` touched, in short: slices heard of, and `<service><+ or -><trigger>`.
-    fn heard(changes: Vec<Change>) -> Vec<String> {
+    /// What each of `changes` touched, in short: slices received, and `<service><+ or -><trigger>`.
+    fn touched_by(changes: Vec<Change>) -> Vec<String> {
         let mut snapshot = Snapshot::default();
         let short = |change: &SliceChange| {
             let second = change.triggered_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
@@ -298,11 +299,11 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_tells_of_its_trigger_when_it_differs_in_anything_else() {
+    fn a_changed_slice_reports_its_trigger_time_unless_only_that_changed() {
         let gone = || Change::Slice(ObjectName::new("ns", "slice"), None);
         let changes = vec![slice("a", Some(5)), slice("a", Some(6)), slice("b", None), gone(), gone()];
-        assert_eq!(heard(changes), ["1 a+5", "1 ", "1 a-0,b+0", "1 b-0", "0 "]);
+        assert_eq!(touched_by(changes), ["1 a+5", "1 ", "1 a-0,b+0", "1 b-0", "0 "]);
         let all = Change::AllSlices(vec![]);
-        assert_eq!(heard(vec![slice("a", None), all]), ["1 a+0", "1 a-0"]);
+        assert_eq!(touched_by(vec![slice("a", None), all]), ["1 a+0", "1 a-0"]);
     }
 }

@@ -14,8 +14,8 @@ use super::{
     ATTEMPTS, CHAIN_NAME, CHAIN_TABLE, GENERATION_ID, GET_CHAIN, GET_GENERATION, SUBSYSTEM, nfproto,
 };
 use crate::iptables::ChainName;
-use crate::kernel::netlink::{Message, Netfilter, Request};
-use crate::kernel::{Dump, Shown};
+use crate::kernel::netlink::{Message, Netfilter, NetfilterRequest};
+use crate::kernel::{Dump, DumpedChain};
 use crate::net::IpFamily;
 use crate::plan::Print;
 
@@ -54,7 +54,7 @@ pub fn prints(family: IpFamily, table: &str, only: Option<&[ChainName]>) -> io::
         let shown = undisturbed(&mut || {
             let mut found = empty(*name);
             dump_rules(&mut netfilter, family, table, Some(name.as_str()), &mut |_, print, n_rules| {
-                found = Shown { name: *name, print, n_rules };
+                found = DumpedChain { name: *name, print, n_rules };
             })?;
             Ok(found)
         })?;
@@ -80,12 +80,12 @@ fn undisturbed<T>(dump: &mut dyn FnMut() -> io::Result<T>) -> io::Result<T> {
 fn all(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Dump> {
     let before = generation(netfilter)?;
     let names = names(netfilter, family, table)?;
-    let mut chains: Vec<Shown> = names.into_iter().map(empty).collect();
+    let mut chains: Vec<DumpedChain> = names.into_iter().map(empty).collect();
     chains.sort_unstable_by_key(|shown| shown.name);
     dump_rules(netfilter, family, table, None, &mut |name, print, n_rules| {
         let Some(name) = ChainName::new(name) else { return };
         if let Ok(at) = chains.binary_search_by_key(&name, |shown| shown.name) {
-            chains[at] = Shown { name, print, n_rules };
+            chains[at] = DumpedChain { name, print, n_rules };
         }
     })?;
     let generation = Some(before).filter(|before| generation(netfilter).is_ok_and(|after| after == *before));
@@ -95,18 +95,20 @@ fn all(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Dump> {
 /// As [`super::generation`], by a socket that is open.
 pub(super) fn generation(netfilter: &mut Netfilter) -> io::Result<u32> {
     let (message, flags) = (GET_GENERATION, 0);
-    let request = Request { subsystem: SUBSYSTEM, message, family: 0, flags, texts: &[], attributes: &[] };
+    let request =
+        NetfilterRequest { subsystem: SUBSYSTEM, message, family: 0, flags, texts: &[], attributes: &[] };
     let mut generation = None;
-    netfilter.ask(&request, &mut |message| generation = message.u32(GENERATION_ID))?;
+    netfilter.request(&request, &mut |message| generation = message.u32(GENERATION_ID))?;
     generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// The names of the chains of `table`.
 fn names(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Vec<ChainName>> {
     let (message, flags) = (GET_CHAIN, NLM_F_DUMP);
-    let request = Request { subsystem: SUBSYSTEM, message, family, flags, texts: &[], attributes: &[] };
+    let request =
+        NetfilterRequest { subsystem: SUBSYSTEM, message, family, flags, texts: &[], attributes: &[] };
     let mut names = Vec::new();
-    netfilter.ask(&request, &mut |message| {
+    netfilter.request(&request, &mut |message| {
         if message.text(CHAIN_TABLE) == Some(table) {
             names.extend(message.text(CHAIN_NAME).and_then(ChainName::new));
         }
@@ -115,8 +117,8 @@ fn names(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Vec<C
 }
 
 /// How a chain looks that holds no rules.
-fn empty(name: ChainName) -> Shown {
-    Shown { name, print: print(SEED.build_hasher()), n_rules: 0 }
+fn empty(name: ChainName) -> DumpedChain {
+    DumpedChain { name, print: print(SEED.build_hasher()), n_rules: 0 }
 }
 
 /// Passes on how each chain of `table` that holds rules looks, and how many they are; or only `chain`.
@@ -130,11 +132,12 @@ fn dump_rules(
     let mut texts = vec![(RULE_TABLE, table)];
     texts.extend(chain.map(|chain| (RULE_CHAIN, chain)));
     let (message, flags) = (GET_RULE, NLM_F_DUMP);
-    let request = Request { subsystem: SUBSYSTEM, message, family, flags, texts: &texts, attributes: &[] };
+    let request =
+        NetfilterRequest { subsystem: SUBSYSTEM, message, family, flags, texts: &texts, attributes: &[] };
     // The rules of a chain come one after another.
     let mut open: Option<(String, DefaultHasher, u32)> = None;
     let mut is_whole = true;
-    netfilter.ask(&request, &mut |message| {
+    netfilter.request(&request, &mut |message| {
         let Some(name) = message.text(RULE_CHAIN) else {
             is_whole = false;
             return;

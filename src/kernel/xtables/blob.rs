@@ -6,7 +6,7 @@
 use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 use std::sync::LazyLock;
 
-use super::super::{Outline, Shown};
+use super::super::{DumpedChain, Outline};
 use super::u32_at;
 use crate::iptables::{ChainName, Table};
 use crate::net::IpFamily;
@@ -137,7 +137,12 @@ pub(super) fn heads<'a>(
 const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 
 /// How each chain looks, in the table's order.
-pub(super) fn chains(layout: &Layout, table: Table, outline: &Outline, entries: &[u8]) -> Option<Vec<Shown>> {
+pub(super) fn chains(
+    layout: &Layout,
+    table: Table,
+    outline: &Outline,
+    entries: &[u8],
+) -> Option<Vec<DumpedChain>> {
     let heads = heads(layout, table, outline, entries)?;
     let mut chains = Vec::with_capacity(heads.len());
     for (n, (start, name)) in heads.iter().enumerate() {
@@ -159,12 +164,12 @@ pub(super) fn chains(layout: &Layout, table: Table, outline: &Outline, entries: 
         // What is last is no rule: the return to the caller, or the policy, which is not ours.
         last?;
         let print = Print::new(hasher.finish());
-        chains.extend(ChainName::new(name).map(|name| Shown { name, print, n_rules }));
+        chains.extend(ChainName::new(name).map(|name| DumpedChain { name, print, n_rules }));
     }
     Some(chains)
 }
 
 /// How a chain looks that holds no rules.
-pub(super) fn empty(name: ChainName) -> Shown {
-    Shown { name, print: Print::new(SEED.build_hasher().finish()), n_rules: 0 }
+pub(super) fn empty(name: ChainName) -> DumpedChain {
+    DumpedChain { name, print: Print::new(SEED.build_hasher().finish()), n_rules: 0 }
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use super::super::netlink::in_new_namespace;
 use super::*;
-use crate::kernel::Shown;
+use crate::kernel::DumpedChain;
 
 fn program(family: IpFamily, what: &str) -> String {
     match family {
@@ -27,7 +27,7 @@ fn nat(family: IpFamily, lines: &str) {
     restore(family, &format!("*nat\n{lines}COMMIT\n"));
 }
 
-fn shown(family: IpFamily, chain: &str) -> Option<Shown> {
+fn shown(family: IpFamily, chain: &str) -> Option<DumpedChain> {
     prints(family, Table::Nat, None).unwrap().of(&ChainName::literal(chain))
 }
 
