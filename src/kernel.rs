@@ -20,9 +20,9 @@ pub(crate) use netlink::in_new_namespace;
 
 use std::time::Duration;
 
-use crate::iptables::{ChainName, Jump, Table};
+use crate::iptables::{ChainName, Fingerprint, Jump, Table};
 use crate::net::IpFamily;
-use crate::plan::{Aftermath, Limits, Print, Restore, Uncertain};
+use crate::plan::{Aftermath, Limits, Restore, Uncertain};
 
 /// The two implementations of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,45 +60,50 @@ pub enum Readable {
     NamesOnly,
 }
 
-/// Fingerprints of chains of a table.
+/// Fingerprints of chains of one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dump {
-    /// On nft, the generation of the ruleset; `None` if another process committed during the dump, so that
-    /// chains may be of different moments. On legacy, which has no generations, `None`; there all chains
-    /// are of one moment.
+    /// On nft, the ruleset's generation; `None` when another process wrote during the dump, so that each chain is as
+    /// it was at some moment of the dump. On legacy, which has no generations, `None`; all chains are of one moment.
     pub generation: Option<u32>,
-    /// Sorted by name, without duplicates.
+    /// By name, each once.
     pub chains: Vec<DumpedChain>,
 }
 
-/// Fingerprint of one chain.
+/// One chain of a [`Dump`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DumpedChain {
-    /// Name of the chain.
+    /// Its name.
     pub name: ChainName,
-    /// Fingerprint of its rules.
-    pub print: Print,
-    /// Number of its rules.
+    /// Of its rules.
+    pub fingerprint: Fingerprint,
+    /// How many rules it holds.
     pub n_rules: u32,
 }
 
+impl DumpedChain {
+    /// A chain that holds no rules.
+    fn empty(name: ChainName) -> DumpedChain {
+        DumpedChain { name, fingerprint: Fingerprint::of(&Fingerprint::hasher()), n_rules: 0 }
+    }
+}
+
 impl Dump {
-    /// The entry of `chain`; `None` when the chain does not exist.
+    /// What was dumped of `chain`; `None` when the chain does not exist.
     pub fn of(&self, chain: &ChainName) -> Option<DumpedChain> {
-        let at = self.chains.binary_search_by_key(chain, |shown| shown.name).ok()?;
+        let at = self.chains.binary_search_by_key(chain, |dumped| dumped.name).ok()?;
         Some(self.chains[at])
     }
 }
 
-/// Header of a legacy table, which the kernel returns without the rules. Any change of the table's size
-/// shows in it.
+/// The sizes and offsets of a legacy table, which take the kernel microseconds: they show any change of its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outline {
     /// Offsets of the first rules of built-in chains, by the number of their hook.
     pub hooks: [Option<u32>; 5],
     /// Offsets of their policies.
     pub policies: [u32; 5],
-    /// Number of rules, including the entries that mark chains.
+    /// Rules, heads of chains and policies.
     pub n_entries: u32,
     /// Size of all entries.
     pub n_bytes: u32,
@@ -129,17 +134,16 @@ pub trait Iptables: Restore<Error = RestoreError> + Send {
     fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool>;
     /// Passes the name of each chain of `table` to `each`.
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()>;
-    /// Fingerprints of all chains of `table`, or of `only` these; a missing chain has the fingerprint of an
-    /// empty one. On nft the time for all chains is quadratic in the number of rules (50 ms for 15 000),
-    /// and about 10 us for each chain by name. On legacy the kernel always returns the whole table (1 us a
-    /// rule). `None` where the kernel provides none.
-    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>>;
-    /// On legacy, the header of `table`; `None` on nft.
+    /// Fingerprints of the chains of `table`: of all chains, or of `only` these, where a chain that does not exist
+    /// counts as empty. On nft a dump of all chains takes a time quadratic in rules (50 ms for 15 000), and that of
+    /// one chain some 10 us; on legacy the kernel always returns the whole table (1 us a rule). `None` where the
+    /// kernel has no dump.
+    fn fingerprints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>>;
+    /// On legacy, the outline of `table`; `None` on nft.
     fn outline(&mut self, _: Table) -> anyhow::Result<Option<Outline>> {
         Ok(None)
     }
-    /// The generation of the ruleset, which every commit of any process raises; `None` where there is none
-    /// (legacy).
+    /// The ruleset's generation, which every commit of any process raises; `None` on legacy, which has none.
     fn generation(&mut self) -> anyhow::Result<Option<u32>>;
     /// How long restores have waited for the xtables lock since the last call.
     fn lock_wait(&mut self) -> Duration {

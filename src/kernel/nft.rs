@@ -4,7 +4,7 @@
 //! `iptables-nft-save` takes 20 s for 47 000 chains. The names alone take a few milliseconds, and the
 //! generation of the ruleset shows at once whether anything changed.
 
-mod prints;
+mod chain_dump;
 
 use std::io;
 
@@ -12,7 +12,7 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 
-pub use prints::prints;
+pub use chain_dump::fingerprints;
 
 use super::netlink::{Multicast, Netfilter, NetfilterRequest, content, split_first};
 use crate::net::IpFamily;
@@ -40,7 +40,17 @@ const ATTEMPTS: usize = 20;
 /// The generation of the nf_tables ruleset: the number of commits in this network namespace, of all
 /// families; never zero.
 pub fn generation() -> io::Result<u32> {
-    prints::generation(&mut Netfilter::open()?)
+    generation_over(&mut Netfilter::open()?)
+}
+
+/// As [`generation`], over an open socket.
+fn generation_over(netfilter: &mut Netfilter) -> io::Result<u32> {
+    let (message, flags) = (GET_GENERATION, 0);
+    let request =
+        NetfilterRequest { subsystem: SUBSYSTEM, message, family: 0, flags, texts: &[], attributes: &[] };
+    let mut generation = None;
+    netfilter.request(&request, &mut |message| generation = message.u32(GENERATION_ID))?;
+    generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Passes the name of each chain of `table` (`nat`, `filter`), foreign ones too, to `each`, without

@@ -176,8 +176,8 @@ fn the_match_for_hairpins_is_there_and_another_is_not() {
             panic!("a foreign rule is read");
         };
         let rejected = accepts_rule(&mut kernel, &unknown);
-        let is_refusal = matches!(refused, Err(RestoreError::Refused { .. } | RestoreError::Failed { .. }));
-        assert!(is_refusal, "{family} {backend:?}: {refused:?}");
+        let is_rejection = matches!(rejected, Err(RestoreError::Refused { .. } | RestoreError::Failed { .. }));
+        assert!(is_rejection, "{family} {backend:?}: {rejected:?}");
         assert!(!saved(family, backend).contains("PROBE"), "nothing is left of it");
     });
 }

@@ -80,7 +80,7 @@ mod tests {
             outcome.unwrap_err().to_string(),
             format!("{program} -t nat -w 5 -S KUBE-SERVICES did not end within 5 s and was killed")
         );
-        // Its thread accepts_rule leave of it in its own time.
+        // Its thread reaps it later.
         let process = format!("/proc/{}", std::fs::read_to_string(&note).unwrap().trim());
         let until = Instant::now() + Duration::from_secs(60);
         while std::path::Path::new(&process).exists() {

@@ -1,10 +1,11 @@
 //! Failures of lists and watches: classification, logging and delays.
 
 use kube::core::Status;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::backoff::Backoff;
 use super::client::Connection;
+use crate::log::v;
 use crate::model::ObjectKind;
 
 /// Why a list or a watch failed.
@@ -107,7 +108,7 @@ impl FailureStreak {
         if n_failures.is_power_of_two() {
             warn!(%kind, n_failures, error, retry_in = ?delay, "watch failed; retrying, last known state stays in use");
         } else {
-            debug!(%kind, n_failures, error, "watch failed; retrying");
+            v!(4, %kind, n_failures, error, "watch failed; retrying");
         }
         let delay = tokio::time::sleep(delay);
         match &connection.renewal {

@@ -1,5 +1,5 @@
 //! One object as the API server sent it. Any JSON value can be read, so one malformed object does not make
-//! a require_usable list unreadable.
+//! a whole list unreadable.
 
 use serde::{Deserialize, Deserializer};
 
