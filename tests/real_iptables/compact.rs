@@ -176,7 +176,8 @@ fn the_match_for_hairpins_is_there_and_another_is_not() {
             panic!("a foreign rule is read");
         };
         let rejected = accepts_rule(&mut kernel, &unknown);
-        let is_rejection = matches!(rejected, Err(RestoreError::Refused { .. } | RestoreError::Failed { .. }));
+        let is_rejection =
+            matches!(rejected, Err(RestoreError::Refused { .. } | RestoreError::Failed { .. }));
         assert!(is_rejection, "{family} {backend:?}: {rejected:?}");
         assert!(!saved(family, backend).contains("PROBE"), "nothing is left of it");
     });

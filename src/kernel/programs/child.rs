@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, killpg};
@@ -17,6 +17,7 @@ use super::super::{Backend, RestoreError};
 use super::process_registry::{PROCESSES, ProcessRole, Registration};
 use super::stderr_message;
 use super::watchdog::Watchdog;
+use crate::log::v;
 
 /// How much of the input is kept to quote a rejected line; more than one batch of the nft back-end.
 const MAX_RECENT_BYTES: usize = 4 << 20;
@@ -31,6 +32,9 @@ fn detached(command: &mut Command) -> &mut Command {
 
 /// A running child process with its watchdog.
 struct ChildProgram {
+    /// The program and its arguments.
+    command: String,
+    begun: Instant,
     child: Child,
     watchdog: Watchdog,
     stderr: JoinHandle<Vec<u8>>,
@@ -49,11 +53,16 @@ impl ChildProgram {
     /// Starts `command` with a time limit. If no thread can be created for the watchdog, the program is
     /// killed before it receives input, and counts as not started.
     fn start(command: &mut Command, role: ProcessRole, limit: Duration) -> io::Result<ChildProgram> {
+        let command_line = std::iter::once(command.get_program()).chain(command.get_args());
+        let command_line: Vec<_> = command_line.map(|word| word.to_string_lossy()).collect();
+        let (command_line, begun) = (command_line.join(" "), Instant::now());
         let registration = PROCESSES.register(role)?;
         let mut child = detached(command.stderr(Stdio::piped())).spawn()?;
         registration.set_group(child.id());
         match supervise(&mut child, limit) {
-            Ok((watchdog, stderr)) => Ok(ChildProgram { child, watchdog, stderr, registration }),
+            Ok((watchdog, stderr)) => {
+                Ok(ChildProgram { command: command_line, begun, child, watchdog, stderr, registration })
+            }
             Err(error) => {
                 let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
                 drop(registration);
@@ -65,10 +74,11 @@ impl ChildProgram {
 
     /// Waits until it has ended.
     fn wait(self) -> io::Result<ProcessExit> {
-        let ChildProgram { mut child, watchdog, stderr, registration } = self;
+        let ChildProgram { command, begun, mut child, watchdog, stderr, registration } = self;
         let timed_out = watchdog.wait();
         drop(registration);
         let status = child.wait()?;
+        v!(5, command, elapsed_ms = begun.elapsed().as_millis() as u64, %status, "ran command");
         let timed_out = timed_out && !status.success();
         Ok(ProcessExit { status, timed_out, stderr: stderr.join().unwrap_or_default() })
     }
@@ -123,6 +133,7 @@ impl RestoreChild {
 
     /// Sends `text`. A child that stops reading has failed; [`RestoreChild::end`] reports why.
     pub(super) fn write(&mut self, text: &str) {
+        v!(9, backend = self.backend.as_str(), text, "restore input");
         if let Some(stdin) = &mut self.stdin
             && stdin.write_all(text.as_bytes()).is_err()
         {

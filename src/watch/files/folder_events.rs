@@ -204,7 +204,7 @@ impl WatchedFolder {
         let folder = escaped_path(&self.path);
         if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) {
             // The scan reports it.
-            v!(4, %folder, %error, "cannot watch folder");
+            v!(2, %folder, %error, "cannot watch folder");
         } else if !self.is_logged {
             self.is_logged = true;
             let hint = limit_to_raise(error);
