@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, watch as watch_channel};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
-use crate::config::{Config, LayoutChoice, Origin, Setting};
+use crate::config::{Config, LayoutChoice};
 use crate::events;
 use crate::kernel::iptables::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables, nft, open_files};
@@ -142,7 +142,6 @@ struct Prepared {
 async fn prepare(config: Arc<Config>) -> anyhow::Result<Prepared> {
     let (mut kernels, lost) = families::usable(&config).await?;
     blocking(move || {
-        say_settings(&config.effective.settings());
         let (mut kernel, mut findings) = prepare_kernel(&config);
         findings.extend(lost);
         kernel.counters = counters::usable(&mut kernels);
@@ -196,7 +195,6 @@ fn observers(
 /// Does what needs more privileges than running: sets kernel parameters. Needs neither the API server
 /// nor iptables' tables. An error names every parameter that could not be set.
 pub fn init_only(config: &Config) -> anyhow::Result<()> {
-    say_settings(&config.effective.settings());
     let (_, findings) = prepare_kernel(config);
     let unset: Vec<String> = findings
         .iter()
@@ -260,19 +258,6 @@ async fn end(
             }
         }
     }
-}
-
-/// Says every setting once, with its origin; those that somebody set apart from the defaults.
-fn say_settings(settings: &[Setting]) {
-    let list = |is_wanted: &dyn Fn(&Setting) -> bool, shown: &dyn Fn(&Setting) -> String| {
-        settings.iter().filter(|setting| is_wanted(setting)).map(shown).collect::<Vec<_>>().join(", ")
-    };
-    let is_default = |setting: &Setting| setting.origin == Origin::Default;
-    let given = list(&|setting| !is_default(setting), &|setting| {
-        format!("{}={} ({})", setting.path, setting.value, setting.origin)
-    });
-    let defaults = list(&is_default, &|setting| format!("{}={}", setting.path, setting.value));
-    info!(given, defaults, "configuration");
 }
 
 fn machine_name() -> anyhow::Result<String> {
