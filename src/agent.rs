@@ -1,10 +1,10 @@
 //! The agent: finds out where it runs, starts the tasks, joins them.
 #![allow(clippy::disallowed_methods, reason = "reads what the machine knows of itself")]
 
-mod advice;
 mod config_file;
 mod counters;
 mod families;
+mod first_sync;
 mod host;
 mod memory;
 mod rivals;
@@ -26,6 +26,7 @@ use anyhow::{Context, bail};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch as watch_channel};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::{Config, LayoutChoice};
@@ -38,7 +39,7 @@ use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
 use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
 use crate::watch::{self, api::Connection};
-use advice::Advice;
+use first_sync::FirstSyncLog;
 use host::Lookups;
 use memory::Trimmer;
 use rivals::Rivals;
@@ -57,6 +58,7 @@ pub async fn run(
     flags: Vec<(&'static str, String)>,
     file: Option<ConfigFile>,
 ) -> anyhow::Result<()> {
+    let started = Instant::now();
     let config = Arc::new(config);
     let node_name = node_name(&config)?;
     let mut signals = Signals::listen()?;
@@ -123,7 +125,7 @@ pub async fn run(
         told.iter().for_each(|observer| observer.noticed(finding));
     }
     let mut observers = observers(told, &host, kernels.first().map(Iptables::backend), &mut tasks);
-    observers.push(Arc::new(Advice::new(config.clone(), families)));
+    observers.push(Arc::new(FirstSyncLog::new(config.clone(), families, started)));
     observers.push(Arc::new(Trimmer::new()));
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
     let inputs = Inputs { watch: changes, flushed, written, addresses, shutdown };
@@ -306,7 +308,7 @@ async fn connect(config: Arc<Config>, metrics: Arc<Metrics>) -> anyhow::Result<O
     let runtime = Handle::current();
     let connect = move || {
         let client = &config.client;
-        let limit = watch::api::Limit { qps: client.qps, burst: client.burst };
+        let limit = watch::api::RequestLimit { qps: client.qps, burst: client.burst };
         let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
         let observer = Arc::new(surroundings::Traffic(metrics));
         let connection = runtime.block_on(watch::api::connect(kubeconfig, master, limit, observer))?;

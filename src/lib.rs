@@ -8,14 +8,15 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
-pub mod events;
-pub mod health;
+mod events;
+mod health;
 mod http;
 pub mod iptables;
 pub mod kernel;
 pub mod leftovers;
 pub mod log;
-pub mod metrics;
+mod measure;
+mod metrics;
 pub mod model;
 pub mod net;
 pub mod plan;

@@ -15,12 +15,12 @@
 mod call_order;
 mod committed;
 mod delta;
+mod fingerprints;
 mod input;
-mod prints;
 
 pub use committed::{Committed, Found, Reader, UdpDoors};
+pub use fingerprints::{Fingerprints, Pending};
 pub use input::{Aftermath, Limits, LineIndex, Restore, Tally, Uncertain};
-pub use prints::{Due, Print, Prints};
 
 use std::collections::BTreeSet;
 

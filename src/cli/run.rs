@@ -142,7 +142,7 @@ fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            error!("{problem:#}");
+            error!(error = %format!("{problem:#}"), "command failed");
             ExitCode::FAILURE
         }
     }
@@ -153,12 +153,12 @@ fn log_settings(config: &Config) {
     let list = |settings: Vec<String>| settings.join(", ");
     let differences = config.differences();
     let shown = differences.iter().map(|s| format!("{}={} ({})", s.path, s.value, s.set_by));
-    info!(settings = list(shown.collect()), "configured");
+    info!(settings = list(shown.collect()), "configuration");
     let defaults = config.effective.settings().iter().filter(|setting| setting.is_default);
     v!(
         1,
         settings = list(defaults.map(|s| format!("{}={}", s.path, s.value)).collect()),
-        "left at their defaults"
+        "settings left at their defaults"
     );
 }
 

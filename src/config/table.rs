@@ -291,12 +291,14 @@ fn logging(r: &mut Resolver<'_>, is_alpha: bool) -> Logging {
             .beside_file(),
         |FlushFrequency(period)| check::positive(period),
     );
+    let help =
+        "log verbosity: 2 each sync, 4 changes of objects, 5 commands, 6 HTTP requests, 9 restore input";
     let verbosity = r.checked(
-        setting("logging.verbosity", "0", "log verbosity").flag("v", "LEVEL").beside_file(),
+        setting("logging.verbosity", "0", help).flag("v", "LEVEL").beside_file(),
         check::at_most(i32::MAX as u32),
     );
     let vmodule: Vec<VModule> = r.get(
-        setting("logging.vmodule", "", "log verbosity by source file")
+        setting("logging.vmodule", "", "higher log verbosity for source files, by name or module path")
             .flag("vmodule", "PATTERN=N,...")
             .beside_file()
             .omitted_if_default(),

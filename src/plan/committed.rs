@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use super::prints::Prints;
+use super::fingerprints::Fingerprints;
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Digest, Jump, Match, Rule, Table};
 use crate::net::{IpFamily, Protocol};
@@ -35,8 +35,8 @@ pub struct Committed {
     pub possible: BTreeMap<ChainName, Vec<Rule>>,
     /// Which of the jumps are in place, by their number.
     pub jumps: BTreeSet<usize>,
-    /// How the chains look in the kernel, where that is known.
-    pub prints: Prints,
+    /// Fingerprints of the chains, where they were recorded.
+    pub fingerprints: Fingerprints,
 }
 
 /// So many rules of a chain are remembered as possible; of one with more none are.
@@ -48,13 +48,13 @@ impl Committed {
         self.nat.len() + self.filter.len()
     }
 
-    /// Notes that everything in it was read in the kernel just now: prints of all are due.
-    pub fn read_back(&mut self) {
+    /// Marks the fingerprints of all chains of known content as pending: everything was read just now.
+    pub fn mark_read(&mut self) {
         let nat =
             self.nat.iter().filter(|(_, content)| content.is_some()).map(|(name, _)| (Table::Nat, *name));
         let filter = self.filter.iter().filter(|(_, content)| content.is_some());
         let filter = filter.map(|(name, _)| (Table::Filter, *name));
-        nat.chain(filter).for_each(|(table, name)| self.prints.known(table, name));
+        nat.chain(filter).for_each(|(table, name)| self.fingerprints.mark_pending(table, name));
     }
 
     /// How many rules of ours `table` holds.
@@ -68,8 +68,8 @@ impl Committed {
 
     pub(super) fn apply(&mut self, table: Table, name: ChainName, effect: Effect) {
         match effect {
-            Effect::Nat(_) | Effect::Filter(_) => self.prints.known(table, name),
-            Effect::Deleted => self.prints.unknown(table, name),
+            Effect::Nat(_) | Effect::Filter(_) => self.fingerprints.mark_pending(table, name),
+            Effect::Deleted => self.fingerprints.remove(table, name),
             Effect::Jump(_) => {}
         }
         if table == Table::Filter {
@@ -87,7 +87,7 @@ impl Committed {
     /// Notes that nobody knows whether `effect` came about.
     pub(super) fn forget(&mut self, table: Table, name: ChainName, effect: &Effect) {
         if !matches!(effect, Effect::Jump(_)) {
-            self.prints.unknown(table, name);
+            self.fingerprints.remove(table, name);
         }
         match effect {
             Effect::Deleted if table == Table::Filter => self.forget_filter(name, &[]),

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Scope;
+use super::stopwatch::Stages;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, RestoreError};
-use crate::metrics::Stages;
 use crate::model::{ServiceName, ServicePortName};
 use crate::net::IpFamily;
 use crate::plan::{Tally, UdpDoors};
