@@ -29,15 +29,18 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::affinity::AffinityObserver;
 use crate::config::{Config, LayoutChoice};
+use crate::conntrack::Sweeper;
 use crate::events;
+use crate::kernel::affinity_lists::AffinityLists;
 use crate::kernel::programs::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables, nft, open_files};
 use crate::metrics::Metrics;
 use crate::model::host::{Host, Kernel};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
-use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
+use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, canary};
 use crate::watch::{self, api::Connection};
 use first_sync::FirstSyncLog;
 use host::Lookups;
@@ -124,7 +127,7 @@ pub async fn run(
     for finding in &findings {
         told.iter().for_each(|observer| observer.noticed(finding));
     }
-    let mut observers = observers(told, &host, kernels.first().map(Iptables::backend), &mut tasks);
+    let mut observers = observers(told, &config, &host, kernels.first().map(Iptables::backend), &mut tasks);
     observers.push(Arc::new(FirstSyncLog::new(config.clone(), families, started)));
     observers.push(Arc::new(Trimmer::new()));
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
@@ -174,17 +177,28 @@ fn takes_bpf(kernel: &mut KernelIptables) -> bool {
 /// Those who are `told`, and those who do something of their own with what they hear, as tasks.
 fn observers(
     told: Vec<Arc<dyn Observer>>,
+    config: &Config,
     host: &HostSource,
     backend: Option<Backend>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> Vec<Arc<dyn Observer>> {
     let sweeper = Arc::new(Sweeper::new(host.clone(), told.clone()));
+    let affinity = Arc::new(AffinityObserver::new(config.audit_period, told.clone()));
     let rivals = Arc::new(Rivals::new(told.clone()));
     let (first_syncs, synced) = FirstSyncs::new();
     let mut observers = told.clone();
-    observers.extend([sweeper.clone() as Arc<dyn Observer>, rivals.clone(), Arc::new(first_syncs)]);
+    observers.extend([
+        sweeper.clone() as Arc<dyn Observer>,
+        affinity.clone(),
+        rivals.clone(),
+        Arc::new(first_syncs),
+    ]);
     tasks.spawn(async move {
         sweeper.run().await;
+        Ok(())
+    });
+    tasks.spawn(async move {
+        affinity.run(AffinityLists::of_kernel()).await;
         Ok(())
     });
     tasks.spawn(rivals.run());

@@ -5,11 +5,14 @@
 //! `plan` (what differs from the kernel, in which order), `kernel` (iptables-restore).
 //! ARCHITECTURE.md has the map and the invariants.
 
+mod affinity;
 pub mod agent;
 pub mod cli;
 pub mod compile;
 pub mod config;
+mod conntrack;
 mod events;
+pub mod flows;
 mod health;
 mod http;
 pub mod iptables;

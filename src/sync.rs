@@ -3,7 +3,6 @@
 //! A node's rules are one thing, so they are reconciled as a whole by one loop and not an object at
 //! a time. Whatever wakes it is an [`Event`]. Changes that come together are synced together.
 
-mod affinity;
 pub mod canary;
 mod family;
 mod log;
@@ -13,15 +12,13 @@ mod pacer;
 mod quarantine;
 mod report;
 mod stopwatch;
-mod sweep;
 mod tables;
 mod threads;
 
 pub use family::FamilySync;
-pub use observer::{Finding, News, Observer, Synced};
+pub use observer::{Finding, News, Observer, Sweep, Synced};
 pub use report::{Drift, Quarantine, Refusal, Report, SyncError};
 pub use stopwatch::Stages;
-pub use sweep::{Sweep, Sweeper};
 pub use tables::{Depth, Look};
 
 use std::sync::Arc;
@@ -35,14 +32,12 @@ use tracing::{info, warn};
 use crate::compile::View;
 use crate::config::{Config, DetectLocal};
 use crate::kernel::Iptables;
-use crate::kernel::affinity_lists::{AffinityLists, FullLists};
 use crate::model::host::Host;
 use crate::model::{Change, Node, Snapshot, Touched};
 use crate::net::IpFamily;
 use crate::policy::Place;
 use crate::rules::Settings;
 use crate::watch::WatchEvent;
-use affinity::Affinity;
 use lookout::Lookout;
 use pacer::Pacer;
 
@@ -60,8 +55,6 @@ pub enum Event {
     AddressesChanged,
     /// It is time to look whether anybody else wrote to the tables.
     LookDue,
-    /// It is time to look whether the kernel still remembers all clients with session affinity.
-    AffinityLookDue,
     /// Everything is to be compared once more with what the kernel holds.
     FullSyncDue,
     /// A sync may start: a change waited for the minimum period to pass.
@@ -159,7 +152,6 @@ pub struct Loop<K> {
     /// When it was known whether there is a Node.
     node_listed_at: Option<Instant>,
     lookout: Lookout,
-    affinity: Affinity,
     /// Whether an object changed since the last sync.
     is_changed: bool,
     stop: Arc<AtomicBool>,
@@ -174,7 +166,6 @@ impl<K: Iptables + 'static> Loop<K> {
             pacer: Pacer::new(config.min_sync_period, config.sync_period),
             state: State { families, snapshot: Snapshot::default() },
             lookout: Lookout::new(is_notified, config.audit_period, Instant::now()),
-            affinity: Affinity::new(AffinityLists::of_kernel(), config.audit_period, Instant::now()),
             parts: Parts { config, node_name, host, kernels: Vec::new(), observers, patience, is_notified },
             settled_node: None,
             are_services_listed: false,
@@ -188,7 +179,6 @@ impl<K: Iptables + 'static> Loop<K> {
     /// Runs until it is told to end, or cannot go on.
     pub async fn run(mut self, inputs: Inputs) -> Ended {
         let Inputs { mut watch, mut flushed, mut written, mut addresses, mut shutdown } = inputs;
-        let mut affinity_reading = None;
         let families: Vec<IpFamily> = self.state.families.iter().map(FamilySync::family).collect();
         self.tell(|observer| observer.started(&families));
         loop {
@@ -202,11 +192,6 @@ impl<K: Iptables + 'static> Loop<K> {
                     Some(event) => Event::Watch(event),
                     None => return Ended::SourcesGone,
                 },
-                found = heard(&mut affinity_reading) => {
-                    affinity_reading = None;
-                    self.affinity_read(found);
-                    continue;
-                }
                 event = self.due() => event,
             };
             // Changes wait for the minimum period; these have waited, or cannot.
@@ -216,11 +201,6 @@ impl<K: Iptables + 'static> Loop<K> {
                 Event::LookDue => self.look().await,
                 _ => false,
             };
-            if matches!(event, Event::AffinityLookDue) {
-                // There may be very many lists; nobody waits for them.
-                let lists = self.affinity.begin(Instant::now());
-                affinity_reading = Some(tokio::task::spawn_blocking(move || lists.full()));
-            }
             let mut ended = self.take(event);
             // What came together is synced together.
             while let (None, Ok(event)) = (&ended, watch.try_recv()) {
@@ -250,8 +230,7 @@ impl<K: Iptables + 'static> Loop<K> {
         let look = self.lookout.look_at().filter(|_| self.pacer.retry_at().is_none());
         let look = look.map(|at| (at, Event::LookDue));
         let audit = Some((self.lookout.audit_at(), Event::FullSyncDue));
-        let affinity = Some((self.affinity.look_at(), Event::AffinityLookDue));
-        let next = [node_wait, sync, look, audit, affinity].into_iter().flatten().min_by_key(|(at, _)| *at);
+        let next = [node_wait, sync, look, audit].into_iter().flatten().min_by_key(|(at, _)| *at);
         match next {
             Some((at, event)) => {
                 tokio::time::sleep_until(at).await;
@@ -286,8 +265,7 @@ impl<K: Iptables + 'static> Loop<K> {
             | Event::RetryDue
             | Event::SyncDue
             | Event::LookDue
-            | Event::FullSyncDue
-            | Event::AffinityLookDue => {}
+            | Event::FullSyncDue => {}
         }
         None
     }
@@ -515,13 +493,6 @@ impl<K: Iptables + 'static> Loop<K> {
         done
     }
 
-    /// Notes which clients lose their session affinity.
-    fn affinity_read(&mut self, found: std::io::Result<FullLists>) {
-        let observers = &self.parts.observers;
-        let tell = |family, n| observers.iter().for_each(|observer| observer.affinity_lists_full(family, n));
-        self.affinity.looked(found, &self.state.families, &tell);
-    }
-
     fn take_state(&mut self) -> State<K> {
         let empty = State { families: Vec::new(), snapshot: Snapshot::default() };
         std::mem::replace(&mut self.state, empty)
@@ -598,17 +569,6 @@ fn take_prints_soon<K: Iptables>(state: &mut State<K>, alone: Option<u32>) -> bo
     state.families.iter_mut().map(take).fold(false, |any, one| any | one)
 }
 
-/// What a reading that was begun comes to; waits for ever where none was.
-async fn heard<T>(reading: &mut Option<tokio::task::JoinHandle<T>>) -> T {
-    match reading {
-        Some(reading) => match reading.await {
-            Ok(found) => found,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        },
-        None => std::future::pending().await,
-    }
-}
-
 /// Does `work` on the state on a thread where it may block. A panic there ends the process: half a
 /// state is not to be gone on with.
 async fn on_thread<K: Send + 'static, T: Send + 'static>(
@@ -673,7 +633,8 @@ fn sync_family<K: Iptables>(
     log::synced(&report, elapsed);
     if let Some(settings) = sync.settings() {
         let quarantine = sync.quarantine();
-        let synced = Synced { report: &report, view, settings, quarantine, elapsed };
+        let compiled = sync.compiled();
+        let synced = Synced { report: &report, view, settings, quarantine, compiled, elapsed };
         observers.iter().for_each(|observer| observer.synced(&synced));
     }
     report
