@@ -5,76 +5,32 @@
 //! one of two ways ([`Layout`]). Every `KUBE-` word is in this module.
 
 pub mod advice;
-pub mod classic;
-pub mod compact;
+mod classic;
+mod compact;
 pub mod dispatch;
+mod entries;
+mod external;
 pub mod fixed;
 mod layout;
 pub mod names;
 pub mod overlap;
 pub mod ownership;
+mod port_context;
 mod settings;
+mod shared;
 
 pub use layout::{LARGE_CLUSTER_ENDPOINTS, Layout, SMALL_CLUSTER_ENDPOINTS};
 pub use settings::{Detector, NodePorts, Settings};
+pub use shared::{Entry, SharedChain};
 
 use dispatch::{Key, Part};
 use overlap::Claims;
+use port_context::PortContext;
 
-use crate::iptables::{Chain, ChainName, Rule, Ruleset, Table};
+use crate::iptables::{Chain, Rule, Ruleset, Table};
 use crate::model::{Service, ServicePort, ServicePortName, Snapshot};
 use crate::net::IpFamily;
 use crate::policy::{Place, Selection, Verdicts};
-
-/// A chain in which every service port may have entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SharedChain {
-    /// filter `KUBE-SERVICES`: rejected and dropped cluster IPs.
-    FilterServices,
-    /// filter `KUBE-EXTERNAL-SERVICES`: rejected and dropped external addresses and node ports.
-    FilterExternalServices,
-    /// filter `KUBE-NODEPORTS`: accepted health check node ports.
-    FilterNodePorts,
-    /// filter `KUBE-PROXY-FIREWALL`: dropped sources of load balancer addresses.
-    FilterFirewall,
-    /// nat `KUBE-SERVICES`: dispatch by address.
-    NatServices,
-    /// nat `KUBE-NODEPORTS`: dispatch by node port.
-    NatNodePorts,
-}
-
-impl SharedChain {
-    /// All of them.
-    pub const ALL: [SharedChain; 6] = [
-        SharedChain::FilterServices,
-        SharedChain::FilterExternalServices,
-        SharedChain::FilterNodePorts,
-        SharedChain::FilterFirewall,
-        SharedChain::NatServices,
-        SharedChain::NatNodePorts,
-    ];
-
-    /// Its table.
-    pub fn table(self) -> Table {
-        match self {
-            SharedChain::NatServices | SharedChain::NatNodePorts => Table::Nat,
-            _ => Table::Filter,
-        }
-    }
-
-    /// Its name.
-    pub fn name(self) -> ChainName {
-        match self {
-            SharedChain::FilterServices | SharedChain::NatServices => names::KUBE_SERVICES,
-            SharedChain::FilterExternalServices => names::KUBE_EXTERNAL_SERVICES,
-            SharedChain::FilterNodePorts | SharedChain::NatNodePorts => names::KUBE_NODEPORTS,
-            SharedChain::FilterFirewall => names::KUBE_PROXY_FIREWALL,
-        }
-    }
-}
-
-/// One rule in a shared chain.
-pub type Entry = (SharedChain, Rule);
 
 /// What one service port adds to the ruleset.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,15 +78,16 @@ pub fn chains(
     port: &ServicePort<'_>,
     selection: &Selection<'_>,
 ) -> Vec<Chain> {
+    let port = PortContext::new(settings, port, selection.verdicts(port));
     match layout {
-        Layout::Classic { is_large } => classic::chains(settings, port, selection, is_large),
-        Layout::Compact => compact::chains(settings, port, selection),
+        Layout::Classic { is_large } => classic::chains(&port, selection, is_large),
+        Layout::Compact => compact::chains(&port, selection),
     }
 }
 
 /// The entries of `port` in the shared chains; the same in both layouts.
 pub fn entries(settings: &Settings, port: &ServicePort<'_>, verdicts: Verdicts) -> Vec<Entry> {
-    classic::entries(settings, port, verdicts)
+    entries::entries(&PortContext::new(settings, port, verdicts))
 }
 
 /// The whole ruleset of a node: what `iptables-save` shows on a node that has nothing else, jumps and

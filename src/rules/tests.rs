@@ -9,7 +9,7 @@ mod pods;
 use super::ownership::Owner;
 use super::*;
 use crate::config::{Config, Flags};
-use crate::iptables::{Match, write};
+use crate::iptables::{ChainName, Match, write};
 use crate::model::Inventory;
 use crate::model::decode::{Interner, manifest};
 use crate::model::host::Host;
