@@ -4,27 +4,21 @@
 //! a time. Whatever wakes it is an [`Event`]. Changes that come together are synced together.
 
 mod affinity;
-mod ahead;
 pub mod canary;
-mod compile;
-mod dispatch;
 mod family;
 mod log;
 mod lookout;
 mod observer;
 mod pacer;
 mod quarantine;
-mod records;
 mod report;
 mod stopwatch;
 mod sweep;
 mod tables;
 mod threads;
-mod turns;
-mod wanted;
 
-pub use family::{FamilySync, View};
-pub use observer::{Finding, News, Observer, Scope, Synced};
+pub use family::FamilySync;
+pub use observer::{Finding, News, Observer, Synced};
 pub use report::{Drift, Quarantine, Refusal, Report, SyncError};
 pub use stopwatch::Stages;
 pub use sweep::{Sweep, Sweeper};
@@ -38,9 +32,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::compile::View;
 use crate::config::{Config, DetectLocal};
 use crate::kernel::Iptables;
-use crate::kernel::recent::{FullLists, RecentLists};
+use crate::kernel::affinity_lists::{AffinityLists, FullLists};
 use crate::model::host::Host;
 use crate::model::{Change, Node, Snapshot, Touched};
 use crate::net::IpFamily;
@@ -179,7 +174,7 @@ impl<K: Iptables + 'static> Loop<K> {
             pacer: Pacer::new(config.min_sync_period, config.sync_period),
             state: State { families, snapshot: Snapshot::default() },
             lookout: Lookout::new(is_notified, config.audit_period, Instant::now()),
-            affinity: Affinity::new(RecentLists::of_kernel(), config.audit_period, Instant::now()),
+            affinity: Affinity::new(AffinityLists::of_kernel(), config.audit_period, Instant::now()),
             parts: Parts { config, node_name, host, kernels: Vec::new(), observers, patience, is_notified },
             settled_node: None,
             are_services_listed: false,

@@ -8,11 +8,14 @@ mod pods;
 
 use super::ownership::Owner;
 use super::*;
+use crate::compile::ruleset;
 use crate::config::{Config, Flags};
-use crate::iptables::{ChainName, Match, write};
+use crate::iptables::{ChainName, Match, Rule, Ruleset, Table, write};
 use crate::model::Inventory;
 use crate::model::decode::{Interner, manifest};
 use crate::model::host::Host;
+use crate::net::IpFamily;
+use crate::policy::Place;
 
 /// The node, dual stack, in zone `east`.
 const NODE: &str = "apiVersion: v1\nkind: Node\n\
@@ -98,7 +101,7 @@ impl Case {
         let header = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
         let (config, _) =
             Config::resolve(Some(&format!("{header}{}", self.config)), &Flags::default()).unwrap();
-        let snapshot = inventory.seen_from("node-a");
+        let snapshot = inventory.snapshot_for("node-a");
         let settings = Settings::new(&config, snapshot.node(), &Host::parse(&self.host).unwrap(), family);
         let zone = snapshot.node().and_then(|node| node.zone.clone());
         ruleset(&settings, &snapshot, Place { node: "node-a", zone: zone.as_deref() })

@@ -7,10 +7,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::compile;
+use chainsmith::compile::View;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
 use chainsmith::iptables::{ChainName, Match, Rule, Ruleset, Table, Target, write};
-use chainsmith::kernel::iptables::{KernelIptables, Programs, open, takes};
+use chainsmith::kernel::programs::{KernelIptables, Programs, accepts_rule, open};
 use chainsmith::kernel::{Backend, RestoreError};
 use chainsmith::model::host::{Host, Kernel};
 use chainsmith::model::{
@@ -22,8 +24,8 @@ use chainsmith::plan::Restore;
 use chainsmith::policy::Place;
 use chainsmith::rules::names::{self, PortNames};
 use chainsmith::rules::ownership::Owner;
-use chainsmith::rules::{self, Settings, fixed};
-use chainsmith::sync::{FamilySync, View};
+use chainsmith::rules::{Settings, fixed};
+use chainsmith::sync::FamilySync;
 
 use super::corpus_cases::Case;
 use super::namespace::{everywhere, in_namespace, load, saved};
@@ -137,7 +139,7 @@ fn sync(sync: &mut FamilySync<KernelIptables>, snapshot: &Snapshot, settings: Se
 /// What the kernel holds is what `settings` make of `snapshot`, but for canaries.
 #[track_caller]
 fn assert_in_force(family: IpFamily, backend: Backend, snapshot: &Snapshot, settings: &Settings) {
-    let wanted = rules::ruleset(settings, snapshot, PLACE);
+    let wanted = compile::ruleset(settings, snapshot, PLACE);
     let there = parse::save(family, &saved(family, backend)).expect("a save can be read");
     for table in [Table::Filter, Table::Nat] {
         for (name, chain) in &wanted.tables[&table] {
@@ -157,7 +159,7 @@ fn the_worst_that_services_can_ask_for_is_taken_by_both_back_ends() {
         let snapshot = worst(family);
         for (bpf, longest) in [(true, 14), (false, 15)] {
             let settings = settings(family, LayoutChoice::Compact, bpf);
-            let wanted = rules::ruleset(&settings, &snapshot, PLACE);
+            let wanted = compile::ruleset(&settings, &snapshot, PLACE);
             assert_eq!(depth(&wanted, Table::Nat, &names::KUBE_SERVICES), longest);
             let kernel = open(family, Some(backend)).expect("iptables works");
             let mut family_sync = FamilySync::new(kernel);
@@ -171,14 +173,15 @@ fn the_worst_that_services_can_ask_for_is_taken_by_both_back_ends() {
 fn the_match_for_hairpins_is_there_and_another_is_not() {
     everywhere(|family, backend| {
         let mut kernel = open(family, Some(backend)).expect("iptables works");
-        assert_eq!(takes(&mut kernel, &fixed::hairpin_probe(family)), Ok(()));
+        assert_eq!(accepts_rule(&mut kernel, &fixed::hairpin_probe(family)), Ok(()));
         let Ok(Line::Append(_, unknown)) = parse::line(family, "-A X -m nosuchmatch --option 1 -j RETURN")
         else {
             panic!("a foreign rule is read");
         };
-        let refused = takes(&mut kernel, &unknown);
-        let is_refusal = matches!(refused, Err(RestoreError::Refused { .. } | RestoreError::Failed { .. }));
-        assert!(is_refusal, "{family} {backend:?}: {refused:?}");
+        let rejected = accepts_rule(&mut kernel, &unknown);
+        let is_rejection =
+            matches!(rejected, Err(RestoreError::Refused { .. } | RestoreError::Failed { .. }));
+        assert!(is_rejection, "{family} {backend:?}: {rejected:?}");
         assert!(!saved(family, backend).contains("PROBE"), "nothing is left of it");
     });
 }
@@ -238,7 +241,7 @@ fn an_agent_goes_over_to_compact_and_back() {
     });
 }
 
-/// The chains of nat that kube-proxy takes for its own.
+/// The chains of nat that kube-proxy treats as its own.
 fn service_chains(family: IpFamily, backend: Backend) -> BTreeSet<String> {
     let text = saved(family, backend);
     let nat = &text[text.find("*nat").expect("nat is there")..];

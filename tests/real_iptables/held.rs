@@ -4,16 +4,17 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use chainsmith::compile::View;
 use chainsmith::config::Config;
 use chainsmith::iptables::{ChainName, Table, parse};
 use chainsmith::kernel::Backend;
-use chainsmith::kernel::iptables::{Programs, open};
+use chainsmith::kernel::programs::{Programs, open};
 use chainsmith::model::host::Host;
 use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
 use chainsmith::rules::Settings;
-use chainsmith::sync::{Depth, Drift, FamilySync, Report, View};
+use chainsmith::sync::{Depth, Drift, FamilySync, Report};
 
 use super::compact::{PLACE, small};
 use super::large::{Calls, Recorded, service, slice};
