@@ -34,9 +34,11 @@ mod start;
 mod starting;
 #[path = "real_iptables/unusable.rs"]
 mod unusable;
+#[path = "real_iptables/verbosity.rs"]
+mod verbosity;
 
 use chainsmith::kernel::Backend;
-use chainsmith::kernel::iptables::open;
+use chainsmith::kernel::programs::open;
 use chainsmith::net::IpFamily;
 
 use corpus_cases::{Case, live, version};

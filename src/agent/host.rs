@@ -12,8 +12,9 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::kernel::addrs::{self, Notifications};
-use crate::kernel::nfacct::{self, Unensured};
+use crate::kernel::addrs::{self, AddressChanges};
+use crate::kernel::nfacct::{self, EnsureCounterError};
+use crate::log::failure;
 use crate::model::host::{Counters, Host, Kernel};
 use crate::rules::fixed;
 
@@ -31,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Looks up addresses.
 type ListAddresses = Box<dyn Fn() -> io::Result<Vec<IpAddr>> + Send + Sync>;
 /// Sees to it that the counter of this name is there.
-type EnsureCounter = Box<dyn Fn(&str) -> Result<(), Unensured> + Send + Sync>;
+type EnsureCounter = Box<dyn Fn(&str) -> Result<(), EnsureCounterError> + Send + Sync>;
 
 /// Looks up what the node knows of itself.
 pub(super) struct Lookups {
@@ -104,11 +105,11 @@ impl Lookups {
     fn has_counter(&self, last: &mut LastKnown<bool>, name: &'static str) -> bool {
         let found = match (self.ensure_counter)(name) {
             Ok(()) => Ok(true),
-            Err(Unensured::Absent(error)) => {
+            Err(EnsureCounterError::Absent(error)) => {
                 warn!(counter = name, %error, "cannot make the nfacct counter; rules do without");
                 Ok(false)
             }
-            Err(Unensured::Unknown(error)) => Err(error),
+            Err(EnsureCounterError::Unknown(error)) => Err(error),
         };
         last.note(name, found)
     }
@@ -130,15 +131,13 @@ impl Lookups {
     pub(super) async fn follow(self: Arc<Lookups>, changed: mpsc::Sender<()>) -> anyhow::Result<()> {
         let mut n_failures: u32 = 0;
         loop {
-            let failed = match Notifications::listen() {
+            let failed = match AddressChanges::listen() {
                 Ok(mut listener) => self.listen(&mut listener, &mut n_failures, &changed).await,
                 Err(error) => Err(error),
             };
             let Err(error) = failed else { return Ok(()) };
             n_failures = n_failures.saturating_add(1);
-            if n_failures.is_power_of_two() {
-                warn!(%error, n_failures, "cannot listen for changes of addresses; listing them every second");
-            }
+            failure!(n_failures, %error, "cannot listen for changes of addresses; listing them every second");
             // What was missed meanwhile is found by listing once more.
             tokio::time::sleep(FIRST_RETRY).await;
             if changed.send(()).await.is_err() {
@@ -150,7 +149,7 @@ impl Lookups {
     /// Passes on what `listener` receives until that fails, or the receiver is gone.
     async fn listen(
         &self,
-        listener: &mut Notifications,
+        listener: &mut AddressChanges,
         n_failures: &mut u32,
         changed: &mpsc::Sender<()>,
     ) -> io::Result<()> {
@@ -213,9 +212,7 @@ impl<T: Clone> LastKnown<T> {
             }
             Err(error) => {
                 self.n_failures = self.n_failures.saturating_add(1);
-                if self.n_failures.is_power_of_two() {
-                    warn!(what, %error, n_failures = self.n_failures, "look-up failed; the last known value stays in use");
-                }
+                failure!(self.n_failures, what, %error, "look-up failed; the last known value stays in use");
             }
         }
         self.value.clone()
