@@ -15,7 +15,7 @@ use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::{Chain, Jump, Ruleset, Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::net::IpFamily;
-use chainsmith::plan::{Committed, Limits, Planner, Tally, When};
+use chainsmith::plan::{Committed, Limits, Planner, RestoreCounts, When};
 use chainsmith::rules::{self, fixed, names};
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
@@ -85,7 +85,7 @@ fn one_endpoint(c: &mut Criterion, id: BenchmarkId, cluster: &mut Cluster) {
                 let started = now();
                 let report = sink::change(&mut family, cluster, change);
                 elapsed += started.elapsed();
-                let Tally { n_lines, n_processes, .. } = report.tally;
+                let RestoreCounts { n_lines, n_processes, .. } = report.tally;
                 assert!(n_lines <= MAX_LINES && n_processes == 1, "{n_lines} lines, {n_processes} processes");
             }
             elapsed
@@ -124,7 +124,7 @@ fn plan(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
     });
 }
 
-fn send(chains: &[Chain], jumps: &[Jump], committed: &mut Committed) -> Tally {
+fn send(chains: &[Chain], jumps: &[Jump], committed: &mut Committed) -> RestoreCounts {
     let mut sink = Sink::new(Backend::Nft);
     let mut planner = Planner::new(IpFamily::V4, committed, jumps, Limits::NFT, &mut sink);
     for chain in chains {

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use crate::iptables::{ChainName, Jump, Table};
 use crate::net::IpFamily;
-use crate::plan::{Aftermath, Limits, Print, Restore, Uncertain};
+use crate::plan::{FailureEffect, Limits, Print, Restore};
 
 /// The two implementations of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,15 +192,15 @@ pub enum RestoreError {
     NotStarted(String),
 }
 
-impl Uncertain for RestoreError {
-    fn aftermath(&self) -> Aftermath {
-        match self {
-            RestoreError::NotStarted(_) => Aftermath::Nothing,
+impl From<&RestoreError> for FailureEffect {
+    fn from(error: &RestoreError) -> FailureEffect {
+        match error {
+            RestoreError::NotStarted(_) => FailureEffect::NothingApplied,
             RestoreError::Refused { .. }
             | RestoreError::TooLarge(_)
             | RestoreError::Locked(_)
-            | RestoreError::Failed { .. } => Aftermath::EarlierTables,
-            RestoreError::Killed(_) | RestoreError::TimedOut(_) => Aftermath::Unknown,
+            | RestoreError::Failed { .. } => FailureEffect::EarlierTablesApplied,
+            RestoreError::Killed(_) | RestoreError::TimedOut(_) => FailureEffect::Unknown,
         }
     }
 }

@@ -16,12 +16,12 @@ use anyhow::anyhow;
 use tracing::{info, warn};
 
 use legacy::Watched;
-use look::{Doors, Scan, doors_of};
+use look::{Doors, Scan, inherited_udp_of};
 
 use super::report::Drift;
 use crate::iptables::{ChainName, Digest, Jump, Table};
 use crate::kernel::{Backend, Dump, Iptables, Readable};
-use crate::plan::{Committed, Found, Reader, UdpDoors};
+use crate::plan::{Committed, ReadBack, SaveReader, UdpFrontends};
 use crate::rules::{fixed, names};
 
 /// Those that hold what is ours, in the order in which they are read.
@@ -54,14 +54,14 @@ pub(super) struct Tables<K> {
     /// spells them in its own way.
     dialects: BTreeMap<(Table, ChainName), (Digest, Digest)>,
     n_looks: usize,
-    doors: Doors,
+    inherited_udp: Doors,
     scan: Option<Scan>,
     /// Of the legacy back-end.
     watched: Watched,
     /// Chains that foreign rules lead to, when nat was read since that was asked for.
     referenced: Option<BTreeSet<ChainName>>,
     /// What UDP rules answered on that were there before this process, once they were read.
-    inherited: Option<UdpDoors>,
+    inherited: Option<UdpFrontends>,
 }
 
 impl<K: Iptables> Tables<K> {
@@ -75,7 +75,7 @@ impl<K: Iptables> Tables<K> {
             doubt: Doubt::Failure,
             dialects: BTreeMap::new(),
             n_looks: 0,
-            doors: Doors::new(),
+            inherited_udp: Doors::new(),
             scan: None,
             watched: Watched::default(),
             referenced: None,
@@ -85,7 +85,7 @@ impl<K: Iptables> Tables<K> {
 
     /// What UDP rules of an earlier process answered on; told once. Nothing where the rules were too
     /// many to be read.
-    pub(super) fn take_inherited(&mut self) -> UdpDoors {
+    pub(super) fn take_inherited(&mut self) -> UdpFrontends {
         self.inherited.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
@@ -108,7 +108,7 @@ impl<K: Iptables> Tables<K> {
         if !matches!(self.kernel.readable(Table::Nat), Ok(Readable::Rules)) {
             return;
         }
-        let mut reader = Reader::new(self.kernel.family(), &[], &is_tracked);
+        let mut reader = SaveReader::new(self.kernel.family(), &[], &is_tracked);
         match self.kernel.save(Table::Nat, &mut |line| reader.line(line)) {
             Ok(()) => self.referenced = Some(reader.finish().referenced),
             Err(error) => {
@@ -240,7 +240,7 @@ impl<K: Iptables> Tables<K> {
     fn read(&mut self, tables: &[Table], left: Option<&Committed>) -> Reading {
         let family = self.kernel.family();
         let jumps = self.jumps.clone();
-        let mut reader = Reader::new(family, &jumps, &is_tracked);
+        let mut reader = SaveReader::new(family, &jumps, &is_tracked);
         let mut unread = Vec::new();
         let mut dumps = Vec::new();
         for table in tables.iter().copied() {
@@ -259,15 +259,15 @@ impl<K: Iptables> Tables<K> {
                 Err(error) => unread.push((table, error)),
             }
         }
-        let Found { committed: mut found, doors, referenced } = reader.finish();
-        self.inherited.get_or_insert(doors);
+        let ReadBack { committed: mut found, inherited_udp, referenced } = reader.finish();
+        self.inherited.get_or_insert(inherited_udp);
         if tables.contains(&Table::Nat) && !unread.iter().any(|(table, _)| *table == Table::Nat) {
             self.referenced = Some(referenced);
         }
         found.read_back();
         for (table, dump) in &dumps {
             dump.chains.iter().for_each(|shown| found.prints.take(*table, &shown.name, shown.print));
-            self.doors.extend(doors_of(&jumps, &found.jumps, *table, dump));
+            self.inherited_udp.extend(inherited_udp_of(&jumps, &found.jumps, *table, dump));
         }
         if let Some((_, dump)) = dumps.iter().find(|(table, _)| *table == Table::Nat) {
             self.watched.nat_read(dump);

@@ -10,7 +10,7 @@ use chainsmith::kernel::nft::{Commit, Notifications};
 use chainsmith::model::Change;
 use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
-use chainsmith::plan::Tally;
+use chainsmith::plan::RestoreCounts;
 use chainsmith::sync::{Drift, Inputs, Loop, Observer, Parts, Patience, Scope, Synced};
 use chainsmith::watch::WatchEvent;
 use tokio::sync::mpsc;
@@ -25,7 +25,7 @@ const N_SERVICES: usize = 6_000;
 struct Done {
     family: IpFamily,
     is_full: bool,
-    tally: Tally,
+    tally: RestoreCounts,
     drift: Drift,
 }
 
