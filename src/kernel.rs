@@ -3,6 +3,7 @@
 
 pub mod addrs;
 pub mod conntrack;
+#[cfg(any(test, feature = "fake-kernel"))]
 pub mod fake;
 pub mod ipset;
 pub mod iptables;

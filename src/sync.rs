@@ -4,10 +4,7 @@
 //! a time. Whatever wakes it is an [`Event`]. Changes that come together are synced together.
 
 mod affinity;
-mod ahead;
 pub mod canary;
-mod compile;
-mod dispatch;
 mod family;
 mod log;
 mod lookout;
@@ -15,19 +12,16 @@ mod measure;
 mod observer;
 mod pacer;
 mod quarantine;
-mod records;
 mod report;
 mod stopwatch;
 mod sweep;
 mod tables;
 mod threads;
 mod triggers;
-mod turns;
-mod wanted;
 
-pub use family::{FamilySync, View};
+pub use family::FamilySync;
 pub use measure::Meter;
-pub use observer::{Finding, News, Observer, Scope, Synced};
+pub use observer::{Finding, News, Observer, Synced};
 pub use report::{Drift, Quarantine, Refusal, Report, SyncError};
 pub use sweep::{Sweep, Sweeper};
 pub use tables::{Depth, Look};
@@ -40,6 +34,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::compile::View;
 use crate::config::{Config, DetectLocal};
 use crate::kernel::Iptables;
 use crate::kernel::recent::{FullLists, RecentLists};

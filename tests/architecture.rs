@@ -4,13 +4,14 @@
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. Modules above `kernel` are pure.
-const MAY_USE: [(&str, &[&str]); 20] = [
+const MAY_USE: [(&str, &[&str]); 21] = [
     ("net", &[]),
     ("iptables", &["net"]),
     ("config", &["net"]),
     ("model", &["net"]),
     ("policy", &["net", "model"]),
     ("rules", &["net", "config", "iptables", "model", "policy"]),
+    ("compile", &["net", "config", "iptables", "model", "policy", "rules", "plan"]),
     ("plan", &["net", "iptables"]),
     ("log", &[]),
     ("kernel", &["log", "net", "iptables", "plan"]),
@@ -21,11 +22,11 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     (
         "sync",
         &[
-            "log", "net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "metrics",
-            "watch",
+            "log", "net", "config", "iptables", "model", "policy", "rules", "compile", "plan", "kernel",
+            "metrics", "watch",
         ],
     ),
-    ("health", &["log", "net", "model", "rules", "metrics", "http", "sync"]),
+    ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "sync"]),
     ("events", &["log", "model", "metrics", "sync"]),
     (
         "agent",
@@ -37,6 +38,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
             "model",
             "policy",
             "rules",
+            "compile",
             "plan",
             "kernel",
             "metrics",
@@ -58,6 +60,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
             "model",
             "policy",
             "rules",
+            "compile",
             "plan",
             "kernel",
             "metrics",
@@ -70,7 +73,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     ("lib", &[]),
 ];
 
-const PURE: [&str; 7] = ["net", "iptables", "config", "model", "policy", "rules", "plan"];
+const PURE: [&str; 8] = ["net", "iptables", "config", "model", "policy", "rules", "compile", "plan"];
 
 /// Every source file with the module that it belongs to; tests are looked at too.
 fn sources() -> Vec<(String, PathBuf, String)> {

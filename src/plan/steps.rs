@@ -57,10 +57,24 @@ impl StepOrder {
         use PlanStep::*;
         match self {
             StepOrder::FilterAroundNat => &[
-                FilterUnion, FixedNat, ServicePorts, Dispatch, FixedNatLast, NatJumps, StaleNat, FilterDesired,
+                FilterUnion,
+                FixedNat,
+                ServicePorts,
+                Dispatch,
+                FixedNatLast,
+                NatJumps,
+                StaleNat,
+                FilterDesired,
             ],
             StepOrder::FilterAfterNat => &[
-                FixedNat, ServicePorts, Dispatch, FixedNatLast, NatJumps, StaleNat, FilterUnion, FilterDesired,
+                FixedNat,
+                ServicePorts,
+                Dispatch,
+                FixedNatLast,
+                NatJumps,
+                StaleNat,
+                FilterUnion,
+                FilterDesired,
             ],
             StepOrder::Probe => &[ProbeFilter, FixedNat, ServicePorts, ProbeNat],
         }

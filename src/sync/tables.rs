@@ -16,7 +16,7 @@ use anyhow::anyhow;
 use tracing::{info, warn};
 
 use legacy::Watched;
-use look::{Doors, Scan, inherited_udp_of};
+use look::{Doors, Scan, doors_of};
 
 use super::report::Drift;
 use crate::iptables::{ChainName, Digest, Jump, Table};
@@ -54,7 +54,7 @@ pub(super) struct Tables<K> {
     /// spells them in its own way.
     dialects: BTreeMap<(Table, ChainName), (Digest, Digest)>,
     n_looks: usize,
-    inherited_udp: Doors,
+    doors: Doors,
     scan: Option<Scan>,
     /// Of the legacy back-end.
     watched: Watched,
@@ -75,7 +75,7 @@ impl<K: Iptables> Tables<K> {
             doubt: Doubt::Failure,
             dialects: BTreeMap::new(),
             n_looks: 0,
-            inherited_udp: Doors::new(),
+            doors: Doors::new(),
             scan: None,
             watched: Watched::default(),
             referenced: None,
@@ -267,7 +267,7 @@ impl<K: Iptables> Tables<K> {
         found.read_back();
         for (table, dump) in &dumps {
             dump.chains.iter().for_each(|shown| found.prints.take(*table, &shown.name, shown.print));
-            self.inherited_udp.extend(inherited_udp_of(&jumps, &found.jumps, *table, dump));
+            self.doors.extend(doors_of(&jumps, &found.jumps, *table, dump));
         }
         if let Some((_, dump)) = dumps.iter().find(|(table, _)| *table == Table::Nat) {
             self.watched.nat_read(dump);
@@ -357,8 +357,8 @@ impl<K: Iptables> Tables<K> {
                 Table::Filter => {
                     let known = left.and_then(|left| left.filter.get(&name).cloned().flatten());
                     found.filter.insert(name, known);
-                    let possible = left.and_then(|left| left.possible.get(&name).cloned());
-                    found.possible.extend(possible.map(|rules| (name, rules)));
+                    let possible = left.and_then(|left| left.uncertain_filter.get(&name).cloned());
+                    found.uncertain_filter.extend(possible.map(|rules| (name, rules)));
                 }
                 Table::Mangle => {}
             }

@@ -136,7 +136,8 @@ fn entries_are_tried_in_chains_that_are_gone_with_the_same_commit() {
     let planner = Planner::new(IpFamily::V4, &mut committed, &[], UNLIMITED, &mut recorder);
     planner.run(StepOrder::Probe, &mut desired).1.unwrap();
     let filter = "*filter\n:PROBE-F - [0:0]\n-A PROBE-F -p udp -j DROP\n:PROBE-F - [0:0]\n-X PROBE-F\nCOMMIT";
-    let nat = "*nat\n:N - [0:0]\n:PROBE-N - [0:0]\n-A PROBE-N -p udp -j N\n:PROBE-N - [0:0]\n-X PROBE-N\nCOMMIT";
+    let nat =
+        "*nat\n:N - [0:0]\n:PROBE-N - [0:0]\n-A PROBE-N -p udp -j N\n:PROBE-N - [0:0]\n-X PROBE-N\nCOMMIT";
     check(&recorder.inputs, &[&format!("{filter}\n{nat}")]);
     assert_eq!((committed.nat.len(), committed.filter.len()), (1, 0));
 }

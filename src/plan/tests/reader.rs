@@ -64,7 +64,8 @@ fn what_rules_for_udp_answer_on_is_told_of_our_chains_of_nat() {
     let is_ours = |_, name: &ChainName| name.as_str().starts_with("OURS");
     let mut reader = SaveReader::new(IpFamily::V4, &[], &is_ours);
     saved.lines().for_each(|line| reader.line(line));
-    let frontends = UdpFrontends { addresses: ["10.0.0.1:53".parse().unwrap()].into(), node_ports: [30053].into() };
+    let frontends =
+        UdpFrontends { addresses: ["10.0.0.1:53".parse().unwrap()].into(), node_ports: [30053].into() };
     assert_eq!(reader.finish().inherited_udp, frontends);
 }
 
