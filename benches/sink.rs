@@ -76,7 +76,7 @@ impl Iptables for Sink {
         Ok(false)
     }
 
-    fn prints(&mut self, _: Table, _: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+    fn fingerprints(&mut self, _: Table, _: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
         Ok(None)
     }
 

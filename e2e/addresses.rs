@@ -1,4 +1,4 @@
-//! Node ports and health check node ports follow the addresses of a node, with no object changed.
+//! Node ports and health check node ports follow the addresses of a node while no object changes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -12,16 +12,16 @@ use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
 
-/// How long a change may take to be seen, on a machine busy with other tests; alone it takes 0.3 s.
+/// How long a change may take to show, on a machine busy with other tests; alone it takes 0.3 s.
 const SOON: Duration = Duration::from_secs(10);
 
-/// Where node ports answer.
+/// The addresses on which node ports answer.
 const CHOSEN: &str = "--nodeport-addresses=192.0.2.0/24,2001:db8::/64";
 
 /// An address that node-1 gets and loses, of each family.
 const ADDRESSES: [(&str, &str); 2] = [("192.0.2.77", "32"), ("2001:db8::77", "128")];
 
-/// What programs that add addresses to nodes (keepalived, MetalLB, DHCP) rely on.
+/// Programs that add addresses to nodes (keepalived, MetalLB, DHCP) rely on this.
 pub fn node_ports_follow_the_addresses_of_the_node(backend: Backend) {
     let running = Running::with_flags(backend, &[CHOSEN]).expect("a cluster starts");
     let node = running.lab.node(1);
@@ -48,7 +48,7 @@ pub fn node_ports_follow_the_addresses_of_the_node(backend: Backend) {
         node.namespace().ip(&format!("addr del {ip}/{length} dev lo\n")).expect("an address goes");
         poll::until("no rule for what is gone", SOON, || !has_rule(ip, family));
     }
-    // Each family is synced for its own changes alone, and the chains of Services stay as they are.
+    // Each family is synced only for its own changes, and the chains of Services stay unchanged.
     let syncs = running.agents[0].syncs();
     assert!(syncs.len() >= n_syncs + 4, "{syncs:?}");
     assert!(syncs[n_syncs..].iter().all(|sync| sync.chains_written <= 1), "{:?}", &syncs[n_syncs..]);

@@ -1,5 +1,5 @@
-//! What Chainsmith does over its life, shown by traffic: changes take effect at once, a restart
-//! touches nothing, what others break is repaired.
+//! The life of an agent, shown by traffic: changes take effect at once, a restart
+//! writes nothing, and the agent repairs what other processes break.
 
 use std::time::{Duration, Instant};
 
@@ -19,18 +19,18 @@ const SOON: Duration = Duration::from_secs(5);
 /// How long one attempt may take while a change is waited for.
 const BRIEF: Duration = Duration::from_millis(200);
 
-/// Each second a look at whether somebody flushed the tables.
+/// The agent checks every second whether the tables were flushed.
 const LOOK_EACH_SECOND: &str = "--iptables-sync-period=1s";
 
-/// Every claim about traffic holds on the rules of a running Chainsmith.
+/// Every claim about traffic holds with the rules of a running agent.
 pub fn traffic_is_right(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     traffic::all(&running.lab);
     stop_all(running);
 }
 
-/// The same in the layout for large clusters; also where forwarding is forbidden but for what rules
-/// allow, as Docker does, and beside somebody's redirection to loopback.
+/// The same in the layout for large clusters; also with a FORWARD policy of DROP, as Docker sets it,
+/// and beside a foreign redirection to loopback.
 pub fn traffic_is_right_in_compact(backend: Backend) {
     let running = Running::with_flags(backend, &["--layout=compact"]).expect("a cluster starts");
     traffic::all(&running.lab);
@@ -39,7 +39,7 @@ pub fn traffic_is_right_in_compact(backend: Backend) {
     stop_all(running);
 }
 
-/// A deleted Service is left alone by every node at once.
+/// All nodes stop serving a deleted Service at once.
 pub fn deleted_service_stops_at_once(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     let node = running.lab.node(2);
@@ -52,12 +52,12 @@ pub fn deleted_service_stops_at_once(backend: Backend) {
         for host in running.lab.nodes() {
             let addresses = [OWN.cluster_ip(family), OWN.load_balancer(family), OWN.external_ip(family)];
             for to in addresses {
-                poll::until(&format!("{to} is nobody's on {}", host.name()), SOON, || {
+                poll::until(&format!("{to} belongs to no Service on {}", host.name()), SOON, || {
                     host.attempt(Protocol::Udp, to, BRIEF).outcome == Outcome::Unreachable
                 });
             }
             let port = OWN.node_port(host, family);
-            poll::until(&format!("{port} is nobody's"), SOON, || {
+            poll::until(&format!("{port} belongs to no Service"), SOON, || {
                 running.lab.outside().attempt(Protocol::Udp, port, BRIEF).outcome == Outcome::Refused
             });
         }
@@ -69,7 +69,7 @@ pub fn deleted_service_stops_at_once(backend: Backend) {
     stop_all(running);
 }
 
-/// Endpoints that come and go take effect, and the last one's going refuses.
+/// Endpoints that come and go take effect, and without endpoints connections are rejected.
 pub fn endpoints_are_followed(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     let (client, to) = (running.lab.pod("client-2"), OWN.cluster_ip(Family::V4));
@@ -80,7 +80,7 @@ pub fn endpoints_are_followed(backend: Backend) {
     poll::until("web-2 has joined", SOON, || client.tcp(to).pod() == "web-2");
     client.attempts(200, Protocol::Tcp, to).assert_spread(&WEB_PODS);
     running.api.put(own_slice(&[]));
-    poll::until("nobody is left", SOON, || {
+    poll::until("no endpoint is left", SOON, || {
         client.attempt(Protocol::Udp, to, BRIEF).outcome == Outcome::Refused
     });
     let other_family = OWN.cluster_ip(Family::V6);
@@ -88,7 +88,7 @@ pub fn endpoints_are_followed(backend: Backend) {
     stop_all(running);
 }
 
-/// A stopped Chainsmith leaves the rules in force, and a new one adopts them without writing.
+/// A stopped agent leaves the rules in force, and a new one adopts them without writing.
 pub fn restart_writes_nothing(backend: Backend) {
     let mut running = Running::start(backend).expect("a cluster starts");
     let first = running.agents.remove(0);
@@ -103,8 +103,8 @@ pub fn restart_writes_nothing(backend: Backend) {
     poll::until("the new agent has synced both families", SOON, || second.syncs().len() >= 2);
     let after = Kernel::of(node);
     assert_eq!(after.rules, before.rules, "the rules themselves");
-    // Two rules of each family are tried, that compact needs and that counts, and are gone again with the
-    // same commit.
+    // The agent probes two rules of each family, one that compact needs and one that counts packets; both are
+    // gone with the same commit.
     let n_probes = u32::from(backend == Backend::Nft) * 4;
     assert_eq!(after.generation - before.generation, n_probes, "commits to nf_tables");
     assert!(after.counted > before.counted, "counters went on: {} then {}", before.counted, after.counted);
@@ -119,7 +119,7 @@ pub fn restart_writes_nothing(backend: Backend) {
     asked.dedup();
     assert_eq!((n_asked, asked.len()), (6, 6), "each program is asked once for its version: {asked:?}");
 
-    // It is alive, and what it now writes is the change only.
+    // The agent runs, and writes only the change.
     running.api.put(own_slice(&["10.128.1.5"]));
     poll::until("web-3 has taken over", SOON, || node.tcp(OWN.cluster_ip(Family::V4)).pod() == "web-3");
     let restores = restores(&second);
@@ -128,7 +128,7 @@ pub fn restart_writes_nothing(backend: Backend) {
     stop_all(running);
 }
 
-/// A killed Chainsmith leaves the rules in force, and the next one goes on from them.
+/// A killed agent leaves the rules in force, and the next one goes on from them.
 pub fn kill_leaves_the_rules(backend: Backend) {
     let mut running = Running::start(backend).expect("a cluster starts");
     let first = running.agents.remove(0);
@@ -142,7 +142,7 @@ pub fn kill_leaves_the_rules(backend: Backend) {
     stop_all(running);
 }
 
-/// When somebody flushes all tables, as a firewall does that is reloaded, they are repaired.
+/// The agent repairs all tables when another process flushes them, as a firewall does when it reloads.
 pub fn flushed_tables_are_repaired(backend: Backend) {
     let running = Running::with_flags(backend, &[LOOK_EACH_SECOND]).expect("a cluster starts");
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
@@ -158,19 +158,19 @@ pub fn flushed_tables_are_repaired(backend: Backend) {
     stop_all(running);
 }
 
-/// The calls of iptables-restore with which `agent` wrote, not only asked for the version.
+/// The calls of iptables-restore in which `agent` wrote rules; calls that only ask for the version do not count.
 fn restores(agent: &Agent) -> Vec<String> {
     let calls = agent.programs_started().into_iter();
     calls.filter(|call| call.contains("-restore ") && !call.contains("--version")).collect()
 }
 
-/// What a node's kernel holds, as far as a restart must not change it.
+/// The kernel's state on a node, as far as a restart must not change it.
 struct Kernel {
     /// The rules of both families without counters.
     rules: Vec<String>,
     /// How often nf_tables was written.
     generation: u32,
-    /// Packets counted by all rules of Services together.
+    /// Packets counted by all rules of Services, in total.
     counted: u64,
 }
 
@@ -199,7 +199,7 @@ impl Kernel {
     }
 }
 
-/// Ends all agents as a node would when it shuts down.
+/// Ends all agents as a node does when it shuts down.
 #[track_caller]
 pub fn stop_all(running: Running) {
     for agent in running.agents {

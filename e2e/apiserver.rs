@@ -1,10 +1,10 @@
 //! A small Kubernetes API server for tests, and the choice of a real one in its place.
 //!
-//! It serves what a node agent asks for as a real server was recorded to (`testdata/apiserver`): lists
+//! It serves the requests of a node agent as a real server was recorded to (`testdata/apiserver`): lists
 //! in pages, watches with bookmarks, streaming lists, selectors, versions that expire, status patches,
-//! events, over plain http and https, HTTP/1.1 and HTTP/2, on one port; and it can be made to fail in
-//! the ways of [`Fault`]. What comes by HTTP or by [`Cluster`] is checked as a real server checks it;
-//! [`ApiServer::put`] stores objects as they are given, so that tests can give any.
+//! events, over plain http and https, HTTP/1.1 and HTTP/2, on one port; and it can fail on demand in
+//! the ways of [`Fault`]. It checks objects from HTTP and from [`Cluster`] as a real server does;
+//! [`ApiServer::put`] stores objects unchecked, so that tests can store any.
 //!
 //! Each file includes this module with `#[path]`, so its own files are named by path, too.
 
@@ -97,9 +97,9 @@ use self::store::Store;
 #[allow(unused_imports, reason = "each test target uses a part of this module")]
 pub use self::tls::ClientCertificate;
 
-/// Changes kept of each kind until versions before them are gone.
+/// Number of changes of each kind that are kept; older versions are expired.
 const HISTORY: usize = 50_000;
-/// Time between bookmarks; a real server sends one each minute.
+/// Time between bookmarks; a real server sends one every minute.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 
 /// A small Kubernetes API server for tests: list, watch, resourceVersion, bookmarks, pages, 410 Gone,
@@ -112,7 +112,7 @@ pub struct ApiServer {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the handle and the server's thread have in common.
+/// State that the handle and the server's thread share.
 #[derive(Debug)]
 struct Shared {
     store: Mutex<Store>,
@@ -127,36 +127,36 @@ struct Shared {
 /// The etcd behind the server, as far as clients can tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Etcd {
-    /// 3.4.25, 3.5.8 and newer: it tells how far it is, so bookmarks come without events, and streaming
-    /// lists are served.
+    /// 3.4.25, 3.5.8 and newer: it reports its progress, so bookmarks come without events, and the server
+    /// offers streaming lists.
     #[default]
     V3_6,
     /// Older ones, without `RequestWatchProgress`.
     V3_4,
 }
 
-/// How watches behave, and what they are woken by.
+/// Behaviour of watches, and the signal that wakes them.
 #[derive(Clone, Copy, Debug)]
 struct Pulse {
     /// Watches of an earlier epoch end.
     epoch: u64,
-    /// All watches end then, at the latest.
+    /// The latest time at which all watches end.
     ends_at: Option<Instant>,
     bookmark_every: Duration,
     etcd: Etcd,
     /// How streaming lists are compressed, for clients that accept it.
     compression: Option<Gzip>,
-    /// Divides the times that requests wait for something.
+    /// Divides the times for which requests wait.
     pace: u32,
 }
 
 impl Shared {
-    /// Wakes the watches; to be called after the store was changed.
+    /// Wakes the watches; the caller does this after each change of the store.
     fn changed(&self) {
         self.pulse.send_modify(|_| {});
     }
 
-    /// How long a request waits that waits for `limit` on a real server.
+    /// How long a request waits that would wait for `limit` on a real server.
     fn paced(&self, limit: Duration) -> Duration {
         limit / self.pulse.borrow().pace
     }
@@ -171,11 +171,11 @@ impl Shared {
 }
 
 impl ApiServer {
-    /// Serves on `listen` until dropped. The socket is made on a thread of its own that first enters
-    /// the network namespace behind `netns`, so that namespaces can reach it.
+    /// Serves on `listen` until dropped. A thread that first enters the network namespace behind `netns` makes the
+    /// socket, so that namespaces can reach it.
     ///
     /// # Errors
-    /// The namespace cannot be entered or the address is taken; nothing is left running.
+    /// The namespace cannot be entered, or the address is in use; nothing keeps running.
     pub fn start(listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<ApiServer> {
         let pulse = Pulse {
             epoch: 0,
@@ -205,13 +205,13 @@ impl ApiServer {
         Ok(ApiServer { shared, address, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Where it really listens (port 0 resolved).
+    /// The address of the socket (port 0 resolved).
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Creates or replaces an object of any kind in `resource::RESOURCES`, `status` included; sets
-    /// uid and creationTimestamp (unless given) and resourceVersion. Returns the resourceVersion,
+    /// uid and creationTimestamp (unless present) and resourceVersion. Returns the resourceVersion,
     /// the old one if nothing differs. A namespaced object without a namespace goes to `default`.
     pub fn put(&self, object: Value) -> u64 {
         let (resource, key) = place(&object);
@@ -220,10 +220,10 @@ impl ApiServer {
         version
     }
 
-    /// Like [`ApiServer::put`], of an object that a real server takes, and as it would return it.
+    /// Like [`ApiServer::put`] for an object that a real server accepts; stores it as a real server returns it.
     ///
     /// # Errors
-    /// What a real server says against it; nothing is changed.
+    /// The message with which a real server rejects it; nothing is changed.
     pub fn apply(&self, mut object: Value) -> Result<u64, String> {
         let (resource, key) = place(&object);
         let version = {
@@ -245,7 +245,7 @@ impl ApiServer {
         }
     }
 
-    /// Deletes an object; whether it was there.
+    /// Deletes an object; returns whether it existed.
     pub fn delete(&self, kind: &str, namespace: Option<&str>, name: &str) -> bool {
         let resource = known(kind);
         let is_deleted = self.shared.store().delete(resource, &key(resource, namespace, name));
@@ -253,13 +253,13 @@ impl ApiServer {
         is_deleted
     }
 
-    /// An object as it is.
+    /// An object as stored.
     pub fn get(&self, kind: &str, namespace: Option<&str>, name: &str) -> Option<Value> {
         let resource = known(kind);
         Some(self.shared.store().get(resource, &key(resource, namespace, name))?.value())
     }
 
-    /// Objects of a kind that clients created with POST (events), as they are now.
+    /// Objects of a kind that clients created with POST (events), as stored.
     pub fn posted(&self, kind: &str) -> Vec<Value> {
         self.shared.store().posted(known(kind)).iter().map(|object| object.value()).collect()
     }
@@ -269,8 +269,8 @@ impl ApiServer {
         self.shared.store().version()
     }
 
-    /// A kubeconfig that points here: plain http, no credentials. A server that listens on all
-    /// addresses is named by loopback.
+    /// A kubeconfig for this server: plain http, no credentials. For a server that listens on all
+    /// addresses it names loopback.
     pub fn kubeconfig(&self) -> String {
         self.kubeconfig_at(self.reachable(), None)
     }
@@ -283,14 +283,14 @@ impl ApiServer {
         kubeconfig(&server, &Trust::Plain, &user)
     }
 
-    /// A kubeconfig for a client that reaches the server at `ip` by https, knows its authority, and is
-    /// `user`.
+    /// A kubeconfig for a client that reaches the server at `ip` by https, trusts its authority, and has the
+    /// credentials `user`.
     pub fn kubeconfig_https(&self, ip: IpAddr, user: &User) -> String {
         let server = format!("https://{}", SocketAddr::new(ip, self.address.port()));
         kubeconfig(&server, &Trust::Authority(self.shared.authority.pem()), user)
     }
 
-    /// The address by which clients in its namespace reach it.
+    /// The address at which clients in its namespace reach it.
     pub fn reachable(&self) -> IpAddr {
         match self.address.ip() {
             ip if !ip.is_unspecified() => ip,
@@ -304,8 +304,8 @@ impl ApiServer {
         self.shared.authority.pem()
     }
 
-    /// Another authority takes the place of the first, for connections and client certificates from now
-    /// on; connections that are open stay.
+    /// Replaces the authority by another one for connections and client certificates from now
+    /// on; open connections stay.
     pub fn replace_authority(&self) {
         self.shared.authority.replace();
     }
@@ -320,29 +320,29 @@ impl ApiServer {
         self.shared.board.read()
     }
 
-    /// Waits until `claim` holds for the counters, at most `limit`; whether it does. Woken by
-    /// the counters of resources, not by those of connections. Blocks the thread: not for a test whose client runs on a runtime of this one thread.
+    /// Waits until `claim` holds for the counters, at most for `limit`; returns whether it holds. The
+    /// counters of resources wake it, those of connections do not. Blocks the thread: not for a test whose client runs on a runtime of this one thread.
     pub fn wait_for(&self, limit: Duration, claim: impl FnMut(&Counters) -> bool) -> bool {
         self.shared.board.wait(limit, claim)
     }
 
-    /// Puts a fault in force, or none; requests and connections that are open meet it at once.
+    /// Starts a fault, or ends it; open requests and connections meet it at once.
     pub fn set_fault(&self, fault: Option<Fault>) {
         self.shared.faults.set(fault, None);
     }
 
-    /// How often clients met the fault that was put in force last.
+    /// How often clients met the fault that was started last.
     pub fn faults_met(&self) -> u64 {
         self.shared.faults.n_met()
     }
 
     /// Like [`ApiServer::set_fault`], for requests about `plural` only (`services`). Faults of whole
-    /// connections ([`Fault::Cut`], [`Fault::Slow`], [`Fault::Silent`], [`Fault::Away`]) meet all.
+    /// connections ([`Fault::Cut`], [`Fault::Slow`], [`Fault::Silent`], [`Fault::Away`]) affect all requests.
     pub fn set_fault_on(&self, plural: &str, fault: Option<Fault>) {
         self.shared.faults.set(fault, Some(plural));
     }
 
-    /// Forgets history so that every version handed out so far is 410 Gone, and ends the watches.
+    /// Discards history, so that every version sent so far is 410 Gone, and ends the watches.
     pub fn compact(&self) {
         self.shared.store().compact();
         self.drop_watches();
@@ -361,13 +361,13 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        // The thread may have ended already; a second end is none.
+        // The thread may have ended already; then there is nothing to do.
         let _ = self.stop.take().map(|stop| stop.send(()));
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
-/// Where an object belongs, by what it says itself.
+/// The namespace and name of an object, from its own metadata.
 fn place(object: &Value) -> (&'static Resource, Key) {
     let resource = known(object["kind"].as_str().expect("an object has a kind"));
     let name = object["metadata"]["name"].as_str().expect("an object has a name");

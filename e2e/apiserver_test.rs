@@ -1,4 +1,4 @@
-//! The simulated API server does what a client of a real one relies on: tested with the kube client.
+//! The simulated API server behaves as clients of a real one rely on; tested with the kube client.
 
 #![allow(clippy::disallowed_methods, reason = "tests have a clock, start programs and write files")]
 
@@ -39,7 +39,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 
-/// Longer than anything here takes; reaching it is a failure.
+/// Longer than anything here takes; when it is reached, the test fails.
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn start() -> ApiServer {
@@ -51,12 +51,12 @@ async fn client(kubeconfig: &str) -> Client {
     let options = KubeConfigOptions::default();
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("a usable kubeconfig");
     config.proxy_url = None;
-    // Or 429, 503 and 504 are tried again inside the client, for minutes.
+    // For 429, 503 and 504 the client itself retries for minutes.
     config.default_retry = false;
     Client::try_from(config).expect("a client")
 }
 
-/// GET of a path, as JSON; a failure as its code.
+/// GET of a path, as JSON; a failure as its status code.
 async fn get(client: &Client, path: &str) -> Result<Value, u16> {
     let request = axum::http::Request::get(path).body(Vec::new()).expect("a valid path");
     match client.request(request).await {

@@ -1,5 +1,5 @@
-//! Rules for the cluster of [`crate::cluster`], written by hand in kube-proxy's shape: what the lab
-//! is tried with, so that its tests are known to pass on right rules before they judge Chainsmith.
+//! Rules for the cluster of [`crate::cluster`], written by hand in kube-proxy's shape. They test
+//! the lab: its claims must pass on right rules before they judge Chainsmith.
 
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -49,8 +49,8 @@ const NAT: &str = "*nat
 -A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
 ";
 
-/// A mistake in rules: its name, each line that has the first text has the second instead (no line
-/// at all if that is empty), and the claim that must notice.
+/// A mistake in rules: its name; the second text replaces the first in each line that has it (an empty
+/// text removes the line); and the claim that must fail.
 type Mistake = (&'static str, [&'static str; 2], Claim);
 
 const MISTAKES: &[Mistake] = &[
@@ -81,7 +81,7 @@ const MISTAKES: &[Mistake] = &[
     ),
 ];
 
-/// The lab works, on routes and on vxlan, and right rules pass all claims.
+/// The lab works, with routes and with vxlan, and right rules pass all claims.
 pub fn the_lab_itself_passes_with_hand_written_rules(backend: Backend) {
     for network in [PodNetwork::Routes, PodNetwork::Vxlan] {
         let lab = cluster::plan(backend).pod_network(network).build().expect("a lab can be built");
@@ -90,7 +90,7 @@ pub fn the_lab_itself_passes_with_hand_written_rules(backend: Backend) {
     }
 }
 
-/// Rules that are wrong do not pass: for each mistake the claim that forbids it fails.
+/// Wrong rules do not pass: for each mistake the claim that forbids it fails.
 pub fn the_claims_notice_rules_that_are_wrong(backend: Backend) {
     thread::scope(|scope| {
         for (mistake, change, claim) in MISTAKES {
@@ -98,7 +98,7 @@ pub fn the_claims_notice_rules_that_are_wrong(backend: Backend) {
                 let lab = cluster::build(backend).expect("a lab can be built");
                 program(&lab, *change).expect("wrong rules can be written");
                 let passed = catch_unwind(AssertUnwindSafe(|| claim(&lab))).is_ok();
-                assert!(!passed, "nobody noticed: {mistake}");
+                assert!(!passed, "no claim failed: {mistake}");
             });
         }
     });
@@ -122,7 +122,7 @@ fn program(lab: &Lab, [right, wrong]: [&str; 2]) -> Result<()> {
     Ok(())
 }
 
-/// The rules of `node`, as `iptables-restore` takes them.
+/// The rules of `node`, as input for `iptables-restore`.
 fn ruleset(lab: &Lab, node: &Node, family: Family) -> Result<String> {
     let (mut filter, mut nat) = (FILTER.to_owned(), NAT.to_owned());
     for protocol in ["tcp", "udp"] {
@@ -204,7 +204,7 @@ fn served(nat: &mut String, filter: &mut String, port: &Port<'_>) -> Result<()> 
     Ok(())
 }
 
-/// One jump per pod from `chain`, each as likely as the others.
+/// One jump per pod from `chain`, all with the same probability.
 fn balance(nat: &mut String, port: &Port<'_>, chain: &str, pods: &[&str]) -> Result<()> {
     let suffix = format!("{}-{}", port.service.name, port.protocol).to_uppercase();
     for (pod, left) in pods.iter().zip((1..=pods.len()).rev()) {

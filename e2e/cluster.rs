@@ -1,6 +1,6 @@
-//! The cluster of the traffic tests: which pods there are, which Services, and under which addresses.
+//! The cluster of the traffic tests: its pods, its Services, and their addresses.
 //!
-//! `cluster.yaml` holds the same as API objects; a change here is a change there.
+//! `cluster.yaml` holds the same as API objects; each change must be made in both.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -21,7 +21,7 @@ pub const WEB_PODS: [&str; 3] = ["web-1", "web-2", "web-3"];
 /// Pods that serve [`LOCAL`], both on node-1.
 pub const LOCAL_PODS: [&str; 2] = ["web-1", "web-2"];
 
-/// Pods that serve nothing: one on node-1, one on node-2.
+/// Pods of no Service: one on node-1, one on node-2.
 pub const CLIENTS: [&str; 2] = ["client-1", "client-2"];
 
 /// The Service `web`: load balancer, external IP, node port, traffic policies `Cluster`.
@@ -46,8 +46,8 @@ pub fn build(backend: Backend) -> Result<Lab> {
     plan(backend).build()
 }
 
-/// A Service of type LoadBalancer in the namespace `default`. All of its addresses take TCP and
-/// UDP: the port is 80, but for node ports.
+/// A Service of type LoadBalancer in the namespace `default`. All of its addresses accept TCP and
+/// UDP on port 80; node ports have their own numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct Service {
     /// Its name.
@@ -77,7 +77,7 @@ impl Service {
         30000 + u16::from(self.host)
     }
 
-    /// Its node port at `node`'s address on the wire.
+    /// Its node port at `node`'s address on the fabric.
     pub fn node_port(self, node: &Node, family: Family) -> SocketAddr {
         SocketAddr::new(node.address().of(family), self.node_port_number())
     }
@@ -123,7 +123,7 @@ pub fn own_slice(addresses: &[&str]) -> Value {
     })
 }
 
-/// The Node object of a node that `cluster.yaml` does not know.
+/// The Node object of a node that is not in `cluster.yaml`.
 pub fn node_object(node: &Node) -> Value {
     let (name, address, pod_cidrs) = (node.name(), node.address(), pod_cidrs(node.number()));
     json!({

@@ -1,5 +1,5 @@
-//! `make demo`: a cluster of simulated nodes with Chainsmith on each, some requests through a
-//! Service's addresses, and what became of each packet on its way.
+//! `make demo`: a cluster of simulated nodes with Chainsmith on each, some requests to a
+//! Service's addresses, and the path of each packet.
 #![allow(clippy::disallowed_methods, reason = "a demonstration is about the world: programs, files, clocks")]
 #![allow(dead_code, reason = "shares its modules with the tests, and uses its part of them")]
 
@@ -37,7 +37,7 @@ fn main() -> Result<()> {
          node-2   192.0.2.11    pods web-3 10.128.1.5, client-2 10.128.1.6\n    \
          outside  192.0.2.200\n\n\
          Services: `web` with the pods web-1, web-2, web-3; `local` with web-1 and web-2 and\n\
-         externalTrafficPolicy Local; `own` with web-1 alone. What a node sends on is told by its\n\
+         externalTrafficPolicy Local; `own` with web-1 alone. Packets that a node forwards are shown by its\n\
          conntrack, what a pod sees by the pod's answer."
     );
     for backend in [Backend::Nft, Backend::Legacy] {
@@ -84,7 +84,7 @@ fn show(backend: Backend) -> Result<()> {
     Ok(())
 }
 
-/// Sends one request from `host`, first met by the rules of `entry`, and prints its way.
+/// Sends one request from `host`, first met by the rules of `entry`, and prints its path.
 fn request(running: &Running, title: &str, host: &dyn Host, entry: &Node, to: SocketAddr) -> Result<()> {
     println!("\n{title}");
     let attempt = host.tcp(to);
@@ -119,7 +119,7 @@ fn request(running: &Running, title: &str, host: &dyn Host, entry: &Node, to: So
     Ok(())
 }
 
-/// What NAT did to a flow, in a word.
+/// The translation of a flow, in a word.
 fn what_changed(flow: &Flow) -> &'static str {
     match (flow.is_dnated(), flow.is_snated()) {
         (true, true) => "DNAT and masquerade",
@@ -129,10 +129,10 @@ fn what_changed(flow: &Flow) -> &'static str {
     }
 }
 
-fn step(who: &str, from: SocketAddr, to: SocketAddr, note: &str) {
-    // Formatted first: the address types pad only as text.
+fn step(machine: &str, from: SocketAddr, to: SocketAddr, note: &str) {
+    // Formatted first, because the address types pad only as text.
     let (from, to) = (from.to_string(), to.to_string());
-    println!("{}", format!("    {who:<17} {from:<27} -> {to:<25} {note}").trim_end());
+    println!("{}", format!("    {machine:<17} {from:<27} -> {to:<25} {note}").trim_end());
 }
 
 fn heading(text: &str) {

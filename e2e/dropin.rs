@@ -1,5 +1,5 @@
-//! Where a kube-proxy was: kubeadm's DaemonSet with another image, what other modes and back-ends left
-//! behind, kernels that let nothing be set, and somebody else who writes the same chains.
+//! A node that ran kube-proxy: kubeadm's DaemonSet with another image, leftovers of other modes and
+//! back-ends, kernels that reject every sysctl, and another process that writes the same chains.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::lab::poll;
 use crate::lab::process::Process;
 use crate::running::{Running, listen, wait_until_synced};
 
-/// How long something may take, on a machine busy with other tests.
+/// How long a step may take, on a machine busy with other tests.
 const SOON: Duration = Duration::from_secs(20);
 
 /// The `config.conf` of kubeadm's ConfigMap (config.md 10), with the lab's pod networks.
@@ -31,7 +31,7 @@ fn kubeadm_kubeconfig(server: &str) -> String {
     include_str!("kubeadm/kubeconfig.conf").replace("@SERVER@", server)
 }
 
-/// Writes the DaemonSet's volumes into the node's own mounts: ConfigMap, as the kubelet lays it out,
+/// Writes the DaemonSet's volumes into the node's own mounts: the ConfigMap in the kubelet's layout,
 /// and service account.
 fn mount_volumes(node: &Node, api: &dyn Cluster) {
     let kubeconfig = api.kubeconfig();
@@ -57,14 +57,14 @@ fn mount_volumes(node: &Node, api: &dyn Cluster) {
     });
 }
 
-/// Makes the chain by which the kubelet tells which back-end the node uses.
+/// Makes the chain that shows which back-end the kubelet uses.
 fn make_hint(node: &Node) {
     for family in FAMILIES {
         node.netfilter().iptables(family, &["-t", "mangle", "-N", "KUBE-IPTABLES-HINT"]).expect("a chain");
     }
 }
 
-/// kubeadm's DaemonSet and ConfigMap as they stand, on node-1: the same command line, the program
+/// kubeadm's DaemonSet and ConfigMap unchanged, on node-1: the same command line, the program
 /// called kube-proxy, the same files.
 pub fn kubeadm_daemonset_runs_as_it_stands(backend: Backend) {
     let lab = cluster::build(backend).expect("a lab");
@@ -94,13 +94,13 @@ pub fn kubeadm_daemonset_runs_as_it_stands(backend: Backend) {
     for family in FAMILIES {
         lab.pod("client-1").attempts(60, Protocol::Tcp, WEB.cluster_ip(family)).assert_spread(&WEB_PODS);
     }
-    let said = process.log();
+    let log = process.log();
     for trouble in ["unknown field", "ignored", "deprecated"] {
-        assert!(!said.contains(trouble), "{trouble}: {said}");
+        assert!(!log.contains(trouble), "{trouble}: {log}");
     }
-    assert!(!said.lines().any(|line| line.starts_with('E')), "{said}");
+    assert!(!log.lines().any(|line| line.starts_with('E')), "{log}");
 
-    // The kubelet swaps the link: nothing happens. Somebody writes to the file in place: it ends.
+    // When the kubelet swaps the link, the agent goes on. When the file is written in place, it ends.
     node.namespace().run(|| {
         let volume = Path::new("/var/lib/kube-proxy");
         std::fs::create_dir(volume.join("..2026_01_02")).expect("a folder");
@@ -121,14 +121,14 @@ pub fn kubeadm_daemonset_runs_as_it_stands(backend: Backend) {
     lab.pod("client-1").tcp(OWN.cluster_ip(Family::V4)).pod();
 }
 
-/// A kubeconfig for the API server that is not there yet.
+/// A kubeconfig for the API server that does not run yet.
 fn unreachable_kubeconfig() -> String {
-    // The server makes its certificates when it starts, so they are not known yet.
+    // The server makes its certificates when it starts.
     kubeconfig(&format!("https://{}", listen()), &Trust::Unverified, &User::Token(TOKEN.to_owned()))
 }
 
-/// What an earlier kube-proxy left in the other back-end and in nftables goes once our rules are in
-/// force, and not before; others' rules stay.
+/// Leftovers of an earlier kube-proxy in the other back-end and in nftables are removed once our rules are in
+/// force, and not before; foreign rules stay.
 pub fn leftovers_go_once_our_rules_are_in_force(backend: Backend) {
     let lab = cluster::build(backend).expect("a lab");
     let node = lab.node(1);
@@ -152,7 +152,7 @@ pub fn leftovers_go_once_our_rules_are_in_force(backend: Backend) {
     };
     assert_eq!(left(), (2, 2));
 
-    // No API server yet: nothing can be in force.
+    // Without an API server no rule can be in force.
     let kubeconfig = unreachable_kubeconfig();
     let options = AgentOptions { kubeconfig, ..AgentOptions::default() };
     let agent = lab.start_chainsmith(node, &options).expect("an agent");
@@ -175,7 +175,7 @@ pub fn leftovers_go_once_our_rules_are_in_force(backend: Backend) {
     assert_eq!(log.matches("] removed ").count(), 4, "{log}");
 }
 
-/// A read-only /proc/sys costs what needs it, is said with key and value, and nothing else fails.
+/// With a read-only /proc/sys each failed sysctl is logged with key and value, and nothing else fails.
 pub fn read_only_proc_sys_is_survived(backend: Backend) {
     let lab = cluster::build(backend).expect("a lab");
     let node = lab.node(1);
@@ -213,8 +213,8 @@ pub fn read_only_proc_sys_is_survived(backend: Backend) {
     }
 }
 
-/// Chains of ours that somebody changes again and again are put right each time, and said to be
-/// somebody's, once.
+/// The agent repairs each time chains of ours that another process changes again and again, and reports a conflicting
+/// proxy once.
 pub fn a_second_proxy_is_noticed(backend: Backend) {
     let running = Running::with_flags(backend, &["--audit-period=1s"]).expect("a cluster starts");
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
@@ -233,7 +233,7 @@ pub fn a_second_proxy_is_noticed(backend: Backend) {
     }
 }
 
-/// `--init-only` sets what it can, names what it cannot, and writes no rule.
+/// `--init-only` sets the sysctls that it can set, names the others, and writes no rule.
 pub fn init_only_sets_parameters_and_ends(backend: Backend) {
     let lab = Lab::plan(backend).node(&[]).build().expect("a lab");
     let node = lab.node(1);
@@ -247,7 +247,7 @@ pub fn init_only_sets_parameters_and_ends(backend: Backend) {
         let path = format!("/proc/sys/{key}");
         node.namespace().run(|| std::fs::read_to_string(path).expect("a key")).trim().to_owned()
     };
-    // The size belongs to the first network namespace, which this is not.
+    // Only the first network namespace may set the size, and this is another.
     let (code, log) = run(&["--conntrack-max-per-core=0"]);
     assert_eq!(code, Some(0), "{log}");
     assert_eq!(read("net/netfilter/nf_conntrack_tcp_timeout_close_wait"), "3600");

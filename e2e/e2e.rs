@@ -1,6 +1,6 @@
 //! Real packets through real iptables: simulated clusters in network namespaces, both back-ends.
 //!
-//! Needs root and namespaces; without them these tests fail, they are never skipped.
+//! Needs root and namespaces; without them these tests fail and are never skipped.
 #![allow(clippy::disallowed_methods, reason = "these tests are about the world: programs, files, clocks")]
 
 mod addresses;
@@ -21,7 +21,7 @@ mod traffic;
 
 use traffic::{affinity, services};
 
-/// Makes each function a test, once on each back-end.
+/// Makes each function a test for each back-end.
 macro_rules! on_both_backends {
     ($($module:ident::$claim:ident),* $(,)?) => {
         mod nft {

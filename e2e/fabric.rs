@@ -1,4 +1,4 @@
-//! The lab without any rules: its wires, and that it goes away.
+//! The lab without any rules: its links, and that nothing of it stays.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::lab::netfilter::Backend;
 use crate::lab::process::Process;
 use crate::lab::{Lab, PodNetwork, poll};
 
-/// Set in the process that is there to be killed.
+/// Set in the process that is to be killed.
 const HOLD: &str = "LAB_HOLD";
 
 #[test]
@@ -58,7 +58,7 @@ fn without_rules_a_service_is_unreachable() {
     assert!(tally.pods.is_empty(), "{tally}");
 }
 
-/// Runs itself as another process, which makes a lab with a program on a node, and kills it.
+/// Runs itself as another process, which makes a lab with a program on a node, and kills that process.
 #[test]
 fn a_killed_test_leaves_nothing_behind() {
     if std::env::var_os(HOLD).is_some() {
@@ -81,11 +81,11 @@ fn a_killed_test_leaves_nothing_behind() {
     poll::until("the program on a node is gone", Duration::from_secs(5), || {
         !Path::new("/proc").join(pid).exists()
     });
-    // Files are all that can be left, below the target folder.
+    // Only files below the target folder can stay.
     std::fs::remove_dir_all(folder).expect("its folder can be removed");
 }
 
-/// Makes a lab with a program on a node, tells about it, and waits to be killed.
+/// Makes a lab with a program on a node, reports it on stdout, and waits to be killed.
 fn hold_a_lab() -> ! {
     let lab = cluster::build(Backend::Nft).expect("a lab can be built");
     let log = lab.folder().join("sleep.log");

@@ -1,4 +1,4 @@
-//! `make lab`: every fault with full counts, on both back-ends, and one table of what came of it.
+//! `make lab`: every fault with full counts, on both back-ends, and one table of the results.
 #![allow(clippy::disallowed_methods, reason = "the lab is about the world: programs, files, clocks")]
 #![allow(dead_code, reason = "shares its modules with the tests, and uses its part of them")]
 
@@ -25,23 +25,23 @@ const BACKENDS: [Backend; 2] = [Backend::Nft, Backend::Legacy];
 
 const USAGE: &str = "usage: lab [--cut] [--only WORD] [--write FILE]";
 
-/// What the lab is told.
+/// The command line of the lab.
 #[derive(Default)]
 struct Orders {
-    /// The short runs that the tests make.
+    /// The short runs of the tests.
     is_cut: bool,
-    /// Only faults whose name has this in it.
+    /// Only faults whose name contains this.
     only: String,
-    /// Where the table goes, beside stdout.
+    /// Where the table goes, besides stdout.
     write: Option<PathBuf>,
 }
 
-/// What came of one kind of fault on one back-end.
+/// The result of one kind of fault on one back-end.
 struct Outcome {
     name: &'static str,
-    /// `None` when it is about neither.
+    /// `None` when the fault concerns no back-end.
     backend: Option<Backend>,
-    /// What it found, or why it broke off: the fault is not survived.
+    /// Its observations, or why the run was aborted: then the fault is not survived.
     result: Result<Vec<Finding>, String>,
 }
 
@@ -53,7 +53,7 @@ fn main() -> Result<ExitCode> {
     let mut outcomes = Vec::new();
     for (name, fault) in FAULTS.iter().filter(|(name, _)| name.contains(&orders.only)) {
         eprintln!("{:>5.0} s  {name}", start.elapsed().as_secs_f32());
-        // Mostly they wait: both back-ends at the same time.
+        // They mostly wait, so both back-ends run at the same time.
         let results = std::thread::scope(|scope| {
             let run = |backend| (Some(backend), scope.spawn(move || attempt(|| fault(backend, extent))));
             BACKENDS.map(run).map(|(backend, run)| (backend, run.join().expect("panics are caught")))
@@ -88,7 +88,7 @@ fn orders() -> Result<Orders> {
     Ok(orders)
 }
 
-/// Tries one kind of fault; what breaks off is told by its message.
+/// Runs one kind of fault; an aborted run is reported with its message.
 fn attempt(fault: impl FnOnce() -> Vec<Finding>) -> Result<Vec<Finding>, String> {
     catch_unwind(AssertUnwindSafe(fault)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -99,7 +99,7 @@ fn attempt(fault: impl FnOnce() -> Vec<Finding>) -> Result<Vec<Finding>, String>
 
 const FUZZING: &str = "random input";
 
-/// Everything that reads is given what nobody should write.
+/// Feeds hostile input to everything that reads.
 fn fuzzing(extent: Extent) -> Vec<Finding> {
     let n_cases = extent.of(10_000, 1_000_000);
     let n_threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
@@ -110,7 +110,7 @@ fn fuzzing(extent: Extent) -> Vec<Finding> {
             fault: format!("{FUZZING}: {}", kind.what),
             n_times: u32::try_from(summary.n_cases).expect("a million fits"),
             observed: format!(
-                "no panic, no good neighbour lost; {} KiB of memory at most (bound: {})",
+                "no panic, the good neighbour served; {} KiB of memory at most (bound: {})",
                 summary.peak.0 >> 10,
                 kind.bound
             ),
@@ -149,9 +149,9 @@ fn row(finding: &Finding, backend: &str) -> String {
     format!("| {fault} | {backend} | {n_times} | {observed} | {repaired} | {n_tried} | {n_wrong} |\n")
 }
 
-/// The table with what one has to know to read it.
+/// The table with the explanations that a reader needs.
 fn page(table: &str, elapsed: Duration) -> Result<String> {
-    let said = |program: &str, args: &[&str]| -> Result<String> {
+    let output = |program: &str, args: &[&str]| -> Result<String> {
         let output =
             Command::new(program).args(args).output().with_context(|| format!("running {program}"))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
@@ -159,23 +159,23 @@ fn page(table: &str, elapsed: Duration) -> Result<String> {
     let n_cores = std::thread::available_parallelism()?;
     let mut text = String::from(
         "# Reliability\n\n\
-         What becomes of a node when something around Chainsmith fails. Made by `make lab`, which anybody with root can\n\
+         How a node fares when something around Chainsmith fails. Made by `make lab`, which anyone with root can\n\
          run: two nodes with pods, an outside client and an API server as network namespaces, real iptables, real\n\
          connections. A fault that is not survived is listed as such.\n\n",
     );
     writeln!(
         text,
         "Machine: Linux {}, {}, {}, {n_cores} cores; {} s for all of it, beside whatever else ran.\n",
-        said("uname", &["-r"])?,
-        said("iptables-nft", &["--version"])?,
-        said("iptables-legacy", &["--version"])?,
+        output("uname", &["-r"])?,
+        output("iptables-nft", &["--version"])?,
+        output("iptables-legacy", &["--version"])?,
         elapsed.as_secs()
     )?;
     text += table;
-    text += "\n*Repaired after*: from the fault (of the API server: from its end, where nothing can be heard before) until\n\
-        what is wanted is in force, as rules read back or as a connection answered by the right pod.\n\
+    text += "\n*Repaired after*: from the fault (of the API server: from its end, if the agent gets no changes before) until\n\
+        the desired rules are in force, as rules read back or as a connection answered by the right pod.\n\
         *Connections*: new ones without a pause by six clients, TCP and UDP, both families, from a pod, from nodes and from\n\
-        outside, while the fault lasts. *Wrong* are those refused, lost or answered by a pod that should not; after a flush by\n\
-        somebody else these are connections met by tables that are empty.\n";
+        outside, while the fault lasts. *Wrong* are those rejected, lost or answered by a wrong pod; after an external flush\n\
+        these are connections that met empty tables.\n";
     Ok(text)
 }

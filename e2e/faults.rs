@@ -1,7 +1,7 @@
-//! Faults, and what a running Chainsmith makes of them: each function tries one kind, asserts what
-//! has to hold whatever happens, and tells what it observed.
+//! Faults, and how a running agent survives them: each function makes one kind of fault, asserts
+//! the claims that always hold, and reports its observations.
 //!
-//! The tests make a short run of each; `make lab` ([`crate::all`] there) the full counts.
+//! The tests run each for a short time; `make lab` ([`crate::all`] there) runs the full counts.
 
 pub mod api;
 pub mod changes;
@@ -32,15 +32,15 @@ use crate::traffic;
 /// How long a repair may take on a machine busy with other tests.
 pub const SOON: Duration = Duration::from_secs(10);
 
-/// Changes are not held back, so that figures show nothing but the fault.
+/// Changes are not delayed, so that figures show the fault alone.
 const AT_ONCE: &str = "--iptables-min-sync-period=1ms";
 
-/// How much of a fault is tried.
+/// How often a fault is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// As much as shows that it is survived.
+    /// Enough to show that it is survived.
     Cut,
-    /// As much as gives figures.
+    /// Enough for figures.
     Full,
 }
 
@@ -82,24 +82,24 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("memory", memory::changes_without_end_take_no_memory),
 ];
 
-/// What was tried, and what came of it.
+/// Observations of one fault.
 #[derive(Clone, Debug, Default)]
 pub struct Finding {
-    /// What was wrong.
+    /// The fault.
     pub fault: String,
-    /// How often.
+    /// How often it was made.
     pub n_times: u32,
-    /// What was seen.
+    /// The observations in words.
     pub observed: String,
-    /// How long it took each time until all was as it should be.
+    /// Each time from the fault until the rules were right again.
     pub repaired: Vec<Duration>,
     /// Connections tried meanwhile.
     pub n_tried: u32,
-    /// Those of them that were refused, lost or answered by somebody else.
+    /// How many of them were rejected, lost or answered by a wrong pod.
     pub n_wrong: u32,
 }
 
-/// New connections one after the other, for as long as it lives: TCP and UDP, from a pod, a node and
+/// Makes new connections one after the other until it ends: TCP and UDP, from a pod, a node and
 /// outside.
 pub struct Load {
     clients: Vec<Traffic>,
@@ -111,7 +111,7 @@ impl Load {
         Self::with_patience(lab, service, PATIENCE)
     }
 
-    /// Like [`Load::on`], where connections are to be lost: waits no longer for each than an answer
+    /// Like [`Load::on`] for faults that lose connections: waits for each only as long as an answer
     /// takes.
     pub fn impatient(lab: &Lab, service: Service) -> Self {
         Self::with_patience(lab, service, IMPATIENCE)
@@ -132,7 +132,7 @@ impl Load {
         Self::of(&clients, patience)
     }
 
-    /// Starts connecting: one client for each host, over the protocol, to the address.
+    /// Starts connections: one client for each host, over the protocol, to the address.
     pub fn of(clients: &[(&dyn Host, Protocol, SocketAddr)], patience: Duration) -> Self {
         let start = |(host, protocol, to): &(&dyn Host, Protocol, SocketAddr)| {
             host.keep_trying(*protocol, *to, patience).expect("a client can be started")
@@ -140,7 +140,7 @@ impl Load {
         Self { clients: clients.iter().map(start).collect() }
     }
 
-    /// Ends it; what came of all attempts.
+    /// Ends the clients; the results of all attempts.
     pub fn stop(self) -> Tally {
         let mut tally = Tally::default();
         self.clients.into_iter().for_each(|client| tally.merge(client.stop()));
@@ -148,10 +148,10 @@ impl Load {
     }
 }
 
-/// Puts the cluster back as it was at first, and tries every claim about traffic.
+/// Restores the cluster to its first state, and checks every claim about traffic.
 fn all_is_right(running: &Running) {
     running.api.put_yaml(cluster::OBJECTS);
-    // What clients began while nobody translated their packets would go on untranslated.
+    // Flows that clients began while no rule translated their packets would stay untranslated.
     for node in running.lab.nodes() {
         node.netfilter().forget_flows().expect("flows can be forgotten");
     }

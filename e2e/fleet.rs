@@ -1,4 +1,4 @@
-//! `make fleet`: 200 nodes' watch layers against one simulated API server, and what they cost it.
+//! `make fleet`: the watch layers of 200 nodes against one simulated API server, and their cost for it.
 //!
 //! `cargo run --release --example fleet -- [--nodes N] [--server 1.36|1.37|etcd-3.4] [--idle SECONDS]
 //! [--churn SECONDS] [N_SERVICESxN_ENDPOINTS]`
@@ -21,11 +21,11 @@ use crate::layers::{Asked, Counted, Fleet};
 const USAGE: &str = "usage: fleet [--nodes N] [--server 1.36|1.37|etcd-3.4] [--idle SECONDS] [--churn SECONDS] \
                      [N_SERVICESxN_ENDPOINTS]";
 
-/// The cluster for which the sums are made: nodes.
+/// Nodes of the cluster for which the sums are computed.
 const N_NODES: f64 = 5_000.0;
-/// A start of all of them, one after the other as a DaemonSet is rolled out or all at once.
+/// The start of all nodes, one after the other as a DaemonSet is rolled out, or all at once.
 const ROLL_OUT: Duration = Duration::from_secs(600);
-/// Between two renewals of a watch, on average: a watch lasts 5 to 10 min.
+/// The average time between two renewals of a watch: a watch lasts 5 to 10 min.
 const RENEWAL_MIN: f64 = 7.5;
 
 fn main() -> Result<()> {

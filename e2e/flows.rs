@@ -1,6 +1,6 @@
-//! UDP flows that conntrack remembers follow the cluster, and nobody else's are touched.
+//! UDP flows in conntrack follow the cluster, and foreign flows stay untouched.
 //!
-//! A client that keeps its port is, to conntrack, one flow: without a deletion its packets would go
+//! A client that keeps its port is one flow for conntrack: unless the flow is deleted, its packets go
 //! to the first endpoint for ever.
 
 use std::collections::BTreeSet;
@@ -59,13 +59,13 @@ fn own(running: &Running, family: Family, pods: &[&str]) -> Value {
     })
 }
 
-/// What a datagram of the flow from `client`'s `port` to `to` meets.
+/// The outcome of a datagram of the flow from `client`'s `port` to `to`.
 fn send(client: &dyn Host, port: u16, to: SocketAddr, patience: Duration) -> Outcome {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     client.attempt_from(SocketAddr::new(any, port), Protocol::Udp, to, patience).outcome
 }
 
-/// Who answers it, if anybody does.
+/// The pod that answers it, if any.
 fn answers(client: &dyn Host, port: u16, to: SocketAddr) -> Option<String> {
     match send(client, port, to, BRIEF) {
         Outcome::Answered { pod, .. } => Some(pod),
@@ -93,20 +93,20 @@ fn all_answered_by(running: &Running, pod: &str) {
     }
 }
 
-/// The numbers that the kernel gave the flows of `protocol` on `node` that `is_wanted`.
-fn ids(node: &Node, protocol: &str, is_wanted: impl Fn(&str) -> bool) -> BTreeSet<String> {
+/// The kernel's identifiers of those flows of `protocol` on `node` for which `is_selected` holds.
+fn ids(node: &Node, protocol: &str, is_selected: impl Fn(&str) -> bool) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();
     for family in ["ipv4", "ipv6"] {
         let args = ["-L", "-f", family, "-p", protocol, "-o", "id"];
         let text = node.namespace().command("conntrack", &args, "").expect("conntrack can be read");
-        let wanted = text.lines().filter(|line| is_wanted(line));
-        ids.extend(wanted.filter_map(|line| line.split_once(" id=")).map(|(_, id)| id.trim().to_owned()));
+        let selected = text.lines().filter(|line| is_selected(line));
+        ids.extend(selected.filter_map(|line| line.split_once(" id=")).map(|(_, id)| id.trim().to_owned()));
     }
     ids
 }
 
-/// Flows that are nobody's business: of TCP to the same Service, of UDP straight to a pod, and of UDP
-/// that passes the node on its way to a host outside, to a port that is a node port here.
+/// Foreign flows: TCP to the same Service, UDP straight to a pod, and UDP
+/// through the node to a host outside, with a port that is a node port here.
 struct Bystanders {
     tcp: BTreeSet<String>,
     udp: BTreeSet<String>,
@@ -132,7 +132,7 @@ impl Bystanders {
         let cluster_ips = FAMILIES.map(|family| format!("dst={} ", OWN.cluster_ip(family).ip()));
         let pods = FAMILIES.map(|family| format!("dst={} ", running.lab.pod("web-1").address().of(family)));
         let away = FAMILIES.map(|family| format!("dst={} ", running.lab.outside().address().of(family)));
-        // The first destination of a line is that of the first packet.
+        // The first destination of a line is the original one.
         let first = |line: &str, texts: &[String; 2]| {
             let at = line.find("dst=").unwrap_or_default();
             texts.iter().any(|text| line[at..].starts_with(text.as_str()))
@@ -153,7 +153,7 @@ impl Bystanders {
     }
 }
 
-/// A flow moves when its pod is replaced, and nobody else's does.
+/// A flow moves when its pod is replaced, and all other flows stay.
 pub fn flows_move_with_their_endpoint(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     all_answered_by(&running, "web-1");
@@ -163,7 +163,7 @@ pub fn flows_move_with_their_endpoint(backend: Backend) {
     }
     all_answered_by(&running, "web-2");
     bystanders.assert_untouched(&running);
-    // One more to choose from is no reason to move.
+    // An additional endpoint moves no flow.
     for family in FAMILIES {
         running.api.put(own(&running, family, &["web-2", "web-3"]));
     }
@@ -178,7 +178,7 @@ pub fn flows_move_with_their_endpoint(backend: Backend) {
     end(running);
 }
 
-/// The last endpoint's flows are refused like new ones (k/k#139628): they go to no dead pod.
+/// Flows of the last endpoint are rejected like new ones (k/k#139628): none goes to a dead pod.
 pub fn flows_end_with_the_last_endpoint(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     all_answered_by(&running, "web-1");
@@ -188,7 +188,7 @@ pub fn flows_end_with_the_last_endpoint(backend: Backend) {
     }
     all_ended(&running, &[Outcome::Refused]);
     bystanders.assert_untouched(&running);
-    // And go on with the next pod.
+    // They go on with the next pod.
     for family in FAMILIES {
         running.api.put(own(&running, family, &["web-3"]));
     }
@@ -196,7 +196,7 @@ pub fn flows_end_with_the_last_endpoint(backend: Backend) {
     end(running);
 }
 
-/// A deleted Service's flows go where its addresses lead without it.
+/// A deleted Service's flows take the path that its addresses have without it.
 pub fn flows_end_with_the_service(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     all_answered_by(&running, "web-1");
@@ -207,7 +207,7 @@ pub fn flows_end_with_the_service(backend: Backend) {
     end(running);
 }
 
-/// When the node port changes, flows to the old number end, and those to the cluster IP stay.
+/// When the node port changes, flows to the old number end, and flows to the cluster IP stay.
 pub fn flows_end_with_the_node_port(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     all_answered_by(&running, "web-1");
@@ -222,7 +222,7 @@ pub fn flows_end_with_the_node_port(backend: Backend) {
     running.api.put_yaml(&service.replace("nodePort: 30013", "nodePort: 30113"));
     for family in FAMILIES {
         let (client, port, to) = flows(&running, family)[1];
-        poll::until(&format!("nobody answers at {to}"), SOON, || {
+        poll::until(&format!("no pod answers at {to}"), SOON, || {
             send(client, port, to, BRIEF) == Outcome::Refused
         });
         let new = SocketAddr::new(to.ip(), 30_113);
@@ -232,13 +232,13 @@ pub fn flows_end_with_the_node_port(backend: Backend) {
     end(running);
 }
 
-/// A restart deletes wrong flows only (k/k#122740).
+/// A restart deletes only wrong flows (k/k#122740).
 pub fn flows_live_through_a_restart(backend: Backend) {
     let mut running = Running::start(backend).expect("a cluster starts");
     all_answered_by(&running, "web-1");
     let to_web = [WEB.cluster_ip(Family::V4), WEB.cluster_ip(Family::V6)];
     let client = running.lab.pod("client-1");
-    let answered = to_web.map(|to| answers(client, INSIDE, to).expect("somebody answers"));
+    let answered = to_web.map(|to| answers(client, INSIDE, to).expect("a pod answers"));
     let bystanders = Bystanders::make(&running);
     let of_services = |running: &Running| {
         let texts = to_web.map(|to| format!("dst={} ", to.ip()));
@@ -247,7 +247,7 @@ pub fn flows_live_through_a_restart(backend: Backend) {
     let before = of_services(&running);
     assert_eq!(before.len(), 2);
 
-    // While nobody looks, own's pod is replaced.
+    // While no agent runs, own's pod is replaced.
     running.agents.remove(0).stop();
     for family in FAMILIES {
         running.api.put(own(&running, family, &["web-3"]));
@@ -257,17 +257,17 @@ pub fn flows_live_through_a_restart(backend: Backend) {
     all_answered_by(&running, "web-3");
     assert!(of_services(&running).is_superset(&before), "{before:?} are the flows to web");
     let client = running.lab.pod("client-1");
-    assert_eq!(to_web.map(|to| answers(client, INSIDE, to).expect("somebody answers")), answered);
+    assert_eq!(to_web.map(|to| answers(client, INSIDE, to).expect("a pod answers")), answered);
     bystanders.assert_untouched(&running);
     end(running);
 }
 
-/// Every flow to `own` meets one of `outcomes`.
+/// Every flow to `own` has one of `outcomes`.
 #[track_caller]
 fn all_ended(running: &Running, outcomes: &[Outcome]) {
     for family in FAMILIES {
         for (client, port, to) in flows(running, family) {
-            poll::until(&format!("nobody answers the flow to {to}"), SOON, || {
+            poll::until(&format!("no pod answers the flow to {to}"), SOON, || {
                 outcomes.contains(&send(client, port, to, BRIEF))
             });
         }

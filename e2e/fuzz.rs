@@ -1,9 +1,9 @@
-//! Random input into everything that reads: bytes and mutated text into the readers of manifests,
+//! Random input for everything that reads: bytes and mutated text for the readers of manifests,
 //! watched objects, saved rules, configuration and host files; well-formed objects with hostile
-//! content all the way to the text of rules; random rules to text and back.
+//! content from decoding to the text of rules; random rules to text and back.
 //!
-//! Of each case is claimed: no panic, no memory or time beyond a bound, every message one line, what is
-//! written is read back as the same, and a good neighbour is served as if it were alone. A case is
+//! The claims about each case: no panic, memory and time below a bound, every message is one line, written
+//! text reads back equal, and a good neighbour is served as if it were alone. A case is
 //! its kind and its number, so that `FUZZ_CASE=<kind>:<number> cargo test --test fuzz` repeats it.
 
 mod dice;
@@ -13,7 +13,7 @@ mod served;
 mod settings;
 mod texts;
 
-// Both are shared with tests of the library.
+// Tests of the library use both, too.
 #[path = "../tests/shared/hostile.rs"]
 mod hostile;
 #[path = "../tests/shared/rulesets.rs"]
@@ -25,31 +25,31 @@ use std::time::{Duration, Instant};
 
 pub use dice::Dice;
 
-/// One input, and what has to hold of it.
+/// One input, and the claims about it.
 pub struct Trial {
     /// The input, for the message and for its size.
     pub input: Vec<u8>,
-    /// Tries it; what does not hold.
+    /// Runs it; returns the claim that fails.
     pub claim: Box<Claim>,
 }
 
-/// What has to hold of an input; otherwise what does not.
+/// The claims about an input; an error names the claim that fails.
 type Claim = dyn FnOnce(&[u8]) -> Result<(), String>;
 
 /// A kind of input.
 pub struct Kind {
-    /// A word.
+    /// Its name.
     pub name: &'static str,
-    /// What happens to it, for the table.
+    /// What happens to the input, for the table.
     pub what: &'static str,
-    /// Of a hundred cases, how many are of this kind.
+    /// Its share of a hundred cases.
     pub share: u64,
     /// Most bytes allocated at one time.
     pub bound: Bound,
     make: fn(&mut Dice) -> Trial,
 }
 
-/// Memory that an input may cost: so much, and so much for each of its bytes.
+/// The bound on memory: a constant, and a number for each byte of input.
 #[derive(Clone, Copy, Debug)]
 pub struct Bound {
     /// In KiB.
@@ -89,7 +89,7 @@ pub const KINDS: [Kind; 7] = [
     },
     Kind {
         name: "object",
-        what: "well-formed objects with hostile content, to rules and their text",
+        what: "well-formed objects with hostile content, to rules and text",
         share: 20,
         bound: Bound { kib: 8 << 10, per_byte: 400 },
         make: objects::make,
@@ -124,14 +124,14 @@ pub const KINDS: [Kind; 7] = [
     },
 ];
 
-/// What many cases of a kind came to.
+/// The result of many cases of a kind.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
     /// Cases.
     pub n_cases: u64,
     /// Most bytes allocated at one time by one of them, and its number.
     pub peak: (u64, u64),
-    /// The longest that one took, and its number.
+    /// The longest time of one case, and its number.
     pub slowest: (Duration, u64),
 }
 
@@ -143,11 +143,11 @@ impl Summary {
     }
 }
 
-/// The longest that one case may take. All take less than a second; a reader whose time grows with the
+/// The longest time of one case. All take less than a second; a reader whose time grows with the
 /// square of its input takes minutes for the largest.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// Tries case `number` of `kind`: its peak of memory, or what does not hold and how to repeat it.
+/// Runs case `number` of `kind`: its peak of memory, or the claim that fails and how to repeat the case.
 pub fn attempt(kind: &Kind, number: u64) -> Result<u64, String> {
     let Trial { input, claim } = (kind.make)(&mut Dice::new(kind.name, number));
     let mut outcome = Ok(Ok(()));
@@ -173,7 +173,7 @@ pub fn attempt(kind: &Kind, number: u64) -> Result<u64, String> {
     Err(format!("FUZZ_CASE={}:{number}: {wrong}\n---- the input ----\n{shown}\n----", kind.name))
 }
 
-/// Tries the first `n_cases` cases of `kind` on `n_threads` threads; the first that fails ends it.
+/// Runs the first `n_cases` cases of `kind` on `n_threads` threads; the first failure ends it.
 pub fn try_all(kind: &Kind, n_cases: u64, n_threads: u64) -> Result<Summary, String> {
     let part = |first: u64| -> Result<Summary, String> {
         let mut summary = Summary::default();

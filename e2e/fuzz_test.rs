@@ -5,7 +5,7 @@ mod fuzz;
 
 use fuzz::{KINDS, attempt, try_all};
 
-/// Cases of all kinds together; `FUZZ_CASES` in the environment is another number.
+/// Cases of all kinds together; `FUZZ_CASES` in the environment overrides it.
 const N_CASES: u64 = 10_000;
 
 #[test]

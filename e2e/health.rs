@@ -1,5 +1,5 @@
-//! What others see of a running Chainsmith: health check node ports, `/healthz` and `/livez`, metrics,
-//! events; and ports that are taken.
+//! A running agent seen from outside: health check node ports, `/healthz` and `/livez`, metrics,
+//! events; and occupied ports.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
 
-/// How long a change may take to be seen, on a machine busy with other tests.
+/// How long a change may take to show, on a machine busy with other tests.
 const SOON: Duration = Duration::from_secs(10);
 
 /// The health check node port of the Service `local`.
@@ -71,8 +71,8 @@ fn local_slice(conditions: &[(bool, bool, bool)]) -> Value {
 const READY: (bool, bool, bool) = (true, true, false);
 const TERMINATING: (bool, bool, bool) = (false, true, true);
 
-/// A load balancer is told to go elsewhere when the last local pod leaves, and already when only
-/// terminating ones are left, which traffic is still sent to.
+/// Load balancers choose another node when the last local pod leaves, and already when only
+/// terminating ones are left, to which traffic is still sent.
 pub fn health_port_follows_the_local_pods(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     let (one, two) = (running.lab.node(1), running.lab.node(2));
@@ -89,12 +89,12 @@ pub fn health_port_follows_the_local_pods(backend: Backend) {
     poll::until("one is left", SOON, || weight(&running, one, Family::V4) == is(200, 1));
     running.api.put(local_slice(&[TERMINATING, TERMINATING]));
     poll::until("only terminating ones are left", SOON, || weight(&running, one, Family::V4) == is(503, 0));
-    // Who comes all the same is served.
+    // A client that connects all the same is served.
     let served = running.lab.outside().tcp(LOCAL.node_port(one, Family::V4));
     assert!(LOCAL_PODS.contains(&served.pod()), "{served:?}");
     assert_eq!(weight(&running, two, Family::V4), is(200, 1), "the load balancer has somewhere to go");
     running.api.put(local_slice(&[]));
-    poll::until("nobody is left", SOON, || {
+    poll::until("no endpoint is left", SOON, || {
         let outcome = running.lab.outside().attempt(
             Protocol::Tcp,
             LOCAL.node_port(one, Family::V4),
@@ -107,7 +107,7 @@ pub fn health_port_follows_the_local_pods(backend: Backend) {
 
     assert!(running.api.delete("Service", Some("default"), LOCAL.name), "there was a Service");
     for family in FAMILIES {
-        poll::until("nobody listens any more", SOON, || weight(&running, one, family).is_none());
+        poll::until("the port is closed", SOON, || weight(&running, one, family).is_none());
     }
     stop_all(running);
 }
@@ -125,7 +125,7 @@ fn tainted(node: &Node, taints: &Value) -> Value {
     object
 }
 
-/// Load balancers are told to leave a node that is about to be removed; it is not restarted for that.
+/// Load balancers leave a node that is about to be removed; its agent is not restarted for that.
 pub fn a_node_that_is_to_go_is_unhealthy_but_alive(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     let node = running.lab.node(1);
@@ -147,7 +147,7 @@ pub fn a_node_that_is_to_go_is_unhealthy_but_alive(backend: Backend) {
     stop_all(running);
 }
 
-/// Whose rules cannot be written for twice the sync period is unhealthy, until they can.
+/// An agent that cannot write rules for twice the sync period is unhealthy until it can.
 pub fn a_stale_proxy_turns_unhealthy(backend: Backend) {
     let flags = ["--iptables-sync-period=2s", "--iptables-min-sync-period=1ms"];
     let running = Running::with_flags(backend, &flags).expect("a cluster starts");
@@ -176,13 +176,13 @@ pub fn a_stale_proxy_turns_unhealthy(backend: Backend) {
     stop_all(running);
 }
 
-/// The value of a series of the agent on `node`, by its whole name.
+/// The value of a series of the agent on `node`, by the series' whole name.
 fn metric(node: &Node, series: &str) -> Option<f64> {
     let text = get(node, loopback(METRICS), "/metrics")?.body;
     text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
 }
 
-/// Ports that others have are told and tried again; everything else goes on.
+/// Occupied ports are reported and retried; everything else goes on.
 pub fn taken_ports_are_told_and_tried_again(backend: Backend) {
     let mut running = Running::start(backend).expect("a cluster starts");
     running.agents.remove(0).stop();
@@ -203,7 +203,7 @@ pub fn taken_ports_are_told_and_tried_again(backend: Backend) {
         agent.log().lines().any(|line| words.iter().all(|word| line.contains(word)))
     };
     let health_port = ["cannot open the health check node port", "default/local", "0.0.0.0:30111"];
-    poll::until("it is said", SOON, || {
+    poll::until("it is logged", SOON, || {
         says(&agent, &health_port) && says(&agent, &["cannot listen", "0.0.0.0:10256", "healthz"])
     });
     assert!(metric(node, "chainsmith_bind_failures_total{server=\"healthz\"}") >= Some(1.0));
@@ -241,7 +241,7 @@ pub fn taken_ports_are_told_and_tried_again(backend: Backend) {
     stop_all(running);
 }
 
-/// With `bindAddressHardFail` a port that is taken ends the process, and an event says why.
+/// With `bindAddressHardFail` an occupied port ends the process, and an event gives the reason.
 pub fn with_hard_fail_a_taken_port_ends_the_process(backend: Backend) {
     let mut running = Running::with_flags(backend, &["--bind-address-hard-fail"]).expect("a cluster starts");
     running.agents.remove(0).stop();
@@ -258,7 +258,7 @@ pub fn with_hard_fail_a_taken_port_ends_the_process(backend: Backend) {
     stop_all(running);
 }
 
-/// The metrics tell what is in the kernel, how late it got there, and of what.
+/// The metrics show the rules in the kernel, their latency, and the changes behind them.
 pub fn metrics_tell_what_is_in_the_kernel(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     let node = running.lab.node(1);
@@ -286,7 +286,7 @@ pub fn metrics_tell_what_is_in_the_kernel(backend: Backend) {
         assert!(metric(node, &full) >= Some(1.0), "{full}");
     }
     let partial = "kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}";
-    // A change may have come together with a look at everything.
+    // A change may have been synced together with a full sync.
     let mut turns = ["10.128.0.5", "10.128.1.5"].into_iter().cycle();
     poll::until("a change alone is a partial sync", SOON, || {
         running.api.put(own_slice(&[turns.next().expect("it has no end")]));
@@ -309,7 +309,7 @@ pub fn metrics_tell_what_is_in_the_kernel(backend: Backend) {
     stop_all(running);
 }
 
-/// An address of a pod that the sabotaged programs refuse, and how they do.
+/// An address of a pod that the sabotaged programs reject, and how they do it.
 const REFUSED: &str = "10.128.0.99";
 const REFUSE: &str = r#"case "$program $1" in *-restore\ -w)
     input=$(cat)
@@ -319,8 +319,8 @@ const REFUSE: &str = r#"case "$program $1" in *-restore\ -w)
 ;; esac
 "#;
 
-/// Who reads events hears of a Service that is left out, and of others who write to our chains; the
-/// proxy is healthy all the same.
+/// Events report a quarantined service port, and another process that writes to our chains; the
+/// proxy stays healthy.
 pub fn quarantine_and_drift_are_told_by_events(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     let (node, agent) = (running.lab.node(1), &running.agents[0]);

@@ -11,11 +11,11 @@
 //!  web-1  web-2         web-3      pods: 10.128.<n-1>.5, .6, ... on port 8080, TCP and UDP
 //! ```
 //!
-//! and the same in IPv6 (2001:db8::/64, fd00:10:128:<n-1>::/64). A packet that no rule turns aside
-//! ends in the fabric, which answers "unreachable"; so a client can tell a packet left as it was
-//! (`Unreachable`) from one dropped (`TimedOut`) and one refused (`Refused`).
+//! and the same in IPv6 (2001:db8::/64, fd00:10:128:<n-1>::/64). A packet that no rule redirects
+//! ends in the fabric, which answers "unreachable"; so a client can tell an untouched packet
+//! (`Unreachable`) from a dropped one (`TimedOut`) and a rejected one (`Refused`).
 //!
-//! Nothing has a name outside this process: when it dies, by SIGKILL too, everything is gone.
+//! Nothing has a name outside this process: when it dies, also by SIGKILL, nothing stays.
 
 pub mod address;
 pub mod agent;
@@ -54,7 +54,7 @@ pub enum PodNetwork {
     /// Each node has a route to the pods of each other node.
     #[default]
     Routes,
-    /// Packets between pods of different nodes go in vxlan, as with flannel.
+    /// Packets between pods of different nodes travel in vxlan, as with flannel.
     Vxlan,
 }
 
@@ -79,7 +79,7 @@ impl LabPlan {
         self
     }
 
-    /// Makes the namespaces, wires them up and starts the pods' servers.
+    /// Makes the namespaces and links and starts the pods' servers.
     pub fn build(self) -> Result<Lab> {
         let n_nodes = u8::try_from(self.nodes.len()).context("too many nodes")?;
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -118,14 +118,14 @@ impl LabPlan {
     }
 }
 
-/// A folder that goes away with its value; if the process is killed, it stays behind where `cargo
-/// clean` finds it.
+/// A folder that is removed with its value; if the process is killed, it stays below the target folder, where
+/// `cargo clean` removes it.
 fn folder_for_files() -> Result<TempDir> {
     let parent = option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
     tempfile::Builder::new().prefix("lab-").tempdir_in(parent).context("making a folder")
 }
 
-/// A running lab; dropping it takes everything down.
+/// A running lab; dropping it removes everything.
 #[derive(Debug)]
 pub struct Lab {
     pods: BTreeMap<String, Pod>,
@@ -162,7 +162,7 @@ impl Lab {
         self.pods.get(name).unwrap_or_else(|| panic!("no pod {name} in this lab"))
     }
 
-    /// The pod called `name`, to change it.
+    /// The pod called `name`, for changes.
     pub fn pod_mut(&mut self, name: &str) -> &mut Pod {
         self.pods.get_mut(name).unwrap_or_else(|| panic!("no pod {name} in this lab"))
     }
@@ -177,12 +177,12 @@ impl Lab {
         &self.outside
     }
 
-    /// The namespace of the wire, where an API server listens on [`address::fabric`].
+    /// The namespace of the fabric, where an API server listens on [`address::fabric`].
     pub fn fabric(&self) -> &Namespace {
         &self.fabric
     }
 
-    /// A folder that goes away with the lab.
+    /// A folder that is removed with the lab.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -199,7 +199,7 @@ impl Lab {
         Ok(self.pods.entry(name.to_owned()).or_insert(pod))
     }
 
-    /// Has a pod serve on another port too.
+    /// Makes a pod serve on another port too.
     pub fn serve_also(&mut self, name: &str, port: u16) -> Result<()> {
         let server = self.server_of(self.pod(name), port)?;
         self.pod_mut(name).servers.push(server);

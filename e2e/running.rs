@@ -1,4 +1,4 @@
-//! The cluster of [`crate::cluster`] with an API server on the wire and Chainsmith on each node.
+//! The cluster of [`crate::cluster`] with an API server in the fabric and Chainsmith on each node.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const API_PORT: u16 = 6443;
 /// How long the first sync may take, on a machine that is busy with other tests.
 pub const FIRST_SYNC: Duration = Duration::from_secs(30);
 
-/// What stands in the rules of a node once it has synced: a word of each table for each Service.
+/// Texts in the rules of a node after its first sync: one of each table for each Service.
 const SYNCED: [&str; 8] = [
     "default/web:http",
     "default/web:echo",
@@ -30,7 +30,7 @@ const SYNCED: [&str; 8] = [
     "default/empty:echo has no endpoints",
 ];
 
-/// A cluster that runs. Dropped in this order: agents, API server, lab.
+/// A running cluster. Dropped in this order: agents, API server, lab.
 pub struct Running {
     /// The agent of each node, in order.
     pub agents: Vec<Agent>,
@@ -75,7 +75,7 @@ impl Running {
         Ok(running)
     }
 
-    /// How its agents are configured.
+    /// The configuration of its agents.
     pub fn options(&self) -> &AgentOptions {
         &self.options
     }
@@ -83,13 +83,13 @@ impl Running {
     /// The simulated API server.
     ///
     /// # Panics
-    /// If it is a real one.
+    /// If it is a real server.
     pub fn simulator(&self) -> &ApiServer {
         self.api.simulator().expect("no KUBEBUILDER_ASSETS names a real one")
     }
 
-    /// Kills the agent of node-1 and starts another with these flags, and this kubeconfig if it is
-    /// not to be the first one's; waits for its first syncs.
+    /// Kills the agent of node-1 and starts another with these flags, and with this kubeconfig if one is
+    /// given; waits for its first syncs.
     pub fn replace_agent(&mut self, flags: &[&str], kubeconfig: Option<String>) -> Result<()> {
         self.agents.remove(0).kill9();
         let args = flags.iter().map(|&flag| flag.to_owned()).collect();
@@ -97,7 +97,7 @@ impl Running {
         self.start_instead(AgentOptions { kubeconfig, args, ..AgentOptions::default() })
     }
 
-    /// Kills the agent of node-1 and starts another, which `under` becomes; waits for its first syncs.
+    /// Kills the agent of node-1 and starts another that `under` replaces; waits for its first syncs.
     pub fn replace_agent_under(&mut self, under: &[&str]) -> Result<()> {
         self.agents.remove(0).kill9();
         let under = under.iter().map(|&word| word.to_owned()).collect();
@@ -111,7 +111,7 @@ impl Running {
         Ok(())
     }
 
-    /// Starts all agents anew, with a kubeconfig of this moment, and waits for their first syncs.
+    /// Restarts all agents with a new kubeconfig, and waits for their first syncs.
     pub fn renew_agents(&mut self) -> Result<()> {
         self.options.kubeconfig = self.api.kubeconfig();
         self.agents.drain(..).for_each(|agent| drop(agent.kill9()));

@@ -1,5 +1,5 @@
-//! What packets must meet on the nodes of [`crate::cluster`], whoever wrote the rules: each function
-//! is one claim, tried with real connections over TCP and UDP, IPv4 and IPv6.
+//! What packets must meet on the nodes of [`crate::cluster`], whichever program wrote the rules: each function
+//! is one claim, checked with real connections over TCP and UDP, IPv4 and IPv6.
 //!
 //! The masquerading claims are the table of ruleset.md 9.
 
@@ -24,9 +24,9 @@ use crate::lab::host::{Node, POD_PORT};
 /// Connections enough to judge how they spread over three pods.
 const MANY: u32 = 300;
 
-/// How long an answer may take that is given "at once". UDP hears it in well under a millisecond;
-/// TCP's connect holds its own socket while a veth pair brings the answer back, so the kernel looks
-/// again when it sends the second SYN, after one second.
+/// How long an immediate answer may take. UDP receives it in well under a millisecond;
+/// TCP's connect holds its own socket while a veth pair carries the answer back, so the kernel sees it
+/// when it sends the second SYN, after one second.
 const AT_ONCE: Duration = Duration::from_millis(2500);
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
@@ -49,7 +49,7 @@ pub const CLAIMS: &[(&str, Claim)] = &[
     ("other traffic is untouched and never marked", other_traffic_is_untouched),
 ];
 
-/// Tries every claim.
+/// Checks every claim.
 pub fn all(lab: &Lab) {
     for (claim, check) in CLAIMS {
         println!("{claim}");
@@ -61,7 +61,7 @@ fn cases() -> impl Iterator<Item = (Family, Protocol)> {
     FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|protocol| (family, protocol)))
 }
 
-/// New connections to a cluster IP are shared evenly by the pods of both nodes.
+/// The pods of both nodes share new connections to a cluster IP evenly.
 pub fn cluster_ip_spreads_over_all_nodes(lab: &Lab) {
     for (family, protocol) in cases() {
         lab.pod("client-1").attempts(MANY, protocol, WEB.cluster_ip(family)).assert_spread(&WEB_PODS);
@@ -70,7 +70,7 @@ pub fn cluster_ip_spreads_over_all_nodes(lab: &Lab) {
     tally.assert_spread(&WEB_PODS);
 }
 
-/// Pods of either node reach pods of either node through a cluster IP, and are seen as themselves.
+/// Pods of either node reach pods of either node through a cluster IP, with their own source address.
 pub fn pods_keep_their_source_to_a_cluster_ip(lab: &Lab) {
     for (family, protocol) in cases() {
         for client in CLIENTS {
@@ -80,7 +80,7 @@ pub fn pods_keep_their_source_to_a_cluster_ip(lab: &Lab) {
     }
 }
 
-/// A node's own connections to a cluster IP carry the address of the interface they leave by.
+/// A node's own connections to a cluster IP carry the address of their outgoing interface.
 pub fn nodes_are_masqueraded_to_a_cluster_ip(lab: &Lab) {
     for (family, protocol) in cases() {
         for node in lab.nodes() {
@@ -91,7 +91,7 @@ pub fn nodes_are_masqueraded_to_a_cluster_ip(lab: &Lab) {
     }
 }
 
-/// A cluster IP works from outside too if routed to a node, which then masquerades.
+/// A cluster IP works from outside too if routed to a node, which masquerades then.
 pub fn outside_is_masqueraded_to_a_cluster_ip(lab: &Lab) {
     for node in lab.nodes() {
         lab.outside().enter_by(node).expect("routes can be set");
@@ -145,7 +145,7 @@ pub fn load_balancer_and_external_ips_are_served(lab: &Lab) {
     }
 }
 
-/// externalTrafficPolicy Local: where a pod is, it sees the client; where none is, nothing answers.
+/// externalTrafficPolicy Local: a node with a pod shows it the client's address; a node without one does not answer.
 pub fn local_policy_keeps_the_client(lab: &Lab) {
     let frontends = |node: &Node, family| {
         [LOCAL.load_balancer(family), LOCAL.external_ip(family), LOCAL.node_port(node, family)]
@@ -169,7 +169,7 @@ pub fn local_policy_keeps_the_client(lab: &Lab) {
     }
 }
 
-/// externalTrafficPolicy Local binds traffic from outside: pods and nodes reach all endpoints from
+/// externalTrafficPolicy Local restricts traffic from outside: pods and nodes reach all endpoints from
 /// everywhere, pods as themselves, nodes masqueraded.
 pub fn local_policy_is_cluster_from_within(lab: &Lab) {
     for (family, protocol) in cases() {
@@ -185,7 +185,7 @@ pub fn local_policy_is_cluster_from_within(lab: &Lab) {
     }
 }
 
-/// A pod that is sent to itself sees its node, whichever of the Service's addresses it used.
+/// A pod that reaches itself through its Service sees its node's address, for every address of the Service.
 pub fn hairpin_works(lab: &Lab) {
     let pod = lab.pod("web-1");
     let node = lab.node_of(pod);
@@ -205,8 +205,8 @@ pub fn hairpin_works(lab: &Lab) {
     }
 }
 
-/// A pod reaches itself through its Service where the policy of FORWARD is DROP: what is sent back
-/// over the bridge is accepted.
+/// A pod reaches itself through its Service with a FORWARD policy of DROP: packets that go back
+/// over the bridge are accepted.
 pub fn hairpin_works_where_forwarding_is_forbidden(lab: &Lab) {
     let pod = lab.pod("web-1");
     let node = lab.node_of(pod);
@@ -225,13 +225,13 @@ pub fn hairpin_works_where_forwarding_is_forbidden(lab: &Lab) {
     set_policy("ACCEPT");
 }
 
-/// A connection of the node to itself that somebody redirects to loopback comes from where it came
-/// from: it is no hairpin.
+/// A connection of the node to itself that a foreign rule redirects to loopback keeps its source:
+/// it is no hairpin.
 pub fn a_foreign_redirection_keeps_its_source(lab: &Lab) {
     let node = lab.node(1);
     let rule = "-t nat -I OUTPUT -d 127.0.0.9/32 -p tcp --dport 81 -j REDIRECT --to-ports 8181";
     node.netfilter().iptables(Family::V4, &rule.split(' ').collect::<Vec<_>>()).expect("a rule can be added");
-    // Bound once: a process that another test is starting may hold a closed one open for a moment.
+    // Bound once: a process that another test starts may keep a closed one open for a moment.
     let listener = node.namespace().run(|| TcpListener::bind("127.0.0.1:8181").expect("the port is free"));
     for _ in 0..5 {
         let (seen, from) = node.namespace().run(|| {
@@ -248,7 +248,7 @@ pub fn a_foreign_redirection_keeps_its_source(lab: &Lab) {
     node.netfilter().iptables(Family::V4, &back.split(' ').collect::<Vec<_>>()).expect("it can be removed");
 }
 
-/// Without endpoints, each address of a Service refuses at once, for everybody.
+/// Without endpoints, each address of a Service rejects at once, for every client.
 pub fn no_endpoints_refuse_at_once(lab: &Lab) {
     let node = lab.node(1);
     lab.outside().enter_by(node).expect("routes can be set");
@@ -257,7 +257,7 @@ pub fn no_endpoints_refuse_at_once(lab: &Lab) {
     for host in hosts {
         for (family, protocol) in cases() {
             attempts.push((host, protocol, EMPTY.cluster_ip(family)));
-            // kube-proxy refuses these in INPUT and FORWARD only: a node's own connection leaves it.
+            // kube-proxy rejects these in INPUT and FORWARD only: a node's own connection leaves it.
             if host.namespace().name() != node.name() {
                 attempts.push((host, protocol, EMPTY.load_balancer(family)));
                 attempts.push((host, protocol, EMPTY.external_ip(family)));
@@ -269,8 +269,8 @@ pub fn no_endpoints_refuse_at_once(lab: &Lab) {
         at_the_same_time(&attempts, PATIENCE).into_iter().zip(&attempts)
     {
         if (*protocol, &attempt.outcome) == (Protocol::Udp, &Outcome::TimedOut) {
-            // So many at once: the kernel answers so many a second (icmp_msgs_burst, icmp_ratelimit), and
-            // nobody sends a datagram twice.
+            // At most so many at once: the kernel limits its answers (icmp_msgs_burst, icmp_ratelimit), and
+            // no client sends a datagram twice.
             attempt = host.attempt(*protocol, *to, PATIENCE);
         }
         let context = format!("{} over {protocol:?} to {to}: {attempt:?}", host.namespace().name());

@@ -321,7 +321,7 @@ async fn connect(config: Arc<Config>, metrics: Arc<Metrics>) -> anyhow::Result<O
     let runtime = Handle::current();
     let connect = move || {
         let client = &config.client;
-        let limit = watch::api::Limit { qps: client.qps, burst: client.burst };
+        let limit = watch::api::RequestLimit { qps: client.qps, burst: client.burst };
         let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
         let observer = Arc::new(surroundings::Traffic(metrics));
         let connection = runtime.block_on(watch::api::connect(kubeconfig, master, limit, observer))?;

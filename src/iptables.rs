@@ -6,6 +6,7 @@
 
 mod chain;
 mod digest;
+mod fingerprint;
 pub mod parse;
 mod rule;
 mod ruleset;
@@ -14,6 +15,7 @@ pub mod write;
 
 pub use chain::{ChainName, Table};
 pub use digest::{Digest, keyed_hash};
+pub use fingerprint::Fingerprint;
 pub use rule::{
     AddressSide, CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, RecentAction, Rule, Target,
 };

@@ -21,9 +21,9 @@ pub(crate) use netlink::in_new_namespace;
 
 use std::time::Duration;
 
-use crate::iptables::{ChainName, Jump, Table};
+use crate::iptables::{ChainName, Fingerprint, Jump, Table};
 use crate::net::IpFamily;
-use crate::plan::{FailureEffect, Limits, Print, Restore};
+use crate::plan::{FailureEffect, Limits, Restore};
 
 /// The two implementations of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,46 +61,52 @@ pub enum Readable {
     NamesOnly,
 }
 
-/// How chains of a table look.
+/// Fingerprints of chains of one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dump {
-    /// On nft, the number of the ruleset that this is about; `None` when another process wrote meanwhile, so
-    /// that each chain is as it was at one moment or another of the dump. On legacy, which has no numbers,
-    /// `None`, and all chains are of one moment.
+    /// On nft, the ruleset's generation; `None` when another process wrote during the dump, so that each chain is as
+    /// it was at some moment of the dump. On legacy, which has no generations, `None`; all chains are of one moment.
     pub generation: Option<u32>,
     /// By name, each once.
-    pub chains: Vec<Shown>,
+    pub chains: Vec<DumpedChain>,
 }
 
-/// How one chain looks.
+/// One chain of a [`Dump`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shown {
+pub struct DumpedChain {
     /// Its name.
     pub name: ChainName,
     /// Of its rules.
-    pub print: Print,
-    /// How many they are.
+    pub fingerprint: Fingerprint,
+    /// How many rules it holds.
     pub n_rules: u32,
 }
 
+impl DumpedChain {
+    /// A chain that holds no rules.
+    fn empty(name: ChainName) -> DumpedChain {
+        DumpedChain { name, fingerprint: Fingerprint::of(&Fingerprint::hasher()), n_rules: 0 }
+    }
+}
+
 impl Dump {
-    /// How `chain` looks; `None` when it is not there.
-    pub fn of(&self, chain: &ChainName) -> Option<Shown> {
-        let at = self.chains.binary_search_by_key(chain, |shown| shown.name).ok()?;
+    /// What was dumped of `chain`; `None` when the chain does not exist.
+    pub fn of(&self, chain: &ChainName) -> Option<DumpedChain> {
+        let at = self.chains.binary_search_by_key(chain, |dumped| dumped.name).ok()?;
         Some(self.chains[at])
     }
 }
 
-/// The numbers of a legacy table, which the kernel tells at once: any change of its size shows in them.
+/// The sizes and offsets of a legacy table, which take the kernel microseconds: they show any change of its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outline {
     /// Where built-in chains begin, by the number of their hook.
     pub hooks: [Option<u32>; 5],
     /// Where they end.
     pub policies: [u32; 5],
-    /// Rules and what stands for chains.
+    /// Rules, heads of chains and policies.
     pub n_entries: u32,
-    /// All of them.
+    /// Size of all entries.
     pub n_bytes: u32,
 }
 
@@ -130,16 +136,16 @@ pub trait Iptables: Restore<Error = RestoreError> + Send {
     fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool>;
     /// Passes on the name of each chain of `table`.
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()>;
-    /// How the chains of `table` look: all of them, or `only` these, of which one that is not there looks
-    /// empty. On nft the kernel takes a time quadratic in rules for all (50 ms for 15 000), and some 10 us for
-    /// each chain by name; on legacy it always shows the whole table (1 us a rule). `None` where the
-    /// kernel shows nothing.
-    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>>;
-    /// On legacy, the numbers of `table`; `None` on nft.
+    /// Fingerprints of the chains of `table`: of all chains, or of `only` these, where a chain that does not exist
+    /// counts as empty. On nft a dump of all chains takes a time quadratic in rules (50 ms for 15 000), and that of
+    /// one chain some 10 us; on legacy the kernel always returns the whole table (1 us a rule). `None` where the
+    /// kernel has no dump.
+    fn fingerprints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>>;
+    /// On legacy, the outline of `table`; `None` on nft.
     fn outline(&mut self, _: Table) -> anyhow::Result<Option<Outline>> {
         Ok(None)
     }
-    /// The number of the ruleset, which every commit of anybody raises; `None` where there is none (legacy).
+    /// The ruleset's generation, which every commit of any process raises; `None` on legacy, which has none.
     fn generation(&mut self) -> anyhow::Result<Option<u32>>;
     /// How long restores have waited for others to let go of the xtables lock since this was asked
     /// last.

@@ -9,17 +9,19 @@ mod call_order;
 mod committed;
 mod delta;
 mod desired;
+mod fingerprints;
 mod pending;
 mod planner;
-mod prints;
+
 mod restore_process;
 mod save_reader;
 mod steps;
 
 pub use committed::Committed;
 pub use desired::{DesiredRules, FixedNat, SharedNat, When};
+pub use fingerprints::{Fingerprints, Pending};
 pub use planner::Planner;
-pub use prints::{Due, Print, Prints};
+
 pub use restore_process::{FailureEffect, Limits, LineIndex, Restore, RestoreCounts, RestoreFailure};
 pub use save_reader::{ReadBack, SaveReader, UdpFrontends};
 pub use steps::{PlanStep, StepOrder};

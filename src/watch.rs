@@ -1,31 +1,30 @@
-//! Where the cluster's state comes from: an API server ([`api`]) or folders of manifests
-//! ([`files`]). Both turn what they see into [`WatchEvent`]s on one channel; putting them together
-//! is left to `model::Snapshot`, what to do about them to `sync`.
+//! Reads the cluster's state from an API server ([`api`]) or from folders of manifests ([`files`]). Both
+//! send [`WatchEvent`]s over one channel. `model::Snapshot` combines them; `sync` acts on them.
 
 pub mod api;
 pub mod files;
-mod report;
+mod problem_log;
 
 use crate::model::{Change, ObjectKind};
 
-/// What a source tells the loop, in order.
+/// An event from a source of cluster state, in order.
 ///
-/// The three `...Listed` come once each in the life of a source, when everything of their kind that
-/// was there at the start has been sent; rules made before that would be those of half a cluster.
+/// Each of the three `...Listed` events is sent once, after all objects of its kind that existed at the
+/// start. Before that, rules would describe half of a cluster.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant, reason = "nearly every event is a change")]
 pub enum WatchEvent {
-    /// Something is new, changed or gone.
+    /// An object was added, changed or deleted.
     Change(Change),
-    /// All Services are known.
+    /// The first list of Services is complete.
     ServicesListed,
-    /// All EndpointSlices are known.
+    /// The first list of EndpointSlices is complete.
     SlicesListed,
-    /// It is known whether this node's Node is there.
+    /// The first list of Nodes is complete: this node's Node was sent, or does not exist.
     NodeListed,
-    /// So many fields of objects of a kind cannot be used now; told when the number changes.
+    /// The number of unusable fields in objects of a kind; sent when it changes.
     Problems(ObjectKind, usize),
 }
 
-/// How many events a source may be ahead of the loop.
+/// How many events a source may queue before the loop reads them.
 pub const CHANNEL_CAPACITY: usize = 1024;

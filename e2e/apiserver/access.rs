@@ -7,7 +7,7 @@ use data_encoding::BASE64;
 
 use super::tls::ClientCertificate;
 
-/// The credentials that requests need; with neither every request is let in.
+/// The credentials that requests need; without any, every request is accepted.
 #[derive(Debug, Default)]
 pub struct Access {
     /// The bearer token.
@@ -32,12 +32,12 @@ impl Access {
 /// The credentials of a kubeconfig.
 #[derive(Clone, Debug, Default)]
 pub enum User {
-    /// Nothing.
+    /// None.
     #[default]
     Anonymous,
     /// A bearer token.
     Token(String),
-    /// A file with one.
+    /// A file with a bearer token.
     TokenFile(PathBuf),
     /// Files with a certificate and its key.
     Certificate(PathBuf, PathBuf),
@@ -46,13 +46,13 @@ pub enum User {
 /// How a client with a kubeconfig verifies the server.
 #[derive(Clone, Debug)]
 pub enum Trust {
-    /// Plain http: there is nothing to verify.
+    /// Plain http: nothing to verify.
     Plain,
     /// https without verification.
     Unverified,
-    /// By this authority (PEM).
+    /// With this authority (PEM).
     Authority(String),
-    /// By the authority in this file.
+    /// With the authority in this file.
     File(PathBuf),
 }
 

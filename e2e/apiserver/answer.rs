@@ -1,4 +1,4 @@
-//! Responses: JSON bodies, compressed when that is asked for and worth it, and refusals in the words
+//! Responses: JSON bodies, compressed if the client accepts it and they are large, and rejections with the texts
 //! of a real server.
 
 use std::io::Write;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::resource::Resource;
 
-/// Bodies above this are compressed, as by a real server (128 KiB).
+/// Larger bodies are compressed, as by a real server (128 KiB).
 const GZIP_ABOVE: usize = 128 * 1024;
 
 /// A JSON body.
@@ -29,7 +29,7 @@ pub fn large_body(headers: &HeaderMap, body: Vec<u8>) -> Response<Body> {
     compressed(json_body(StatusCode::OK, body))
 }
 
-/// `response` with the headers that say that it is compressed.
+/// `response` with the headers of a compressed body.
 pub fn compressed(mut response: Response<Body>) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -37,13 +37,13 @@ pub fn compressed(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-/// Whether a client takes compressed bodies.
+/// Whether a client accepts compressed bodies.
 pub fn accepts_gzip(headers: &HeaderMap) -> bool {
     let accepts = headers.get_all(header::ACCEPT_ENCODING).iter();
     accepts.filter_map(|value| value.to_str().ok()).any(|value| value.contains("gzip"))
 }
 
-/// A body whose end is not known yet.
+/// A body of unknown length.
 pub fn stream_body(body: Body) -> Response<Body> {
     respond(StatusCode::OK, body, "application/json")
 }
@@ -70,12 +70,12 @@ pub struct Refusal {
     /// The HTTP status.
     pub code: u16,
     status: Value,
-    /// Sent as text: so a real server answers from the layers before its API.
+    /// Sent as text, as a real server answers from the layers before its API.
     is_text: bool,
 }
 
 impl Refusal {
-    /// With this message, and the reason that goes with `code`.
+    /// With this message, and the reason that belongs to `code`.
     pub fn new(code: u16, message: impl Into<String>) -> Refusal {
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -108,7 +108,7 @@ impl Refusal {
         self.about(object_details(resource, resource.plural, name))
     }
 
-    /// With this token to go on by.
+    /// With this token to continue a list.
     pub fn go_on_by(mut self, token: String) -> Refusal {
         self.status["metadata"]["continue"] = token.into();
         self
@@ -148,7 +148,7 @@ impl Refusal {
         }))
     }
 
-    /// A request that had to wait for etcd for too long.
+    /// A request that waited for etcd for too long.
     pub fn timed_out() -> Refusal {
         let message = "Timeout: request did not complete within the allotted timeout";
         let status = json!({
@@ -157,7 +157,7 @@ impl Refusal {
         Refusal { code: 504, status, is_text: true }
     }
 
-    /// As the body of an answer.
+    /// As the body of a response.
     pub fn response(&self) -> Response<Body> {
         let code = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         // The real server rejects it before it reads the path.
@@ -185,10 +185,10 @@ impl Refusal {
     }
 }
 
-/// What is wrong with one field.
+/// The error of one field.
 #[derive(Clone, Debug)]
 pub struct Cause {
-    /// Where: `spec.podCIDRs[0]`.
+    /// Its path: `spec.podCIDRs[0]`.
     pub field: String,
     /// `FieldValueInvalid`.
     pub reason: &'static str,

@@ -1,4 +1,4 @@
-//! What a watch begins with: the objects of a state, or nothing but changes.
+//! The begin of a watch: the objects of a state, or only changes.
 
 use super::Shared;
 use super::answer::{Cause, Refusal};
@@ -8,18 +8,18 @@ use super::request::Query;
 use super::resource::Resource;
 use super::watching::Phase;
 
-/// What a client wants first.
+/// The first events that the client asks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Begin {
-    /// The state, and a bookmark that ends it.
+    /// The state, and a bookmark after it.
     List,
-    /// The state, if no version says where to begin.
+    /// The state, if no version gives the begin.
     State,
-    /// Only changes, from now on if no version says from where.
+    /// Only changes, from now on if no version is given.
     Changes,
 }
 
-/// What a watch sends first, and the version up to which that leads.
+/// The first events of a watch, and the version that the client has after them.
 pub fn begin_at(
     shared: &Shared,
     resource: &Resource,
@@ -50,7 +50,7 @@ pub fn begin_at(
     (Phase::Initial { objects, after: None, has_end: wants_bookmarks && is_understood }, version)
 }
 
-/// What is to come first, or why it is not served.
+/// The first events, or why the request is rejected.
 pub fn check_streaming(query: &Query, fault: Option<&Fault>) -> Result<Begin, Refusal> {
     const FIELD: &str = "resourceVersionMatch";
     let refuse = |causes: &[Cause]| Err(Refusal::invalid_options(causes));

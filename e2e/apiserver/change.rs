@@ -1,4 +1,4 @@
-//! What clients change: POST, PUT, PATCH and DELETE of one object, the `status` subresource included.
+//! Changes by clients: POST, PUT, PATCH and DELETE of one object, including the `status` subresource.
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Response, StatusCode, header};
@@ -74,7 +74,7 @@ fn create(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
         let refusal = Refusal::new(409, message).because(Some("AlreadyExists"));
         return Err(refusal.about_object(target.resource, &key.name));
     }
-    // What a client says about these is not believed.
+    // The server sets these itself.
     for field in ["uid", "creationTimestamp"] {
         metadata(&mut value).remove(field);
     }
@@ -95,7 +95,7 @@ fn replace(store: &mut Store, target: &Target, body: &Bytes) -> Answer {
 
 fn patch(store: &mut Store, target: &Target, headers: &HeaderMap, body: &Bytes) -> Answer {
     let media = headers.get(header::CONTENT_TYPE).and_then(|media| media.to_str().ok()).unwrap_or("");
-    // A strategic merge differs in how lists are merged; nothing here depends on that.
+    // A strategic merge differs in how it merges lists; nothing here depends on that.
     if !matches!(media, "application/merge-patch+json" | "application/strategic-merge-patch+json") {
         return Err(Refusal::new(415, format!("the simulator knows merge patches, not {media:?}")));
     }
@@ -111,7 +111,7 @@ fn patch(store: &mut Store, target: &Target, headers: &HeaderMap, body: &Bytes) 
     Ok(current(store, target.resource, &key, StatusCode::OK))
 }
 
-/// Takes the place of `old`, if it may.
+/// Replaces `old`, if allowed.
 fn put(
     store: &mut Store,
     resource: &'static Resource,
@@ -137,7 +137,7 @@ fn delete(store: &mut Store, target: &Target) -> Answer {
     ))
 }
 
-/// The object that the path names, as it is.
+/// The object that the path names, as stored.
 fn existing(store: &Store, target: &Target) -> Result<(Key, Value), Refusal> {
     let Some(key) = target.key() else {
         return Err(Refusal::not_allowed());
@@ -147,8 +147,8 @@ fn existing(store: &Store, target: &Target) -> Result<(Key, Value), Refusal> {
     Ok((key, object.value()))
 }
 
-/// `new` with the half that the path does not speak of taken from `old`: `status` belongs to the
-/// subresource alone, the rest to the object.
+/// `new` with the other half taken from `old`: the subresource changes only `status`, other requests everything
+/// else.
 fn merged(target: &Target, mut old: Value, mut new: Value) -> Value {
     for field in ["uid", "creationTimestamp"] {
         let kept = old["metadata"][field].take();
@@ -165,8 +165,8 @@ fn merged(target: &Target, mut old: Value, mut new: Value) -> Value {
 }
 
 fn check_version(target: &Target, key: &Key, new: &Value, old: &Value) -> Result<(), Refusal> {
-    let wanted = new["metadata"]["resourceVersion"].as_str().unwrap_or("");
-    if wanted.is_empty() || Some(wanted) == old["metadata"]["resourceVersion"].as_str() {
+    let expected = new["metadata"]["resourceVersion"].as_str().unwrap_or("");
+    if expected.is_empty() || Some(expected) == old["metadata"]["resourceVersion"].as_str() {
         return Ok(());
     }
     Err(Refusal::new(
@@ -183,7 +183,7 @@ fn check_version(target: &Target, key: &Key, new: &Value, old: &Value) -> Result
 fn parse(resource: &Resource, body: &Bytes) -> Result<Value, Refusal> {
     let mut value: Value =
         serde_json::from_slice(body).map_err(|error| Refusal::new(400, error.to_string()))?;
-    let says = |field: &str, wanted: &str| value.get(field).is_none_or(|text| text == wanted);
+    let says = |field: &str, expected: &str| value.get(field).is_none_or(|text| text == expected);
     if !value.is_object() || !says("kind", resource.kind) || !says("apiVersion", resource.api_version) {
         return Err(Refusal::new(400, format!("the object provided is not a {}", resource.kind)));
     }

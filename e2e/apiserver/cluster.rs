@@ -1,4 +1,4 @@
-//! The choice between the simulator and a real API server, and what the two have in common.
+//! The choice between the simulator and a real API server, and their common interface.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -16,31 +16,31 @@ use super::real::RealServer;
 pub trait Cluster: Send + Sync {
     /// Creates or replaces an object, `status` included; returns its resourceVersion.
     fn put(&self, object: Value) -> u64;
-    /// Deletes an object; whether it was there.
+    /// Deletes an object; returns whether it existed.
     fn delete(&self, kind: &str, namespace: Option<&str>, name: &str) -> bool;
-    /// The events in the namespace `default`, as clients made them.
+    /// The events in the namespace `default`, as clients created them.
     fn events(&self) -> Vec<Value>;
-    /// A kubeconfig for clients that reach the address it was started on.
+    /// A kubeconfig for clients that reach the address on which it was started.
     fn kubeconfig(&self) -> String;
     /// A kubeconfig for clients that reach it at `ip`, with [`TOKEN`].
     fn kubeconfig_at(&self, ip: IpAddr) -> String;
-    /// The certificate of the authority that clients can check it by, as PEM.
+    /// The certificate of the authority for clients, as PEM.
     fn authority(&self) -> String;
 
-    /// Puts the objects of a YAML text with several documents and Lists, in its order.
+    /// Stores the objects of a YAML text with several documents and Lists, in its order.
     fn put_yaml(&self, text: &str) {
         for object in objects_of_yaml(text) {
             self.put(object);
         }
     }
 
-    /// Puts a fault in force, or none; a real server has those of connections only
+    /// Starts a fault, or ends it; a real server has only the faults of connections
     /// ([`Fault::is_of_connections`]), through a [`super::Proxy`].
     fn set_fault(&self, fault: Option<Fault>);
-    /// How often clients met the fault that was put in force last.
+    /// How often clients met the fault that was started last.
     fn faults_met(&self) -> u64;
 
-    /// The simulator, if this is it: for its other faults and counters.
+    /// The simulator, if it is one: for its other faults and counters.
     fn simulator(&self) -> Option<&ApiServer> {
         None
     }
@@ -50,8 +50,8 @@ pub trait Cluster: Send + Sync {
 /// (the convention of envtest), else the simulator; on `listen`, inside the namespace `netns`.
 ///
 /// # Errors
-/// It does not come up; nothing is left running.
-#[allow(clippy::disallowed_methods, reason = "tests are told by the environment")]
+/// It does not start; nothing keeps running.
+#[allow(clippy::disallowed_methods, reason = "tests are configured by the environment")]
 pub fn start_cluster(listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<Box<dyn Cluster>> {
     match std::env::var_os("KUBEBUILDER_ASSETS") {
         Some(folder) if !folder.is_empty() => {
@@ -103,12 +103,12 @@ impl Cluster for ApiServer {
     }
 }
 
-/// The objects of a YAML text: several documents, Lists opened, empty documents left out.
+/// The objects of a YAML text: several documents, Lists opened, empty documents skipped.
 ///
 /// # Panics
 /// The text is not YAML.
 pub fn objects_of_yaml(text: &str) -> Vec<Value> {
-    // The parser's own limits are for strangers; this text is the test's.
+    // The parser's limits are for foreign input; this text is the test's own.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_documents: usize::MAX,
@@ -130,7 +130,7 @@ fn open_list(mut document: Value) -> Vec<Value> {
     let Some(Value::Array(items)) = document.get_mut("items").map(Value::take) else {
         return Vec::new();
     };
-    // The items of a `ServiceList` need not say what they are.
+    // The items of a `ServiceList` may lack their kind.
     let complete = |mut item: Value| {
         if item["kind"].is_null() && !item_kind.is_empty() {
             item["kind"] = item_kind.into();

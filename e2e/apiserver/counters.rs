@@ -1,4 +1,4 @@
-//! What clients asked for, so that a test can claim it or wait for it.
+//! Counters of what clients requested, so that a test can claim it or wait for it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,33 +12,33 @@ pub struct Counters {
     pub resources: BTreeMap<String, ResourceCounters>,
     /// TCP connections accepted.
     pub connections: u64,
-    /// Requests of every kind, refused ones included.
+    /// Requests of every kind, including rejected ones.
     pub requests: u64,
-    /// Bytes written to all connections, heads and compressed bodies as they went.
+    /// Bytes written to all connections, including heads and compressed bodies.
     pub wire_bytes: u64,
 }
 
 /// The counters of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResourceCounters {
-    /// List requests that began a list.
+    /// List requests for the first page.
     pub lists: u64,
-    /// List requests in all, continued ones included.
+    /// All list requests.
     pub pages: u64,
     /// Lists and pages that a real server reads from etcd, not from its watch cache: with a limit or a
-    /// token to go on by, unless as of any version.
+    /// token to continue, unless any version is accepted.
     pub pages_from_etcd: u64,
-    /// Watch requests in all.
+    /// All watch requests.
     pub watches: u64,
     /// Watch requests that asked for initial events (streaming lists).
     pub streaming_lists: u64,
-    /// Watches open now.
+    /// Open watches.
     pub open_watches: u64,
-    /// Events sent to watchers, initial ones included, bookmarks not.
+    /// Events sent to watchers, including initial ones, without bookmarks.
     pub events: u64,
     /// Bookmarks sent to watchers.
     pub bookmarks: u64,
-    /// Lists and watches refused with 410.
+    /// Lists and watches rejected with 410.
     pub gone: u64,
     /// POST, PUT, PATCH and DELETE that took effect.
     pub writes: u64,
@@ -47,13 +47,13 @@ pub struct ResourceCounters {
 }
 
 impl Counters {
-    /// The counters of `plural`; all zero if nobody asked for it.
+    /// The counters of `plural`; all zero without requests.
     pub fn of(&self, plural: &str) -> ResourceCounters {
         self.resources.get(plural).cloned().unwrap_or_default()
     }
 }
 
-/// The counters as they are kept.
+/// The counters as stored.
 #[derive(Debug, Default)]
 pub struct Board {
     resources: Mutex<BTreeMap<&'static str, ResourceCounters>>,
@@ -64,35 +64,35 @@ pub struct Board {
 }
 
 impl Board {
-    /// Changes the counters of one kind and wakes those who wait for them.
+    /// Changes the counters of one kind and wakes the waiting tests.
     pub fn count(&self, plural: &'static str, change: impl FnOnce(&mut ResourceCounters)) {
         let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
         change(resources.entry(plural).or_default());
         self.changed.notify_all();
     }
 
-    /// A connection was accepted.
+    /// Counts an accepted connection.
     pub fn connected(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request has come.
+    /// Counts a request.
     pub fn asked(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// `n_bytes` were written to a connection.
+    /// Counts `n_bytes` written to a connection.
     pub fn wrote(&self, n_bytes: usize) {
         self.wire_bytes.fetch_add(n_bytes as u64, Ordering::Relaxed);
     }
 
-    /// All of them now.
+    /// All counters now.
     pub fn read(&self) -> Counters {
         let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
         self.copy(&resources)
     }
 
-    /// Waits until `claim` holds, at most `limit`; whether it does.
+    /// Waits until `claim` holds, at most for `limit`; returns whether it holds.
     pub fn wait(&self, limit: Duration, mut claim: impl FnMut(&Counters) -> bool) -> bool {
         let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_timeout_while(resources, limit, |now| !claim(&self.copy(now)));

@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-/// How streaming lists are compressed, by a server that does (Kubernetes from 1.37).
+/// How streaming lists are compressed by a server that compresses them (Kubernetes from 1.37).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gzip {
     /// One member to the end of the watch, flushed after each chunk.
@@ -38,7 +38,7 @@ impl Zip {
         }
     }
 
-    /// What ends the body, once.
+    /// The end of the body; called once.
     pub fn end(&mut self) -> Option<Bytes> {
         let encoder = self.encoder.take().filter(|_| self.how == Gzip::Flushed)?;
         Some(encoder.finish().expect("a Vec takes all").into())
@@ -55,12 +55,12 @@ fn member(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().expect("a Vec takes all")
 }
 
-/// Events that go out together.
+/// Events that are sent together.
 #[derive(Debug, Default)]
 pub struct Lines {
     /// Whole lines.
     pub bytes: Vec<u8>,
-    /// How many.
+    /// Their number.
     pub n_events: usize,
 }
 
@@ -72,7 +72,7 @@ impl Lines {
     }
 }
 
-/// One event. `object` is on one line as JSON is written here.
+/// One event. `object` is on one line, as the simulator writes JSON.
 pub fn line(event: &str, object: &[u8]) -> Bytes {
     let mut bytes = Vec::with_capacity(object.len() + 40);
     bytes.extend_from_slice(format!(r#"{{"type":"{event}","object":"#).as_bytes());

@@ -16,10 +16,10 @@ use tokio::time::{Sleep, sleep};
 use super::counters::Board;
 use super::fault::{Fault, Faults, Setting};
 
-/// What connections are subject to, and where they are counted.
+/// State that all connections share.
 #[derive(Clone, Debug, Default)]
 pub struct Wire {
-    /// The fault in force.
+    /// The active fault.
     pub faults: Arc<Faults>,
     /// The counters.
     pub board: Arc<Board>,
@@ -43,13 +43,13 @@ impl Lines {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => return Line::new(stream, self.wire.clone()),
-                // Out of file descriptors, mostly: a later try may do better, an instant one not.
+                // Mostly out of file descriptors: retry later, not at once.
                 Err(_) => sleep(Duration::from_millis(50)).await,
             }
         }
     }
 
-    /// Where it listens.
+    /// The address of the socket.
     pub fn local_addr(&self) -> Result<SocketAddr> {
         self.listener.local_addr()
     }
@@ -57,7 +57,7 @@ impl Lines {
 
 type NextSetting = Pin<Box<dyn Future<Output = (Setting, watch::Receiver<Setting>)> + Send>>;
 
-/// One connection, subject to the fault in force.
+/// One connection, subject to the active fault.
 pub struct Line {
     stream: TcpStream,
     wire: Wire,
@@ -68,7 +68,7 @@ pub struct Line {
     is_cut: bool,
 }
 
-/// What a connection may do at this moment.
+/// What the fault allows a connection now.
 enum Leave {
     Write(usize),
     Wait,
@@ -76,7 +76,7 @@ enum Leave {
 
 impl Line {
     fn new(stream: TcpStream, wire: Wire) -> Line {
-        // Events are small: without this the second of two waits for the client's acknowledgement.
+        // Events are small: without this the second of two would wait for the client's acknowledgement.
         let _ = stream.set_nodelay(true);
         wire.board.connected();
         let mut settings = wire.faults.follow();
@@ -85,12 +85,12 @@ impl Line {
         Line { stream, wire, setting, next, n_sent: 0, pause: None, is_cut: false }
     }
 
-    /// The address that the client reached.
+    /// The address that the client connected to.
     pub fn local_ip(&self) -> Result<IpAddr> {
         Ok(self.stream.local_addr()?.ip())
     }
 
-    /// Whether the client begins a TLS handshake, by its first byte, which is not taken.
+    /// Whether the client begins a TLS handshake, by its first byte, which stays unread.
     pub async fn begins_tls(&mut self) -> Result<bool> {
         /// The first byte of a record of a handshake.
         const HANDSHAKE: u8 = 22;
@@ -106,7 +106,7 @@ impl Line {
         .await
     }
 
-    /// Takes over a new fault, and registers to be woken by the one after it.
+    /// Adopts a new fault, and registers for the next change.
     fn update(&mut self, context: &mut Context<'_>) {
         while let Poll::Ready((setting, settings)) = self.next.as_mut().poll(context) {
             self.next = follow(settings);
@@ -151,7 +151,7 @@ fn cut() -> Error {
 fn follow(mut settings: watch::Receiver<Setting>) -> NextSetting {
     Box::pin(async move {
         if settings.changed().await.is_err() {
-            // The server goes down, and with it this connection.
+            // The server ends, and this connection with it.
             std::future::pending::<()>().await;
         }
         let setting = settings.borrow_and_update().clone();

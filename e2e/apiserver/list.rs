@@ -1,4 +1,4 @@
-//! LIST: one page of the objects of a kind as they were at one version.
+//! LIST: one page of the objects of a kind at one version.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::resource::Resource;
 use super::selector::Selector;
 use super::store::{Objects, Store};
 
-/// Which state a list shows, and where its page begins.
+/// The state that a list shows, and the begin of its page.
 struct Page {
     objects: Arc<Objects>,
     version: u64,
@@ -27,7 +27,7 @@ struct Page {
     limit: usize,
 }
 
-/// How long a request waits for a version that the server does not know yet.
+/// How long a request waits for a version that the server does not have yet.
 pub const VERSION_LIMIT: Duration = Duration::from_secs(3);
 
 /// Answers a LIST request.
@@ -79,7 +79,7 @@ async fn answer(
     }
 }
 
-/// Refuses what a real server refuses whatever it holds.
+/// Rejects what a real server rejects whatever it holds.
 fn check_options(query: &Query) -> Result<(), Refusal> {
     let refuse = |field: &str, why: &str| Err(Refusal::invalid_options(&[Cause::forbidden(field, why)]));
     if query.claims("sendInitialEvents") {
@@ -97,7 +97,7 @@ fn check_options(query: &Query) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The version asked for; a list and a watch word the refusal of text differently.
+/// The requested version; a list and a watch reject text with different messages.
 pub fn version(query: &Query, code: u16, words: &str) -> Result<Option<u64>, Refusal> {
     query.number::<u64>("resourceVersion").map_err(|text| {
         let why = format!("strconv.ParseUint: parsing {text:?}: invalid syntax");
@@ -105,7 +105,7 @@ pub fn version(query: &Query, code: u16, words: &str) -> Result<Option<u64>, Ref
     })
 }
 
-/// Waits for a version as a real server does, until it knows it or for too long.
+/// Waits for a version as a real server does, until it is there or for too long.
 pub async fn wait_for_version(shared: &Shared, asked: u64, fault: Option<&Fault>) -> Result<(), Refusal> {
     let newest = || shared.store().version().min(fault.and_then(Fault::stuck_at).unwrap_or(u64::MAX));
     let mut pulses = shared.pulse.subscribe();
@@ -156,7 +156,7 @@ fn page(
         "" => limit.is_some(),
         _ => false,
     };
-    // From its cache ("any version") a real server gives everything whatever the limit.
+    // From its cache ("any version") a real server returns everything, whatever the limit.
     let limit = limit.filter(|_| asked != Some(0)).unwrap_or(usize::MAX);
     let version = match asked {
         Some(asked) if exact && asked > 0 => asked,
@@ -180,7 +180,7 @@ fn continued(
     let limit = limit.unwrap_or(usize::MAX);
     let garbage = || Refusal::new(400, "invalid continue token: continue key is not valid");
     let (version, after) = read_token(token).ok_or_else(garbage)?;
-    // A token without a version goes on with what is there now.
+    // A token without a version continues with the current state.
     let Some(version) = version else {
         return Ok(Page {
             objects: store.state(resource),
@@ -200,7 +200,7 @@ const EXPIRED: &str = "The provided continue parameter is too old to display a c
     remainder of the results. Continuing with the provided token results in an inconsistent list - objects that \
     were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 
-/// The state at `at`, or the oldest that is known.
+/// The state at `at`, or the oldest known one.
 pub fn stale(store: &Store, resource: &Resource, at: u64) -> (Arc<Objects>, u64) {
     match store.state_at(resource, at) {
         Ok(objects) => (objects, at.min(store.version())),
@@ -214,7 +214,7 @@ fn write(resource: &Resource, selector: &Selector, page: &Page) -> Vec<u8> {
     if let Some(last) = last {
         let n_left = rest(selector, page, Some(&last.key)).count();
         metadata["continue"] = write_token(Some(page.version), &last.key).into();
-        // With a selector nobody knows without looking at all of them.
+        // With a selector the number is unknown without reading all of them.
         if !selector.has_terms() {
             metadata["remainingItemCount"] = n_left.into();
         }
@@ -234,8 +234,8 @@ fn write(resource: &Resource, selector: &Selector, page: &Page) -> Vec<u8> {
     body
 }
 
-/// The matching objects of a page, and the last object looked at if others follow it. A last page
-/// can be empty, as on a real server: whether what follows matches is not looked at.
+/// The matching objects of a page, and the last object examined if others follow. A last page
+/// can be empty, as on a real server, which does not check whether the following objects match.
 fn collect<'a>(selector: &Selector, page: &'a Page) -> (Vec<&'a Object>, Option<&'a Object>) {
     let mut found = Vec::new();
     let mut objects = rest(selector, page, page.after.as_ref()).peekable();
@@ -250,7 +250,7 @@ fn collect<'a>(selector: &Selector, page: &'a Page) -> (Vec<&'a Object>, Option<
     (found, None)
 }
 
-/// The objects after `after`, or from the first, in the namespace of the request.
+/// The objects after `after`, or all, in the namespace of the request.
 fn rest<'a>(selector: &Selector, page: &'a Page, after: Option<&Key>) -> impl Iterator<Item = &'a Object> {
     let namespace = selector.namespace.clone();
     let first = Key { namespace: namespace.clone().unwrap_or_default(), name: String::new() };
@@ -259,7 +259,7 @@ fn rest<'a>(selector: &Selector, page: &'a Page, after: Option<&Key>) -> impl It
     objects.take_while(move |object| namespace.as_ref().is_none_or(|only| *only == object.key.namespace))
 }
 
-/// A place to go on from, in the state of a version or (`None`, written -1) in the newest.
+/// The position to continue from, in the state of a version or (`None`, written -1) in the newest.
 fn write_token(version: Option<u64>, last: &Key) -> String {
     let place = match last.namespace.as_str() {
         "" => format!("/{}\0", last.name),

@@ -1,4 +1,4 @@
-//! One version of one object: its bytes as they are sent, and what selectors look at.
+//! One version of one object: its bytes, and the fields that selectors compare.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::resource::Resource;
 
-/// Where an object is among those of its kind; sorted as a list is.
+/// The position of an object in its kind, in the order of a list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     /// Empty for kinds without namespaces.
@@ -16,14 +16,14 @@ pub struct Key {
     pub name: String,
 }
 
-/// One version of one object, written out once however many clients ask for it.
+/// One version of one object, serialized once for all clients.
 #[derive(Debug)]
 pub struct Object {
-    /// Its place.
+    /// Its position.
     pub key: Key,
     /// `metadata.resourceVersion`.
     pub version: u64,
-    /// `metadata.labels`, as far as they are text.
+    /// `metadata.labels`, those that are text.
     pub labels: BTreeMap<String, String>,
     fields: Vec<(&'static str, String)>,
     bytes: Bytes,
@@ -31,7 +31,7 @@ pub struct Object {
 }
 
 impl Object {
-    /// Writes `value` out as version `version`.
+    /// Serializes `value` as version `version`.
     pub fn new(resource: &'static Resource, key: Key, version: u64, mut value: Value) -> Object {
         metadata(&mut value).insert("resourceVersion".into(), version.to_string().into());
         let labels = value["metadata"]["labels"].as_object().into_iter().flatten();
@@ -47,18 +47,18 @@ impl Object {
         &self.bytes
     }
 
-    /// The object as it stands in a list, less its opening brace: a real server leaves `kind` and
-    /// `apiVersion` out there, and clients must cope.
+    /// The object in a list, without its opening brace: a real server omits `kind` and
+    /// `apiVersion` there, and clients must cope.
     pub fn list_item(&self) -> &[u8] {
         &self.bytes[self.head..]
     }
 
-    /// The object, read back.
+    /// The object, parsed.
     pub fn value(&self) -> Value {
         serde_json::from_slice(&self.bytes).expect("written by serde_json above")
     }
 
-    /// The text that a field selector compares; nothing for a field that the kind does not offer.
+    /// The text that a field selector compares; `None` for a field that the kind does not offer.
     pub fn field(&self, name: &str) -> Option<&str> {
         match name {
             "metadata.name" => Some(&self.key.name),
@@ -67,7 +67,7 @@ impl Object {
         }
     }
 
-    /// This object as a DELETED event shows it: its last content under the version of the event.
+    /// This object in a DELETED event: its last content with the version of the event.
     pub fn as_deleted(&self, resource: &Resource, version: u64) -> Bytes {
         let mut value = self.value();
         metadata(&mut value).insert("resourceVersion".into(), version.to_string().into());
@@ -75,14 +75,14 @@ impl Object {
     }
 }
 
-/// `metadata` of an object, made if it is missing.
+/// `metadata` of an object, created if missing.
 pub fn metadata(value: &mut Value) -> &mut Map<String, Value> {
     let object = value.as_object_mut().expect("an object is a map");
     let metadata = object.entry("metadata").or_insert_with(|| json!({}));
     metadata.as_object_mut().expect("metadata is a map")
 }
 
-/// The bytes of `value`, and where in them stands what follows `kind` and `apiVersion`.
+/// The bytes of `value`, and the position after `kind` and `apiVersion`.
 fn write(resource: &Resource, mut value: Value) -> (Bytes, usize) {
     let object = value.as_object_mut().expect("an object is a map");
     object.remove("kind");
@@ -95,7 +95,7 @@ fn write(resource: &Resource, mut value: Value) -> (Bytes, usize) {
     (bytes.into(), head.len())
 }
 
-/// The text at the dotted path `field`; empty where there is none, as a real server compares it.
+/// The text at the dotted path `field`; empty if missing, as a real server compares it.
 fn field_text(value: &Value, field: &str) -> String {
     let found = field.split('.').try_fold(value, |value, step| value.get(step));
     match found {

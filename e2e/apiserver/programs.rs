@@ -9,16 +9,16 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
 
-/// The bearer token that the API server takes.
+/// The bearer token that the API server accepts.
 pub const TOKEN: &str = "chainsmith-test";
 
-/// Children that are killed, and waited for, when dropped.
+/// Children that are killed and reaped when dropped.
 #[derive(Debug, Default)]
 pub struct Processes(Vec<Child>);
 
 impl Drop for Processes {
     fn drop(&mut self) {
-        // The API server first: it would complain about its etcd until the end.
+        // The API server first, or it would log errors about its etcd.
         for child in self.0.iter_mut().rev() {
             let _ = child.kill();
             let _ = child.wait();
@@ -30,7 +30,7 @@ impl Processes {
     /// Starts `name` of the folder `programs`; its log is in `folder`.
     ///
     /// # Errors
-    /// It cannot be started; those started before go on.
+    /// It cannot be started; programs started before keep running.
     pub fn start(
         &mut self,
         programs: &Path,
@@ -53,7 +53,7 @@ impl Processes {
     }
 }
 
-/// How `etcd` is called: its data in `folder`, one member.
+/// The command line of `etcd`: its data in `folder`, one member.
 pub fn etcd_arguments(folder: &Path, client_url: &str, peer_url: &str) -> Vec<String> {
     vec![
         format!("--data-dir={}", folder.join("etcd-data").display()),
@@ -66,7 +66,7 @@ pub fn etcd_arguments(folder: &Path, client_url: &str, peer_url: &str) -> Vec<St
     ]
 }
 
-/// How `kube-apiserver` is called; makes the files that it reads in `folder`.
+/// The command line of `kube-apiserver`; makes the files that it reads in `folder`.
 ///
 /// # Errors
 /// A file cannot be made.
@@ -91,7 +91,7 @@ pub fn api_arguments(
         format!("--bind-address={}", address.ip()),
         format!("--secure-port={}", address.port()),
         format!("--advertise-address={advertised}"),
-        // The test says which endpoints there are.
+        // The test itself sets the endpoints.
         "--endpoint-reconciler-type=none".to_owned(),
         format!("--token-auth-file={}", tokens.display()),
         "--authorization-mode=AlwaysAllow".to_owned(),
@@ -99,7 +99,7 @@ pub fn api_arguments(
         format!("--service-account-key-file={}", key.display()),
         format!("--service-account-signing-key-file={}", key.display()),
         "--service-cluster-ip-range=10.96.0.0/12,fd00:10:96::/108".to_owned(),
-        // Pods of tests have no service account, and nobody would make one.
+        // Pods of tests have no service account, and no controller would make one.
         "--disable-admission-plugins=ServiceAccount".to_owned(),
     ])
 }
@@ -117,7 +117,7 @@ fn log_file(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.log"))
 }
 
-/// The end of a program's log, for the message of a failure.
+/// The end of a program's log, for an error message.
 pub fn last_words(folder: &Path, name: &str) -> String {
     let log = std::fs::read(log_file(folder, name)).unwrap_or_default();
     let end = String::from_utf8_lossy(&log[log.len().saturating_sub(3000)..]).into_owned();

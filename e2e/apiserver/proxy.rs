@@ -1,6 +1,6 @@
-//! A TCP proxy with the faults of connections, to stand before a server that has none of its own.
+//! A TCP proxy with the faults of connections, for a server without faults of its own.
 //!
-//! It knows nothing of HTTP or TLS: what it cuts, slows or keeps to itself are bytes.
+//! It knows neither HTTP nor TLS: it cuts, slows and holds back bytes.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -26,10 +26,10 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Passes connections to `listen` on to `upstream`, both in the namespace behind `netns`.
+    /// Forwards connections from `listen` to `upstream`, both in the namespace behind `netns`.
     ///
     /// # Errors
-    /// The namespace cannot be entered or the address is taken; nothing is left running.
+    /// The namespace cannot be entered or the address is in use; nothing keeps running.
     pub fn start(listen: SocketAddr, netns: Option<OwnedFd>, upstream: SocketAddr) -> anyhow::Result<Proxy> {
         let wire = Wire::default();
         let (ready, is_ready) = mpsc::channel();
@@ -54,21 +54,21 @@ impl Proxy {
         Ok(Proxy { wire, address, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Where it listens.
+    /// The address of its socket.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Puts a fault of connections in force, or none.
+    /// Starts a fault of connections, or ends it.
     ///
     /// # Panics
-    /// If it is a fault of answers.
+    /// For a fault of answers.
     pub fn set_fault(&self, fault: Option<Fault>) {
         assert!(fault.as_ref().is_none_or(Fault::is_of_connections), "{fault:?} is no fault of connections");
         self.wire.faults.set(fault, None);
     }
 
-    /// How often connections met the fault that was put in force last.
+    /// How often connections met the fault that was started last.
     pub fn faults_met(&self) -> u64 {
         self.wire.faults.n_met()
     }
@@ -76,7 +76,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // The thread may have ended already; a second end is none.
+        // The thread may have ended already; then there is nothing to do.
         let _ = self.stop.take().map(|stop| stop.send(()));
         let _ = self.thread.take().map(JoinHandle::join);
     }
@@ -100,7 +100,7 @@ async fn pass(lines: Lines, upstream: SocketAddr) {
     loop {
         let mut line = lines.accept().await;
         tokio::spawn(async move {
-            // Whichever side ends, by fault or in order: the other one sees its connection close.
+            // When one side ends, by a fault or in order, the other one sees its connection close.
             if let Ok(mut server) = TcpStream::connect(upstream).await {
                 let _ = copy_bidirectional(&mut line, &mut server).await;
             }

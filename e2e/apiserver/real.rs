@@ -1,8 +1,8 @@
-//! A real API server: `etcd` and `kube-apiserver` from a folder, on the same ground as the simulator,
+//! A real API server: `etcd` and `kube-apiserver` from a folder, at the address of the simulator,
 //! behind a proxy that has the faults of connections.
 //!
 //! One thread enters the network namespace, starts both programs there (children inherit it), and
-//! then carries out what the test asks through the kube client. When it ends, both are killed.
+//! then executes the test's orders through the kube client. When it ends, both are killed.
 
 #![allow(clippy::disallowed_methods, reason = "waits for programs by the clock")]
 
@@ -39,7 +39,7 @@ pub struct RealServer {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Something to do on the thread in the namespace.
+/// An order for the thread in the namespace.
 enum Order {
     Put(Value, Sender<anyhow::Result<u64>>),
     Delete(&'static Resource, String, String, Sender<anyhow::Result<bool>>),
@@ -47,10 +47,10 @@ enum Order {
 }
 
 impl RealServer {
-    /// Starts both programs of `folder` and waits until the API is served on `listen`.
+    /// Starts both programs of `folder` and waits until the API server answers on `listen`.
     ///
     /// # Errors
-    /// A program is missing or does not come up (its last words are in the error); nothing is left
+    /// A program is missing or does not start (the error has the end of its log); nothing keeps
     /// running.
     pub fn start(folder: &Path, listen: SocketAddr, netns: Option<OwnedFd>) -> anyhow::Result<RealServer> {
         let folder = folder.to_owned();
@@ -69,7 +69,7 @@ impl RealServer {
         let thread = thread.context("starting the thread of the API server")?;
         let (own, authority) = is_ready.recv().context("waiting for the API server to be ready")??;
         let upstream = SocketAddr::new(reachable(own.ip()), own.port());
-        // The thread ends, and with it the programs, when there is nobody to give orders.
+        // Without a sender of orders the thread ends, and the programs with it.
         let proxy = Proxy::start(listen, proxy_netns, upstream)?;
         Ok(RealServer { proxy, authority, orders: Some(orders), thread: Some(thread) })
     }
@@ -132,7 +132,7 @@ struct Running {
     address: SocketAddr,
     runtime: tokio::runtime::Runtime,
     client: Client,
-    // Dropped in this order: the programs end before their folder goes.
+    // Dropped in this order: the programs end before their folder is removed.
     _processes: Processes,
     _folder: tempfile::TempDir,
 }
@@ -159,7 +159,7 @@ impl Running {
         Ok(running)
     }
 
-    /// It makes its certificate itself, with the authority's behind it in the same file.
+    /// It makes its certificate itself, and appends the authority's to the same file.
     fn authority(&self) -> anyhow::Result<String> {
         let file = self._folder.path().join("certificates/apiserver.crt");
         std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))
@@ -176,7 +176,7 @@ impl Running {
                     let words = last_words(folder, "etcd") + &last_words(folder, "kube-apiserver");
                     bail!("the API server is not ready after {}s: {error}\n{words}", START_LIMIT.as_secs());
                 }
-                // Nothing tells when another process begins to listen.
+                // Nothing reports when another process begins to listen.
                 Err(_) => std::thread::sleep(Duration::from_millis(200)),
             }
         }
@@ -199,7 +199,7 @@ impl Running {
         }
     }
 
-    /// Server-side apply creates and replaces in one request; `status` has one of its own.
+    /// Server-side apply creates and replaces in one request; `status` needs one of its own.
     async fn put(&self, mut object: Value) -> anyhow::Result<u64> {
         let kind = object["kind"].as_str().context("an object without a kind")?;
         let resource = Resource::of_kind(kind).with_context(|| format!("unknown kind {kind:?}"))?;
@@ -279,12 +279,12 @@ fn user() -> User {
 async fn connect(kubeconfig: &str) -> anyhow::Result<Client> {
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig)?;
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    // Not through a proxy of the machine.
+    // Without the machine's proxy.
     config.proxy_url = None;
     Client::try_from(config).context("making a client of the API server")
 }
 
-/// The port of `address`; if it is 0, one that was free a moment ago.
+/// The port of `address`; if it is 0, a free one.
 fn port(address: SocketAddr) -> anyhow::Result<u16> {
     if address.port() != 0 {
         return Ok(address.port());
@@ -294,7 +294,7 @@ fn port(address: SocketAddr) -> anyhow::Result<u16> {
     Ok(listener.local_addr()?.port())
 }
 
-/// `ip`, or loopback if it stands for all addresses.
+/// `ip`, or loopback if it means all addresses.
 fn reachable(ip: IpAddr) -> IpAddr {
     match ip {
         ip if !ip.is_unspecified() => ip,

@@ -1,4 +1,4 @@
-//! What a request is about: its path and its query parameters.
+//! The subject of a request: its path and its query parameters.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -9,13 +9,13 @@ use super::resource::Resource;
 /// The path of a request.
 #[derive(Debug, PartialEq)]
 pub struct Target {
-    /// What is asked for.
+    /// The kind.
     pub resource: &'static Resource,
     /// `None` is all namespaces, or a kind without them.
     pub namespace: Option<String>,
     /// `None` is the collection.
     pub name: Option<String>,
-    /// Whether the `status` subresource is meant.
+    /// Whether it is about the `status` subresource.
     pub is_status: bool,
 }
 
@@ -53,7 +53,7 @@ impl Target {
         }
     }
 
-    /// The place of the object that the path names, if it names one.
+    /// The position of the object that the path names, if any.
     pub fn key(&self) -> Option<Key> {
         if self.resource.is_namespaced && self.namespace.is_none() {
             return None;
@@ -68,12 +68,12 @@ impl Target {
 pub struct Query(BTreeMap<String, String>);
 
 impl Query {
-    /// Reads what follows the `?`.
+    /// Parses the text after the `?`.
     pub fn parse(text: &str) -> Query {
         Query(form_urlencoded::parse(text.as_bytes()).into_owned().collect())
     }
 
-    /// A parameter; empty if it is not given, which means the same to a real server.
+    /// A parameter; empty if missing, which a real server treats alike.
     pub fn text(&self, name: &str) -> &str {
         self.0.get(name).map_or("", String::as_str)
     }

@@ -1,21 +1,21 @@
-//! The kinds that the simulator serves: how each is spelled in objects and in paths.
+//! The kinds that the simulator serves, and their names in objects and in paths.
 
-/// One kind of object and where it is served.
+/// One kind of object and its path.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Resource {
-    /// As objects spell it: `EndpointSlice`.
+    /// In objects: `EndpointSlice`.
     pub kind: &'static str,
-    /// As objects spell it: `discovery.k8s.io/v1`; without a slash for the core group.
+    /// In objects: `discovery.k8s.io/v1`; without a slash for the core group.
     pub api_version: &'static str,
-    /// As paths spell it: `endpointslices`. No two entries of [`RESOURCES`] share it.
+    /// In paths: `endpointslices`. No two entries of [`RESOURCES`] share it.
     pub plural: &'static str,
     /// Whether objects live in namespaces.
     pub is_namespaced: bool,
-    /// What a field selector may name beside `metadata.name` and `metadata.namespace`.
+    /// Fields that a field selector may name besides `metadata.name` and `metadata.namespace`.
     pub fields: &'static [&'static str],
 }
 
-/// Everything that is served.
+/// All kinds that are served.
 pub static RESOURCES: [Resource; 10] = [
     resource("ConfigMap", "v1", "configmaps", true, &[]),
     resource("Endpoints", "v1", "endpoints", true, &[]),
@@ -51,8 +51,8 @@ impl Resource {
         self.api_version.split_once('/').map_or("", |(group, _)| group)
     }
 
-    /// What an object has beside `kind`, `apiVersion` and `metadata` when nothing of it is set: so it
-    /// stands in bookmarks.
+    /// The fields of an object besides `kind`, `apiVersion` and `metadata` when none is set, as
+    /// in bookmarks.
     pub fn empty(&self) -> &'static str {
         match self.kind {
             "Service" => r#","spec":{},"status":{"loadBalancer":{}}"#,
@@ -62,7 +62,7 @@ impl Resource {
         }
     }
 
-    /// The resource whose objects say `kind`.
+    /// The resource with this `kind`.
     pub fn of_kind(kind: &str) -> Option<&'static Resource> {
         RESOURCES.iter().find(|resource| resource.kind == kind)
     }
@@ -72,7 +72,7 @@ impl Resource {
         RESOURCES.iter().find(|known| known.api_version == api_version && known.plural == plural)
     }
 
-    /// `services`, or `endpointslices.discovery.k8s.io`, as messages of a real server spell it.
+    /// `services`, or `endpointslices.discovery.k8s.io`, as a real server's messages write it.
     pub fn long_name(&self) -> String {
         match self.group() {
             "" => self.plural.to_owned(),

@@ -1,4 +1,4 @@
-//! Which answer a request gets.
+//! The choice of the answer to a request.
 
 use std::io;
 use std::sync::{Arc, PoisonError};
@@ -18,7 +18,7 @@ use super::without_etcd;
 /// Largest body that a client may send, as in a real server.
 const BODY_LIMIT: usize = 3 * 1024 * 1024;
 
-/// The answer to a request on a connection whose client showed `certificate`; an error ends the
+/// The answer to a request on a connection with the client certificate `certificate`; an error ends the
 /// connection without one.
 pub async fn answer(
     shared: Arc<Shared>,
@@ -88,7 +88,7 @@ fn refuse(shared: &Shared, asked: &Asked<'_>, certificate: Option<&[u8]>) -> Opt
     if !access.lets_in(given, certificate) {
         return Some(Refusal::new(401, "Unauthorized"));
     }
-    // Metadata only and tables are other documents, which the simulator cannot make.
+    // Metadata only and tables are other formats, which the simulator cannot produce.
     let accept = asked.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
     let mut media = accept.split(',').map(str::trim);
     let is_json = media.any(|media| {
@@ -144,7 +144,7 @@ async fn read(shared: &Arc<Shared>, target: &Target, query: &Query, headers: &He
     }
 }
 
-/// `/livez` fails without etcd, `/readyz` of a server that has never seen it.
+/// `/livez` fails without etcd, `/readyz` also before the server has reached it.
 fn health(shared: &Shared, path: &str) -> Response<Body> {
     let is_ill = match shared.faults.now().fault {
         Some(Fault::EtcdStopped { .. }) => path == "/livez",

@@ -3,7 +3,7 @@
 use super::object::Object;
 use super::resource::Resource;
 
-/// Which objects of a kind a request is about.
+/// The objects of a kind that a request is about.
 #[derive(Debug, Default)]
 pub struct Selector {
     /// Only this namespace, from the path.
@@ -63,7 +63,7 @@ impl Selector {
         self.fields.push(Field { name: "metadata.name".into(), is_equal: true, text: name.to_owned() });
     }
 
-    /// Whether `object` is asked for.
+    /// Whether `object` is selected.
     pub fn matches(&self, object: &Object) -> bool {
         self.namespace.as_ref().is_none_or(|namespace| *namespace == object.key.namespace)
             && self.labels.iter().all(|label| label.matches(object))
@@ -73,7 +73,7 @@ impl Selector {
                 .all(|field| (object.field(&field.name) == Some(field.text.as_str())) == field.is_equal)
     }
 
-    /// Whether labels or fields are looked at; without them a list can say how much remains.
+    /// Whether it has labels or fields; without them a list can report how many objects remain.
     pub fn has_terms(&self) -> bool {
         !self.labels.is_empty() || !self.fields.is_empty()
     }
@@ -85,7 +85,7 @@ impl Label {
         match &self.test {
             Test::Exists => value.is_some(),
             Test::Missing => value.is_none(),
-            Test::In(wanted) => value.is_some_and(|value| wanted.contains(value)),
+            Test::In(values) => value.is_some_and(|value| values.contains(value)),
             // An object without the label passes `!=` and `notin`.
             Test::NotIn(unwanted) => value.is_none_or(|value| !unwanted.contains(value)),
         }

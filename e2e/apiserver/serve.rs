@@ -1,5 +1,5 @@
 //! The server's thread: its own network namespace and runtime, its connections (HTTP/1.1 and HTTP/2,
-//! over TLS when the client begins so), and when they are taken and given up.
+//! over TLS if the client begins so), and when they are accepted and ended.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,19 +25,19 @@ use super::Shared;
 use super::line::{Line, Lines, Wire};
 use super::route::answer;
 
-/// Whether connections are taken, and which of them are to end.
+/// Whether connections are accepted, and which of them end.
 #[derive(Clone, Copy, Debug)]
 pub struct Door {
     /// If not, the socket is closed and the kernel refuses connections.
     pub is_open: bool,
-    /// Rises when every connection is to take no further requests (HTTP/2: GOAWAY) and to end with
-    /// the last answer under way.
+    /// Grows when every connection must refuse further requests (HTTP/2: GOAWAY) and end after
+    /// its current response.
     pub n_goaways: u64,
 }
 
-/// Serves until `stopped`; `ready` hears once where, or why not.
+/// Serves until `stopped`; `ready` gets the address, or the error, once.
 ///
-/// Must have its thread to itself: the thread stays in the namespace behind `netns`.
+/// Needs a thread of its own, because the thread stays in the namespace behind `netns`.
 pub fn run(
     shared: Arc<Shared>,
     listen: SocketAddr,
@@ -48,7 +48,7 @@ pub fn run(
     let (runtime, lines, address) = match bind(&shared, listen, netns) {
         Ok(bound) => bound,
         Err(error) => {
-            // A failure means that the caller is gone.
+            // A failure means that the caller has ended.
             let _ = ready.send(Err(error));
             return;
         }
@@ -84,7 +84,7 @@ async fn listen_on(shared: &Shared, address: SocketAddr) -> io::Result<Lines> {
     Ok(Lines::new(TcpListener::bind(address).await?, wire))
 }
 
-/// Takes connections while the door is open.
+/// Accepts connections while it is open.
 async fn serve(shared: Arc<Shared>, lines: Lines, address: SocketAddr) {
     let mut door = shared.door.subscribe();
     let mut open = Some(lines);
@@ -94,7 +94,7 @@ async fn serve(shared: Arc<Shared>, lines: Lines, address: SocketAddr) {
             Some(_) if !is_open => open = None,
             None if is_open => match listen_on(&shared, address).await {
                 Ok(lines) => open = Some(lines),
-                // Connections of before can hold the address for a moment.
+                // Earlier connections can occupy the address for a moment.
                 Err(_) => sleep(Duration::from_millis(20)).await,
             },
             Some(lines) => tokio::select! {
@@ -112,7 +112,7 @@ async fn serve(shared: Arc<Shared>, lines: Lines, address: SocketAddr) {
 
 /// Serves one connection until it ends.
 async fn connection(shared: Arc<Shared>, mut line: Line) {
-    // The client or a fault closed the connection: there is nothing left to do.
+    // The client or a fault closed the connection: nothing more to do.
     let (Ok(ip), Ok(is_tls)) = (line.local_ip(), line.begins_tls().await) else {
         return;
     };
@@ -165,11 +165,11 @@ where
 /// How long a connection without requests stays open.
 const IDLE: Duration = Duration::from_secs(90);
 
-/// The number of requests of one connection that are not answered to the end.
+/// Requests of one connection whose responses have not ended.
 #[derive(Clone, Default)]
 struct UnderWay(watch::Sender<usize>);
 
-/// One of them; over when dropped.
+/// One of them, until dropped.
 struct One(UnderWay);
 
 impl UnderWay {
@@ -185,7 +185,7 @@ impl Drop for One {
     }
 }
 
-/// Ends once there has been no request under way for `limit`.
+/// Ends when there has been no unfinished request for `limit`.
 async fn idle(mut n_under_way: watch::Receiver<usize>, limit: Duration) {
     while n_under_way.wait_for(|n| *n == 0).await.is_ok() {
         if timeout(limit, n_under_way.changed()).await.is_err() {
@@ -196,7 +196,7 @@ async fn idle(mut n_under_way: watch::Receiver<usize>, limit: Duration) {
     std::future::pending().await
 }
 
-/// The body of an answer, which counts as under way until its end.
+/// The body of a response; the request is unfinished until its end.
 struct Answer {
     body: Body,
     _one: One,

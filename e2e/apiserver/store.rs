@@ -14,27 +14,27 @@ use super::resource::Resource;
 /// Objects of one kind, in the order of a list.
 pub type Objects = BTreeMap<Key, Arc<Object>>;
 
-/// The version asked for is older than the history that is kept (410).
+/// The requested version is older than the kept history (410).
 #[derive(Debug, PartialEq)]
 pub struct Gone {
-    /// The oldest version that can still be asked for.
+    /// The oldest version that can still be requested.
     pub floor: u64,
 }
 
-/// One step of one object: made (no `before`), changed, or deleted (no `after`).
+/// One step of one object: created (no `before`), changed, or deleted (no `after`).
 #[derive(Debug)]
 pub struct Change {
-    /// The version that the step made.
+    /// The version of the step.
     pub version: u64,
-    /// The object until then.
+    /// The object before it.
     pub before: Option<Arc<Object>>,
-    /// The object from then on.
+    /// The object after it.
     pub after: Option<Arc<Object>>,
     deleted: OnceLock<Bytes>,
 }
 
 impl Change {
-    /// The object of a DELETED event; written when a first watcher needs it.
+    /// The object of a DELETED event; made when the first watcher needs it.
     pub fn deleted(&self, resource: &Resource) -> &[u8] {
         let before = self.before.as_ref().expect("only what was there can go");
         self.deleted.get_or_init(|| before.as_deleted(resource, self.version))
@@ -52,7 +52,7 @@ pub struct Store {
 
 #[derive(Debug, Default)]
 struct Collection {
-    // Behind an Arc so that a page or a watch can hold on to a state: the first change after that
+    // Behind an Arc, so that a page or a watch can keep a state: the first change after that
     // copies the map (not the objects), the next ones do not.
     objects: Arc<Objects>,
     log: VecDeque<Arc<Change>>,
@@ -77,8 +77,8 @@ impl Store {
         self.history = history;
     }
 
-    /// Creates or replaces an object; returns its version, the old one if nothing differs (a real
-    /// server makes no event of that either).
+    /// Creates or replaces an object; returns its version, the old one if nothing differs (then a real
+    /// server makes no event either).
     pub fn put(&mut self, resource: &'static Resource, key: Key, mut value: Value) -> u64 {
         let before = self.get(resource, &key);
         self.complete_metadata(resource, &key, before.as_deref(), &mut value);
@@ -94,7 +94,7 @@ impl Store {
         self.version
     }
 
-    /// Deletes an object, if it is there.
+    /// Deletes an object, if it exists.
     pub fn delete(&mut self, resource: &'static Resource, key: &Key) -> bool {
         let Some(before) = self.get(resource, key) else {
             return false;
@@ -109,12 +109,12 @@ impl Store {
         self.collections.get(resource.plural)?.objects.get(key).cloned()
     }
 
-    /// Remembers that a client made this object.
+    /// Records that a client created this object.
     pub fn mark_posted(&mut self, resource: &'static Resource, key: Key) {
         self.collections.entry(resource.plural).or_default().posted.insert(key);
     }
 
-    /// The objects that clients made and that are still there.
+    /// The objects that clients created and that still exist.
     pub fn posted(&self, resource: &Resource) -> Vec<Arc<Object>> {
         let Some(collection) = self.collections.get(resource.plural) else {
             return Vec::new();
@@ -122,7 +122,7 @@ impl Store {
         collection.posted.iter().filter_map(|key| collection.objects.get(key).cloned()).collect()
     }
 
-    /// All objects of a kind as they were at `version`.
+    /// All objects of a kind at `version`.
     pub fn state_at(&self, resource: &Resource, version: u64) -> Result<Arc<Objects>, Gone> {
         let Some(collection) = self.collections.get(resource.plural) else {
             return Ok(Arc::default());
@@ -140,12 +140,12 @@ impl Store {
         Ok(objects)
     }
 
-    /// All objects of a kind as they are.
+    /// All objects of a kind now.
     pub fn state(&self, resource: &Resource) -> Arc<Objects> {
         self.collections.get(resource.plural).map(|found| Arc::clone(&found.objects)).unwrap_or_default()
     }
 
-    /// Up to `limit` changes after `version`, and the version up to which that is all there was.
+    /// Up to `limit` changes after `version`, and the version up to which they are complete.
     pub fn changes_after(
         &self,
         resource: &Resource,
@@ -162,14 +162,14 @@ impl Store {
         Ok((changes, upto))
     }
 
-    /// The version of the newest change of a kind that is remembered.
+    /// The version of the newest recorded change of a kind.
     pub fn last_change(&self, resource: &Resource) -> Option<u64> {
         Some(self.collections.get(resource.plural)?.log.back()?.version)
     }
 
-    /// Forgets all history: every version handed out so far is gone.
+    /// Discards all history: every version sent so far is gone.
     pub fn compact(&mut self) {
-        // A new version of its own, or a client that has seen everything would not notice.
+        // A version of its own; otherwise a client that has seen everything would not notice.
         self.version += 1;
         for resource in &super::resource::RESOURCES {
             let collection = self.collections.entry(resource.plural).or_default();
@@ -199,7 +199,7 @@ impl Store {
         }
     }
 
-    /// Name, namespace, uid and creation time; given ones stand, those of the object before are kept.
+    /// Name, namespace, uid and creation time; given ones stay, and those of the object before are kept.
     fn complete_metadata(
         &mut self,
         resource: &Resource,
@@ -211,7 +211,7 @@ impl Store {
         let keep = |field: &str| old.as_ref().map(|old| old["metadata"][field].clone());
         let n_made = &mut self.n_made;
         let metadata = metadata(value);
-        // Go clients send `creationTimestamp: null` for what they do not set.
+        // Go clients send `creationTimestamp: null` for an unset field.
         metadata.retain(|_, value| !value.is_null());
         metadata.insert("name".into(), key.name.clone().into());
         if resource.is_namespaced {
@@ -230,7 +230,7 @@ impl Store {
 }
 
 impl Collection {
-    /// Where in the log the first change after `version` stands.
+    /// The position in the log of the first change after `version`.
     fn after(&self, version: u64) -> Result<usize, Gone> {
         if version < self.floor {
             return Err(Gone { floor: self.floor });

@@ -1,5 +1,5 @@
-//! TLS as a real server has it: a certificate for whichever address a client reached, by an authority
-//! that is made at start, and certificates of clients.
+//! TLS as on a real server: a certificate for every address that a client connects to, by an authority
+//! made at start, and certificates of clients.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ pub struct Authority {
     now: Mutex<Certified>,
 }
 
-/// One authority, and what it has certified for the server.
+/// One authority, and its certificates for the server.
 #[derive(Debug)]
 struct Certified {
     pem: String,
@@ -33,7 +33,7 @@ pub struct ClientCertificate {
     pub certificate: String,
     /// PEM.
     pub key: String,
-    /// As a handshake shows it.
+    /// As in a handshake.
     pub der: Vec<u8>,
 }
 
@@ -43,17 +43,17 @@ impl Authority {
         Authority { now: Mutex::new(Certified::new()) }
     }
 
-    /// Its certificate, as `certificate-authority` of a kubeconfig wants it.
+    /// Its certificate, as `certificate-authority` of a kubeconfig needs it.
     pub fn pem(&self) -> String {
         self.lock().pem.clone()
     }
 
-    /// Another authority takes its place; connections that are open stay.
+    /// Replaces it by another authority; open connections stay.
     pub fn replace(&self) {
         *self.lock() = Certified::new();
     }
 
-    /// How connections to `address` are served.
+    /// The TLS settings for connections to `address`.
     pub fn server(&self, address: IpAddr) -> Arc<ServerConfig> {
         let mut now = self.lock();
         let Certified { issuer, servers, .. } = &mut *now;

@@ -1,5 +1,5 @@
-//! What a real server makes of an object before it is stored, and which it refuses: as far as proxies
-//! and tests depend on it. Nothing is allocated, so nothing is refused as taken or out of range.
+//! Defaults and validation of a real server before it stores an object, as far as proxies
+//! and tests depend on them. Nothing is allocated, so nothing is rejected as in use or out of range.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::answer::{Cause, Refusal};
 use super::resource::Resource;
 
-/// Sets what a real server returns for what is not set.
+/// Sets the defaults that a real server sets.
 pub fn complete(resource: &Resource, value: &mut Value) {
     match resource.kind {
         "EndpointSlice" => complete_slice(value),
@@ -55,7 +55,7 @@ fn drop_nulls(value: &mut Value) {
     }
 }
 
-/// Refuses what a real server refuses of the object `name` that replaces `old`, or is new.
+/// Rejects what a real server rejects in the object `name` that replaces `old`, or is new.
 pub fn check(resource: &Resource, name: &str, value: &Value, old: Option<&Value>) -> Result<(), Refusal> {
     let mut causes = Vec::new();
     match resource.kind {
@@ -122,7 +122,7 @@ fn check_slice(value: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
 }
 
 fn check_address(family: &str, address: &Value, field: &str, at: usize, causes: &mut Vec<Cause>) {
-    let (wanted, word) = match family {
+    let (is_ipv6, word) = match family {
         "IPv4" => (false, "an IPv4"),
         "IPv6" => (true, "an IPv6"),
         _ => return,
@@ -130,7 +130,7 @@ fn check_address(family: &str, address: &Value, field: &str, at: usize, causes: 
     let place = format!("{field}[{at}]");
     match ip_text(address.as_str().unwrap_or("")) {
         Err(why) => causes.push(Cause::invalid(place, address, &why)),
-        Ok(ip) if ip.is_ipv6() != wanted => {
+        Ok(ip) if ip.is_ipv6() != is_ipv6 => {
             causes.push(Cause::invalid(field, address, &format!("must be {word} address")));
         }
         Ok(ip) => causes.extend(special(ip).map(|why| Cause::invalid(place, address, why))),
@@ -179,7 +179,7 @@ fn check_service(value: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
 
 const NO_ADDRESS: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 
-/// An address in the form that new API objects must have; the error says what is wrong with it.
+/// An address in the form that new API objects must have; the error is the reason of a rejection.
 fn ip_text(text: &str) -> Result<IpAddr, String> {
     let has_zeros = |part: &str| part.len() > 1 && part.starts_with('0');
     if !text.contains(':') && text.split('.').any(has_zeros) {
@@ -210,7 +210,7 @@ fn cidr_text(text: &str) -> Result<(), String> {
     if length > n_bits {
         return Err(no_cidr());
     }
-    // Shifted by all of its bits a number would stay what it is.
+    // Shifted by all of its bits a number would stay unchanged.
     let host = u128::MAX.checked_shr(128 - (n_bits - length)).unwrap_or(0);
     if bits & host != 0 {
         return Err("must not have bits set beyond the prefix length".to_owned());
@@ -221,7 +221,7 @@ fn cidr_text(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Why an address is none for an endpoint.
+/// Why an address is not allowed for an endpoint.
 fn special(ip: IpAddr) -> Option<&'static str> {
     let (is_link_local, is_link_multicast) = match ip {
         IpAddr::V4(ip) => (ip.is_link_local(), ip.octets()[..3] == Ipv4Addr::new(224, 0, 0, 0).octets()[..3]),

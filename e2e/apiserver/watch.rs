@@ -1,8 +1,8 @@
 //! WATCH: the changes of a kind after a version, as lines of JSON, for as long as the client stays.
 //!
-//! A watch keeps no queue. It remembers a version and reads on in the store's history whenever it is
-//! woken and the client has taken the last chunk, so a slow client costs no memory (and is told 410
-//! when the history no longer reaches back to it).
+//! A watch keeps no queue. It records a version and reads on in the store's history when it is
+//! woken and the client has read the last chunk, so a slow client costs no memory (and gets 410
+//! when the history no longer reaches back to its version).
 
 use std::io;
 use std::ops::Bound;
@@ -30,7 +30,7 @@ use super::{Etcd, Pulse, Shared};
 
 /// Events in one chunk.
 const BATCH: usize = 256;
-/// How long a watch lasts if the client does not say (a real server: 30 to 60 min).
+/// How long a watch lasts without a limit from the client (a real server: 30 to 60 min).
 const TIMEOUT_SECONDS: u64 = 1800;
 /// Bookmarks come this long before the end of a watch, so that the next one can begin close to it.
 const BEFORE_THE_END: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(1)];
@@ -41,36 +41,36 @@ struct Watch {
     selector: Selector,
     wants_bookmarks: bool,
     phase: Phase,
-    /// Everything up to here has been sent.
+    /// All changes up to here have been sent.
     version: u64,
     pulses: watch::Receiver<Pulse>,
     epoch: u64,
     settings: watch::Receiver<Setting>,
     /// The fault whose garbage has been sent.
     garbage_epoch: Option<u64>,
-    /// When the last bookmark was due, at first: the begin.
+    /// When the last bookmark was due; at first the begin of the watch.
     last_bookmark: Instant,
-    /// Where changes began: the version asked for, or that of the initial state.
+    /// The first version of changes: the requested one, or that of the initial state.
     begun_at: u64,
     deadline: Instant,
 }
 
-/// How far a watch is.
+/// The progress of a watch.
 pub enum Phase {
     /// Sends the objects of a state, then (as a streaming list) the bookmark that ends them.
     Initial { objects: Arc<Objects>, after: Option<Key>, has_end: bool },
     /// Sends changes.
     Follow,
-    /// This event comes, and then the end.
+    /// Sends this event, and then ends.
     Refuse(Refusal),
-    /// Nothing more comes.
+    /// Ended.
     Over,
 }
 
-/// Why a watch went on.
+/// Why a watch continues.
 enum Wake {
     Look,
-    /// One was due then.
+    /// A bookmark was due then.
     Bookmark(Instant),
     Deadline,
     Down,
@@ -187,7 +187,7 @@ impl Watch {
             }
             let chunk = match (&self.phase, fault) {
                 (Phase::Initial { .. }, _) => self.initial_chunk(),
-                // Who was given the past hears no more until the server knows more itself.
+                // A client of a stale list gets no events until the server itself has newer ones.
                 (_, Some(Fault::StaleList { at })) if self.version <= *at => Bytes::new(),
                 (_, Some(fault)) if fault.stuck_at().is_some() => Bytes::new(),
                 _ => self.changes_chunk(),
@@ -223,13 +223,13 @@ impl Watch {
         }
     }
 
-    /// What a bookmark of this moment says; `None` if there is nothing to say.
+    /// The bookmark of this moment; `None` if there is none.
     fn bookmark_version(&self, etcd: Etcd) -> Option<u64> {
         let store = self.shared.store();
         match etcd {
-            // Of a version that does not exist yet nothing can be said.
+            // A version that does not exist yet has no bookmark.
             Etcd::V3_6 => Some(self.version).filter(|version| *version <= store.version()),
-            // The server hears of no version but those of events.
+            // The server knows no versions but those of events.
             Etcd::V3_4 => store.last_change(self.resource).filter(|version| *version > self.begun_at),
         }
     }
@@ -238,10 +238,10 @@ impl Watch {
         self.shared.board.count(self.resource.plural, |counts| counts.bytes += n_bytes as u64);
     }
 
-    /// What the fault in force sends by itself.
+    /// Events of the active fault itself.
     fn fault_chunk(&mut self, fault: Option<&Fault>, epoch: u64) -> Option<Bytes> {
         match fault {
-            // A list of the state as it is stays possible, or nobody could ever catch up.
+            // A list of the current state stays possible; otherwise no client could ever catch up.
             Some(Fault::Gone) if matches!(self.phase, Phase::Follow) => {
                 self.shared.faults.met();
                 Some(self.gone(self.version + 1))
@@ -283,7 +283,7 @@ impl Watch {
         chunk.into()
     }
 
-    /// The changes since the last ones; empty if there are none that the client wants.
+    /// The changes since the last ones; empty if none is selected.
     fn changes_chunk(&mut self) -> Bytes {
         loop {
             let batch = {
@@ -305,7 +305,7 @@ impl Watch {
         }
     }
 
-    /// Writes a change as the selector sees it: what begins to match is added, what no longer does
+    /// Writes a change as the selector sees it: an object that begins to match is added, one that no longer does
     /// is deleted.
     fn push_change(&self, lines: &mut Lines, change: &Change) {
         let matched = change.before.as_ref().is_some_and(|object| self.selector.matches(object));
@@ -338,7 +338,7 @@ impl Watch {
         line("BOOKMARK", object.as_bytes())
     }
 
-    /// The event that tells the client to list again; nothing follows it.
+    /// The event that makes the client list again; nothing follows it.
     fn gone(&mut self, floor: u64) -> Bytes {
         self.phase = Phase::Over;
         self.shared.board.count(self.resource.plural, |counts| counts.gone += 1);

@@ -1,4 +1,4 @@
-//! What a server answers that cannot reach its etcd: what its cache knows, and the rest too late.
+//! Answers of a server that cannot reach its etcd: what its cache has, and everything else too late.
 
 use std::io;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use super::events::line;
 use super::fault::Fault;
 use super::request::{Query, Target};
 
-/// How long a read may take.
+/// The limit of a read.
 pub const READ_LIMIT: Duration = Duration::from_secs(60);
-/// How long a write may take.
+/// The limit of a write.
 pub const WRITE_LIMIT: Duration = Duration::from_secs(34);
 
-/// The answer to a request that needs etcd, or `None` where the cache will do. Without an answer the
+/// The answer to a request that needs etcd, or `None` where the cache suffices. Without an answer the
 /// connection ends.
 pub async fn answer(
     shared: &Shared,

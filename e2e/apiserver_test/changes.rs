@@ -1,4 +1,4 @@
-//! Objects that clients change: events, status, conflicts.
+//! Changes of objects by clients: events, status, conflicts.
 
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};

@@ -1,4 +1,4 @@
-//! Faults: each does to a client what its doc says, and a client catches up when it ends.
+//! Faults: each affects a client as its doc says, and the client catches up when it ends.
 
 use std::time::Duration;
 
@@ -185,7 +185,7 @@ async fn half_an_object_is_not_taken_for_a_whole_one() {
 
 #[tokio::test]
 async fn a_stale_list_shows_the_past_and_the_watch_leads_out_of_it() {
-    // The kube client leaves version 0 out of lists in pages.
+    // The kube client omits version 0 in lists in pages.
     let any = Config { page_size: None, ..Config::default().any_semantic() };
     for config in [any, Config::default().streaming_lists()] {
         let server = start();
@@ -201,7 +201,7 @@ async fn a_stale_list_shows_the_past_and_the_watch_leads_out_of_it() {
         assert_eq!(mirror.names(), ["a", "b"]);
         mirror.follow_for(Duration::from_millis(50), usize::MAX).await;
         assert_eq!(mirror.names(), ["a", "b"]);
-        // Who asks for what is now is told.
+        // A client that requires the current version gets it.
         let mut other = Mirror::new(api, Config::default().page_size(1));
         other.listed().await;
         assert_eq!(other.names(), ["b", "c"]);

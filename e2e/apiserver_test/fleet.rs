@@ -1,4 +1,4 @@
-//! What many nodes ask of an API server, counted: the small cut of `make fleet`.
+//! Requests of many nodes to an API server, counted: the small version of `make fleet`.
 
 use std::time::Duration;
 
@@ -34,8 +34,8 @@ async fn a_node_has_one_connection_starts_with_three_requests_and_then_asks_for_
     }
 }
 
-/// With an etcd before 3.4.25 a streaming list is refused once; then the cache is listed, and watched
-/// from there. None of it is read from etcd.
+/// With an etcd before 3.4.25 a streaming list is rejected once; then the client lists the cache and watches
+/// from there. Nothing is read from etcd.
 #[tokio::test(flavor = "multi_thread")]
 async fn where_streaming_lists_are_refused_nothing_is_read_from_etcd() {
     let server = start();

@@ -1,4 +1,4 @@
-//! A client's copy of the objects of a kind, kept by `kube_runtime::watcher` as an agent keeps it.
+//! A client's copy of the objects of a kind, kept by `kube_runtime::watcher`.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -13,13 +13,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::LIMIT;
 
-/// Objects by `<namespace>/<name>`, and what happened to the stream that keeps them.
+/// Objects by `<namespace>/<name>`, and the events of the stream that keeps them.
 pub struct Mirror<K> {
-    /// As last seen; while a list is taken, still the state before it.
+    /// The last known objects; during a list, still the state before it.
     pub objects: BTreeMap<String, K>,
-    /// Lists that were complete.
+    /// Complete lists.
     pub n_lists: usize,
-    /// Errors that the watcher gave, as text.
+    /// Errors of the watcher, as text.
     pub errors: Vec<String>,
     /// Objects applied or deleted outside of lists, in order: `+a`, `-a`.
     pub steps: Vec<String>,
@@ -43,7 +43,7 @@ where
         }
     }
 
-    /// Follows until `claim` holds; a panic after [`LIMIT`].
+    /// Follows until `claim` holds; panics after [`LIMIT`].
     pub async fn until(&mut self, what: &str, mut claim: impl FnMut(&Mirror<K>) -> bool) {
         let deadline = Instant::now() + LIMIT;
         while !claim(self) {
@@ -62,7 +62,7 @@ where
         self.until("listed", |mirror| mirror.n_lists > 0).await;
     }
 
-    /// Follows for a while, whatever comes, or until `n_events` have come.
+    /// Follows for a while, or until `n_events` have come.
     pub async fn follow_for(&mut self, time: Duration, n_events: usize) {
         let deadline = Instant::now() + time;
         for _ in 0..n_events {
@@ -96,7 +96,7 @@ where
             }
             Err(error) => {
                 self.errors.push(format!("{error:?}"));
-                // The watcher tries again as fast as it is polled; an agent backs off here.
+                // The watcher retries as fast as it is polled; an agent backs off here.
                 sleep(Duration::from_millis(5)).await;
             }
         }

@@ -33,7 +33,7 @@ fn it_leaves_its_port_when_it_is_dropped() {
     assert!(ApiServer::start(address, None).is_err());
     let client = TcpStream::connect(address).unwrap();
     drop(server);
-    TcpStream::connect(address).expect_err("nobody listens any more");
+    TcpStream::connect(address).expect_err("the server has ended");
     drop(client);
 }
 

@@ -1,4 +1,4 @@
-//! HTTP/1.1 by hand, so that what is compared is what was sent.
+//! HTTP/1.1 by hand, so that tests compare the bytes that were sent.
 
 use std::net::SocketAddr;
 
@@ -14,20 +14,20 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// Path and query.
     pub target: &'a str,
-    /// Beside `Host` and those about the body.
+    /// Besides `Host` and those about the body.
     pub headers: Vec<(&'a str, &'a str)>,
     /// Empty for none.
     pub body: String,
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
     /// The status line.
     pub status: String,
-    /// All of them.
+    /// All headers.
     pub headers: HeaderMap,
-    /// Whole, chunks joined.
+    /// The whole body, chunks joined.
     pub body: Vec<u8>,
 }
 

@@ -1,5 +1,5 @@
 //! The simulator answers as a real API server was recorded to: same status, same headers, same shape,
-//! and the same words where it refuses.
+//! and the same texts in rejections.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use crate::{service, start};
 
 const RECORDED: &str = include_str!("../../testdata/apiserver/simulator/recorded.jsonl");
 
-/// Messages of Go's parsers, and a list of formats: worded differently here.
+/// Messages of Go's parsers, and a list of formats: different texts here.
 const OTHER_WORDS: [&str; 4] =
     ["list/accept-unknown", "list/continue-garbage", "list/label-selector-bad", "refused/slice-loopback"];
 
@@ -35,7 +35,7 @@ async fn it_answers_as_a_real_server_was_recorded() {
     assert!(different.is_empty(), "{}", different.join("\n\n"));
 }
 
-/// Which of the servers below an exchange is for.
+/// The server that an exchange needs.
 fn server_of(name: &str) -> &str {
     match name.split_once('/').expect("a folder and a name") {
         ("errors", name) if name.starts_with("forbidden") => "forbidden",
@@ -47,7 +47,7 @@ fn server_of(name: &str) -> &str {
     }
 }
 
-/// A server as the recorded one was, with the objects that its lists showed.
+/// A server like the recorded one, with the objects of its lists.
 fn prepare(name: &str, exchanges: &[&Value]) -> ApiServer {
     let server = start();
     server.require_token(Some("TOKEN"));
@@ -72,7 +72,7 @@ fn prepare(name: &str, exchanges: &[&Value]) -> ApiServer {
             "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/64"] },
         }));
     }
-    // Versions up to 202 were compacted, 233 was in the server's cache, 999999999 is to come.
+    // Versions up to 202 were compacted, 233 was in the server's cache, 999999999 is in the future.
     until_version(&server, 210);
     server.compact();
     until_version(&server, 320);
@@ -118,14 +118,14 @@ async fn check(server: SocketAddr, exchange: &Value) -> Option<String> {
     (found != expected).then(|| format!("{name}: recorded\n{expected}but the simulator says\n{found}"))
 }
 
-/// `target`, of watches that last a few seconds.
+/// `target`, with watches that last a few seconds.
 fn briefly(target: &str) -> String {
     ["20", "100", "460"].iter().fold(target.to_owned(), |target, seconds| {
         target.replace(&format!("timeoutSeconds={seconds}&"), "timeoutSeconds=2&")
     })
 }
 
-/// The recorded answer, as far as it is compared.
+/// The compared part of the recorded answer.
 fn recorded(status: &Value, exchange: &Value) -> String {
     let headers = exchange["headers"].as_object().expect("headers");
     let headers = headers.iter().map(|(name, value)| (name.as_str(), value.as_str().unwrap_or("")));

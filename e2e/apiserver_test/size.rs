@@ -33,7 +33,7 @@ async fn check(n_slices: usize) {
         mirror.listed().await;
         assert_eq!(mirror.objects.len(), n_slices);
         println!("  listed in {:?}", started.elapsed());
-        // A page at a time is held back while the objects change; the next list is none the worse.
+        // The client waits between two pages while the objects change; the next list is complete all the same.
         let started = Instant::now();
         for index in 0..n_slices / 10 {
             let name = format!("s{:05}", index * 10);

@@ -1,4 +1,4 @@
-//! https and HTTP/2: certificates, credentials, GOAWAY, an orderly end, and faults below them.
+//! https and HTTP/2: certificates, credentials, GOAWAY, an orderly end, and faults of connections.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use crate::apiserver::{ApiServer, ClientCertificate, Fault, User};
 use crate::{LIMIT, client, get, service, start};
 
-/// How a client trusts `server`, showing a certificate or none.
+/// The TLS settings of a client that trusts `server`, with a certificate or without.
 fn tls(server: &ApiServer, certificate: Option<&ClientCertificate>) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(server.authority().as_bytes()).unwrap()).unwrap();
@@ -39,7 +39,7 @@ fn tls(server: &ApiServer, certificate: Option<&ClientCertificate>) -> ClientCon
     config
 }
 
-/// One HTTP/2 connection, and what ends when it does.
+/// One HTTP/2 connection, and the tasks that end with it.
 async fn http2(
     server: &ApiServer,
     config: ClientConfig,
@@ -199,7 +199,7 @@ async fn certificates_of_clients_are_asked_for_and_can_be_refused() {
         ask(&mut sender, &server, "/api/v1/services").await.unwrap().0.as_u16()
     };
     assert_eq!((status(None).await, status(Some(&old)).await, status(Some(&new)).await), (401, 200, 401));
-    // As on a real server a connection that is open is judged anew at each request.
+    // As on a real server each request on an open connection is authenticated anew.
     let (mut sender, _) = http2(&server, tls(&server, Some(&old))).await.unwrap();
     server.require_certificate(Some(vec![new.clone()]));
     assert_eq!(ask(&mut sender, &server, "/api/v1/services").await.unwrap().0, 401);

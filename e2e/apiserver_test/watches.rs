@@ -1,4 +1,4 @@
-//! Watches: both ways to begin, selectors, bookmarks, ends, versions that are gone.
+//! Watches: both ways to begin, selectors, bookmarks, ends, expired versions.
 
 use std::fmt::Debug;
 use std::io::Read;
@@ -18,7 +18,7 @@ use crate::mirror::Mirror;
 use crate::raw::{self, Request};
 use crate::{LIMIT, client, get, node, service, slice, start};
 
-/// Follows objects of one kind as they come, change and go, with both strategies.
+/// Follows objects of one kind through creation, change and deletion, with both strategies.
 async fn check_follows<K>(make: fn(&str, &str) -> Value)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -97,7 +97,7 @@ async fn an_object_that_leaves_the_selector_is_deleted_and_one_that_enters_is_ad
             other => panic!("{other:?}"),
         };
         if seen.is_empty() {
-            // Its last content that matched, under the version of the step.
+            // Its last content that matched, with the version of the step.
             assert_eq!(object.metadata.resource_version, Some(left.to_string()));
             assert_eq!(object.metadata.labels.as_ref().unwrap().len(), 1);
         }
@@ -153,7 +153,7 @@ async fn bookmarks_carry_versions_of_other_kinds_on() {
     assert_eq!(bookmark(&server, &query).await, (newest, false));
     let list = "allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
     assert_eq!(bookmark(&server, list).await, (newest, true));
-    // The state that comes first for want of a version ends likewise.
+    // A state that comes first because no version was given ends likewise.
     assert_eq!(bookmark(&server, "allowWatchBookmarks=true").await, (newest, true));
 }
 

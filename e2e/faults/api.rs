@@ -1,5 +1,5 @@
-//! What can be wrong with the API server: rules stay in force, traffic goes on, and afterwards only
-//! what changed is written.
+//! Faults of the API server: rules stay in force, traffic goes on, and afterwards the agent writes only
+//! what changed.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,21 +14,21 @@ use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
 
-/// How long it may take to catch up: the client waits up to 8 s between two tries.
+/// How long an agent may need to catch up: the client waits up to 8 s between two attempts.
 const CAUGHT_UP: Duration = Duration::from_secs(15);
 
-/// How long the other things may take that a trial waits for.
+/// The limit of all other waits.
 const READY: Duration = Duration::from_secs(60);
 
 /// How the server fails.
 struct Trouble {
     name: &'static str,
-    /// For how long, in full.
+    /// For how long in full runs.
     lasts: Duration,
-    /// The agent can hear of changes all the same.
+    /// Whether the agent still gets changes.
     is_passable: bool,
     fault: fn() -> Option<Fault>,
-    /// What the server does besides; a real one cannot be told to.
+    /// A behaviour of the simulator besides faults; a real server does not offer it.
     besides: Option<fn(&ApiServer)>,
 }
 
@@ -107,16 +107,16 @@ const TROUBLES: [Trouble; 10] = [
     },
 ];
 
-/// Whatever the API server does, rules stay in force and traffic goes on; afterwards what changed is
-/// in force, and nothing else was written. Of a real server (behind a proxy) the faults of
-/// connections are tried.
+/// Whatever the API server does, rules stay in force and traffic goes on; afterwards the changes are
+/// in force, and nothing else was written. A real server (behind a proxy) is tested with the faults of
+/// connections.
 pub fn rules_outlive_the_api_server(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let (_, n_full) = running.agents[0].written();
     let is_simulated = running.api.simulator().is_some();
     let can_have =
         |trouble: &&Trouble| is_simulated || (trouble.fault)().is_some_and(|fault| fault.is_of_connections());
-    // What the server does is the same for both back-ends: a short run has half of it on each.
+    // The server behaves alike for both back-ends, so a short run has half of the faults on each.
     let (first, step) = extent.of((usize::from(backend == Backend::Legacy), 2), (0, 1));
     let troubles = TROUBLES.iter().skip(first).step_by(step).filter(can_have);
     let mut findings: Vec<Finding> =
@@ -139,7 +139,7 @@ fn try_trouble(running: &mut Running, trouble: &Trouble, extent: Extent, n_full:
     let load = Load::on(&running.lab, WEB);
     for _ in 0..n_times {
         running.api.put(own_slice(&[other_address]));
-        // Without the failures of the fault before.
+        // Without the failures of the previous fault.
         running.replace_agent(&[AT_ONCE], None).expect("an agent starts");
         let (node, api, agent) = (running.lab.node(1), &running.api, &running.agents[0]);
         poll::until("the old endpoint is in force", READY, || node.tcp(to).pod() == other);
@@ -154,13 +154,13 @@ fn try_trouble(running: &mut Running, trouble: &Trouble, extent: Extent, n_full:
         api.put(own_slice(&[address]));
         let start = Instant::now();
         let mut caught_up = None;
-        // Until the agents have met it: a fault that is over before proves nothing.
+        // Until the agents have met it: a fault that ended before proves nothing.
         while start.elapsed() < hold || has_fault && api.faults_met() < 2 {
             if caught_up.is_none() && node.tcp(to).pod() == pod {
                 caught_up = Some(start.elapsed());
             }
             assert!(trouble.is_passable || caught_up.is_none(), "{}: how does it know?", trouble.name);
-            assert!(start.elapsed() < hold + CAUGHT_UP, "{}: nobody met it", trouble.name);
+            assert!(start.elapsed() < hold + CAUGHT_UP, "{}: no agent met it", trouble.name);
             thread::sleep(Duration::from_millis(10));
         }
         n_met = n_met.max(api.faults_met());
@@ -190,8 +190,8 @@ fn try_trouble(running: &mut Running, trouble: &Trouble, extent: Extent, n_full:
     }
 }
 
-/// An agent that starts while the server answers from the past, where it may, leaves the rules of
-/// the present in force: it asks for what is now.
+/// An agent that starts while the server answers with an old state, where it may, keeps the current rules
+/// in force: it requires the current version.
 fn stale_list(running: &mut Running, extent: Extent) -> Finding {
     let hold = extent.of(Duration::from_millis(300), BRIEFLY);
     let [(address, pod), (other_address, other)] = TURNS;
@@ -220,10 +220,10 @@ fn stale_list(running: &mut Running, extent: Extent) -> Finding {
     // The other family has a slice of its own, with this pod.
     assert_eq!(own.n_wrong(&[pod, other]), 0, "{own}");
     Finding {
-        fault: "API server: a stale list for all who do not ask for what is now".to_owned(),
+        fault: "API server: a stale list for every request that accepts any version".to_owned(),
         n_times: 1,
         observed: format!(
-            "an agent that starts listed {n_met} times, asked for what is now, and wrote nothing"
+            "an agent that starts listed {n_met} times, required the current version, and wrote nothing"
         ),
         repaired: Vec::new(),
         n_tried: web.n_attempts() + own.n_attempts(),
@@ -231,17 +231,17 @@ fn stale_list(running: &mut Running, extent: Extent) -> Finding {
     }
 }
 
-/// Lists and watches that anybody asked for so far; a real server is not asked how many.
+/// All lists and watches so far; a real server does not count them.
 fn n_requests(api: &dyn Cluster) -> u64 {
     let counters = api.simulator().map(ApiServer::counters).unwrap_or_default();
     counters.resources.values().map(|counts| counts.pages + counts.watches).sum()
 }
 
-/// Servers that do not serve streaming lists are asked for one list of each kind, from their cache.
+/// A server without streaming lists is asked for one list of each kind, from its cache.
 fn lists_in_other_ways(running: &mut Running, extent: Extent) -> Vec<Finding> {
-    // One that does not understand them is recognized by 5 s of silence.
+    // A server that does not know them is recognized by 5 s of silence.
     let ways: &[(&str, Fault)] = &[
-        ("streaming lists refused", Fault::RefuseStreamingLists),
+        ("streaming lists rejected", Fault::RefuseStreamingLists),
         ("streaming lists ignored", Fault::IgnoreStreamingLists),
     ];
     let mut findings = Vec::new();
@@ -273,7 +273,7 @@ fn lists_in_other_ways(running: &mut Running, extent: Extent) -> Vec<Finding> {
     findings
 }
 
-/// A token that the server no longer takes, and some time later another in its file.
+/// The server rejects a token, and some time later the file has another.
 fn changed_token(running: &mut Running) -> Finding {
     let file = running.lab.folder().join("token");
     std::fs::write(&file, "first").expect("the lab's folder can be written to");
@@ -304,9 +304,9 @@ fn changed_token(running: &mut Running) -> Finding {
     let tally = load.stop();
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
     Finding {
-        fault: "API server: token refused, then another in its file".to_owned(),
+        fault: "API server: token rejected, then another in its file".to_owned(),
         n_times: 1,
-        observed: "rules stay; the new token is taken at once".to_owned(),
+        observed: "rules stay; the new token is used at once".to_owned(),
         repaired,
         n_tried: tally.n_attempts(),
         n_wrong: 0,

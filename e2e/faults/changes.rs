@@ -12,10 +12,10 @@ use crate::running::Running;
 /// The endpoints of `own` in turns; both pods serve all the time.
 const SETS: [&[&str]; 3] = [&["10.128.1.5"], &["10.128.0.5", "10.128.1.5"], &["10.128.0.5"]];
 
-/// Who may answer for them.
+/// The pods that may answer for them.
 const PODS: [&str; 2] = ["web-1", "web-3"];
 
-/// Changes of the endpoint set cost no connection: none is refused, lost or answered by a stranger.
+/// Changes of the endpoint set cost no connection: none is rejected, lost or answered by a wrong pod.
 pub fn changes_disturb_no_connection(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let n_changes = extent.of(100, 1000);
@@ -40,7 +40,7 @@ pub fn changes_disturb_no_connection(backend: Backend, extent: Extent) -> Vec<Fi
         fault: "endpoints change under new connections".to_owned(),
         n_times: u32::try_from(n_changes).expect("a small number"),
         observed: format!(
-            "{:.0} changes a second; nobody refused, lost or misled",
+            "{:.0} changes a second; no connection rejected, lost or answered by a wrong pod",
             n_changes as f64 / elapsed.as_secs_f64()
         ),
         repaired,

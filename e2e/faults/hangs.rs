@@ -11,21 +11,21 @@ use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
 
-/// Within this an agent has to be gone that waits for nothing but a program that only reads. (A second
-/// where the machine has nothing else to do.)
+/// The limit for an agent that waits only for a program that reads. (A second on an idle
+/// machine.)
 const AT_ONCE_GONE: Duration = Duration::from_secs(5);
 
-/// For how long a restore that has begun may hold the end up.
+/// How long a restore that has begun may delay the end.
 const RESTORE: Duration = Duration::from_secs(20);
 
-/// At the start: what hangs, as a pattern of the shell for program, first and second argument.
+/// At the start: the program that hangs, as a shell pattern for program, first and second argument.
 const AT_START: [(&str, &str); 3] = [
-    ("while its release is asked for", "*\\ --version\\ *"),
-    ("while table nat is looked at", "*tables*\\ -w\\ 5"),
-    ("while a match is tried", "*-restore\\ -w\\ *"),
+    ("while iptables is asked for its version", "*\\ --version\\ *"),
+    ("while table nat is read", "*tables*\\ -w\\ 5"),
+    ("while a match is probed", "*-restore\\ -w\\ *"),
 ];
 
-/// Has the programs that match `pattern` hang, once it is noted which process that is.
+/// Makes programs that match `pattern` hang, and records the first such process.
 fn hanging(pattern: &str) -> String {
     format!(
         "case \"$program $1 $2\" in {pattern}) echo $$ > \"$LAB_CALLS.draft\"; \
@@ -33,13 +33,13 @@ fn hanging(pattern: &str) -> String {
     )
 }
 
-/// The process that hangs, once one does.
+/// The process that hangs, once there is one.
 fn wait_for_hanging(agent: &Agent) -> String {
     let pid = poll::until_some("a program hangs", SOON, || agent.note("pid"));
     pid.trim().to_owned()
 }
 
-/// Waits until `agent` has ended, which has to be with 0 and without `child`; how long that was.
+/// Waits until `agent` has ended, with status 0 and without `child`; returns how long that took.
 fn wait_for_end(agent: &Agent, child: &str, signalled: Instant, limit: Duration) -> Duration {
     let status = poll::until_some("the agent ends", limit, || agent.process().status());
     let elapsed = signalled.elapsed();
@@ -50,7 +50,7 @@ fn wait_for_end(agent: &Agent, child: &str, signalled: Instant, limit: Duration)
     elapsed
 }
 
-/// SIGTERM is obeyed while a program hangs: at once, but for a restore that has begun, which has 20 s, or
+/// SIGTERM ends the agent at once while a program hangs; only a restore that has begun may take 20 s, or
 /// until a second signal.
 pub fn sigterm_is_obeyed_whatever_hangs(backend: Backend, extent: Extent) -> Vec<Finding> {
     let n_times = extent.of(1, 5);
@@ -67,13 +67,13 @@ pub fn sigterm_is_obeyed_whatever_hangs(backend: Backend, extent: Extent) -> Vec
     let in_a_look = |_| {
         let (node, agent) = (running.lab.node(1), started(&running));
         agent.sabotage(Some(&hanging("*tables*\\ -t\\ *")));
-        // On nft it looks only after another process wrote.
+        // On nft the agent checks only after another process wrote.
         node.netfilter()
             .iptables(crate::lab::address::Family::V4, &["-t", "nat", "-F", "KUBE-SERVICES"])
             .ok();
         ended_by(&agent, 1, AT_ONCE_GONE)
     };
-    findings.push(finding("SIGTERM in a look at the tables", (0..n_times).map(in_a_look).collect()));
+    findings.push(finding("SIGTERM while the tables are checked", (0..n_times).map(in_a_look).collect()));
     let in_a_sync = |n_signals, limit| {
         let agent = started(&running);
         agent.sabotage(Some(&hanging("*-restore\\ -w\\ *")));
@@ -100,7 +100,7 @@ fn started(running: &Running) -> Agent {
     agent
 }
 
-/// Sends `n_signals` to `agent` once a program hangs, and waits for its end.
+/// Sends `n_signals` to `agent` while a program hangs, and waits for its end.
 fn ended_by(agent: &Agent, n_signals: u32, limit: Duration) -> Duration {
     let child = wait_for_hanging(agent);
     let signalled = Instant::now();
@@ -118,7 +118,7 @@ fn finding(fault: &str, repaired: Vec<Duration>) -> Finding {
     Finding {
         fault: fault.to_owned(),
         n_times: u32::try_from(repaired.len()).expect("a few"),
-        observed: "exit status 0, the program killed; shown is the time until the agent is gone".to_owned(),
+        observed: "exit status 0, the program killed; the time is until the agent has ended".to_owned(),
         repaired,
         ..Finding::default()
     }

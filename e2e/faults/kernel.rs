@@ -1,4 +1,4 @@
-//! What others do to the tables: flush them, change our rules, hold the lock, write all the time.
+//! Other processes that write to the tables: flushes, changed rules, a held lock, continuous writes.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -19,18 +19,18 @@ use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
 
-/// Compares the kernel with what is wanted each second.
+/// The agent compares the kernel with the desired rules each second.
 const AUDIT_EACH_SECOND: &str = "--audit-period=1s";
 
-/// The addresses of the pods that the Service `own` is given in turns, and their names.
+/// The addresses of the pods that the Service `own` gets in turns, and their names.
 pub(super) const TURNS: [(&str, &str); 2] = [("10.128.1.5", "web-3"), ("10.128.0.5", "web-1")];
 
-/// Something that somebody does to our rules.
+/// An external change of our rules.
 struct Wreck {
     name: &'static str,
-    /// No look at a jump misses it, so the legacy back-end needs no audit to notice.
+    /// Each check of a jump finds it, so the legacy back-end needs no audit to notice.
     is_flush: bool,
-    /// How many of our chains it takes at most to put it right again.
+    /// At most how many of our chains the repair writes.
     max_chains: u64,
     act: fn(&Node, Family),
 }
@@ -106,10 +106,10 @@ const WRECKS: [Wreck; 8] = [
 
 fn iptables(node: &Node, family: Family, args: &[&str]) {
     let args = [&["-t", "nat"], args].concat();
-    node.netfilter().iptables(family, &args).expect("somebody else can write, too");
+    node.netfilter().iptables(family, &args).expect("an external process can write, too");
 }
 
-/// Whatever others break of our rules is put right, and nothing else is written.
+/// The agent repairs every external change of our rules, and writes nothing else.
 pub fn wrecked_tables_are_repaired(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::start(backend).expect("a cluster starts");
     let mut findings = Vec::new();
@@ -118,7 +118,7 @@ pub fn wrecked_tables_are_repaired(backend: Backend, extent: Extent) -> Vec<Find
         findings.push(try_wreck(&running, wreck, extent));
     }
     if backend == Backend::Legacy {
-        // Nothing tells of these there before the next audit.
+        // There the next audit notices these first.
         running.replace_agent(&[AUDIT_EACH_SECOND], None).expect("an agent starts");
     }
     for wreck in others {
@@ -130,7 +130,7 @@ pub fn wrecked_tables_are_repaired(backend: Backend, extent: Extent) -> Vec<Find
 
 fn try_wreck(running: &Running, wreck: &Wreck, extent: Extent) -> Finding {
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
-    let wanted = Rules::of(node);
+    let desired = Rules::of(node);
     let n_times = extent.of(1, 10);
     let mut written = BTreeSet::new();
     let mut repaired = Vec::new();
@@ -140,9 +140,9 @@ fn try_wreck(running: &Running, wreck: &Wreck, extent: Extent) -> Finding {
         FAMILIES.into_iter().for_each(|family| (wreck.act)(node, family));
         let start = Instant::now();
         let mut found = Rules::of(node);
-        while found != wanted {
+        while found != desired {
             let late = start.elapsed() > SOON;
-            assert!(!late, "{} is not repaired: {}", wreck.name, wanted.difference(&found));
+            assert!(!late, "{} is not repaired: {}", wreck.name, desired.difference(&found));
             thread::sleep(Duration::from_millis(10));
             found = Rules::of(node);
         }
@@ -161,13 +161,13 @@ fn try_wreck(running: &Running, wreck: &Wreck, extent: Extent) -> Finding {
         written.insert(n_chains);
     }
     let tally = load.stop();
-    assert!(agent.log().contains("somebody else changed our rules"), "{} was not told", wreck.name);
+    assert!(agent.log().contains("somebody else changed our rules"), "{} was not logged", wreck.name);
     let written: Vec<String> = written.iter().map(u64::to_string).collect();
     Finding {
         fault: wreck.name.to_owned(),
         n_times,
         observed: format!(
-            "noticed, said, repaired; {} chains written in both families",
+            "noticed, logged, repaired; {} chains written in both families",
             written.join(" or ")
         ),
         repaired,
@@ -176,7 +176,7 @@ fn try_wreck(running: &Running, wreck: &Wreck, extent: Extent) -> Finding {
     }
 }
 
-/// Somebody holds the xtables lock for long: what is in force stays, the change comes afterwards. The
+/// Another process holds the xtables lock for long: rules in force stay, and the change follows. The
 /// nft back-end has no lock and does not wait.
 pub fn held_lock_is_waited_for(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::start(backend).expect("a cluster starts");
@@ -216,9 +216,9 @@ pub fn held_lock_is_waited_for(backend: Backend, extent: Extent) -> Vec<Finding>
     holder.expect("a thread starts").join().expect("the holder ends");
     let tally = load.stop();
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
-    assert!(!agent.log().contains("refuses this service port"), "a held lock is nobody's fault");
+    assert!(!agent.log().contains("refuses this service port"), "a held lock is no service port's fault");
     let observed = match backend {
-        Backend::Legacy => "rules in force stay; the sync is tried again and catches up",
+        Backend::Legacy => "rules in force stay; the sync is retried and catches up",
         Backend::Nft => "no lock there: the change is in force at once",
     };
     vec![Finding {
@@ -231,8 +231,8 @@ pub fn held_lock_is_waited_for(backend: Backend, extent: Extent) -> Vec<Finding>
     }]
 }
 
-/// Somebody else writes his own chains five times a second: our changes take effect all the same,
-/// and our rules are not written again for it.
+/// Another process writes its own chains five times a second: our changes take effect all the same,
+/// and our rules are not rewritten for it.
 pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
@@ -273,8 +273,8 @@ pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<F
     let tally = load.stop();
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
     let log = agent.log();
-    assert!(!log.contains("somebody else changed our rules"), "what is not ours is no drift");
-    assert!(!log.contains("sync failed"), "nobody was in the way");
+    assert!(!log.contains("somebody else changed our rules"), "foreign rules are no drift");
+    assert!(!log.contains("sync failed"), "no sync was blocked");
     let syncs = &agent.syncs()[n_before..];
     let n_writing = syncs.iter().filter(|sync| sync.processes > 0).count();
     assert!(n_writing <= n_changes, "{n_changes} changes, and syncs that wrote: {syncs:?}");
@@ -283,7 +283,7 @@ pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<F
         fault: "a CNI writes its own chain".to_owned(),
         n_times: n_writes.load(Ordering::Relaxed),
         observed: format!(
-            "{n_changes} changes, {n_writing} syncs wrote; {n_calls} programs started in {} s, none for others' rules",
+            "{n_changes} changes, {n_writing} syncs wrote; {n_calls} programs started in {} s, none for foreign rules",
             elapsed.as_secs()
         ),
         repaired,
@@ -292,12 +292,12 @@ pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<F
     }]
 }
 
-/// While nothing happens, nothing is started on either back-end.
+/// While nothing happens, no program is started on either back-end.
 pub fn nothing_is_started_while_nothing_happens(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::start(backend).expect("a cluster starts");
     let agent = &running.agents[0];
     let quiet_for = Duration::from_secs(extent.of(3, 20));
-    // What the start itself sets off is over when a second has brought nothing.
+    // Programs of the start itself have ended when a second brings none.
     poll::until("the start is over", SOON, || {
         let n_calls = agent.programs_started().len();
         thread::sleep(Duration::from_millis(1_200));

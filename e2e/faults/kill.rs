@@ -1,4 +1,4 @@
-//! Chainsmith killed at any moment, and started again.
+//! An agent killed at any moment, and restarted.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
@@ -12,11 +12,11 @@ use crate::lab::client::{Host, Protocol};
 use crate::lab::netfilter::Backend;
 use crate::running::Running;
 
-/// Changes are killed within this of being made: a sync begins and ends in it.
+/// Changes are followed by a kill within this time: a sync begins and ends in it.
 const LONGEST_MS: u64 = 30;
 
-/// Killed in the middle of a sync: what is in force stays, and after the first sync of the next one
-/// all is as wanted.
+/// Killed in the middle of a sync: rules in force stay, and after the first sync of the next agent
+/// the desired rules are in force.
 pub fn killed_at_any_moment_it_goes_on(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let n_times = extent.of(6, 100);
@@ -24,7 +24,7 @@ pub fn killed_at_any_moment_it_goes_on(backend: Backend, extent: Extent) -> Vec<
     let own_load = Load::on(&running.lab, OWN);
     let to = OWN.cluster_ip(Family::V4);
     let (mut repaired, mut n_unfinished, mut port) = (Vec::new(), 0, 20_000);
-    // The points are spread over the time of a sync, not at its steps: the golden ratio leaves no gaps.
+    // The moments are spread over the time of a sync, not at its steps: the golden ratio leaves no gaps.
     let points = (1..=u64::from(n_times)).map(|n| n * 618_034 % 1_000_000 * LONGEST_MS / 1_000_000);
     for ((address, pod), point) in TURNS.into_iter().cycle().zip(points) {
         running.api.put(own_slice(&[address]));
@@ -36,7 +36,7 @@ pub fn killed_at_any_moment_it_goes_on(backend: Backend, extent: Extent) -> Vec<
         n_unfinished += usize::from(running.agents[0].syncs().iter().any(|sync| sync.processes > 0));
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             for _ in 0..5 {
-                // A port used before would go on in the flow of before, to the endpoint of then.
+                // A used port would continue the earlier flow, to the earlier endpoint.
                 port += 1;
                 let from = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
                 let attempt = node.attempt_from(from, protocol, to, Duration::from_secs(2));
@@ -52,7 +52,7 @@ pub fn killed_at_any_moment_it_goes_on(backend: Backend, extent: Extent) -> Vec<
         fault: "kill -9 of Chainsmith in a sync, then a start".to_owned(),
         n_times,
         observed: format!(
-            "all traffic right after the first sync; {n_unfinished} times something was left to write"
+            "all traffic right after the first sync; {n_unfinished} times the restart had chains to write"
         ),
         repaired,
         n_tried: tally.n_attempts(),

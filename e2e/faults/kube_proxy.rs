@@ -1,5 +1,5 @@
-//! From kube-proxy's rules to ours and back: rules as they were recorded of it (`testdata/corpus`) are
-//! in force on a node, a Chainsmith starts there, and kube-proxy restores its own over ours.
+//! From kube-proxy's rules to ours and back: its recorded rules (`testdata/corpus`) are
+//! in force on a node, an agent starts there, and kube-proxy restores its own over ours.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -21,7 +21,7 @@ use crate::lab::netfilter::Backend;
 use crate::lab::{Lab, poll};
 use crate::running::{FIRST_SYNC, listen};
 
-/// Where a client is.
+/// The position of a client.
 #[derive(Clone, Copy, Debug)]
 enum Client {
     Pod,
@@ -33,7 +33,7 @@ enum Client {
 struct Recorded {
     /// The folder of the case.
     case: &'static str,
-    /// Who answers.
+    /// The pods that answer.
     pods: [&'static str; 2],
     clients: &'static [(Client, Protocol, &'static str)],
 }
@@ -72,7 +72,7 @@ impl Recorded {
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("reading {}: {error}", path.display()))
     }
 
-    /// The rules that kube-proxy left, as `iptables-save` printed them.
+    /// The rules of kube-proxy, as `iptables-save` printed them.
     fn saved(&self, family: Family) -> String {
         self.file(match family {
             Family::V4 => "expected.v4.save",
@@ -94,7 +94,7 @@ impl Recorded {
         self.clients.iter().map(client).collect()
     }
 
-    /// New connections of each client are shared by both pods.
+    /// Both pods share new connections of each client.
     fn serves(&self, lab: &Lab) {
         for (host, protocol, to) in self.clients(lab) {
             host.attempts(60, protocol, to).assert_spread(&self.pods);
@@ -102,7 +102,7 @@ impl Recorded {
     }
 }
 
-/// Machines for all of the cases.
+/// A lab for all of the cases.
 fn lab(backend: Backend) -> Lab {
     let plan = Lab::plan(backend).node(&["web-1", "client-1"]).node(&["web-3"]).node(&[]);
     let mut lab = plan.build().expect("a lab can be made");
@@ -115,7 +115,7 @@ fn lab(backend: Backend) -> Lab {
 }
 
 /// A start on kube-proxy's rules in the compact layout, then kube-proxy's own rules over ours, then a
-/// start in the classic layout, which takes the rules as its own: no connection is lost by any of it.
+/// start in the classic layout, which adopts the rules: no step loses a connection.
 pub fn its_rules_are_taken_over_and_given_back(backend: Backend, extent: Extent) -> Vec<Finding> {
     let n_times = extent.of(1, 20);
     RECORDED.iter().flat_map(|recorded| take_over_and_give_back(backend, n_times, recorded)).collect()
@@ -133,7 +133,7 @@ fn take_over_and_give_back(backend: Backend, n_times: u32, recorded: &Recorded) 
     let of_kube_proxy = rules(node);
     recorded.serves(&lab);
 
-    // Never a real one: that has the Service `kubernetes` too, of which the recorded rules do not know.
+    // Never a real one: it has the Service `kubernetes`, too, which the recorded rules lack.
     let netns = lab.fabric().fd().expect("a descriptor");
     let api = ApiServer::start(listen(), Some(netns)).expect("an API server starts");
     api.put_yaml(&recorded.file("objects.yaml"));
@@ -177,27 +177,27 @@ fn take_over_and_give_back(backend: Backend, n_times: u32, recorded: &Recorded) 
     [
         finding(
             "a start in compact on kube-proxy's recorded rules",
-            "all chains written in compact, its own gone; in classic nothing is written; nobody refused, lost or misled",
+            "all chains written in compact, kube-proxy's own deleted; in classic nothing written; no connection rejected, lost or answered by a wrong pod",
             compact,
             tally.n_attempts(),
         ),
         finding(
             "kube-proxy's own restore over ours",
-            "its rules as they were, nothing of ours left; connections counted above",
+            "kube-proxy's rules restored, none of ours left; connections counted above",
             given_back,
             0,
         ),
     ]
 }
 
-/// The first syncs wrote nothing: the rules that were there are those that are wanted.
+/// The first syncs wrote nothing: the rules in force were the desired ones.
 fn adopts(agent: &Agent) {
     for sync in agent.syncs() {
         assert_eq!((sync.chains_written, sync.rules_written, sync.processes), (0, 0, 0), "{sync:?}");
     }
 }
 
-/// What both families hold: declarations and rules of each table by chain, those of one chain in
+/// Rules of both families: declarations and rules of each table by chain, those of one chain in
 /// their order, without counters and comments.
 fn rules(node: &Node) -> Vec<(String, String)> {
     let mut rules = Vec::new();
@@ -218,11 +218,11 @@ fn rules(node: &Node) -> Vec<(String, String)> {
     rules
 }
 
-/// Chains of nat that kube-proxy takes for its own and deletes if it does not want them (sync.md 5).
+/// Chains of nat that kube-proxy treats as its own and deletes unless it needs them (sync.md 5).
 const ITS_PREFIXES: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"];
 
-/// Restores what a starting kube-proxy does that wants the rules of `saved`: its chains in full, and
-/// the deletion of those that it takes for stale ones of its own. The jumps to them are there.
+/// Restores what a starting kube-proxy restores whose rules are `saved`: its chains in full, and
+/// the deletion of chains that it treats as its own stale ones. The jumps to them exist.
 fn restore_as_kube_proxy(node: &Node, family: Family, saved: &str) {
     let held = node.netfilter().iptables(family, &["-t", "nat", "-S"]).expect("rules can be read");
     let mut input = String::new();

@@ -1,4 +1,4 @@
-//! A tenant whose Service is about as large as an API server takes, and is edited all the time.
+//! A Service as large as an API server accepts, which its owner edits all the time.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -16,19 +16,19 @@ use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
 
-/// How often the tenant edits something.
+/// The interval between two edits.
 const EDITED: Duration = Duration::from_millis(500);
 
-/// How many ports an API server takes in one slice.
+/// The number of ports that an API server accepts in one slice.
 const PORTS_OF_SLICE: usize = 100;
 
-/// The endpoints of `own` in turns, and which pod answers then.
+/// The endpoints of `own` in turns, and the pod that answers then.
 const SETS: [(&str, &str); 2] = [("10.128.1.5", "web-3"), ("10.128.0.5", "web-1")];
 
-/// Where the agent says whether it is alive.
+/// The address of the agent's `/livez`.
 const HEALTHZ: u16 = 10256;
 
-/// The tenant's Service.
+/// The large Service.
 fn service(n_ports: usize, version: usize) -> Value {
     let port = |n: usize| json!({"name": format!("p-{n:05}"), "protocol": "TCP", "port": 1 + n});
     json!({
@@ -43,7 +43,7 @@ fn service(n_ports: usize, version: usize) -> Value {
     })
 }
 
-/// The slice of number `n` of it: the next hundred ports, with the endpoint or without.
+/// Its slice number `n`: the next hundred ports, with the endpoint or without.
 fn slice(n: usize, n_ports: usize, endpoint: Option<&str>) -> Value {
     let at = |port: usize| (n * PORTS_OF_SLICE + port) % n_ports;
     let port =
@@ -66,11 +66,11 @@ fn is_alive(node: &Node) -> bool {
     http::get(node, to, "/livez").is_some_and(|answer| answer.status == 200)
 }
 
-/// A change of another Service is in force about as soon as without it, and no probe would restart the
+/// A change of another Service is in force almost as soon as without it, and no probe would restart the
 /// agent.
 pub fn large_service_holds_up_no_other(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
-    // Synced in two parts. The simulated API server of a debug build takes minutes for more.
+    // Synced in two parts. The simulated API server of a debug build needs minutes for more.
     let (n_ports, n_slices) = (10_500, 300);
     running.api.put(service(n_ports, 0));
     for n in 0..n_slices {
@@ -80,7 +80,7 @@ pub fn large_service_holds_up_no_other(backend: Backend, extent: Extent) -> Vec<
     let (mut repaired, mut n_dead) = (Vec::new(), 0);
     for n in 1..=n_changes {
         let edited = Instant::now();
-        // The annotation changes no rule, the slice those of a hundred ports.
+        // The annotation changes no rule, the slice changes those of a hundred ports.
         if n % 2 == 0 {
             running.api.put(service(n_ports, n));
         } else {

@@ -1,4 +1,4 @@
-//! Going over from one layout to the other and back: by a restart, and as the cluster grows and
+//! Switching from one layout to the other and back: by a restart, and as the cluster grows and
 //! shrinks.
 
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ pub(super) enum Layout {
     Compact,
 }
 
-/// Whether the rules of `node` are laid out so in both families, and in no other way.
+/// Whether the rules of `node` have this layout in both families, and no other.
 pub(super) fn is_laid_out(node: &Node, layout: Layout) -> bool {
     FAMILIES.into_iter().all(|family| {
         let rules = node.netfilter().save(family).expect("rules can be read");
@@ -30,7 +30,7 @@ pub(super) fn is_laid_out(node: &Node, layout: Layout) -> bool {
     })
 }
 
-/// Another layout from one start to the next costs no connection.
+/// A restart with another layout costs no connection.
 pub fn going_over_disturbs_no_connection(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let n_times = extent.of(2, 50);
@@ -49,7 +49,9 @@ pub fn going_over_disturbs_no_connection(backend: Backend, extent: Extent) -> Ve
     vec![Finding {
         fault: "a start with the other layout".to_owned(),
         n_times: u32::try_from(n_times).expect("a small number"),
-        observed: "all chains written in the other layout; nobody refused, lost or misled".to_owned(),
+        observed:
+            "all chains written in the other layout; no connection rejected, lost or answered by a wrong pod"
+                .to_owned(),
         repaired,
         n_tried: tally.n_attempts(),
         n_wrong: 0,
@@ -57,21 +59,21 @@ pub fn going_over_disturbs_no_connection(backend: Backend, extent: Extent) -> Ve
 }
 
 /// Services that come and go together, and endpoints of each in each family: with those of the
-/// cluster they are above the 1 000 from which `auto` is compact.
+/// cluster they exceed the 1 000 above which `auto` is compact.
 const N_CROWD: usize = 11;
 const N_ENDPOINTS: usize = 100;
 
-/// How many of them stay when the cluster shrinks: below the 800 endpoints from which it is classic
-/// again.
+/// How many of them stay when the cluster shrinks: below the 800 endpoints at which it returns to
+/// classic.
 const N_STAYING: usize = 6;
 
-/// How long going over may take, on a machine busy with other tests.
+/// The limit of a switch, on a machine busy with other tests.
 const SLOW: Duration = Duration::from_secs(60);
 
 /// A cluster that grows past a thousand endpoints and shrinks again loses no connection, neither
-/// while the rules go over to compact nor while they go back.
+/// while the rules switch to compact nor while they return.
 pub fn growing_and_shrinking_disturbs_no_connection(backend: Backend, extent: Extent) -> Vec<Finding> {
-    // Only a full sync goes back: one each second.
+    // Only a full sync returns to classic: here one each second.
     let flags = [AT_ONCE, "--layout=auto", "--audit-period=1s"];
     let running = Running::with_flags(backend, &flags).expect("a cluster starts");
     let go_over = |layout| {
@@ -104,7 +106,7 @@ pub fn growing_and_shrinking_disturbs_no_connection(backend: Backend, extent: Ex
     vec![Finding {
         fault: "a cluster that grows past 1 000 endpoints and shrinks again".to_owned(),
         n_times,
-        observed: "over to compact on each node, and back to classic; nobody refused, lost or misled"
+        observed: "switched to compact on each node, and back to classic; no connection rejected, lost or answered by a wrong pod"
             .to_owned(),
         repaired,
         n_tried: tally.n_attempts() + own_tally.n_attempts(),
@@ -112,7 +114,7 @@ pub fn growing_and_shrinking_disturbs_no_connection(backend: Backend, extent: Ex
     }]
 }
 
-/// New connections are shared as they should be, and the Service `own` moves to `pod`.
+/// New connections are shared correctly, and the Service `own` moves to `pod`.
 fn serves_and_follows(running: &Running, address: &str, pod: &str) {
     for family in FAMILIES {
         for node in running.lab.nodes() {
@@ -127,7 +129,7 @@ fn serves_and_follows(running: &Running, address: &str, pod: &str) {
     }
 }
 
-/// A Service of both families, and its slices: the addresses are nobody's, and nobody asks for them.
+/// A Service of both families, and its slices: no pod has the addresses, and no client uses them.
 fn crowd(n: usize) -> [Value; 3] {
     let name = format!("crowd-{n}");
     let ips = [format!("10.97.0.{}", n + 1), format!("fd00:10:96::7:{:x}", n + 1)];

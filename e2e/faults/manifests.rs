@@ -11,7 +11,7 @@ use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
 
-/// Who may answer.
+/// The pods that may answer.
 const PODS: [&str; 2] = ["web-1", "web-3"];
 
 /// A Service that shows which version of a file is in force.
@@ -21,7 +21,7 @@ fn marker(name: &str, ip: &str) -> String {
     )
 }
 
-/// While a file is empty and while it is half written, all that it held is served; other files change
+/// While a file is empty or half written, all that it held is served; other files change
 /// meanwhile.
 pub fn files_written_in_place_disturb_no_connection(backend: Backend, extent: Extent) -> Vec<Finding> {
     let folder = tempfile::TempDir::new().expect("a folder can be made");
@@ -59,7 +59,7 @@ pub fn files_written_in_place_disturb_no_connection(backend: Backend, extent: Ex
     vec![Finding {
         fault: "a manifest is empty or half written for 3 s, in place".to_owned(),
         n_times: u32::try_from(n_times).expect("a small number"),
-        observed: "what it held is served until it is closed; other files are followed".to_owned(),
+        observed: "its last state is served until it is closed; other files are followed".to_owned(),
         repaired,
         n_tried: tally.n_attempts(),
         n_wrong: 0,

@@ -1,4 +1,4 @@
-//! Changes without end: what they are about is forgotten when it is gone.
+//! Changes without end: the agent frees the memory of objects that are gone.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -18,20 +18,20 @@ use crate::lab::{Lab, poll};
 const N_STAYING: usize = 150;
 const N_PASSING: usize = 40;
 
-/// Changes after which memory is looked at for the first time: by then all of it was in use once.
+/// Changes before memory is first measured: by then all of it was in use once.
 const N_FIRST: usize = 1_000;
 
 /// Changes that come together, and the pause in which they are synced.
 const BATCH: usize = 50;
 const PAUSE: Duration = Duration::from_millis(60);
 
-/// How long a batch may take.
+/// The limit for a batch.
 const SLOW: Duration = Duration::from_secs(30);
 
-/// What a process may hold more at the end than after the first changes: a tenth.
+/// How much more a process may hold at the end than after the first changes: a tenth.
 const GROWTH: f64 = 0.10;
 
-/// A cluster under change: each step is one event of a watch.
+/// A changing cluster: each step is one event of a watch.
 struct Churn<'a> {
     api: &'a ApiServer,
     /// Steps so far.
@@ -45,7 +45,7 @@ impl Churn<'_> {
         self.n += 1;
         let n = self.n;
         match n % 10 {
-            // A Service comes with its slice; the oldest that did goes.
+            // A Service comes with its slice; the oldest such one goes.
             1 => self.put(service(&passing(self.n_born), self.n_born % (2 * N_PASSING), 80)),
             2 => {
                 self.put(slice(&passing(self.n_born), n));
@@ -57,7 +57,7 @@ impl Churn<'_> {
             }
             // A port moves.
             5 => self.put(service(&staying(n / 10), 200 + n / 10 % N_STAYING, 81 + n / 10 / N_STAYING % 7)),
-            // Endpoints move; also where there is nobody yet to go.
+            // Endpoints move, also of Services without endpoints.
             _ => self.put(slice(&staying(n), n)),
         }
     }
@@ -71,7 +71,7 @@ impl Churn<'_> {
         assert!(self.api.delete(kind, None, name), "no {kind} {name}");
     }
 
-    /// Events that a watcher of everything has been sent.
+    /// Events sent so far to a watcher of everything.
     fn n_sent(&self) -> u64 {
         let counters = self.api.counters();
         counters.of("services").events + counters.of("endpointslices").events
@@ -98,7 +98,7 @@ fn service(name: &str, host: usize, port: usize) -> Value {
     })
 }
 
-/// Three endpoints, others each time.
+/// Three endpoints, different each time.
 fn slice(name: &str, n: usize) -> Value {
     let endpoints: Vec<Value> = (0..3)
         .map(|i| {
@@ -118,7 +118,7 @@ fn slice(name: &str, n: usize) -> Value {
     })
 }
 
-/// The endpoints of every Service that stays are in force as they were last.
+/// The last endpoints of every Service that stays are in force.
 fn is_in_force(node: &Node, n: usize) -> bool {
     let rules = node.netfilter().save(Family::V4).expect("rules can be read");
     let newest = (1..=n).rev().filter(|n| n % 10 == 0 || n % 10 > 5).take(N_STAYING / 2);
@@ -141,7 +141,7 @@ pub fn changes_without_end_take_no_memory(backend: Backend, extent: Extent) -> V
     }
     let options = AgentOptions {
         kubeconfig: api.kubeconfig(),
-        // Syncs often, and says nothing of each: the log is a file here.
+        // Syncs often, and logs none of it: the log is a file here.
         args: ["--iptables-min-sync-period=50ms", "-v=0"].map(str::to_owned).into(),
         ..AgentOptions::default()
     };

@@ -1,5 +1,5 @@
-//! What becomes of the programs that write: refused, killed, without memory; and a service port that
-//! they refuse.
+//! Programs that write rules, and fail: rejected, killed, without memory; and a service port that
+//! iptables rejects.
 
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,14 @@ use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
 
-/// How long a sync that failed a few times may take to be tried again.
+/// How long a sync that failed a few times may wait for its retry.
 const RETRIED: Duration = Duration::from_secs(20);
 
-/// What befalls restores: a name, what is seen, how many restores fail, and the script.
+/// Failures of restores: a name, the observation, how many restores fail, and the script.
 const SABOTAGES: [(&str, &str, &str); 4] = [
     (
-        "iptables-restore refused every second time",
-        "each service port is tried alone, and taken; nobody is blamed",
+        "iptables-restore rejected every second time",
+        "each service port is retried alone, and accepted; none is quarantined",
         r#"turn=$LAB_CALLS.$program
            if [ -e "$turn" ]; then rm "$turn"; else
                : > "$turn"; cat > /dev/null; echo "$program: line 2 failed: Invalid argument" >&2; exit 1
@@ -27,29 +27,29 @@ const SABOTAGES: [(&str, &str, &str); 4] = [
     ),
     (
         "iptables-restore killed in the middle (SIGKILL)",
-        "tried again after reading what the kernel holds",
+        "retried after reading the kernel",
         r#"if mkdir "$LAB_CALLS.$program.1" || mkdir "$LAB_CALLS.$program.2"; then
                exec 3<&0; "$program" "$@" <&3 & sleep "0.00$(($$ % 10))"; kill -KILL $!; kill -KILL $$
            fi 2> /dev/null"#,
     ),
     (
         "iptables-restore killed by the out-of-memory killer",
-        "tried again after reading what the kernel holds",
+        "retried after reading the kernel",
         r#"mkdir "$LAB_CALLS.$program.1" 2> /dev/null && head -c 200 > /dev/null && kill -KILL $$"#,
     ),
     (
         "iptables-restore without memory (ulimit -v)",
-        "tried again after reading what the kernel holds",
+        "retried after reading the kernel",
         r#"mkdir "$LAB_CALLS.$program.1" 2> /dev/null && ulimit -v 3000"#,
     ),
 ];
 
-/// Runs `script` for restores only, not for the question which release it is.
+/// Runs `script` for restores only, not for requests of the version.
 fn only_restores(script: &str) -> String {
     format!("case \"$program $1\" in *-restore\\ -w)\n{script}\n;; esac\n")
 }
 
-/// A restore that fails costs time; what is in force stays meanwhile.
+/// A failed restore costs time; rules in force stay meanwhile.
 pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let findings = SABOTAGES
@@ -58,7 +58,7 @@ pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec
             let (mut repaired, mut n_tried, mut n_failed) = (Vec::new(), 0, 0);
             let n_times = extent.of(1, 5);
             for _ in 0..n_times {
-                // Each begins without the failures of the one before.
+                // Each begins without the failures of the previous one.
                 running.replace_agent(&[AT_ONCE], None).expect("an agent starts");
                 let (node, agent) = (running.lab.node(1), &running.agents[0]);
                 let to = OWN.cluster_ip(Family::V4);
@@ -74,7 +74,7 @@ pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec
                 agent.sabotage(None);
                 let log = agent.log();
                 n_failed += log.matches("sync failed").count();
-                assert!(!log.contains("refuses this service port"), "{fault}: nobody is to blame");
+                assert!(!log.contains("refuses this service port"), "{fault}: no service port is the cause");
                 let tally = load.stop();
                 assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{fault}: {tally}");
                 n_tried += tally.n_attempts();
@@ -93,11 +93,11 @@ pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec
     findings
 }
 
-/// iptables refuses whatever names one address: its service port is left out and named, everybody
-/// else is programmed; once it relents, the next change of the Service puts it back.
+/// iptables rejects every line with one address: its service port is quarantined and named, all
+/// others are programmed; once iptables accepts it, the next change of the Service restores it.
 pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) -> Vec<Finding> {
     const BAD: &str = "10.128.0.99";
-    // The last line that names it is the one that a real iptables names, or one near it.
+    // A real iptables names the last line that has it, or one near it.
     let script = only_restores(
         r#"input=$(cat)
            line=$(echo "$input" | grep -n '10.128.0.99:8080' | head -n 1 | cut -d: -f1)
@@ -123,11 +123,11 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
         poll::until("the sync is over", SOON, || {
             let log = agent.log();
             let (_, since) =
-                log.rsplit_once("the kernel refuses this service port; it").expect("it was said");
+                log.rsplit_once("the kernel refuses this service port; it").expect("it was logged");
             since.contains("] \"synced\" ")
         });
         let n_restores = restores(&agent.programs_started()[n_calls..]);
-        // Somebody else's change is programmed meanwhile.
+        // A change of another Service is programmed meanwhile.
         running.api.delete("Service", Some("default"), LOCAL.name);
         poll::until("others are programmed", SOON, || {
             node.attempt(Protocol::Udp, local, Duration::from_millis(200)).outcome
@@ -146,12 +146,13 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
         running.api.put(own_slice(&[address]));
         poll::until("it is served again", SOON, || {
             let attempt = node.attempt(Protocol::Tcp, own, Duration::from_millis(100));
-            matches!(attempt.outcome, crate::lab::client::Outcome::Answered { pod: who, .. } if who == pod)
+            matches!(attempt.outcome, crate::lab::client::Outcome::Answered { pod: found, .. } if found == pod)
         });
         repaired.push(start.elapsed());
         let log = agent.log();
-        let said: Vec<&str> = log.lines().filter(|line| line.contains("refuses this service port")).collect();
-        assert!(said.iter().all(|line| line.contains("default/own:")), "{said:#?}");
+        let lines: Vec<&str> =
+            log.lines().filter(|line| line.contains("refuses this service port")).collect();
+        assert!(lines.iter().all(|line| line.contains("default/own:")), "{lines:#?}");
         assert!(n_restores <= 12, "{n_restores} restores");
         let tally = load.stop();
         assert_eq!(tally.n_wrong(&WEB_PODS), 0, "turn {turn}: {tally}");
@@ -159,9 +160,9 @@ pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) 
     }
     all_is_right(&running);
     vec![Finding {
-        fault: "one service port refused by iptables".to_owned(),
+        fault: "one service port rejected by iptables".to_owned(),
         n_times,
-        observed: "it alone is left out, and named; served again when it changes".to_owned(),
+        observed: "it alone is quarantined, and named; served again when it changes".to_owned(),
         repaired,
         n_tried,
         n_wrong: 0,

@@ -1,17 +1,17 @@
-//! The rules of a node as a value that can be compared.
+//! The rules of a node as a comparable value.
 
 use std::collections::BTreeMap;
 
 use crate::lab::address::{FAMILIES, Family};
 use crate::lab::host::Node;
 
-/// The chains of nat and filter in both families with their rules, counters left out. The canaries
-/// are left out too: they come back in their own time.
+/// The chains of nat and filter in both families with their rules, without counters and
+/// canaries: canaries return at their own time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rules(BTreeMap<String, Vec<String>>);
 
 impl Rules {
-    /// What `node` holds now.
+    /// The rules on `node` now.
     pub(super) fn of(node: &Node) -> Self {
         let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for family in FAMILIES {
@@ -35,7 +35,7 @@ impl Rules {
         Self(chains)
     }
 
-    /// What differs, for messages.
+    /// The differences, for messages.
     pub(super) fn difference(&self, other: &Self) -> String {
         let mut names: Vec<&String> = self.0.keys().chain(other.0.keys()).collect();
         names.sort_unstable();

@@ -1,5 +1,5 @@
-//! What a healthy API server does: quiet watches, GOAWAY, a shutdown in order, rotated credentials,
-//! streaming lists refused inside the stream. Only the simulator does so on demand.
+//! A healthy API server: quiet watches, GOAWAY, a shutdown in order, rotated credentials,
+//! streaming lists rejected inside the stream. Only the simulator does so on demand.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use crate::lab::netfilter::Backend;
 use crate::lab::poll;
 use crate::running::Running;
 
-/// How long it may take to catch up: the client waits up to 8 s between two tries.
+/// How long an agent may need to catch up: the client waits up to 8 s between two attempts.
 const CAUGHT_UP: Duration = Duration::from_secs(15);
 
-/// Rules follow the API server through all of this, and no connection goes wrong.
+/// Rules follow the API server through all of this, and no connection fails.
 pub fn rules_follow_the_api_server(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     if running.api.simulator().is_none() {
@@ -37,7 +37,7 @@ pub fn rules_follow_the_api_server(backend: Backend, extent: Extent) -> Vec<Find
     findings
 }
 
-/// Has the endpoint of `own` changed, and waits until it is in force on node-1; for how long.
+/// Changes the endpoint of `own`, and waits until it is in force on node-1; returns how long that took.
 fn change(running: &Running, api: &ApiServer, turn: usize) -> Duration {
     let (address, pod) = TURNS[turn % 2];
     api.apply(own_slice(&[address])).expect("a good slice");
@@ -59,7 +59,7 @@ fn found(fault: &str, observed: String, repaired: Vec<Duration>, tally: &Tally) 
     }
 }
 
-/// With an old etcd and no event watches are silent: the agents neither reconnect nor warn.
+/// With an old etcd and no event, watches are silent: the agents neither reconnect nor warn.
 fn quiet_watches(running: &Running, extent: Extent) -> Finding {
     let api = running.simulator();
     let time = extent.of(Duration::from_secs(5), Duration::from_secs(240));
@@ -111,7 +111,7 @@ fn goaway_during_changes(running: &Running, extent: Extent) -> Finding {
     )
 }
 
-/// The server is updated: it refuses connections, ends open watches in order, and comes back.
+/// The server is updated: it refuses connections, ends open watches in order, and returns.
 fn orderly_end(running: &Running, extent: Extent) -> Finding {
     let api = running.simulator();
     let grace = extent.of(Duration::from_secs(2), Duration::from_secs(60));
@@ -134,7 +134,7 @@ fn orderly_end(running: &Running, extent: Extent) -> Finding {
     found("ends in order and is back", observed, repaired, &load.stop())
 }
 
-/// A start where streaming lists are refused by an event of the stream.
+/// A start where an event of the stream rejects streaming lists.
 fn refused_in_the_stream(running: &mut Running) -> Finding {
     let (address, pod) = TURNS[0];
     let load = Load::on(&running.lab, WEB);
@@ -148,10 +148,10 @@ fn refused_in_the_stream(running: &mut Running) -> Finding {
     assert_eq!(counters.resources.values().map(|counts| counts.pages_from_etcd).sum::<u64>(), 0);
     running.simulator().set_etcd(Etcd::V3_6);
     let observed = "a start lists from the server's cache instead".to_owned();
-    found("streaming lists refused inside the stream", observed, repaired, &load.stop())
+    found("streaming lists rejected inside the stream", observed, repaired, &load.stop())
 }
 
-/// A file that is replaced as the kubelet does it: another takes its place.
+/// A file replaced as the kubelet does it, by renaming another one.
 fn replace(path: &Path, text: &str) {
     let next = path.with_extension("next");
     fs::write(&next, text).expect("the lab's folder can be written to");
@@ -194,13 +194,13 @@ fn rotated_certificates(running: &mut Running) -> Finding {
     replace(&authority, &api.authority());
     repaired.push(change(running, api, 0));
     api.require_certificate(None);
-    // The agent of node-2 has the old authority inside its kubeconfig.
+    // The kubeconfig of the agent of node-2 contains the old authority.
     running.renew_agents().expect("agents start");
     let observed = "rules stay; the agent reads the replaced files".to_owned();
     found("client certificate, then authority replaced in their files", observed, repaired, &load.stop())
 }
 
-/// The API server gets another address: the kubeconfig is replaced, and the old address ends.
+/// The API server moves to another address: the kubeconfig is replaced, and the old address ends.
 fn replaced_kubeconfig(running: &mut Running) -> Finding {
     let path: PathBuf = running.lab.folder().join("replaced.kubeconfig");
     let server = running.simulator().address();

@@ -1,4 +1,4 @@
-//! What neighbours can take from the agent: connections, memory, threads.
+//! Resources that neighbours can exhaust: connections, memory, threads.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -34,7 +34,7 @@ fn hold(host: &dyn Host, targets: &[SocketAddr], n: usize, head: &[u8]) -> Vec<T
         let open = |to: &SocketAddr| {
             let mut stream = TcpStream::connect_timeout(to, PATIENCE).ok()?;
             stream.set_write_timeout(Some(Duration::from_millis(200))).ok()?;
-            // Refused once it is too much.
+            // Refused once there are too many.
             let _ = stream.write_all(head);
             Some(stream)
         };
@@ -42,7 +42,7 @@ fn hold(host: &dyn Host, targets: &[SocketAddr], n: usize, head: &[u8]) -> Vec<T
     })
 }
 
-/// The status and text that `to` answers `host`, within a second or two.
+/// The status and body of `to` for a request of `host`, within a second or two.
 fn get(host: &dyn Host, to: SocketAddr, path: &str) -> Option<(u16, String)> {
     let text = host.namespace().run(|| {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE).ok()?;
@@ -61,7 +61,7 @@ fn metric(node: &Node, name: &str) -> f64 {
     line.trim().parse().expect("a number")
 }
 
-/// Changes the endpoint of the Service `own` to and fro; how long each change took to be in force.
+/// Changes the endpoint of the Service `own` to and fro; returns how long each change took to be in force.
 fn changes(running: &Running, n: u32) -> Vec<Duration> {
     let change = |n| {
         let (address, pod) = super::kernel::TURNS[n as usize % 2];
@@ -72,7 +72,7 @@ fn changes(running: &Running, n: u32) -> Vec<Duration> {
     (0..n).map(change).collect()
 }
 
-/// An agent that may have few files open goes on programming while all its health ports are held.
+/// An agent with few file descriptors goes on programming while all its health ports are full.
 pub fn idle_connections_take_no_descriptors_from_rules(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     running.replace_agent_under(&["prlimit", "--nofile=256:256"]).expect("an agent starts");
@@ -98,14 +98,14 @@ pub fn idle_connections_take_no_descriptors_from_rules(backend: Backend, extent:
         fault: format!("{n_held} idle connections to health ports, 256 descriptors in all"),
         n_times: u32::try_from(repaired.len()).expect("a few"),
         observed: format!(
-            "changes in force as ever, /healthz answers; {n_evicted:.0} connections closed for new ones"
+            "changes in force, /healthz answers; {n_evicted:.0} older connections closed for new ones"
         ),
         repaired,
         ..Finding::default()
     }]
 }
 
-/// Lowers the limit of open files of the agent below what it has open: connections wait, are counted, and
+/// Lowers the limit of open files of the agent below the number that it has open: connections wait, are counted, and
 /// are answered once the limit is raised.
 fn connections_that_cannot_be_accepted_are_counted(running: &Running) {
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
@@ -124,7 +124,7 @@ fn connections_that_cannot_be_accepted_are_counted(running: &Running) {
     assert!(metric(node, "chainsmith_accept_failures_total ") >= 1.0);
 }
 
-/// Heads that never end are answered 431 at 16 KiB: what is held is bounded.
+/// Endless heads are answered 431 at 16 KiB: memory is bounded.
 pub fn unfinished_heads_take_no_memory(backend: Backend, extent: Extent) -> Vec<Finding> {
     const SIZE: usize = 380 << 10;
     let running = Running::start(backend).expect("a cluster starts");
@@ -143,14 +143,14 @@ pub fn unfinished_heads_take_no_memory(backend: Backend, extent: Extent) -> Vec<
     let n_refused = held.iter().filter(|stream| is_refused(stream)).count();
     assert!(n_refused > held.len() / 2, "{n_refused} of {} are answered 431 or closed", held.len());
     vec![Finding {
-        fault: format!("{} requests with {} KiB of head that never ends", held.len(), SIZE >> 10),
+        fault: format!("{} requests with an endless head ({} KiB sent)", held.len(), SIZE >> 10),
         n_times: u32::try_from(held.len()).expect("a few"),
         observed: format!("answered 431 and closed; resident memory {before} KiB, {grown} KiB more"),
         ..Finding::default()
     }]
 }
 
-/// Whether the server has answered 431, or closed.
+/// Whether the server has answered 431, or closed the connection.
 fn is_refused(mut stream: &TcpStream) -> bool {
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
     let mut text = [0; 12];
@@ -160,7 +160,7 @@ fn is_refused(mut stream: &TcpStream) -> bool {
     }
 }
 
-/// Half-open connections of one pod, opened again when they are closed, delay no other client's request.
+/// Half-open connections of one pod, reopened when they are closed, delay no other client's request.
 pub fn one_address_keeps_no_other_from_health(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::start(backend).expect("a cluster starts");
     let node = running.lab.node(1);
@@ -198,19 +198,17 @@ pub fn one_address_keeps_no_other_from_health(backend: Backend, extent: Extent) 
         is_over.store(true, Ordering::Relaxed);
     });
     vec![Finding {
-        fault: format!(
-            "{N_HELD} half-open connections of one pod to each health port, opened again and again"
-        ),
+        fault: format!("{N_HELD} half-open connections of one pod to each health port, reopened when closed"),
         n_times,
         observed:
-            "/healthz, /livez and the health check node port answer others; shown is the time for all three"
+            "/healthz, /livez and the health check node port answer other clients; the time is for all three"
                 .to_owned(),
         repaired,
         ..Finding::default()
     }]
 }
 
-/// Whether the server has not closed this connection, on which it answers nothing.
+/// Whether this connection, on which the server answers nothing, is still open.
 fn is_open(stream: &TcpStream) -> bool {
     stream.set_nonblocking(true).expect("it is a socket");
     stream.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
@@ -225,14 +223,14 @@ impl PidsCgroup {
         let v1 = PathBuf::from("/sys/fs/cgroup/pids");
         let root = if v1.is_dir() { v1 } else { PathBuf::from("/sys/fs/cgroup") };
         let folder = root.join(name);
-        // Where it is on already, or version 1, there is nothing to switch on.
+        // Where it is enabled already, or in version 1, there is nothing to enable.
         let _ = std::fs::write(root.join("cgroup.subtree_control"), "+pids");
         std::fs::create_dir(&folder).expect("root can make a cgroup");
         assert!(folder.join("pids.max").exists(), "the kernel has the pids controller");
         PidsCgroup(folder)
     }
 
-    /// How the command line begins of what is to be in it.
+    /// The beginning of the command line of a process in it.
     fn under(&self) -> Vec<String> {
         let script = format!("echo $$ > {}; exec \"$@\"", self.0.join("cgroup.procs").display());
         ["sh", "-c", &script, "sh"].map(str::to_owned).into()
@@ -242,7 +240,7 @@ impl PidsCgroup {
         std::fs::write(self.0.join("pids.max"), max).expect("a limit can be set");
     }
 
-    /// As many as there are now, and no more.
+    /// Limits it to the present number of tasks.
     fn fill(&self) {
         let current = std::fs::read_to_string(self.0.join("pids.current")).expect("it is counted");
         self.limit(current.trim());
@@ -259,9 +257,9 @@ impl Drop for PidsCgroup {
     }
 }
 
-/// In a cgroup that takes no thread more, syncs fail and are tried again; a start waits.
+/// In a cgroup that allows no further thread, syncs fail and are retried; a start waits.
 pub fn threads_that_cannot_be_made_are_a_retry(backend: Backend, extent: Extent) -> Vec<Finding> {
-    // Dropped after the agents that are in it.
+    // Dropped after the agents in it.
     let cgroup = PidsCgroup::new(backend.flag());
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     running.agents.remove(0).kill9();
@@ -297,9 +295,9 @@ pub fn threads_that_cannot_be_made_are_a_retry(backend: Backend, extent: Extent)
     }
     assert!(!agent.log().contains("panicked"), "{}", agent.log());
     vec![Finding {
-        fault: "a pids cgroup that is full: no thread, no program".to_owned(),
+        fault: "a full pids cgroup: no thread, no program".to_owned(),
         n_times: n_times + 1,
-        observed: "a start waits, syncs are tried again; health is answered".to_owned(),
+        observed: "a start waits, syncs are retried; health answers".to_owned(),
         repaired,
         ..Finding::default()
     }]

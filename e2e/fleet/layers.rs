@@ -1,4 +1,4 @@
-//! Many nodes' watch layers in one process, against one simulated API server, and what they ask of it.
+//! The watch layers of many nodes in one process, against one simulated API server, and their requests.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use chainsmith::watch::WatchEvent;
-use chainsmith::watch::api::{Limit, connect, follow};
+use chainsmith::watch::api::{RequestLimit, connect, follow};
 use serde_json::json;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -14,13 +14,13 @@ use tokio::task::JoinSet;
 use crate::apiserver::{ApiServer, Counters, TOKEN, User};
 use crate::objects;
 
-/// kube-proxy's default limit on requests, and so an agent's.
-const LIMIT: Limit = Limit { qps: Some(5.0), burst: 10 };
+/// kube-proxy's default limit on requests, which an agent has, too.
+const LIMIT: RequestLimit = RequestLimit { qps: Some(5.0), burst: 10 };
 
-/// How long all of them together may take to list everything.
+/// The limit for all of them to list everything.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
-/// How many nodes, how large a cluster, and for how long they are watched.
+/// The number of nodes, the size of the cluster, and the durations.
 #[derive(Clone, Copy, Debug)]
 pub struct Fleet {
     /// Watch layers.
@@ -31,37 +31,37 @@ pub struct Fleet {
     pub n_endpoints: usize,
     /// How many nodes start at the same time.
     pub n_at_once: usize,
-    /// How long nothing changes.
+    /// How long the cluster is idle.
     pub idle: Duration,
     /// How long endpoints change.
     pub churn: Duration,
-    /// Between two changes of an endpoint.
+    /// The interval between two changes of an endpoint.
     pub change_every: Duration,
 }
 
-/// What the server counted in some time, of all nodes together.
+/// Counters of the server over some time, for all nodes together.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counted {
     /// TCP connections accepted.
     pub connections: u64,
     /// Requests of any kind.
     pub requests: u64,
-    /// Those of them that began a watch.
+    /// How many of them began a watch.
     pub watches: u64,
     /// Bytes sent, TLS and compression included.
     pub bytes: u64,
-    /// For so long.
+    /// The duration.
     pub elapsed: Duration,
 }
 
-/// What all nodes asked for while they started, while nothing happened, and while endpoints changed.
+/// Requests of all nodes while they start, while the cluster is idle, and while endpoints change.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
-    /// From the first connection until the last node knew everything.
+    /// From the first connection until the last node has everything.
     pub start: Counted,
-    /// While nothing changed.
+    /// While the cluster is idle.
     pub idle: Counted,
-    /// While endpoints changed.
+    /// While endpoints change.
     pub churn: Counted,
     /// Changes made meanwhile.
     pub n_changes: usize,
@@ -73,7 +73,7 @@ impl Fleet {
     /// Fills `server`, starts the nodes, and counts.
     ///
     /// # Errors
-    /// A node cannot connect, or does not know everything in time.
+    /// A node cannot connect, or does not get everything in time.
     pub async fn run(self, server: &ApiServer) -> anyhow::Result<Asked> {
         self.fill(server);
         server.require_token(Some(TOKEN));
@@ -85,7 +85,7 @@ impl Fleet {
         let meter = Meter::begin(server);
         let mut nodes = Nodes::start(&self, &kubeconfig);
         nodes.wait_until_listed(self.n_nodes).await?;
-        // After a list that was no watch, the watch is still to come.
+        // After a list that was no watch, the watch still follows.
         while server.counters().resources.values().map(|counts| counts.open_watches).sum::<u64>()
             < self.n_watches()
         {
@@ -146,7 +146,7 @@ impl Meter {
         Meter { counters: server.counters(), begun: Instant::now() }
     }
 
-    /// What came since.
+    /// The difference since then.
     fn read(&self, server: &ApiServer) -> Counted {
         let now = server.counters();
         let n_watches =
@@ -161,7 +161,7 @@ impl Meter {
     }
 }
 
-/// The watch layers that run, and how far they are; they end with this.
+/// The running watch layers, and their progress; dropping it ends them.
 struct Nodes {
     tasks: JoinSet<anyhow::Result<()>>,
     progress: watch::Receiver<Progress>,
@@ -222,7 +222,7 @@ impl Nodes {
     }
 }
 
-/// Takes events as a loop would; `permit` is given back when everything is listed.
+/// Receives events as the loop does; returns `permit` when everything is listed.
 async fn listen<P>(mut events: mpsc::Receiver<WatchEvent>, progress: watch::Sender<Progress>, permit: P) {
     let mut permit = Some(permit);
     let mut n_kinds_left = 3;

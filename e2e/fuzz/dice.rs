@@ -1,4 +1,4 @@
-//! Decisions of one case: the same ones whenever it is tried. And text that is nearly good.
+//! Random decisions of one case, the same at each run; and text that is nearly valid.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::hostile::hostile;
 
-/// Words of the formats that are read, put where they do not belong.
+/// Words of the formats, for places where they do not belong.
 const WORDS: [&str; 48] = [
     "---\n",
     "\n---\n",
@@ -72,7 +72,7 @@ fn corpus(file: &str) -> Vec<String> {
     folders.iter().filter_map(|folder| fs::read_to_string(folder.join(file)).ok()).collect()
 }
 
-/// Good texts that cases begin with: short ones, so that many are tried in a second.
+/// Valid texts that cases start from: short ones, so that many run in a second.
 pub struct Seeds {
     /// Documents of objects.
     pub objects: Vec<String>,
@@ -94,16 +94,16 @@ pub static SEEDS: LazyLock<Seeds> = LazyLock::new(|| {
     let saves = ["expected.v4.save", "expected.v6.save"]
         .map(|file| corpus(file).into_iter().filter(|text| text.len() < 8_000).collect());
     let mut seeds = Seeds { objects, saves, configs: corpus("config.yaml"), hosts: corpus("host.yaml") };
-    // The longest there is, with every field.
+    // The longest one, with every field.
     seeds.configs.push(chainsmith::config::Config::default().effective.to_file());
     seeds
 });
 
-/// Where the decisions come from.
+/// The source of decisions.
 pub struct Dice(fastrand::Rng);
 
 impl Dice {
-    /// Those of case `number` of a kind.
+    /// The decisions of case `number` of a kind.
     pub fn new(kind: &str, number: u64) -> Dice {
         let salt = kind.bytes().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
         Dice(fastrand::Rng::with_seed(salt << 32 ^ number))
@@ -129,7 +129,7 @@ impl Dice {
         self.0.u64(..)
     }
 
-    /// A value of `strategy`.
+    /// A random value of `strategy`.
     pub fn value<S: Strategy>(&mut self, strategy: &S) -> S::Value {
         static CONFIG: LazyLock<Config> =
             LazyLock::new(|| Config { failure_persistence: None, ..Config::default() });
@@ -139,13 +139,13 @@ impl Dice {
         strategy.new_tree(&mut runner).expect("no filter is that strict").current()
     }
 
-    /// Text that somebody may mean ill with.
+    /// Hostile text.
     pub fn hostile(&mut self) -> String {
         static TEXTS: LazyLock<Vec<String>> = LazyLock::new(hostile);
         match self.below(8) {
             0 => char::from_u32(self.below(0x11_0000) as u32).unwrap_or('\u{85}').to_string(),
             1 => format!("{}{}{}", self.pick(&WORDS), self.pick(&TEXTS), self.pick(&WORDS)),
-            // The longest one only now and then.
+            // The longest one only rarely.
             _ => match &TEXTS[self.below(TEXTS.len())] {
                 text if text.len() > 1_000 && !self.once_in(20) => text[..70].to_owned(),
                 text => text.clone(),
@@ -153,7 +153,7 @@ impl Dice {
         }
     }
 
-    /// One of `seeds` with a few changes; now and then plain bytes, or the same thing very often.
+    /// One of `seeds` with a few changes; rarely plain bytes, or one thing repeated many times.
     pub fn mutated(&mut self, seeds: &[String]) -> Vec<u8> {
         match self.below(40) {
             0 | 1 => (0..self.below(300)).map(|_| self.0.u8(..)).collect(),
@@ -184,7 +184,7 @@ impl Dice {
             6 => drop(text.splice(at..at, self.hostile().bytes())),
             7 if at < text.len() => text[at] ^= 1 << self.below(8),
             8 if at < text.len() => text[at] = self.0.u8(..),
-            // The value behind a colon, or a word behind a blank.
+            // The value after a colon, or a word after a blank.
             9 | 10 => {
                 let from = text[at..].iter().position(|byte| *byte == b' ').map_or(at, |n| at + n + 1);
                 let to = text[from..]
@@ -203,7 +203,7 @@ impl Dice {
         }
     }
 
-    /// Few kinds of characters, many times: what makes careless readers slow or large.
+    /// Few kinds of characters, many times: input that makes careless readers slow or large.
     fn bomb(&mut self) -> Vec<u8> {
         let most = if self.once_in(20) { 20_000 } else { 300 };
         let n = 1 + self.below(most);
@@ -214,7 +214,7 @@ impl Dice {
                 .into_bytes(),
             1 => format!("a: &a [x, x]\nb: [{}]", "*a, ".repeat(n)).into_bytes(),
             2 => {
-                // Each level names the one before several times.
+                // Each level refers to the previous one several times.
                 let level = |n: usize| format!("l{}: &l{} [*l{n}, *l{n}, *l{n}, *l{n}]\n", n + 1, n + 1);
                 let levels: String = (0..n.min(40)).map(level).collect();
                 format!("l0: &l0 [x, x]\n{levels}").into_bytes()
@@ -224,7 +224,7 @@ impl Dice {
             5 => format!("{{\"kind\": \"Service\", \"metadata\": {{{}}}", "\"a\": \"b\",".repeat(n))
                 .into_bytes(),
             6 => format!("*nat\n{}COMMIT\n", ":X - [0:0]\n-A X -j X\n".repeat(n)).into_bytes(),
-            // One line of many blanks, where a document begins, inside it, and in saved rules.
+            // One line of many blanks, at the start of a document, inside it, and in saved rules.
             7 => {
                 let blanks = self.pick(&[" ", "\t", " \t", "\r"]).repeat(200 * n);
                 let before =

@@ -1,4 +1,4 @@
-//! Well-formed objects: good fields, hostile ones, very many of one thing.
+//! Well-formed objects: valid fields, hostile ones, very many of one kind.
 
 use serde_json::{Map, Value, json};
 
@@ -24,7 +24,7 @@ pub fn make(dice: &mut Dice) -> Trial {
     let family = family(dice);
     let claim = move |input: &[u8]| {
         let (outcome, objects) = read(input);
-        // An integer where a text should be costs the object, nothing else.
+        // An integer in place of a text costs the object, and nothing else.
         let is_fair = outcome.problems.iter().all(|problem| problem.object.is_some());
         if !is_fair || outcome.n_objects != objects.len() {
             return Err(format!("well-formed objects are lost: {outcome:?}"));
@@ -79,7 +79,7 @@ fn slice(dice: &mut Dice, service: &Value) -> Value {
     hostile_object(dice, "discovery.k8s.io/v1", "EndpointSlice", object)
 }
 
-/// None, a few, and once in a while very many.
+/// None, a few, and rarely very many.
 fn many(dice: &mut Dice, mut one: impl FnMut(&mut Dice) -> Value) -> Value {
     let n = if dice.once_in(300) { dice.below(1_000) } else { dice.below(4) };
     (0..n).map(|_| one(dice)).collect()
@@ -117,7 +117,7 @@ fn number(dice: &mut Dice) -> Value {
     }
 }
 
-/// `object` with its kind and up to two of its texts replaced, or something of another type put there.
+/// `object` with its kind and up to two of its texts replaced, or a value of another type.
 fn hostile_object(dice: &mut Dice, version: &str, kind: &str, mut object: Value) -> Value {
     let mut paths = Vec::new();
     texts(&object, String::new(), &mut paths);

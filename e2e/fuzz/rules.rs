@@ -1,4 +1,4 @@
-//! Rules as text and as values, back and forth, and what becomes of a packet that meets them.
+//! Rules as text and as values, back and forth, and the outcome of a packet under them.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use super::served::is_one_line;
 use super::texts::family;
 use super::{Dice, Trial};
 
-/// A save as another program, another release or an accident may have left it.
+/// The output of `iptables-save` as another program, another release or an accident may have left it.
 pub fn saved(dice: &mut Dice) -> Trial {
     let family = family(dice);
     let input = dice.mutated(&SEEDS.saves[usize::from(family == IpFamily::V6)]);
@@ -38,7 +38,7 @@ thread_local! {
     static RULESETS: [BoxedStrategy<Ruleset>; 2] = IpFamily::BOTH.map(|family| rulesets(family).boxed());
 }
 
-/// Everything that rules can say.
+/// All kinds of rules.
 pub fn random(dice: &mut Dice) -> Trial {
     let family = family(dice);
     let ruleset = RULESETS.with(|all| dice.value(&all[usize::from(family == IpFamily::V6)]));
@@ -62,11 +62,11 @@ fn destination(dice: &mut Dice, family: IpFamily) -> SocketAddr {
     SocketAddr::new(ip.parse().expect("an address"), *dice.pick(&[80, 443, 30_080]))
 }
 
-/// That rules are written as they were read, and that a packet's fate is told, in shares of one.
+/// Claims that rules are written as they were read, and that the probabilities of a packet's outcomes add up to one.
 fn check(family: IpFamily, ruleset: &Ruleset, to: SocketAddr) -> Result<(), String> {
     let text = write::save(family, ruleset);
     let again = parse::save(family, &text).map_err(|error| format!("our own text is refused: {error}"))?;
-    // An option that belongs to no module may come to stand behind one: iptables takes no such line.
+    // An option that belongs to no module may stand after one: iptables rejects such a line.
     let has_stray = |rule: &Rule| {
         rule.matches.iter().any(|m| matches!(m, Match::Other { module, .. } if module.is_empty()))
     };

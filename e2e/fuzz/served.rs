@@ -1,4 +1,4 @@
-//! The good neighbour, and that it is served whatever else there is.
+//! The good neighbour, and that it is served whatever other objects exist.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -47,14 +47,14 @@ endpoints: [{addresses: [10.222.0.1], nodeName: node-1}, {addresses: [10.222.0.2
 /// The neighbour's objects.
 pub static GOOD: LazyLock<Vec<Object>> = LazyLock::new(|| read(NEIGHBOUR.as_bytes()).1);
 
-/// What a manifest holds.
+/// The content of a manifest.
 pub fn read(text: &[u8]) -> (manifest::Outcome, Vec<Object>) {
     let mut objects = Vec::new();
     let outcome = manifest::read(text, "fuzz", &mut |object| objects.push(object));
     (outcome, objects)
 }
 
-/// That a message is fit to be logged.
+/// Claims that a message is fit for the log.
 pub fn is_one_line(message: &str) -> Result<(), String> {
     match message.len() > 1_500 || message.chars().any(char::is_control) {
         true => Err(format!("not one short line: {message:?}")),
@@ -62,7 +62,7 @@ pub fn is_one_line(message: &str) -> Result<(), String> {
     }
 }
 
-/// The cluster that holds `objects` and the neighbour, each object as good as it can be used.
+/// The cluster of `objects` and the neighbour, as far as each object can be used.
 pub fn cluster(objects: &[Object]) -> Result<Snapshot, String> {
     let (mut snapshot, mut interner) = (Snapshot::default(), Interner::default());
     for object in objects.iter().chain(&*GOOD) {
@@ -75,14 +75,14 @@ pub fn cluster(objects: &[Object]) -> Result<Snapshot, String> {
     Ok(snapshot)
 }
 
-/// Settings that nobody changed.
+/// The default settings.
 pub fn defaults(family: IpFamily) -> Settings {
     static CONFIG: LazyLock<Config> = LazyLock::new(Config::default);
     Settings::new(&CONFIG, None, &Host::of_node(&["192.0.2.1".parse().expect("an address")]), family)
 }
 
-/// That the rules of `snapshot`, which holds the neighbour, are such as a kernel takes, say in text
-/// what they say as values, and serve the neighbour as if it were alone.
+/// Claims that a kernel accepts the rules of `snapshot`, which holds the neighbour, that their text
+/// means the same as their values, and that they serve the neighbour as if it were alone.
 pub fn check(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> {
     for layout in [LayoutChoice::Classic, LayoutChoice::Compact] {
         check_layout(snapshot, &Settings { layout, ..settings.clone() })?;
@@ -119,7 +119,7 @@ fn check_layout(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> 
             is_served = true;
         }
         for (shared, rule) in compiler.entries(&port.name()) {
-            // In compact it may stand in a chain behind the shared one.
+            // In compact it may stand in a dispatch chain.
             let is_there = |chain: &ChainContent| chain.rules.contains(&rule);
             if !ruleset.tables[&shared.table()].values().any(is_there) {
                 return Err(format!("the neighbour's entry in {} is lost: {rule:?}", shared.name()));
@@ -129,7 +129,7 @@ fn check_layout(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> 
     if is_served || family == IpFamily::V6 { Ok(()) } else { Err("the neighbour has no rules".to_owned()) }
 }
 
-/// The cluster of the neighbour alone, and itself.
+/// The cluster of the neighbour alone.
 static ALONE: LazyLock<(Snapshot, Service)> = LazyLock::new(|| {
     let mut snapshot = Snapshot::default();
     let mut interner = Interner::default();
@@ -141,7 +141,7 @@ static ALONE: LazyLock<(Snapshot, Service)> = LazyLock::new(|| {
     (snapshot, service)
 });
 
-/// That each line is what was meant and nothing else: looked at without our own parser.
+/// Claims that each line has the intended form; checked without our own parser.
 fn is_text_harmless(family: IpFamily, ruleset: &Ruleset) -> Result<(), String> {
     let text = write::restore(family, ruleset);
     let n_rules: usize =
@@ -161,7 +161,7 @@ fn is_text_harmless(family: IpFamily, ruleset: &Ruleset) -> Result<(), String> {
     if n_found == n_rules { Ok(()) } else { Err(format!("{n_found} lines for {n_rules} rules")) }
 }
 
-/// Whether the change is about the neighbour.
+/// Whether the change concerns the neighbour.
 pub fn is_neighbours(change: &Change) -> bool {
     match change {
         Change::Service(name, _) => name.to_string().starts_with("neighbour/"),

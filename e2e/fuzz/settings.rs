@@ -44,7 +44,7 @@ pub fn config(dice: &mut Dice) -> Trial {
     Trial { input, claim: Box::new(claim) }
 }
 
-/// The default with a change, a value that another flag takes, or anything.
+/// The default with a change, a value of another flag, or anything.
 fn flag_text(dice: &mut Dice, default: &str) -> String {
     match dice.below(6) {
         0 => dice.hostile(),
@@ -85,7 +85,7 @@ fn with(given: &[(&str, String)]) -> Flags {
     given.iter().fold(Flags::default(), |flags, (name, text)| flags.with(name, text))
 }
 
-/// The same by way of a command line; `None` when that refuses them.
+/// The same through a command line; `None` when it is rejected.
 fn parsed(given: &[(&str, String)]) -> Option<Flags> {
     static COMMAND: LazyLock<Command> = LazyLock::new(|| Flags::augment_args(Command::new("chainsmith")));
     let flags =
@@ -95,12 +95,12 @@ fn parsed(given: &[(&str, String)]) -> Option<Flags> {
     Flags::from_arg_matches(&matches).ok()
 }
 
-/// That what was taken can be written, read back, and makes good rules.
+/// Claims that accepted settings can be written, read back, and make good rules.
 fn usable(config: &Config, family: IpFamily) -> Result<(), String> {
     let text = config.effective.to_file();
     let (again, _) = Config::resolve(Some(&text), &Flags::default())
         .map_err(|errors| format!("its own file is refused: {errors}\n{text}"))?;
-    // A flag can say 0 or none where that is the default in a file: not where rules are concerned.
+    // In a file 0 or an absent value means the default, which a flag can state: but not where it affects rules.
     let shape = |config: &Config| {
         let Config { cluster_cidrs, detect_local, node_port_addresses, mark, masquerade_all, .. } =
             config.clone();

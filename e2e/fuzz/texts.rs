@@ -1,4 +1,4 @@
-//! Text that API objects are read from.
+//! Text from which API objects are read.
 
 use chainsmith::model::decode::manifest::Object;
 
@@ -22,7 +22,7 @@ pub fn manifest(dice: &mut Dice) -> Trial {
         [before.as_bytes(), NEIGHBOUR.as_bytes(), b"\n---\n", &text, b"\n---\n", NEIGHBOUR.as_bytes()];
     let claim = move |input: &[u8]| {
         let (outcome, objects) = read(input);
-        // To YAML a lone carriage return ends a line, too.
+        // In YAML a lone carriage return ends a line, too.
         let n_lines = input.iter().filter(|byte| b"\n\r".contains(byte)).count() + 1;
         for problem in &outcome.problems {
             is_one_line(&problem.to_string())?;
@@ -31,7 +31,7 @@ pub fn manifest(dice: &mut Dice) -> Trial {
             }
         }
         if outcome.n_objects != objects.len() {
-            return Err(format!("{} objects said, {} handed out", outcome.n_objects, objects.len()));
+            return Err(format!("{} objects counted, {} returned", outcome.n_objects, objects.len()));
         }
         let is_there = |objects: &[Object]| objects == &GOOD[..];
         let n_good = GOOD.len();
@@ -44,7 +44,7 @@ pub fn manifest(dice: &mut Dice) -> Trial {
     Trial { input: input.concat(), claim: Box::new(claim) }
 }
 
-/// A text that an API server sends as one object.
+/// A text in place of an object from an API server.
 pub fn watched(dice: &mut Dice) -> Trial {
     let kind = dice.below(3);
     let good = [full_service, full_slice, full_node][kind]().to_string();
@@ -64,7 +64,7 @@ pub fn watched(dice: &mut Dice) -> Trial {
     Trial { input, claim: Box::new(claim) }
 }
 
-/// An object as the watch reads it.
+/// An object as the watch decodes it.
 fn typed<T: ApiObject>(text: &[u8]) -> Option<T> {
     whole(serde_json::from_slice(text).ok()?).ok()
 }

@@ -1,7 +1,7 @@
-//! The address plan of a lab: who has which address in each family.
+//! The address plan of a lab: the addresses of each machine in each family.
 //!
 //! It is the plan of the recorded cases (`node-1` is 192.0.2.1, its pods 10.128.0.0/24), so that
-//! their objects work in a lab as they are.
+//! their objects work in a lab unchanged.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,13 +17,13 @@ pub enum Family {
 /// Both families, IPv4 first.
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// The pod networks of all nodes together, as `--cluster-cidr` takes them.
+/// The pod networks of all nodes together, in the form of `--cluster-cidr`.
 pub const CLUSTER_CIDR: &str = "10.128.0.0/14,fd00:10:128::/48";
 
-/// The ranges cluster IPs come from; nothing has an address in them.
+/// The ranges of cluster IPs; no machine has an address in them.
 pub const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/12", "fd00:10:96::/108"];
 
-/// Ranges for load balancer addresses and external IPs; nothing has an address in them.
+/// Ranges of load balancer addresses and external IPs; no machine has an address in them.
 pub const EXTERNAL_CIDRS: [&str; 2] = ["203.0.113.0/24", "2001:db8:113::/64"];
 
 /// An address of each family.
@@ -50,7 +50,7 @@ impl DualStack {
     }
 }
 
-/// The host `n` on the wire: 192.0.2.n and 2001:db8::n (n in hexadecimal of the same digits).
+/// Host `n` in the fabric: 192.0.2.n and 2001:db8::n (n in hexadecimal of the same digits).
 pub fn on_the_wire(host: u8) -> DualStack {
     let v6 = format!("2001:db8::{host}").parse().expect("decimal digits are hexadecimal digits");
     DualStack { v4: Ipv4Addr::new(192, 0, 2, host), v6 }

@@ -11,7 +11,7 @@ use super::host::Node;
 use super::process::Process;
 use super::spy::Spy;
 
-/// What an agent is told, beside which node it is on.
+/// The configuration of an agent, besides its node.
 #[derive(Clone, Debug, Default)]
 pub struct AgentOptions {
     /// The text of a kubeconfig; empty for none (`--manifests` in `args`).
@@ -21,13 +21,13 @@ pub struct AgentOptions {
     pub config: String,
     /// More flags; a flag given here replaces the lab's own.
     pub args: Vec<String>,
-    /// A command that becomes the agent, given its command line after its own words; empty for none.
+    /// A command line to which the agent's is appended, and that becomes the agent; empty for none.
     pub under: Vec<String>,
-    /// What each iptables program runs first, from the start on: see [`Agent::sabotage`].
+    /// A script that each iptables program runs first, from the start on: see [`Agent::sabotage`].
     pub sabotage: Option<String>,
 }
 
-/// A running Chainsmith; killed when dropped. Its log is printed when a test panics.
+/// A running agent; killed when dropped. Its log is printed when a test panics.
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
@@ -86,18 +86,18 @@ impl Agent {
         Ok(Self { process, spy })
     }
 
-    /// The iptables programs it has started so far, in order, each with its arguments.
+    /// The iptables programs that it has started so far, in order, each with its arguments.
     pub fn programs_started(&self) -> Vec<String> {
         self.spy.calls()
     }
 
-    /// Has each iptables program that it starts run `script` first (shell; `$program` is the name,
+    /// Makes each iptables program that it starts run `script` first (shell; `$program` is the name,
     /// `$@` the arguments); `None` ends that.
     pub fn sabotage(&self, script: Option<&str>) {
         self.spy.sabotage(script).expect("files can be written in the lab's folder");
     }
 
-    /// What a script put there wrote to `$LAB_CALLS.<word>`; `None` while there is no such file.
+    /// The output of the script to `$LAB_CALLS.<word>`; `None` while there is no such file.
     pub fn note(&self, word: &str) -> Option<String> {
         self.spy.note(word)
     }
@@ -115,7 +115,7 @@ impl Agent {
         syncs(&self.log())
     }
 
-    /// What it has written so far, all syncs together: chains and rules.
+    /// All that it has written so far: chains and rules.
     pub fn written(&self) -> (u64, u64) {
         let syncs = self.syncs();
         let chains = syncs.iter().map(|sync| sync.chains_written).sum();
@@ -127,15 +127,15 @@ impl Agent {
         &self.process
     }
 
-    /// What it logged so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// Asks it to end (SIGTERM) and waits; its whole log.
+    /// Sends SIGTERM and waits for the end; returns its whole log.
     ///
     /// # Panics
-    /// If it ends with anything but 0, or not in time.
+    /// If it ends with a status other than 0, or not in time.
     #[track_caller]
     pub fn stop(self) -> String {
         self.process.signal(Signal::SIGTERM);
@@ -144,7 +144,7 @@ impl Agent {
         self.process.log()
     }
 
-    /// Kills it as the out-of-memory killer would; its whole log.
+    /// Kills it as the out-of-memory killer would; returns its whole log.
     #[track_caller]
     pub fn kill9(self) -> String {
         self.process.signal(Signal::SIGKILL);
@@ -156,7 +156,7 @@ impl Agent {
 /// One sync, as the agent logs it.
 #[derive(Clone, Copy, Debug)]
 pub struct Sync {
-    /// Chains written anew.
+    /// Chains written.
     pub chains_written: u64,
     /// Rules in them.
     pub rules_written: u64,
@@ -164,7 +164,7 @@ pub struct Sync {
     pub processes: u64,
 }
 
-/// The syncs that a log tells of.
+/// The syncs in a log.
 fn syncs(log: &str) -> Vec<Sync> {
     let field = |line: &str, name: &str| -> Option<u64> {
         let (_, rest) = line.split_once(&format!("{name}="))?;

@@ -1,4 +1,4 @@
-//! Clients: one attempt to reach an address from a namespace, or many, and what came of it.
+//! Clients: one attempt to reach an address from a namespace, or many, and their outcomes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,13 +19,13 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::namespace::Namespace;
 
-/// How long a client waits that expects an answer.
+/// How long a client waits for an answer that it expects.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a client waits that expects none.
+/// How long a client waits when it expects none.
 pub const IMPATIENCE: Duration = Duration::from_millis(700);
 
-/// Between two attempts of a client that keeps trying: there are 28 000 ports, and each is taken for
+/// The pause between two attempts of a client that keeps trying: there are 28 000 ports, and each is in use for
 /// a minute.
 const PAUSE: Duration = Duration::from_millis(3);
 
@@ -38,33 +38,33 @@ pub enum Protocol {
     Udp,
 }
 
-/// What came of an attempt.
+/// The outcome of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// A pod answered.
     Answered {
         /// The name of the pod.
         pod: String,
-        /// The client as the pod saw it.
+        /// The client's address as the pod saw it.
         seen: SocketAddr,
     },
-    /// Somebody said at once that nobody serves this (ICMP port unreachable, or a TCP reset).
+    /// Rejected at once (ICMP port unreachable, or a TCP reset).
     Refused,
-    /// Somebody said that there is no way to this address: in a lab, the fabric, when the address
-    /// was left as it is.
+    /// No route to this address (ICMP unreachable): in a lab, the answer of the fabric to a packet whose address
+    /// no rule changed.
     Unreachable,
-    /// Nothing came back, or a rule of the client's own host dropped what was sent.
+    /// No answer, or a rule of the client's own host dropped the packet.
     TimedOut,
 }
 
-/// One attempt and what came of it.
+/// One attempt and its outcome.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    /// What came of it.
+    /// Its outcome.
     pub outcome: Outcome,
-    /// The client's own address, if it got as far as having one.
+    /// The client's own address, if it got one.
     pub from: Option<SocketAddr>,
-    /// How long it took.
+    /// Its duration.
     pub elapsed: Duration,
 }
 
@@ -72,7 +72,7 @@ impl Attempt {
     /// The pod that answered.
     ///
     /// # Panics
-    /// If none did.
+    /// If no pod answered.
     #[track_caller]
     pub fn pod(&self) -> &str {
         match &self.outcome {
@@ -81,10 +81,10 @@ impl Attempt {
         }
     }
 
-    /// The client as the pod saw it.
+    /// The client's address as the pod saw it.
     ///
     /// # Panics
-    /// If none answered.
+    /// If no pod answered.
     #[track_caller]
     pub fn seen(&self) -> SocketAddr {
         match self.outcome {
@@ -94,12 +94,12 @@ impl Attempt {
     }
 }
 
-/// How often each outcome was met, pods by name.
+/// The number of each outcome, with pods by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Answers by pod.
     pub pods: BTreeMap<String, u32>,
-    /// Attempts that ended otherwise, by outcome.
+    /// Other attempts, by outcome.
     pub failures: BTreeMap<Outcome, u32>,
 }
 
@@ -112,7 +112,7 @@ impl Tally {
         }
     }
 
-    /// Adds what another client counted.
+    /// Adds the counts of another client.
     pub fn merge(&mut self, other: Self) {
         for (pod, n) in other.pods {
             *self.pods.entry(pod).or_default() += n;
@@ -133,16 +133,16 @@ impl Tally {
         wrong_pods.map(|(_, n)| n).chain(self.failures.values()).sum()
     }
 
-    /// Asserts that nothing failed and that exactly `pods` answered, each as often as chance allows.
+    /// Asserts that every attempt was answered, by exactly `pods`, each as often as chance allows.
     ///
-    /// The bound is five standard deviations: a fair choice misses it once in a million.
+    /// The bound is five standard deviations: a fair choice exceeds it once in a million times.
     #[track_caller]
     pub fn assert_spread(&self, pods: &[&str]) {
         assert!(self.failures.is_empty(), "failures: {self}");
         let names: Vec<&str> = self.pods.keys().map(String::as_str).collect();
         let mut expected = pods.to_vec();
         expected.sort_unstable();
-        assert_eq!(names, expected, "who answered");
+        assert_eq!(names, expected, "the pods that answered");
         let share = 1.0 / f64::from(u32::try_from(pods.len()).expect("few pods"));
         let total = f64::from(self.pods.values().sum::<u32>());
         let bound = 5.0 * (total * share * (1.0 - share)).sqrt();
@@ -159,9 +159,9 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Anything that can send: a node, a pod, the client outside.
+/// Everything that can send: a node, a pod, the client outside.
 pub trait Host {
-    /// Where it lives.
+    /// Its namespace.
     fn namespace(&self) -> &Namespace;
 
     /// One TCP connection to `to`, waiting [`PATIENCE`] for an answer.
@@ -201,7 +201,7 @@ pub trait Host {
         })
     }
 
-    /// New attempts one after the other, in the background, until they are stopped; each waits for
+    /// New attempts one after the other, in the background, until stopped; each waits for
     /// `patience`.
     fn keep_trying(&self, protocol: Protocol, to: SocketAddr, patience: Duration) -> Result<Traffic> {
         let stop = Arc::new(AtomicBool::new(false));
@@ -218,7 +218,7 @@ pub trait Host {
     }
 }
 
-/// Attempts going on in the background.
+/// Attempts in the background.
 #[derive(Debug)]
 pub struct Traffic {
     stop: Arc<AtomicBool>,
@@ -226,7 +226,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Ends it after the attempt that is under way; what came of all of them.
+    /// Stops after the current attempt; returns all outcomes.
     pub fn stop(mut self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
         let client = self.client.take().expect("it is stopped once");
@@ -237,7 +237,7 @@ impl Traffic {
 impl Drop for Traffic {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // What it met is of no interest to a test that ends without asking.
+        // A test that ends without asking does not need the outcomes.
         drop(self.client.take().map(JoinHandle::join));
     }
 }
@@ -262,7 +262,7 @@ fn parse_answer(line: &str) -> Result<Outcome> {
     Ok(Outcome::Answered { pod: pod.to_owned(), seen: seen.parse().context("reading the address seen")? })
 }
 
-/// What an error of connecting, sending or receiving says about the way to `to`.
+/// The outcome behind an error of connecting, sending or receiving.
 fn failure(error: &io::Error, to: SocketAddr) -> Outcome {
     match error.kind() {
         ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Outcome::Refused,
@@ -307,7 +307,7 @@ fn try_tcp(
     Ok(())
 }
 
-/// Binds a port that this client may just have left: a program that another test starts holds a copy
+/// Binds a port that this client may just have used: a program that another test starts holds a copy
 /// of our sockets for a moment, between fork and exec.
 fn bind_udp(from: SocketAddr) -> io::Result<UdpSocket> {
     let start = Instant::now();
@@ -330,7 +330,7 @@ fn try_udp(
 ) -> io::Result<()> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = bind_udp(from.unwrap_or_else(|| SocketAddr::new(any, 0)))?;
-    // Without this only "port unreachable" would be told, not "host unreachable".
+    // Without this the kernel would report only "port unreachable", not "host unreachable".
     if to.is_ipv4() {
         setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
     } else {
@@ -340,12 +340,12 @@ fn try_udp(
     *source = socket.local_addr().ok();
     socket.set_read_timeout(Some(patience))?;
     match socket.send(b"hello") {
-        // Dropped or refused by a rule of our own OUTPUT; what is heard next tells which.
+        // Dropped or rejected by a rule of our own OUTPUT; the next receive tells which.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
         sent => drop(sent?),
     }
-    let mut heard = [0; 512];
-    let length = socket.recv(&mut heard)?;
-    *line = String::from_utf8_lossy(&heard[..length]).into_owned();
+    let mut buffer = [0; 512];
+    let length = socket.recv(&mut buffer)?;
+    *line = String::from_utf8_lossy(&buffer[..length]).into_owned();
     Ok(())
 }

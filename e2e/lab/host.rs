@@ -1,4 +1,4 @@
-//! The inhabitants of a lab: nodes, pods, and the client outside.
+//! The machines of a lab: nodes, pods, and the client outside.
 
 use std::net::SocketAddr;
 
@@ -32,17 +32,17 @@ impl Node {
         self.number
     }
 
-    /// Its addresses on the wire.
+    /// Its addresses in the fabric.
     pub fn address(&self) -> DualStack {
         address::node(self.number)
     }
 
-    /// The addresses of its bridge, which pods have as their gateway.
+    /// The addresses of its bridge, the gateway of its pods.
     pub fn bridge_address(&self) -> DualStack {
         address::pod(self.number, 1)
     }
 
-    /// Whether a packet from `source` is from this node itself, on whichever of its interfaces.
+    /// Whether `source` is an address of this node itself, on any of its interfaces.
     pub fn owns(&self, source: SocketAddr) -> bool {
         let overlay = address::overlay(self.number);
         [self.address(), self.bridge_address(), overlay].iter().any(|own| own.contains(source.ip()))
@@ -75,7 +75,7 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Its name, with which it answers.
+    /// Its name, which its answers contain.
     pub fn name(&self) -> &str {
         self.namespace.name()
     }
@@ -90,7 +90,7 @@ impl Pod {
         self.address
     }
 
-    /// Closes its servers and their connections; the pod itself stays.
+    /// Closes its servers and their connections; the pod itself remains.
     pub fn stop_serving(&mut self) {
         self.servers.clear();
     }
@@ -102,7 +102,7 @@ impl Host for Pod {
     }
 }
 
-/// The client outside the cluster, on the wire like the nodes; it answers as `outside`.
+/// The client outside the cluster, in the fabric like the nodes; it answers as `outside`.
 #[derive(Debug)]
 pub struct Outside {
     pub(super) namespace: Namespace,
@@ -115,8 +115,8 @@ impl Outside {
         address::outside()
     }
 
-    /// Sends everything for cluster IPs, load balancer addresses and external IPs to `node` from now
-    /// on, as a router or a load balancer would.
+    /// Routes all cluster IPs, load balancer addresses and external IPs to `node` from now
+    /// on, like a router or a load balancer.
     pub fn enter_by(&self, node: &Node) -> Result<()> {
         let mut lines = String::new();
         let ranges = [address::SERVICE_CIDRS, address::EXTERNAL_CIDRS].concat();

@@ -5,13 +5,13 @@ use std::net::{SocketAddr, TcpStream};
 
 use super::client::{Host, PATIENCE};
 
-/// An answer over HTTP.
+/// An HTTP answer.
 pub struct Answer {
     /// Its status.
     pub status: u16,
-    /// What stands before the body.
+    /// Its headers.
     pub head: String,
-    /// What follows.
+    /// Its body.
     pub body: String,
 }
 
@@ -23,7 +23,7 @@ impl Answer {
     }
 }
 
-/// What `to` answers `host`; `None` when there is no answer.
+/// The answer of `to` to `host`; `None` without one.
 pub fn get(host: &dyn Host, to: SocketAddr, path: &str) -> Option<Answer> {
     let text = host.namespace().run(|| {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE).ok()?;

@@ -1,5 +1,5 @@
-//! A network namespace that nobody else can see, as a value: no name in `/run/netns`, held only by
-//! file descriptors of this process, so that it vanishes when the process dies, however it dies.
+//! A private network namespace as a value: no name in `/run/netns`, held only by
+//! file descriptors of this process, so that it vanishes when the process dies.
 //!
 //! Work is done in a namespace by threads that enter it; programs started by such a thread are in it.
 
@@ -38,7 +38,7 @@ impl Namespace {
         Ok(Self { name: name.to_owned(), net, mount })
     }
 
-    /// What messages call it.
+    /// Its name in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -88,7 +88,7 @@ impl Namespace {
         String::from_utf8(output.stdout).with_context(|| format!("reading what {program} printed"))
     }
 
-    /// Runs a program to its end with `input` on its stdin, however it exits.
+    /// Runs a program to its end with `input` on its stdin; returns any exit status.
     pub fn try_command(&self, program: &str, args: &[&str], input: &str) -> Result<Output> {
         self.run(|| {
             let mut child = Command::new(program)
@@ -98,7 +98,7 @@ impl Namespace {
                 .stderr(Stdio::piped())
                 .spawn()
                 .with_context(|| format!("starting {program}"))?;
-            // Only the answer of `wait_with_output` tells why a program stopped reading.
+            // Only the result of `wait_with_output` tells why a program stopped reading.
             let mut stdin = child.stdin.take().expect("stdin is piped");
             thread::scope(|scope| {
                 scope.spawn(move || stdin.write_all(input.as_bytes()).ok());
@@ -107,18 +107,18 @@ impl Namespace {
         })
     }
 
-    /// Runs lines of `ip -batch` in the namespace, stopping at the first that fails.
+    /// Runs lines of `ip -batch` in the namespace, up to the first that fails.
     pub fn ip(&self, lines: &str) -> Result<()> {
         self.command("ip", &["-batch", "-"], lines).map(drop)
     }
 
-    /// Writes `/proc/sys/<key>` as the namespace sees it; `key` with slashes.
+    /// Writes `/proc/sys/<key>` inside the namespace; `key` with slashes.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         self.run(|| std::fs::write(format!("/proc/sys/{key}"), value))
             .with_context(|| format!("setting {key} to {value} in {}", self.name))
     }
 
-    /// Writes sysctls that not every kernel has: a missing key is left out.
+    /// Writes sysctls that not every kernel has: a missing key is skipped.
     pub fn sysctls_if_present(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.run(|| {
             for (key, value) in settings {
@@ -134,7 +134,7 @@ impl Namespace {
     }
 }
 
-/// Makes new namespaces on a throw-away thread, prepares them there, and returns descriptors of the
+/// Makes new namespaces on a temporary thread, prepares them there, and returns descriptors of the
 /// network namespace and, if one was made, of the mount namespace.
 fn in_new_namespaces(
     flags: CloneFlags,
@@ -156,7 +156,7 @@ fn in_new_namespaces(
     })
 }
 
-/// Mounts an empty tmpfs on `/run`, seen by the calling thread's mount namespace only.
+/// Mounts an empty tmpfs on `/run`, visible only in the calling thread's mount namespace.
 fn private_run() -> Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
@@ -171,7 +171,7 @@ fn private_run() -> Result<()> {
 fn enter(net: &OwnedFd, mount: Option<&OwnedFd>) -> Result<()> {
     setns(net, CloneFlags::CLONE_NEWNET).context("entering a network namespace")?;
     if let Some(mount) = mount {
-        // The kernel refuses a mount namespace to a thread that shares its root with others.
+        // The kernel allows no thread a mount namespace while it shares its root with others.
         unshare(CloneFlags::CLONE_FS).context("unsharing the root directory")?;
         setns(mount, CloneFlags::CLONE_NEWNS).context("entering a mount namespace")?;
     }

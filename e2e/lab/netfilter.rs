@@ -1,4 +1,4 @@
-//! Looking at a node's netfilter, and writing to it behind everybody's back.
+//! Reads a node's netfilter state, and writes to it as an external process.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
@@ -14,12 +14,12 @@ use super::namespace::Namespace;
 pub enum Backend {
     /// `iptables-nft`: rules in nf_tables.
     Nft,
-    /// `iptables-legacy`: rules in the x_tables of old.
+    /// `iptables-legacy`: rules in x_tables.
     Legacy,
 }
 
 impl Backend {
-    /// As `--iptables-backend` takes it.
+    /// As a value of `--iptables-backend`.
     pub fn flag(self) -> &'static str {
         match self {
             Self::Nft => "nft",
@@ -40,9 +40,9 @@ impl Backend {
 /// The tables and flows of one namespace, through one back-end.
 #[derive(Clone, Copy, Debug)]
 pub struct Netfilter<'a> {
-    /// Where.
+    /// The namespace.
     pub namespace: &'a Namespace,
-    /// Through which programs.
+    /// The programs.
     pub backend: Backend,
 }
 
@@ -57,7 +57,7 @@ impl Netfilter<'_> {
         self.read(family, &["-c"])
     }
 
-    /// What `iptables-save` prints. That of iptables 1.8.7 dies when somebody commits while it reads.
+    /// The output of `iptables-save`. That of iptables 1.8.7 crashes when another process commits while it reads.
     fn read(&self, family: Family, args: &[&str]) -> Result<String> {
         let program = self.backend.program(family, "-save");
         let mut n_left = 20;
@@ -74,7 +74,7 @@ impl Netfilter<'_> {
         }
     }
 
-    /// Replaces the tables that `text` names by what it says.
+    /// Replaces the tables named in `text` by their content there.
     pub fn restore(&self, family: Family, text: &str) -> Result<()> {
         self.namespace.command(&self.backend.program(family, "-restore"), &["-w", "5"], text).map(drop)
     }
@@ -85,23 +85,23 @@ impl Netfilter<'_> {
         self.namespace.command(&self.backend.program(family, ""), &args, "")
     }
 
-    /// Flushes and deletes everything in `table`, as somebody who knows nothing of us would.
+    /// Flushes `table` and deletes its chains, as a program does that does not know ours.
     pub fn flush(&self, family: Family, table: &str) -> Result<()> {
         self.iptables(family, &["-t", table, "-F"])?;
         self.iptables(family, &["-t", table, "-X"]).map(drop)
     }
 
-    /// The number that nf_tables counts up with every commit in this namespace.
+    /// The generation: the number that nf_tables raises with every commit in this namespace.
     pub fn generation(&self) -> Result<u32> {
         self.namespace.run(generation)
     }
 
-    /// Makes conntrack forget all flows.
+    /// Deletes all flows of conntrack.
     pub fn forget_flows(&self) -> Result<()> {
         self.namespace.command("conntrack", &["-F"], "").map(drop)
     }
 
-    /// The flows that conntrack knows.
+    /// The flows of conntrack.
     pub fn flows(&self, family: Family) -> Result<Vec<Flow>> {
         let name = match family {
             Family::V4 => "ipv4",
@@ -112,15 +112,15 @@ impl Netfilter<'_> {
     }
 }
 
-/// A flow of conntrack: the packets of one direction as they came, those of the other as they come
-/// back; the difference is what NAT did.
+/// A flow of conntrack: the packets of one direction before translation, and those of the other as they come
+/// back; the difference is the translation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// `tcp`, `udp`, ...
     pub protocol: String,
-    /// Source of the first packet, as it came.
+    /// Source of the first packet.
     pub source: SocketAddr,
-    /// Destination of the first packet, as it came.
+    /// Destination of the first packet.
     pub destination: SocketAddr,
     /// Source of the answers: the destination after DNAT.
     pub reply_source: SocketAddr,
@@ -131,17 +131,17 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Whether the destination was changed.
+    /// Whether the destination was translated.
     pub fn is_dnated(&self) -> bool {
         self.destination != self.reply_source
     }
 
-    /// Whether the source was changed.
+    /// Whether the source was translated.
     pub fn is_snated(&self) -> bool {
         self.source != self.reply_destination
     }
 
-    /// Reads a line of `conntrack -L`; nothing for protocols without ports.
+    /// Parses a line of `conntrack -L`; `None` for protocols without ports.
     fn parse(line: &str) -> Result<Option<Self>> {
         let Some(protocol) = line.split_whitespace().next() else {
             return Ok(None);

@@ -1,12 +1,12 @@
-//! Waiting for a condition with a deadline, instead of sleeping and hoping.
+//! Waits for a condition with a deadline, instead of sleeping and hoping.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long between two looks.
+/// The pause between two checks.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Looks again and again until `condition` gives something; panics with `what` after `deadline`.
+/// Checks again and again until `condition` gives a value; panics with `what` after `deadline`.
 #[track_caller]
 pub fn until_some<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -19,7 +19,7 @@ pub fn until_some<T>(what: &str, deadline: Duration, mut condition: impl FnMut()
     }
 }
 
-/// Looks again and again until `condition` holds; panics with `what` after `deadline`. The time it
+/// Checks again and again until `condition` holds; panics with `what` after `deadline`. Returns the time it
 /// took.
 #[track_caller]
 pub fn until(what: &str, deadline: Duration, mut condition: impl FnMut() -> bool) -> Duration {

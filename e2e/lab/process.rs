@@ -1,4 +1,4 @@
-//! A child process that cannot outlive the test, and can be signalled without racing its end.
+//! A child process that ends with the test, and can be signalled without racing its end.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,14 +13,14 @@ use nix::unistd::Pid;
 use super::namespace::Namespace;
 use super::poll;
 
-/// How long a process may take to end after being asked to.
+/// How long a process may take to end after a signal.
 const END_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A running program in a namespace; killed when dropped, and by the kernel when the test dies.
 ///
 /// One thread starts the child and is the only one to signal and to reap it: the kernel sends the
 /// "parent died" signal when the *thread* that started the child ends, and a process id is only
-/// certain as long as nobody else reaps it.
+/// certain until it is reaped.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -36,7 +36,7 @@ enum Order {
 }
 
 impl Process {
-    /// Starts `program` in `namespace` with these variables added to its environment; what it prints
+    /// Starts `program` in `namespace` with these variables added to its environment; its output
     /// goes to the file `log`.
     pub fn start(
         namespace: &Namespace,
@@ -48,8 +48,8 @@ impl Process {
         Self::start_under(namespace, &[], program, args, environment, log)
     }
 
-    /// Like [`Process::start`], by a command that becomes `program`: it is given the program and its
-    /// arguments after its own words.
+    /// Like [`Process::start`], through a command that becomes `program`: the program and its
+    /// arguments follow the command's own arguments.
     pub fn start_under(
         namespace: &Namespace,
         under: &[String],
@@ -91,7 +91,7 @@ impl Process {
         self.ask(Order::Pid)
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn status(&self) -> Option<ExitStatus> {
         self.ask(Order::Status)
     }
@@ -101,13 +101,13 @@ impl Process {
         self.orders.send(Order::Signal(signal)).expect("the keeper lives as long as the process value");
     }
 
-    /// Waits until it has ended by itself or by a signal sent before.
+    /// Waits until it has ended by itself or by an earlier signal.
     #[track_caller]
     pub fn wait(&self) -> ExitStatus {
         poll::until_some(&format!("{} ends", self.name), END_DEADLINE, || self.status())
     }
 
-    /// What it printed so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
@@ -119,7 +119,7 @@ impl Process {
     }
 }
 
-/// Waits until `setpriv` has asked for the "parent died" signal and become the program `name`.
+/// Waits until `setpriv` has requested the "parent died" signal and become the program `name`.
 fn wait_for_its_own_program(child: &mut Child, name: &str) {
     let comm = format!("/proc/{}/comm", child.id());
     // The kernel keeps 15 bytes of a name. Before setpriv it is the name of our own thread.
@@ -130,11 +130,11 @@ fn wait_for_its_own_program(child: &mut Child, name: &str) {
     });
 }
 
-/// Carries out one order of the process value, on the keeper's thread.
+/// Executes one order, on the keeper's thread.
 fn obey(child: &mut Child, order: Order) {
     match order {
         Order::Signal(signal) => {
-            // Not reaped by anybody else, so the id is still ours; if it has ended there is nothing to signal.
+            // Only this thread reaps it, so the id is still ours; if it has ended there is nothing to signal.
             if matches!(child.try_wait(), Ok(None)) {
                 let pid = i32::try_from(child.id()).expect("a process id fits");
                 kill(Pid::from_raw(pid), signal).ok();
@@ -153,7 +153,7 @@ impl Drop for Process {
             let tail = lines[lines.len().saturating_sub(60)..].join("\n");
             eprintln!("---- the end of {} ----\n{tail}\n----", self.log.display());
         }
-        // Without orders to come, the keeper kills the child, reaps it and ends.
+        // Without further orders, the keeper kills the child, reaps it and ends.
         let (orders, _) = mpsc::channel();
         drop(std::mem::replace(&mut self.orders, orders));
         if let Some(keeper) = self.keeper.take() {

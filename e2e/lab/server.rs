@@ -1,4 +1,4 @@
-//! What runs in a pod: a TCP and a UDP server that tell who answers and whom they saw.
+//! The servers of a pod: TCP and UDP, answering with their name and the client's address.
 //!
 //! Sockets are bound by a thread inside the pod's namespace and stay there; one small runtime serves
 //! them all, so a pod costs no thread and no process.
@@ -19,8 +19,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on `addresses` in `namespace`, with TCP and UDP, answering `<name> <peer>\n` to every
-    /// connection, and again to everything sent.
+    /// Listens on `addresses` in `namespace`, with TCP and UDP, and sends `<name> <peer>\n` on every
+    /// connection, and again for every message.
     pub fn start(
         runtime: &Handle,
         namespace: &Namespace,
@@ -49,7 +49,7 @@ fn bind(address: SocketAddr) -> Result<(TcpListener, UdpSocket)> {
     Ok((tcp, udp))
 }
 
-/// What is answered to `peer`.
+/// The answer to `peer`.
 fn answer(name: &str, peer: SocketAddr) -> String {
     format!("{name} {peer}\n")
 }
@@ -62,9 +62,9 @@ async fn serve_tcp(listener: tokio::net::TcpListener, name: String) {
                 if let Ok((mut stream, peer)) = accepted {
                     let line = answer(&name, peer);
                     connections.spawn(async move {
-                        let mut heard = [0; 512];
+                        let mut buffer = [0; 512];
                         while stream.write_all(line.as_bytes()).await.is_ok()
-                            && matches!(stream.read(&mut heard).await, Ok(1..)) {}
+                            && matches!(stream.read(&mut buffer).await, Ok(1..)) {}
                     });
                 }
             }
@@ -74,10 +74,10 @@ async fn serve_tcp(listener: tokio::net::TcpListener, name: String) {
 }
 
 async fn serve_udp(socket: tokio::net::UdpSocket, name: String) {
-    let mut heard = [0; 512];
+    let mut buffer = [0; 512];
     loop {
-        // An error here is the ICMP answer to something sent earlier; it concerns nobody.
-        if let Ok((_, peer)) = socket.recv_from(&mut heard).await {
+        // An error here is the ICMP answer to an earlier message; no client waits for it.
+        if let Ok((_, peer)) = socket.recv_from(&mut buffer).await {
             socket.send_to(answer(&name, peer).as_bytes(), peer).await.ok();
         }
     }

@@ -1,5 +1,5 @@
-//! Which iptables programs an agent starts: under the name of each, a script stands in a folder at
-//! the head of its PATH, which writes down the call and becomes the real one.
+//! Records the iptables programs that an agent starts: a folder at the head of its PATH holds a script under
+//! the name of each, which records the call and becomes the real program.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Where the real programs are.
+/// The folders of the real programs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The script. (Linked, never written: a file just written may still be open in somebody's child, and
-/// is then refused to be run.)
+/// The script. (Linked, never written: another test's child may still hold a just written file open, and
+/// the kernel then refuses to run it.)
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/lab/spy.sh");
 
 /// A record of one agent's calls.
@@ -39,7 +39,7 @@ impl Spy {
         Ok(spy)
     }
 
-    /// What an agent needs in its environment to be recorded.
+    /// The environment variables that make an agent's calls recorded.
     pub(super) fn environment(&self) -> [(&'static str, String); 3] {
         [
             ("PATH", format!("{}:{PATH}", self.programs.display())),
@@ -48,12 +48,12 @@ impl Spy {
         ]
     }
 
-    /// Has each program run `script` first (shell; `$program` is its name, `$@` its arguments);
-    /// `None` lets it be itself again.
+    /// Makes each program run `script` first (shell; `$program` is its name, `$@` its arguments);
+    /// `None` ends that.
     pub(super) fn sabotage(&self, script: Option<&str>) -> Result<()> {
         let target = self.record.with_extension("calls.sabotage");
         match script {
-            // Whole or not at all: programs are started meanwhile.
+            // Atomically: programs are started meanwhile.
             Some(script) => {
                 let draft = self.record.with_extension("calls.draft");
                 fs::write(&draft, script)?;
@@ -66,7 +66,7 @@ impl Spy {
         }
     }
 
-    /// What a script wrote to `$LAB_CALLS.<word>`.
+    /// The output of a script to `$LAB_CALLS.<word>`.
     pub(super) fn note(&self, word: &str) -> Option<String> {
         fs::read_to_string(self.record.with_extension(format!("calls.{word}"))).ok()
     }

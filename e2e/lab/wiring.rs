@@ -1,7 +1,7 @@
-//! The `ip` commands and sysctls that make namespaces into machines on one network.
+//! The `ip` commands and sysctls that turn namespaces into machines of one network.
 //!
 //! All traffic of pods is routed by their node, none is bridged past it: a pod's address is a /32
-//! (/128) and everything, its own subnet too, goes by the gateway. So NAT sees both directions of a
+//! (/128) and everything else, also its own subnet, goes through the gateway. So NAT sees both directions of a
 //! flow with and without `br_netfilter`. Hairpin is on at each port as CNI's bridge plug-in sets it.
 
 use std::fmt::Write;
@@ -16,8 +16,8 @@ use super::namespace::Namespace;
 /// The VNI and port of flannel's vxlan.
 const VXLAN: &str = "id 1 dstport 8472 nolearning";
 
-/// What every namespace of a lab has set, and not every kernel knows: neither the kernel's own
-/// rate limits on ICMP errors, nor redirects, nor filtering of bridged packets.
+/// Sysctls of every namespace of a lab, which not every kernel has: no kernel
+/// rate limits on ICMP errors, no redirects, no filtering of bridged packets.
 const EVERYWHERE: [(&str, &str); 14] = [
     ("net/ipv4/icmp_ratelimit", "0"),
     ("net/ipv4/icmp_msgs_per_sec", "1000000"),
@@ -35,18 +35,18 @@ const EVERYWHERE: [(&str, &str); 14] = [
     ("net/bridge/bridge-nf-call-ip6tables", "0"),
 ];
 
-/// Makes `namespace` a host, or with `forwards` a router. Before any cable is plugged in: an
+/// Makes `namespace` a host, or with `forwards` a router. Before any link is made: an
 /// interface takes its settings (such as no duplicate address detection) when it appears.
 pub(super) fn prepare(namespace: &Namespace, forwards: bool) -> Result<()> {
     if forwards {
-        // First, because this sets other keys anew.
+        // First, because this resets other keys.
         namespace.sysctl("net/ipv4/ip_forward", "1")?;
         namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
     }
     namespace.sysctls_if_present(&EVERYWHERE)
 }
 
-/// The fabric: a bridge as the wire, an address for the API server, the ends of `hosts`' cables
+/// The fabric: a bridge, an address for the API server, the ends of `hosts`' links
 /// (their names with their namespaces), and an ICMP "unreachable" for everything that ends up here.
 pub(super) fn fabric(fabric: &Namespace, hosts: &[(&str, &Namespace)], n_nodes: u8) -> Result<()> {
     let mut lines = String::from("link set lo up\n");
@@ -61,14 +61,14 @@ pub(super) fn fabric(fabric: &Namespace, hosts: &[(&str, &Namespace)], n_nodes: 
     fabric.ip(&lines)
 }
 
-/// The client outside: like a node's neighbour without pods.
+/// The client outside: a neighbour of the nodes, without pods.
 pub(super) fn outside(outside: &Namespace, n_nodes: u8) -> Result<()> {
     let mut lines = on_the_wire(address::outside());
     routes_to_pods(&mut lines, 1..=n_nodes);
     outside.ip(&lines)
 }
 
-/// A node: the wire, a bridge for its pods, and the way to the pods of the others.
+/// A node: its link to the fabric, a bridge for its pods, and routes to the pods of the other nodes.
 pub(super) fn node(node: &Node, network: PodNetwork, n_nodes: u8) -> Result<()> {
     let mut lines = on_the_wire(node.address());
     let others = (1..=n_nodes).filter(|other| *other != node.number);
@@ -84,7 +84,7 @@ pub(super) fn node(node: &Node, network: PodNetwork, n_nodes: u8) -> Result<()> 
     }
 }
 
-/// A pod and its cable to the node's bridge.
+/// A pod and its link to the node's bridge.
 pub(super) fn pod(node: &Node, pod: &Pod) -> Result<()> {
     let port = format!("veth{}", pod.address.v4.octets()[3]);
     let mut lines = String::new();
@@ -102,7 +102,7 @@ pub(super) fn pod(node: &Node, pod: &Pod) -> Result<()> {
     pod.namespace.ip(&lines)
 }
 
-/// A bridge that forwards at once, with an address that stays the same whatever joins it.
+/// A bridge that forwards at once, with a hardware address that stays the same whatever joins it.
 fn bridge(lines: &mut String, name: &str, mac: &str, address: DualStack) {
     let length = |family| if family == Family::V4 { 24 } else { 64 };
     *lines += &format!("link add {name} address {mac} type bridge stp_state 0 mcast_snooping 0\n");
@@ -119,7 +119,7 @@ fn cable(lines: &mut String, port: &str, far_end: &Namespace, bridge: &str) {
     *lines += &format!("link set {port} master {bridge} up\n");
 }
 
-/// Loopback, `eth0` with `address`, and the fabric for everything else.
+/// Loopback, `eth0` with `address`, and a default route to the fabric.
 fn on_the_wire(address: DualStack) -> String {
     let DualStack { v4, v6 } = address;
     let gateway = address::fabric();
@@ -155,7 +155,7 @@ fn vxlan(lines: &mut String, number: u8, others: impl Iterator<Item = u8>) -> Re
     Ok(())
 }
 
-/// Tells the vxlan device on which machine each other vxlan device is.
+/// Sets on which machine each other vxlan device is.
 fn forwarding_database(node: &Node, n_nodes: u8) -> Result<()> {
     let mut lines = String::new();
     for other in (1..=n_nodes).filter(|other| *other != node.number) {
@@ -164,7 +164,7 @@ fn forwarding_database(node: &Node, n_nodes: u8) -> Result<()> {
     node.namespace.command("bridge", &["-batch", "-"], &lines).map(drop)
 }
 
-/// A hardware address that says what it is of (`kind`) and on which node.
+/// A hardware address that shows its kind (`kind`) and its node.
 fn mac(kind: u8, number: u8) -> String {
     format!("02:00:00:00:{kind:02x}:{number:02x}")
 }
@@ -176,7 +176,7 @@ fn everything(family: Family) -> &'static str {
     }
 }
 
-/// IPv6 addresses are usable at once; nobody else has them.
+/// IPv6 addresses are usable at once, without a search for duplicates.
 fn without_dad(family: Family) -> &'static str {
     match family {
         Family::V4 => "",

@@ -1,4 +1,4 @@
-//! More clients of one endpoint than the kernel remembers.
+//! More clients of one endpoint than the kernel's list holds.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
@@ -16,10 +16,10 @@ use crate::running::Running;
 /// How long a change may take from the API server to packets, on a machine busy with other tests.
 const SOON: Duration = Duration::from_secs(10);
 
-/// What the log says of a list that is full.
-const SAID: &str = "the kernel remembers no more clients";
+/// The log message for a full list.
+const MESSAGE: &str = "the kernel remembers no more clients";
 
-/// Addresses that a list of the kernel's holds.
+/// Addresses in a list of the kernel.
 const CAPACITY: u8 = 100;
 
 const IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 78);
@@ -56,7 +56,7 @@ fn reached(node: &Node, n: u8) -> String {
     node.attempt_from(from, Protocol::Tcp, SocketAddr::new(IP.into(), 80), SOON).pod().to_owned()
 }
 
-/// How many lists the metric says are full.
+/// The number of full lists in the metric.
 fn gauge(node: &Node) -> String {
     let text = node.namespace().command("curl", &["--silent", "http://127.0.0.1:10249/metrics"], "");
     let text = text.expect("the metrics are served");
@@ -65,8 +65,8 @@ fn gauge(node: &Node) -> String {
     line.and_then(|line| line.split_once(' ')).map(|(_, value)| value.to_owned()).unwrap_or_default()
 }
 
-/// Of 120 clients of one endpoint the kernel remembers the last 100. Chainsmith says so, once; when
-/// there is another endpoint, the first clients lose theirs and the others keep it.
+/// Of 120 clients of one endpoint the kernel's list holds the last 100. The agent logs that once; when
+/// an endpoint is added, the first clients lose their affinity and the others keep it.
 pub fn full_list_of_clients_is_said(backend: Backend) {
     let flags = ["--iptables-min-sync-period=1ms", "--audit-period=1s"];
     let running = Running::with_flags(backend, &flags).expect("a cluster starts");
@@ -85,18 +85,18 @@ pub fn full_list_of_clients_is_said(backend: Backend) {
 
     (1..CAPACITY).for_each(|n| assert_eq!(reached(node, n), "web-1"));
     thread::sleep(Duration::from_secs(3));
-    assert!(!agent.log().contains(SAID), "one more fits");
+    assert!(!agent.log().contains(MESSAGE), "one more fits");
     assert_eq!(gauge(node), "0");
     (CAPACITY..=CAPACITY + 20).for_each(|n| assert_eq!(reached(node, n), "web-1"));
-    poll::until("it is said", SOON, || agent.log().contains(SAID));
+    poll::until("it is logged", SOON, || agent.log().contains(MESSAGE));
     thread::sleep(Duration::from_secs(3));
     let log = agent.log();
-    let said: Vec<&str> = log.lines().filter(|line| line.contains(SAID)).collect();
-    assert!(said.len() == 1 && said[0].contains("service_port=\"default/sticky:http\""), "{said:?}");
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains(MESSAGE)).collect();
+    assert!(lines.len() == 1 && lines[0].contains("service_port=\"default/sticky:http\""), "{lines:?}");
     assert_eq!(gauge(node), "1");
 
     publish(&["10.128.0.5", "10.128.1.5"]);
-    // Seen again, nobody is pushed out: these are in the list.
+    // Clients in the list push no other out.
     (21..=CAPACITY + 20).for_each(|n| assert_eq!(reached(node, n), "web-1", "client {n} is remembered"));
     // All twenty choosing the same one again happens once in a million times.
     let lost = (1..=20).filter(|n| reached(node, *n) == "web-3").count();

@@ -1,4 +1,4 @@
-//! How the claims look at traffic: who answered, whom it saw, what the rules counted.
+//! How the claims observe traffic: the pod that answered, the source that it saw, the counters of rules.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -12,7 +12,7 @@ use crate::lab::host::Node;
 /// Attempts after which each of three pods has answered, but once in 10^10.
 const UNTIL_ALL_ANSWERED: u32 = 60;
 
-/// Connects until each of `pods` has answered, handing each answer to `check`.
+/// Connects until each of `pods` has answered; passes each answer to `check`.
 #[track_caller]
 pub(super) fn each_pod(
     pods: &[&str],
@@ -36,15 +36,15 @@ pub(super) fn each_pod(
     panic!("{missing:?} never answered {} over {protocol:?} to {to}", host.namespace().name());
 }
 
-/// Asserts that the pod saw the client's own address. (The port may be another: when conntrack still
-/// knows a flow between the same two, through a Service, it picks a free one.)
+/// Asserts that the pod saw the client's own address. (The port may differ: when conntrack still
+/// has a flow between the same two, through a Service, it chooses a free one.)
 #[track_caller]
 pub(super) fn assert_source_kept(attempt: &Attempt) {
     let from = attempt.from.map(|from| from.ip());
     assert_eq!(Some(attempt.seen().ip()), from, "what the pod saw, and the client: {attempt:?}");
 }
 
-/// Asserts that the pod saw the address with which `node` itself would speak to it.
+/// Asserts that the pod saw the address that `node` itself would use.
 #[track_caller]
 pub(super) fn assert_masqueraded_by(node: &Node, lab: &Lab, attempt: &Attempt) {
     let seen = attempt.seen();
@@ -73,7 +73,7 @@ pub(super) fn marked(lab: &Lab) -> Vec<u64> {
     counts
 }
 
-/// One attempt each, all under way together, in the order given.
+/// One attempt each, all at the same time, in the given order.
 pub(super) fn at_the_same_time(
     attempts: &[(&(dyn Host + Sync), Protocol, SocketAddr)],
     patience: Duration,

@@ -17,7 +17,7 @@ use crate::lab::host::Pod;
 /// SCTP's number in an IP header.
 const SCTP: i32 = 132;
 
-/// An INIT as it arrived.
+/// An INIT as received.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Init {
     pub(super) source: SocketAddr,
@@ -25,9 +25,9 @@ pub(super) struct Init {
     pub(super) is_checksum_right: bool,
 }
 
-/// What arrives in a pod; ends when dropped.
+/// Receives in a pod; ends when dropped.
 pub(super) struct Inits {
-    heard: Receiver<Init>,
+    received: Receiver<Init>,
     stop: Arc<AtomicBool>,
     listener: Option<JoinHandle<()>>,
 }
@@ -35,7 +35,7 @@ pub(super) struct Inits {
 impl Inits {
     /// The next INIT, if one comes within `patience`.
     pub(super) fn hear(&self, patience: Duration) -> Option<Init> {
-        self.heard.recv_timeout(patience).ok()
+        self.received.recv_timeout(patience).ok()
     }
 }
 
@@ -48,7 +48,7 @@ impl Drop for Inits {
 
 /// Listens for INITs over `family` in `pod`.
 pub(super) fn listen(pod: &Pod, family: Family) -> Inits {
-    let (told, heard) = mpsc::channel();
+    let (sender, received) = mpsc::channel();
     let (ready, is_ready) = mpsc::channel();
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
@@ -59,15 +59,15 @@ pub(super) fn listen(pod: &Pod, family: Family) -> Inits {
         let mut packet = [0; 2048];
         while !stopped.load(Ordering::Relaxed) {
             match socket.recv_from(&mut packet) {
-                // Nobody listens any more when the test ends just now.
-                Ok((length, from)) => drop(parse(from, &packet[..length]).map(|init| told.send(init))),
+                // Without a receiver the test has just ended.
+                Ok((length, from)) => drop(parse(from, &packet[..length]).map(|init| sender.send(init))),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(error) => panic!("hearing SCTP: {error}"),
             }
         }
     });
     is_ready.recv().expect("the listener starts");
-    Inits { heard, stop, listener: Some(listener.expect("a thread starts")) }
+    Inits { received, stop, listener: Some(listener.expect("a thread starts")) }
 }
 
 /// Sends an INIT from `pod`'s `port` to `to`.
@@ -81,7 +81,7 @@ pub(super) fn send_init(pod: &Pod, port: u16, to: SocketAddr) {
     });
 }
 
-/// A raw socket, in the clothes of one for datagrams: it sends and receives in the same way.
+/// A raw socket in the type of a datagram socket: it sends and receives in the same way.
 fn raw_socket(family: Family) -> UdpSocket {
     let domain = match family {
         Family::V4 => Domain::IPV4,
@@ -96,7 +96,7 @@ fn init(source: u16, destination: u16) -> Vec<u8> {
     let mut packet = Vec::new();
     packet.extend(source.to_be_bytes());
     packet.extend(destination.to_be_bytes());
-    // Verification tag of an INIT, and the checksum's place.
+    // Verification tag of an INIT, and room for the checksum.
     packet.extend([0; 8]);
     // Type INIT, no flags, length 20.
     packet.extend([1, 0, 0, 20]);
@@ -110,7 +110,7 @@ fn init(source: u16, destination: u16) -> Vec<u8> {
     packet
 }
 
-/// Reads a packet as a raw socket gives it, with its header over IPv4 and without over IPv6; nothing
+/// Parses a packet from a raw socket, with its header over IPv4 and without over IPv6; `None`
 /// if it is no INIT.
 fn parse(from: SocketAddr, packet: &[u8]) -> Option<Init> {
     let header = if from.is_ipv4() { usize::from(packet.first()? & 0xf) * 4 } else { 0 };

@@ -1,4 +1,4 @@
-//! Services of every kind, made through the API server: what their packets meet over both families.
+//! Services of every kind, created through the API server, and their packets in both families.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
@@ -22,10 +22,10 @@ const SOON: Duration = Duration::from_secs(10);
 /// How long one attempt may take while a change is waited for.
 const BRIEF: Duration = Duration::from_millis(200);
 
-/// Changes are not held back.
+/// Changes are not delayed.
 const AT_ONCE: &str = "--iptables-min-sync-period=1ms";
 
-/// The pods that serve, with the number of their node and of themselves there.
+/// The serving pods, with the number of their node and their own number there.
 const PODS: [(&str, u8, u8); 3] = [("web-1", 1, 5), ("web-2", 1, 6), ("web-3", 2, 5)];
 
 /// The cluster IPs of the Service made here.
@@ -116,12 +116,12 @@ fn cases() -> impl Iterator<Item = (Family, Protocol)> {
     FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|protocol| (family, protocol)))
 }
 
-/// Whether the rules of every node hold `wanted` in both families, and not `unwanted`.
-fn is_in_force(running: &Running, wanted: &str, unwanted: &str) -> bool {
+/// Whether the rules of every node hold `present` in both families, and not `absent`.
+fn is_in_force(running: &Running, present: &str, absent: &str) -> bool {
     running.lab.nodes().iter().all(|node| {
         FAMILIES.into_iter().all(|family| {
             let rules = node.netfilter().save(family).expect("rules can be read");
-            rules.contains(wanted) && !rules.contains(unwanted)
+            rules.contains(present) && !rules.contains(absent)
         })
     })
 }
@@ -138,20 +138,20 @@ fn start(backend: Backend, flags: &[&str], spec: Value, endpoints: &[Value]) -> 
     running
 }
 
-/// Waits until `host` meets `wanted` at both cluster IPs three times in a row, `None` being a refusal.
+/// Waits until `host` meets `expected` at both cluster IPs three times in a row, `None` being a rejection.
 #[track_caller]
-fn wait_for(host: &dyn Host, wanted: Option<&str>) {
+fn wait_for(host: &dyn Host, expected: Option<&str>) {
     for family in FAMILIES {
-        poll::until(&format!("{wanted:?} answers over {family:?}"), SOON, || {
+        poll::until(&format!("{expected:?} answers over {family:?}"), SOON, || {
             (0..3).all(|_| match host.attempt(Protocol::Udp, cluster_ip(family), BRIEF).outcome {
-                Outcome::Answered { pod, .. } => Some(pod.as_str()) == wanted,
-                outcome => wanted.is_none() && outcome == Outcome::Refused,
+                Outcome::Answered { pod, .. } => Some(pod.as_str()) == expected,
+                outcome => expected.is_none() && outcome == Outcome::Refused,
             })
         });
     }
 }
 
-/// Three nodes, pods joined by routes and by vxlan: each node serves every Service, also the one
+/// Three nodes, pods joined by routes and by vxlan: each node serves every Service, also the node
 /// without endpoints of its own.
 pub fn three_nodes_serve_over_routes_and_vxlan(backend: Backend) {
     for network in [PodNetwork::Routes, PodNetwork::Vxlan] {
@@ -184,7 +184,7 @@ fn three_nodes_serve(backend: Backend, network: PodNetwork) {
     }
 }
 
-/// internalTrafficPolicy Local: pods and the node itself reach endpoints of their node, and where
+/// internalTrafficPolicy Local: pods and the node itself reach endpoints of their node; where
 /// there are none, packets are dropped.
 pub fn internal_policy_local_stays_on_the_node(backend: Backend) {
     let spec = json!({"internalTrafficPolicy": "Local"});
@@ -206,8 +206,8 @@ pub fn internal_policy_local_stays_on_the_node(backend: Backend) {
     wait_for(lab.pod("client-2"), Some("web-3"));
 }
 
-/// sessionAffinity ClientIP: a client keeps its pod for as long as it comes back in time, by cluster
-/// IP and by node port, and chooses again afterwards.
+/// sessionAffinity ClientIP: a client keeps its pod as long as it returns in time, by cluster
+/// IP and by node port, and is balanced again afterwards.
 pub fn affinity_sticks_and_expires(backend: Backend) {
     const TIMEOUT: Duration = Duration::from_secs(1);
     let mut spec = with_node_port("NodePort");
@@ -222,7 +222,7 @@ pub fn affinity_sticks_and_expires(backend: Backend) {
         (lab.outside(), node_port),
     ];
     for (host, to) in hosts {
-        // Longer than the timeout: each connection begins it anew.
+        // Longer than the timeout: each connection restarts it.
         let begun = Instant::now();
         let first = host.tcp(to).pod().to_owned();
         while begun.elapsed() < TIMEOUT * 3 / 2 {
@@ -296,13 +296,13 @@ pub fn readiness_is_followed(backend: Backend) {
         (&[gone("web-1"), gone("web-3")], None),
         (&[ready("web-1"), gone("web-3")], Some("web-1")),
     ];
-    for (endpoints, wanted) in steps {
+    for (endpoints, expected) in steps {
         publish(&running, endpoints);
-        wait_for(client, wanted);
+        wait_for(client, expected);
     }
 }
 
-/// Endpoints hinted for zones serve the nodes of their zones only; without a hint for each, all serve
+/// Endpoints with hints for zones serve only the nodes of their zones; unless each endpoint has a hint, all serve
 /// all.
 pub fn hints_keep_traffic_in_the_zone(backend: Backend) {
     let hinted =
@@ -325,7 +325,7 @@ pub fn hints_keep_traffic_in_the_zone(backend: Backend) {
     }
 }
 
-/// loadBalancerSourceRanges: the load balancer's address serves sources in them, and drops others;
+/// loadBalancerSourceRanges: the load balancer's address serves sources in them, and drops other sources;
 /// the Service's other addresses serve all.
 pub fn source_ranges_bind_the_load_balancer(backend: Backend) {
     const VIPS: [&str; 2] = ["203.0.113.77", "2001:db8:113::77"];
@@ -365,8 +365,8 @@ pub fn source_ranges_bind_the_load_balancer(backend: Backend) {
     }
 }
 
-/// Node ports answer on every address of a node, 127.0.0.1 too; with --nodeport-addresses on the
-/// chosen ones only.
+/// Node ports answer on every address of a node, also 127.0.0.1; with --nodeport-addresses only on the
+/// chosen ones.
 pub fn node_ports_answer_on_loopback_unless_others_are_chosen(backend: Backend) {
     let port = WEB.node_port_number();
     let loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);

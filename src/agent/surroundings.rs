@@ -35,18 +35,18 @@ const HANDOVER: Duration = Duration::from_secs(90);
 /// Counts the traffic with the API server.
 pub(super) struct Traffic(pub(super) Arc<Metrics>);
 
-impl api::Observer for Traffic {
-    fn answered(&self, exchange: &api::Exchange<'_>) {
-        let api::Exchange { method, host, code, held_back, elapsed, n_bytes } = *exchange;
+impl api::TrafficObserver for Traffic {
+    fn request_finished(&self, exchange: &api::Exchange<'_>) {
+        let api::Exchange { method, host, code, rate_limited_for, elapsed, n_bytes } = *exchange;
         self.0.requested(&Request { method, host, status: code, elapsed, n_sent: n_bytes });
-        self.0.limited(method, host, held_back);
+        self.0.limited(method, host, rate_limited_for);
     }
 
-    fn received(&self, method: &str, host: &str, n_bytes: u64) {
+    fn body_received(&self, method: &str, host: &str, n_bytes: u64) {
         self.0.received(method, host, n_bytes);
     }
 
-    fn connected(&self) {
+    fn connection_opened(&self) {
         self.0.connected();
     }
 
@@ -99,7 +99,7 @@ pub(super) fn start(
     if let Some(freshness) = freshness {
         let shown = freshness.clone();
         metrics.watches(Box::new(move || words(shown.ages())))?;
-        health = health.showing(Box::new(move || words(freshness.stale())));
+        health = health.showing(Box::new(move || words(freshness.stale_kinds())));
     }
     let health = Arc::new(health);
     let admission = admission(max_open_files, &metrics);
@@ -223,7 +223,7 @@ fn notice_of(refused: &Refused<'_>, node: &str) -> Notice {
 mod tests {
     use std::sync::Mutex;
 
-    use super::api::Observer as _;
+    use super::api::TrafficObserver as _;
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -276,13 +276,13 @@ mod tests {
             method: "GET",
             host: "10.0.0.1:6443",
             code: Some(200),
-            held_back: Duration::from_secs(3),
+            rate_limited_for: Duration::from_secs(3),
             elapsed: Duration::from_millis(20),
             n_bytes: 0,
         };
-        traffic.answered(&exchange);
-        traffic.answered(&api::Exchange { code: None, ..exchange });
-        traffic.received("GET", "10.0.0.1:6443", 100);
+        traffic.request_finished(&exchange);
+        traffic.request_finished(&api::Exchange { code: None, ..exchange });
+        traffic.body_received("GET", "10.0.0.1:6443", 100);
         for plural in ["services", "endpointslices", "endpointslices", "nodes"] {
             traffic.watch_restarted(plural);
         }

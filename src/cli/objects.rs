@@ -30,7 +30,7 @@ pub fn read(paths: &[PathBuf]) -> anyhow::Result<Objects> {
         } else if path.is_dir() {
             let listing =
                 files::list(path).with_context(|| format!("cannot read folder {}", path.display()))?;
-            for path in listing.others {
+            for path in listing.not_regular {
                 let file = path.display().to_string();
                 objects.problems.push(format!("{}: is not a regular file; ignored", file.escape_debug()));
             }

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Backend, Dump, Iptables, Outline, Readable, RestoreError, Shown};
+use super::{Backend, Dump, DumpedChain, Iptables, Outline, Readable, RestoreError};
 use crate::iptables::parse::{self, Line};
-use crate::iptables::{ChainContent, ChainName, Digest, Jump, Rule, Ruleset, Table, write};
+use crate::iptables::{ChainContent, ChainName, Digest, Fingerprint, Jump, Rule, Ruleset, Table, write};
 use crate::net::IpFamily;
-use crate::plan::{Limits, Print, Restore};
+use crate::plan::{Limits, Restore};
 
 /// The longest path of user-defined chains that nf_tables takes.
 const MAX_DEPTH: usize = 15;
@@ -279,27 +279,27 @@ impl Iptables for FakeIptables {
         Ok(())
     }
 
-    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+    fn fingerprints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
         self.n_dumps += 1;
         if self.is_dump_broken {
             anyhow::bail!("the dump is broken");
         }
-        let shown = |name: &ChainName, chain: Option<&ChainContent>| {
+        let dumped = |name: &ChainName, chain: Option<&ChainContent>| {
             let rules = chain.into_iter().flat_map(|chain| &chain.rules);
             let n_rules = chain.map_or(0, |chain| chain.rules.len()) as u32;
-            let print = Print::new(
+            let fingerprint = Fingerprint::new(
                 rules.fold(1, |hash, rule| (hash ^ Digest::rule(rule)).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
             );
-            Shown { name: *name, print, n_rules }
+            DumpedChain { name: *name, fingerprint, n_rules }
         };
-        let mut chains: Vec<Shown> = match only {
-            Some(only) => only.iter().map(|name| shown(name, self.ruleset.chain(table, name))).collect(),
+        let mut chains: Vec<DumpedChain> = match only {
+            Some(only) => only.iter().map(|name| dumped(name, self.ruleset.chain(table, name))).collect(),
             None => {
                 let all = self.ruleset.tables.get(&table).into_iter().flatten();
-                all.map(|(name, chain)| shown(name, Some(chain))).collect()
+                all.map(|(name, chain)| dumped(name, Some(chain))).collect()
             }
         };
-        chains.sort_unstable_by_key(|shown| shown.name);
+        chains.sort_unstable_by_key(|chain| chain.name);
         let generation = self.generation()?;
         Ok(Some(Dump { generation, chains }))
     }

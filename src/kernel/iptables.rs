@@ -225,12 +225,12 @@ impl Iptables for KernelIptables {
         }
     }
 
-    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+    fn fingerprints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
         match self.backend {
-            Backend::Nft => nft::prints(self.family, table.as_str(), only)
+            Backend::Nft => nft::fingerprints(self.family, table.as_str(), only)
                 .map(Some)
                 .with_context(|| format!("cannot dump the rules of table {table} over netlink")),
-            Backend::Legacy => xtables::prints(self.family, table, only)
+            Backend::Legacy => xtables::fingerprints(self.family, table, only)
                 .map(Some)
                 .with_context(|| format!("cannot read the bytes of table {table}")),
         }

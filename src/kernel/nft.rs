@@ -4,7 +4,7 @@
 //! `iptables-nft-save` takes 20 s at 47 000 chains; the names alone come in a few milliseconds, and
 //! the generation of the ruleset says at once whether there is anything to read.
 
-mod prints;
+mod chain_dump;
 
 use std::io;
 
@@ -12,7 +12,7 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 
-pub use prints::prints;
+pub use chain_dump::fingerprints;
 
 use super::netlink::{Multicast, Netfilter, Request, content, first};
 use crate::net::IpFamily;
@@ -39,7 +39,16 @@ const ATTEMPTS: usize = 20;
 
 /// The number of commits to nf_tables in this network namespace, all families, never zero.
 pub fn generation() -> io::Result<u32> {
-    prints::generation(&mut Netfilter::open()?)
+    generation_over(&mut Netfilter::open()?)
+}
+
+/// As [`generation`], over an open socket.
+fn generation_over(netfilter: &mut Netfilter) -> io::Result<u32> {
+    let (message, flags) = (GET_GENERATION, 0);
+    let request = Request { subsystem: SUBSYSTEM, message, family: 0, flags, texts: &[], attributes: &[] };
+    let mut generation = None;
+    netfilter.ask(&request, &mut |message| generation = message.u32(GENERATION_ID))?;
+    generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Passes on the name of each chain of `table` (`nat`, `filter`; those of other makers too), once,

@@ -1,9 +1,8 @@
-//! x_tables, the legacy back-end, without its programs: how large a table is, its chains, and whether their
-//! rules are the same.
+//! x_tables, the legacy back-end, without its programs: a table's size, its chains, and their fingerprints.
 //!
-//! A program of the legacy back-end is a process, and takes the xtables lock. The kernel gives the whole
-//! table to anyone with CAP_NET_ADMIN who asks a socket for it (`IPT_SO_GET_ENTRIES`), as a program would read
-//! it: no process, no lock. What rules say is not understood here, only whether it is the same as before.
+//! A program of the legacy back-end is a process, and takes the xtables lock. The kernel returns the whole table
+//! over a socket to any process with CAP_NET_ADMIN (`IPT_SO_GET_ENTRIES`), as the programs read it: no process, no
+//! lock. Rules are not parsed here, only hashed.
 
 mod blob;
 
@@ -14,10 +13,10 @@ use nix::errno::Errno;
 use nix::libc;
 use socket2::{Domain, Socket, Type};
 
-use super::{Dump, Outline};
+use super::{Dump, DumpedChain, Outline};
 use crate::iptables::{ChainName, Table};
 use crate::net::IpFamily;
-use blob::Layout;
+use blob::{EntryLayout, u32_at};
 
 /// `IPT_SO_GET_INFO` and `IP6T_SO_GET_INFO`.
 const GET_INFO: libc::c_int = 64;
@@ -31,33 +30,32 @@ const INFO: usize = NAME + 4 * (1 + 5 + 5 + 1 + 1);
 /// `struct ipt_get_entries` before its entries: the name, bytes.
 const ENTRIES: usize = (NAME + 4).next_multiple_of(align_of::<u64>());
 
-/// How often a table is asked for again when another process changes its size meanwhile.
+/// How often a table is requested again when another process changes its size meanwhile.
 const ATTEMPTS: usize = 20;
 
-/// A table larger than this, of about a million rules, is not taken into memory.
+/// A table larger than this, of about a million rules, is not read into memory.
 const MAX_BYTES: usize = 512 << 20;
 
-/// The numbers of `table`. One that is not there is made, as by `iptables -L`.
+/// The outline of `table`. The kernel makes a table that does not exist, as for `iptables -L`.
 pub(super) fn outline(family: IpFamily, table: Table) -> io::Result<Outline> {
-    Tables::open(family)?.outline(table)
+    TableSocket::open(family)?.outline(table)
 }
 
-/// How the chains of `table` look: all of them, or `only` these, of which one that is not there looks empty.
-/// The table is one moment's. Chains with names that iptables does not know are left out.
+/// Fingerprints of the chains of `table`: of all chains, or of `only` these, where a chain that does not exist counts
+/// as empty. All are of one moment. Chains whose names iptables does not accept are left out.
 ///
-/// A print is of what rules say: where they stand in the table, which changes with every other chain, and
-/// counters are not in it.
-pub(super) fn prints(family: IpFamily, table: Table, only: Option<&[ChainName]>) -> io::Result<Dump> {
-    let mut chains = Tables::open(family)?
+/// Offsets, which change with every other chain, and counters are not part of a fingerprint.
+pub(super) fn fingerprints(family: IpFamily, table: Table, only: Option<&[ChainName]>) -> io::Result<Dump> {
+    let mut chains = TableSocket::open(family)?
         .whole(table, MAX_BYTES, |layout, outline, entries| blob::chains(layout, table, outline, entries))?;
-    chains.sort_unstable_by_key(|shown| shown.name);
+    chains.sort_unstable_by_key(|chain| chain.name);
     if let Some(only) = only {
-        let of = |name: &ChainName| match chains.binary_search_by_key(name, |shown| shown.name) {
+        let of = |name: &ChainName| match chains.binary_search_by_key(name, |chain| chain.name) {
             Ok(at) => chains[at],
-            Err(_) => blob::empty(*name),
+            Err(_) => DumpedChain::empty(*name),
         };
         let mut selected: Vec<_> = only.iter().map(of).collect();
-        selected.sort_unstable_by_key(|shown| shown.name);
+        selected.sort_unstable_by_key(|chain| chain.name);
         chains = selected;
     }
     Ok(Dump { generation: None, chains })
@@ -65,27 +63,27 @@ pub(super) fn prints(family: IpFamily, table: Table, only: Option<&[ChainName]>)
 
 /// Passes on the name of each chain of `table`, once, in the table's order.
 pub(super) fn chain_names(family: IpFamily, table: Table, each: &mut dyn FnMut(&str)) -> io::Result<()> {
-    Tables::open(family)?.whole(table, MAX_BYTES, |layout, outline, entries| {
+    TableSocket::open(family)?.whole(table, MAX_BYTES, |layout, outline, entries| {
         let heads = blob::heads(layout, table, outline, entries)?;
         heads.iter().for_each(|(_, name)| each(name));
         Some(())
     })
 }
 
-/// The tables of one family, in the network namespace of the thread that opened it.
-struct Tables {
+/// A socket for the tables of one family, in the network namespace of the thread that opened it.
+struct TableSocket {
     family: IpFamily,
-    /// Any socket of the family will do; one that sends nothing needs no CAP_NET_RAW.
+    /// Any socket of the family serves; a datagram socket needs no CAP_NET_RAW.
     socket: Socket,
 }
 
-impl Tables {
-    fn open(family: IpFamily) -> io::Result<Tables> {
+impl TableSocket {
+    fn open(family: IpFamily) -> io::Result<TableSocket> {
         let domain = match family {
             IpFamily::V4 => Domain::IPV4,
             IpFamily::V6 => Domain::IPV6,
         };
-        Ok(Tables { family, socket: Socket::new(domain, Type::DGRAM, None)? })
+        Ok(TableSocket { family, socket: Socket::new(domain, Type::DGRAM, None)? })
     }
 
     fn outline(&self, table: Table) -> io::Result<Outline> {
@@ -104,15 +102,15 @@ impl Tables {
         })
     }
 
-    /// Hands all entries of `table`, if they are no more than `max_bytes`, to `read`, which returns `None` for
-    /// bytes that are no table.
+    /// Passes all entries of `table`, if they are no more than `max_bytes`, to `read`, which returns `None` for
+    /// bytes that are not a table.
     ///
-    /// They are in memory all at once, for as long as that takes: the kernel writes them nowhere else.
+    /// They are in memory all at once, as long as `read` takes: the kernel returns a table in one piece.
     fn whole<T>(
         &self,
         table: Table,
         max_bytes: usize,
-        read: impl FnOnce(&Layout, &Outline, &[u8]) -> Option<T>,
+        read: impl FnOnce(&EntryLayout, &Outline, &[u8]) -> Option<T>,
     ) -> io::Result<T> {
         for _ in 0..ATTEMPTS {
             let outline = self.outline(table)?;
@@ -120,7 +118,7 @@ impl Tables {
             if n_bytes > max_bytes {
                 return Err(io::ErrorKind::OutOfMemory.into());
             }
-            // The kernel leaves gaps as they are: zero, so that equal rules are equal bytes.
+            // The kernel does not write gaps: zeros, so that equal rules are equal bytes.
             let mut bytes = vec![0; ENTRIES + n_bytes];
             put_name(&mut bytes, table);
             bytes[NAME..NAME + 4].copy_from_slice(&outline.n_bytes.to_ne_bytes());
@@ -133,7 +131,7 @@ impl Tables {
             if self.outline(table)? != outline {
                 continue;
             }
-            let layout = Layout::of(self.family);
+            let layout = EntryLayout::of(self.family);
             return read(&layout, &outline, &bytes[ENTRIES..]).ok_or(io::ErrorKind::InvalidData.into());
         }
         Err(io::ErrorKind::Interrupted.into())
@@ -167,11 +165,6 @@ impl Tables {
 fn put_name(bytes: &mut [u8], table: Table) {
     let name = table.as_str().as_bytes();
     bytes[..name.len()].copy_from_slice(name);
-}
-
-/// The number at `at`, in this machine's order.
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 #[cfg(test)]

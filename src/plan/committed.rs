@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::prints::Prints;
+use super::fingerprints::Fingerprints;
 use crate::iptables::{ChainName, Digest, Rule, Table};
 
 /// What one piece of an input does to the chain it is about.
@@ -52,8 +52,8 @@ pub struct Committed {
     pub uncertain_filter: BTreeMap<ChainName, Vec<Rule>>,
     /// The numbers of the jumps that are in place.
     pub jumps: BTreeSet<usize>,
-    /// How the chains look in the kernel, where that is known.
-    pub prints: Prints,
+    /// Fingerprints of the chains, where they were recorded.
+    pub fingerprints: Fingerprints,
 }
 
 /// Up to how many rules [`Committed::uncertain_filter`] keeps of a chain; of a chain with more it keeps none.
@@ -65,13 +65,13 @@ impl Committed {
         self.nat.len() + self.filter.len()
     }
 
-    /// Notes that everything in it was read in the kernel just now: prints of all are due.
-    pub fn read_back(&mut self) {
+    /// Marks the fingerprints of all chains of known content as pending: everything was read just now.
+    pub fn mark_read(&mut self) {
         let nat =
             self.nat.iter().filter(|(_, content)| content.is_some()).map(|(name, _)| (Table::Nat, *name));
         let filter = self.filter.iter().filter(|(_, content)| content.is_some());
         let filter = filter.map(|(name, _)| (Table::Filter, *name));
-        nat.chain(filter).for_each(|(table, name)| self.prints.known(table, name));
+        nat.chain(filter).for_each(|(table, name)| self.fingerprints.mark_pending(table, name));
     }
 
     /// How many rules of ours `table` holds.
@@ -86,8 +86,8 @@ impl Committed {
     /// Records that `change` was committed.
     pub(super) fn apply(&mut self, table: Table, name: ChainName, change: ChainChange) {
         match change {
-            ChainChange::SetNat(_) | ChainChange::SetFilter(_) => self.prints.known(table, name),
-            ChainChange::Delete => self.prints.unknown(table, name),
+            ChainChange::SetNat(_) | ChainChange::SetFilter(_) => self.fingerprints.mark_pending(table, name),
+            ChainChange::Delete => self.fingerprints.remove(table, name),
             ChainChange::InsertJump(_) => {}
         }
         if table == Table::Filter {
@@ -105,7 +105,7 @@ impl Committed {
     /// Records that `change` was committed or not.
     pub(super) fn mark_uncertain(&mut self, table: Table, name: ChainName, change: &ChainChange) {
         if !matches!(change, ChainChange::InsertJump(_)) {
-            self.prints.unknown(table, name);
+            self.fingerprints.remove(table, name);
         }
         match change {
             ChainChange::Delete if table == Table::Filter => self.mark_filter_uncertain(name, &[]),

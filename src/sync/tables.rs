@@ -264,9 +264,11 @@ impl<K: Iptables> Tables<K> {
         if tables.contains(&Table::Nat) && !unread.iter().any(|(table, _)| *table == Table::Nat) {
             self.referenced = Some(referenced);
         }
-        found.read_back();
+        found.mark_read();
         for (table, dump) in &dumps {
-            dump.chains.iter().for_each(|shown| found.prints.take(*table, &shown.name, shown.print));
+            dump.chains
+                .iter()
+                .for_each(|shown| found.fingerprints.record(*table, &shown.name, shown.fingerprint));
             self.doors.extend(doors_of(&jumps, &found.jumps, *table, dump));
         }
         if let Some((_, dump)) = dumps.iter().find(|(table, _)| *table == Table::Nat) {
@@ -274,7 +276,7 @@ impl<K: Iptables> Tables<K> {
         }
         let is_undisturbed = dumps.len() == tables.len();
         if is_undisturbed {
-            found.prints.settle();
+            found.fingerprints.drop_pending();
         }
         let mut reading = Reading { found, changed: Vec::new(), is_undisturbed };
         for (table, error) in unread {
@@ -286,7 +288,7 @@ impl<K: Iptables> Tables<K> {
     /// How the chains of `table` look, on the legacy back-end.
     fn legacy_dump(&mut self, table: Table) -> Option<Dump> {
         match self.kernel.backend() {
-            Backend::Legacy => self.kernel.prints(table, None).ok().flatten(),
+            Backend::Legacy => self.kernel.fingerprints(table, None).ok().flatten(),
             Backend::Nft => None,
         }
     }
@@ -295,9 +297,9 @@ impl<K: Iptables> Tables<K> {
     fn shown(&mut self, table: Table, names: &BTreeSet<ChainName>, left: Option<&Committed>) -> Option<Dump> {
         let left = left?;
         let family = self.kernel.family();
-        let has_print = |name: &&ChainName| left.prints.of(table, name).is_some();
+        let has_print = |name: &&ChainName| left.fingerprints.of(table, name).is_some();
         let names: Vec<ChainName> = names.iter().filter(has_print).copied().collect();
-        self.kernel.prints(table, Some(&names)).unwrap_or_else(|error| {
+        self.kernel.fingerprints(table, Some(&names)).unwrap_or_else(|error| {
             info!(%family, %table, error = %format!("{error:#}"), "what cannot be read cannot be compared either");
             None
         })
@@ -328,11 +330,11 @@ impl<K: Iptables> Tables<K> {
         };
         let mut n_unknown = 0;
         for name in names {
-            let was = left.and_then(|left| left.prints.of(table, &name));
-            let is = shown.as_ref().and_then(|dump| dump.of(&name)).map(|shown| shown.print);
+            let was = left.and_then(|left| left.fingerprints.of(table, &name));
+            let is = shown.as_ref().and_then(|dump| dump.of(&name)).map(|shown| shown.fingerprint);
             let holds = match (was, is) {
                 (Some(was), Some(is)) if was == is => {
-                    found.prints.keep(table, name, was);
+                    found.fingerprints.insert(table, name, was);
                     true
                 }
                 // The kubelet's chain only has to be there.
@@ -344,8 +346,10 @@ impl<K: Iptables> Tables<K> {
             };
             let left = left.filter(|_| holds);
             // Written by the sync that failed: as long as nobody else wrote, the print may be taken.
-            if self.doubt == Doubt::Failure && left.is_some_and(|left| left.prints.is_due(table, &name)) {
-                found.prints.known(table, name);
+            if self.doubt == Doubt::Failure
+                && left.is_some_and(|left| left.fingerprints.is_pending(table, &name))
+            {
+                found.fingerprints.mark_pending(table, name);
             }
             n_unknown += usize::from(left.is_none());
             match table {

@@ -1,19 +1,19 @@
-//! Folders of manifests, followed: a cluster without a control plane.
+//! Follows folders of manifests: a cluster without a control plane.
 //!
-//! Every file of a folder that is called `*.yaml`, `*.yml` or `*.json` counts, links are followed,
-//! names that begin with a dot do not count (a ConfigMap volume keeps its versions in such folders
-//! and swaps the link `..data`). What a file holds is left to `state`, which version of it counts to
-//! `held`; this module decides when to look: at once when the kernel reports something (`notices`),
-//! and every few seconds in any case, because inotify sees neither through links nor across nodes of
-//! a network file system.
+//! Manifests are the files `*.yaml`, `*.yml` and `*.json` of a folder. Symlinks are followed; names that
+//! begin with a dot are skipped (a ConfigMap volume keeps its versions in such folders and switches the
+//! symlink `..data`). `manifest_folders` combines the files, `file_state` decides which version of a file
+//! is used. This module decides when to scan: at once after an inotify event (`folder_events`), and every
+//! few seconds in any case, because inotify sees changes neither behind symlinks nor on other nodes of a
+//! network file system.
 
 #![allow(clippy::disallowed_methods, reason = "reads the clock")]
 
 mod content;
-mod held;
+mod file_state;
+mod folder_events;
 mod listing;
-mod notices;
-mod state;
+mod manifest_folders;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,62 +23,62 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
 use super::WatchEvent;
-use held::Patience;
+use file_state::SettleTimes;
+use folder_events::FolderEvents;
 pub use listing::list;
-use notices::Notices;
-use state::Manifests;
+use manifest_folders::ManifestFolders;
 
-/// How soon to look at the folders again.
+/// When to scan the folders.
 #[derive(Clone, Copy, Debug)]
-struct Pace {
-    /// After an event: others mostly follow.
+struct Intervals {
+    /// After an event, since events mostly come in groups.
     settle: Duration,
-    /// While a file looks as if it were being written, and where inotify cannot be used.
+    /// While a file may still be written, and without inotify.
     recheck: Duration,
-    /// In any case.
+    /// Without any other reason.
     poll: Duration,
-    /// How long a file that is open or incomplete keeps its last state after it was written last.
-    patience: Duration,
+    /// How long after its last write an open or incomplete file keeps its last state.
+    incomplete: Duration,
 }
 
-const PACE: Pace = Pace {
+const INTERVALS: Intervals = Intervals {
     settle: Duration::from_millis(50),
     recheck: Duration::from_secs(1),
     poll: Duration::from_secs(10),
-    patience: Duration::from_secs(30),
+    incomplete: Duration::from_secs(30),
 };
 
-/// An empty file keeps its last state so many times as long as one that ends in the middle: a
-/// program that is to fill it may wait for an API server.
-const PATIENCE_IF_EMPTY: u32 = 10;
+/// An empty file keeps its last state this many times longer than one that ends inside a line: the program
+/// that fills it may be waiting for an API server.
+const EMPTY_FACTOR: u32 = 10;
 
-/// Sends what `folders` hold, then follows them until the receiver is gone. Of Nodes, only the one
-/// called `node` counts.
+/// Sends the objects in `folders`, then every change, until the receiver is dropped. Of all Nodes, only
+/// `node` is used.
 ///
-/// Nothing is called listed before each folder could be read once: a folder that is not mounted
-/// yet is not an empty cluster.
+/// The `...Listed` events wait until each folder was readable once: a folder that is not mounted yet is not
+/// an empty cluster.
 pub async fn follow(folders: Vec<PathBuf>, node: String, sender: Sender<WatchEvent>) -> anyhow::Result<()> {
-    follow_at(folders, node, sender, PACE).await
+    follow_at(folders, node, sender, INTERVALS).await
 }
 
 async fn follow_at(
     folders: Vec<PathBuf>,
     node: String,
     sender: Sender<WatchEvent>,
-    pace: Pace,
+    intervals: Intervals,
 ) -> anyhow::Result<()> {
-    let mut notices = Notices::new(&folders);
-    let patience = Patience {
-        recheck: pace.recheck,
-        incomplete: pace.patience,
-        empty: pace.patience * PATIENCE_IF_EMPTY,
+    let mut folder_events = FolderEvents::new(&folders);
+    let settle_times = SettleTimes {
+        recheck: intervals.recheck,
+        incomplete: intervals.incomplete,
+        empty: intervals.incomplete * EMPTY_FACTOR,
     };
-    let mut state = Manifests::new(folders, node, patience);
+    let mut manifests = ManifestFolders::new(folders, node, settle_times);
     loop {
         let events;
-        (state, notices, events) = tokio::task::spawn_blocking(move || {
-            let events = state.look(&mut notices, Instant::now());
-            (state, notices, events)
+        (manifests, folder_events, events) = tokio::task::spawn_blocking(move || {
+            let events = manifests.scan(&mut folder_events, Instant::now());
+            (manifests, folder_events, events)
         })
         .await
         .context("reading manifests")?;
@@ -87,11 +87,11 @@ async fn follow_at(
                 return Ok(());
             }
         }
-        let is_soon = state.is_unsettled() || !notices.sees_all();
-        let wait = if is_soon { pace.recheck.min(pace.poll) } else { pace.poll };
+        let is_soon = manifests.has_pending_file() || !folder_events.covers_all_folders();
+        let wait = if is_soon { intervals.recheck.min(intervals.poll) } else { intervals.poll };
         tokio::select! {
             () = sender.closed() => return Ok(()),
-            () = notices.next(pace.settle) => {}
+            () = folder_events.wait(intervals.settle) => {}
             () = tokio::time::sleep(wait) => {}
         }
     }

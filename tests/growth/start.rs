@@ -81,8 +81,8 @@ impl<F: FnMut(usize, &Ruleset) + Send> Iptables for Watched<F> {
         self.fake.chain_names(table, each)
     }
 
-    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
-        self.fake.prints(table, only)
+    fn fingerprints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+        self.fake.fingerprints(table, only)
     }
 
     fn outline(&mut self, table: Table) -> anyhow::Result<Option<Outline>> {

@@ -148,8 +148,8 @@ impl Iptables for Flaky {
         self.fake.save(table, each)
     }
 
-    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
-        self.fake.prints(table, only)
+    fn fingerprints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+        self.fake.fingerprints(table, only)
     }
 
     fn outline(&mut self, table: Table) -> anyhow::Result<Option<Outline>> {

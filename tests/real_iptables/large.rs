@@ -108,12 +108,12 @@ impl Iptables for Recorded {
         self.kernel.chain_names(table, each)
     }
 
-    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+    fn fingerprints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
         let mut calls = self.calls.lock().unwrap();
         calls.n_dumps += usize::from(only.is_none());
         calls.n_dumped += only.map_or(0, <[ChainName]>::len);
         drop(calls);
-        self.kernel.prints(table, only)
+        self.kernel.fingerprints(table, only)
     }
 
     fn outline(&mut self, table: Table) -> anyhow::Result<Option<Outline>> {

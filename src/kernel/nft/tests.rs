@@ -190,9 +190,11 @@ fn a_table_is_found_and_deleted_with_all_in_it_and_no_other() {
     });
 }
 
-/// How `chain` of nat looks.
-fn print_of(chain: &str) -> Option<crate::plan::Print> {
-    prints(IpFamily::V4, "nat", None).unwrap().of(&ChainName::literal(chain)).map(|shown| shown.print)
+fn fingerprint_of(chain: &str) -> Option<crate::iptables::Fingerprint> {
+    fingerprints(IpFamily::V4, "nat", None)
+        .unwrap()
+        .of(&ChainName::literal(chain))
+        .map(|chain| chain.fingerprint)
 }
 
 /// Runs a command in the namespace of this thread.
@@ -203,16 +205,16 @@ fn run(words: &str) {
 }
 
 #[test]
-fn a_chain_looks_the_same_when_it_holds_the_same_rules_and_only_then() {
+fn a_chain_has_the_same_fingerprint_when_it_holds_the_same_rules_and_only_then() {
     in_new_namespace(|| {
         const RULES: &str = "-A A -p tcp -m comment --comment one -m tcp --dport 80 -j RETURN\n\
             -A A -p tcp -m statistic --mode random --probability 0.5 -j DNAT --to-destination 10.0.0.1:80\n";
         let write = |rules: &str| {
             restore("iptables-nft-restore", &format!("*nat\n:A - [0:0]\n{rules}COMMIT\n"));
-            print_of("A").unwrap()
+            fingerprint_of("A").unwrap()
         };
         let first = write(RULES);
-        assert_eq!(write(RULES), first, "handles are others");
+        assert_eq!(write(RULES), first, "other handles");
         let swapped: String = RULES.lines().rev().map(|line| format!("{line}\n")).collect();
         let others = [
             "".to_owned(),
@@ -228,39 +230,39 @@ fn a_chain_looks_the_same_when_it_holds_the_same_rules_and_only_then() {
         ];
         let mut seen = vec![first];
         for other in others {
-            let print = write(&other);
-            assert!(!seen.contains(&print), "{other}");
-            seen.push(print);
+            let fingerprint = write(&other);
+            assert!(!seen.contains(&fingerprint), "{other}");
+            seen.push(fingerprint);
         }
         write(RULES);
-        // Comings and goings elsewhere, and back.
+        // Changes in other chains, and back.
         run("iptables-nft -t nat -N B");
         run("iptables-nft -t nat -A PREROUTING -j B");
         run("iptables-nft -t nat -I A -j B");
-        assert_ne!(print_of("A").unwrap(), first);
+        assert_ne!(fingerprint_of("A").unwrap(), first);
         run("iptables-nft -t nat -D A -j B");
-        assert_eq!(print_of("A").unwrap(), first);
+        assert_eq!(fingerprint_of("A").unwrap(), first);
     });
 }
 
 #[test]
-fn packets_do_not_change_how_a_chain_looks() {
+fn packets_do_not_change_a_fingerprint() {
     in_new_namespace(|| {
         run("ip link set lo up");
         let rules = "-A A -p udp -m comment --comment counted\n\
             -A A -p udp -m limit --limit 3/sec --limit-burst 2 -j MARK --set-xmark 0x1/0x1\n\
             -A A -p udp -m statistic --mode random --probability 0.5 -j MARK --set-xmark 0x2/0x2\n\
             -A A -p udp -m statistic --mode nth --every 3 --packet 0 -j MARK --set-xmark 0x4/0x4\n\
-            -A A -p udp -m recent --name prints --rcheck --seconds 60 --reap\n\
-            -A A -p udp -m recent --name prints --set\n\
-            -A A -p udp -m hashlimit --hashlimit-upto 5/sec --hashlimit-name prints\n\
+            -A A -p udp -m recent --name clients --rcheck --seconds 60 --reap\n\
+            -A A -p udp -m recent --name clients --set\n\
+            -A A -p udp -m hashlimit --hashlimit-upto 5/sec --hashlimit-name clients\n\
             -A A -p udp -m addrtype --dst-type LOCAL -m conntrack --ctstate NEW -j ACCEPT\n";
         let filter = format!("*filter\n:A - [0:0]\n-A OUTPUT -j A\n{rules}COMMIT\n");
         let nat = "*nat\n:A - [0:0]\n-A OUTPUT -p udp --dport 9 -j A\n\
-            -A A -p udp -m recent --name doors --rcheck --seconds 60 --reap -j DNAT --to-destination 127.0.0.1:10\n\
-            -A A -p udp -m recent --name doors --set -j DNAT --to-destination 127.0.0.1:10\nCOMMIT\n";
+            -A A -p udp -m recent --name targets --rcheck --seconds 60 --reap -j DNAT --to-destination 127.0.0.1:10\n\
+            -A A -p udp -m recent --name targets --set -j DNAT --to-destination 127.0.0.1:10\nCOMMIT\n";
         restore("iptables-nft-restore", &format!("{filter}{nat}"));
-        let seen = || ["filter", "nat"].map(|table| prints(IpFamily::V4, table, None).unwrap());
+        let seen = || ["filter", "nat"].map(|table| fingerprints(IpFamily::V4, table, None).unwrap());
         let before = seen();
         let socket = std::net::UdpSocket::bind("127.0.0.1:10").unwrap();
         for _ in 0..50 {
@@ -278,7 +280,7 @@ fn packets_do_not_change_how_a_chain_looks() {
 }
 
 #[test]
-fn chains_asked_for_one_by_one_look_as_they_do_among_all() {
+fn a_chain_has_the_same_fingerprint_alone_and_among_all() {
     in_new_namespace(|| {
         let rule = |n: usize| format!("-A C{n} -p tcp --dport {} -j RETURN\n", n + 1);
         let rules: String = (0..20).map(rule).collect();
@@ -286,26 +288,30 @@ fn chains_asked_for_one_by_one_look_as_they_do_among_all() {
         restore("iptables-nft-restore", &format!("*nat\n{chains}:EMPTY - [0:0]\n{rules}COMMIT\n"));
         restore("iptables-nft-restore", "*filter\n:C1 - [0:0]\n-A C1 -j DROP\nCOMMIT\n");
         restore("ip6tables-nft-restore", "*nat\n:C1 - [0:0]\n-A C1 -j RETURN\nCOMMIT\n");
-        let all = prints(IpFamily::V4, "nat", None).unwrap();
+        let all = fingerprints(IpFamily::V4, "nat", None).unwrap();
         assert_eq!(all.generation, Some(generation().unwrap()));
         assert_eq!(all.chains.len(), 21, "{all:?}");
-        assert!(all.chains.is_sorted_by_key(|shown| shown.name));
+        assert!(all.chains.is_sorted_by_key(|chain| chain.name));
         let asked = ["C7", "C1", "EMPTY", "NONE"].map(|name| ChainName::new(name).unwrap());
-        let some = prints(IpFamily::V4, "nat", Some(&asked)).unwrap();
+        let some = fingerprints(IpFamily::V4, "nat", Some(&asked)).unwrap();
         assert_eq!(some.chains.len(), 4);
         for name in &asked[..3] {
             assert!(some.of(name).is_some() && some.of(name) == all.of(name), "{name}");
         }
-        let print = |dump: &crate::kernel::Dump, name| dump.of(name).map(|shown| shown.print);
-        assert_eq!(print(&some, &asked[3]), print(&all, &asked[2]), "what is not there looks empty");
+        let fingerprint = |dump: &crate::kernel::Dump, name| dump.of(name).map(|chain| chain.fingerprint);
+        assert_eq!(
+            fingerprint(&some, &asked[3]),
+            fingerprint(&all, &asked[2]),
+            "a missing chain counts as empty"
+        );
         assert_eq!(all.of(&asked[3]), None);
-        let none = prints(IpFamily::V4, "mangle", None).unwrap();
+        let none = fingerprints(IpFamily::V4, "mangle", None).unwrap();
         assert_eq!((none.chains.len(), none.generation), (0, all.generation));
     });
 }
 
 #[test]
-fn prints_during_commits_are_of_all_chains_or_none() {
+fn fingerprints_during_commits_are_of_all_chains_or_none() {
     in_new_namespace(|| {
         let chains: String = (0..2_000).map(|n| format!(":M{n:04} - [0:0]\n")).collect();
         // The kernel counts a commit a moment before it takes effect: a dump that begins in between may hold
@@ -323,7 +329,7 @@ fn prints_during_commits_are_of_all_chains_or_none() {
         let mut writer = Command::new("sh").args(["-c", script]).current_dir(folder.path()).spawn().unwrap();
         let mut n_dumps = 0;
         while writer.try_wait().unwrap().is_none() {
-            match prints(IpFamily::V4, "nat", None) {
+            match fingerprints(IpFamily::V4, "nat", None) {
                 Ok(dump) => {
                     assert_eq!(dump.chains.len(), 2_000);
                     assert!(dump.generation.is_some());
@@ -333,10 +339,10 @@ fn prints_during_commits_are_of_all_chains_or_none() {
             n_dumps += 1;
         }
         assert!(writer.wait().unwrap().success() && n_dumps > 0);
-        let dump = prints(IpFamily::V4, "nat", None).unwrap();
+        let dump = fingerprints(IpFamily::V4, "nat", None).unwrap();
         assert!(
-            dump.chains.iter().all(|shown| shown.print == dump.chains[0].print),
-            "nobody writes any more"
+            dump.chains.iter().all(|chain| chain.fingerprint == dump.chains[0].fingerprint),
+            "the writer has ended"
         );
     });
 }

@@ -1,19 +1,13 @@
 //! The bytes of a table, `struct ipt_entry` one after the other, to its chains.
 //!
-//! A built-in chain begins where its hook enters, any other one behind an entry that holds its name; each
-//! ends with an entry that stands for its policy, or for the return to the caller.
+//! A built-in chain begins where its hook enters, any other chain after an entry that holds its name (its head); each
+//! ends with an entry for its policy, or for the return to the caller.
 
-use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
-use std::sync::LazyLock;
+use std::hash::{DefaultHasher, Hasher};
 
-use super::super::{Outline, Shown};
-use super::u32_at;
-use crate::iptables::{ChainName, Table};
+use super::super::{DumpedChain, Outline};
+use crate::iptables::{ChainName, Fingerprint, Table};
 use crate::net::IpFamily;
-use crate::plan::Print;
-
-/// Another at each start, and keyed: equal prints cannot be made on purpose.
-static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// `struct xt_entry_target` before its data: the size, 29 bytes of name, the revision.
 const TARGET: usize = 2 + TARGET_NAME + 1;
@@ -23,18 +17,18 @@ const CHAIN_NAME: usize = 30;
 /// `XT_ERROR_TARGET`: of the entries before chains, and the last of a table.
 const ERROR: &[u8] = b"ERROR";
 
-/// Where in an entry is what.
-pub(super) struct Layout {
-    /// What packets it is for: the bytes before.
+/// Offsets within an entry.
+pub(super) struct EntryLayout {
+    /// Size of the address match (`struct ipt_ip`, `struct ip6t_ip6`), with which an entry begins.
     n_address_bytes: usize,
-    /// The offset of the offset of the target; that of the next entry follows.
+    /// Offset of the field with the target's offset; the field with the next entry's offset follows.
     target_offset: usize,
-    /// The whole of the fixed part, with counters last.
+    /// Size of the fixed part, which ends with the counters.
     entry: usize,
 }
 
-impl Layout {
-    pub(super) fn of(family: IpFamily) -> Layout {
+impl EntryLayout {
+    pub(super) fn of(family: IpFamily) -> EntryLayout {
         // struct ipt_ip, struct ip6t_ip6.
         let n_address_bytes: usize = match family {
             IpFamily::V4 => 84,
@@ -43,19 +37,19 @@ impl Layout {
         // nfcache, then two offsets, and comefrom: nfcache is unused, comefrom the kernel's own.
         let target_offset = n_address_bytes + 4;
         let counters = (target_offset + 8).next_multiple_of(align_of::<u64>());
-        Layout { n_address_bytes, target_offset, entry: counters + 16 }
+        EntryLayout { n_address_bytes, target_offset, entry: counters + 16 }
     }
 }
 
-struct Entry<'a> {
+struct TableEntry<'a> {
     at: usize,
     bytes: &'a [u8],
     target: usize,
 }
 
-impl<'a> Entry<'a> {
+impl<'a> TableEntry<'a> {
     /// The entry at `at`, if it is whole.
-    fn read(layout: &Layout, all: &'a [u8], at: usize) -> Option<Entry<'a>> {
+    fn read(layout: &EntryLayout, all: &'a [u8], at: usize) -> Option<TableEntry<'a>> {
         let offset = |n: usize| {
             let at = at + layout.target_offset + 2 * n;
             Some(usize::from(u16::from_ne_bytes(all.get(at..at + 2)?.try_into().ok()?)))
@@ -64,7 +58,7 @@ impl<'a> Entry<'a> {
         if target < layout.entry || length < target + TARGET {
             return None;
         }
-        Some(Entry { at, bytes: all.get(at..at + length)?, target })
+        Some(TableEntry { at, bytes: all.get(at..at + length)?, target })
     }
 
     fn end(&self) -> usize {
@@ -81,8 +75,8 @@ impl<'a> Entry<'a> {
         std::str::from_utf8(text(data.get(..CHAIN_NAME)?)).ok()
     }
 
-    /// Adds what the rule says. Leads it to another chain, the chain's name stands for its offset.
-    fn add(&self, layout: &Layout, hasher: &mut DefaultHasher, heads: &[(usize, &str)]) {
+    /// Adds the rule to a fingerprint; for a jump the name of its chain instead of the chain's offset.
+    fn add(&self, layout: &EntryLayout, hasher: &mut DefaultHasher, heads: &[(usize, &str)]) {
         let mut put = |bytes: &[u8]| {
             hasher.write_usize(bytes.len());
             hasher.write(bytes);
@@ -92,7 +86,7 @@ impl<'a> Entry<'a> {
         let target = &self.bytes[self.target..];
         let verdict = u32_at(target, TARGET).filter(|_| self.target_name().is_empty());
         let Some(verdict) = verdict else { return put(target) };
-        // Less than zero: ACCEPT, DROP, RETURN.
+        // Negative: ACCEPT, DROP, RETURN.
         let callee = usize::try_from(verdict as i32).ok();
         let head = callee.and_then(|at| heads.binary_search_by_key(&at, |(start, _)| *start).ok());
         match head {
@@ -104,14 +98,19 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// What is before the first NUL.
+/// The number at `at`, in this machine's order.
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// The bytes before the first NUL.
 fn text(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Where the first rule of each chain is, and its name; by offset. `None` when the bytes are not a table.
+/// The offset of each chain's first rule, and the chain's name; by offset. `None` when the bytes are not a table.
 pub(super) fn heads<'a>(
-    layout: &Layout,
+    layout: &EntryLayout,
     table: Table,
     outline: &Outline,
     entries: &'a [u8],
@@ -123,7 +122,7 @@ pub(super) fn heads<'a>(
     }
     let mut at = 0;
     while at < entries.len() {
-        let entry = Entry::read(layout, entries, at)?;
+        let entry = TableEntry::read(layout, entries, at)?;
         at = entry.end();
         if entry.target_name() == ERROR && at < entries.len() {
             heads.push((at, entry.chain_name()?));
@@ -136,18 +135,23 @@ pub(super) fn heads<'a>(
 /// The hooks by number.
 const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 
-/// How each chain looks, in the table's order.
-pub(super) fn chains(layout: &Layout, table: Table, outline: &Outline, entries: &[u8]) -> Option<Vec<Shown>> {
+/// All chains with their fingerprints, in the table's order.
+pub(super) fn chains(
+    layout: &EntryLayout,
+    table: Table,
+    outline: &Outline,
+    entries: &[u8],
+) -> Option<Vec<DumpedChain>> {
     let heads = heads(layout, table, outline, entries)?;
     let mut chains = Vec::with_capacity(heads.len());
     for (n, (start, name)) in heads.iter().enumerate() {
         let end = heads.get(n + 1).map_or(entries.len(), |(start, _)| *start);
-        let (mut at, mut n_rules, mut hasher) = (*start, 0, SEED.build_hasher());
-        let mut last: Option<Entry<'_>> = None;
+        let (mut at, mut n_rules, mut hasher) = (*start, 0, Fingerprint::hasher());
+        let mut last: Option<TableEntry<'_>> = None;
         while at < end {
-            let entry = Entry::read(layout, entries, at)?;
+            let entry = TableEntry::read(layout, entries, at)?;
             at = entry.end();
-            // The name of the next chain, or the end of the table.
+            // The head of the next chain, or the end of the table.
             if entry.target_name() == ERROR {
                 break;
             }
@@ -156,15 +160,10 @@ pub(super) fn chains(layout: &Layout, table: Table, outline: &Outline, entries: 
                 n_rules += 1;
             }
         }
-        // What is last is no rule: the return to the caller, or the policy, which is not ours.
+        // The last entry is not a rule but the return to the caller, or the policy, which is not ours.
         last?;
-        let print = Print::new(hasher.finish());
-        chains.extend(ChainName::new(name).map(|name| Shown { name, print, n_rules }));
+        let fingerprint = Fingerprint::of(&hasher);
+        chains.extend(ChainName::new(name).map(|name| DumpedChain { name, fingerprint, n_rules }));
     }
     Some(chains)
-}
-
-/// How a chain looks that holds no rules.
-pub(super) fn empty(name: ChainName) -> Shown {
-    Shown { name, print: Print::new(SEED.build_hasher().finish()), n_rules: 0 }
 }

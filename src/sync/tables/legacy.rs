@@ -139,7 +139,7 @@ impl<K: Iptables> Tables<K> {
         self.watched.outlines.clear();
         let mut dumps = BTreeMap::new();
         for table in TABLES {
-            let dump = self.kernel.prints(table, None)?.context("the tables show no chains")?;
+            let dump = self.kernel.fingerprints(table, None)?.context("the tables show no chains")?;
             dumps.insert(table, dump);
         }
         self.take_doors(&dumps);
@@ -149,9 +149,11 @@ impl<K: Iptables> Tables<K> {
         self.watched.is_provisional |= self.has_due_prints();
         if let Some(committed) = &mut self.committed {
             for (table, dump) in &dumps {
-                dump.chains.iter().for_each(|shown| committed.prints.take(*table, &shown.name, shown.print));
+                dump.chains
+                    .iter()
+                    .for_each(|shown| committed.fingerprints.record(*table, &shown.name, shown.fingerprint));
             }
-            committed.prints.settle();
+            committed.fingerprints.drop_pending();
         }
         let n_entries: u32 = outlines.iter().flatten().map(|outline| outline.n_entries).sum();
         self.watched.nat.1 = dumps.get(&Table::Nat).map(sum);

@@ -41,7 +41,7 @@ fn write(tables: &mut Tables<FakeIptables>, n: usize) {
     let (mut committed, _) = tables.take();
     let new = vec![Rule::default(); n];
     committed.nat.insert(CHAIN, Some(Digest::of(&new)));
-    committed.prints.known(Table::Nat, CHAIN);
+    committed.fingerprints.mark_pending(Table::Nat, CHAIN);
     *rules(tables) = new;
     tables.put_back(committed);
 }
@@ -126,7 +126,7 @@ fn a_commit_of_ours_of_which_nobody_knows_what_came_leaves_no_print() {
     let mut tables = read();
     let (mut committed, _) = tables.take();
     committed.nat.insert(CHAIN, None);
-    committed.prints.unknown(Table::Nat, CHAIN);
+    committed.fingerprints.remove(Table::Nat, CHAIN);
     tables.put_back(committed);
     tables.doubt();
     let n_saves = tables.kernel.n_saves;

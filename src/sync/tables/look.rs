@@ -6,9 +6,9 @@ use std::ops::Bound;
 use tracing::{debug, info};
 
 use super::{Tables, contains, digest, is_tracked};
-use crate::iptables::{ChainName, Jump, Table};
+use crate::iptables::{ChainName, Fingerprint, Jump, Table};
 use crate::kernel::{Backend, Dump, Iptables};
-use crate::plan::{Committed, Due, Print};
+use crate::plan::{Committed, Pending};
 use crate::rules::names;
 
 /// Up to how many chains a suspicion is settled by reading everything, and all are dumped at once.
@@ -63,7 +63,7 @@ impl<K: Iptables> Tables<K> {
         if self.kernel.backend() == Backend::Legacy {
             return self.look_at_legacy(depth);
         }
-        committed.prints.settle();
+        committed.fingerprints.drop_pending();
         let is_cheap = committed.n_chains() < CHEAP_CHAINS;
         let look = if is_cheap { self.look_at_all() } else { self.look_at_first() };
         match look {
@@ -81,7 +81,7 @@ impl<K: Iptables> Tables<K> {
     fn look_at_all(&mut self) -> anyhow::Result<Option<Look>> {
         let mut dumps = BTreeMap::new();
         for table in [Table::Filter, Table::Nat] {
-            let Some(dump) = self.kernel.prints(table, None)? else { return Ok(None) };
+            let Some(dump) = self.kernel.fingerprints(table, None)? else { return Ok(None) };
             dumps.insert(table, dump);
         }
         let is_wrong = self.is_wrong(&dumps);
@@ -114,7 +114,7 @@ impl<K: Iptables> Tables<K> {
             if table == Table::Filter {
                 names.extend(committed.filter.keys());
             }
-            let Some(dump) = self.kernel.prints(table, Some(&names))? else { return Ok(None) };
+            let Some(dump) = self.kernel.fingerprints(table, Some(&names))? else { return Ok(None) };
             dumps.insert(table, dump);
         }
         let filter =
@@ -160,7 +160,7 @@ impl<K: Iptables> Tables<K> {
         let names: Vec<ChainName> = names.map(|(name, _)| *name).collect();
         scan.after = names.last().copied();
         let family = self.kernel.family();
-        match self.kernel.prints(Table::Nat, Some(&names)) {
+        match self.kernel.fingerprints(Table::Nat, Some(&names)) {
             Ok(Some(dump)) => {
                 let compared = compare(committed, Table::Nat, names.clone(), &dump);
                 scan.n_left = scan.n_left.saturating_sub(names.len());
@@ -219,7 +219,7 @@ impl<K: Iptables> Tables<K> {
             self.jumps.iter().map(|jump| (jump.table, jump.from)).collect();
         for (table, from) in from {
             let Some(dump) = dumps.get(&table) else { continue };
-            let shown = dump.of(&from).map(|shown| shown.print);
+            let shown = dump.of(&from).map(|shown| shown.fingerprint);
             if shown.is_some() && self.doors.get(&(table, from)).copied() == shown {
                 continue;
             }
@@ -244,14 +244,14 @@ impl<K: Iptables> Tables<K> {
     }
 
     /// Whether the chain looks as in `dump`, where it has this print.
-    fn is_still(&mut self, dump: &Dump, table: Table, chain: &ChainName, print: Print) -> bool {
+    fn is_still(&mut self, dump: &Dump, table: Table, chain: &ChainName, print: Fingerprint) -> bool {
         match self.kernel.backend() {
             Backend::Nft => {
                 dump.generation.is_some()
                     && matches!(self.kernel.generation(), Ok(now) if now == dump.generation)
             }
-            Backend::Legacy => match self.kernel.prints(table, Some(&[*chain])) {
-                Ok(Some(now)) => now.of(chain).is_some_and(|now| now.print == print),
+            Backend::Legacy => match self.kernel.fingerprints(table, Some(&[*chain])) {
+                Ok(Some(now)) => now.of(chain).is_some_and(|now| now.fingerprint == print),
                 _ => false,
             },
         }
@@ -259,13 +259,13 @@ impl<K: Iptables> Tables<K> {
 
     /// Whether prints are due.
     pub(in crate::sync) fn has_due_prints(&self) -> bool {
-        self.committed.as_ref().is_some_and(|committed| committed.prints.due() != Due::Nothing)
+        self.committed.as_ref().is_some_and(|committed| committed.fingerprints.pending() != Pending::Nothing)
     }
 
     /// Whether those that are due are taken in a few milliseconds.
     pub(in crate::sync) fn are_due_prints_quick(&self) -> bool {
         self.committed.as_ref().is_some_and(|committed| {
-            committed.prints.due() != Due::Many || committed.n_chains() < CHEAP_CHAINS
+            committed.fingerprints.pending() != Pending::Many || committed.n_chains() < CHEAP_CHAINS
         })
     }
 
@@ -276,7 +276,7 @@ impl<K: Iptables> Tables<K> {
             return;
         }
         for committed in [&mut self.committed, &mut self.left].into_iter().flatten() {
-            committed.prints.settle();
+            committed.fingerprints.drop_pending();
         }
     }
 
@@ -297,17 +297,19 @@ impl<K: Iptables> Tables<K> {
 
     fn try_prints(&mut self, generation: u32) -> anyhow::Result<()> {
         let Some(committed) = &mut self.committed else { return Ok(()) };
-        let due: Vec<(Table, ChainName)> = match committed.prints.due() {
-            Due::Nothing => return Ok(()),
+        let due: Vec<(Table, ChainName)> = match committed.fingerprints.pending() {
+            Pending::Nothing => return Ok(()),
             // Where it costs next to nothing, the built-in chains are taken along the first time.
-            due if committed.n_chains() < CHEAP_CHAINS && (due == Due::Many || self.doors.is_empty()) => {
+            due if committed.n_chains() < CHEAP_CHAINS && (due == Pending::Many || self.doors.is_empty()) => {
                 return self.try_all_prints(generation);
             }
-            Due::Few(chains) => chains.to_vec(),
-            Due::Many => {
+            Pending::Few(chains) => chains.to_vec(),
+            Pending::Many => {
                 let of = |table| names_of(committed, table).into_iter().map(move |name| (table, name));
                 let all = of(Table::Filter).chain(of(Table::Nat));
-                all.filter(|(table, name)| committed.prints.is_due(*table, name)).take(SLICE).collect()
+                all.filter(|(table, name)| committed.fingerprints.is_pending(*table, name))
+                    .take(SLICE)
+                    .collect()
             }
         };
         for table in [Table::Filter, Table::Nat] {
@@ -316,14 +318,16 @@ impl<K: Iptables> Tables<K> {
             if names.is_empty() {
                 continue;
             }
-            let Some(dump) = self.kernel.prints(table, Some(&names))? else { continue };
+            let Some(dump) = self.kernel.fingerprints(table, Some(&names))? else { continue };
             if dump.generation != Some(generation) {
                 return Ok(());
             }
-            dump.chains.iter().for_each(|shown| committed.prints.take(table, &shown.name, shown.print));
+            dump.chains
+                .iter()
+                .for_each(|shown| committed.fingerprints.record(table, &shown.name, shown.fingerprint));
         }
         if due.len() < SLICE {
-            committed.prints.settle();
+            committed.fingerprints.drop_pending();
         }
         Ok(())
     }
@@ -331,14 +335,16 @@ impl<K: Iptables> Tables<K> {
     fn try_all_prints(&mut self, generation: u32) -> anyhow::Result<()> {
         let Some(committed) = &mut self.committed else { return Ok(()) };
         for table in [Table::Filter, Table::Nat] {
-            let Some(dump) = self.kernel.prints(table, None)? else { continue };
+            let Some(dump) = self.kernel.fingerprints(table, None)? else { continue };
             if dump.generation != Some(generation) {
                 return Ok(());
             }
-            dump.chains.iter().for_each(|shown| committed.prints.take(table, &shown.name, shown.print));
+            dump.chains
+                .iter()
+                .for_each(|shown| committed.fingerprints.record(table, &shown.name, shown.fingerprint));
             self.doors.extend(doors_of(&self.jumps, &committed.jumps, table, &dump));
         }
-        committed.prints.settle();
+        committed.fingerprints.drop_pending();
         Ok(())
     }
 }
@@ -354,16 +360,16 @@ fn names_of(committed: &Committed, table: Table) -> Vec<ChainName> {
 fn compare(committed: &Committed, table: Table, names: Vec<ChainName>, dump: &Dump) -> Look {
     let mut look = Look { is_wrong: false, is_unread: false };
     for name in names {
-        let (was, is) = (committed.prints.of(table, &name), dump.of(&name));
+        let (was, is) = (committed.fingerprints.of(table, &name), dump.of(&name));
         look.is_wrong |= is.is_none();
         // What the kubelet does with its chain is its own business.
         if name == names::KUBE_FIREWALL {
             continue;
         }
         match was {
-            Some(was) => look.is_wrong |= is.is_some_and(|is| is.print != was),
+            Some(was) => look.is_wrong |= is.is_some_and(|is| is.fingerprint != was),
             // Written, and not looked at since.
-            None if committed.prints.is_due(table, &name) => {
+            None if committed.fingerprints.is_pending(table, &name) => {
                 look.is_wrong |= is.map(|is| is.n_rules) != n_rules(committed, table, &name);
             }
             None => look.is_unread |= digest(committed, table, &name).is_some(),
@@ -385,7 +391,7 @@ pub(super) fn doors_of(
     in_place: &BTreeSet<usize>,
     table: Table,
     dump: &Dump,
-) -> Vec<((Table, ChainName), Print)> {
+) -> Vec<((Table, ChainName), Fingerprint)> {
     let has_all = |from: &ChainName| {
         let mut of_chain =
             jumps.iter().enumerate().filter(|(_, jump)| (jump.table, jump.from) == (table, *from));
@@ -393,8 +399,8 @@ pub(super) fn doors_of(
     };
     let is_door = |name: &ChainName| table.built_in().contains(&name.as_str()) && has_all(name);
     let doors = dump.chains.iter().filter(|shown| is_door(&shown.name));
-    doors.map(|shown| ((table, shown.name), shown.print)).collect()
+    doors.map(|shown| ((table, shown.name), shown.fingerprint)).collect()
 }
 
 /// The prints of built-in chains, as they were when every jump of ours was seen in them.
-pub(super) type Doors = BTreeMap<(Table, ChainName), Print>;
+pub(super) type Doors = BTreeMap<(Table, ChainName), Fingerprint>;

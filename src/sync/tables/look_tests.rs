@@ -255,7 +255,7 @@ fn what_the_kubelet_does_with_its_chain_is_nothing_wrong() {
     let mut committed = tables.take().0;
     tables.kernel.ruleset.chain_mut(Table::Filter, firewall);
     committed.filter.insert(firewall, Some(Vec::new()));
-    committed.prints.known(Table::Filter, firewall);
+    committed.fingerprints.mark_pending(Table::Filter, firewall);
     tables.put_back(committed);
     tables.take_prints(Some(0));
     tables.kernel.ruleset.chain_mut(Table::Filter, firewall).rules.push(crate::iptables::Rule::default());

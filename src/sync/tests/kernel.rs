@@ -76,9 +76,9 @@ impl Iptables for Shared {
         self.with(|fake| fake.chain_names(table, each))
     }
 
-    fn prints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
+    fn fingerprints(&mut self, table: Table, only: Option<&[ChainName]>) -> anyhow::Result<Option<Dump>> {
         let generation = Some(self.1.load(Ordering::Relaxed));
-        let dump = self.with(|fake| fake.prints(table, only))?;
+        let dump = self.with(|fake| fake.fingerprints(table, only))?;
         Ok(dump.map(|dump| Dump { generation, ..dump }))
     }
 

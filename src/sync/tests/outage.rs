@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::watch::api::fake::{FakeServer, Mode};
-use crate::watch::api::{Limit, follow};
+use crate::watch::api::{RequestLimit, follow};
 
-const LIMIT: Limit = Limit { qps: Some(5.0), burst: 10 };
+const LIMIT: RequestLimit = RequestLimit { qps: Some(5.0), burst: 10 };
 
 fn service_object(n: usize) -> Value {
     json!({
@@ -43,14 +43,14 @@ async fn ten_minutes_without_the_api_server_end_with_a_write_of_what_changed() {
         rig.after(Duration::from_secs(60)).await;
         let n_first: usize = rig.kernel(|kernel| kernel.inputs.iter().map(String::len).sum());
         let n_restores = rig.restores();
-        server.turn(Mode::IsAway);
+        server.set_mode(Mode::Unreachable);
         server.put("endpointslices", slice_object(7, &["10.180.0.2"]));
         rig.after(Duration::from_secs(600)).await;
         assert_eq!(rig.restores(), n_restores, "rules stay, and nothing is written");
         if is_compacted {
             server.compact();
         }
-        server.turn(Mode::Serves);
+        server.set_mode(Mode::Serves);
         rig.after(Duration::from_secs(10)).await;
         let written = rig.kernel(|kernel| kernel.inputs.split_off(n_restores).concat());
         assert!(written.contains("10.180.0.2"), "it catches up: {written}");

@@ -1,4 +1,4 @@
-//! A connection to the API server, as the rest of the program uses it.
+//! The connection to the API server that the rest of the program uses.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,24 +11,24 @@ use tower::{BoxError, Service};
 use tracing::info;
 
 use super::freshness::Freshness;
-use super::observer::Observer;
-use super::origin::Origin;
+use super::kubeconfig::ApiServerSource;
 use super::renewal::Renewal;
-use super::transport::{Limit, Transport};
+use super::traffic::TrafficObserver;
+use super::transport::{RequestLimit, Transport};
 
-/// What is not followed for this long is stale, unless the configuration says otherwise.
+/// A kind without an open watch for this long is stale, unless the caller sets another limit.
 const STALE: Duration = Duration::from_secs(60);
 
 /// A connection to an API server.
 #[derive(Clone)]
 pub struct Connection {
-    /// Sends requests.
+    /// The client for requests.
     pub client: kube::Client,
-    /// `addr:port` of the API server, as configured at the start; for counting only.
+    /// `addr:port` of the API server as configured at the start; a metric label.
     pub host: String,
-    /// Follows the files of the credentials, if they are in files.
+    /// Reloads credentials from files; `None` in tests.
     pub renewal: Option<Arc<Renewal>>,
-    /// How current each kind is that `follow` follows over this connection.
+    /// How current each watched kind is.
     pub freshness: Arc<Freshness>,
 }
 
@@ -37,8 +37,8 @@ impl Connection {
     fn through<S, B>(
         service: S,
         host: String,
-        limit: Limit,
-        observer: Arc<dyn Observer>,
+        limit: RequestLimit,
+        observer: Arc<dyn TrafficObserver>,
         renewal: Option<Arc<Renewal>>,
     ) -> Connection
     where
@@ -53,17 +53,17 @@ impl Connection {
         Connection { client: builder.build(), host, renewal, freshness }
     }
 
-    /// How often another server has taken the place of the one before.
-    pub async fn n_moves(&self) -> u64 {
+    /// How often the configuration has named another server.
+    pub async fn n_server_changes(&self) -> u64 {
         match &self.renewal {
-            Some(renewal) => renewal.n_moves().await,
+            Some(renewal) => renewal.n_server_changes().await,
             None => 0,
         }
     }
 
     /// Sends through `service` what a transport with this limit lets pass.
     #[cfg(test)]
-    pub fn to<S, B>(service: S, limit: Limit, observer: Arc<dyn Observer>) -> Connection
+    pub fn to<S, B>(service: S, limit: RequestLimit, observer: Arc<dyn TrafficObserver>) -> Connection
     where
         S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
         S::Error: Into<BoxError> + Send + Sync,
@@ -75,34 +75,34 @@ impl Connection {
     }
 }
 
-/// A connection by kube-proxy's rules: exactly the file `kubeconfig` (neither `KUBECONFIG` nor
-/// `~/.kube/config` count), its server replaced by `master` if given; with neither of them, what a
-/// pod finds in its environment. JSON is asked for whatever the content types configured; lists
-/// may come compressed.
+/// Connects by kube-proxy's rules: with exactly the file `kubeconfig` (`KUBECONFIG` and `~/.kube/config`
+/// are ignored), its server replaced by `master` if given; without both, with the pod's service account.
+/// Requests always ask for JSON, whatever content type is configured; lists may arrive compressed.
 ///
-/// Errors when a file or the environment is unusable; nobody is contacted yet.
+/// Fails if a file or the environment is unusable. No request is sent yet.
 pub async fn connect(
     kubeconfig: Option<&Path>,
     master: Option<&str>,
-    limit: Limit,
-    observer: Arc<dyn Observer>,
+    limit: RequestLimit,
+    observer: Arc<dyn TrafficObserver>,
 ) -> anyhow::Result<Connection> {
-    let origin = Origin { kubeconfig: kubeconfig.map(Path::to_owned), master: master.map(str::to_owned) };
+    let source =
+        ApiServerSource { kubeconfig: kubeconfig.map(Path::to_owned), master: master.map(str::to_owned) };
     if kubeconfig.is_none() && master.is_none() {
-        info!("neither kubeconfig nor master given, using the pod's service account");
+        info!("neither kubeconfig nor master set; using the pod's service account");
     }
-    // Before they are used: what changes meanwhile is found to be different afterwards.
-    let files = origin.files();
-    let config = origin.config().await?;
+    // Hashed before they are read: a change in between is then detected later.
+    let files = source.files();
+    let config = source.config().await?;
     let proxy = config.proxy_url.as_ref().and_then(http::Uri::host).map(str::to_owned);
-    let Limit { qps, burst } = limit;
-    info!(server = %config.cluster_url, ?proxy, ?qps, burst, content = "application/json", "API client");
-    let renewal = Arc::new(Renewal::new(origin, files, config, observer.clone())?);
+    let RequestLimit { qps, burst } = limit;
+    info!(server = %config.cluster_url, ?proxy, ?qps, burst, content = "application/json", "API client configured");
+    let renewal = Arc::new(Renewal::new(source, files, config, observer.clone())?);
     let host = renewal.current().await.host;
-    let ways = renewal.clone();
+    let links = renewal.clone();
     let service = tower::service_fn(move |request| {
-        let ways = ways.clone();
-        async move { ways.current().await.send(request).await }
+        let links = links.clone();
+        async move { links.current().await.send(request).await }
     });
     Ok(Connection::through(service, host, limit, observer, Some(renewal)))
 }
@@ -110,23 +110,23 @@ pub async fn connect(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::api::origin::tests::{TWO_CLUSTERS, file};
+    use crate::watch::api::kubeconfig::tests::{TWO_CLUSTERS, file};
 
-    const LIMIT: Limit = Limit { qps: Some(5.0), burst: 10 };
+    const LIMIT: RequestLimit = RequestLimit { qps: Some(5.0), burst: 10 };
 
-    async fn connected(text: &str) -> anyhow::Result<Connection> {
+    async fn connect_with(text: &str) -> anyhow::Result<Connection> {
         let file = file(text);
         connect(Some(file.path()), None, LIMIT, Arc::new(())).await
     }
 
     #[tokio::test]
-    async fn a_named_proxy_is_asked_for_a_tunnel() {
+    async fn a_proxy_in_the_kubeconfig_is_used_as_a_tunnel() {
         use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = format!("http://us%40er:pass@{}", listener.local_addr().unwrap());
         let text = TWO_CLUSTERS.replace("http://proxy.example:3128", &proxy);
-        let connection = connected(&text).await.unwrap();
-        let asking = tokio::spawn(async move { connection.client.apiserver_version().await });
+        let connection = connect_with(&text).await.unwrap();
+        let request = tokio::spawn(async move { connection.client.apiserver_version().await });
         let (stream, _) = listener.accept().await.unwrap();
         let mut reader = BufReader::new(stream);
         let (mut line, mut rest) = (String::new(), [0; 200]);
@@ -137,29 +137,29 @@ mod tests {
         // us@er:pass
         assert!(rest.contains("proxy-authorization: basic dxnazxi6cgfzcw=="), "{rest}");
         drop(reader);
-        assert!(asking.await.unwrap().is_err(), "the proxy hung up");
+        assert!(request.await.unwrap().is_err(), "the proxy closed the connection");
     }
 
     #[tokio::test]
-    async fn a_proxy_of_another_kind_is_refused() {
-        let error = connected(&TWO_CLUSTERS.replace("http://proxy", "socks5://proxy")).await.err();
-        let error = format!("{:#}", error.expect("no such proxy"));
+    async fn a_proxy_with_an_unsupported_scheme_is_an_error() {
+        let error = connect_with(&TWO_CLUSTERS.replace("http://proxy", "socks5://proxy")).await.err();
+        let error = format!("{:#}", error.expect("unsupported scheme"));
         assert!(error.contains("socks5://proxy.example:3128"), "{error}");
     }
 
     #[tokio::test]
-    async fn a_token_file_counts_more_than_a_token_and_an_unreadable_one_less() {
+    async fn a_readable_token_file_has_precedence_over_a_token() {
         let token = file("from the file");
         let with = |auth: &str| TWO_CLUSTERS.replace("{token: secret}", auth);
         let both = with(&format!("{{token: secret, tokenFile: {:?}}}", token.path()));
-        assert!(connected(&both).await.is_ok());
-        assert!(connected(&with("{token: secret, tokenFile: /nonexistent/t}")).await.is_ok());
-        let error = connected(&with("{tokenFile: /nonexistent/t}")).await.err().expect("no token at all");
+        assert!(connect_with(&both).await.is_ok());
+        assert!(connect_with(&with("{token: secret, tokenFile: /nonexistent/t}")).await.is_ok());
+        let error = connect_with(&with("{tokenFile: /nonexistent/t}")).await.err().expect("no token at all");
         assert!(format!("{error:#}").contains("/nonexistent/t"), "{error:#}");
     }
 
     #[tokio::test]
-    async fn a_master_alone_suffices() {
+    async fn a_server_address_alone_is_enough() {
         connect(None, Some("http://127.0.0.1:8080"), LIMIT, Arc::new(())).await.unwrap();
     }
 }

@@ -1,5 +1,5 @@
-//! An API server in memory, for tests in simulated time: lists, streaming lists and watches of a few
-//! objects, and the ways in which they go wrong. (Real sockets and a fuller server: `e2e/`.)
+//! An API server in memory for tests in simulated time: lists, streaming lists and watches of a few
+//! objects, and their failures. (Real sockets and a fuller server: `e2e/`.)
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,62 +13,63 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::BoxError;
 
-use super::{Connection, Limit, Observer};
+use super::{Connection, RequestLimit, TrafficObserver};
 
-/// How the server answers.
+/// How the server responds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
-    /// As it should.
+    /// Normally.
     Serves,
-    /// As above, but streaming lists are refused.
-    RefusesStreaming,
+    /// Normally, but it rejects streaming lists.
+    RejectsStreaming,
     /// Every streaming list is followed by 410 Gone.
-    Forgets,
-    /// No connection comes about.
-    IsAway,
-    /// Each watch ends in order before anything was sent.
+    ExpiresVersions,
+    /// No connection can be made.
+    Unreachable,
+    /// Each watch ends normally before any event.
     EndsWatches,
 }
 
-/// How the next body about Services breaks off.
+/// How the next body with Services is cut off.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cut {
-    /// As if it were whole.
-    InOrder,
+    /// As if it were complete.
+    Normally,
     /// With an error.
-    Broken,
+    WithError,
 }
 
-/// The server; clones are the same one.
+/// The server; clones share it.
 #[derive(Clone)]
 pub struct FakeServer {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ServerState>>,
     wake: Arc<watch::Sender<()>>,
 }
 
-struct State {
+struct ServerState {
     mode: Mode,
-    /// Streams of an earlier one break.
+    /// Open streams of an earlier epoch fail.
     epoch: u32,
     version: u64,
-    /// Changes up to here are forgotten.
-    floor: u64,
+    /// Changes up to this version are no longer available.
+    oldest: u64,
     objects: BTreeMap<(String, String), Value>,
     log: Vec<(u64, String, Value)>,
     cut: Option<(usize, Cut)>,
     requests: Vec<(Instant, String)>,
 }
 
-type Query = BTreeMap<String, String>;
+/// A request's query by key.
+pub type QueryPairs = BTreeMap<String, String>;
 
 impl FakeServer {
-    /// A server that serves nothing yet.
+    /// A server without objects.
     pub fn new(mode: Mode) -> FakeServer {
-        let state = State {
+        let state = ServerState {
             mode,
             epoch: 0,
             version: 1,
-            floor: 0,
+            oldest: 0,
             objects: BTreeMap::new(),
             log: Vec::new(),
             cut: None,
@@ -78,7 +79,7 @@ impl FakeServer {
     }
 
     /// A connection to it.
-    pub fn connect(&self, limit: Limit, observer: Arc<dyn Observer>) -> Connection {
+    pub fn connect(&self, limit: RequestLimit, observer: Arc<dyn TrafficObserver>) -> Connection {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
             let answer = server.answer(request.uri());
@@ -87,11 +88,11 @@ impl FakeServer {
         Connection::to(service, limit, observer)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ServerState> {
         self.state.lock().unwrap()
     }
 
-    /// Creates or replaces an object; `plural` as in addresses.
+    /// Creates or replaces an object; `plural` as in paths.
     pub fn put(&self, plural: &str, mut object: Value) {
         let mut state = self.state();
         state.version += 1;
@@ -104,7 +105,7 @@ impl FakeServer {
         self.wake.send_replace(());
     }
 
-    /// Deletes an object that is there.
+    /// Deletes an existing object.
     pub fn delete(&self, plural: &str, name: &str) {
         let mut state = self.state();
         state.version += 1;
@@ -115,27 +116,27 @@ impl FakeServer {
         self.wake.send_replace(());
     }
 
-    /// From now on it answers so; open watches break.
-    pub fn turn(&self, mode: Mode) {
+    /// Changes the mode; open watches fail.
+    pub fn set_mode(&self, mode: Mode) {
         let mut state = self.state();
         (state.mode, state.epoch) = (mode, state.epoch + 1);
         drop(state);
         self.wake.send_replace(());
     }
 
-    /// Every version handed out so far is gone.
+    /// Makes every version returned so far unavailable.
     pub fn compact(&self) {
         let mut state = self.state();
         state.version += 1;
-        state.floor = state.version;
+        state.oldest = state.version;
     }
 
-    /// The next body about Services ends after `n_bytes`.
+    /// Cuts off the next body with Services after `n_bytes`.
     pub fn cut_next(&self, n_bytes: usize, cut: Cut) {
         self.state().cut = Some((n_bytes, cut));
     }
 
-    /// When it was asked for what (address and query) so far; forgets it.
+    /// Takes the requests (time, path and query) so far.
     pub fn take_requests(&self) -> Vec<(Instant, String)> {
         std::mem::take(&mut self.state().requests)
     }
@@ -143,22 +144,23 @@ impl FakeServer {
     fn answer(&self, uri: &http::Uri) -> Result<Response<Body>, BoxError> {
         let mut state = self.state();
         state.requests.push((Instant::now(), uri.to_string()));
-        if state.mode == Mode::IsAway {
+        if state.mode == Mode::Unreachable {
             return Err("connection refused".into());
         }
         let plural = uri.path().rsplit('/').next().unwrap().to_owned();
-        let query: Query =
+        let query: QueryPairs =
             form_urlencoded::parse(uri.query().unwrap_or("").as_bytes()).into_owned().collect();
         let is_watch = query.contains_key("watch");
         let is_streaming = query.contains_key("sendInitialEvents");
-        let body = if is_streaming && state.mode == Mode::RefusesStreaming {
+        let body = if is_streaming && state.mode == Mode::RejectsStreaming {
             return Ok(failure(422, "sendInitialEvents is forbidden"));
         } else if is_watch && state.mode == Mode::EndsWatches {
             stream::empty().boxed()
         } else if is_watch {
-            let (first, version) = state.beginning(&plural, &query, is_streaming);
-            let first = if state.mode == Mode::Forgets { [first, gone()].concat().into() } else { first };
-            let later = self.changes(plural.clone(), version, state.epoch, lasting(&query));
+            let (first, version) = state.first_lines(&plural, &query, is_streaming);
+            let first =
+                if state.mode == Mode::ExpiresVersions { [first, gone()].concat().into() } else { first };
+            let later = self.changes(plural.clone(), version, state.epoch, watch_end(&query));
             stream::iter([Ok(first)]).chain(later).boxed()
         } else {
             stream::iter([Ok(state.list(&plural))]).boxed()
@@ -171,7 +173,7 @@ impl FakeServer {
         Ok(Response::new(body))
     }
 
-    /// What changes after `version`, as it happens.
+    /// The changes after `version`, as they happen.
     fn changes(
         &self,
         plural: String,
@@ -207,7 +209,7 @@ impl FakeServer {
     }
 }
 
-impl State {
+impl ServerState {
     fn record(&mut self, plural: &str, kind: &str, object: &Value) {
         self.log.push((self.version, plural.to_owned(), json!({"type": kind, "object": object})));
     }
@@ -216,8 +218,8 @@ impl State {
         self.objects.iter().filter(move |((of, _), _)| of == plural).map(|(_, object)| object)
     }
 
-    /// The first lines of a watch, and the version that they lead to.
-    fn beginning(&self, plural: &str, query: &Query, is_streaming: bool) -> (Bytes, u64) {
+    /// The first lines of a watch, and the version that they reach.
+    fn first_lines(&self, plural: &str, query: &QueryPairs, is_streaming: bool) -> (Bytes, u64) {
         if is_streaming {
             let objects = self.of(plural).map(|object| json!({"type": "ADDED", "object": object}));
             let annotations = json!({"k8s.io/initial-events-end": "true"});
@@ -227,7 +229,7 @@ impl State {
             return (text(objects.chain([end])), self.version);
         }
         let asked = query.get("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or(0);
-        if asked < self.floor {
+        if asked < self.oldest {
             return (gone(), self.version);
         }
         (Bytes::new(), asked)
@@ -255,8 +257,8 @@ fn gone() -> Bytes {
     text([json!({"type": "ERROR", "object": status})])
 }
 
-/// When a watch ends that is asked for now.
-fn lasting(query: &Query) -> Instant {
+/// When a watch requested now ends.
+fn watch_end(query: &QueryPairs) -> Instant {
     let seconds = query.get("timeoutSeconds").and_then(|text| text.parse().ok()).unwrap_or(1800);
     Instant::now() + Duration::from_secs(seconds)
 }
@@ -267,7 +269,7 @@ fn failure(code: u16, message: &str) -> Response<Body> {
     Response::builder().status(code).body(Body::from(status.to_string())).unwrap()
 }
 
-/// The first `n_bytes` of a body; then it ends, or breaks.
+/// The first `n_bytes` of a body; then it ends, or fails.
 fn cut_after(
     body: BoxStream<'static, Result<Bytes, BoxError>>,
     n_bytes: usize,
@@ -279,7 +281,7 @@ fn cut_after(
             return None;
         }
         if left == 0 {
-            let end = (cut == Cut::Broken).then(|| Err("connection reset".into()));
+            let end = (cut == Cut::WithError).then(|| Err("connection reset".into()));
             return end.map(|end| (end, (body, 0, true)));
         }
         let chunk = body.next().await?;

@@ -1,9 +1,9 @@
-//! One link to an API server, with one set of credentials: sockets, a proxy, TLS, HTTP/2.
+//! One link to an API server with one set of credentials: sockets, proxy, TLS, HTTP/2.
 //!
-//! Over `https://` HTTP/2 is offered, and where the server takes it, one connection carries everything:
-//! watches, lists, events. A server or a gateway that does not take it is asked by HTTP/1.1, each watch
-//! on a connection of its own, and so is every `http://` address. A connection that died without a
-//! word is noticed: by pings of HTTP/2 within 45 s, by probes of TCP within two minutes.
+//! HTTP/2 is offered over `https://`; where the server accepts it, one connection carries all watches,
+//! lists and events. A server or gateway without HTTP/2, and every `http://` address, gets HTTP/1.1, with a
+//! connection for each watch. A connection that dies silently is detected: by HTTP/2 pings within 45 s, by
+//! TCP probes within two minutes.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,38 +29,37 @@ use tower::util::BoxCloneSyncService;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 
 use super::gzip::{self, Unzipped};
-use super::observer::Observer;
 use super::token::TokenFile;
+use super::traffic::TrafficObserver;
 
-/// How long it may take to reach the server, all handshakes included.
-const CONNECT: Duration = Duration::from_secs(10);
+/// Timeout for a connection, all handshakes included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After this long without a frame from the server it is pinged. As in client-go.
+/// The server is pinged after this long without a frame. As in client-go.
 const PING_AFTER: Duration = Duration::from_secs(30);
 
-/// How long the server has for its answer to a ping. As in client-go.
+/// Timeout for the server's reply to a ping. As in client-go.
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// After this long without a packet TCP probes whether the peer is there, and then each
-/// [`PROBE_EVERY`].
+/// TCP probes the peer after this long without a packet, and then every [`PROBE_EVERY`].
 const PROBE_AFTER: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 
-/// How long the peer may leave packets and probes without an answer; with the probe that finds it out,
-/// less than two minutes.
+/// How long the peer may leave packets and probes unacknowledged. With the probe that detects it, less than
+/// two minutes.
 const PEER_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// How many bytes the server may send ahead, of one answer and of all together: what is in the way
-/// between two data centres, and no burden on memory.
+/// HTTP/2 windows: how many bytes the server may send ahead, for one response and for the connection. They
+/// cover the delay between two data centres and limit memory.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
-type Sending = BoxCloneSyncService<Request<Body>, Response<Incoming>, BoxError>;
+type BoxedHttp = BoxCloneSyncService<Request<Body>, Response<Incoming>, BoxError>;
 
-/// A link to an API server. Clones are the same one.
+/// A link to an API server. Clones share it.
 #[derive(Clone)]
 pub struct Link {
-    service: Sending,
+    service: BoxedHttp,
     token: Option<Arc<TokenFile>>,
     retired: watch::Sender<bool>,
     /// `addr:port` of the API server, as configured.
@@ -68,23 +67,23 @@ pub struct Link {
 }
 
 impl Link {
-    /// Prepares the way that `config` describes; nothing is contacted yet. Each connection is reported
-    /// to `observer`. An error when a certificate or a key is unusable.
+    /// Prepares a link by `config`; no connection is made yet. Each later connection is reported to
+    /// `observer`. Fails if a certificate or a key is unusable.
     pub fn new(
         config: &Config,
         token: Option<Arc<TokenFile>>,
-        observer: &Arc<dyn Observer>,
+        observer: &Arc<dyn TrafficObserver>,
     ) -> anyhow::Result<Link> {
         let sockets = sockets();
-        let sending = match &config.proxy_url {
-            None => over(sockets, config, observer)?,
+        let http = match &config.proxy_url {
+            None => https_client(sockets, config, observer)?,
             Some(proxy) => match proxy.scheme_str() {
-                Some("http") => over(tunnel(proxy, sockets)?, config, observer)?,
+                Some("http") => https_client(tunnel(proxy, sockets)?, config, observer)?,
                 Some("https") => {
                     let sockets = with_tls(config)?.enable_http1().wrap_connector(sockets);
-                    over(tunnel(proxy, sockets)?, config, observer)?
+                    https_client(tunnel(proxy, sockets)?, config, observer)?
                 }
-                _ => bail!("proxy {proxy}: its scheme has to be http or https"),
+                _ => bail!("proxy {proxy}: the scheme must be http or https"),
             },
         };
         let auth = config.auth_layer().context("preparing the credentials")?;
@@ -93,36 +92,36 @@ impl Link {
             .option_layer(auth)
             .layer(config.extra_headers_layer().context("preparing headers")?)
             .map_err(BoxError::from)
-            .service(sending);
+            .service(http);
         let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
         let service = BoxCloneSyncService::new(service);
         Ok(Link { service, token, retired: watch::Sender::new(false), host })
     }
 
-    /// Sends one request; the answer's body is unpacked, and a watch ends in order when this link is
+    /// Sends one request. The response body is decompressed, and a watch ends normally when this link is
     /// retired.
     pub async fn send(self, mut request: Request<Body>) -> Result<Response<Unzipped>, BoxError> {
         if let Some(token) = &self.token {
             request.headers_mut().insert(header::AUTHORIZATION, token.header());
         }
         let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
-        gzip::accept(request.headers_mut());
-        let answer = self.service.oneshot(request).await?;
-        Ok(gzip::unzip(answer, is_watch.then(|| self.retired.subscribe())))
+        gzip::request_compression(request.headers_mut());
+        let response = self.service.oneshot(request).await?;
+        Ok(gzip::unzip(response, is_watch.then(|| self.retired.subscribe())))
     }
 
-    /// Ends the watches that run, in order, so that they are begun again over the link that replaces it.
+    /// Ends running watches normally, so that they continue over the link that replaces this one.
     pub fn retire(&self) {
         self.retired.send_replace(true);
     }
 
-    /// Whether it was retired.
+    /// Whether [`Link::retire`] was called.
     pub fn is_retired(&self) -> bool {
         *self.retired.borrow()
     }
 
-    /// Waits until the file of tokens holds another one than was sent last; for ever where there is
-    /// none.
+    /// Waits until the token file holds another token than the one sent last; without a token file, for
+    /// ever.
     pub async fn token_changed(&self) {
         match &self.token {
             Some(token) => token.changed().await,
@@ -131,19 +130,19 @@ impl Link {
     }
 }
 
-/// Sockets that notice when their peer is gone.
+/// TCP connections that detect a dead peer.
 fn sockets() -> HttpConnector {
     let mut sockets = HttpConnector::new();
     sockets.enforce_http(false);
     sockets.set_nodelay(true);
-    sockets.set_connect_timeout(Some(CONNECT));
+    sockets.set_connect_timeout(Some(CONNECT_TIMEOUT));
     sockets.set_keepalive(Some(PROBE_AFTER));
     sockets.set_keepalive_interval(Some(PROBE_EVERY));
     sockets.set_tcp_user_timeout(Some(PEER_TIMEOUT));
     sockets
 }
 
-/// Leads through `proxy`, with the user and password that its address may hold.
+/// Tunnels through `proxy`, with the user and password from its address.
 fn tunnel<C>(proxy: &Uri, connector: C) -> anyhow::Result<Tunnel<C>> {
     let tunnel = Tunnel::new(proxy.clone(), connector);
     let user = proxy.authority().and_then(|authority| authority.as_str().rsplit_once('@'));
@@ -163,15 +162,15 @@ fn with_tls(config: &Config) -> anyhow::Result<TlsBuilder> {
     let builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
     Ok(match &config.tls_server_name {
         Some(name) => {
-            let name = name.clone().try_into().map_err(|_| anyhow!("{name:?} is no name of a server"))?;
+            let name = name.clone().try_into().map_err(|_| anyhow!("{name:?} is not a server name"))?;
             builder.with_server_name_resolver(FixedServerNameResolver::new(name))
         }
         None => builder,
     })
 }
 
-/// What sends requests over connections that `tcp` makes.
-fn over<H>(tcp: H, config: &Config, observer: &Arc<dyn Observer>) -> anyhow::Result<Sending>
+/// An HTTP client over connections that `tcp` makes.
+fn https_client<H>(tcp: H, config: &Config, observer: &Arc<dyn TrafficObserver>) -> anyhow::Result<BoxedHttp>
 where
     H: Service<Uri> + Clone + Send + Sync + 'static,
     H::Response: Connection + Read + Write + Send + Unpin + 'static,
@@ -189,72 +188,74 @@ where
         .http2_initial_stream_window_size(STREAM_WINDOW)
         .http2_initial_connection_window_size(CONNECTION_WINDOW);
     let http1 = BoxCloneSyncService::new(
-        builder.build(connecting(connector.clone(), Versions::Any, observer.clone())).map_err(BoxError::from),
+        builder
+            .build(connect_with_timeout(connector.clone(), HttpVersions::Any, observer.clone()))
+            .map_err(BoxError::from),
     );
     if config.cluster_url.scheme() == Some(&Scheme::HTTP) {
         return Ok(http1);
     }
-    // Known beforehand to be HTTP/2, requests that come while the connection is made wait for it instead
-    // of making more. It is used for as long as it lives: the server ends idle ones itself.
+    // With HTTP/2 only, requests that arrive while the connection is being made wait for it instead of
+    // opening more. The connection has no idle timeout here: the server ends idle ones itself.
     builder.http2_only(true).pool_idle_timeout(None);
-    let http2 = builder.build(connecting(connector, Versions::Http2, observer.clone()));
+    let http2 = builder.build(connect_with_timeout(connector, HttpVersions::Http2, observer.clone()));
     let http2 = BoxCloneSyncService::new(http2.map_err(BoxError::from));
-    let refuses = Arc::new(AtomicBool::new(false));
+    let rejects_http2 = Arc::new(AtomicBool::new(false));
     Ok(BoxCloneSyncService::new(tower::service_fn(move |request| {
-        negotiated(http2.clone(), http1.clone(), refuses.clone(), request)
+        send_negotiated(http2.clone(), http1.clone(), rejects_http2.clone(), request)
     })))
 }
 
-/// Sends by HTTP/2, or, from the first time on that the server does not take it, by what it does take.
-async fn negotiated(
-    http2: Sending,
-    http1: Sending,
-    refuses_http2: Arc<AtomicBool>,
+/// Sends over HTTP/2; after the server has rejected HTTP/2 once, over HTTP/1.1.
+async fn send_negotiated(
+    http2: BoxedHttp,
+    http1: BoxedHttp,
+    rejects_http2: Arc<AtomicBool>,
     request: Request<Body>,
 ) -> Result<Response<Incoming>, BoxError> {
-    if refuses_http2.load(Ordering::Relaxed) {
+    if rejects_http2.load(Ordering::Relaxed) {
         return http1.oneshot(request).await;
     }
     let (parts, body) = request.into_parts();
-    let again = body.try_clone().map(|body| Request::from_parts(parts.clone(), body));
+    let retry = body.try_clone().map(|body| Request::from_parts(parts.clone(), body));
     match http2.oneshot(Request::from_parts(parts, body)).await {
-        Err(error) if is_refusal(&*error) => {
-            refuses_http2.store(true, Ordering::Relaxed);
-            http1.oneshot(again.ok_or(error)?).await
+        Err(error) if is_no_http2(&*error) => {
+            rejects_http2.store(true, Ordering::Relaxed);
+            http1.oneshot(retry.ok_or(error)?).await
         }
-        answer => answer,
+        result => result,
     }
 }
 
-/// Which versions of HTTP a connection may turn out to speak.
+/// The HTTP versions that a connection may negotiate.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Versions {
+enum HttpVersions {
     Any,
     Http2,
 }
 
-/// The server is there, but takes no HTTP/2.
+/// The server is reachable, but does not support HTTP/2.
 #[derive(Debug, thiserror::Error)]
-#[error("the server takes no HTTP/2")]
+#[error("the server does not support HTTP/2")]
 struct NoHttp2;
 
-fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+fn is_no_http2(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut errors = std::iter::successors(Some(error), |error| error.source());
     errors.any(|error| error.is::<NoHttp2>())
 }
 
-type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+type ConnectFuture<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
-/// Makes connections, in bounded time.
-fn connecting<H>(
+/// Makes connections, with a timeout.
+fn connect_with_timeout<H>(
     connector: HttpsConnector<H>,
-    versions: Versions,
-    observer: Arc<dyn Observer>,
+    versions: HttpVersions,
+    observer: Arc<dyn TrafficObserver>,
 ) -> impl Service<
     Uri,
     Response = hyper_rustls::MaybeHttpsStream<H::Response>,
     Error = BoxError,
-    Future = Connecting<hyper_rustls::MaybeHttpsStream<H::Response>>,
+    Future = ConnectFuture<hyper_rustls::MaybeHttpsStream<H::Response>>,
 > + Clone
 + Send
 + Sync
@@ -268,16 +269,16 @@ where
     tower::service_fn(move |uri| {
         let (connector, observer) = (connector.clone(), observer.clone());
         let connected = async move {
-            let stream = tokio::time::timeout(CONNECT, connector.oneshot(uri))
+            let stream = tokio::time::timeout(CONNECT_TIMEOUT, connector.oneshot(uri))
                 .await
-                .map_err(|_| format!("no connection within {} s", CONNECT.as_secs()))??;
-            if versions == Versions::Http2 && !stream.connected().is_negotiated_h2() {
+                .map_err(|_| format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()))??;
+            if versions == HttpVersions::Http2 && !stream.connected().is_negotiated_h2() {
                 return Err(NoHttp2.into());
             }
-            observer.connected();
+            observer.connection_opened();
             Ok(stream)
         };
-        Box::pin(connected) as Connecting<_>
+        Box::pin(connected) as ConnectFuture<_>
     })
 }
 

@@ -1,11 +1,11 @@
-//! Which proxy leads to an API server: what the environment says, by Go's rules.
+//! Chooses the HTTP proxy for an API server from the environment, by Go's rules.
 
 use std::net::IpAddr;
 
 use crate::net::{Cidr, parse_ip};
 
-/// The proxy that the environment names for `server`: `HTTPS_PROXY` or `HTTP_PROXY` by its scheme,
-/// upper case before lower case, unless `NO_PROXY` names the server.
+/// The proxy for `server`: `HTTPS_PROXY` or `HTTP_PROXY` by the server's scheme, upper case before lower
+/// case, unless `NO_PROXY` names the server.
 pub fn proxy_for(server: &http::Uri, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let environment = |name: &str| {
         let is_set = |text: &String| !text.is_empty();
@@ -19,7 +19,7 @@ pub fn proxy_for(server: &http::Uri, variable: impl Fn(&str) -> Option<String>) 
     proxy.filter(|_| !is_direct(host, port, &no_proxy))
 }
 
-/// `http://` may be left out, as in curl and Go.
+/// Reads a proxy address; `http://` is optional, as in curl and Go.
 pub fn proxy_url<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(
     text: &str,
 ) -> anyhow::Result<T> {
@@ -27,8 +27,8 @@ pub fn proxy_url<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'st
     Ok(text.parse()?)
 }
 
-/// Whether a server is reached without the proxy: it is this machine, or named by `NO_PROXY`
-/// (`*`, names, `.domains`, addresses and CIDRs, each with a port or without). Source: Go's
+/// Whether a server is reached without the proxy: its address is a loopback address, or `NO_PROXY` names it
+/// (`*`, names, `.domains`, addresses and CIDRs, each with or without a port). Source: Go's
 /// `golang.org/x/net/http/httpproxy`.
 fn is_direct(host: &str, port: u16, no_proxy: &str) -> bool {
     let ip = parse_ip(host).ok();
@@ -42,12 +42,12 @@ fn is_direct(host: &str, port: u16, no_proxy: &str) -> bool {
         if let Ok(cidr) = Cidr::parse(entry) {
             return ip.is_some_and(|ip| cidr.contains(ip));
         }
-        let (name, wanted_port) = split_port(entry);
-        if wanted_port.is_some_and(|wanted| wanted != port) {
+        let (name, entry_port) = split_port(entry);
+        if entry_port.is_some_and(|entry_port| entry_port != port) {
             return false;
         }
         match parse_ip(name) {
-            Ok(wanted) => ip == Some(wanted),
+            Ok(entry_ip) => ip == Some(entry_ip),
             Err(_) => is_in_domain(host, name),
         }
     })
@@ -63,7 +63,8 @@ fn split_port(entry: &str) -> (&str, Option<u16>) {
     }
 }
 
-/// `example.org` names itself and all below it, `.example.org` and `*.example.org` what is below.
+/// `example.org` matches itself and its subdomains; `.example.org` and `*.example.org` match subdomains
+/// only.
 fn is_in_domain(host: &str, name: &str) -> bool {
     let (host, name) = (host.to_ascii_lowercase(), name.to_ascii_lowercase());
     let name = name.strip_prefix('*').unwrap_or(&name);
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_names_the_proxy_by_the_servers_scheme() {
+    fn the_servers_scheme_selects_the_environment_variable() {
         let check = |server: &str, variables: &[(&str, &str)], expected: Option<&str>| {
             let variable = |name: &str| {
                 variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())

@@ -1,61 +1,61 @@
-//! How lists and watches are asked for: so that they cost the API server little, and that nothing goes
-//! back in time.
+//! Builds the requests for lists and watches, so that they cost the API server little and never return
+//! older state than was seen before.
 //!
-//! - A *streaming list* begins without a version: "as of now". Of several API servers, one that lags
-//!   behind answers once it knows all that was written before the request; it asks etcd for
-//!   its newest version, and answers from memory. Later ones name the last version that was seen
-//!   (`NotOlderThan`), which no server has to ask etcd for. Source: client-go's reflector, v0.36.
-//! - A *plain list*, where streaming lists are not served, is taken from the server's memory too: the
-//!   first of any version (`0`), for without one 5 000 nodes that start would read etcd 5 000 times;
-//!   later ones not older than the last version that was seen. It is asked for whole: pages of later
-//!   versions would come from etcd.
-//! - A version that the server does not reach (etcd was restored from a backup) or no longer has is not
-//!   asked for again: the next list is as of now, whatever its version.
+//! - A *streaming list* begins without a version, which means "as of now". A lagging API server responds
+//!   once it knows all that was written before the request; it asks etcd for the newest version and
+//!   responds from memory. Later streaming lists name the last version seen (`NotOlderThan`), which needs
+//!   no request to etcd. Source: client-go's reflector, v0.36.
+//! - A *plain list*, where streaming lists are not supported, also comes from the server's memory. The
+//!   first one accepts any version (`0`): without it, 5 000 starting nodes would read etcd 5 000 times.
+//!   Later ones are not older than the last version seen. A list is requested whole: the second page of a
+//!   paginated list would come from etcd.
+//! - A version that the server has not reached (etcd was restored from a backup) or no longer has is not
+//!   requested again: the next list is as of now, whatever its version.
 
 use http::{HeaderValue, Request, header};
 use kube::api::{ListParams, VersionMatch, WatchParams};
 
-/// The newest version of a kind that is known.
+/// The newest version seen of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Version {
-    /// Nothing was listed yet.
-    Unknown,
-    /// This one.
+pub enum KnownVersion {
+    /// No list is complete yet.
+    None,
+    /// The last version seen.
     Seen(String),
-    /// The server cannot serve the one that is known.
-    Unusable,
+    /// The server cannot serve the last version seen.
+    Unservable,
 }
 
-/// What is asked for of one kind.
+/// The objects of one kind to list and watch.
 #[derive(Clone, Debug)]
-pub struct Query {
-    /// The path of all objects of the kind.
+pub struct ListQuery {
+    /// Path of all objects of the kind.
     pub path: String,
-    /// Selectors.
+    /// Label selector.
     pub labels: Option<String>,
-    /// Selectors.
+    /// Field selector.
     pub fields: Option<String>,
 }
 
-/// A request, or why there is none.
-pub type Asking = Result<Request<Vec<u8>>, kube::core::request::Error>;
+/// A request, or why it cannot be built.
+pub type BuiltRequest = Result<Request<Vec<u8>>, kube::core::request::Error>;
 
-impl Query {
-    /// A streaming list, which goes on as a watch until `seconds` are over.
-    pub fn streaming(&self, version: &Version, seconds: u32) -> Asking {
+impl ListQuery {
+    /// A streaming list, which continues as a watch for `seconds`.
+    pub fn streaming(&self, version: &KnownVersion, seconds: u32) -> BuiltRequest {
         let version = match version {
-            Version::Seen(version) => version,
-            Version::Unknown | Version::Unusable => "",
+            KnownVersion::Seen(version) => version,
+            KnownVersion::None | KnownVersion::Unservable => "",
         };
-        self.request().watch(&self.watching(seconds, true), version)
+        self.request().watch(&self.watch_params(seconds, true), version)
     }
 
-    /// All objects at once.
-    pub fn list(&self, version: &Version) -> Asking {
+    /// A plain list.
+    pub fn list(&self, version: &KnownVersion) -> BuiltRequest {
         let version = match version {
-            Version::Unknown => Some("0".to_owned()),
-            Version::Seen(version) => Some(version.clone()),
-            Version::Unusable => None,
+            KnownVersion::None => Some("0".to_owned()),
+            KnownVersion::Seen(version) => Some(version.clone()),
+            KnownVersion::Unservable => None,
         };
         let list = ListParams {
             label_selector: self.labels.clone(),
@@ -67,9 +67,9 @@ impl Query {
         self.request().list(&list)
     }
 
-    /// What changes after `version`, until `seconds` are over. Events are small: no compression.
-    pub fn watch(&self, version: &str, seconds: u32) -> Asking {
-        let mut request = self.request().watch(&self.watching(seconds, false), version)?;
+    /// A watch of the changes after `version`, for `seconds`. Events are small: no compression.
+    pub fn watch(&self, version: &str, seconds: u32) -> BuiltRequest {
+        let mut request = self.request().watch(&self.watch_params(seconds, false), version)?;
         request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         Ok(request)
     }
@@ -78,7 +78,7 @@ impl Query {
         kube::core::Request::new(self.path.clone())
     }
 
-    fn watching(&self, seconds: u32, is_streaming: bool) -> WatchParams {
+    fn watch_params(&self, seconds: u32, is_streaming: bool) -> WatchParams {
         WatchParams {
             label_selector: self.labels.clone(),
             field_selector: self.fields.clone(),

@@ -1,9 +1,9 @@
-//! The link to the API server with credentials as they are now: files that are replaced before they
-//! expire are read again, and a new link replaces the old one.
+//! Keeps the link to the API server up to date with credentials in files: when the files change, a new link
+//! replaces the old one.
 //!
-//! A change is noticed by the next request, and without one within [`LOOK_EVERY`]. Watches of the old
-//! link end as if the server had ended them, and go on over the new one. New files that are unusable,
-//! or half written, leave the old link in use.
+//! A change is noticed by the next request, or within [`CHECK_INTERVAL`] without one. Watches of the old
+//! link end as if the server had ended them, and continue over the new link. While new files are unusable
+//! or incomplete, the old link stays in use.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,49 +15,49 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::kubeconfig::{ApiServerSource, FileHashes};
 use super::link::Link;
-use super::observer::Observer;
-use super::origin::{Files, Origin};
 use super::token::TokenFile;
+use super::traffic::TrafficObserver;
 
-/// How often the files are looked at while nothing is sent.
-pub const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How often the files are checked while no request is sent.
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often they are looked at while the API server does not take what they held.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// How often the files are checked while the API server rejects the credentials.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long what was read of the files is taken for what they hold.
-const FRESH: Duration = Duration::from_millis(400);
+/// How long the result of a check stays valid.
+const CHECK_VALID_FOR: Duration = Duration::from_millis(400);
 
-/// The link that is in use, and the files that it was made from.
+/// The link in use, and the files that it was made from.
 pub struct Renewal {
-    origin: Origin,
-    observer: Arc<dyn Observer>,
-    state: Mutex<State>,
+    source: ApiServerSource,
+    observer: Arc<dyn TrafficObserver>,
+    state: Mutex<LinkState>,
 }
 
-struct State {
+struct LinkState {
     link: Link,
-    /// How many other servers than the first the files have named.
-    n_moves: u64,
-    /// As they were when the link was made.
-    files: Files,
-    /// As they were when no link could be made from them; already logged.
-    unusable: Option<Files>,
-    looked: Instant,
+    /// How often the files have named another server.
+    n_server_changes: u64,
+    /// Their content when the link was made.
+    files: FileHashes,
+    /// Their content when making a link failed; the failure is logged.
+    unusable: Option<FileHashes>,
+    checked: Instant,
 }
 
 impl Renewal {
-    /// Makes the first link, from `config`, which was just read from `origin`.
+    /// Makes the first link from `config`, which was just read from `source`.
     pub fn new(
-        origin: Origin,
-        files: Files,
+        source: ApiServerSource,
+        files: FileHashes,
         config: Config,
-        observer: Arc<dyn Observer>,
+        observer: Arc<dyn TrafficObserver>,
     ) -> anyhow::Result<Renewal> {
         let link = link(config, &observer)?;
-        let state = State { link, n_moves: 0, files, unusable: None, looked: Instant::now() };
-        Ok(Renewal { origin, observer, state: Mutex::new(state) })
+        let state = LinkState { link, n_server_changes: 0, files, unusable: None, checked: Instant::now() };
+        Ok(Renewal { source, observer, state: Mutex::new(state) })
     }
 
     /// The link to use now.
@@ -65,39 +65,39 @@ impl Renewal {
         self.up_to_date().await.link.clone()
     }
 
-    /// How often the files have named another server. Versions of one server mean nothing to the next,
-    /// which may have another etcd.
-    pub async fn n_moves(&self) -> u64 {
-        self.up_to_date().await.n_moves
+    /// How often the files have named another server. Resource versions of two servers are unrelated: each
+    /// may have an etcd of its own.
+    pub async fn n_server_changes(&self) -> u64 {
+        self.up_to_date().await.n_server_changes
     }
 
-    async fn up_to_date(&self) -> MutexGuard<'_, State> {
+    async fn up_to_date(&self) -> MutexGuard<'_, LinkState> {
         let mut state = self.state.lock().await;
-        if state.looked.elapsed() >= FRESH {
-            self.look(&mut state).await;
+        if state.checked.elapsed() >= CHECK_VALID_FOR {
+            self.reload_if_changed(&mut state).await;
         }
         state
     }
 
-    /// Waits until there are other credentials than the rejected ones: another token in its file, or
-    /// other files.
-    pub async fn renewed(&self) {
-        let refused = self.state.lock().await.link.clone();
+    /// Waits until the credentials differ from the rejected ones: another token in the token file, or other
+    /// files.
+    pub async fn wait_renewed(&self) {
+        let rejected = self.state.lock().await.link.clone();
         let other_files = async {
-            while !refused.is_retired() {
-                tokio::time::sleep(LOOK_AGAIN).await;
+            while !rejected.is_retired() {
+                tokio::time::sleep(RECHECK_INTERVAL).await;
                 self.current().await;
             }
         };
         tokio::select! {
-            () = refused.token_changed() => {}
+            () = rejected.token_changed() => {}
             () = other_files => {}
         }
     }
 
-    async fn look(&self, state: &mut State) {
-        state.looked = Instant::now();
-        let files = self.origin.files();
+    async fn reload_if_changed(&self, state: &mut LinkState) {
+        state.checked = Instant::now();
+        let files = self.source.files();
         if files == state.files || state.unusable.as_ref() == Some(&files) {
             return;
         }
@@ -106,12 +106,12 @@ impl Renewal {
             .filter(|(path, hash)| state.files.get(*path) != Some(*hash))
             .map(|(path, _)| path.display().to_string())
             .collect();
-        let renewed = async { link(self.origin.config().await?, &self.observer) };
-        match renewed.await {
+        let wait_renewed = async { link(self.source.config().await?, &self.observer) };
+        match wait_renewed.await {
             Ok(link) => {
-                info!(server = link.host, files = changed.join(", "), "credentials changed; connecting anew");
+                info!(server = link.host, files = changed.join(", "), "credentials changed; reconnecting");
                 let old = std::mem::replace(&mut state.link, link);
-                state.n_moves += u64::from(old.host != state.link.host);
+                state.n_server_changes += u64::from(old.host != state.link.host);
                 old.retire();
                 (state.files, state.unusable) = (files, None);
             }
@@ -127,8 +127,8 @@ impl Renewal {
     }
 }
 
-/// A link by `config`, with what every request of ours carries.
-fn link(mut config: Config, observer: &Arc<dyn Observer>) -> anyhow::Result<Link> {
+/// Makes a link from `config`, with the headers that every request carries.
+fn link(mut config: Config, observer: &Arc<dyn TrafficObserver>) -> anyhow::Result<Link> {
     let agent = format!("chainsmith/{}", env!("CARGO_PKG_VERSION"));
     config.headers.push(("user-agent".parse()?, agent.parse()?));
     let token = token_file(&mut config.auth_info)?.map(Arc::new);
@@ -139,9 +139,8 @@ fn link(mut config: Config, observer: &Arc<dyn Observer>) -> anyhow::Result<Link
     })
 }
 
-/// Takes the token file over from kube, which reads it once a minute: one that was refused has to be
-/// replaced sooner. As in client-go a file counts more than a token beside it, unless it is
-/// unreadable.
+/// Takes the token file from kube's configuration: kube reads it once a minute, but a rejected token must
+/// be replaced sooner. As in client-go, a readable token file has precedence over a token.
 fn token_file(auth: &mut AuthInfo) -> anyhow::Result<Option<TokenFile>> {
     let Some(path) = &auth.token_file else { return Ok(None) };
     match TokenFile::open(Path::new(path)) {
@@ -150,7 +149,7 @@ fn token_file(auth: &mut AuthInfo) -> anyhow::Result<Option<TokenFile>> {
             Ok(Some(file))
         }
         Err(error) if auth.token.is_some() => {
-            warn!(error = %format!("{error:#}"), "using the token beside it");
+            warn!(error = %format!("{error:#}"), "cannot read token file; using the token in the kubeconfig");
             auth.token_file = None;
             Ok(None)
         }

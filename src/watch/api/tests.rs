@@ -1,11 +1,11 @@
-//! Watching over HTTP, against a server that says what it is told to.
+//! Tests of watching over HTTP, against a scripted server.
 
 mod lists;
 mod outage;
 mod replays;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -17,47 +17,45 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::model::Change;
+use crate::watch::api::fake::QueryPairs;
 
-const IMPATIENT: Patience = Patience {
-    head: Duration::from_millis(300),
-    object: Duration::from_millis(300),
-    item: Duration::from_secs(60),
+const SHORT_TIMEOUTS: WatchTimeouts = WatchTimeouts {
+    list_start: Duration::from_millis(300),
+    next_object: Duration::from_millis(300),
+    next_item: Duration::from_secs(60),
 };
 
-/// A request as a test sees it: kind, and the query by key.
-type Query = BTreeMap<String, String>;
-
-/// What to answer: status and lines, one after another; then the response ends, or stays open.
-struct Answer {
+/// A response: status and lines, one after another; then it ends, or stays open.
+struct ScriptedResponse {
     status: u16,
     lines: Vec<Value>,
     stays_open: bool,
 }
 
-fn lines(lines: Vec<Value>) -> Answer {
-    Answer { status: 200, lines, stays_open: true }
+fn lines(lines: Vec<Value>) -> ScriptedResponse {
+    ScriptedResponse { status: 200, lines, stays_open: true }
 }
 
-fn list(items: Vec<Value>) -> Answer {
+fn list(items: Vec<Value>) -> ScriptedResponse {
     let list = json!({
         "kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}, "items": items,
     });
-    Answer { status: 200, lines: vec![list], stays_open: false }
+    ScriptedResponse { status: 200, lines: vec![list], stays_open: false }
 }
 
-fn failure(code: u16, reason: &str) -> Answer {
+fn failure(code: u16, reason: &str) -> ScriptedResponse {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason,
         "message": reason, "metadata": {},
     });
-    Answer { status: code, lines: vec![status], stays_open: false }
+    ScriptedResponse { status: code, lines: vec![status], stays_open: false }
 }
 
 fn event(kind: &str, object: &Value) -> Value {
     json!({"type": kind, "object": object})
 }
 
-/// The bookmark that ends a streaming list.
+/// The bookmark at the end of a streaming list.
 fn list_end() -> Value {
     let annotations = json!({"k8s.io/initial-events-end": "true"});
     event(
@@ -77,16 +75,16 @@ fn service(name: &str, version: u32) -> Value {
     })
 }
 
-type Script = Arc<dyn Fn(&Query) -> Answer + Send + Sync>;
+type Script = Arc<dyn Fn(&QueryPairs) -> ScriptedResponse + Send + Sync>;
 
 async fn answer(State(script): State<Script>, request: Request) -> Response {
     let query =
         request.uri().query().unwrap_or_default().replace("%21", "!").replace("%3D", "=").replace("%2F", "/");
-    let query: Query = query
+    let query: QueryPairs = query
         .split('&')
         .filter_map(|pair| pair.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())))
         .collect();
-    let Answer { status, lines, stays_open } = match request.uri().path() {
+    let ScriptedResponse { status, lines, stays_open } = match request.uri().path() {
         "/api/v1/services" => {
             let agent = request.headers()["user-agent"].to_str().unwrap();
             assert_eq!(agent, concat!("chainsmith/", env!("CARGO_PKG_VERSION")));
@@ -102,7 +100,7 @@ async fn answer(State(script): State<Script>, request: Request) -> Response {
             assert_eq!(query["fieldSelector"], "metadata.name=node-a");
             super::tests::lines(vec![list_end()])
         }
-        other => panic!("asked for {other}"),
+        other => panic!("unexpected request for {other}"),
     };
     let lines =
         futures::stream::iter(lines).map(|line| Ok::<_, std::io::Error>(Bytes::from(format!("{line}\n"))));
@@ -114,21 +112,23 @@ async fn answer(State(script): State<Script>, request: Request) -> Response {
     Response::builder().status(status).header("content-type", "application/json").body(body).unwrap()
 }
 
-/// Starts the server and a follower of it; the events about Services.
-async fn events_of(script: impl Fn(&Query) -> Answer + Send + Sync + 'static) -> mpsc::Receiver<WatchEvent> {
+/// Starts the server and a follower; returns the events about Services.
+async fn events_of(
+    script: impl Fn(&QueryPairs) -> ScriptedResponse + Send + Sync + 'static,
+) -> mpsc::Receiver<WatchEvent> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let router = Router::new().fallback(answer).with_state(Arc::new(script) as Script);
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     let server = format!("http://{address}");
-    let limit = Limit { qps: Some(50.0), burst: 10 };
+    let limit = RequestLimit { qps: Some(50.0), burst: 10 };
     let connection = connect(None, Some(&server), limit, Arc::new(())).await.unwrap();
     let (sender, receiver) = mpsc::channel(crate::watch::CHANNEL_CAPACITY);
-    tokio::spawn(follow_with(connection, "node-a".into(), sender, IMPATIENT));
+    tokio::spawn(follow_with(connection, "node-a".into(), sender, SHORT_TIMEOUTS));
     receiver
 }
 
-/// The next `n` events that are about Services, as words.
+/// The next `n` events about Services, as text.
 async fn words(events: &mut mpsc::Receiver<WatchEvent>, n: usize) -> Vec<String> {
     let mut words = Vec::new();
     while words.len() < n {
@@ -148,7 +148,7 @@ async fn words(events: &mut mpsc::Receiver<WatchEvent>, n: usize) -> Vec<String>
     words
 }
 
-fn is_streaming_list(query: &Query) -> bool {
+fn is_streaming_list(query: &QueryPairs) -> bool {
     query.get("sendInitialEvents").is_some_and(|value| value == "true")
 }
 
@@ -169,7 +169,7 @@ async fn a_streaming_list_is_followed_by_its_watch() {
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_streaming_lists_is_asked_for_one_list_from_its_memory() {
+async fn a_server_that_rejects_streaming_lists_gets_one_plain_list_from_memory() {
     let mut events = events_of(|query| {
         if is_streaming_list(query) {
             return failure(422, "sendInitialEvents is forbidden for watch");
@@ -187,7 +187,7 @@ async fn a_server_that_refuses_streaming_lists_is_asked_for_one_list_from_its_me
 }
 
 #[tokio::test]
-async fn a_server_that_never_ends_its_streaming_list_is_asked_for_a_plain_one() {
+async fn after_a_streaming_list_without_an_end_a_plain_list_is_requested() {
     let mut events = events_of(|query| match (is_streaming_list(query), query.contains_key("watch")) {
         (true, _) => lines(vec![event("ADDED", &service("a", 1))]),
         (_, true) => lines(vec![]),
@@ -198,7 +198,7 @@ async fn a_server_that_never_ends_its_streaming_list_is_asked_for_a_plain_one() 
 }
 
 #[tokio::test]
-async fn one_bad_object_costs_itself() {
+async fn one_malformed_object_does_not_affect_other_objects() {
     let mut bad = service("bad", 2);
     bad["spec"]["ports"] = json!("many");
     let mut events = events_of(move |_| {
@@ -216,7 +216,7 @@ async fn one_bad_object_costs_itself() {
 }
 
 #[tokio::test]
-async fn an_expired_watch_lists_again_and_swaps_in_what_is_there() {
+async fn an_expired_watch_lists_again_and_replaces_all_objects() {
     let n_lists = std::sync::atomic::AtomicUsize::new(0);
     let mut events = events_of(move |query| {
         let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
@@ -232,42 +232,45 @@ async fn an_expired_watch_lists_again_and_swaps_in_what_is_there() {
 }
 
 #[tokio::test]
-async fn a_server_that_fails_is_asked_again() {
-    let n_asked = std::sync::atomic::AtomicUsize::new(0);
-    let mut events = events_of(move |_| match n_asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-        0 => failure(500, "etcd is away"),
-        _ => lines(vec![event("ADDED", &service("a", 1)), list_end()]),
-    })
-    .await;
+async fn a_failed_request_is_retried() {
+    let n_requests = std::sync::atomic::AtomicUsize::new(0);
+    let mut events =
+        events_of(move |_| match n_requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => failure(500, "etcd is down"),
+            _ => lines(vec![event("ADDED", &service("a", 1)), list_end()]),
+        })
+        .await;
     assert_eq!(words(&mut events, 2).await, ["*a", "listed"]);
 }
 
 #[tokio::test]
-async fn garbage_in_a_list_is_no_complete_list() {
-    let n_asked = std::sync::atomic::AtomicUsize::new(0);
-    let mut events = events_of(move |_| match n_asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-        0 => lines(vec![event("ADDED", &service("a", 1)), json!({"type": "ADDED"}), list_end()]),
-        _ => lines(vec![event("ADDED", &service("a", 1)), event("ADDED", &service("b", 2)), list_end()]),
-    })
-    .await;
+async fn a_list_with_garbage_is_not_complete() {
+    let n_requests = std::sync::atomic::AtomicUsize::new(0);
+    let mut events =
+        events_of(move |_| match n_requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => lines(vec![event("ADDED", &service("a", 1)), json!({"type": "ADDED"}), list_end()]),
+            _ => lines(vec![event("ADDED", &service("a", 1)), event("ADDED", &service("b", 2)), list_end()]),
+        })
+        .await;
     assert_eq!(words(&mut events, 2).await, ["*a,b", "listed"]);
 }
 
 #[tokio::test]
-async fn a_change_that_was_unreadable_is_found_by_listing_again() {
-    let n_asked = std::sync::atomic::AtomicUsize::new(0);
-    let mut events = events_of(move |_| match n_asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-        0 => lines(vec![event("ADDED", &service("a", 1)), list_end(), json!(["half", "a", "change"])]),
-        _ => lines(vec![event("ADDED", &service("b", 2)), list_end()]),
-    })
-    .await;
+async fn after_an_unreadable_change_a_list_shows_it() {
+    let n_requests = std::sync::atomic::AtomicUsize::new(0);
+    let mut events =
+        events_of(move |_| match n_requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => lines(vec![event("ADDED", &service("a", 1)), list_end(), json!(["half", "a", "change"])]),
+            _ => lines(vec![event("ADDED", &service("b", 2)), list_end()]),
+        })
+        .await;
     assert_eq!(words(&mut events, 3).await, ["*a", "listed", "*b"]);
 }
 
 #[tokio::test]
-async fn lists_that_break_off_again_and_again_are_asked_for_plain() {
+async fn after_repeated_cut_off_streaming_lists_a_plain_list_is_requested() {
     let mut events = events_of(|query| match (is_streaming_list(query), query.contains_key("watch")) {
-        (true, _) => Answer { stays_open: false, ..lines(vec![event("ADDED", &service("a", 1))]) },
+        (true, _) => ScriptedResponse { stays_open: false, ..lines(vec![event("ADDED", &service("a", 1))]) },
         (_, true) => lines(vec![]),
         _ => list(vec![service("a", 1), service("b", 2)]),
     })

@@ -1,4 +1,5 @@
-//! The bearer token of a file that others write anew before it expires (kubelet, each hour).
+//! The bearer token from a file that another process replaces before the token expires (kubelet, each
+//! hour).
 
 #![allow(clippy::disallowed_methods, reason = "reads the token file")]
 
@@ -9,10 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use http::HeaderValue;
 
-/// How often the file is looked at while its token is not taken.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often the file is read while its token is rejected.
+const READ_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A file with a bearer token, and the last usable one that was read.
+/// A file with a bearer token, and the last usable token read from it.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
@@ -20,15 +21,15 @@ pub struct TokenFile {
 }
 
 impl TokenFile {
-    /// Reads the file for the first time; an error when that fails or it holds no token.
+    /// Reads the file for the first time; fails if it is unreadable or holds no token.
     pub fn open(path: &Path) -> anyhow::Result<TokenFile> {
         let last = Mutex::new(read(path)?);
         Ok(TokenFile { path: path.to_owned(), last })
     }
 
-    /// The value of the `Authorization` header, as the file has it now: there are few requests, and
-    /// a kilobyte from memory is cheaper than a request with a token that is none any more. A file
-    /// that is unusable at this moment leaves the last token in use.
+    /// The value of the `Authorization` header, read from the file for each request: requests are few, and
+    /// reading a kilobyte from memory is cheaper than a request with an expired token. While the file is
+    /// unusable, the last token stays in use.
     pub fn header(&self) -> HeaderValue {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(token) = read(&self.path) {
@@ -37,11 +38,11 @@ impl TokenFile {
         last.clone()
     }
 
-    /// Waits until the file holds another token than the last one that was asked for.
+    /// Waits until the file holds another token than the one that [`TokenFile::header`] returned last.
     pub async fn changed(&self) {
-        let refused = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        while read(&self.path).map_or(true, |token| token == refused) {
-            tokio::time::sleep(LOOK_EVERY).await;
+        let rejected = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        while read(&self.path).map_or(true, |token| token == rejected) {
+            tokio::time::sleep(READ_INTERVAL).await;
         }
     }
 }
@@ -67,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn each_request_has_the_token_that_the_file_has() {
+    fn each_request_carries_the_token_in_the_file() {
         let (file, token) = token_file("first\n");
         assert_eq!(token.header(), "Bearer first");
         assert!(token.header().is_sensitive());
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unusable_file_leaves_the_last_token() {
+    fn an_unusable_file_keeps_the_last_token_in_use() {
         let (file, token) = token_file("first");
         for text in ["", " \n", "two\nlines"] {
             std::fs::write(file.path(), text).unwrap();
@@ -93,11 +94,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_new_token_is_noticed_within_half_a_second() {
         let (file, token) = token_file("first");
-        let patience = Duration::from_secs(60);
-        assert!(tokio::time::timeout(patience, token.changed()).await.is_err(), "it is the same");
+        let limit = Duration::from_secs(60);
+        assert!(tokio::time::timeout(limit, token.changed()).await.is_err(), "same token");
         std::fs::write(file.path(), "").unwrap();
-        assert!(tokio::time::timeout(patience, token.changed()).await.is_err(), "it is none");
+        assert!(tokio::time::timeout(limit, token.changed()).await.is_err(), "no token");
         std::fs::write(file.path(), "second").unwrap();
-        assert!(tokio::time::timeout(LOOK_EVERY, token.changed()).await.is_ok());
+        assert!(tokio::time::timeout(READ_INTERVAL, token.changed()).await.is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! What one manifest file holds, decoded, and what there is to say about it.
+//! Reads and decodes one manifest file, and logs its problems.
 
 #![allow(clippy::disallowed_methods, reason = "reads manifests")]
 
@@ -11,69 +11,69 @@ use std::path::Path;
 use nix::fcntl::OFlag;
 use tracing::warn;
 
-use super::listing::{Stamp, shown};
+use super::listing::{FileVersion, escaped_path};
 use crate::model::decode::manifest::{self, TextProblem};
 use crate::model::decode::{self, Interner};
 use crate::model::{Change, Node, ObjectKind, ObjectName, Problem, Service, ServiceName, Slice, SliceName};
-use crate::watch::report;
+use crate::watch::problem_log;
 
-/// An object's kind and name; a Node's namespace is empty.
-pub type Name = (ObjectKind, ObjectName);
-/// Many of them.
-pub type Names = BTreeSet<Name>;
+/// Kind and name of an object; a Node's namespace is empty.
+pub type ObjectKey = (ObjectKind, ObjectName);
+/// A set of objects.
+pub type ObjectKeys = BTreeSet<ObjectKey>;
 
-/// The largest file that is read, in bytes: 250 000 endpoints are a third of it.
-const LARGEST_FILE: u64 = 256 << 20;
-/// Messages of one kind about one look at a file that are logged; of further ones their number.
-pub const MOST_LINES: usize = 50;
+/// The largest file accepted, in bytes; 250 000 endpoints take a third of it.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+/// Limit for log lines of one kind in one scan; beyond it, only their number is logged.
+pub const MAX_LINES: usize = 50;
 
-/// What one file was found to hold.
+/// The content of one file.
 #[derive(Default)]
 pub struct Content {
-    /// The version that was read, as it was after reading; `None` when it could not be opened.
-    pub stamp: Option<Stamp>,
-    /// Whether it ends in the middle of a line.
-    pub is_cut: bool,
-    /// By name; `None` for one that is not proxied.
+    /// The version after reading; `None` when the file could not be opened.
+    pub version: Option<FileVersion>,
+    /// Whether it ends inside a line.
+    pub ends_in_line: bool,
+    /// By name; `None` for a Service that is not proxied.
     pub services: BTreeMap<ServiceName, Option<Service>>,
-    /// By name; `None` for one that counts for no Service.
+    /// By name; `None` for a slice of no Service.
     pub slices: BTreeMap<SliceName, Option<Slice>>,
-    /// This node's.
+    /// This node's Node.
     pub node: Option<Node>,
-    /// The first ones.
+    /// The first problems.
     problems: Vec<Problem>,
-    /// How many there are beyond those.
+    /// Number of further problems.
     n_more: usize,
-    /// Fields of objects that cannot be used, by kind.
+    /// Number of unusable fields, by kind.
     n_fields: BTreeMap<ObjectKind, usize>,
     texts: manifest::Outcome,
 }
 
 impl Content {
-    /// All objects it holds, also those that do not count.
-    pub fn names(&self) -> Names {
+    /// All its objects, also those that are not proxied.
+    pub fn objects(&self) -> ObjectKeys {
         let services = self.services.keys().map(|name| (ObjectKind::Service, name.clone()));
         let slices = self.slices.keys().map(|name| (ObjectKind::EndpointSlice, name.clone()));
         let node = self.node.iter().map(|node| (ObjectKind::Node, ObjectName::new("", &node.name)));
         services.chain(slices).chain(node).collect()
     }
 
-    /// Objects that could not be decoded, and whether the text itself was broken, so that it is not
-    /// known which objects were lost.
-    pub fn lost(&self) -> (Names, bool) {
-        let lost = self.texts.problems.iter().filter_map(|problem| problem.object.as_ref());
-        let lost = lost.map(|(kind, name)| match name.split_once('/') {
+    /// The objects that could not be decoded; and whether the text is malformed, so that the missing
+    /// objects are unknown.
+    pub fn undecodable(&self) -> (ObjectKeys, bool) {
+        let undecodable = self.texts.problems.iter().filter_map(|problem| problem.object.as_ref());
+        let undecodable = undecodable.map(|(kind, name)| match name.split_once('/') {
             Some((namespace, name)) => (*kind, ObjectName::new(namespace, name)),
             None => (*kind, ObjectName::new("", name)),
         });
-        let is_broken = self.texts.problems.iter().any(|problem| problem.object.is_none());
-        (lost.collect(), is_broken || self.texts.n_more_problems > 0)
+        let is_malformed = self.texts.problems.iter().any(|problem| problem.object.is_none());
+        (undecodable.collect(), is_malformed || self.texts.n_more_problems > 0)
     }
 
     fn add_problems(&mut self, problems: Vec<Problem>) {
         for problem in problems {
             *self.n_fields.entry(problem.kind).or_default() += problem.n_fields;
-            if self.problems.len() < MOST_LINES {
+            if self.problems.len() < MAX_LINES {
                 self.problems.push(problem);
             } else {
                 self.n_more += 1;
@@ -82,19 +82,19 @@ impl Content {
     }
 }
 
-/// Reads and decodes a file; of the same object twice, the later counts.
+/// Reads and decodes a file. Of an object that occurs twice, the later one is used.
 pub fn read(path: &Path, node: &str, interner: &mut Interner) -> Content {
     let source = path.display().to_string();
     let mut content = Content::default();
     let outcome = open(path).and_then(|file| {
-        content.stamp = Some(Stamp::of(&file.metadata()?));
-        let mut text = Bounded { file: &file, n_bytes: 0, last: b'\n' };
+        content.version = Some(FileVersion::of(&file.metadata()?));
+        let mut text = BoundedFile { file: &file, n_bytes: 0, last: b'\n' };
         text.check(file.metadata()?.len())?;
         let outcome =
             read_text(BufReader::with_capacity(64 << 10, &mut text), &source, node, &mut content, interner);
-        // A line, or a document of JSON.
-        content.is_cut = !b"\n}]".contains(&text.last);
-        content.stamp = Some(Stamp::of(&file.metadata()?));
+        // The end of a line, or of a JSON document.
+        content.ends_in_line = !b"\n}]".contains(&text.last);
+        content.version = Some(FileVersion::of(&file.metadata()?));
         Ok(outcome)
     });
     content.texts = outcome.unwrap_or_else(|error| {
@@ -138,24 +138,24 @@ fn read_text(
     })
 }
 
-/// The text of a file, up to a limit, and its last byte.
-struct Bounded<'a> {
+/// The text of a file, with a size limit, and its last byte.
+struct BoundedFile<'a> {
     file: &'a File,
     n_bytes: u64,
     last: u8,
 }
 
-impl Bounded<'_> {
+impl BoundedFile<'_> {
     fn check(&self, n_bytes: u64) -> io::Result<()> {
-        if n_bytes <= LARGEST_FILE {
+        if n_bytes <= MAX_FILE_BYTES {
             return Ok(());
         }
-        let limit = LARGEST_FILE >> 20;
+        let limit = MAX_FILE_BYTES >> 20;
         Err(io::Error::other(format!("is larger than {limit} MiB")))
     }
 }
 
-impl Read for Bounded<'_> {
+impl Read for BoundedFile<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let n = self.file.read(out)?;
         self.n_bytes += n as u64;
@@ -167,49 +167,48 @@ impl Read for Bounded<'_> {
     }
 }
 
-/// What was said to be wrong with a file.
 #[derive(Clone, Debug, Default)]
-pub struct Said {
-    /// The lines that were logged, and how many more there would have been.
+pub struct LoggedProblems {
+    /// The logged lines, and the number of further ones.
     lines: (Vec<String>, usize),
-    /// Fields of objects that cannot be used, by kind.
+    /// Number of unusable fields, by kind.
     pub problems: BTreeMap<ObjectKind, usize>,
 }
 
-/// Says what is wrong with a file, once for each version of it: the first problems one by one, then
-/// how many more there are.
-pub fn say(content: &Content, path: &Path, is_new: bool, said: &mut Said) {
-    said.problems.clone_from(&content.n_fields);
-    let of_texts = content.texts.problems.iter().filter_map(|problem| Some(problem.object.as_ref()?.0));
-    for kind in of_texts {
-        *said.problems.entry(kind).or_default() += 1;
+/// Logs the problems of a file once for each version: the first ones one by one, then the number of further
+/// ones.
+pub fn log_problems(content: &Content, path: &Path, is_new: bool, logged: &mut LoggedProblems) {
+    logged.problems.clone_from(&content.n_fields);
+    let kinds = content.texts.problems.iter().filter_map(|problem| Some(problem.object.as_ref()?.0));
+    for kind in kinds {
+        *logged.problems.entry(kind).or_default() += 1;
     }
     let texts = content.texts.problems.iter().map(ToString::to_string);
-    let lines = texts.chain(content.problems.iter().map(ToString::to_string)).take(MOST_LINES);
+    let lines = texts.chain(content.problems.iter().map(ToString::to_string)).take(MAX_LINES);
     let lines: Vec<String> = lines.collect();
     let n_all = content.texts.problems.len()
         + content.texts.n_more_problems
         + content.problems.len()
         + content.n_more;
     let n_more = n_all - lines.len();
-    if !is_new && said.lines == (lines.clone(), n_more) {
+    if !is_new && logged.lines == (lines.clone(), n_more) {
         return;
     }
     let n_texts = content.texts.problems.len().min(lines.len());
-    let file = shown(path);
+    let file = escaped_path(path);
     for problem in &content.texts.problems[..n_texts] {
         let TextProblem { source: _, line, object, what } = problem;
         match object {
             Some((kind, object)) => {
                 let object = object.escape_debug();
-                warn!(%file, line, %kind, %object, %what, "bad object in manifest, its last state stays");
+                warn!(%file, line, %kind, %object, %what, "malformed object in manifest; its last state stays in use");
             }
-            None => warn!(%file, line, %what, "broken manifest, its last good state stays"),
+            None => warn!(%file, line, %what, "malformed manifest; its last readable state stays in use"),
         }
     }
-    content.problems[..lines.len() - n_texts].iter().for_each(report::log);
+    content.problems[..lines.len() - n_texts].iter().for_each(problem_log::log_problem);
     if n_more > 0 {
-        warn!(%file, n_more, "manifest has more problems than are logged");
+        warn!(%file, n_more, "more problems in manifest");
     }
-    said.lines = (lines, n_more);
+    logged.lines = (lines, n_more);
 }

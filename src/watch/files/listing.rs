@@ -1,4 +1,4 @@
-//! Which files of a folder are manifests.
+//! Lists the manifests of a folder.
 
 #![allow(clippy::disallowed_methods, reason = "reads the folders of manifests")]
 
@@ -7,23 +7,23 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// What a folder holds, each list by name.
+/// The files of a folder, each list sorted by name.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Files to read, each with its version; also links that lead nowhere.
-    pub manifests: Vec<(PathBuf, Stamp)>,
-    /// FIFOs, sockets and devices, which are never opened: that could take for ever.
-    pub others: Vec<PathBuf>,
+    /// Regular files, each with its version; also dangling symlinks.
+    pub manifests: Vec<(PathBuf, FileVersion)>,
+    /// FIFOs, sockets and devices. They are never opened, since that may block.
+    pub not_regular: Vec<PathBuf>,
 }
 
-/// What tells one version of a file from the next; all zero when there is none.
+/// Distinguishes versions of a file; all zero when it cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stamp([i64; 7]);
+pub struct FileVersion([i64; 7]);
 
-impl Stamp {
-    /// That of a file.
-    pub fn of(metadata: &Metadata) -> Stamp {
-        Stamp([
+impl FileVersion {
+    /// The version of a file.
+    pub fn of(metadata: &Metadata) -> FileVersion {
+        FileVersion([
             metadata.dev() as i64,
             metadata.ino() as i64,
             metadata.size() as i64,
@@ -34,19 +34,18 @@ impl Stamp {
         ])
     }
 
-    /// Whether it is that of a file of no bytes.
+    /// Whether the file has zero bytes.
     pub fn is_empty(&self) -> bool {
         self.0[1] != 0 && self.0[2] == 0
     }
 }
 
-/// The most files of a folder that are looked at.
-const MOST_FILES: usize = 100_000;
+/// The largest number of manifests in a folder.
+const MAX_FILES: usize = 100_000;
 
-/// Lists the manifests of `folder`; not those of folders below it, and nothing that is called
-/// otherwise.
+/// Lists the manifests of `folder`, without subfolders.
 ///
-/// Errors when the folder cannot be read, or holds too many of them.
+/// Fails when the folder cannot be read, or has too many manifests.
 pub fn list(folder: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();
     for entry in std::fs::read_dir(folder)? {
@@ -54,30 +53,30 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
         if !is_manifest(&path) {
             continue;
         }
-        if listing.manifests.len() + listing.others.len() == MOST_FILES {
-            return Err(io::Error::other(format!("holds more than {MOST_FILES} manifests")));
+        if listing.manifests.len() + listing.not_regular.len() == MAX_FILES {
+            return Err(io::Error::other(format!("holds more than {MAX_FILES} manifests")));
         }
-        // Follows links, as volumes of Kubernetes consist of them.
+        // Follows symlinks: Kubernetes volumes consist of them.
         match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.is_file() => listing.manifests.push((path, Stamp::of(&metadata))),
+            Ok(metadata) if metadata.is_file() => listing.manifests.push((path, FileVersion::of(&metadata))),
             Ok(metadata) if metadata.is_dir() => {}
-            Ok(_) => listing.others.push(path),
-            Err(_) => listing.manifests.push((path, Stamp::default())),
+            Ok(_) => listing.not_regular.push(path),
+            Err(_) => listing.manifests.push((path, FileVersion::default())),
         }
     }
     listing.manifests.sort_by(|a, b| a.0.cmp(&b.0));
-    listing.others.sort();
+    listing.not_regular.sort();
     Ok(listing)
 }
 
-/// Whether a file called so is a manifest: `*.yaml`, `*.yml` or `*.json`, not hidden.
+/// Whether the path names a manifest: `*.yaml`, `*.yml` or `*.json`, not hidden.
 pub fn is_manifest(path: &Path) -> bool {
     let is_hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
     let extension = path.extension().and_then(|extension| extension.to_str());
     !is_hidden && matches!(extension, Some("yaml" | "yml" | "json"))
 }
 
-/// A path as messages show it: one line, whatever is in it.
-pub fn shown(path: &Path) -> String {
+/// A path for log messages, with control characters escaped.
+pub fn escaped_path(path: &Path) -> String {
     path.display().to_string().escape_debug().to_string()
 }

@@ -1,4 +1,4 @@
-//! Folders of manifests on a real file system, followed with real inotify.
+//! Tests with folders of manifests on a real file system and real inotify.
 
 #![allow(clippy::disallowed_methods, reason = "writes manifests")]
 
@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{self, Receiver};
 use super::*;
 use crate::model::{Change, ObjectKind, Snapshot, Touched};
 
-/// A Service called `name` with cluster IP 10.0.0.`octet`, as one document.
+/// A Service `name` with cluster IP 10.0.0.`octet`, as one document.
 fn service(name: &str, octet: u8) -> String {
     format!(
         "---\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: 10.0.0.{octet}, ports: [{{port: 80}}]}}\n"
@@ -24,32 +24,32 @@ fn service(name: &str, octet: u8) -> String {
 const SLICE: &str = "---\nkind: EndpointSlice\nmetadata: {name: a-1, labels: {kubernetes.io/service-name: a}}\n\
                      addressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [10.1.0.1]}]\n";
 
-/// What follows some folders, and the cluster as it tells it.
-struct Follower {
+/// A follower of some folders, and the cluster state from its events.
+struct FolderFollower {
     events: Receiver<WatchEvent>,
     snapshot: Snapshot,
     n_listed: usize,
     problems: BTreeMap<ObjectKind, usize>,
 }
 
-/// Quick enough for tests.
-const FAST: Pace = Pace {
+/// Short intervals for tests.
+const FAST: Intervals = Intervals {
     settle: Duration::from_millis(20),
     recheck: Duration::from_millis(50),
     poll: Duration::from_secs(1),
-    patience: Duration::from_secs(30),
+    incomplete: Duration::from_secs(30),
 };
 
-impl Follower {
-    fn new(folders: &[&Path]) -> Follower {
-        Follower::with(folders, FAST)
+impl FolderFollower {
+    fn new(folders: &[&Path]) -> FolderFollower {
+        FolderFollower::with(folders, FAST)
     }
 
-    fn with(folders: &[&Path], pace: Pace) -> Follower {
+    fn with(folders: &[&Path], intervals: Intervals) -> FolderFollower {
         let (sender, events) = mpsc::channel(super::super::CHANNEL_CAPACITY);
         let folders = folders.iter().map(|folder| folder.to_path_buf()).collect();
-        tokio::spawn(async move { follow_at(folders, "node-a".into(), sender, pace).await.unwrap() });
-        Follower { events, snapshot: Snapshot::default(), n_listed: 0, problems: BTreeMap::new() }
+        tokio::spawn(async move { follow_at(folders, "node-a".into(), sender, intervals).await.unwrap() });
+        FolderFollower { events, snapshot: Snapshot::default(), n_listed: 0, problems: BTreeMap::new() }
     }
 
     /// Services as `name=last octet`, by name.
@@ -61,32 +61,33 @@ impl Follower {
         services.collect::<Vec<_>>().join(" ")
     }
 
-    async fn take(&mut self) {
-        match self.events.recv().await.expect("the follower lives") {
+    async fn next_event(&mut self) {
+        match self.events.recv().await.expect("the follower runs") {
             WatchEvent::Change(change) => self.snapshot.apply(change, &mut Touched::default()),
             WatchEvent::Problems(kind, n) => drop(self.problems.insert(kind, n)),
             _ => self.n_listed += 1,
         }
     }
 
-    /// Waits for the Services to be these.
-    async fn becomes(&mut self, expected: &str) {
+    /// Waits until exactly these Services exist.
+    async fn wait_for(&mut self, expected: &str) {
         let wait = async {
             while self.n_listed < 3 || self.services() != expected {
-                self.take().await;
+                self.next_event().await;
             }
         };
         let result = tokio::time::timeout(Duration::from_secs(20), wait).await;
         assert!(result.is_ok(), "waited for {expected:?}, there are {:?}", self.services());
     }
 
-    /// Waits for the Services to be these, by as many changes as said, none of which takes one away.
-    async fn becomes_steadily(&mut self, expected: &str, n_changes: RangeInclusive<usize>) {
+    /// Waits until exactly these Services exist, within this number of changes, none of which removes a
+    /// Service.
+    async fn wait_for_without_loss(&mut self, expected: &str, n_changes: RangeInclusive<usize>) {
         let n_services = self.snapshot.services().count();
         let mut n = 0;
         let wait = async {
             while self.services() != expected {
-                self.take().await;
+                self.next_event().await;
                 n += 1;
                 assert!(self.snapshot.services().count() >= n_services, "{n}: {}", self.services());
             }
@@ -96,12 +97,12 @@ impl Follower {
         assert!(n_changes.contains(&n), "{n}");
     }
 
-    /// Sees to it that nothing changes for a second and a half, longer than a poll.
-    async fn stays(&mut self) {
+    /// Checks that nothing changes for a second and a half, longer than the polling interval.
+    async fn check_unchanged(&mut self) {
         let before = self.services();
         let wait = async {
             loop {
-                self.take().await;
+                self.next_event().await;
                 assert_eq!(self.services(), before);
             }
         };
@@ -114,7 +115,7 @@ fn write(folder: &TempDir, name: &str, text: &str) {
 }
 
 #[tokio::test]
-async fn everything_is_sent_before_it_is_called_listed() {
+async fn all_objects_are_sent_before_the_listed_events() {
     let folder = TempDir::new().unwrap();
     write(&folder, "a.yaml", &(service("a", 1) + SLICE));
     write(&folder, "b.yml", &service("b", 2));
@@ -123,10 +124,10 @@ async fn everything_is_sent_before_it_is_called_listed() {
     write(&folder, "e.txt", &service("e", 5));
     write(&folder, ".f.yaml", &service("f", 6));
     fs::create_dir(folder.path().join("g.yaml")).unwrap();
-    let mut follower = Follower::new(&[folder.path()]);
-    let mut seen = Vec::new();
+    let mut follower = FolderFollower::new(&[folder.path()]);
+    let mut received = Vec::new();
     for _ in 0..6 {
-        seen.push(match follower.events.recv().await.unwrap() {
+        received.push(match follower.events.recv().await.unwrap() {
             WatchEvent::Change(Change::AllServices(services)) => format!("{} services", services.len()),
             WatchEvent::Change(Change::AllSlices(slices)) => format!("{} slices", slices.len()),
             WatchEvent::Change(Change::Node(node)) => node.unwrap().name.to_string(),
@@ -134,105 +135,105 @@ async fn everything_is_sent_before_it_is_called_listed() {
         });
     }
     let expected = ["2 services", "ServicesListed", "1 slices", "SlicesListed", "node-a", "NodeListed"];
-    assert_eq!(seen, expected);
+    assert_eq!(received, expected);
 }
 
 #[tokio::test]
-async fn an_empty_folder_at_the_start_is_an_empty_cluster() {
+async fn a_folder_that_is_empty_at_the_start_is_an_empty_cluster() {
     let folder = TempDir::new().unwrap();
-    let mut follower = Follower::new(&[folder.path()]);
-    follower.becomes("").await;
+    let mut follower = FolderFollower::new(&[folder.path()]);
+    follower.wait_for("").await;
     write(&folder, "a.yaml", &service("a", 1));
-    follower.becomes("a=1").await;
+    follower.wait_for("a=1").await;
 }
 
 #[tokio::test]
-async fn nothing_is_listed_before_every_folder_is_there() {
+async fn nothing_is_listed_before_every_folder_exists() {
     let folder = TempDir::new().unwrap();
     let late = folder.path().join("late");
     write(&folder, "a.yaml", &service("a", 1));
-    let mut follower = Follower::new(&[folder.path(), &late]);
-    follower.stays().await;
+    let mut follower = FolderFollower::new(&[folder.path(), &late]);
+    follower.check_unchanged().await;
     fs::create_dir(&late).unwrap();
-    follower.becomes("a=1").await;
+    follower.wait_for("a=1").await;
 }
 
 #[tokio::test]
-async fn files_that_come_change_and_go_are_followed() {
+async fn added_changed_and_deleted_files_are_followed() {
     let folder = TempDir::new().unwrap();
     write(&folder, "a.yaml", &service("a", 1));
-    let mut follower = Follower::new(&[folder.path()]);
-    follower.becomes("a=1").await;
+    let mut follower = FolderFollower::new(&[folder.path()]);
+    follower.wait_for("a=1").await;
     write(&folder, "b.yaml", &(service("b", 2) + &service("c", 3)));
-    follower.becomes("a=1 b=2 c=3").await;
+    follower.wait_for("a=1 b=2 c=3").await;
     write(&folder, "b.yaml", &(service("b", 20) + &service("d", 4)));
-    follower.becomes("a=1 b=20 d=4").await;
+    follower.wait_for("a=1 b=20 d=4").await;
     fs::remove_file(folder.path().join("a.yaml")).unwrap();
-    follower.becomes("b=20 d=4").await;
+    follower.wait_for("b=20 d=4").await;
     fs::rename(folder.path().join("b.yaml"), folder.path().join("z.yaml")).unwrap();
-    follower.stays().await;
+    follower.check_unchanged().await;
 }
 
 #[tokio::test]
-async fn a_broken_file_keeps_its_last_good_state_until_it_is_repaired() {
+async fn a_malformed_file_keeps_its_last_readable_state_until_it_is_repaired() {
     let folder = TempDir::new().unwrap();
     write(&folder, "a.yaml", &(service("a", 1) + &service("b", 2)));
     write(&folder, "z.yaml", &service("z", 9));
-    let mut follower = Follower::new(&[folder.path()]);
-    follower.becomes("a=1 b=2 z=9").await;
+    let mut follower = FolderFollower::new(&[folder.path()]);
+    follower.wait_for("a=1 b=2 z=9").await;
     write(&folder, "a.yaml", &(service("a", 100) + "---\nkind: Service\n  metadata: {name\n"));
-    follower.stays().await;
+    follower.check_unchanged().await;
     write(&folder, "z.yaml", &service("z", 10));
-    follower.becomes("a=1 b=2 z=10").await;
+    follower.wait_for("a=1 b=2 z=10").await;
     write(&folder, "a.yaml", &service("a", 11));
-    follower.becomes("a=11 z=10").await;
+    follower.wait_for("a=11 z=10").await;
 }
 
 #[tokio::test]
-async fn an_object_of_the_wrong_type_keeps_its_last_state_and_its_neighbours_go_on() {
+async fn an_undecodable_object_keeps_its_last_state_and_the_others_are_updated() {
     let folder = TempDir::new().unwrap();
     write(&folder, "a.yaml", &(service("a", 1) + &service("b", 2)));
-    let mut follower = Follower::new(&[folder.path()]);
-    follower.becomes("a=1 b=2").await;
+    let mut follower = FolderFollower::new(&[folder.path()]);
+    follower.wait_for("a=1 b=2").await;
     let bad = "---\nkind: Service\nmetadata: {name: b}\nspec: {ports: 80}\n";
     let unknown = "---\nkind: Service\nmetadata: {name: c}\nspec: {ports: 80}\n";
     write(&folder, "a.yaml", &(service("a", 10) + bad + unknown));
-    follower.becomes("a=10 b=2").await;
+    follower.wait_for("a=10 b=2").await;
     write(&folder, "a.yaml", &service("a", 10));
-    follower.becomes("a=10").await;
+    follower.wait_for("a=10").await;
 }
 
 #[tokio::test]
-async fn a_file_that_is_broken_from_the_start_gives_what_is_readable() {
+async fn of_a_file_malformed_from_the_start_the_readable_part_is_used() {
     let folder = TempDir::new().unwrap();
     write(&folder, "a.yaml", &(service("a", 1) + "---\nkind: [\n" + &service("b", 2)));
-    let mut follower = Follower::new(&[folder.path()]);
-    follower.becomes("a=1 b=2").await;
+    let mut follower = FolderFollower::new(&[folder.path()]);
+    follower.wait_for("a=1 b=2").await;
     write(&folder, "a.yaml", &(service("a", 10) + "---\nkind: [\n"));
-    follower.becomes("a=10 b=2").await;
+    follower.wait_for("a=10 b=2").await;
     write(&folder, "a.yaml", &service("a", 10));
-    follower.becomes("a=10").await;
+    follower.wait_for("a=10").await;
 }
 
 #[tokio::test]
-async fn of_an_object_in_two_files_the_later_counts_and_the_other_stands_in() {
+async fn of_an_object_in_two_files_the_later_is_used_and_the_other_is_the_fallback() {
     let folder = TempDir::new().unwrap();
     let second = TempDir::new().unwrap();
     write(&folder, "a.yaml", &service("a", 1));
     write(&folder, "b.yaml", &service("a", 2));
     write(&second, "0.yaml", &service("a", 3));
-    let mut follower = Follower::new(&[folder.path(), second.path()]);
-    follower.becomes("a=3").await;
+    let mut follower = FolderFollower::new(&[folder.path(), second.path()]);
+    follower.wait_for("a=3").await;
     write(&second, "0.yaml", &service("other", 4));
-    follower.becomes("a=2 other=4").await;
+    follower.wait_for("a=2 other=4").await;
     write(&folder, "a.yaml", &service("a", 10));
-    follower.stays().await;
+    follower.check_unchanged().await;
     fs::remove_file(folder.path().join("b.yaml")).unwrap();
-    follower.becomes("a=10 other=4").await;
+    follower.wait_for("a=10 other=4").await;
 }
 
 #[tokio::test]
-async fn a_config_map_volume_is_followed_through_its_links() {
+async fn a_config_map_volume_is_followed_through_its_symlinks() {
     let folder = TempDir::new().unwrap();
     let version = |name: &str, text: &str| {
         fs::create_dir(folder.path().join(name)).unwrap();
@@ -241,48 +242,48 @@ async fn a_config_map_volume_is_followed_through_its_links() {
     version("..2026_01", &service("a", 1));
     symlink("..2026_01", folder.path().join("..data")).unwrap();
     symlink("..data/a.yaml", folder.path().join("a.yaml")).unwrap();
-    let mut follower = Follower::new(&[folder.path()]);
-    follower.becomes("a=1").await;
+    let mut follower = FolderFollower::new(&[folder.path()]);
+    follower.wait_for("a=1").await;
     version("..2026_02", &service("a", 2));
     symlink("..2026_02", folder.path().join("..data_tmp")).unwrap();
     fs::rename(folder.path().join("..data_tmp"), folder.path().join("..data")).unwrap();
     fs::remove_dir_all(folder.path().join("..2026_01")).unwrap();
-    follower.becomes("a=2").await;
+    follower.wait_for("a=2").await;
 }
 
 #[tokio::test]
-async fn a_file_behind_a_link_is_seen_by_the_poll() {
+async fn a_change_behind_a_symlink_is_found_by_polling() {
     let (folder, elsewhere) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     write(&elsewhere, "real", &service("a", 1));
     symlink(elsewhere.path().join("real"), folder.path().join("a.yaml")).unwrap();
-    let mut follower = Follower::new(&[folder.path()]);
-    follower.becomes("a=1").await;
+    let mut follower = FolderFollower::new(&[folder.path()]);
+    follower.wait_for("a=1").await;
     write(&elsewhere, "real", &service("a", 2));
-    follower.becomes("a=2").await;
+    follower.wait_for("a=2").await;
 }
 
 #[tokio::test]
-async fn a_folder_that_vanishes_or_empties_keeps_its_state() {
+async fn a_folder_that_disappears_or_loses_all_objects_keeps_its_state() {
     let parent = TempDir::new().unwrap();
     let folder = parent.path().join("manifests");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("a.yaml"), service("a", 1)).unwrap();
-    let mut follower = Follower::new(&[&folder]);
-    follower.becomes("a=1").await;
+    let mut follower = FolderFollower::new(&[&folder]);
+    follower.wait_for("a=1").await;
     fs::remove_dir_all(&folder).unwrap();
-    follower.stays().await;
+    follower.check_unchanged().await;
     fs::create_dir(&folder).unwrap();
-    follower.stays().await;
+    follower.check_unchanged().await;
     fs::write(folder.join("b.yaml"), service("b", 2)).unwrap();
-    follower.becomes("b=2").await;
+    follower.wait_for("b=2").await;
     fs::write(folder.join("b.yaml"), "# nothing\n").unwrap();
-    follower.stays().await;
+    follower.check_unchanged().await;
     fs::write(folder.join("c.yaml"), service("c", 3)).unwrap();
-    follower.becomes("c=3").await;
+    follower.wait_for("c=3").await;
 }
 
 #[tokio::test]
-async fn it_ends_when_nobody_listens_any_more() {
+async fn following_ends_when_the_receiver_is_dropped() {
     let folder = TempDir::new().unwrap();
     let (sender, events) = mpsc::channel(16);
     let task = tokio::spawn(follow(vec![folder.path().to_path_buf()], "n".into(), sender));
@@ -291,35 +292,35 @@ async fn it_ends_when_nobody_listens_any_more() {
 }
 
 #[tokio::test]
-async fn ten_thousand_files_are_read_and_one_of_them_changes() {
+async fn a_change_of_one_of_ten_thousand_files_is_one_event() {
     let folder = TempDir::new().unwrap();
     for i in 0..10_000 {
         write(&folder, &format!("{i:05}.yaml"), &service(&format!("s{i}"), 1));
     }
-    let mut follower = Follower::new(&[folder.path()]);
+    let mut follower = FolderFollower::new(&[folder.path()]);
     while follower.n_listed < 3 {
-        follower.take().await;
+        follower.next_event().await;
     }
     assert_eq!(follower.snapshot.services().count(), 10_000);
     write(&folder, "05000.yaml", &service("s5000", 2));
     let Some(WatchEvent::Change(Change::Service(name, Some(_)))) = follower.events.recv().await else {
-        panic!("something else")
+        panic!("unexpected event")
     };
     assert_eq!(name.name(), "s5000");
 }
 
 #[tokio::test]
-async fn problems_are_counted_over_all_files_until_they_are_gone() {
+async fn problems_are_counted_over_all_files_until_they_are_fixed() {
     let folder = TempDir::new().unwrap();
     let bad =
         "kind: Service\nmetadata: {name: x, namespace: ns}\nspec: {clusterIP: no, ports: [{port: 80}]}\n";
     write(&folder, "a.yaml", bad);
     write(&folder, "b.yaml", &bad.replace("name: x", "name: y"));
-    let mut follower = Follower::new(&[folder.path()]);
-    let until = async |follower: &mut Follower, n: usize| {
+    let mut follower = FolderFollower::new(&[folder.path()]);
+    let until = async |follower: &mut FolderFollower, n: usize| {
         let wait = async {
             while follower.problems.get(&ObjectKind::Service) != Some(&n) {
-                follower.take().await;
+                follower.next_event().await;
             }
         };
         let result = tokio::time::timeout(Duration::from_secs(20), wait).await;

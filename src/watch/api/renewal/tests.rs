@@ -1,4 +1,4 @@
-//! Credentials that are replaced while they are in use.
+//! Tests of credentials that are replaced while in use.
 
 #![allow(clippy::disallowed_methods, reason = "writes files")]
 
@@ -14,15 +14,15 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 use super::*;
-use crate::watch::api::link::tests::{Authority, Identity, Seen, Server};
-use crate::watch::api::{Limit, connect, follow};
+use crate::watch::api::link::tests::{Authority, Identity, ReceivedRequest, TlsServer};
+use crate::watch::api::{RequestLimit, connect, follow};
 
 /// A folder with a kubeconfig, certificates and a key.
-struct Folder(tempfile::TempDir);
+struct CredentialFolder(tempfile::TempDir);
 
-impl Folder {
-    fn new(server: &Server, authority: &Authority, client: &Identity) -> Folder {
-        let folder = Folder(tempfile::tempdir().unwrap());
+impl CredentialFolder {
+    fn new(server: &TlsServer, authority: &Authority, client: &Identity) -> CredentialFolder {
+        let folder = CredentialFolder(tempfile::tempdir().unwrap());
         folder.write("ca.crt", &authority.pem);
         folder.put(client);
         folder.write("kubeconfig", &kubeconfig(server));
@@ -47,13 +47,13 @@ impl Folder {
     }
 
     async fn renewal_of(&self, name: &str) -> Renewal {
-        let origin = Origin { kubeconfig: Some(self.path(name)), master: None };
-        let config = origin.config().await.unwrap();
-        Renewal::new(origin.clone(), origin.files(), config, Arc::new(())).unwrap()
+        let source = ApiServerSource { kubeconfig: Some(self.path(name)), master: None };
+        let config = source.config().await.unwrap();
+        Renewal::new(source.clone(), source.files(), config, Arc::new(())).unwrap()
     }
 }
 
-fn kubeconfig(server: &Server) -> String {
+fn kubeconfig(server: &TlsServer) -> String {
     format!(
         "
 current-context: c
@@ -72,16 +72,16 @@ fn quiet(request: &Request<Incoming>) -> Response<AxumBody> {
     })
 }
 
-/// Asks for something, later than what was read of the files counts; the client's certificate as the
-/// server saw it.
-async fn ask(renewal: &Renewal, server: &Server) -> Vec<u8> {
+/// Sends a request after the last check of the files has expired; returns the client certificate that the
+/// server received.
+async fn send_request(renewal: &Renewal, server: &TlsServer) -> Vec<u8> {
     tokio::time::pause();
-    tokio::time::advance(FRESH).await;
+    tokio::time::advance(CHECK_VALID_FOR).await;
     tokio::time::resume();
-    server.take_seen();
+    server.take_requests();
     let request = Request::get("/version").body(Body::empty()).unwrap();
     assert_eq!(renewal.current().await.send(request).await.unwrap().status(), StatusCode::OK);
-    server.take_seen().pop().unwrap().client.unwrap()
+    server.take_requests().pop().unwrap().client.unwrap()
 }
 
 fn der(identity: &Identity) -> Vec<u8> {
@@ -89,34 +89,35 @@ fn der(identity: &Identity) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_client_certificate_that_is_replaced_is_used_and_watches_move_over_to_it() {
+async fn a_replaced_client_certificate_is_used_and_watches_move_over_to_it() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let (one, two) = (clients.issue("one"), clients.issue("two"));
-    let server = Server::start(&authority, Some(&clients), &["h2"], quiet).await;
-    let folder = Folder::new(&server, &authority, &one);
+    let server = TlsServer::start(&authority, Some(&clients), &["h2"], quiet).await;
+    let folder = CredentialFolder::new(&server, &authority, &one);
     let renewal = folder.renewal().await;
-    assert_eq!(ask(&renewal, &server).await, der(&one));
+    assert_eq!(send_request(&renewal, &server).await, der(&one));
     let watch = Request::get("/api/v1/services?watch=true").body(Body::empty()).unwrap();
     let mut running = renewal.current().await.send(watch).await.unwrap().into_body();
-    assert_eq!(ask(&renewal, &server).await, der(&one));
-    assert_eq!(server.n_connections(), 1, "unchanged files make no new connection");
+    assert_eq!(send_request(&renewal, &server).await, der(&one));
+    assert_eq!(server.n_connections(), 1, "unchanged files cause no new connection");
 
     folder.put(&two);
-    assert_eq!(ask(&renewal, &server).await, der(&two));
+    assert_eq!(send_request(&renewal, &server).await, der(&two));
     assert_eq!(server.n_connections(), 2);
     let end =
         std::future::poll_fn(|context| http_body::Body::poll_frame(std::pin::pin!(&mut running), context));
-    assert!(end.await.is_none(), "the running watch ends in order");
+    assert!(end.await.is_none(), "the running watch ends normally");
 }
 
 #[tokio::test]
-async fn unusable_files_leave_the_last_good_ones_in_use() {
+async fn unusable_files_keep_the_last_usable_ones_in_use() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let (one, two) = (clients.issue("one"), clients.issue("two"));
-    let server = Server::start(&authority, Some(&clients), &["h2"], quiet).await;
-    let folder = Folder::new(&server, &authority, &one);
+    let server = TlsServer::start(&authority, Some(&clients), &["h2"], quiet).await;
+    let folder = CredentialFolder::new(&server, &authority, &one);
     let renewal = folder.renewal().await;
-    // Half of a pair, an empty file, garbage, a kubeconfig that is being written, one that names no file.
+    // A key without its certificate, an empty file, garbage, a kubeconfig while it is written, one that
+    // names a missing file.
     for (name, text) in [
         ("client.key", &*two.key),
         ("client.crt", ""),
@@ -125,41 +126,41 @@ async fn unusable_files_leave_the_last_good_ones_in_use() {
         ("kubeconfig", &kubeconfig(&server).replace("client.crt", "missing.crt")),
     ] {
         folder.write(name, text);
-        assert_eq!(ask(&renewal, &server).await, der(&one), "{name} is {text:?}");
+        assert_eq!(send_request(&renewal, &server).await, der(&one), "{name} is {text:?}");
         assert!(renewal.state.lock().await.unusable.is_some(), "{name} is {text:?}");
         folder.put(&one);
         folder.write("ca.crt", &authority.pem);
         folder.write("kubeconfig", &kubeconfig(&server));
-        assert_eq!(ask(&renewal, &server).await, der(&one));
+        assert_eq!(send_request(&renewal, &server).await, der(&one));
     }
-    // What is missing may come later.
+    // Missing files may appear later.
     folder.write("kubeconfig", &kubeconfig(&server).replace("client.", "missing."));
-    assert_eq!(ask(&renewal, &server).await, der(&one));
+    assert_eq!(send_request(&renewal, &server).await, der(&one));
     folder.write("missing.crt", &two.certificate);
     folder.write("missing.key", &two.key);
-    assert_eq!(ask(&renewal, &server).await, der(&two));
+    assert_eq!(send_request(&renewal, &server).await, der(&two));
     std::fs::remove_dir_all(folder.0.path()).unwrap();
-    assert_eq!(ask(&renewal, &server).await, der(&two));
+    assert_eq!(send_request(&renewal, &server).await, der(&two));
 }
 
 #[tokio::test]
-async fn a_kubeconfig_that_is_renamed_or_linked_into_its_place_is_followed() {
+async fn a_kubeconfig_replaced_by_rename_or_symlink_is_reloaded() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let one = clients.issue("one");
-    let first = Server::start(&authority, Some(&clients), &["h2"], quiet).await;
+    let first = TlsServer::start(&authority, Some(&clients), &["h2"], quiet).await;
     // The second server has another authority.
     let other = Authority::new();
-    let second = Server::start(&other, Some(&clients), &["h2"], quiet).await;
-    let folder = Folder::new(&first, &authority, &one);
+    let second = TlsServer::start(&other, Some(&clients), &["h2"], quiet).await;
+    let folder = CredentialFolder::new(&first, &authority, &one);
 
     let renewal = folder.renewal().await;
-    ask(&renewal, &first).await;
+    send_request(&renewal, &first).await;
     folder.write("other.crt", &other.pem);
     folder.write("new", &kubeconfig(&second).replace("ca.crt", "other.crt"));
     std::fs::rename(folder.path("new"), folder.path("kubeconfig")).unwrap();
-    ask(&renewal, &second).await;
+    send_request(&renewal, &second).await;
 
-    // As kubelet mounts a ConfigMap or a Secret: folders, and a link to one of them that is swapped.
+    // As kubelet mounts a ConfigMap or a Secret: folders, and a symlink that is switched between them.
     for (name, server, pem) in [("1", &first, &authority.pem), ("2", &second, &other.pem)] {
         std::fs::create_dir(folder.path(name)).unwrap();
         folder.write(&format!("{name}/kubeconfig"), &kubeconfig(server));
@@ -170,15 +171,15 @@ async fn a_kubeconfig_that_is_renamed_or_linked_into_its_place_is_followed() {
     }
     std::fs::rename(folder.path("data1"), folder.path("data")).unwrap();
     let renewal = folder.renewal_of("data/kubeconfig").await;
-    ask(&renewal, &first).await;
+    send_request(&renewal, &first).await;
     std::fs::rename(folder.path("data2"), folder.path("data")).unwrap();
-    ask(&renewal, &second).await;
+    send_request(&renewal, &second).await;
 }
 
 #[tokio::test]
-async fn another_server_is_listed_as_of_now() {
-    // Versions of the second are lower, as those of another etcd may be: it would be silent to a watch
-    // from the first one's.
+async fn after_a_change_of_server_lists_are_as_of_now() {
+    // The second server's versions are lower, as with another etcd: it would send nothing to a watch from a
+    // version of the first.
     let serve = |version: u32| {
         move |request: &Request<Incoming>| {
             let bookmark = serde_json::json!({"type": "BOOKMARK", "object": {"metadata": {
@@ -192,58 +193,60 @@ async fn another_server_is_listed_as_of_now() {
     };
     let (authority, clients) = (Authority::new(), Authority::new());
     let one = clients.issue("one");
-    let first = Server::start(&authority, Some(&clients), &["h2"], serve(1_000)).await;
-    let second = Server::start(&authority, Some(&clients), &["h2"], serve(10)).await;
-    let folder = Folder::new(&first, &authority, &one);
+    let first = TlsServer::start(&authority, Some(&clients), &["h2"], serve(1_000)).await;
+    let second = TlsServer::start(&authority, Some(&clients), &["h2"], serve(10)).await;
+    let folder = CredentialFolder::new(&first, &authority, &one);
     let kubeconfig_file = folder.path("kubeconfig");
-    let limit = Limit { qps: None, burst: 1 };
+    let limit = RequestLimit { qps: None, burst: 1 };
     let connection = connect(Some(&kubeconfig_file), None, limit, Arc::new(())).await.unwrap();
     let (sender, _receiver) = mpsc::channel(64);
     tokio::spawn(follow(connection.clone(), "node-a".into(), sender));
-    let requests = async |server: &Server, n: usize| {
-        let mut seen = Vec::new();
-        while seen.len() < n {
+    let next_requests = async |server: &TlsServer, n: usize| {
+        let mut received = Vec::new();
+        while received.len() < n {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            seen.extend(server.take_seen());
+            received.extend(server.take_requests());
         }
-        seen
+        received
     };
     let wait = Duration::from_secs(60);
-    tokio::time::timeout(wait, requests(&first, 3)).await.expect("each kind is listed");
+    tokio::time::timeout(wait, next_requests(&first, 3)).await.expect("each kind is listed");
     folder.write("new", &kubeconfig(&second));
     std::fs::rename(folder.path("new"), &kubeconfig_file).unwrap();
-    let seen = tokio::time::timeout(wait, requests(&second, 3)).await.expect("each kind moves over");
-    for Seen { what, .. } in seen {
-        assert!(what.contains("sendInitialEvents=true") && !what.contains("resourceVersion=1000"), "{what}");
+    let requests = tokio::time::timeout(wait, next_requests(&second, 3))
+        .await
+        .expect("each kind is listed at the new server");
+    for ReceivedRequest { text, .. } in requests {
+        assert!(text.contains("sendInitialEvents=true") && !text.contains("resourceVersion=1000"), "{text}");
     }
 }
 
 #[tokio::test]
-async fn rejected_credentials_wait_for_other_ones() {
+async fn after_rejected_credentials_the_wait_ends_when_they_change() {
     let (authority, clients) = (Authority::new(), Authority::new());
-    let server = Server::start(&authority, Some(&clients), &["h2"], quiet).await;
-    let folder = Folder::new(&server, &authority, &clients.issue("one"));
+    let server = TlsServer::start(&authority, Some(&clients), &["h2"], quiet).await;
+    let folder = CredentialFolder::new(&server, &authority, &clients.issue("one"));
     let renewal = folder.renewal().await;
     tokio::time::pause();
     let minute = Duration::from_secs(60);
-    assert!(tokio::time::timeout(minute, renewal.renewed()).await.is_err(), "they are the same");
+    assert!(tokio::time::timeout(minute, renewal.wait_renewed()).await.is_err(), "unchanged");
     folder.write("client.crt", "");
-    assert!(tokio::time::timeout(minute, renewal.renewed()).await.is_err(), "they are none");
+    assert!(tokio::time::timeout(minute, renewal.wait_renewed()).await.is_err(), "no credentials");
     folder.put(&clients.issue("two"));
-    assert!(tokio::time::timeout(LOOK_AGAIN * 2, renewal.renewed()).await.is_ok());
+    assert!(tokio::time::timeout(RECHECK_INTERVAL * 2, renewal.wait_renewed()).await.is_ok());
 }
 
 #[tokio::test]
-async fn each_request_has_the_token_that_the_file_has() {
+async fn each_request_carries_the_token_in_the_file() {
     let authority = Authority::new();
-    let server = Server::start(&authority, None, &["h2"], |request| {
+    let server = TlsServer::start(&authority, None, &["h2"], |request| {
         let token = request.headers()["authorization"].to_str().unwrap().to_owned();
         assert_eq!(request.headers()["user-agent"], concat!("chainsmith/", env!("CARGO_PKG_VERSION")));
-        Response::builder().header("seen", token).body(AxumBody::empty()).unwrap()
+        Response::builder().header("received", token).body(AxumBody::empty()).unwrap()
     })
     .await;
     let client = authority.issue("one");
-    let folder = Folder::new(&server, &authority, &client);
+    let folder = CredentialFolder::new(&server, &authority, &client);
     let text = kubeconfig(&server)
         .replace("client-certificate: client.crt, client-key: client.key", "tokenFile: token");
     folder.write("token", "first");
@@ -253,7 +256,7 @@ async fn each_request_has_the_token_that_the_file_has() {
         folder.write("token", token);
         let request = Request::get("/version").body(Body::empty()).unwrap();
         let answer = renewal.current().await.send(request).await.unwrap();
-        assert_eq!(answer.headers()["seen"], format!("Bearer {token}"));
+        assert_eq!(answer.headers()["received"], format!("Bearer {token}"));
     }
     assert_eq!(server.n_connections(), 1);
 }

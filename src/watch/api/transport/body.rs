@@ -1,4 +1,4 @@
-//! The body of an answer, looked at as it passes.
+//! Measures the body of a response as it is read.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,53 +10,52 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tower::BoxError;
 
-use super::{Endings, Watched};
-use crate::watch::api::observer::Observer;
+use super::reconnect::{ReconnectTimes, WatchRequest};
+use crate::watch::api::traffic::TrafficObserver;
 
-/// What a body is looked at for.
-pub enum Purpose {
-    /// How a watch ends.
-    Watch(Arc<Endings>, Watched),
-    /// How long the answer to a request of this method to this host was.
-    Other(Arc<dyn Observer>, Method, String),
-    /// Nothing: a watch that was refused, which its asker hears of.
-    Refusal,
+/// What a body belongs to, which decides what is measured.
+pub enum BodyRole {
+    /// A watch: how and when it ends is recorded.
+    Watch(Arc<ReconnectTimes>, WatchRequest),
+    /// The response to another request of this method to this host: its length is reported.
+    Response(Arc<dyn TrafficObserver>, Method, String),
+    /// A rejected watch: nothing is measured, since the caller handles the error.
+    RejectedWatch,
 }
 
-/// How long the body of an answer may stand still, but that of a watch, which is quiet while nothing
-/// changes.
-const STANDSTILL: Duration = Duration::from_secs(60);
+/// How long a body may pause; a watch may pause without limit.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// How many bytes of an error are read; it is kept whole until its end.
-const LONGEST_ERROR: u64 = 1 << 20;
+/// The largest body of an error response; it is kept in memory whole.
+const MAX_ERROR_BYTES: u64 = 1 << 20;
 
-/// A body that passes what it gets from `B`.
-pub struct Counted<B> {
+/// Passes on the body `B`.
+pub struct MeasuredBody<B> {
     inner: B,
-    /// How many bytes it may have.
-    longest: u64,
-    /// When it has stood still for too long.
+    /// The largest number of bytes.
+    max_bytes: u64,
+    /// End of the allowed pause.
     deadline: Option<Pin<Box<Sleep>>>,
-    purpose: Purpose,
+    role: BodyRole,
     begun: Instant,
     n_bytes: u64,
-    /// Whether a whole line came: an event, or what stands for one.
-    has_line: bool,
+    /// Whether a complete line arrived: an event.
+    had_line: bool,
 }
 
-impl<B> Counted<B> {
-    /// Begins to look at `inner`.
-    pub fn new(inner: B, purpose: Purpose, is_error: bool) -> Counted<B> {
-        let deadline = match purpose {
-            Purpose::Watch(..) => None,
-            Purpose::Other(..) | Purpose::Refusal => Some(Box::pin(tokio::time::sleep(STANDSTILL))),
+impl<B> MeasuredBody<B> {
+    /// Begins to measure `inner`.
+    pub fn new(inner: B, role: BodyRole, is_error: bool) -> MeasuredBody<B> {
+        let deadline = match role {
+            BodyRole::Watch(..) => None,
+            BodyRole::Response(..) | BodyRole::RejectedWatch => Some(Box::pin(tokio::time::sleep(MAX_PAUSE))),
         };
-        let longest = if is_error { LONGEST_ERROR } else { u64::MAX };
-        Counted { inner, longest, deadline, purpose, begun: Instant::now(), n_bytes: 0, has_line: false }
+        let max_bytes = if is_error { MAX_ERROR_BYTES } else { u64::MAX };
+        MeasuredBody { inner, max_bytes, deadline, role, begun: Instant::now(), n_bytes: 0, had_line: false }
     }
 }
 
-impl<B> Body for Counted<B>
+impl<B> Body for MeasuredBody<B>
 where
     B: Body<Error: Into<BoxError>> + Unpin,
     B::Data: AsRef<[u8]>,
@@ -74,17 +73,17 @@ where
         {
             let data = data.as_ref();
             self.n_bytes += data.len() as u64;
-            if self.n_bytes > self.longest {
-                let error = format!("the body of an error has more than {} bytes", self.longest);
+            if self.n_bytes > self.max_bytes {
+                let error = format!("the body of an error response has more than {} bytes", self.max_bytes);
                 return Poll::Ready(Some(Err(error.into())));
             }
-            self.has_line = self.has_line || data.contains(&b'\n');
+            self.had_line = self.had_line || data.contains(&b'\n');
         }
         if let Some(deadline) = &mut self.deadline {
             if frame.is_ready() {
-                deadline.as_mut().reset(Instant::now() + STANDSTILL);
+                deadline.as_mut().reset(Instant::now() + MAX_PAUSE);
             } else if deadline.as_mut().poll(context).is_ready() {
-                let error = format!("the answer stood still for {} s", STANDSTILL.as_secs());
+                let error = format!("the response stalled for {} s", MAX_PAUSE.as_secs());
                 return Poll::Ready(Some(Err(error.into())));
             }
         }
@@ -100,15 +99,17 @@ where
     }
 }
 
-/// Whether it ended, broke off or is wanted no longer: this is its end.
-impl<B> Drop for Counted<B> {
+/// Runs however the body ends: complete, cut off or no longer read.
+impl<B> Drop for MeasuredBody<B> {
     fn drop(&mut self) {
-        match &self.purpose {
-            Purpose::Watch(endings, watched) => endings.note(watched, self.begun.elapsed(), self.has_line),
-            Purpose::Other(observer, method, host) => {
-                observer.received(method.as_str(), host, self.n_bytes);
+        match &self.role {
+            BodyRole::Watch(reconnect, watch) => {
+                reconnect.record_watch_end(watch, self.begun.elapsed(), self.had_line)
             }
-            Purpose::Refusal => {}
+            BodyRole::Response(observer, method, host) => {
+                observer.body_received(method.as_str(), host, self.n_bytes);
+            }
+            BodyRole::RejectedWatch => {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is logged, and how much of it; and what happens without inotify.
+//! Tests of what is logged, of limits on log lines, and of following without inotify.
 
 use std::io;
 use std::process::Command;
@@ -9,14 +9,14 @@ use nix::unistd::mkfifo;
 use tokio::time::Instant;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::super::state::Manifests;
+use super::super::manifest_folders::ManifestFolders;
 use super::*;
 
-/// Lines of the log.
+/// Captured log lines.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
-impl io::Write for Log {
+impl io::Write for CapturedLog {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().write(text)
     }
@@ -26,18 +26,18 @@ impl io::Write for Log {
     }
 }
 
-impl MakeWriter<'_> for Log {
-    type Writer = Log;
+impl MakeWriter<'_> for CapturedLog {
+    type Writer = CapturedLog;
 
-    fn make_writer(&self) -> Log {
+    fn make_writer(&self) -> CapturedLog {
         self.clone()
     }
 }
 
-impl Log {
-    /// What is logged while `run` runs, on this thread.
+impl CapturedLog {
+    /// Captures what `run` logs on this thread.
     fn of(run: impl FnOnce()) -> String {
-        let log = Log::default();
+        let log = CapturedLog::default();
         let to = log.clone();
         let subscriber = tracing_subscriber::fmt().with_writer(to).with_ansi(false).without_time().finish();
         tracing::subscriber::with_default(subscriber, run);
@@ -46,25 +46,25 @@ impl Log {
     }
 }
 
-/// The folders as looked at by hand.
-fn manifests(folder: &TempDir) -> (Manifests, Notices) {
+/// Folders that a test scans itself.
+fn unscanned(folder: &TempDir) -> (ManifestFolders, FolderEvents) {
     let folders = vec![folder.path().to_path_buf()];
     let wait = Duration::from_secs(30);
-    let patience = Patience { recheck: wait, incomplete: wait, empty: wait };
-    let notices = Notices::new(&folders);
-    (Manifests::new(folders, "node-a".into(), patience), notices)
+    let settle_times = SettleTimes { recheck: wait, incomplete: wait, empty: wait };
+    let folder_events = FolderEvents::new(&folders);
+    (ManifestFolders::new(folders, "node-a".into(), settle_times), folder_events)
 }
 
-fn count(events: &[WatchEvent], wanted: ObjectKind) -> usize {
+fn count(events: &[WatchEvent], expected: ObjectKind) -> usize {
     let n = events.iter().find_map(|event| match event {
-        WatchEvent::Problems(kind, n) if *kind == wanted => Some(*n),
+        WatchEvent::Problems(kind, n) if *kind == expected => Some(*n),
         _ => None,
     });
     n.unwrap_or_default()
 }
 
 #[tokio::test]
-async fn fifty_thousand_bad_addresses_are_one_line_and_two_thousand_bad_objects_fifty() {
+async fn fifty_thousand_bad_addresses_log_one_line_and_two_thousand_bad_objects_fifty_one() {
     let folder = TempDir::new().unwrap();
     let endpoints: String = (0..50_000).map(|i| format!("- addresses: [x{i}]\n")).collect();
     let slice = format!(
@@ -72,9 +72,9 @@ async fn fifty_thousand_bad_addresses_are_one_line_and_two_thousand_bad_objects_
          addressType: IPv4\nendpoints:\n{endpoints}"
     );
     write(&folder, "a.yaml", &slice);
-    let (mut looked_at, mut notices) = manifests(&folder);
+    let (mut manifests, mut folder_events) = unscanned(&folder);
     let mut events = Vec::new();
-    let log = Log::of(|| events = looked_at.look(&mut notices, Instant::now()));
+    let log = CapturedLog::of(|| events = manifests.scan(&mut folder_events, Instant::now()));
     let problems: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).collect();
     assert_eq!(problems.len(), 1, "{log}");
     for word in ["endpoints[0].addresses[0]", "x0", "n_fields=50000", "x1", "x2"] {
@@ -90,45 +90,45 @@ async fn fifty_thousand_bad_addresses_are_one_line_and_two_thousand_bad_objects_
     let unreadable = |i| format!("---\nkind: Service\nmetadata: {{name: u{i}}}\nspec: 1\n");
     let text: String = (0..1_000).map(|i| bad(i) + &unreadable(i)).collect();
     write(&folder, "a.yaml", &text);
-    let log = Log::of(|| events = looked_at.look(&mut notices, Instant::now()));
+    let log = CapturedLog::of(|| events = manifests.scan(&mut folder_events, Instant::now()));
     let n_lines = log.lines().filter(|line| line.contains("WARN")).count();
     assert_eq!(n_lines, 51, "{log}");
     assert!(log.contains("n_more=2950"), "{log}");
     assert_eq!(count(&events, ObjectKind::Service), 4_000);
     // The same again is not logged again.
-    assert_eq!(Log::of(|| drop(looked_at.look(&mut notices, Instant::now()))), "");
+    assert_eq!(CapturedLog::of(|| drop(manifests.scan(&mut folder_events, Instant::now()))), "");
 }
 
 #[tokio::test]
-async fn what_is_no_regular_file_is_named_once() {
+async fn a_file_that_is_not_regular_is_logged_once() {
     let folder = TempDir::new().unwrap();
-    let (mut looked_at, mut notices) = manifests(&folder);
-    let mut look = || Log::of(|| drop(looked_at.look(&mut notices, Instant::now())));
-    look();
+    let (mut manifests, mut folder_events) = unscanned(&folder);
+    let mut scan = || CapturedLog::of(|| drop(manifests.scan(&mut folder_events, Instant::now())));
+    scan();
     let fifo = folder.path().join("a.yaml");
     mkfifo(&fifo, Mode::S_IRWXU).unwrap();
-    assert!(look().contains("not a regular file"));
-    assert_eq!(look(), "");
+    assert!(scan().contains("not a regular file"));
+    assert_eq!(scan(), "");
     fs::remove_file(&fifo).unwrap();
-    assert_eq!(look(), "");
+    assert_eq!(scan(), "");
     mkfifo(&fifo, Mode::S_IRWXU).unwrap();
-    assert!(look().contains("not a regular file"));
+    assert!(scan().contains("not a regular file"));
 }
 
 #[tokio::test]
-async fn a_copy_of_a_large_manifest_is_fifty_lines_and_a_number() {
+async fn duplicates_of_a_large_manifest_log_fifty_lines_and_a_number() {
     let folder = TempDir::new().unwrap();
     let text: String = (0..1_000).map(|i| service(&format!("s{i}"), 1)).collect();
     write(&folder, "a.yaml", &text);
     write(&folder, "b.yaml", &text);
-    let (mut looked_at, mut notices) = manifests(&folder);
-    let log = Log::of(|| drop(looked_at.look(&mut notices, Instant::now())));
+    let (mut manifests, mut folder_events) = unscanned(&folder);
+    let log = CapturedLog::of(|| drop(manifests.scan(&mut folder_events, Instant::now())));
     assert_eq!(log.lines().filter(|line| line.contains("WARN")).count(), 51, "{log}");
     assert!(log.contains("n_more=950"), "{log}");
 }
 
 #[test]
-fn a_folder_of_too_many_files_is_an_error_before_it_fills_the_memory() {
+fn the_number_of_files_in_a_folder_is_limited() {
     let folder = TempDir::new().unwrap();
     for i in 0..100_000 {
         drop(fs::File::create(folder.path().join(format!("{i}.yaml"))).unwrap());
@@ -141,18 +141,19 @@ fn a_folder_of_too_many_files_is_an_error_before_it_fills_the_memory() {
 
 /// A FIFO may take a file's place after the folder was listed.
 #[test]
-fn a_fifo_is_not_waited_for_even_where_a_file_was_listed() {
+fn a_fifo_that_replaces_a_listed_file_does_not_block() {
     let folder = TempDir::new().unwrap();
     mkfifo(&folder.path().join("a.yaml"), Mode::S_IRWXU).unwrap();
     let mut interner = crate::model::decode::Interner::default();
     let content = content::read(&folder.path().join("a.yaml"), "node-a", &mut interner);
-    let mut said = content::Said::default();
-    let log = Log::of(|| content::say(&content, &folder.path().join("a.yaml"), true, &mut said));
+    let mut logged = content::LoggedProblems::default();
+    let log =
+        CapturedLog::of(|| content::log_problems(&content, &folder.path().join("a.yaml"), true, &mut logged));
     assert!(log.contains("cannot be read: is not a regular file"), "{log}");
 }
 
 #[tokio::test]
-async fn names_and_texts_cannot_forge_lines_of_the_log() {
+async fn names_and_values_cannot_forge_log_lines() {
     let folder = TempDir::new().unwrap();
     let evil = "x\n WARN forged\u{1b}[2J\u{85}";
     write(&folder, &format!("{evil}0.yaml"), "kind: [\n");
@@ -166,10 +167,10 @@ async fn names_and_texts_cannot_forge_lines_of_the_log() {
     let port = serde_json::json!({"port": 80, "name": evil});
     let object = serde_json::json!({"kind": "Service", "metadata": {"name": "b"}, "spec": {"clusterIP": evil, "ports": [port]}});
     write(&folder, "6.json", &object.to_string());
-    let (mut looked_at, mut notices) = manifests(&folder);
-    let log = Log::of(|| drop(looked_at.look(&mut notices, Instant::now())));
+    let (mut manifests, mut folder_events) = unscanned(&folder);
+    let log = CapturedLog::of(|| drop(manifests.scan(&mut folder_events, Instant::now())));
     for word in [
-        "broken manifest",
+        "malformed manifest",
         "two files",
         "cannot be read",
         "not a regular file",
@@ -212,16 +213,17 @@ fn a_folder_is_followed_when_inotify_has_no_instances_left_and_the_log_says_so()
 }
 
 #[tokio::test]
-#[ignore = "run by the two tests above, in a namespace of their own"]
+#[ignore = "run by the two tests above, each in a namespace"]
 async fn follows_a_folder_without_inotify() {
     tracing_subscriber::fmt().with_writer(io::stderr).init();
     let folder = TempDir::new().unwrap();
     write(&folder, "a.yaml", &service("a", 1));
-    let mut follower = Follower::with(&[folder.path()], Pace { poll: Duration::from_secs(600), ..FAST });
-    follower.becomes("a=1").await;
+    let mut follower =
+        FolderFollower::with(&[folder.path()], Intervals { poll: Duration::from_secs(600), ..FAST });
+    follower.wait_for("a=1").await;
     write(&folder, "a.yaml", &service("a", 2));
-    follower.becomes("a=2").await;
+    follower.wait_for("a=2").await;
     fs::remove_file(folder.path().join("a.yaml")).unwrap();
     write(&folder, "b.yaml", &service("b", 1));
-    follower.becomes("b=1").await;
+    follower.wait_for("b=1").await;
 }

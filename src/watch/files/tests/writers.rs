@@ -1,5 +1,4 @@
-//! Writers that are slow, fail, never close or never stop; and files that are put into the folder
-//! with intent to harm.
+//! Tests with writers that are slow, fail, never close or never stop; and with hostile files.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -13,7 +12,7 @@ use nix::unistd::mkfifo;
 
 use super::*;
 
-/// What `kubectl get services -o yaml` prints, with `n` Services `s000`, `s001`, ...
+/// The output of `kubectl get services -o yaml` with `n` Services `s000`, `s001`, ...
 fn list(n: usize, octet: u8) -> String {
     let item = |i| {
         format!(
@@ -25,16 +24,16 @@ fn list(n: usize, octet: u8) -> String {
     format!("apiVersion: v1\nitems:\n{items}kind: List\nmetadata:\n  resourceVersion: \"\"\n")
 }
 
-/// Opens a file as a shell's `>` does.
+/// Truncates and opens a file, as a shell's `>` does.
 fn truncated(folder: &TempDir, name: &str) -> File {
     File::create(folder.path().join(name)).unwrap()
 }
 
-/// Something that is done again and again until it is dropped.
-struct Again(Arc<AtomicBool>, Option<std::thread::JoinHandle<()>>);
+/// An action that is repeated until this is dropped.
+struct RepeatedAction(Arc<AtomicBool>, Option<std::thread::JoinHandle<()>>);
 
-impl Again {
-    fn new(every: Duration, mut what: impl FnMut(usize) + Send + 'static) -> Again {
+impl RepeatedAction {
+    fn new(every: Duration, mut action: impl FnMut(usize) + Send + 'static) -> RepeatedAction {
         let is_over = Arc::new(AtomicBool::new(false));
         let over = is_over.clone();
         let thread = std::thread::spawn(move || {
@@ -42,116 +41,118 @@ impl Again {
                 if over.load(Ordering::Relaxed) {
                     return;
                 }
-                what(i);
+                action(i);
                 std::thread::sleep(every);
             }
         });
-        Again(is_over, Some(thread))
+        RepeatedAction(is_over, Some(thread))
     }
 }
 
-impl Drop for Again {
+impl Drop for RepeatedAction {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
         self.1.take().unwrap().join().unwrap();
     }
 }
 
-/// As `kubectl get services,endpointslices,nodes -A -o yaml > cluster/objects.yaml` by a slow kubectl.
+/// As a slow `kubectl get services,endpointslices,nodes -A -o yaml > cluster/objects.yaml`.
 #[tokio::test]
 async fn services_stay_while_their_file_is_written_in_place() {
     let folder = TempDir::new().unwrap();
     write(&folder, "objects.yaml", &list(300, 1));
     write(&folder, "z.yaml", &service("z", 0));
-    let mut follower = Follower::new(&[folder.path()]);
+    let mut follower = FolderFollower::new(&[folder.path()]);
     let all = |octet: u8, other: u8| {
         let names: Vec<String> = (0..300).map(|i| format!("s{i:03}={octet}")).collect();
         format!("{} z={other}", names.join(" "))
     };
-    follower.becomes(&all(1, 0)).await;
+    follower.wait_for(&all(1, 0)).await;
     let mut file = truncated(&folder, "objects.yaml");
     let text = list(300, 2);
     for (round, piece) in text.as_bytes().chunks(text.len() / 3 + 1).enumerate() {
-        // Others change meanwhile, so that the folder is looked at; each change counts at once.
+        // Another file changes meanwhile, so that the folder is scanned; each change takes effect at once.
         for part in 0..3 {
             let octet = (10 + 3 * round + part) as u8;
             write(&folder, "z.yaml", &service("z", octet));
-            follower.becomes_steadily(&all(1, octet), 1..=1).await;
+            follower.wait_for_without_loss(&all(1, octet), 1..=1).await;
             tokio::time::sleep(Duration::from_millis(400)).await;
         }
         file.write_all(piece).unwrap();
     }
     drop(file);
-    follower.becomes_steadily(&all(2, 18), 0..=300).await;
+    follower.wait_for_without_loss(&all(2, 18), 0..=300).await;
 }
 
 #[tokio::test]
-async fn a_file_that_was_emptied_keeps_its_objects_for_a_while_and_counts_then() {
+async fn an_emptied_file_keeps_its_objects_for_a_limited_time() {
     let folder = TempDir::new().unwrap();
     write(&folder, "a.yaml", &service("a", 1));
     write(&folder, "z.yaml", &service("z", 9));
-    let pace = Pace { patience: Duration::from_secs(4) / PATIENCE_IF_EMPTY, ..FAST };
-    let mut follower = Follower::with(&[folder.path()], pace);
-    follower.becomes("a=1 z=9").await;
-    // As kubectl leaves it that cannot reach an API server.
+    let intervals = Intervals { incomplete: Duration::from_secs(4) / EMPTY_FACTOR, ..FAST };
+    let mut follower = FolderFollower::with(&[folder.path()], intervals);
+    follower.wait_for("a=1 z=9").await;
+    // The file that kubectl leaves when it cannot reach an API server.
     drop(truncated(&folder, "a.yaml"));
-    follower.stays().await;
+    follower.check_unchanged().await;
     write(&folder, "a.yaml", &service("a", 2));
-    follower.becomes("a=2 z=9").await;
+    follower.wait_for("a=2 z=9").await;
     drop(truncated(&folder, "a.yaml"));
-    follower.stays().await;
-    follower.becomes("z=9").await;
+    follower.check_unchanged().await;
+    follower.wait_for("z=9").await;
     write(&folder, "a.yaml", &service("a", 3));
-    follower.becomes("a=3 z=9").await;
-    // A comment says that it is meant.
+    follower.wait_for("a=3 z=9").await;
+    // A comment shows that it is intended.
     write(&folder, "a.yaml", "# nothing\n");
-    follower.becomes("z=9").await;
+    follower.wait_for("z=9").await;
 }
 
 #[tokio::test]
-async fn a_writer_that_does_not_close_is_waited_for_so_long_and_no_longer() {
+async fn an_open_file_keeps_its_last_state_for_a_limited_time() {
     let folder = TempDir::new().unwrap();
     write(&folder, "a.yaml", &(service("a", 1) + &service("b", 1)));
-    let mut follower = Follower::with(&[folder.path()], Pace { patience: Duration::from_secs(4), ..FAST });
-    follower.becomes("a=1 b=1").await;
+    let mut follower =
+        FolderFollower::with(&[folder.path()], Intervals { incomplete: Duration::from_secs(4), ..FAST });
+    follower.wait_for("a=1 b=1").await;
     let mut file = truncated(&folder, "a.yaml");
     file.write_all(service("a", 2).as_bytes()).unwrap();
-    follower.stays().await;
-    follower.becomes("a=2").await;
-    // It goes on: that is another change, and is waited for.
+    follower.check_unchanged().await;
+    follower.wait_for("a=2").await;
+    // The writer continues: that is another change, and delays again.
     file.write_all(service("c", 3).as_bytes()).unwrap();
-    follower.stays().await;
+    follower.check_unchanged().await;
     drop(file);
-    follower.becomes("a=2 c=3").await;
+    follower.wait_for("a=2 c=3").await;
 }
 
-/// Where inotify sees nothing, what is read has to end like a document.
+/// Where inotify reports nothing, a complete file must end like a document.
 #[tokio::test]
-async fn a_file_behind_a_link_that_does_not_end_a_line_is_waited_for() {
+async fn a_file_behind_a_symlink_that_ends_inside_a_line_keeps_its_last_state() {
     let (folder, elsewhere) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let real = elsewhere.path().join("real");
     fs::write(&real, list(2, 1)).unwrap();
     symlink(&real, folder.path().join("a.yaml")).unwrap();
-    let mut follower = Follower::with(&[folder.path()], Pace { patience: Duration::from_secs(6), ..FAST });
-    follower.becomes("s000=1 s001=1").await;
+    let mut follower =
+        FolderFollower::with(&[folder.path()], Intervals { incomplete: Duration::from_secs(6), ..FAST });
+    follower.wait_for("s000=1 s001=1").await;
     fs::write(&real, list(1, 2).trim_end()).unwrap();
-    follower.stays().await;
+    follower.check_unchanged().await;
     fs::write(&real, list(2, 2)).unwrap();
-    follower.becomes("s000=2 s001=2").await;
+    follower.wait_for("s000=2 s001=2").await;
     fs::write(&real, list(1, 3).trim_end()).unwrap();
-    follower.stays().await;
-    follower.becomes("s000=3").await;
+    follower.check_unchanged().await;
+    follower.wait_for("s000=3").await;
 }
 
 #[tokio::test]
-async fn a_file_written_all_the_time_does_not_hold_up_others() {
+async fn a_file_that_is_always_being_written_does_not_delay_other_files() {
     let folder = TempDir::new().unwrap();
     write(&folder, "a.yaml", &service("a", 1));
-    let pace = Pace { settle: Duration::from_millis(200), poll: Duration::from_secs(600), ..FAST };
-    let mut follower = Follower::with(&[folder.path()], pace);
-    follower.becomes("a=1").await;
+    let intervals = Intervals { settle: Duration::from_millis(200), poll: Duration::from_secs(600), ..FAST };
+    let mut follower = FolderFollower::with(&[folder.path()], intervals);
+    follower.wait_for("a=1").await;
     let path = folder.path().to_path_buf();
-    let _busy = Again::new(Duration::from_millis(5), move |i| {
+    let _busy = RepeatedAction::new(Duration::from_millis(5), move |i| {
         for name in [".a.yaml.swp", "log.txt", "a.yaml~", "busy.yaml"] {
             fs::write(path.join(name), service("busy", (i % 2) as u8)).unwrap();
         }
@@ -161,25 +162,24 @@ async fn a_file_written_all_the_time_does_not_hold_up_others() {
         write(&folder, "a.yaml", &service("a", octet));
         let start = Instant::now();
         while !follower.services().contains(&format!("a={octet}")) {
-            follower.take().await;
+            follower.next_event().await;
             assert!(start.elapsed() < Duration::from_secs(8), "{}", follower.services());
         }
     }
 }
 
-/// The writer truncates, writes and closes again and again; whenever the file is read, it is whole or
-/// is not taken.
+/// The writer truncates, writes and closes again and again; only complete versions are used.
 #[tokio::test]
-async fn a_file_written_in_place_again_and_again_never_loses_an_object() {
+async fn a_file_rewritten_in_place_again_and_again_never_loses_an_object() {
     let folder = TempDir::new().unwrap();
     write(&folder, "a.yaml", &list(40, 0));
     write(&folder, "z.yaml", &service("z", 9));
-    let mut follower = Follower::new(&[folder.path()]);
+    let mut follower = FolderFollower::new(&[folder.path()]);
     while follower.n_listed < 3 {
-        follower.take().await;
+        follower.next_event().await;
     }
     let path = folder.path().to_path_buf();
-    let busy = Again::new(Duration::from_millis(1), move |i| {
+    let busy = RepeatedAction::new(Duration::from_millis(1), move |i| {
         let mut file = File::create(path.join("a.yaml")).unwrap();
         for piece in list(40, (i % 200) as u8).as_bytes().chunks(1_000) {
             file.write_all(piece).unwrap();
@@ -188,7 +188,7 @@ async fn a_file_written_in_place_again_and_again_never_loses_an_object() {
     });
     let watch = async {
         loop {
-            follower.take().await;
+            follower.next_event().await;
             assert_eq!(follower.snapshot.services().count(), 41);
         }
     };
@@ -197,7 +197,7 @@ async fn a_file_written_in_place_again_and_again_never_loses_an_object() {
     write(&folder, "a.yaml", &list(40, 250));
     let wait = async {
         while !follower.services().contains("s000=250") {
-            follower.take().await;
+            follower.next_event().await;
             assert_eq!(follower.snapshot.services().count(), 41);
         }
     };
@@ -205,73 +205,73 @@ async fn a_file_written_in_place_again_and_again_never_loses_an_object() {
 }
 
 #[tokio::test]
-async fn what_is_no_regular_file_is_passed_over_and_its_neighbours_are_followed() {
+async fn files_that_are_not_regular_are_ignored_and_the_others_are_followed() {
     let folder = TempDir::new().unwrap();
     mkfifo(&folder.path().join("0.yaml"), Mode::S_IRWXU).unwrap();
     let _socket = UnixListener::bind(folder.path().join("1.yml")).unwrap();
     symlink("/dev/zero", folder.path().join("2.json")).unwrap();
     write(&folder, "a.yaml", &service("a", 1));
-    let mut follower = Follower::new(&[folder.path()]);
-    follower.becomes("a=1").await;
+    let mut follower = FolderFollower::new(&[folder.path()]);
+    follower.wait_for("a=1").await;
     write(&folder, "a.yaml", &service("a", 2));
-    follower.becomes("a=2").await;
-    // One that comes later, under the name of a good one.
+    follower.wait_for("a=2").await;
+    // A FIFO that later replaces a good file.
     write(&folder, "b.yaml", &service("b", 1));
-    follower.becomes("a=2 b=1").await;
+    follower.wait_for("a=2 b=1").await;
     mkfifo(&folder.path().join("new"), Mode::S_IRWXU).unwrap();
     fs::rename(folder.path().join("new"), folder.path().join("b.yaml")).unwrap();
-    follower.becomes("a=2").await;
+    follower.wait_for("a=2").await;
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_read_are_problems_and_hold_up_nobody() {
+async fn unreadable_files_are_problems_and_do_not_delay_other_files() {
     let folder = TempDir::new().unwrap();
-    // Larger than what is read; its blocks are not there.
+    // Larger than the limit, as a sparse file.
     File::create(folder.path().join("0.yaml")).unwrap().set_len(1 << 40).unwrap();
     symlink("1.yaml", folder.path().join("1.yaml")).unwrap();
     symlink("nowhere", folder.path().join("2.yaml")).unwrap();
-    // A regular file by its type, that gives an error when it is read.
+    // A regular file by type that fails when read.
     symlink("/proc/self/mem", folder.path().join("3.yaml")).unwrap();
     write(&folder, "4\n\u{1b}[2J.yaml", "kind: [\n");
     write(&folder, "a.yaml", &service("a", 1));
-    let mut follower = Follower::new(&[folder.path()]);
-    follower.becomes("a=1").await;
-    // A good one that becomes too large keeps what it held.
+    let mut follower = FolderFollower::new(&[folder.path()]);
+    follower.wait_for("a=1").await;
+    // A file that grows too large keeps its last state.
     write(&folder, "b.yaml", &service("b", 1));
-    follower.becomes("a=1 b=1").await;
+    follower.wait_for("a=1 b=1").await;
     OpenOptions::new().write(true).open(folder.path().join("b.yaml")).unwrap().set_len(1 << 40).unwrap();
-    follower.stays().await;
+    follower.check_unchanged().await;
 }
 
 #[tokio::test]
-async fn a_folder_that_becomes_a_file_keeps_its_objects_and_is_followed_when_it_is_back() {
+async fn a_folder_replaced_by_a_file_keeps_its_objects_and_is_followed_when_it_returns() {
     let parent = TempDir::new().unwrap();
     let folder = parent.path().join("manifests");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("a.yaml"), service("a", 1)).unwrap();
-    let mut follower = Follower::new(&[&folder]);
-    follower.becomes("a=1").await;
+    let mut follower = FolderFollower::new(&[&folder]);
+    follower.wait_for("a=1").await;
     fs::rename(&folder, parent.path().join("moved")).unwrap();
     fs::write(&folder, "a file").unwrap();
-    follower.stays().await;
+    follower.check_unchanged().await;
     fs::remove_file(&folder).unwrap();
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("b.yaml"), service("b", 2)).unwrap();
-    follower.becomes("b=2").await;
-    // What happens in the one that was moved away does not count.
+    follower.wait_for("b=2").await;
+    // Changes in the folder that was moved away have no effect.
     fs::write(parent.path().join("moved/c.yaml"), service("c", 3)).unwrap();
-    follower.stays().await;
+    follower.check_unchanged().await;
 }
 
-/// The kernel keeps 16 384 events at most, and loses all further ones.
+/// The kernel queues 16 384 events at most, and drops further ones.
 #[tokio::test]
-async fn changes_whose_events_were_lost_are_found_all_the_same() {
+async fn changes_are_found_although_their_events_were_lost() {
     let folder = TempDir::new().unwrap();
     write(&folder, "a.yaml", &service("a", 1));
-    let slow = Pace { poll: Duration::from_secs(600), ..FAST };
-    let mut follower = Follower::with(&[folder.path()], slow);
-    follower.becomes("a=1").await;
-    // More events than the channel takes: the follower stands still.
+    let slow = Intervals { poll: Duration::from_secs(600), ..FAST };
+    let mut follower = FolderFollower::with(&[folder.path()], slow);
+    follower.wait_for("a=1").await;
+    // More events than the channel holds: the follower blocks.
     write(&folder, "b.yaml", &list(super::super::super::CHANNEL_CAPACITY + 100, 1));
     tokio::time::sleep(Duration::from_secs(2)).await;
     for i in 0..10_000 {
@@ -280,7 +280,7 @@ async fn changes_whose_events_were_lost_are_found_all_the_same() {
     write(&folder, "a.yaml", &service("a", 2));
     let wait = async {
         while !follower.services().contains("a=2") {
-            follower.take().await;
+            follower.next_event().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(30), wait).await.expect("the change is found");

@@ -1,23 +1,19 @@
-//! What the rules of chains look like in the kernel, as one number a chain.
+//! Fingerprints of chains, from the kernel's dumps of their rules.
 //!
 //! `iptables-nft-save` is quadratic in chains: at 44 000 Services it takes 20 s. The kernel's own dump of
-//! a large table is quadratic too, but that of one chain takes 10 us at any size, and need not be
-//! understood to tell whether the chain still holds the bytes that it held right after it was written.
+//! a large table is quadratic too, but the dump of one chain takes 10 us at any size. It need not be parsed to tell
+//! whether the chain still holds the bytes that it held right after it was written.
 
-use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
+use std::hash::{DefaultHasher, Hasher};
 use std::io;
-use std::sync::LazyLock;
 
 use netlink_packet_core::NLM_F_DUMP;
 
-use super::{
-    ATTEMPTS, CHAIN_NAME, CHAIN_TABLE, GENERATION_ID, GET_CHAIN, GET_GENERATION, SUBSYSTEM, nfproto,
-};
-use crate::iptables::ChainName;
+use super::{ATTEMPTS, CHAIN_NAME, CHAIN_TABLE, GET_CHAIN, SUBSYSTEM, generation_over, nfproto};
+use crate::iptables::{ChainName, Fingerprint};
 use crate::kernel::netlink::{Message, Netfilter, Request};
-use crate::kernel::{Dump, Shown};
+use crate::kernel::{Dump, DumpedChain};
 use crate::net::IpFamily;
-use crate::plan::Print;
 
 const GET_RULE: u8 = 7;
 const RULE_TABLE: u16 = 1;
@@ -28,18 +24,14 @@ const RULE_USERDATA: u16 = 7;
 const LIST_ELEMENT: u16 = 1;
 const EXPRESSION_NAME: u16 = 1;
 
-/// SipHash with a random key of this process: without the key no rules with equal prints can be made.
-static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-
-/// How the chains of `table` look: all that are there, or `only` these, of which one that is not there
-/// looks empty. All are as of one generation, for which dumps are begun again; with `only`, that is left
-/// to the caller. The kernel counts a commit a moment before it takes effect: while the generation is that
-/// of a commit which has not ended, a chain may still look as before it. `Interrupted` when somebody wrote during each of many attempts. Chains with names
-/// that iptables does not know are left out.
+/// Fingerprints of the chains of `table`: of all chains in it, or of `only` these, where a chain that does not exist
+/// counts as empty. All are of one generation, for which dumps are repeated; with `only`, the caller checks the
+/// generation. The kernel counts a commit a moment before it takes effect: while the generation is that of a commit
+/// which has not ended, a chain may still be dumped as before the commit. `Interrupted` when another process wrote
+/// during each of many attempts. Chains whose names iptables does not accept are left out.
 ///
-/// A print is of what rules say: handles and positions, which tell when a rule was made, and counters
-/// are not in it.
-pub fn prints(family: IpFamily, table: &str, only: Option<&[ChainName]>) -> io::Result<Dump> {
+/// Handles and positions, which depend on when a rule was made, and counters are not part of a fingerprint.
+pub fn fingerprints(family: IpFamily, table: &str, only: Option<&[ChainName]>) -> io::Result<Dump> {
     let mut netfilter = Netfilter::open()?;
     let family = nfproto(family);
     let Some(only) = only else {
@@ -48,25 +40,31 @@ pub fn prints(family: IpFamily, table: &str, only: Option<&[ChainName]>) -> io::
             done => done,
         });
     };
-    let before = generation(&mut netfilter)?;
+    let before = generation_over(&mut netfilter)?;
     let mut chains = Vec::with_capacity(only.len());
     for name in only {
-        let shown = undisturbed(&mut || {
-            let mut found = empty(*name);
-            dump_rules(&mut netfilter, family, table, Some(name.as_str()), &mut |_, print, n_rules| {
-                found = Shown { name: *name, print, n_rules };
-            })?;
+        let chain = undisturbed(&mut || {
+            let mut found = DumpedChain::empty(*name);
+            dump_rules(
+                &mut netfilter,
+                family,
+                table,
+                Some(name.as_str()),
+                &mut |_, fingerprint, n_rules| {
+                    found = DumpedChain { name: *name, fingerprint, n_rules };
+                },
+            )?;
             Ok(found)
         })?;
-        chains.push(shown);
+        chains.push(chain);
     }
-    chains.sort_unstable_by_key(|shown| shown.name);
+    chains.sort_unstable_by_key(|chain| chain.name);
     let generation =
-        Some(before).filter(|before| generation(&mut netfilter).is_ok_and(|after| after == *before));
+        Some(before).filter(|before| generation_over(&mut netfilter).is_ok_and(|after| after == *before));
     Ok(Dump { generation, chains })
 }
 
-/// Begins a dump again when a commit interrupted it, some times.
+/// Repeats a dump when a commit interrupted it, up to [`ATTEMPTS`] times in all.
 fn undisturbed<T>(dump: &mut dyn FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..ATTEMPTS {
         match dump() {
@@ -78,27 +76,19 @@ fn undisturbed<T>(dump: &mut dyn FnMut() -> io::Result<T>) -> io::Result<T> {
 }
 
 fn all(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Dump> {
-    let before = generation(netfilter)?;
+    let before = generation_over(netfilter)?;
     let names = names(netfilter, family, table)?;
-    let mut chains: Vec<Shown> = names.into_iter().map(empty).collect();
-    chains.sort_unstable_by_key(|shown| shown.name);
-    dump_rules(netfilter, family, table, None, &mut |name, print, n_rules| {
+    let mut chains: Vec<DumpedChain> = names.into_iter().map(DumpedChain::empty).collect();
+    chains.sort_unstable_by_key(|chain| chain.name);
+    dump_rules(netfilter, family, table, None, &mut |name, fingerprint, n_rules| {
         let Some(name) = ChainName::new(name) else { return };
-        if let Ok(at) = chains.binary_search_by_key(&name, |shown| shown.name) {
-            chains[at] = Shown { name, print, n_rules };
+        if let Ok(at) = chains.binary_search_by_key(&name, |chain| chain.name) {
+            chains[at] = DumpedChain { name, fingerprint, n_rules };
         }
     })?;
-    let generation = Some(before).filter(|before| generation(netfilter).is_ok_and(|after| after == *before));
+    let generation =
+        Some(before).filter(|before| generation_over(netfilter).is_ok_and(|after| after == *before));
     Ok(Dump { generation, chains })
-}
-
-/// As [`super::generation`], by a socket that is open.
-pub(super) fn generation(netfilter: &mut Netfilter) -> io::Result<u32> {
-    let (message, flags) = (GET_GENERATION, 0);
-    let request = Request { subsystem: SUBSYSTEM, message, family: 0, flags, texts: &[], attributes: &[] };
-    let mut generation = None;
-    netfilter.ask(&request, &mut |message| generation = message.u32(GENERATION_ID))?;
-    generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// The names of the chains of `table`.
@@ -114,18 +104,13 @@ fn names(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Vec<C
     Ok(names)
 }
 
-/// How a chain looks that holds no rules.
-fn empty(name: ChainName) -> Shown {
-    Shown { name, print: print(SEED.build_hasher()), n_rules: 0 }
-}
-
-/// Passes on how each chain of `table` that holds rules looks, and how many they are; or only `chain`.
+/// Passes on the name, fingerprint and number of rules of each chain of `table` that holds rules; or of `chain` alone.
 fn dump_rules(
     netfilter: &mut Netfilter,
     family: u8,
     table: &str,
     chain: Option<&str>,
-    each: &mut dyn FnMut(&str, Print, u32),
+    each: &mut dyn FnMut(&str, Fingerprint, u32),
 ) -> io::Result<()> {
     let mut texts = vec![(RULE_TABLE, table)];
     texts.extend(chain.map(|chain| (RULE_CHAIN, chain)));
@@ -139,14 +124,14 @@ fn dump_rules(
             is_whole = false;
             return;
         };
-        // An older kernel may not select.
+        // Older kernels do not select by chain.
         if message.text(RULE_TABLE) != Some(table) || chain.is_some_and(|chain| chain != name) {
             return;
         }
         if open.as_ref().is_none_or(|(current, ..)| current != name)
-            && let Some((name, hasher, n)) = open.replace((name.to_owned(), SEED.build_hasher(), 0))
+            && let Some((name, hasher, n)) = open.replace((name.to_owned(), Fingerprint::hasher(), 0))
         {
-            each(&name, print(hasher), n);
+            each(&name, Fingerprint::of(&hasher), n);
         }
         if let Some((_, hasher, n)) = &mut open {
             add(hasher, message);
@@ -157,12 +142,12 @@ fn dump_rules(
         return Err(io::ErrorKind::InvalidData.into());
     }
     if let Some((name, hasher, n)) = open {
-        each(&name, print(hasher), n);
+        each(&name, Fingerprint::of(&hasher), n);
     }
     Ok(())
 }
 
-/// Adds what a rule says to its chain.
+/// Adds a rule to the fingerprint of its chain.
 fn add(hasher: &mut DefaultHasher, rule: &Message<'_>) {
     for (kind, value) in rule.attributes() {
         match kind {
@@ -187,8 +172,4 @@ fn put(hasher: &mut DefaultHasher, kind: u16, value: &[u8]) {
     hasher.write_u16(kind);
     hasher.write_usize(value.len());
     hasher.write(value);
-}
-
-fn print(hasher: DefaultHasher) -> Print {
-    Print::new(hasher.finish())
 }

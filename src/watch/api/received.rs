@@ -1,25 +1,25 @@
-//! One object as the API server sent it, with what watching asks of it. It is read whatever it is
-//! made of: a list with one bad object is still a list.
+//! One object as the API server sent it. Any JSON value can be read, so one malformed object does not make
+//! a whole list unreadable.
 
 use serde::{Deserialize, Deserializer};
 
-use super::store::Kind;
+use super::tracker::WatchedKind;
 use crate::model::decode::{Given, whole};
 use crate::model::{ObjectName, Problem};
 
-/// An object of kind `K`, or what was there in its place.
+/// An object of kind `K`, or any other value in its place.
 #[derive(Debug)]
-pub struct Guard<K> {
+pub struct ReceivedObject<K> {
     given: Given<K>,
 }
 
-impl<K: Kind> Guard<K> {
-    /// The name it gives itself; a Node's namespace is empty.
+impl<K: WatchedKind> ReceivedObject<K> {
+    /// The name in its metadata; a Node's namespace is empty.
     pub fn name(&self) -> ObjectName {
         self.given.get().map_or_else(|| ObjectName::new("", ""), K::claimed_name)
     }
 
-    /// The version it has.
+    /// Its resource version.
     pub fn resource_version(&self) -> Option<&str> {
         self.given.get()?.metadata().get()?.resource_version.get().map(String::as_str)
     }
@@ -30,9 +30,9 @@ impl<K: Kind> Guard<K> {
     }
 }
 
-impl<'de, K: Kind> Deserialize<'de> for Guard<K> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Guard<K>, D::Error> {
-        Ok(Guard { given: Given::deserialize(deserializer)? })
+impl<'de, K: WatchedKind> Deserialize<'de> for ReceivedObject<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ReceivedObject<K>, D::Error> {
+        Ok(ReceivedObject { given: Given::deserialize(deserializer)? })
     }
 }
 
@@ -44,12 +44,12 @@ mod tests {
     use crate::model::decode::ApiService;
 
     #[test]
-    fn the_problem_of_an_unusable_object_names_it_and_the_field() {
+    fn the_problem_of_an_unusable_object_names_the_object_and_the_field() {
         let object = json!({
             "metadata": {"name": "web", "namespace": "ns", "resourceVersion": "7", "labels": 5},
             "spec": [{"port": 80}],
         });
-        let bad = serde_json::from_value::<Guard<ApiService>>(object).unwrap();
+        let bad = serde_json::from_value::<ReceivedObject<ApiService>>(object).unwrap();
         assert_eq!(bad.resource_version(), Some("7"));
         assert_eq!(bad.name().to_string(), "ns/web");
         let bad = bad.into_result().unwrap_err();
@@ -57,13 +57,13 @@ mod tests {
     }
 
     #[test]
-    fn anything_at_all_is_an_object_or_a_bad_one() {
+    fn any_value_is_read_as_an_object_or_as_a_problem() {
         for value in [json!(null), json!(5), json!("x"), json!([]), json!({"metadata": 5})] {
-            let guard = serde_json::from_value::<Guard<ApiService>>(value).unwrap();
-            assert_eq!(guard.name().to_string(), "/");
-            assert!(guard.into_result().is_err());
+            let received = serde_json::from_value::<ReceivedObject<ApiService>>(value).unwrap();
+            assert_eq!(received.name().to_string(), "/");
+            assert!(received.into_result().is_err());
         }
         let good = json!({"metadata": {"name": "web"}});
-        assert!(serde_json::from_value::<Guard<ApiService>>(good).unwrap().into_result().is_ok());
+        assert!(serde_json::from_value::<ReceivedObject<ApiService>>(good).unwrap().into_result().is_ok());
     }
 }

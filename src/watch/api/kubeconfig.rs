@@ -1,5 +1,5 @@
-//! Where the API server and the credentials for it are written down: a kubeconfig, a flag, or a pod's
-//! environment; and which files have to be followed, since they are replaced before they expire.
+//! Finds the API server and its credentials: in a kubeconfig, a flag, or the pod's environment; and lists
+//! the files to reload, since credentials are replaced before they expire.
 
 #![allow(clippy::disallowed_methods, reason = "reads credentials and the proxy environment")]
 
@@ -12,27 +12,27 @@ use sha2::{Digest, Sha256};
 
 use super::proxy::{proxy_for, proxy_url};
 
-/// Where a pod finds its cluster's certificate authority.
+/// Certificate authority of the cluster, in a pod.
 const SERVICE_ACCOUNT_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
-/// Files, each with a hash of what it holds; `None`: it cannot be read.
-pub type Files = BTreeMap<PathBuf, Option<[u8; 32]>>;
+/// Files, each with a hash of its content; `None`: unreadable.
+pub type FileHashes = BTreeMap<PathBuf, Option<[u8; 32]>>;
 
-/// By kube-proxy's rules: exactly the file `kubeconfig` (neither `KUBECONFIG` nor `~/.kube/config`
-/// count), its server replaced by `master` if given; with neither of them, what a pod finds in its
-/// environment.
+/// Where the API server is configured, by kube-proxy's rules: exactly the file `kubeconfig` (`KUBECONFIG`
+/// and `~/.kube/config` are ignored), its server replaced by `master` if given; without both, the pod's
+/// service account.
 #[derive(Clone, Debug)]
-pub struct Origin {
-    /// The kubeconfig.
+pub struct ApiServerSource {
+    /// Path of the kubeconfig.
     pub kubeconfig: Option<PathBuf>,
-    /// The address of the API server.
+    /// Address of the API server.
     pub master: Option<String>,
 }
 
-impl Origin {
-    /// What is written there now. Errors name the file at fault.
+impl ApiServerSource {
+    /// Reads the configuration as it is now. Errors name the unusable file.
     pub async fn config(&self) -> anyhow::Result<Config> {
-        let (mut config, named_proxy) = match (&self.kubeconfig, &self.master) {
+        let (mut config, own_proxy) = match (&self.kubeconfig, &self.master) {
             (Some(path), master) => from_file(path, master.as_deref()).await?,
             (None, Some(master)) => {
                 let server =
@@ -41,8 +41,8 @@ impl Origin {
             }
             (None, None) => (Config::incluster_env().context("reading the pod's service account")?, None),
         };
-        // kube compares NO_PROXY with the proxy, not with the server, and knows no proxy in a pod.
-        let proxy = named_proxy.or_else(|| proxy_for(&config.cluster_url, |name| std::env::var(name).ok()));
+        // kube compares NO_PROXY with the proxy instead of the server, and ignores proxies in a pod.
+        let proxy = own_proxy.or_else(|| proxy_for(&config.cluster_url, |name| std::env::var(name).ok()));
         config.proxy_url = match proxy {
             Some(proxy) => {
                 Some(proxy_url(&proxy).with_context(|| format!("reading the proxy address {proxy:?}"))?)
@@ -52,11 +52,11 @@ impl Origin {
         Ok(config)
     }
 
-    /// The files that count, as they are now: the kubeconfig, and the certificates and keys that it
-    /// names. Without a file of tokens, which is read for each request anyway.
-    pub fn files(&self) -> Files {
+    /// The files with credentials, with their current content: the kubeconfig, and the certificates and
+    /// keys that it names. A token file is left out, since it is read for each request.
+    pub fn files(&self) -> FileHashes {
         let paths = match (&self.kubeconfig, &self.master) {
-            (Some(path), _) => [path.clone()].into_iter().chain(named_files(path)).collect(),
+            (Some(path), _) => [path.clone()].into_iter().chain(credential_files(path)).collect(),
             (None, Some(_)) => Vec::new(),
             (None, None) => vec![PathBuf::from(SERVICE_ACCOUNT_CA)],
         };
@@ -65,9 +65,8 @@ impl Origin {
     }
 }
 
-/// The files of certificates and keys that a kubeconfig names, of whichever user; none if it cannot be
-/// read.
-fn named_files(kubeconfig: &Path) -> Vec<PathBuf> {
+/// Paths of certificates and keys in a kubeconfig, of all users; empty if it cannot be read.
+fn credential_files(kubeconfig: &Path) -> Vec<PathBuf> {
     let Ok(kubeconfig) = Kubeconfig::read_from(kubeconfig) else { return Vec::new() };
     let clusters = kubeconfig.clusters.into_iter().filter_map(|named| named.cluster);
     let users = kubeconfig.auth_infos.into_iter().filter_map(|named| named.auth_info);
@@ -76,7 +75,7 @@ fn named_files(kubeconfig: &Path) -> Vec<PathBuf> {
     authorities.chain(identities).map(PathBuf::from).collect()
 }
 
-/// The configuration of the current context of a file, and the proxy that the file names.
+/// Reads the current context of a kubeconfig, and the proxy that the kubeconfig names.
 async fn from_file(path: &Path, master: Option<&str>) -> anyhow::Result<(Config, Option<String>)> {
     let reading = || format!("reading kubeconfig {}", path.display());
     let mut kubeconfig = Kubeconfig::read_from(path).with_context(reading)?;
@@ -88,7 +87,7 @@ async fn from_file(path: &Path, master: Option<&str>) -> anyhow::Result<(Config,
         .iter_mut()
         .find(|named| Some(&named.name) == cluster.as_ref())
         .and_then(|named| named.cluster.as_mut())
-        .ok_or_else(|| anyhow!("its current context names no cluster"))
+        .ok_or_else(|| anyhow!("the current context names no cluster"))
         .with_context(reading)?;
     if let Some(master) = master {
         cluster.server = Some(master.to_owned());

@@ -1,4 +1,4 @@
-//! Tests of what watch events mean.
+//! Tests of the changes that watch events become.
 
 mod recorded;
 
@@ -7,22 +7,22 @@ use serde_json::json;
 use super::*;
 use crate::model::ObjectKind;
 
-fn good(name: &str, octet: u8) -> Guard<ApiService> {
+fn good(name: &str, octet: u8) -> ReceivedObject<ApiService> {
     guard(json!({
         "metadata": {"name": name, "namespace": "ns", "resourceVersion": "1"},
         "spec": {"clusterIP": format!("10.0.0.{octet}"), "ports": [{"port": 80}]},
     }))
 }
 
-fn bad(name: &str) -> Guard<ApiService> {
+fn bad(name: &str) -> ReceivedObject<ApiService> {
     guard(json!({"metadata": {"name": name, "namespace": "ns"}, "spec": 5}))
 }
 
-fn guard(object: serde_json::Value) -> Guard<ApiService> {
+fn guard(object: serde_json::Value) -> ReceivedObject<ApiService> {
     serde_json::from_value(object).unwrap()
 }
 
-/// Events as short words: `+a` there, `-a` gone, `*a,b` exactly these, `listed`.
+/// Changes as short text: `+a` set, `-a` removed, `*a,b` replaced by exactly these, `listed`.
 fn words(events: Vec<WatchEvent>) -> String {
     let word = |event| match event {
         WatchEvent::Change(Change::Service(name, value)) => {
@@ -39,13 +39,13 @@ fn words(events: Vec<WatchEvent>) -> String {
     events.map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// Gives the events in turn; what the last one means.
-fn check(events: Vec<Event<Guard<ApiService>>>, expected: &str) {
+/// Applies the events in order; compares the changes of the last one.
+fn check(events: Vec<Event<ReceivedObject<ApiService>>>, expected: &str) {
     let interner = Mutex::new(Interner::default());
-    let mut store = Store::new(&interner);
+    let mut tracker = KindTracker::new(&interner);
     let mut last = Vec::new();
     for event in events {
-        last = store.take(event);
+        last = tracker.apply(event);
     }
     assert_eq!(words(last), expected);
 }
@@ -53,44 +53,44 @@ fn check(events: Vec<Event<Guard<ApiService>>>, expected: &str) {
 use Event::{Apply, Delete, Init, InitApply, InitDone};
 
 #[test]
-fn a_list_is_swapped_in_when_it_is_complete() {
+fn a_complete_list_replaces_all_objects() {
     check(vec![Init, InitApply(good("a", 1))], "");
     check(vec![Init, InitApply(good("a", 1)), InitApply(good("b", 2)), InitDone], "*a,b listed");
     check(vec![Init, InitDone], "* listed");
 }
 
 #[test]
-fn only_the_first_list_is_called_listed() {
+fn only_the_first_list_sends_listed() {
     check(vec![Init, InitApply(good("a", 1)), InitDone, Init, InitApply(good("b", 2)), InitDone], "*b");
 }
 
 #[test]
-fn a_list_that_broke_off_counts_for_nothing() {
+fn an_incomplete_list_has_no_effect() {
     check(vec![Init, InitApply(good("a", 1)), Init, InitApply(good("b", 2)), InitDone], "*b listed");
 }
 
 #[test]
-fn single_events_are_single_changes() {
+fn each_watch_event_is_one_change() {
     check(vec![Init, InitDone, Apply(good("a", 1))], "+a");
     check(vec![Init, InitDone, Apply(good("a", 1)), Delete(good("a", 1))], "-a");
     check(vec![Init, InitDone, Delete(bad("a"))], "-a");
 }
 
 #[test]
-fn a_service_that_is_not_proxied_any_more_is_gone() {
+fn a_service_that_is_no_longer_proxied_is_removed() {
     let headless =
         guard(json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": {"clusterIP": "None"}}));
     check(vec![Init, InitDone, Apply(good("a", 1)), Apply(headless)], "-a");
 }
 
 #[test]
-fn an_object_that_cannot_be_decoded_keeps_its_last_state() {
+fn an_undecodable_object_keeps_its_last_state() {
     check(vec![Init, InitDone, Apply(good("a", 1)), Apply(bad("a"))], "");
     let first = || vec![Init, InitApply(good("a", 1)), InitApply(good("b", 2)), InitDone, Init];
     let mut events = first();
     events.extend([InitApply(bad("a")), InitApply(good("c", 3)), InitDone]);
     check(events, "+c -b");
-    // It is still known: when it is gone, it is said to be.
+    // It is still known, so its deletion is reported.
     let mut events = first();
     events.extend([InitApply(bad("a")), InitDone, Init, InitDone]);
     check(events, "*");
@@ -100,7 +100,7 @@ fn an_object_that_cannot_be_decoded_keeps_its_last_state() {
 }
 
 #[test]
-fn a_service_that_is_not_proxied_any_more_is_gone_also_beside_one_that_cannot_be_decoded() {
+fn a_service_that_is_no_longer_proxied_is_removed_also_beside_an_undecodable_one() {
     let external = guard(json!({
         "metadata": {"name": "b", "namespace": "ns"},
         "spec": {"type": "ExternalName", "externalName": "example.org"},
@@ -111,15 +111,15 @@ fn a_service_that_is_not_proxied_any_more_is_gone_also_beside_one_that_cannot_be
 }
 
 #[test]
-fn an_object_that_never_could_be_decoded_is_not_there() {
+fn an_object_that_was_never_decodable_is_absent() {
     check(vec![Init, InitApply(bad("a")), InitApply(good("b", 2)), InitDone], "*b listed");
 }
 
 #[test]
-fn the_number_of_problems_is_told_when_it_changes() {
+fn the_number_of_problems_is_sent_when_it_changes() {
     let interner = Mutex::new(Interner::default());
-    let mut store = Store::new(&interner);
-    let mut told = Vec::new();
+    let mut tracker = KindTracker::new(&interner);
+    let mut sent = Vec::new();
     for event in [
         Apply(good("a", 1)),
         Apply(bad("a")),
@@ -128,10 +128,10 @@ fn the_number_of_problems_is_told_when_it_changes() {
         Delete(bad("b")),
         Apply(good("a", 1)),
     ] {
-        told.extend(store.take(event).into_iter().filter_map(|event| match event {
+        sent.extend(tracker.apply(event).into_iter().filter_map(|event| match event {
             WatchEvent::Problems(ObjectKind::Service, n) => Some(n),
             _ => None,
         }));
     }
-    assert_eq!(told, [1, 2, 1, 0]);
+    assert_eq!(sent, [1, 2, 1, 0]);
 }

@@ -1,5 +1,6 @@
-//! From what lists and watches of one kind bring to `WatchEvent`s: gathers lists until they are complete, and knows
-//! the names of what there is, so that what vanished while nobody looked is found.
+//! Turns the list and watch events of one kind into `WatchEvent`s. Collects a list until it is complete,
+//! and keeps the names of existing objects, so that a later list shows which objects were deleted in
+//! between.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -7,36 +8,36 @@ use std::sync::{Mutex, PoisonError};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::Resource;
 use kube_runtime::watcher::Event;
-use tracing::info;
+use tracing::{debug, info};
 
-use super::guard::Guard;
+use super::received::ReceivedObject;
 use crate::model::decode::{self, ApiNode, ApiObject, ApiService, ApiSlice, Decoded, Interner};
 use crate::model::{Change, Node, ObjectName, Problem, Service, Slice};
 use crate::watch::WatchEvent;
-use crate::watch::report::Reporter;
+use crate::watch::problem_log::ProblemLog;
 
-/// A kind of object that is watched.
-pub trait Kind: ApiObject {
-    /// What the API calls it, and where it is asked for.
+/// A watched kind of object.
+pub trait WatchedKind: ApiObject {
+    /// The API type, for name and path.
     type Api: Resource<DynamicType = ()>;
-    /// What it is decoded to.
+    /// The model type.
     type Value;
-    /// Objects that are watched, by label.
+    /// Label selector.
     const LABELS: Option<&str>;
-    /// The event that says all are known.
+    /// The event after the first complete list.
     const LISTED: WatchEvent;
 
-    /// Objects that are watched, by field, on the node called `node`.
+    /// Field selector, on the node called `node`.
     fn fields(node: &str) -> Option<String>;
-    /// Decodes one.
+    /// Decodes one object.
     fn decode(&self, interner: &mut Interner) -> Decoded<Self::Value>;
-    /// One is there, or gone.
+    /// The change that sets one object, or removes it.
     fn change(name: ObjectName, value: Option<Self::Value>) -> Change;
-    /// Exactly these are there.
-    fn all(values: Vec<(ObjectName, Self::Value)>) -> Change;
+    /// The change that replaces all objects of the kind.
+    fn replace_all(values: Vec<(ObjectName, Self::Value)>) -> Change;
 }
 
-impl Kind for ApiService {
+impl WatchedKind for ApiService {
     type Api = core::Service;
     type Value = Service;
     const LABELS: Option<&str> = Some("!service.kubernetes.io/service-proxy-name");
@@ -54,12 +55,12 @@ impl Kind for ApiService {
         Change::Service(name, value)
     }
 
-    fn all(values: Vec<(ObjectName, Service)>) -> Change {
+    fn replace_all(values: Vec<(ObjectName, Service)>) -> Change {
         Change::AllServices(values.into_iter().map(|(_, value)| value).collect())
     }
 }
 
-impl Kind for ApiSlice {
+impl WatchedKind for ApiSlice {
     type Api = discovery::EndpointSlice;
     type Value = Slice;
     const LABELS: Option<&str> = Some("!service.kubernetes.io/headless");
@@ -77,12 +78,12 @@ impl Kind for ApiSlice {
         Change::Slice(name, value)
     }
 
-    fn all(values: Vec<(ObjectName, Slice)>) -> Change {
+    fn replace_all(values: Vec<(ObjectName, Slice)>) -> Change {
         Change::AllSlices(values)
     }
 }
 
-impl Kind for ApiNode {
+impl WatchedKind for ApiNode {
     type Api = core::Node;
     type Value = Node;
     const LABELS: Option<&str> = None;
@@ -102,62 +103,64 @@ impl Kind for ApiNode {
         Change::Node(value)
     }
 
-    fn all(mut values: Vec<(ObjectName, Node)>) -> Change {
+    fn replace_all(mut values: Vec<(ObjectName, Node)>) -> Change {
         Change::Node(values.pop().map(|(_, node)| node))
     }
 }
 
-/// What is known of the objects of one kind: their names, nothing more.
-pub struct Store<'a, K: Kind> {
+/// Names of the known objects of one kind.
+pub struct KindTracker<'a, K: WatchedKind> {
     interner: &'a Mutex<Interner>,
     known: BTreeSet<ObjectName>,
-    list: Option<List<K>>,
+    list: Option<PendingList<K>>,
     is_listed: bool,
-    reporter: Reporter,
+    problem_log: ProblemLog,
 }
 
-/// A list that is being received.
-struct List<K: Kind> {
+/// A list that is still being received.
+struct PendingList<K: WatchedKind> {
     seen: BTreeSet<ObjectName>,
-    /// `None` for one that does not count, in case it did before.
+    /// `None` for an object that is not proxied; it may have been before.
     values: Vec<(ObjectName, Option<K::Value>)>,
-    /// Whether an object that was known could not be decoded: its last state stays.
-    keeps_some: bool,
+    /// Whether a known object could not be decoded: its last state stays in use.
+    has_undecodable: bool,
 }
 
-impl<'a, K: Kind> Store<'a, K> {
-    /// Knows nothing yet; texts are shared through `interner`.
-    pub fn new(interner: &'a Mutex<Interner>) -> Store<'a, K> {
-        Store {
+impl<'a, K: WatchedKind> KindTracker<'a, K> {
+    /// Starts without objects; strings are shared through `interner`.
+    pub fn new(interner: &'a Mutex<Interner>) -> KindTracker<'a, K> {
+        KindTracker {
             interner,
             known: BTreeSet::new(),
             list: None,
             is_listed: false,
-            reporter: Reporter::default(),
+            problem_log: ProblemLog::default(),
         }
     }
 
-    /// What an event means for the cluster's state, in order.
-    pub fn take(&mut self, event: Event<Guard<K>>) -> Vec<WatchEvent> {
+    /// Turns an event into changes of the cluster's state, in order.
+    pub fn apply(&mut self, event: Event<ReceivedObject<K>>) -> Vec<WatchEvent> {
         let mut events = self.changes(event);
-        events.extend(self.reporter.news().map(|n| WatchEvent::Problems(K::KIND, n)));
+        events.extend(self.problem_log.count_if_changed().map(|n| WatchEvent::Problems(K::KIND, n)));
         events
     }
 
-    fn changes(&mut self, event: Event<Guard<K>>) -> Vec<WatchEvent> {
+    fn changes(&mut self, event: Event<ReceivedObject<K>>) -> Vec<WatchEvent> {
         match event {
             Event::Init => {
-                self.reporter.list_begins();
-                self.list = Some(List { seen: BTreeSet::new(), values: Vec::new(), keeps_some: false });
+                self.problem_log.begin_list();
+                self.list =
+                    Some(PendingList { seen: BTreeSet::new(), values: Vec::new(), has_undecodable: false });
                 Vec::new()
             }
             Event::InitApply(object) => {
-                self.listed(object);
+                self.add_to_list(object);
                 Vec::new()
             }
-            Event::InitDone => self.complete(),
+            Event::InitDone => self.complete_list(),
             Event::Apply(object) => {
                 let name = object.name();
+                debug!(kind = %K::KIND, object = %name, "object added or changed");
                 let decoded = object.into_result().map(|object| self.decode(&object));
                 match decoded {
                     Ok(Some((name, value))) => {
@@ -166,21 +169,22 @@ impl<'a, K: Kind> Store<'a, K> {
                     }
                     Ok(None) => Vec::new(),
                     Err(bad) => {
-                        self.undecodable(&name, *bad);
+                        self.log_undecodable(&name, *bad);
                         Vec::new()
                     }
                 }
             }
             Event::Delete(object) => {
                 let name = object.name();
-                self.reporter.forget(&name.to_string());
+                debug!(kind = %K::KIND, object = %name, "object deleted");
+                self.problem_log.remove(&name.to_string());
                 self.known.remove(&name);
                 vec![WatchEvent::Change(K::change(name, None))]
             }
         }
     }
 
-    fn listed(&mut self, object: Guard<K>) {
+    fn add_to_list(&mut self, object: ReceivedObject<K>) {
         let name = object.name();
         match object.into_result() {
             Ok(object) => {
@@ -191,34 +195,34 @@ impl<'a, K: Kind> Store<'a, K> {
                 }
             }
             Err(bad) => {
-                self.undecodable(&name, *bad);
+                self.log_undecodable(&name, *bad);
                 if let Some(list) = &mut self.list
                     && self.known.contains(&name)
                 {
                     list.seen.insert(name);
-                    list.keeps_some = true;
+                    list.has_undecodable = true;
                 }
             }
         }
     }
 
-    /// The list is complete: swaps it in, or, where the last state of an object has to stay, says
-    /// each change by itself, deletions last.
-    fn complete(&mut self) -> Vec<WatchEvent> {
+    /// Completes the list: replaces all objects; or, if a known object could not be decoded and its last
+    /// state must stay, sends each change on its own, deletions last.
+    fn complete_list(&mut self) -> Vec<WatchEvent> {
         let Some(list) = self.list.take() else { return Vec::new() };
-        info!(kind = %K::KIND, n_objects = list.seen.len(), "listed");
-        let gone: Vec<ObjectName> = self.known.difference(&list.seen).cloned().collect();
-        self.reporter.list_ends();
+        info!(kind = %K::KIND, n_objects = list.seen.len(), "list complete");
+        let deleted: Vec<ObjectName> = self.known.difference(&list.seen).cloned().collect();
+        self.problem_log.end_list();
         self.known = list.seen;
-        let mut events: Vec<WatchEvent> = if list.keeps_some {
-            let (here, uncounted): (Vec<_>, Vec<_>) =
+        let mut events: Vec<WatchEvent> = if list.has_undecodable {
+            let (present, not_proxied): (Vec<_>, Vec<_>) =
                 list.values.into_iter().partition(|(_, value)| value.is_some());
-            let gone = gone.into_iter().map(|name| (name, None));
-            let changes = here.into_iter().chain(uncounted).chain(gone);
+            let deleted = deleted.into_iter().map(|name| (name, None));
+            let changes = present.into_iter().chain(not_proxied).chain(deleted);
             changes.map(|(name, value)| WatchEvent::Change(K::change(name, value))).collect()
         } else {
             let values = list.values.into_iter();
-            vec![WatchEvent::Change(K::all(
+            vec![WatchEvent::Change(K::replace_all(
                 values.filter_map(|(name, value)| Some((name, value?))).collect(),
             ))]
         };
@@ -229,17 +233,17 @@ impl<'a, K: Kind> Store<'a, K> {
     }
 
     fn decode(&mut self, object: &K) -> Option<(ObjectName, Option<K::Value>)> {
-        // Another watch may have panicked: what it left is still a set of texts.
+        // If another watch panicked, its interner is still a valid set of strings.
         let mut interner = self.interner.lock().unwrap_or_else(PoisonError::into_inner);
         let Decoded { named, problems } = object.decode(&mut interner);
-        self.reporter.report(&object.claimed_name().to_string(), problems);
+        self.problem_log.log_new(&object.claimed_name().to_string(), problems);
         named
     }
 
-    /// Reports an object that cannot be decoded.
-    fn undecodable(&mut self, name: &ObjectName, bad: Problem) {
-        let what = format!("{}; its last state stays", bad.what);
-        self.reporter.report(&name.to_string(), vec![Problem { what, ..bad }]);
+    /// Logs an object that cannot be decoded.
+    fn log_undecodable(&mut self, name: &ObjectName, bad: Problem) {
+        let what = format!("{}; its last state stays in use", bad.what);
+        self.problem_log.log_new(&name.to_string(), vec![Problem { what, ..bad }]);
     }
 }
 

@@ -1,6 +1,6 @@
-//! `testdata/apiserver/bodies/`: what a real kube-apiserver (1.36.2) sent: objects, lists, watches, and
-//! its answers to requests that it refuses. Each is read as the watcher reads it; `decoded.txt` holds the
-//! result. `UPDATE_GOLDEN=1` rewrites it.
+//! `testdata/apiserver/bodies/` holds responses of a real kube-apiserver (1.36.2): objects, lists, watches
+//! and errors. Each is read as the watcher reads it; `decoded.txt` holds the result. `UPDATE_GOLDEN=1`
+//! rewrites it.
 
 #![allow(clippy::disallowed_methods, reason = "reads test data")]
 
@@ -13,40 +13,40 @@ use serde_json::Value;
 
 use super::*;
 
-/// A list's objects.
+/// The objects of a list.
 #[derive(Deserialize)]
 #[serde(bound = "")]
-struct Items<K: Kind> {
-    items: Vec<Guard<K>>,
+struct RecordedList<K: WatchedKind> {
+    items: Vec<ReceivedObject<K>>,
 }
 
-/// A form that bodies have.
-enum Form {
-    Nothing,
+/// The shape of a recorded body.
+enum BodyShape {
+    Empty,
     Object,
     List,
     Watch,
 }
 
-fn form(body: &str) -> Form {
+fn shape(body: &str) -> BodyShape {
     let Some(first) = serde_json::Deserializer::from_str(body).into_iter::<Value>().next() else {
-        return Form::Nothing;
+        return BodyShape::Empty;
     };
     match first.unwrap() {
-        first if first.get("items").is_some() => Form::List,
-        first if first.get("object").is_some() => Form::Watch,
-        _ => Form::Object,
+        first if first.get("items").is_some() => BodyShape::List,
+        first if first.get("object").is_some() => BodyShape::Watch,
+        _ => BodyShape::Object,
     }
 }
 
-/// What becomes of one body: a line for each object or event, one more for each problem.
-fn report<K: Kind>(body: &str, is_whole: bool) -> String
+/// The result of one body: a line for each object or event, and one for each problem.
+fn report<K: WatchedKind>(body: &str, is_whole: bool) -> String
 where
     K::Value: Debug,
 {
     let mut interner = Interner::default();
     let mut report = String::new();
-    let mut add = |word: &str, guard: Guard<K>| {
+    let mut add = |word: &str, guard: ReceivedObject<K>| {
         let object = match guard.into_result() {
             Ok(object) => object,
             Err(problem) => return writeln!(report, "  {word}lost: {problem}").unwrap(),
@@ -61,14 +61,14 @@ where
         writeln!(report, "  {word}{what}").unwrap();
         problems.iter().for_each(|problem| writeln!(report, "    {problem}").unwrap());
     };
-    match form(body) {
-        Form::Nothing => {}
-        Form::Object => add("", serde_json::from_str(body).unwrap()),
-        Form::List => {
-            let list: Items<K> = serde_json::from_str(body).unwrap();
+    match shape(body) {
+        BodyShape::Empty => {}
+        BodyShape::Object => add("", serde_json::from_str(body).unwrap()),
+        BodyShape::List => {
+            let list: RecordedList<K> = serde_json::from_str(body).unwrap();
             list.items.into_iter().for_each(|object| add("", object));
         }
-        Form::Watch => {
+        BodyShape::Watch => {
             for line in body.lines() {
                 match serde_json::from_str(line).unwrap() {
                     WatchEvent::Added(object) => add("added ", object),
@@ -83,7 +83,7 @@ where
 }
 
 #[test]
-fn everything_that_a_real_api_server_sent_is_decoded_or_named() {
+fn every_recorded_object_is_decoded_or_reported() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/apiserver/bodies");
     let entries = |folder: &Path| -> Vec<PathBuf> {
         let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
@@ -111,15 +111,19 @@ fn everything_that_a_real_api_server_sent_is_decoded_or_named() {
         std::fs::write(&golden, &found).unwrap();
     }
     let expected = std::fs::read_to_string(&golden).unwrap_or_default();
-    assert!(found == expected, "differs from {}; UPDATE_GOLDEN=1 shows how", golden.display());
+    assert!(
+        found == expected,
+        "differs from {}; run with UPDATE_GOLDEN=1 to see the difference",
+        golden.display()
+    );
 }
 
 #[test]
-fn a_condition_without_a_time_costs_a_service_nothing() {
+fn a_condition_without_a_time_has_no_effect_on_a_service() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/apiserver/bodies/objects");
     let read = |name: &str| {
         let body = std::fs::read_to_string(folder.join(format!("{name}.body"))).unwrap();
-        let object: Guard<ApiService> = serde_json::from_str(&body).unwrap();
+        let object: ReceivedObject<ApiService> = serde_json::from_str(&body).unwrap();
         let decoded = object.into_result().unwrap().decode(&mut Interner::default());
         assert_eq!(decoded.problems, [], "{name}");
         decoded.value().unwrap_or_else(|| panic!("{name} is not served"))

@@ -1,4 +1,4 @@
-//! Kubeconfigs, read.
+//! Tests of reading kubeconfigs.
 
 #![allow(clippy::disallowed_methods, reason = "writes files")]
 
@@ -24,20 +24,21 @@ users:
 ";
 
 async fn config(kubeconfig: Option<&Path>, master: Option<&str>) -> anyhow::Result<Config> {
-    let origin = Origin { kubeconfig: kubeconfig.map(Path::to_owned), master: master.map(str::to_owned) };
-    origin.config().await
+    let source =
+        ApiServerSource { kubeconfig: kubeconfig.map(Path::to_owned), master: master.map(str::to_owned) };
+    source.config().await
 }
 
 #[tokio::test]
-async fn an_unusable_proxy_is_named() {
+async fn an_error_names_the_invalid_proxy() {
     let file = file(&TWO_CLUSTERS.replace("http://proxy.example:3128", "http://pro xy"));
-    let error = config(Some(file.path()), None).await.expect_err("no address");
+    let error = config(Some(file.path()), None).await.expect_err("invalid address");
     let error = format!("{error:#}");
     assert!(error.contains(&file.path().display().to_string()) && error.contains("proxy url"), "{error}");
 }
 
 #[tokio::test]
-async fn the_current_contexts_server_and_proxy_count() {
+async fn server_and_proxy_come_from_the_current_context() {
     let file = file(TWO_CLUSTERS);
     let config = config(Some(file.path()), None).await.unwrap();
     assert_eq!(config.cluster_url.to_string(), "https://b.example:2/");
@@ -45,7 +46,7 @@ async fn the_current_contexts_server_and_proxy_count() {
 }
 
 #[tokio::test]
-async fn master_replaces_the_server_and_alone_suffices() {
+async fn master_replaces_the_server_and_is_enough_alone() {
     let file = file(TWO_CLUSTERS);
     let both = config(Some(file.path()), Some("https://c.example:3")).await.unwrap();
     assert_eq!(both.cluster_url.to_string(), "https://c.example:3/");
@@ -54,7 +55,7 @@ async fn master_replaces_the_server_and_alone_suffices() {
 }
 
 #[tokio::test]
-async fn an_unusable_kubeconfig_is_named() {
+async fn an_error_names_the_unusable_kubeconfig() {
     for (text, expected) in [("contexts: [", "kubeconfig"), ("{}", "names no cluster")] {
         let file = file(text);
         let error = config(Some(file.path()), None).await.expect_err("unusable");
