@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::stopwatch::Stages;
 use crate::compile::SyncScope;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, RestoreError};
-use crate::metrics::Stages;
 use crate::model::{ServiceName, ServicePortName};
 use crate::net::IpFamily;
 use crate::plan::{RestoreCounts, UdpFrontends};
