@@ -12,6 +12,7 @@ use super::turns::Work;
 use crate::iptables::{Chain, ChainName, Table};
 use crate::model::{ServiceName, ServicePortName};
 use crate::rules::overlap::Loss;
+use crate::rules::ownership::Owner;
 use crate::rules::{Layout, Settings, SharedChain, fixed, names};
 
 /// Up to how many service ports and endpoints are put in force all together on a node without rules: what
@@ -177,7 +178,7 @@ impl Changed<'_> {
         let mut stale: BTreeSet<ChainName> = match turns.is_empty() {
             true if is_everything || *has_unknown_chains => {
                 let is_of_port = |name: &ChainName| {
-                    names::PortChain::of(name).is_some() && !names::is_dispatch(Table::Nat, name)
+                    matches!(Owner::of(Table::Nat, name), Owner::ServicePort(_) | Owner::Group)
                 };
                 let mut stale: BTreeSet<ChainName> = in_force.nat_chains().filter(is_of_port).collect();
                 records.values().flat_map(|it| &it.chains).for_each(|chain| _ = stale.remove(chain));
@@ -188,7 +189,8 @@ impl Changed<'_> {
             _ => self.difference.chains_before(),
         };
         if self.difference.touches(Table::Nat) {
-            stale.extend(in_force.nat_chains().filter(|name| names::is_dispatch(Table::Nat, name)));
+            let is_dispatch = |name: &ChainName| Owner::of(Table::Nat, name) == Owner::Dispatch;
+            stale.extend(in_force.nat_chains().filter(is_dispatch));
         }
         stale
     }

@@ -1,7 +1,7 @@
 //! What compiling has to know of the rules that the kernel holds.
 
 use crate::iptables::{ChainName, Digest, Rule};
-use crate::rules::{Layout, Settings, names};
+use crate::rules::{Layout, Settings, names, ownership};
 
 /// The rules in force, as far as what is compiled depends on them.
 pub trait InForce {
@@ -40,7 +40,7 @@ impl InForce for NoRules {
 /// The layout of the rules in force.
 pub(super) fn layout_of(in_force: &dyn InForce, settings: &Settings) -> Layout {
     let holds = |rules: &[Rule]| in_force.nat_chain_holds(&names::KUBE_POSTROUTING, Digest::of(rules));
-    match Layout::is_compact(settings, in_force.nat_chains(), holds) {
+    match ownership::is_compact(settings, in_force.nat_chains(), holds) {
         true => Layout::Compact,
         false => Layout::Classic { is_large: false },
     }

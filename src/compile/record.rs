@@ -10,7 +10,8 @@ use crate::model::{Service, ServiceName, ServicePortName};
 use crate::net::Protocol;
 use crate::policy::{Verdict, Verdicts};
 use crate::rules::dispatch::Key;
-use crate::rules::{self, Entry, Settings, SharedChain, names};
+use crate::rules::ownership::Owner;
+use crate::rules::{self, Entry, Settings, SharedChain};
 
 /// The records of service ports, by name.
 pub(super) type Records = BTreeMap<ServicePortName, Record>;
@@ -101,7 +102,7 @@ impl Record {
     pub(super) fn owns(&self, (table, chain): (Table, ChainName), rule: Option<&Rule>) -> bool {
         // In compact, entries stand in chains behind the shared ones.
         let is_it = |shared: SharedChain| {
-            shared.table() == table && (shared.name() == chain || names::is_dispatch(table, &chain))
+            shared.table() == table && (shared.name() == chain || Owner::of(table, &chain) == Owner::Dispatch)
         };
         table == Table::Nat && self.chains.contains(&chain)
             || rule.is_some_and(|rule| {
