@@ -49,9 +49,7 @@ pub fn ruleset(settings: &Settings, snapshot: &Snapshot, place: Place<'_>) -> Ru
         group.chains.into_iter().for_each(|chain| ruleset.set_chain(chain));
         Ok(())
     });
-    for chain in changed.shared_nat_chains() {
-        ruleset.chain_mut(Table::Nat, chain.name()).rules = chain.rules();
-    }
+    changed.shared_nat_chains().iter().for_each(|content| ruleset.set_chain(content.to_chain()));
     for jump in fixed::jumps() {
         ruleset.chain_mut(jump.table, jump.from).rules.insert(0, jump.rule);
     }

@@ -11,7 +11,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
     ("model", &["net"]),
     ("policy", &["net", "model"]),
     ("rules", &["net", "config", "iptables", "model", "policy"]),
-    ("compile", &["net", "config", "iptables", "model", "policy", "rules", "plan"]),
+    ("compile", &["net", "config", "iptables", "model", "policy", "rules"]),
     ("plan", &["net", "iptables"]),
     ("log", &[]),
     ("kernel", &["log", "net", "iptables", "plan"]),

@@ -107,19 +107,14 @@ impl Changed<'_> {
         Some(Changed { compiled, source, work, difference, is_urgent_only: true })
     }
 
-    /// All chains of filter that are ours, if any of them differs; else none.
+    /// All chains of filter that are ours, if any of them may differ; else none.
     pub fn filter_chains(&self) -> Vec<Chain> {
         if !self.difference.touches(Table::Filter) {
             return Vec::new();
         }
         let fixed = fixed::chains(self.source.settings, self.compiled.layout()).into_iter();
         let fixed = fixed.filter(|chain| chain.table == Table::Filter);
-        let shared = self.shared_contents(Table::Filter).into_iter().map(|content| Chain {
-            table: Table::Filter,
-            name: content.name(),
-            rules: content.rules(),
-        });
-        fixed.chain(shared).collect()
+        fixed.chain(self.shared_contents(Table::Filter).iter().map(SharedContent::to_chain)).collect()
     }
 
     /// The chains of nat that do not depend on Services: those to write before the chains of service ports, and

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::record::{Record, Records};
-use crate::iptables::{ChainName, Digest, Rule};
+use crate::iptables::{Chain, ChainName, Digest, Rule};
 use crate::model::ServicePortName;
 use crate::rules::dispatch::{Key, Part, SharedPart, shared_chains};
 use crate::rules::overlap::Overlaps;
@@ -81,11 +81,11 @@ impl SharedContent<'_> {
         }
     }
 
-    /// Its rules.
-    pub fn rules(&self) -> Vec<Rule> {
+    /// The chain with its rules.
+    pub fn to_chain(&self) -> Chain {
         let mut rules = Vec::with_capacity(self.content.parts.len());
         self.each_rule(&mut |rule| rules.push(rule.clone()));
-        rules
+        Chain { table: self.entries.chain.table(), name: self.name(), rules }
     }
 }
 
