@@ -31,7 +31,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, LayoutChoice, Origin, Setting};
 use crate::events;
-use crate::kernel::iptables::{self, KernelIptables};
+use crate::kernel::programs::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables, nft, open_files};
 use crate::log::v;
 use crate::metrics::Metrics;
@@ -166,7 +166,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 /// Whether rules may have the `bpf` match that compact tells a hairpin by.
 fn takes_bpf(kernel: &mut KernelIptables) -> bool {
     let family = kernel.family();
-    let taken = iptables::takes(kernel, &fixed::hairpin_probe(family));
+    let taken = programs::accepts_rule(kernel, &fixed::hairpin_probe(family));
     if let Err(error) = &taken {
         warn!(%family, %error, "no match bpf; in layout compact each endpoint keeps a chain of its own");
     }
@@ -224,7 +224,7 @@ fn notify(
     if kernels.iter().any(|kernel| kernel.backend() == Backend::Legacy) {
         return false;
     }
-    let mut notifications = match nft::Notifications::listen() {
+    let mut notifications = match nft::CommitNotifications::listen() {
         Ok(notifications) => notifications,
         Err(error) => {
             warn!(%error, "cannot listen to nf_tables; looking at the tables every second instead");

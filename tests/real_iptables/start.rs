@@ -7,7 +7,7 @@ use chainsmith::compile::View;
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::{Ruleset, parse};
 use chainsmith::kernel::Backend;
-use chainsmith::kernel::iptables::open;
+use chainsmith::kernel::programs::open;
 use chainsmith::sync::FamilySync;
 
 use super::large::Recorded;
