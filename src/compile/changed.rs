@@ -172,9 +172,8 @@ impl Changed<'_> {
         let is_everything = self.work.is_everything();
         let mut stale: BTreeSet<ChainName> = match turns.is_empty() {
             true if is_everything || *has_unknown_chains => {
-                let is_of_port = |name: &ChainName| {
-                    matches!(Owner::of(Table::Nat, name), Owner::ServicePort(_) | Owner::Group)
-                };
+                let is_of_port =
+                    |name: &ChainName| matches!(nat_owner(name), Owner::ServicePort(_) | Owner::Group);
                 let mut stale: BTreeSet<ChainName> = in_force.nat_chains().filter(is_of_port).collect();
                 records.values().flat_map(|it| &it.chains).for_each(|chain| _ = stale.remove(chain));
                 stale
@@ -184,8 +183,7 @@ impl Changed<'_> {
             _ => self.difference.chains_before(),
         };
         if self.difference.touches(Table::Nat) {
-            let is_dispatch = |name: &ChainName| Owner::of(Table::Nat, name) == Owner::Dispatch;
-            stale.extend(in_force.nat_chains().filter(is_dispatch));
+            stale.extend(in_force.nat_chains().filter(|name| nat_owner(name) == Owner::Dispatch));
         }
         stale
     }
@@ -201,6 +199,10 @@ pub fn fixed_nat_chains(
     let leaves_compact = layout != Layout::Compact && layout_of(in_force, settings) == Layout::Compact;
     let chains = fixed::chains(settings, layout).into_iter().filter(|chain| chain.table == Table::Nat);
     chains.partition(|chain| !(leaves_compact && chain.name == names::KUBE_POSTROUTING))
+}
+
+fn nat_owner(name: &ChainName) -> Owner {
+    Owner::of(Table::Nat, name)
 }
 
 /// Whether others need the Service to come up, as the API server and DNS.
