@@ -49,7 +49,7 @@ impl SyncScope {
 /// manifest::read(text.as_bytes(), "example", &mut |object| {
 ///     assert_eq!(inventory.add(&object, &mut interner), []);
 /// });
-/// let snapshot = inventory.seen_from("node-a");
+/// let snapshot = inventory.snapshot_for("node-a");
 /// let settings = Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4);
 /// let view = View { snapshot: &snapshot, place: Place { node: "node-a", zone: None } };
 /// let source = Source { settings: &settings, view };
