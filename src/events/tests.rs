@@ -9,12 +9,13 @@ use prometheus::Registry;
 use serde_json::Value;
 
 use super::*;
+use crate::compile::SyncScope;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::Backend;
 use crate::metrics::exposition;
 use crate::model::{ObjectName, ServicePortName};
 use crate::net::{IpFamily, Protocol};
-use crate::sync::{Drift, Refusal, Scope};
+use crate::sync::{Drift, Refusal};
 
 fn metrics() -> (Arc<Metrics>, Registry) {
     let registry = Registry::new();
@@ -232,7 +233,7 @@ async fn without_an_api_server_no_event_is_sent_or_counted_as_lost() {
 
 #[test]
 fn events_name_the_quarantined_service_port_and_the_changed_chains() {
-    let mut report = Report::new(IpFamily::V4, Backend::Nft, Scope::Everything);
+    let mut report = Report::new(IpFamily::V4, Backend::Nft, SyncScope::Full);
     assert_eq!(notices(&report), []);
     let port = ServicePortName {
         service: ObjectName::new("ns", "web"),
