@@ -47,7 +47,11 @@ pub(super) struct ProcessExit {
 impl ChildProgram {
     /// Starts `command` with a time limit. If no thread can be created for the watchdog, the program is
     /// killed before it receives input, and counts as not started.
-    pub(super) fn start(command: &mut Command, role: ProcessRole, limit: Duration) -> io::Result<ChildProgram> {
+    pub(super) fn start(
+        command: &mut Command,
+        role: ProcessRole,
+        limit: Duration,
+    ) -> io::Result<ChildProgram> {
         let command_line = std::iter::once(command.get_program()).chain(command.get_args());
         let command_line: Vec<_> = command_line.map(|word| word.to_string_lossy()).collect();
         let (command_line, begun) = (command_line.join(" "), Instant::now());
