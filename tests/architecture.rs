@@ -5,13 +5,14 @@
 use std::path::{Path, PathBuf};
 
 /// Each module with the modules that it may use. Modules above `kernel` are pure.
-const MAY_USE: [(&str, &[&str]); 21] = [
+const MAY_USE: [(&str, &[&str]); 22] = [
     ("net", &[]),
     ("iptables", &["net"]),
     ("config", &["net"]),
     ("model", &["net"]),
     ("policy", &["net", "model"]),
     ("rules", &["net", "config", "iptables", "model", "policy"]),
+    ("compile", &["net", "config", "iptables", "model", "policy", "rules"]),
     ("plan", &["net", "iptables"]),
     ("log", &[]),
     ("kernel", &["log", "net", "iptables", "plan"]),
@@ -22,12 +23,12 @@ const MAY_USE: [(&str, &[&str]); 21] = [
     (
         "sync",
         &[
-            "log", "net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "metrics",
-            "watch",
+            "log", "net", "config", "iptables", "model", "policy", "rules", "compile", "plan", "kernel",
+            "metrics", "watch",
         ],
     ),
     ("measure", &["log", "net", "iptables", "model", "metrics", "sync"]),
-    ("health", &["log", "net", "model", "rules", "metrics", "http", "sync"]),
+    ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "sync"]),
     ("events", &["log", "model", "metrics", "sync"]),
     (
         "agent",
@@ -39,6 +40,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
             "model",
             "policy",
             "rules",
+            "compile",
             "plan",
             "kernel",
             "metrics",
@@ -61,6 +63,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
             "model",
             "policy",
             "rules",
+            "compile",
             "plan",
             "kernel",
             "metrics",
@@ -73,7 +76,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
     ("lib", &[]),
 ];
 
-const PURE: [&str; 7] = ["net", "iptables", "config", "model", "policy", "rules", "plan"];
+const PURE: [&str; 8] = ["net", "iptables", "config", "model", "policy", "rules", "compile", "plan"];
 
 /// Every source file with its module; tests included.
 fn sources() -> Vec<(String, PathBuf, String)> {

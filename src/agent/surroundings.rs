@@ -115,6 +115,7 @@ pub(super) fn start(
             flags: config.gates.is_on("ComponentFlagz").then_some(flags),
             has_statusz: config.gates.is_on("ComponentStatusz"),
             is_profiling: config.enable_profiling,
+            set_verbosity: log::set_verbosity,
             started: (Instant::now(), SystemTime::now()),
         };
         let router = metrics::router(registry, pages);
