@@ -15,7 +15,7 @@ use crate::flows::{Flow, Frontends, NodePortIps, StaleReason};
 use crate::kernel::conntrack;
 use crate::model::{Port, ServiceName};
 use crate::net::{IpFamily, PerFamily, Protocol};
-use crate::plan::UdpDoors;
+use crate::plan::UdpFrontends;
 use crate::rules::{NodePorts, Settings};
 use crate::sync::{HostSource, Observer, Sweep, Synced};
 
@@ -166,7 +166,7 @@ impl Observer for Sweeper {
             let (mut frontends, services) = frontends(*view, settings, &self.host);
             frontends.carry_over(&state.frontends);
             // Services that were deleted while the agent did not run.
-            let UdpDoors { addresses, node_ports } = &report.inherited;
+            let UdpFrontends { addresses, node_ports } = &report.inherited;
             frontends.mark_removed(addresses.iter().copied(), node_ports.iter().copied());
             state.frontends = Arc::new(frontends);
             state.services = services;

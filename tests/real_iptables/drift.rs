@@ -11,7 +11,7 @@ use chainsmith::kernel::nft::{Commit, CommitNotifications};
 use chainsmith::model::Change;
 use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
-use chainsmith::plan::Tally;
+use chainsmith::plan::RestoreCounts;
 use chainsmith::sync::{Drift, Inputs, Loop, Observer, Parts, Patience, Synced};
 use chainsmith::watch::WatchEvent;
 use tokio::sync::mpsc;
@@ -26,7 +26,7 @@ const N_SERVICES: usize = 6_000;
 struct Done {
     family: IpFamily,
     is_full: bool,
-    tally: Tally,
+    tally: RestoreCounts,
     drift: Drift,
 }
 
