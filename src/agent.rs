@@ -29,6 +29,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
 use crate::config::{Config, LayoutChoice, Origin, Setting};
+use crate::drift::canary;
 use crate::events;
 use crate::kernel::iptables::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables, nft, open_files};
@@ -36,7 +37,7 @@ use crate::metrics::Metrics;
 use crate::model::host::{Host, Kernel};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
-use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
+use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper};
 use crate::watch::{self, api::Connection};
 use advice::Advice;
 use host::Lookups;

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod drift;
 pub mod events;
 pub mod health;
 mod http;

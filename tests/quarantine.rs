@@ -209,7 +209,7 @@ fn a_refusal_that_does_not_come_again_costs_no_service_its_rules() {
         family.kernel().failures =
             vec![RestoreError::Refused { line, text: None, message: "no memory".to_owned() }];
         family.kernel().ruleset = FakeIptables::new(IpFamily::V4, Backend::Nft).ruleset;
-        family.touch_everything(true);
+        family.distrust(chainsmith::drift::ReadReason::AuditDue);
         let report = sync(&mut family, &snapshot);
         assert_eq!((report.outcome, report.quarantined.len(), report.n_failed_restores), (Ok(()), 0, 1));
         assert_eq!((family.n_quarantined(), report.n_service_ports), (0, 10));

@@ -8,12 +8,13 @@ use prometheus::Registry;
 use serde_json::Value;
 
 use super::*;
+use crate::drift::Drift;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::Backend;
 use crate::metrics::exposition;
 use crate::model::{ObjectName, ServicePortName};
 use crate::net::{IpFamily, Protocol};
-use crate::sync::{Drift, Refusal, Scope};
+use crate::sync::{Refusal, Scope};
 
 fn metrics() -> (Arc<Metrics>, Registry) {
     let registry = Registry::new();

@@ -14,15 +14,15 @@ use super::quarantine::{Scene, held_chain, is_refusal};
 use super::records::{Changed, Record, Sums};
 use super::report::{Quarantine, Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
-use super::tables::{Depth, Look, Tables};
 use super::turns::{Turns, Work};
 use super::wanted::{
     Compiler, chains_of_service_ports, filter_chains, fixed_nat_chains_in_order, is_urgent, layout_of,
     unknown_chains,
 };
+use crate::drift::{FamilyTables, ReadReason, References};
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Table};
-use crate::kernel::{Backend, Iptables, RestoreError};
+use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName, Snapshot};
 use crate::net::IpFamily;
 use crate::plan::{Aftermath, Committed, Failure, Planner, Uncertain, When};
@@ -37,7 +37,7 @@ const MAX_AT_ONCE: usize = 2_000;
 
 /// The rules of one family on one node.
 pub struct FamilySync<K> {
-    pub(super) tables: Tables<K>,
+    pub(super) tables: FamilyTables<K>,
     pub(super) settings: Option<Settings>,
     pub(super) records: BTreeMap<ServicePortName, Record>,
     pub(super) sums: Sums,
@@ -63,11 +63,6 @@ pub struct FamilySync<K> {
     pub(super) is_unserved_owner: bool,
     /// Of the sync that is under way.
     pub(super) clock: Stopwatch,
-    /// Chains of nat that foreign rules refer to, as far as that is known. Once stale they are flushed, not
-    /// deleted.
-    held: BTreeSet<ChainName>,
-    /// Those of them that were flushed so far, and reported.
-    emptied: BTreeSet<ChainName>,
     /// Whether this sync keeps all stale chains.
     holds_all: bool,
     /// Drift that was found by syncs that failed.
@@ -101,7 +96,7 @@ impl<K: Iptables> FamilySync<K> {
     /// Starts without knowing anything of the kernel's state.
     pub fn new(kernel: K) -> FamilySync<K> {
         FamilySync {
-            tables: Tables::new(kernel),
+            tables: FamilyTables::new(kernel),
             settings: None,
             records: BTreeMap::new(),
             sums: Sums::default(),
@@ -115,8 +110,6 @@ impl<K: Iptables> FamilySync<K> {
             has_unknown_chains: false,
             unserved: BTreeMap::new(),
             is_unserved_owner: false,
-            held: BTreeSet::new(),
-            emptied: BTreeSet::new(),
             holds_all: false,
             n_unrepaired: 0,
             quarantine: Quarantine::new(),
@@ -142,15 +135,17 @@ impl<K: Iptables> FamilySync<K> {
         }
     }
 
-    /// Notes that every service port has to be compared; with `reread`, with what is found in the
-    /// kernel, because somebody else wrote there. What cannot be read is written again.
-    pub fn touch_everything(&mut self, reread: bool) {
-        self.touch_all();
-        if reread {
-            self.tables.forget();
-            self.quarantine.clear();
-            self.held.clear();
-        }
+    /// Has the next sync read the kernel and compare every service port with it, because another process wrote.
+    pub fn distrust(&mut self, reason: ReadReason) {
+        self.tables.distrust(reason);
+        self.touch_changed_tables();
+    }
+
+    /// Has the next sync compare every service port, after the tables' content became unknown to a check.
+    pub(super) fn touch_changed_tables(&mut self) {
+        self.touch_everything();
+        self.quarantine.clear();
+        self.tables.references.referenced.clear();
     }
 
     /// Lets the service ports that are left out be tried once more: what refused them may have
@@ -167,7 +162,7 @@ impl<K: Iptables> FamilySync<K> {
         self.retry_quarantined();
         let next = self.settings.as_ref().map(|settings| self.next_layout(settings, true));
         if next.is_some_and(|next| next != self.layout()) {
-            self.touch_everything(false);
+            self.touch_everything();
         }
     }
 
@@ -177,13 +172,14 @@ impl<K: Iptables> FamilySync<K> {
         let is_new = self.settings.as_ref() != Some(&settings);
         if is_new {
             self.settings = Some(settings);
-            self.touch_all();
+            self.touch_everything();
         }
         is_new
     }
 
-    /// Large Services begin anew: their entries are made again with all others.
-    fn touch_all(&mut self) {
+    /// Has the next sync compare every service port with what is known of the kernel. Large Services begin anew: their
+    /// entries are made again with all others.
+    pub fn touch_everything(&mut self) {
         self.dirty = Scope::Everything;
         self.turns.clear();
     }
@@ -201,9 +197,7 @@ impl<K: Iptables> FamilySync<K> {
 
     /// Whether a sync has anything to look at.
     pub fn is_dirty(&self) -> bool {
-        self.tables.committed().is_none()
-            || self.dirty != Scope::Services(BTreeSet::new())
-            || self.is_unfinished()
+        !self.tables.is_known() || self.dirty != Scope::Services(BTreeSet::new()) || self.is_unfinished()
     }
 
     /// Whether the last sync left a part of a large Service to the next one.
@@ -211,61 +205,9 @@ impl<K: Iptables> FamilySync<K> {
         !self.turns.is_empty()
     }
 
-    /// Has every service port compared with what is found in the kernel, after a look that found
-    /// something wrong. What can neither be read there nor compared by its print is left alone.
-    pub fn suspect(&mut self) {
-        self.touch_all();
-        self.tables.suspect();
-        self.quarantine.clear();
-        self.held.clear();
-    }
-
-    /// Whether somebody else, who wrote to the tables, changed anything of ours.
-    pub fn look(&mut self, depth: Depth) -> Look {
-        let mut look = self.tables.look(depth);
-        // Foreign rules may have changed: only reading tells whether they still lead there.
-        look.is_unread |= !self.emptied.is_empty() && self.tables.is_nat_changed();
-        look
-    }
-
-    /// Notes how the chains that were written look in the kernel, where the ruleset is at the generation
-    /// `alone` and no other process wrote since before the sync. With `None` they are given up on nft; legacy
-    /// has no generations. What would take longer than a few milliseconds is left for when nothing else is to be done;
-    /// `true` when something is left.
-    pub fn take_prints_soon(&mut self, alone: Option<u32>) -> bool {
-        match (alone, self.tables.kernel.backend()) {
-            (None, Backend::Nft) => self.tables.give_up_prints(),
-            (_, Backend::Legacy) => self.tables.take_prints(None),
-            (Some(_), _) if self.tables.are_due_prints_quick() => self.tables.take_prints(alone),
-            _ => {}
-        }
-        self.tables.has_due_prints()
-    }
-
-    /// Whether chains were written whose look in the kernel is not noted.
-    pub fn has_due_prints(&self) -> bool {
-        self.tables.has_due_prints()
-    }
-
-    /// Whether chains wait to be compared, because somebody else wrote and they are many.
-    pub fn is_scanning(&self) -> bool {
-        self.tables.is_scanning()
-    }
-
-    /// Compares some of them.
-    pub fn scan(&mut self) -> Look {
-        self.tables.scan()
-    }
-
-    /// As [`FamilySync::take_prints_soon`], some thousand chains at a time.
-    pub fn take_prints(&mut self, generation: u32) {
-        self.tables.take_prints(Some(generation));
-    }
-
-    /// Notes that somebody else wrote since the last sync: how the chains that it wrote look now says
-    /// nothing.
-    pub fn give_up_prints(&mut self) {
-        self.tables.give_up_prints();
+    /// The tables, for drift detection.
+    pub fn tables(&mut self) -> &mut FamilyTables<K> {
+        &mut self.tables
     }
 
     /// How many service ports are left out because the kernel refuses them.
@@ -324,7 +266,7 @@ impl<K: Iptables> FamilySync<K> {
         while matches!(&outcome, Err(failure) if matches!(failure.error, RestoreError::TooLarge(_)))
             && self.tables.kernel.shrink_limits()
         {
-            self.tables.doubt();
+            self.tables.distrust(ReadReason::RestoreFailed);
             outcome = self.restore_everything(scene, &mut report);
         }
         for attempt in 0..2 {
@@ -338,7 +280,7 @@ impl<K: Iptables> FamilySync<K> {
             outcome => outcome,
         };
         if outcome.is_ok() && !report.drift.is_empty() {
-            self.clock.reading(|| self.tables.learn_dialects(&mut report.drift));
+            self.clock.reading(|| self.tables.learn_equivalents(&mut report.drift));
         }
         self.n_unrepaired += report.drift.len();
         report.layout = self.layout();
@@ -347,7 +289,7 @@ impl<K: Iptables> FamilySync<K> {
         report.n_dropped_internal = self.sums.n_dropped_internal;
         report.n_dropped_external = self.sums.n_dropped_external;
         match outcome {
-            Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(false),
+            Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(),
             Ok(()) => {
                 self.turn = FilterTurn::Around;
                 if report.is_full() {
@@ -356,18 +298,19 @@ impl<K: Iptables> FamilySync<K> {
                 if self.turns.is_empty() {
                     self.has_unknown_chains = false;
                 }
-                self.emptied.retain(|chain| self.held.contains(chain));
+                let References { referenced, flushed } = &mut self.tables.references;
+                flushed.retain(|chain| referenced.contains(chain));
                 report.n_repaired = std::mem::take(&mut self.n_unrepaired);
                 report.inherited = self.tables.take_inherited();
             }
             Err(failure) => {
                 // A refusal may mean that the kernel is not as it was: somebody flushed it. Unless
                 // nothing was tried, the old rules of filter are needed to go on from.
-                let reread = failure.error.aftermath() != Aftermath::Nothing;
+                let effect = failure.error.aftermath();
                 report.outcome = Err(self.explain(failure));
-                self.touch_everything(false);
-                if reread {
-                    self.tables.doubt();
+                self.touch_everything();
+                if effect != Aftermath::Nothing {
+                    self.tables.distrust(ReadReason::after_failure(effect));
                 }
             }
         }
@@ -376,6 +319,7 @@ impl<K: Iptables> FamilySync<K> {
         if let Scope::Services(others) = &self.dirty {
             report.waiting.extend(others.iter().cloned());
         }
+        report.reads = self.tables.take_reads();
         report.n_quarantined = self.quarantine.len();
         report.n_overlaps = self.overlaps.n_lost();
         report.n_filter_rules = self.tables.n_rules(Table::Filter);
@@ -396,9 +340,9 @@ impl<K: Iptables> FamilySync<K> {
         let mut committed = self.take_committed(report);
         let outcome = self.restore(scene, &changed, self.turn, &mut committed, report);
         self.tables.put_back(committed);
-        if outcome.is_err() {
+        if let Err(failure) = &outcome {
             // Which of its tables were committed, jumps among them, only the kernel knows.
-            self.tables.doubt();
+            self.tables.distrust(ReadReason::after_failure(failure.error.aftermath()));
         }
         outcome
     }
@@ -407,16 +351,7 @@ impl<K: Iptables> FamilySync<K> {
     pub(super) fn take_committed(&mut self, report: &mut Report) -> Committed {
         let (committed, drift) = self.clock.reading(|| self.tables.take());
         report.drift.add(drift);
-        self.note_referenced();
         committed
-    }
-
-    /// Holds what foreign rules refer to, if that was just read.
-    fn note_referenced(&mut self) {
-        if let Some(referenced) = self.tables.take_referenced() {
-            self.emptied.retain(|chain| referenced.contains(chain));
-            self.held = referenced;
-        }
     }
 
     /// Goes on after `chain` could not be deleted: reads nat once for all chains that foreign rules refer to.
@@ -424,9 +359,8 @@ impl<K: Iptables> FamilySync<K> {
     fn hold(&mut self, chain: ChainName, all: bool) {
         if !all {
             self.clock.reading(|| self.tables.read_referenced());
-            self.note_referenced();
         }
-        self.held.insert(chain);
+        self.tables.references.referenced.insert(chain);
         self.holds_all = all;
     }
 
@@ -481,7 +415,7 @@ impl<K: Iptables> FamilySync<K> {
         let mut kernel = Timed::new(&mut self.tables.kernel);
         let mut planner = Planner::new(settings.family, committed, &self.tables.jumps, limits, &mut kernel);
         let (records, overlaps) = (&mut self.records, &self.overlaps);
-        let (held, emptied) = (&mut self.held, &mut self.emptied);
+        let References { referenced: held, flushed: emptied } = &mut self.tables.references;
         let (holds_all, newly_emptied) = (self.holds_all, &mut report.held);
         let mut compiling = Duration::ZERO;
         let steps = || -> Result<(), Failure<RestoreError>> {

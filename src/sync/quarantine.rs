@@ -9,6 +9,7 @@ use super::family::{FamilySync, View};
 use super::report::Report;
 use super::stopwatch::Timed;
 use super::wanted::{Compiler, fixed_nat_chains_in_order};
+use crate::drift::ReadReason;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
@@ -35,7 +36,7 @@ impl<K: Iptables> FamilySync<K> {
         report: &mut Report,
     ) -> Result<(), Failure<RestoreError>> {
         // The kernel may not be as it was left, or have been short of something for a moment.
-        self.tables.doubt();
+        self.tables.distrust(ReadReason::RestoreFailed);
         let mut failure = match self.restore_everything(scene, report) {
             Err(again) if is_refusal(&again) => again,
             result => return result,

@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chainsmith::config::{Config, LayoutChoice};
+use chainsmith::drift::Drift;
 use chainsmith::iptables::{ChainName, Table};
 use chainsmith::kernel::nft::{Commit, Notifications};
 use chainsmith::model::Change;
 use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Tally;
-use chainsmith::sync::{Drift, Inputs, Loop, Observer, Parts, Patience, Scope, Synced};
+use chainsmith::sync::{Inputs, Loop, Observer, Parts, Patience, Scope, Synced};
 use chainsmith::watch::WatchEvent;
 use tokio::sync::mpsc;
 

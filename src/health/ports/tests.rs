@@ -171,7 +171,7 @@ async fn endpoints_of_service_ports_that_the_kernel_refuses_do_not_count() {
         family.kernel().refused_texts = refused.iter().map(|text| (*text).to_owned()).collect();
         // The kernel may have been flushed: everything is written again.
         family.kernel().ruleset = Ruleset::with_built_in_chains();
-        family.touch_everything(true);
+        family.distrust(crate::drift::ReadReason::AuditDue);
         let view = View { snapshot: &snapshot, place: PLACE };
         let report = family.sync(view, &AtomicBool::new(false));
         assert_eq!(report.outcome, Ok(()), "{refused:?}");
