@@ -16,7 +16,8 @@ use chainsmith::iptables::{Chain, Jump, Ruleset, Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::net::IpFamily;
 use chainsmith::plan::{Committed, Limits, Planner, Tally, When};
-use chainsmith::rules::{self, fixed, names};
+use chainsmith::rules::ownership::Owner;
+use chainsmith::rules::{self, fixed};
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
     measurement::WallTime,
@@ -102,7 +103,7 @@ fn now() -> std::time::Instant {
 fn plan(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
     let chains: Vec<Chain> = ruleset.tables[&Table::Nat]
         .iter()
-        .filter(|(name, _)| names::PortChain::of(name).is_some())
+        .filter(|(name, _)| Owner::of(Table::Nat, name).depends_on_services())
         .map(|(name, chain)| Chain { table: Table::Nat, name: *name, rules: chain.rules.clone() })
         .collect();
     let jumps = fixed::jumps();

@@ -1,10 +1,10 @@
 //! The agent: finds out where it runs, starts the tasks, joins them.
 #![allow(clippy::disallowed_methods, reason = "reads what the machine knows of itself")]
 
-mod advice;
 mod config_file;
 mod counters;
 mod families;
+mod first_sync;
 mod host;
 mod memory;
 mod rivals;
@@ -26,6 +26,7 @@ use anyhow::{Context, bail};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch as watch_channel};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::{Config, LayoutChoice, Origin, Setting};
@@ -33,13 +34,14 @@ use crate::drift::canary;
 use crate::events;
 use crate::kernel::iptables::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables, nft, open_files};
+use crate::log::v;
 use crate::metrics::Metrics;
 use crate::model::host::{Host, Kernel};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
 use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper};
 use crate::watch::{self, api::Connection};
-use advice::Advice;
+use first_sync::FirstSyncLog;
 use host::Lookups;
 use memory::Trimmer;
 use rivals::Rivals;
@@ -58,6 +60,7 @@ pub async fn run(
     flags: Vec<(&'static str, String)>,
     file: Option<ConfigFile>,
 ) -> anyhow::Result<()> {
+    let started = Instant::now();
     let config = Arc::new(config);
     let node_name = node_name(&config)?;
     let mut signals = Signals::listen()?;
@@ -124,7 +127,7 @@ pub async fn run(
         told.iter().for_each(|observer| observer.noticed(finding));
     }
     let mut observers = observers(told, &host, kernels.first().map(Iptables::backend), &mut tasks);
-    observers.push(Arc::new(Advice::new(config.clone(), families)));
+    observers.push(Arc::new(FirstSyncLog::new(config.clone(), families, started)));
     observers.push(Arc::new(Trimmer::new()));
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
     let inputs = Inputs { watch: changes, flushed, written, addresses, shutdown };
@@ -143,7 +146,7 @@ struct Prepared {
 async fn prepare(config: Arc<Config>) -> anyhow::Result<Prepared> {
     let (mut kernels, lost) = families::usable(&config).await?;
     blocking(move || {
-        say_settings(&config.effective.settings());
+        log_settings(&config.effective.settings());
         let (mut kernel, mut findings) = prepare_kernel(&config);
         findings.extend(lost);
         kernel.counters = counters::usable(&mut kernels);
@@ -197,7 +200,7 @@ fn observers(
 /// Does what needs more privileges than running: sets kernel parameters. Needs neither the API server
 /// nor iptables' tables. An error names every parameter that could not be set.
 pub fn init_only(config: &Config) -> anyhow::Result<()> {
-    say_settings(&config.effective.settings());
+    log_settings(&config.effective.settings());
     let (_, findings) = prepare_kernel(config);
     let unset: Vec<String> = findings
         .iter()
@@ -263,17 +266,22 @@ async fn end(
     }
 }
 
-/// Says every setting once, with its origin; those that somebody set apart from the defaults.
-fn say_settings(settings: &[Setting]) {
-    let list = |is_wanted: &dyn Fn(&Setting) -> bool, shown: &dyn Fn(&Setting) -> String| {
-        settings.iter().filter(|setting| is_wanted(setting)).map(shown).collect::<Vec<_>>().join(", ")
-    };
-    let is_default = |setting: &Setting| setting.origin == Origin::Default;
-    let given = list(&|setting| !is_default(setting), &|setting| {
-        format!("{}={} ({})", setting.path, setting.value, setting.origin)
-    });
-    let defaults = list(&is_default, &|setting| format!("{}={}", setting.path, setting.value));
-    info!(given, defaults, "configuration");
+/// Logs the settings that a file or a flag sets, each with its origin; from verbosity 1 on all others as
+/// well.
+fn log_settings(settings: &[Setting]) {
+    let (defaults, given): (Vec<&Setting>, Vec<&Setting>) =
+        settings.iter().partition(|setting| setting.origin == Origin::Default);
+    let given: Vec<String> = given
+        .iter()
+        .map(|setting| format!("{}={} ({})", setting.path, setting.value, setting.origin))
+        .collect();
+    info!(settings = given.join(", "), "configuration");
+    let shown = |setting: &&Setting| format!("{}={}", setting.path, setting.value);
+    v!(
+        1,
+        settings = defaults.iter().map(shown).collect::<Vec<_>>().join(", "),
+        "settings left at their defaults"
+    );
 }
 
 fn machine_name() -> anyhow::Result<String> {

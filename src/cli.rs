@@ -39,7 +39,7 @@ enum Command {
     /// ipvs mode the interface kube-ipvs0, the ipsets with kube-proxy's names (others called KUBE-... stay)
     /// and the virtual servers of IPVS whose address is on kube-ipvs0, or is this node's and the port one of
     /// kube-proxy's node ports. Other virtual servers stay and are named, with the command that removes one.
-    /// A chain that rules of others lead to is emptied and stays. Exit status 1 when something of
+    /// A chain that foreign rules refer to is flushed and stays. Exit status 1 when something of
     /// kube-proxy's or Chainsmith's is left. Stop the agent first.
     Cleanup(cleanup::CleanupArguments),
 }

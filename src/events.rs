@@ -110,9 +110,9 @@ impl Events {
         let is_allowed = limiter.allows(&notice.regarding, Instant::now());
         drop(limiter);
         if !is_allowed {
-            self.metrics.event_lost(EventLoss::Limited);
+            self.metrics.node.count_event_lost(EventLoss::Limited);
         } else if queue.try_send(notice).is_err() {
-            self.metrics.event_lost(EventLoss::QueueFull);
+            self.metrics.node.count_event_lost(EventLoss::QueueFull);
         }
     }
 }
@@ -186,10 +186,10 @@ impl Sending {
         while let Some(notice) = queue.recv().await {
             let kind = if notice.is_warning { "Warning" } else { "Normal" };
             match self.send(&notice).await {
-                Ok(()) => metrics.event_sent(kind),
+                Ok(()) => metrics.node.count_event_sent(kind),
                 Err(error) => {
                     warn!(regarding = ?notice.regarding, reason = notice.reason, error, "the event is not sent");
-                    metrics.event_lost(EventLoss::NotSent);
+                    metrics.node.count_event_lost(EventLoss::NotSent);
                 }
             }
         }

@@ -1,14 +1,14 @@
 //! The log: klog's verbosities, text and JSON, on stderr.
 //!
 //! The rest of the crate writes lines with `tracing`'s `info!`, `warn!` and `error!`, which are always
-//! on, and with [`v!`](v), which is on from a verbosity up. Uses nothing of the crate.
+//! on, with [`v!`](v), which is on from a verbosity up, and with [`failure!`](failure). Uses nothing of
+//! the crate.
 
 mod filter;
 mod line;
 mod quote;
 mod stderr;
 
-#[cfg_attr(not(test), expect(unused_imports, reason = "the metrics server changes it at run time"))]
 pub use filter::set_verbosity;
 pub use stderr::n_lost;
 
@@ -38,6 +38,25 @@ macro_rules! v {
     };
 }
 pub(crate) use v;
+
+/// Logs a failure of something that is tried again, for the `n_failures`th time in a row (from 1):
+/// `failure!(n_failures, %error, "cannot listen")`.
+///
+/// The 1st, 2nd and 4th are warnings, the 8th, 16th and so on errors, as a person has to act by then;
+/// those between are on from verbosity 2.
+macro_rules! failure {
+    ($n_failures:expr, $($line:tt)+) => {{
+        let n_failures = u64::from($n_failures);
+        if !n_failures.is_power_of_two() {
+            $crate::log::v!(2, n_failures, $($line)+)
+        } else if n_failures < 8 {
+            ::tracing::warn!(n_failures, $($line)+)
+        } else {
+            ::tracing::error!(n_failures, $($line)+)
+        }
+    }};
+}
+pub(crate) use failure;
 
 /// Where the log begins: how lines are written, and which.
 pub struct Options {

@@ -49,22 +49,27 @@ impl IpFamily {
         }
     }
 
-    /// `ipv4` or `ipv6`: the word on the command line and in headings.
-    pub fn as_str(self) -> &'static str {
+    /// `ipv4` or `ipv6`: the spelling on the command line and in headings.
+    pub fn lower(self) -> &'static str {
         match self {
             IpFamily::V4 => "ipv4",
             IpFamily::V6 => "ipv6",
         }
     }
-}
 
-/// `IPv4` or `IPv6`, as Kubernetes spells it.
-impl fmt::Display for IpFamily {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+    /// `IPv4` or `IPv6`, as Kubernetes spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
             IpFamily::V4 => "IPv4",
             IpFamily::V6 => "IPv6",
-        })
+        }
+    }
+}
+
+/// Kubernetes' spelling.
+impl fmt::Display for IpFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

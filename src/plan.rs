@@ -19,7 +19,7 @@ mod fingerprints;
 mod input;
 
 pub use committed::{Committed, Found, Reader, UdpDoors};
-pub use fingerprints::{Fingerprints, Pending};
+pub use fingerprints::{Fingerprints, PendingFingerprints};
 pub use input::{Aftermath, Limits, LineIndex, Restore, Tally, Uncertain};
 
 use std::collections::BTreeSet;

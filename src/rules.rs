@@ -12,7 +12,7 @@ pub mod fixed;
 mod layout;
 pub mod names;
 pub mod overlap;
-pub mod remains;
+pub mod ownership;
 mod settings;
 
 pub use layout::{LARGE_CLUSTER_ENDPOINTS, Layout, SMALL_CLUSTER_ENDPOINTS};

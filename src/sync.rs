@@ -9,7 +9,6 @@ mod compile;
 mod dispatch;
 mod family;
 mod log;
-mod measure;
 mod observer;
 mod pacer;
 mod quarantine;
@@ -18,14 +17,13 @@ mod report;
 mod stopwatch;
 mod sweep;
 mod threads;
-mod triggers;
 mod turns;
 mod wanted;
 
 pub use family::{FamilySync, View};
-pub use measure::Meter;
 pub use observer::{Finding, News, Observer, Scope, Synced};
 pub use report::{Quarantine, Refusal, Report, SyncError};
+pub use stopwatch::Stages;
 pub use sweep::{Sweep, Sweeper};
 
 use std::sync::Arc;
@@ -301,11 +299,14 @@ impl<K: Iptables + 'static> Loop<K> {
     fn change(&mut self, change: Change) -> Option<Ended> {
         let old_zone = self.zone();
         let mut touched = Touched::default();
+        let (n_services, n_slices) = self.state.snapshot.count_reported(&change);
         self.state.snapshot.apply(change, &mut touched);
         self.is_changed |= !touched.is_empty();
         let (is_listed, zone) = (self.is_listed(), self.zone());
         let node = self.state.snapshot.node();
-        self.tell(|observer| observer.changed(&News { touched: &touched, node, is_listed }));
+        self.tell(|observer| {
+            observer.changed(&News { touched: &touched, n_services, n_slices, node, is_listed })
+        });
         for at in 0..self.state.families.len() {
             let family = self.state.families[at].family();
             let names = std::mem::take(touched.services.get_mut(family));

@@ -34,6 +34,8 @@ mod start;
 mod starting;
 #[path = "real_iptables/unusable.rs"]
 mod unusable;
+#[path = "real_iptables/verbosity.rs"]
+mod verbosity;
 
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::iptables::open;

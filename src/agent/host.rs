@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::kernel::addrs::{self, Notifications};
 use crate::kernel::nfacct::{self, Unensured};
+use crate::log::failure;
 use crate::model::host::{Counters, Host, Kernel};
 use crate::rules::fixed;
 
@@ -136,9 +137,7 @@ impl Lookups {
             };
             let Err(error) = failed else { return Ok(()) };
             n_failures = n_failures.saturating_add(1);
-            if n_failures.is_power_of_two() {
-                warn!(%error, n_failures, "cannot listen for changes of addresses; listing them every second");
-            }
+            failure!(n_failures, %error, "cannot listen for changes of addresses; listing them every second");
             // What was missed meanwhile is found by listing once more.
             tokio::time::sleep(FIRST_RETRY).await;
             if changed.send(()).await.is_err() {
@@ -213,9 +212,7 @@ impl<T: Clone> LastKnown<T> {
             }
             Err(error) => {
                 self.n_failures = self.n_failures.saturating_add(1);
-                if self.n_failures.is_power_of_two() {
-                    warn!(what, %error, n_failures = self.n_failures, "look-up failed; the last known value stays in use");
-                }
+                failure!(self.n_failures, what, %error, "look-up failed; the last known value stays in use");
             }
         }
         self.value.clone()

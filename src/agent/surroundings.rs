@@ -18,11 +18,12 @@ use crate::health::{self, Health, HealthPorts, Refused};
 use crate::http::{Admission, Failure, Incident, serve_at};
 use crate::kernel::{iptables, nfacct};
 use crate::log;
-use crate::metrics::{self, Metrics, Pages, ReadPackets, Request};
+use crate::measure::SyncMeter;
+use crate::metrics::{self, Metrics, Pages, ReadPackets, RequestSample};
 use crate::model::ObjectKind;
 use crate::model::host::Counters;
 use crate::rules::fixed;
-use crate::sync::{Finding, Meter, Observer};
+use crate::sync::{Finding, Observer};
 use crate::watch::api;
 
 /// How long a last event has to get out before the process ends.
@@ -38,20 +39,20 @@ pub(super) struct Traffic(pub(super) Arc<Metrics>);
 impl api::TrafficObserver for Traffic {
     fn request_finished(&self, exchange: &api::Exchange<'_>) {
         let api::Exchange { method, host, code, rate_limited_for, elapsed, n_bytes } = *exchange;
-        self.0.requested(&Request { method, host, status: code, elapsed, n_sent: n_bytes });
-        self.0.limited(method, host, rate_limited_for);
+        self.0.requests.record(&RequestSample { method, host, status: code, elapsed, n_sent: n_bytes });
+        self.0.requests.record_delay(method, host, rate_limited_for);
     }
 
     fn body_received(&self, method: &str, host: &str, n_bytes: u64) {
-        self.0.received(method, host, n_bytes);
+        self.0.requests.record_received(method, host, n_bytes);
     }
 
     fn connection_opened(&self) {
-        self.0.connected();
+        self.0.requests.count_connection();
     }
 
     fn watch_restarted(&self, plural: &str) {
-        self.0.watch_restarted(match plural {
+        self.0.cluster.count_watch_restart(match plural {
             "services" => ObjectKind::Service.as_str(),
             "endpointslices" => ObjectKind::EndpointSlice.as_str(),
             "nodes" => ObjectKind::Node.as_str(),
@@ -87,18 +88,18 @@ pub(super) fn start(
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
     let About { config, flags, node, machine, server, freshness, counters, max_open_files } = about;
-    metrics.is_built(config.gates.iter())?;
-    metrics.packets(
+    metrics.show_build(config.gates.iter())?;
+    metrics.show_packets(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
-    metrics.children(iptables::largest_child)?;
-    metrics.lost_lines(log::n_lost)?;
+    metrics.show_largest_child(iptables::largest_child)?;
+    metrics.show_lost_log_lines(log::n_lost)?;
     let events = Arc::new(Events::start(server, node, machine, &metrics, tasks));
     let mut health = Health::new(config.sync_period, config.manifests.is_empty());
     if let Some(freshness) = freshness {
         let shown = freshness.clone();
-        metrics.watches(Box::new(move || words(shown.ages())))?;
+        metrics.show_watch_ages(Box::new(move || words(shown.ages())))?;
         health = health.showing(Box::new(move || words(freshness.stale_kinds())));
     }
     let health = Arc::new(health);
@@ -131,7 +132,7 @@ pub(super) fn start(
         note: String::new(),
     });
     // Health is told before the ports: what they answer after a sync is of that sync.
-    Ok(vec![Arc::new(Meter::new(metrics)), health, Arc::new(ports), events])
+    Ok(vec![Arc::new(SyncMeter::new(metrics)), health, Arc::new(ports), events])
 }
 
 /// Kinds by their words.
@@ -147,8 +148,8 @@ fn counter(name: &'static str) -> ReadPackets {
 fn admission(max_open_files: u64, metrics: &Arc<Metrics>) -> Arc<Admission> {
     let metrics = metrics.clone();
     let count = move |incident| match incident {
-        Incident::NotAccepted => metrics.connection_not_accepted(),
-        Incident::Evicted => metrics.connection_evicted(),
+        Incident::NotAccepted => metrics.node.count_accept_failure(),
+        Incident::Evicted => metrics.node.count_eviction(),
     };
     Arc::new(Admission::new(max_open_files, Box::new(count)))
 }
@@ -176,7 +177,7 @@ impl Servers<'_> {
         tasks.spawn(async move {
             let is_rival_said = AtomicBool::new(false);
             let failed = |failure: &Failure<'_>| {
-                metrics.bind_failed(server);
+                metrics.node.count_bind_failure(server);
                 let is_final = failure.is_final;
                 if failure.n == 1 {
                     let note = format!("cannot serve {server} on {address}: {}", failure.error);
@@ -186,7 +187,7 @@ impl Servers<'_> {
                 if is_anothers(failure) && !is_rival_said.swap(true, Ordering::Relaxed) {
                     let finding = Finding::Rival(format!("port {} ({server}) is taken", address.port()));
                     warn!("{finding}");
-                    metrics.found(finding.as_str());
+                    metrics.node.count_finding(finding.as_str());
                     events.noticed(&finding);
                 }
                 async move {

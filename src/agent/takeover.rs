@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::kernel::Backend;
-use crate::leftovers::{self, Leftover, Trouble};
+use crate::leftovers::{self, Leftover, LeftoverProblem};
 use crate::net::{IpFamily, PerFamily};
 use crate::sync::{Finding, Observer, Synced};
 
@@ -55,7 +55,7 @@ pub(super) async fn clear(
             Leftover::Rules { .. } | Leftover::NftTable(_) => {
                 info!("found {leftover}; it goes once our rules are in force");
             }
-            Leftover::OtherServers(_) => info!("found {leftover} which stay"),
+            Leftover::ForeignServers(_) => info!("found {leftover} which stay"),
             Leftover::IpvsDevice | Leftover::IpvsServers(_) | Leftover::IpSets(_) => {
                 let advice = by_hand(leftover);
                 warn!(advice, "found {leftover}: Services may still be served by IPVS on this node");
@@ -77,7 +77,7 @@ pub(super) async fn clear(
     Ok(())
 }
 
-fn look(others: Backend) -> (Vec<Leftover>, Vec<Trouble>) {
+fn look(others: Backend) -> (Vec<Leftover>, Vec<LeftoverProblem>) {
     let (mut found, mut troubles) = leftovers::find_nft_tables();
     for family in IpFamily::BOTH {
         let (rules, trouble) = leftovers::find_rules(others, family);
@@ -91,7 +91,7 @@ fn look(others: Backend) -> (Vec<Leftover>, Vec<Trouble>) {
 }
 
 /// Removes what there is of `family` by now.
-fn remove(others: Backend, family: IpFamily) -> Vec<(Leftover, Vec<Trouble>)> {
+fn remove(others: Backend, family: IpFamily) -> Vec<(Leftover, Vec<LeftoverProblem>)> {
     let (rules, mut troubles) = leftovers::find_rules(others, family);
     let (tables, trouble) = leftovers::find_nft_tables();
     troubles.extend(trouble);
@@ -107,17 +107,18 @@ fn remove(others: Backend, family: IpFamily) -> Vec<(Leftover, Vec<Trouble>)> {
 fn family_of(leftover: &Leftover) -> Option<IpFamily> {
     match leftover {
         Leftover::Rules { family, .. } | Leftover::NftTable(family) => Some(*family),
-        Leftover::IpvsDevice | Leftover::IpvsServers(_) | Leftover::OtherServers(_) | Leftover::IpSets(_) => {
-            None
-        }
+        Leftover::IpvsDevice
+        | Leftover::IpvsServers(_)
+        | Leftover::ForeignServers(_)
+        | Leftover::IpSets(_) => None,
     }
 }
 
 /// What is told of `leftover` after an attempt to remove it. Chains that others hold are empty: no
 /// packet fares differently by them.
-fn outcome(leftover: &Leftover, troubles: &[Trouble]) -> Finding {
+fn outcome(leftover: &Leftover, troubles: &[LeftoverProblem]) -> Finding {
     if troubles.is_empty() {
-        let held = leftovers::held(leftover).into_iter().map(|held| format!("; {held}"));
+        let held = leftovers::referenced(leftover).into_iter().map(|held| format!("; {held}"));
         return Finding::LeftoverRemoved(leftover.to_string() + &held.collect::<String>());
     }
     let mut advice: Vec<String> = troubles.iter().map(ToString::to_string).collect();
@@ -127,7 +128,7 @@ fn outcome(leftover: &Leftover, troubles: &[Trouble]) -> Finding {
 
 /// What somebody can do about it. Never `chainsmith cleanup`, which removes our own rules, too.
 fn by_hand(leftover: &Leftover) -> String {
-    match leftover.by_hand() {
+    match leftover.manual_removal() {
         Some(how) => format!("to remove it: {how}"),
         None => "Chainsmith tries again when it starts next".to_owned(),
     }
@@ -137,17 +138,17 @@ fn by_hand(leftover: &Leftover) -> String {
 mod tests {
     use super::*;
     use crate::iptables::Table;
-    use crate::rules::remains::Remains;
+    use crate::leftovers::LeftoverChains;
 
     fn rules(text: &str) -> Leftover {
-        let mut remains = Remains::new(IpFamily::V4, Table::Nat);
-        text.lines().for_each(|line| remains.line(line));
-        Leftover::Rules { backend: Backend::Legacy, family: IpFamily::V4, remains }
+        let mut chains = LeftoverChains::new(IpFamily::V4, Table::Nat);
+        text.lines().for_each(|line| chains.read_line(line));
+        Leftover::Rules { backend: Backend::Legacy, family: IpFamily::V4, chains }
     }
 
     #[test]
     fn what_is_told_to_do_harms_nobody_else() {
-        let trouble = [Trouble("cannot remove it: the lock is held".to_owned())];
+        let trouble = [LeftoverProblem("cannot remove it: the lock is held".to_owned())];
         let all = [
             rules(":KUBE-SERVICES - [0:0]"),
             Leftover::NftTable(IpFamily::V6),
@@ -176,7 +177,7 @@ mod tests {
         );
         let told = outcome(&held, &[]);
         assert!(matches!(told, Finding::LeftoverRemoved(_)) && !told.is_warning(), "{told:?}");
-        let expected = "KUBE-MARK-MASQ is emptied, but stays: rules of others lead to it, in CNI";
+        let expected = "KUBE-MARK-MASQ is flushed, not deleted: foreign rules refer to it, in CNI";
         assert!(told.to_string().ends_with(expected), "{told}");
     }
 }

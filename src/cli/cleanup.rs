@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Escaped, complain, print};
 use crate::agent;
-use crate::leftovers::{self, Leftover, Trouble};
+use crate::leftovers::{self, Leftover, LeftoverProblem};
 
 /// Arguments of `cleanup`.
 #[derive(Debug, Args)]
@@ -42,7 +42,7 @@ pub fn main(arguments: &CleanupArguments) -> ExitCode {
     }
     troubles.iter().for_each(complain);
     for leftover in &stays {
-        complain(format!("{leftover} stay: {}", leftover.by_hand().unwrap_or_default()));
+        complain(format!("{leftover} stay: {}", leftover.manual_removal().unwrap_or_default()));
     }
     if troubles.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -55,20 +55,23 @@ fn say(line: impl std::fmt::Display) {
 fn show(leftover: &Leftover) {
     say(format!("would remove {leftover}"));
     leftover.parts().iter().for_each(|part| say(format!("  {part}")));
-    leftovers::held(leftover).into_iter().map(Trouble).for_each(complain);
+    leftovers::referenced(leftover).into_iter().map(LeftoverProblem).for_each(complain);
 }
 
 /// Removes each of `removable` by `remove`, and says so; what is left. While a virtual server is left, so
 /// is what tells whose it is.
-fn remove(removable: &[&Leftover], remove: &mut dyn FnMut(&Leftover) -> Vec<Trouble>) -> Vec<Trouble> {
+fn remove(
+    removable: &[&Leftover],
+    remove: &mut dyn FnMut(&Leftover) -> Vec<LeftoverProblem>,
+) -> Vec<LeftoverProblem> {
     let mut troubles = Vec::new();
     let mut are_servers_left = false;
     for leftover in removable {
-        if are_servers_left && leftover.is_witness() {
-            troubles.push(leftovers::kept_as_witness(leftover));
+        if are_servers_left && leftover.identifies_servers() {
+            troubles.push(leftovers::kept_for_servers(leftover));
             continue;
         }
-        let held = leftovers::held(leftover).into_iter().map(Trouble);
+        let held = leftovers::referenced(leftover).into_iter().map(LeftoverProblem);
         let left = remove(leftover);
         if left.is_empty() {
             say(format!("removed {leftover}"));
@@ -102,7 +105,7 @@ mod tests {
         let mut tried = 0;
         let troubles = remove(&removable, &mut |_| {
             tried += 1;
-            vec![Trouble("cannot delete virtual server TCP 10.96.0.1:443".to_owned())]
+            vec![LeftoverProblem("cannot delete virtual server TCP 10.96.0.1:443".to_owned())]
         });
         assert_eq!((tried, troubles.len()), (1, 3), "{troubles:?}");
     }

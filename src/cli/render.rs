@@ -111,7 +111,7 @@ fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> 
             continue;
         }
         if arguments.family.is_none() {
-            text.push_str(&format!("# {}\n", family.as_str()));
+            text.push_str(&format!("# {}\n", family.lower()));
         }
         let ruleset =
             rules::ruleset(&Settings::new(&config, snapshot.node(), &host, family), &snapshot, place);

@@ -141,7 +141,7 @@ fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            error!("{problem:#}");
+            error!(error = %format!("{problem:#}"), "command failed");
             ExitCode::FAILURE
         }
     }

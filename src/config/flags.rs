@@ -107,8 +107,20 @@ pub const FLAGS: &[Flag] = &[
     flag("log-text-split-stream", Switch, "false", "needs the gate LoggingAlphaOptions").scope(Always),
     flag("logging-format", One("text|json"), "text", "the form of log lines").scope(Always),
     flag("master", One("URL"), "", "the API server, instead of the kubeconfig's").scope(Always),
-    flag("v", One("LEVEL"), "0", "log verbosity").scope(Always),
-    flag("vmodule", Many("PATTERN=N,..."), "", "log verbosity by file").scope(Always),
+    flag(
+        "v",
+        One("LEVEL"),
+        "0",
+        "log verbosity: 2 each sync, 4 changes of objects, 5 commands, 6 HTTP requests, 9 restore input",
+    )
+    .scope(Always),
+    flag(
+        "vmodule",
+        Many("PATTERN=N,..."),
+        "",
+        "higher log verbosity for source files, by name or module path",
+    )
+    .scope(Always),
     flag("write-config-to", One("FILE"), "", "write the effective configuration to FILE, and exit")
         .scope(Always),
     //

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use tracing::{debug, info};
+use tracing::info;
 
 use super::family_tables::{
     FEW_CHAINS, FamilyTables, Hooks, TABLES, contains, digest_of, is_compared, names_of,
@@ -13,7 +13,8 @@ use super::machine::{Action, Comparison, Cursor, Knowledge, Signal};
 use super::reason::ReadReason;
 use crate::iptables::{ChainName, Fingerprint, Jump, Table};
 use crate::kernel::{Backend, Dump, Iptables};
-use crate::plan::{Committed, Pending};
+use crate::log::v;
+use crate::plan::{Committed, PendingFingerprints};
 use crate::rules::names;
 
 /// How many chains are dumped one by one before changes of the cluster are synced: some 40 ms.
@@ -30,7 +31,7 @@ pub enum Depth {
 
 /// What a comparison of some chains found.
 #[derive(Clone, Copy, Debug, Default)]
-struct Finding {
+struct ChainsCompared {
     /// The first difference.
     difference: Option<ReadReason>,
     /// Whether a chain of known content has no fingerprint.
@@ -234,7 +235,7 @@ impl<K: Iptables> FamilyTables<K> {
                     Ok(true) => {}
                     Ok(false) => return false,
                     Err(error) => {
-                        debug!(%table, chain = %from, error = %format!("{error:#}"), "cannot check the jump");
+                        v!(3, %table, chain = %from, error = %format!("{error:#}"), "cannot check the jump");
                         is_sure = false;
                     }
                 }
@@ -267,7 +268,7 @@ impl<K: Iptables> FamilyTables<K> {
     /// dropped. Legacy has no generations.
     pub(super) fn record_after_sync(&mut self, alone: Option<u32>) {
         let is_quick = self.known().is_some_and(|committed| {
-            committed.fingerprints.pending() != Pending::Many || committed.n_chains() < FEW_CHAINS
+            committed.fingerprints.pending() != PendingFingerprints::Many || committed.n_chains() < FEW_CHAINS
         });
         match (self.kernel.backend(), alone) {
             (Backend::Legacy, _) => self.record_legacy(),
@@ -284,7 +285,7 @@ impl<K: Iptables> FamilyTables<K> {
             && let Err(error) = self.try_record(generation)
         {
             let family = self.kernel.family();
-            debug!(%family, error = %format!("{error:#}"), "cannot dump chains; fingerprints not recorded");
+            v!(3, %family, error = %format!("{error:#}"), "cannot dump chains; fingerprints not recorded");
             self.drop_pending_fingerprints();
         }
     }
@@ -292,16 +293,16 @@ impl<K: Iptables> FamilyTables<K> {
     fn try_record(&mut self, generation: u32) -> anyhow::Result<()> {
         let Some(committed) = &mut self.committed else { return Ok(()) };
         let pending: Vec<(Table, ChainName)> = match committed.fingerprints.pending() {
-            Pending::Nothing => return Ok(()),
+            PendingFingerprints::Nothing => return Ok(()),
             // Where it costs next to nothing, the built-in chains are recorded as well the first time.
             pending
                 if committed.n_chains() < FEW_CHAINS
-                    && (pending == Pending::Many || self.hooks.is_empty()) =>
+                    && (pending == PendingFingerprints::Many || self.hooks.is_empty()) =>
             {
                 return self.try_record_all(generation);
             }
-            Pending::Few(chains) => chains.to_vec(),
-            Pending::Many => {
+            PendingFingerprints::Few(chains) => chains.to_vec(),
+            PendingFingerprints::Many => {
                 let of = |table| names_of(committed, table).into_iter().map(move |name| (table, name));
                 let all = of(Table::Filter).chain(of(Table::Nat));
                 all.filter(|(table, name)| committed.fingerprints.is_pending(*table, name))
@@ -350,8 +351,8 @@ pub(super) fn record_dump(committed: &mut Committed, table: Table, dump: &Dump) 
 }
 
 /// Compares the chains called `names` in `dump` with what was left.
-fn compare_chains(committed: &Committed, table: Table, names: &[ChainName], dump: &Dump) -> Finding {
-    let mut found = Finding::default();
+fn compare_chains(committed: &Committed, table: Table, names: &[ChainName], dump: &Dump) -> ChainsCompared {
+    let mut found = ChainsCompared::default();
     for name in names {
         let (was, is) = (committed.fingerprints.of(table, name), dump.of(name));
         let difference = match (was, is) {
@@ -372,7 +373,7 @@ fn compare_chains(committed: &Committed, table: Table, names: &[ChainName], dump
         if found.difference.is_none()
             && let Some(reason) = difference
         {
-            debug!(%table, chain = %name, %reason, "chain differs");
+            v!(3, %table, chain = %name, %reason, "chain differs");
             found.difference = difference;
         }
     }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::warn;
 
 use super::family_tables::FamilyTables;
 use super::generations::{Generations, is_alone};
@@ -11,6 +10,7 @@ use super::machine::{Knowledge, Signal};
 use super::reason::ReadReason;
 use super::schedule::Schedule;
 use crate::kernel::Iptables;
+use crate::log::failure;
 use crate::net::IpFamily;
 
 /// Tells the loop when to check the kernel and does it. The tables of all families, in the same order, are passed to each
@@ -142,9 +142,7 @@ impl DriftDetector {
             }
             Err(error) => {
                 let n_failures = self.generations.mark_unreadable();
-                if n_failures.is_power_of_two() {
-                    warn!(n_failures, error = %format!("{error:#}"), "cannot read the ruleset's generation; keeping the last one");
-                }
+                failure!(n_failures, error = %format!("{error:#}"), "cannot read the ruleset's generation; keeping the last one");
                 None
             }
         }

@@ -8,8 +8,9 @@ use super::machine::{Action, Knowledge, Signal};
 use super::reason::ReadReason;
 use crate::iptables::{ChainName, Digest, Fingerprint, Jump, Table};
 use crate::kernel::{Backend, Iptables, Outline};
-use crate::plan::{Committed, Pending, UdpDoors};
-use crate::rules::{fixed, names};
+use crate::plan::{Committed, PendingFingerprints, UdpDoors};
+use crate::rules::fixed;
+use crate::rules::ownership::Owner;
 
 /// The tables that hold our chains, in the order in which they are read.
 pub(super) const TABLES: [Table; 2] = [Table::Filter, Table::Nat];
@@ -160,7 +161,7 @@ impl<K: Iptables> FamilyTables<K> {
 
     /// Whether fingerprints of chains that were written are pending.
     pub(super) fn has_pending_fingerprints(&self) -> bool {
-        self.known().is_some_and(|committed| committed.fingerprints.pending() != Pending::Nothing)
+        self.known().is_some_and(|committed| committed.fingerprints.pending() != PendingFingerprints::Nothing)
     }
 
     /// What the kernel holds, when that is known.
@@ -181,7 +182,7 @@ impl<K: Iptables> FamilyTables<K> {
 
 /// Whether a chain's content is compared: it is ours, or the kubelet's that we may write to.
 pub(super) fn is_compared(table: Table, name: &ChainName) -> bool {
-    names::is_ours(table, name) || (table == Table::Filter && *name == names::KUBE_FIREWALL)
+    Owner::of(table, name).is_compared()
 }
 
 /// The names of the chains of `table`.

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::time::Instant;
-use tracing::warn;
 
 use super::compare::{Depth, hooks_in, record_dump};
 use super::family_tables::{FEW_CHAINS, FamilyTables, LegacyView, TABLES};
@@ -22,6 +21,7 @@ use super::machine::Comparison;
 use super::reason::ReadReason;
 use crate::iptables::Table;
 use crate::kernel::{Dump, Iptables, Outline};
+use crate::log::failure;
 
 /// The pause between two whole comparisons, for each rule: 200 times what comparing it takes, 2 us. A measured time
 /// would include that of other processes, where the CPU is busy.
@@ -64,10 +64,7 @@ impl<K: Iptables> FamilyTables<K> {
             }
             Err(error) => {
                 self.legacy.n_failures += 1;
-                if self.legacy.n_failures.is_power_of_two() {
-                    let (family, n_failures) = (self.kernel.family(), self.legacy.n_failures);
-                    warn!(%family, n_failures, error = %format!("{error:#}"), "cannot dump the tables; checking a jump with iptables instead");
-                }
+                failure!(self.legacy.n_failures, family = %self.kernel.family(), error = %format!("{error:#}"), "cannot dump the tables; checking a jump with iptables instead");
                 match self.is_next_jump_missing() {
                     true => Comparison::Different { reason: ReadReason::JumpMissing, is_whole: false },
                     false => incomplete,

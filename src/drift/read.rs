@@ -20,7 +20,7 @@ use crate::plan::{Committed, Found, Reader};
 use crate::rules::names;
 
 /// What a read found in the kernel.
-struct Reading {
+struct TablesRead {
     found: Committed,
     /// Chains that differ by fingerprint, where their rules cannot be read.
     changed: Vec<(Table, ChainName)>,
@@ -44,7 +44,7 @@ impl<K: Iptables> FamilyTables<K> {
         };
         info!(family = %self.kernel.family(), %reason, "reading the kernel's tables");
         self.reads.push(reason);
-        let Reading { mut found, changed, is_complete, is_undisturbed } =
+        let TablesRead { mut found, changed, is_complete, is_undisturbed } =
             self.read(&TABLES, left.as_ref(), unread);
         self.legacy.is_provisional = !is_undisturbed;
         self.legacy.n_jumps = found.jumps.len();
@@ -130,7 +130,7 @@ impl<K: Iptables> FamilyTables<K> {
     ///
     /// A table that has too many chains, or that cannot be read (another process put rules into it that iptables does not
     /// know), is listed by the names of its chains and compared by fingerprint with what was `left`.
-    fn read(&mut self, tables: &[Table], left: Option<&Committed>, unread: Unread) -> Reading {
+    fn read(&mut self, tables: &[Table], left: Option<&Committed>, unread: Unread) -> TablesRead {
         let family = self.kernel.family();
         let jumps = self.jumps.clone();
         let mut reader = Reader::new(family, &jumps, &is_compared);
@@ -171,7 +171,7 @@ impl<K: Iptables> FamilyTables<K> {
         if is_undisturbed {
             found.fingerprints.drop_pending();
         }
-        let mut reading = Reading { found, changed: Vec::new(), is_complete: true, is_undisturbed };
+        let mut reading = TablesRead { found, changed: Vec::new(), is_complete: true, is_undisturbed };
         for (table, error) in failed {
             self.read_names(table, error, left, unread, &mut reading);
         }
@@ -211,7 +211,7 @@ impl<K: Iptables> FamilyTables<K> {
         why: anyhow::Error,
         left: Option<&Committed>,
         unread: Unread,
-        Reading { found, changed, is_complete, .. }: &mut Reading,
+        TablesRead { found, changed, is_complete, .. }: &mut TablesRead,
     ) {
         let family = self.kernel.family();
         let mut names = BTreeSet::new();

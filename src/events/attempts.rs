@@ -48,7 +48,7 @@ impl Attempts {
     /// A request is sent. It counts as answered once it is: whoever waits may give it up before.
     fn sent(&self, method: &str) {
         if let Some(status) = self.note(Some(None)) {
-            self.metrics.retried(method, &self.host, status);
+            self.metrics.requests.count_retry(method, &self.host, status);
         }
     }
 

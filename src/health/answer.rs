@@ -26,12 +26,12 @@ pub fn router(health: Arc<Health>, metrics: Arc<Metrics>) -> Router {
     let (live, live_metrics) = (health.clone(), metrics.clone());
     let healthz = move || {
         let answer = answer(&health, true);
-        metrics.healthz(answer.status().as_u16());
+        metrics.node.count_healthz(answer.status().as_u16());
         std::future::ready(answer)
     };
     let livez = move || {
         let answer = answer(&live, false);
-        live_metrics.livez(answer.status().as_u16());
+        live_metrics.node.count_livez(answer.status().as_u16());
         std::future::ready(answer)
     };
     Router::new().route("/healthz", any(healthz)).route("/livez", any(livez)).fallback(not_found)

@@ -181,7 +181,7 @@ impl Ports {
             services.len()
         };
         let (n_open, n_failed) = (n_of(&mut self.open.keys()), n_of(&mut self.failures.keys()));
-        self.metrics.health_ports(self.family, n_open, n_failed);
+        self.metrics.node.set_health_ports(self.family, n_open, n_failed);
     }
 
     fn open(&mut self, key: &Key, n_local: usize, now: Instant) {
@@ -200,7 +200,7 @@ impl Ports {
                 info!(%service, %address, "health check node port open");
             }
             Err(error) => {
-                self.metrics.bind_failed("service_health");
+                self.metrics.node.count_bind_failure("service_health");
                 let n = self.failures.get(key).map_or(1, |failures| failures.n.saturating_add(1));
                 let wait = (FIRST_RETRY * 2u32.pow((n - 1).min(16))).min(LONGEST_RETRY);
                 if n == 1 {

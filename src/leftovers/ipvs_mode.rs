@@ -1,8 +1,8 @@
 //! The virtual servers and IP sets that kube-proxy's ipvs mode left, distinguished from those of other programs.
 //!
-//! kube-proxy's own cleanup takes all of them for its own. Here one is kube-proxy's when its address is on
-//! `kube-ipvs0`, where kube-proxy puts the addresses of Services, or when it is on another address of this
-//! node and its port is a node port by the sets that kube-proxy keeps of them. Source: kube-proxy v1.36,
+//! kube-proxy's own cleanup removes all of them. Here a server counts as kube-proxy's if its address is on
+//! `kube-ipvs0`, where kube-proxy puts the addresses of Services, or if it is on another address of this
+//! node and its port is in the sets in which kube-proxy keeps node ports. Source: kube-proxy v1.36,
 //! `pkg/proxy/ipvs/proxier.go`, `syncProxyRules`.
 
 use std::collections::BTreeSet;
@@ -10,15 +10,15 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
-use super::{Leftover, Trouble};
+use super::{Leftover, LeftoverProblem};
 use crate::kernel::ipvs::{Ipvs, Server};
 use crate::net::{IpFamily, Protocol};
 
-/// How many servers of others are named.
+/// How many foreign servers a message names.
 const MAX_NAMED: usize = 10;
 
-/// The IP sets of kube-proxy's ipvs mode. Others begin alike: network policies of kube-router and k3s are in
-/// `KUBE-SRC-...` and `KUBE-DST-...`. Source: kube-proxy v1.36, `pkg/proxy/ipvs/ipset.go`.
+/// The IP sets of kube-proxy's ipvs mode. Foreign sets have the same prefix: kube-router and k3s keep network
+/// policies in `KUBE-SRC-...` and `KUBE-DST-...`. Source: kube-proxy v1.36, `pkg/proxy/ipvs/ipset.go`.
 const SETS: [&str; 17] = [
     "KUBE-CLUSTER-IP",
     "KUBE-EXTERNAL-IP",
@@ -39,11 +39,11 @@ const SETS: [&str; 17] = [
     "KUBE-NODE-PORT-UDP",
 ];
 
-/// The longest name that the kernel takes for a set.
+/// The longest name of a set, in bytes.
 const MAX_SET_NAME: usize = 31;
 
-/// Whether an IP set is one of ipvs mode. Those for IPv6 have `KUBE-6-` in place of `KUBE-`, and are cut to
-/// what the kernel takes.
+/// Whether an IP set is one of ipvs mode. Those for IPv6 have `KUBE-6-` in place of `KUBE-`, cut to
+/// [`MAX_SET_NAME`].
 pub(super) fn is_set(name: &str) -> bool {
     SETS.iter().any(|set| {
         let v6 = set.replacen("KUBE-", "KUBE-6-", 1);
@@ -51,21 +51,21 @@ pub(super) fn is_set(name: &str) -> bool {
     })
 }
 
-/// Kube-proxy's virtual servers, and others'. What cannot be told is taken for others'.
-pub(super) fn find_servers(node: &mut impl Ipvs) -> (Vec<Leftover>, Vec<Trouble>) {
-    let mut troubles = Vec::new();
-    let servers = known("list the virtual servers of IPVS", node.servers(), &mut troubles);
+/// Finds kube-proxy's virtual servers, and foreign ones. A server that cannot be assigned counts as foreign.
+pub(super) fn find_servers(node: &mut impl Ipvs) -> (Vec<Leftover>, Vec<LeftoverProblem>) {
+    let mut problems = Vec::new();
+    let servers = or_report("list the virtual servers of IPVS", node.servers(), &mut problems);
     if servers.is_empty() {
-        return (Vec::new(), troubles);
+        return (Vec::new(), problems);
     }
-    let device = known("list the addresses of kube-ipvs0", node.device_addresses(), &mut troubles);
-    let local = known("list the addresses of this node", node.local_addresses(), &mut troubles);
+    let device = or_report("list the addresses of kube-ipvs0", node.device_addresses(), &mut problems);
+    let local = or_report("list the addresses of this node", node.local_addresses(), &mut problems);
     let (device, local) = (BTreeSet::from_iter(device), BTreeSet::from_iter(local));
     let mut node_ports = BTreeSet::new();
     for family in IpFamily::BOTH {
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
             let doing = format!("read the {family} {protocol} node ports of ipvs mode");
-            let ports = known(&doing, node.node_ports(family, protocol), &mut troubles);
+            let ports = or_report(&doing, node.node_ports(family, protocol), &mut problems);
             node_ports.extend(ports.into_iter().map(|port| (family, protocol, port)));
         }
     }
@@ -78,42 +78,43 @@ pub(super) fn find_servers(node: &mut impl Ipvs) -> (Vec<Leftover>, Vec<Trouble>
         // Services have no marks.
         Server::Marked(..) => false,
     };
-    let (ours, others): (Vec<Server>, Vec<Server>) = servers.into_iter().partition(is_kube_proxys);
-    let found = [Leftover::IpvsServers(ours), Leftover::OtherServers(others)];
-    let is_there = |leftover: &Leftover| !matches!(leftover, Leftover::IpvsServers(servers) | Leftover::OtherServers(servers) if servers.is_empty());
-    (found.into_iter().filter(is_there).collect(), troubles)
+    let (own, foreign): (Vec<Server>, Vec<Server>) = servers.into_iter().partition(is_kube_proxys);
+    let found = [Leftover::IpvsServers(own), Leftover::ForeignServers(foreign)];
+    let has_servers = |leftover: &Leftover| !matches!(leftover, Leftover::IpvsServers(servers) | Leftover::ForeignServers(servers) if servers.is_empty());
+    (found.into_iter().filter(has_servers).collect(), problems)
 }
 
-/// What `outcome` holds; nothing, and a trouble, where it is an error.
-fn known<T>(doing: &str, outcome: io::Result<Vec<T>>, troubles: &mut Vec<Trouble>) -> Vec<T> {
-    outcome.unwrap_or_else(|error| {
-        troubles.push(Trouble(format!("cannot {doing}: {error}")));
+/// The values of `result`; for an error none, and a problem is added.
+fn or_report<T>(doing: &str, result: io::Result<Vec<T>>, problems: &mut Vec<LeftoverProblem>) -> Vec<T> {
+    result.unwrap_or_else(|error| {
+        problems.push(LeftoverProblem(format!("cannot {doing}: {error}")));
         Vec::new()
     })
 }
 
-/// The `servers` that were found and the `witnesses` that tell whose they are, which stay while it is not
-/// known what servers there are.
-pub(super) fn with_witnesses(
-    (mut found, mut troubles): (Vec<Leftover>, Vec<Trouble>),
-    witnesses: Vec<Leftover>,
-) -> (Vec<Leftover>, Vec<Trouble>) {
-    match troubles.is_empty() {
-        true => found.extend(witnesses),
-        false => troubles.extend(witnesses.iter().map(super::kept_as_witness)),
+/// Adds the leftovers that identify servers to the servers. They stay if the servers could not be listed.
+pub(super) fn with_identifying(
+    (mut found, mut problems): (Vec<Leftover>, Vec<LeftoverProblem>),
+    identifying: Vec<Leftover>,
+) -> (Vec<Leftover>, Vec<LeftoverProblem>) {
+    match problems.is_empty() {
+        true => found.extend(identifying),
+        false => problems.extend(identifying.iter().map(super::kept_for_servers)),
     }
-    (found, troubles)
+    (found, problems)
 }
 
-/// Deletes each of `servers`; why some do not go.
-pub(super) fn remove_servers(node: &mut impl Ipvs, servers: &[Server]) -> Vec<Trouble> {
+/// Deletes each of `servers`.
+pub(super) fn remove_servers(node: &mut impl Ipvs, servers: &[Server]) -> Vec<LeftoverProblem> {
     let deleted = servers.iter().map(|server| (server, node.delete(server)));
     let failed = deleted.filter_map(|(server, outcome)| Some((server, outcome.err()?)));
-    failed.map(|(server, error)| Trouble(format!("cannot delete virtual server {server}: {error}"))).collect()
+    failed
+        .map(|(server, error)| LeftoverProblem(format!("cannot delete virtual server {server}: {error}")))
+        .collect()
 }
 
-/// Others' servers, the first of them by name.
-pub(super) fn write_others(f: &mut fmt::Formatter<'_>, servers: &[Server]) -> fmt::Result {
+/// Writes the number of foreign servers, and the first [`MAX_NAMED`] of them.
+pub(super) fn write_foreign(f: &mut fmt::Formatter<'_>, servers: &[Server]) -> fmt::Result {
     let names: Vec<String> = servers.iter().take(MAX_NAMED).map(Server::to_string).collect();
     let more = if servers.len() > MAX_NAMED { ", ..." } else { "" };
     write!(
@@ -131,20 +132,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_tells_whose_servers_are_stays_while_they_are_not_known() {
-        let witnesses = || vec![Leftover::IpSets(vec!["KUBE-A".to_owned()]), Leftover::IpvsDevice];
-        assert_eq!(with_witnesses((vec![], vec![]), witnesses()), (witnesses(), vec![]));
-        let trouble = Trouble("cannot list the virtual servers of IPVS: Interrupted".to_owned());
-        let (found, troubles) = with_witnesses((vec![], vec![trouble]), witnesses());
-        assert_eq!((found, troubles.len()), (vec![], 3));
+    fn sets_and_interface_stay_while_the_servers_are_not_known() {
+        let identifying = || vec![Leftover::IpSets(vec!["KUBE-A".to_owned()]), Leftover::IpvsDevice];
+        assert_eq!(with_identifying((vec![], vec![]), identifying()), (identifying(), vec![]));
+        let problem = LeftoverProblem("cannot list the virtual servers of IPVS: Interrupted".to_owned());
+        let (found, problems) = with_identifying((vec![], vec![problem]), identifying());
+        assert_eq!((found, problems.len()), (vec![], 3));
         assert_eq!(
-            troubles[1].to_string(),
-            "1 ipsets of ipvs mode stays until the virtual servers are gone: it tells which are kube-proxy's"
+            problems[1].to_string(),
+            "1 ipsets of ipvs mode stays until the virtual servers are removed: it identifies kube-proxy's"
         );
     }
 
     #[test]
-    fn sets_of_ipvs_mode_are_known_by_their_whole_names() {
+    fn sets_of_ipvs_mode_are_recognized_by_their_whole_names() {
         for name in [
             "KUBE-LOOP-BACK",
             "KUBE-6-LOOP-BACK",
@@ -169,19 +170,19 @@ mod tests {
         }
     }
 
-    /// A node with kube-ipvs0 and node ports, and what was deleted there.
+    /// A node with kube-ipvs0 and node ports; records deletions.
     #[derive(Default)]
-    struct Node {
+    struct IpvsNode {
         servers: Vec<Server>,
         has_sets: bool,
-        /// Neither set nor address can be read.
-        is_blind: bool,
-        /// Nothing is listed or deleted.
+        /// Sets and addresses cannot be read.
+        hides_sets: bool,
+        /// Servers cannot be listed or deleted.
         is_forbidden: bool,
         deleted: Vec<Server>,
     }
 
-    fn refused<T>() -> io::Result<T> {
+    fn denied<T>() -> io::Result<T> {
         Err(io::ErrorKind::PermissionDenied.into())
     }
 
@@ -189,31 +190,31 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    impl Ipvs for Node {
+    impl Ipvs for IpvsNode {
         fn servers(&mut self) -> io::Result<Vec<Server>> {
-            if self.is_forbidden { refused() } else { Ok(self.servers.clone()) }
+            if self.is_forbidden { denied() } else { Ok(self.servers.clone()) }
         }
 
         fn delete(&mut self, server: &Server) -> io::Result<()> {
             if self.is_forbidden {
-                return refused();
+                return denied();
             }
             self.deleted.push(*server);
             Ok(())
         }
 
         fn device_addresses(&mut self) -> io::Result<Vec<IpAddr>> {
-            if self.is_blind { refused() } else { Ok(ips(&["10.96.0.1", "10.96.0.10", "fd00::a"])) }
+            if self.hides_sets { denied() } else { Ok(ips(&["10.96.0.1", "10.96.0.10", "fd00::a"])) }
         }
 
         fn local_addresses(&mut self) -> io::Result<Vec<IpAddr>> {
             let all = ["10.96.0.1", "10.96.0.10", "127.0.0.1", "192.0.2.7", "fd00::7", "fd00::a"];
-            if self.is_blind { refused() } else { Ok(ips(&all)) }
+            if self.hides_sets { denied() } else { Ok(ips(&all)) }
         }
 
         fn node_ports(&mut self, family: IpFamily, protocol: Protocol) -> io::Result<Vec<u16>> {
             match (family, protocol) {
-                _ if self.is_blind => refused(),
+                _ if self.hides_sets => denied(),
                 (IpFamily::V4, Protocol::Tcp) if self.has_sets => Ok(vec![30080, 30443]),
                 (IpFamily::V6, Protocol::Udp) if self.has_sets => Ok(vec![30053]),
                 _ => Ok(Vec::new()),
@@ -232,7 +233,7 @@ mod tests {
 
     const OF_SERVICES: [&str; 3] = ["TCP 10.96.0.1:443", "UDP 10.96.0.10:53", "UDP [fd00::a]:53"];
     const OF_NODE_PORTS: [&str; 2] = ["TCP 192.0.2.7:30080", "UDP [fd00::7]:30053"];
-    const OF_OTHERS: [&str; 5] = [
+    const FOREIGN: [&str; 5] = [
         // On this node, but no node port; a node port, but of another protocol or family, or elsewhere.
         "TCP 192.0.2.7:80",
         "UDP 192.0.2.7:30080",
@@ -241,96 +242,99 @@ mod tests {
         "TCP 198.51.100.1:443",
     ];
 
-    fn node() -> Node {
-        let texts = [&OF_SERVICES[..], &OF_NODE_PORTS, &OF_OTHERS].concat();
+    fn node() -> IpvsNode {
+        let texts = [&OF_SERVICES[..], &OF_NODE_PORTS, &FOREIGN].concat();
         let mut servers = servers(&texts);
         servers.push(Server::Marked(7, IpFamily::V4));
-        Node { servers, has_sets: true, ..Node::default() }
+        IpvsNode { servers, has_sets: true, ..IpvsNode::default() }
     }
 
-    /// What is found to be kube-proxy's, and others'.
-    fn found(node: &mut Node) -> (Vec<Server>, Vec<Server>) {
-        let (found, troubles) = find_servers(node);
-        assert_eq!(troubles, []);
-        let (mut ours, mut others) = (Vec::new(), Vec::new());
+    /// kube-proxy's servers, and foreign ones.
+    fn found(node: &mut IpvsNode) -> (Vec<Server>, Vec<Server>) {
+        let (found, problems) = find_servers(node);
+        assert_eq!(problems, []);
+        let (mut own, mut foreign) = (Vec::new(), Vec::new());
         for leftover in found {
             match leftover {
-                Leftover::IpvsServers(servers) => ours.extend(servers),
-                Leftover::OtherServers(servers) => others.extend(servers),
+                Leftover::IpvsServers(servers) => own.extend(servers),
+                Leftover::ForeignServers(servers) => foreign.extend(servers),
                 _ => panic!("{leftover}"),
             }
         }
-        (ours, others)
+        (own, foreign)
     }
 
     #[test]
-    fn servers_on_kube_ipvs0_and_of_node_ports_are_kube_proxys_and_no_others() {
-        let (ours, others) = found(&mut node());
-        assert_eq!(ours, servers(&[&OF_SERVICES[..], &OF_NODE_PORTS].concat()));
-        let (marked, rest) = others.split_last().unwrap();
-        assert_eq!((rest, marked), (&*servers(&OF_OTHERS), &Server::Marked(7, IpFamily::V4)));
+    fn only_servers_on_kube_ipvs0_and_of_node_ports_are_kube_proxys() {
+        let (own, foreign) = found(&mut node());
+        assert_eq!(own, servers(&[&OF_SERVICES[..], &OF_NODE_PORTS].concat()));
+        let (marked, rest) = foreign.split_last().unwrap();
+        assert_eq!((rest, marked), (&*servers(&FOREIGN), &Server::Marked(7, IpFamily::V4)));
     }
 
     #[test]
-    fn without_the_sets_no_server_is_a_node_ports() {
-        let (ours, others) = found(&mut Node { has_sets: false, ..node() });
-        assert_eq!(ours, servers(&OF_SERVICES));
-        assert!(servers(&OF_NODE_PORTS).iter().all(|server| others.contains(server)), "{others:?}");
+    fn without_the_sets_no_server_counts_as_a_node_port() {
+        let (own, foreign) = found(&mut IpvsNode { has_sets: false, ..node() });
+        assert_eq!(own, servers(&OF_SERVICES));
+        assert!(servers(&OF_NODE_PORTS).iter().all(|server| foreign.contains(server)), "{foreign:?}");
     }
 
     #[test]
-    fn a_node_without_servers_has_no_leftovers_and_is_asked_no_more() {
-        let (found, troubles) = find_servers(&mut Node { is_blind: true, ..Node::default() });
-        assert_eq!((found, troubles), (vec![], vec![]));
+    fn a_node_without_servers_has_no_leftovers_and_nothing_else_is_read() {
+        let (found, problems) = find_servers(&mut IpvsNode { hides_sets: true, ..IpvsNode::default() });
+        assert_eq!((found, problems), (vec![], vec![]));
     }
 
     #[test]
-    fn what_cannot_be_told_is_taken_for_others_and_said() {
-        let (found, troubles) = find_servers(&mut Node { is_blind: true, ..node() });
-        assert!(matches!(&found[..], [Leftover::OtherServers(others)] if others.len() == 11), "{found:?}");
-        let told: Vec<String> = troubles.iter().map(ToString::to_string).collect();
+    fn servers_that_cannot_be_assigned_are_foreign_and_reported() {
+        let (found, problems) = find_servers(&mut IpvsNode { hides_sets: true, ..node() });
+        assert!(
+            matches!(&found[..], [Leftover::ForeignServers(foreign)] if foreign.len() == 11),
+            "{found:?}"
+        );
+        let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
         assert_eq!(
-            (told.len(), &*told[0], &*told[2]),
+            (texts.len(), &*texts[0], &*texts[2]),
             (
                 8,
                 "cannot list the addresses of kube-ipvs0: permission denied",
                 "cannot read the IPv4 TCP node ports of ipvs mode: permission denied"
             )
         );
-        let (found, troubles) = find_servers(&mut Node { is_forbidden: true, ..node() });
+        let (found, problems) = find_servers(&mut IpvsNode { is_forbidden: true, ..node() });
         assert_eq!(
-            (found, troubles[0].0.as_str()),
+            (found, problems[0].0.as_str()),
             (vec![], "cannot list the virtual servers of IPVS: permission denied")
         );
     }
 
     #[test]
-    fn those_of_kube_proxy_are_deleted_one_by_one_and_what_stays_is_named() {
-        let ours = servers(&OF_SERVICES);
+    fn kube_proxys_servers_are_deleted_one_by_one_and_failures_are_named() {
+        let own = servers(&OF_SERVICES);
         let mut node = node();
-        assert_eq!(remove_servers(&mut node, &ours), []);
-        assert_eq!(node.deleted, ours);
+        assert_eq!(remove_servers(&mut node, &own), []);
+        assert_eq!(node.deleted, own);
         node.is_forbidden = true;
-        let troubles = remove_servers(&mut node, &ours[..2]);
+        let problems = remove_servers(&mut node, &own[..2]);
         let expected = ["TCP 10.96.0.1:443", "UDP 10.96.0.10:53"]
-            .map(|name| Trouble(format!("cannot delete virtual server {name}: permission denied")));
-        assert_eq!(troubles, expected);
+            .map(|name| LeftoverProblem(format!("cannot delete virtual server {name}: permission denied")));
+        assert_eq!(problems, expected);
     }
 
     #[test]
-    fn kube_proxys_are_counted_with_a_line_for_each_and_others_are_named() {
-        let ours = Leftover::IpvsServers(servers(&OF_SERVICES[..1]));
+    fn kube_proxys_servers_are_counted_with_a_line_for_each_and_foreign_ones_are_named() {
+        let own = Leftover::IpvsServers(servers(&OF_SERVICES[..1]));
         assert_eq!(
-            (ours.to_string().as_str(), ours.parts()),
+            (own.to_string().as_str(), own.parts()),
             ("1 virtual servers of ipvs mode", vec!["TCP 10.96.0.1:443".to_owned()])
         );
-        assert!(ours.is_removable());
-        let others =
-            Leftover::OtherServers(vec![server("TCP 192.0.2.7:80"), Server::Marked(7, IpFamily::V4)]);
+        assert!(own.is_removable());
+        let foreign =
+            Leftover::ForeignServers(vec![server("TCP 192.0.2.7:80"), Server::Marked(7, IpFamily::V4)]);
         let expected = "2 virtual servers of IPVS (TCP 192.0.2.7:80, mark 7 (IPv4)), neither on kube-ipvs0 nor for a known node port,";
-        assert_eq!((others.to_string().as_str(), others.parts()), (expected, vec![]));
-        assert!(!others.is_removable());
-        let many = Leftover::OtherServers(vec![server("TCP 192.0.2.7:80"); 11]);
+        assert_eq!((foreign.to_string().as_str(), foreign.parts()), (expected, vec![]));
+        assert!(!foreign.is_removable());
+        let many = Leftover::ForeignServers(vec![server("TCP 192.0.2.7:80"); 11]);
         assert!(many.to_string().contains("TCP 192.0.2.7:80, ...), neither"), "{many}");
     }
 }

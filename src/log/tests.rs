@@ -111,6 +111,17 @@ fn hostile_text_in_json_is_escaped_and_reads_back_as_it_was() {
     assert_eq!(serde_json::from_str::<serde_json::Value>(second).unwrap()["msg"], format!("alone {HOSTILE}"));
 }
 
+#[test]
+fn a_failure_that_goes_on_becomes_an_error() {
+    let log_failures = || (1u32..=16).for_each(|n| failure!(n, family = "IPv4", "cannot list"));
+    let text = logged(false, 0, &[], log_failures);
+    let shown: Vec<String> =
+        text.lines().map(|line| line[..1].to_owned() + line.split_once("] ").unwrap().1).collect();
+    let line = |severity, n| format!("{severity}\"cannot list\" n_failures={n} family=\"IPv4\"");
+    assert_eq!(shown, [line('W', 1), line('W', 2), line('W', 4), line('E', 8), line('E', 16)]);
+    assert_eq!(logged(false, 2, &[], log_failures).lines().count(), 16);
+}
+
 /// One line of each verbosity, and what dependencies may log.
 fn log_everything() {
     tracing::info!(n = 0, "line");

@@ -1,38 +1,51 @@
-//! `/flagz` and `/statusz`: pages for people, or objects for those who ask for them.
+//! `/flagz` and `/statusz`: a page of text, or an object where `Accept` asks for one.
 //!
 //! Source: KEPs 4827 and 4828; `k8s.io/component-base/zpages` v1.36.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::routing::any;
 use jiff::{Timestamp, Zoned, tz::TimeZone};
 use serde_json::{Value, json};
 
 use super::release;
-use super::server::Served;
 use crate::http::{TEXT, reply};
 
 const WARNING: &str = "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.";
 
-/// What the metrics server shows beside metrics.
+/// Contents of the metrics server other than metrics.
 pub struct Pages {
     /// The body of `/configz`.
     pub configz: String,
-    /// Every flag with its value, by name; `None`: no `/flagz`.
+    /// Every flag with its value, sorted by name; `None`: no `/flagz`.
     pub flags: Option<Vec<(&'static str, String)>>,
-    /// Whether there is `/statusz`.
+    /// Whether `/statusz` is served.
     pub has_statusz: bool,
-    /// Whether profiles were asked for.
+    /// Whether the configuration enables profiling.
     pub is_profiling: bool,
     /// When the process started.
     pub started: (Instant, SystemTime),
 }
 
+/// The routes of `/flagz` and `/statusz`, as far as `pages` has them.
+pub(super) fn routes(pages: &Arc<Pages>) -> Router {
+    let mut router = Router::new();
+    if pages.flags.is_some() {
+        router = router.route("/flagz", any(flagz));
+    }
+    if pages.has_statusz {
+        router = router.route("/statusz", any(statusz));
+    }
+    router.with_state(pages.clone())
+}
+
 impl Pages {
-    /// The paths that `/statusz` names, sorted.
+    /// The paths that `/statusz` lists, sorted.
     fn paths(&self) -> Vec<&'static str> {
         let all = [
             ("/configz", true),
@@ -41,21 +54,21 @@ impl Pages {
             ("/metrics", true),
             ("/proxyMode", true),
         ];
-        all.into_iter().filter(|(_, is_there)| *is_there).map(|(path, _)| path).collect()
+        all.into_iter().filter(|(_, is_served)| *is_served).map(|(path, _)| path).collect()
     }
 }
 
-/// In which form a page is asked for.
+/// The form of a page that a client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum PageForm {
     Text,
     Object { is_yaml: bool, version: &'static str },
 }
 
-/// What `Accept` asks for; `None` when it is nothing that there is. `kind` is `Flagz` or `Statusz`.
-pub(super) fn form(accept: &str, kind: &str) -> Option<Form> {
+/// The first form of `kind` (`Flagz` or `Statusz`) that the header `Accept` lists; `None` without one that is served.
+pub(super) fn accepted_form(accept: &str, kind: &str) -> Option<PageForm> {
     if accept.trim().is_empty() {
-        return Some(Form::Text);
+        return Some(PageForm::Text);
     }
     accept.split(',').find_map(|range| {
         let mut parts = range.split(';').map(str::trim);
@@ -63,7 +76,7 @@ pub(super) fn form(accept: &str, kind: &str) -> Option<Form> {
         let parameters: Vec<(&str, &str)> = parts.filter_map(|part| part.split_once('=')).collect();
         let parameter = |key| parameters.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
         let is_yaml = match media_type {
-            "*/*" | "text/*" | "text/plain" => return Some(Form::Text),
+            "*/*" | "text/*" | "text/plain" => return Some(PageForm::Text),
             "application/json" => false,
             "application/yaml" => true,
             _ => return None,
@@ -73,19 +86,21 @@ pub(super) fn form(accept: &str, kind: &str) -> Option<Form> {
             "v1alpha1" => "v1alpha1",
             _ => return None,
         };
-        let is_it = parameter("g") == Some("config.k8s.io") && parameter("as") == Some(kind);
-        is_it.then_some(Form::Object { is_yaml, version })
+        let is_kind = parameter("g") == Some("config.k8s.io") && parameter("as") == Some(kind);
+        is_kind.then_some(PageForm::Object { is_yaml, version })
     })
 }
 
 fn page(headers: &HeaderMap, kind: &str, text: impl Fn() -> String, fields: impl Fn() -> Value) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    match form(accept, kind) {
-        Some(Form::Text) => ([(header::CONTENT_TYPE, TEXT)], text()).into_response(),
-        Some(Form::Object { is_yaml, version }) => object(kind, version, is_yaml, fields()),
+    match accepted_form(accept, kind) {
+        Some(PageForm::Text) => ([(header::CONTENT_TYPE, TEXT)], text()).into_response(),
+        Some(PageForm::Object { is_yaml, version }) => object(kind, version, is_yaml, fields()),
         None => {
-            let ours = format!("application/json;v=v1beta1;g=config.k8s.io;as={kind}");
-            let message = format!("only text/plain and {ours} (or application/yaml likewise) are served\n");
+            let parameters = format!("v=v1beta1;g=config.k8s.io;as={kind}");
+            let message = format!(
+                "served are text/plain, application/json and application/yaml, the last two with ;{parameters}\n"
+            );
             reply(StatusCode::NOT_ACCEPTABLE, TEXT, message)
         }
     }
@@ -113,8 +128,8 @@ fn object(kind: &str, version: &str, is_yaml: bool, fields: Value) -> Response {
     answer
 }
 
-pub(super) async fn flagz(State(served): State<Arc<Served>>, headers: HeaderMap) -> Response {
-    let flags = served.pages.flags.as_deref().unwrap_or_default();
+async fn flagz(State(pages): State<Arc<Pages>>, headers: HeaderMap) -> Response {
+    let flags = pages.flags.as_deref().unwrap_or_default();
     let text = || {
         let lines: String = flags.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
         format!("\nkube-proxy flagz\n{WARNING}\n{lines}")
@@ -127,10 +142,10 @@ pub(super) async fn flagz(State(served): State<Arc<Served>>, headers: HeaderMap)
     page(&headers, "Flagz", text, fields)
 }
 
-pub(super) async fn statusz(State(served): State<Arc<Served>>, headers: HeaderMap) -> Response {
-    let (since, at) = served.pages.started;
+async fn statusz(State(pages): State<Arc<Pages>>, headers: HeaderMap) -> Response {
+    let (since, at) = pages.started;
     let up = since.elapsed().as_secs();
-    let text = || statusz_text(at, up, &served.pages.paths());
+    let text = || statusz_text(at, up, &pages.paths());
     let fields = || {
         json!({
             "startTime": time(at).map(|time| time.timestamp().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
@@ -138,13 +153,13 @@ pub(super) async fn statusz(State(served): State<Arc<Served>>, headers: HeaderMa
             "goVersion": "",
             "binaryVersion": release::minor_release(),
             "emulationVersion": release::minor_release(),
-            "paths": served.pages.paths(),
+            "paths": pages.paths(),
         })
     };
     page(&headers, "Statusz", text, fields)
 }
 
-/// For a process that started `at` and is up for `up` seconds.
+/// The text of `/statusz` for a process that started `at` and has been up for `up` seconds.
 pub(super) fn statusz_text(at: SystemTime, up: u64, paths: &[&str]) -> String {
     let started =
         time(at).map_or_else(String::new, |time| time.strftime("%a %b %e %H:%M:%S %Z %Y").to_string());

@@ -32,7 +32,7 @@ mod tests {
     fn metrics_and_statusz_tell_the_same_release() {
         assert_eq!(major_minor(), ("1", "36"));
         let registry = prometheus::Registry::new();
-        Metrics::register(&registry).unwrap().is_built(std::iter::empty()).unwrap();
+        Metrics::register(&registry).unwrap().show_build(std::iter::empty()).unwrap();
         let metrics = exposition(&registry).unwrap();
         let told = metrics.lines().find(|line| line.starts_with("kubernetes_build_info{")).unwrap();
         for label in [

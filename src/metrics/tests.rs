@@ -4,10 +4,12 @@ mod valid;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::time::Duration;
 
 use prometheus::proto::MetricType;
 
 use super::*;
+use crate::net::IpFamily;
 use valid::assert_valid;
 
 const RECORDED: &str = include_str!("../../testdata/http/metrics.txt");
@@ -39,52 +41,53 @@ fn everything() -> (Registry, Metrics) {
     let registry = Registry::new();
     let metrics = Metrics::register(&registry).unwrap();
     metrics
-        .is_built([("ComponentFlagz", "BETA", true), ("NativeHistograms", "ALPHA", false)].into_iter())
+        .show_build([("ComponentFlagz", "BETA", true), ("NativeHistograms", "ALPHA", false)].into_iter())
         .unwrap();
-    metrics.packets(Some(Box::new(|| Ok(5))), Some(Box::new(|| Ok(0)))).unwrap();
-    metrics.children(|| Some(1 << 20)).unwrap();
-    metrics.lost_lines(|| 0).unwrap();
+    metrics.show_packets(Some(Box::new(|| Ok(5))), Some(Box::new(|| Ok(0)))).unwrap();
+    metrics.show_largest_child(|| Some(1 << 20)).unwrap();
+    metrics.show_lost_log_lines(|| 0).unwrap();
     let second = Duration::from_secs(1);
     metrics
-        .watches(Box::new(|| vec![("Service", Duration::ZERO), ("Node", Duration::from_secs(90))]))
+        .show_watch_ages(Box::new(|| vec![("Service", Duration::ZERO), ("Node", Duration::from_secs(90))]))
         .unwrap();
-    metrics.connected();
+    metrics.requests.count_connection();
     for family in IpFamily::BOTH {
-        metrics.synced(&sample(family, true));
-        metrics.synced(&sample(family, false));
-        metrics.queued(family);
-        metrics.affinity_lists_full(family, 1);
-        metrics.waited(family, second);
-        metrics.programmed(family, 0.3);
-        metrics.layout(family, "nft", "classic");
-        metrics.conntrack_reconciled(family, second);
-        metrics.conntrack_deleted(family, "stale", 3);
-        metrics.health_ports(family, 2, 1);
+        metrics.syncs.record(&sample(family, true));
+        metrics.syncs.record(&sample(family, false));
+        metrics.syncs.record_queued(family);
+        metrics.syncs.set_affinity_lists_full(family, 1);
+        metrics.syncs.count_kernel_read(family, "start");
+        metrics.syncs.record_wait(family, second);
+        metrics.syncs.record_latency(family, 0.3);
+        metrics.syncs.set_layout(family, "nft", "classic");
+        metrics.node.record_conntrack_sweep(family, second);
+        metrics.node.count_conntrack_deleted(family, "stale", 3);
+        metrics.node.set_health_ports(family, 2, 1);
     }
     for kind in ["Service", "EndpointSlice", "Node"] {
-        metrics.objects(kind, 3);
-        metrics.problems(kind, 1);
-        metrics.watch_restarted(kind);
+        metrics.cluster.set_objects(kind, 3);
+        metrics.cluster.set_problems(kind, 1);
+        metrics.cluster.count_watch_restart(kind);
     }
-    metrics.heard(2, 1);
-    metrics.pending(1, 1);
+    metrics.cluster.count_changes(2, 1);
+    metrics.cluster.set_pending(1, 1);
     for code in [200, 503] {
-        metrics.healthz(code);
-        metrics.livez(code);
+        metrics.node.count_healthz(code);
+        metrics.node.count_livez(code);
     }
-    metrics.bind_failed("healthz");
-    metrics.found("SecondProxy");
-    metrics.event_sent("Warning");
+    metrics.node.count_bind_failure("healthz");
+    metrics.node.count_finding("SecondProxy");
+    metrics.node.count_event_sent("Warning");
     for why in [EventLoss::Limited, EventLoss::QueueFull, EventLoss::NotSent] {
-        metrics.event_lost(why);
+        metrics.node.count_event_lost(why);
     }
     let (method, host) = ("GET", "10.0.0.1:6443");
-    let request = Request { method, host, status: Some(200), elapsed: second, n_sent: 0 };
-    metrics.requested(&request);
-    metrics.requested(&Request { status: None, ..request });
-    metrics.received(method, host, 100);
-    metrics.limited(method, host, second);
-    metrics.retried(method, host, None);
+    let request = RequestSample { method, host, status: Some(200), elapsed: second, n_sent: 0 };
+    metrics.requests.record(&request);
+    metrics.requests.record(&RequestSample { status: None, ..request });
+    metrics.requests.record_received(method, host, 100);
+    metrics.requests.record_delay(method, host, second);
+    metrics.requests.count_retry(method, host, None);
     (registry, metrics)
 }
 
@@ -95,7 +98,8 @@ fn sample(family: IpFamily, is_full: bool) -> SyncSample {
         is_success: true,
         n_failed_restores: 2,
         elapsed: Duration::from_millis(30),
-        stages: Stages { plan: Duration::from_millis(30), ..Stages::default() },
+        stages: ["read", "compile", "plan", "lock_wait", "restore"]
+            .map(|stage| (stage, Duration::from_millis(6))),
         n_processes: 1,
         n_chains: 4,
         n_quarantined: 1,
@@ -214,7 +218,7 @@ fn metrics_with_labels_appear_with_their_first_observation() {
         "service_changes_total",
     ];
     assert_eq!(names, expected.map(|name| format!("kubeproxy_sync_proxy_rules_{name}")));
-    metrics.conntrack_reconciled(IpFamily::V4, Duration::ZERO);
+    metrics.node.record_conntrack_sweep(IpFamily::V4, Duration::ZERO);
     let text = exposition(&registry).unwrap();
     assert!(
         text.contains("kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 0\n"),
@@ -227,10 +231,10 @@ fn a_kernel_counter_that_cannot_be_read_is_left_out_of_the_scrape_alone() {
     let registry = Registry::new();
     let metrics = Metrics::register(&registry).unwrap();
     let gone = || Err(std::io::ErrorKind::NotFound.into());
-    metrics.packets(Some(Box::new(gone)), Some(Box::new(|| Ok(7)))).unwrap();
+    metrics.show_packets(Some(Box::new(gone)), Some(Box::new(|| Ok(7)))).unwrap();
     let text = exposition(&registry).unwrap();
-    assert!(!text.contains(INVALID.0));
-    assert!(text.contains(&format!("{} 7\n", LOCALHOST.0)), "{text}");
+    assert!(!text.contains(node_metrics::INVALID_PACKETS.0));
+    assert!(text.contains(&format!("{} 7\n", node_metrics::LOCALHOST_PACKETS.0)), "{text}");
 }
 
 #[test]
@@ -253,7 +257,11 @@ fn a_failed_sync_counts_its_failures_and_leaves_the_time_of_the_last_success() {
     let (synced_at, n_partial, n_all) = (value(last), value(partial), value(all));
     assert!(synced_at > 1.7e9);
     std::thread::sleep(Duration::from_millis(2));
-    metrics.synced(&SyncSample { is_success: false, n_failed_restores: 3, ..sample(IpFamily::V4, false) });
+    metrics.syncs.record(&SyncSample {
+        is_success: false,
+        n_failed_restores: 3,
+        ..sample(IpFamily::V4, false)
+    });
     assert_eq!((value(last), value(partial), value(all)), (synced_at, n_partial + 1.0, n_all + 3.0));
 }
 
@@ -261,8 +269,8 @@ fn a_failed_sync_counts_its_failures_and_leaves_the_time_of_the_last_success() {
 fn rules_are_in_one_layout_at_a_time() {
     let registry = Registry::new();
     let metrics = Metrics::register(&registry).unwrap();
-    metrics.layout(IpFamily::V4, "nft", "classic");
-    metrics.layout(IpFamily::V4, "nft", "compact");
+    metrics.syncs.set_layout(IpFamily::V4, "nft", "classic");
+    metrics.syncs.set_layout(IpFamily::V4, "nft", "compact");
     let text = exposition(&registry).unwrap();
     let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("chainsmith_rules_info")).collect();
     assert_eq!(lines, [r#"chainsmith_rules_info{backend="nft",ip_family="IPv4",layout="compact"} 1"#]);

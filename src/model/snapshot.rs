@@ -32,10 +32,6 @@ pub struct Touched {
     pub services: PerFamily<BTreeSet<ServiceName>>,
     /// Whether the Node differs in anything; what it means for rules is for the caller to see.
     pub node: bool,
-    /// Services that were heard of, whether they differ or not, those that are not proxied included.
-    pub n_services_heard: usize,
-    /// Slices of Services that were heard of, whether they differ or not.
-    pub n_slices_heard: usize,
     /// Services that differ.
     pub changed_services: Vec<ServiceName>,
     /// Slices that differ.
@@ -86,7 +82,7 @@ impl Snapshot {
     /// touches nothing.
     pub fn apply(&mut self, change: Change, touched: &mut Touched) {
         match change {
-            Change::Service(name, service) => self.hear_service(name, service, touched),
+            Change::Service(name, service) => self.set_service(name, service, touched),
             Change::Slice(name, slice) => self.set_slice(name, slice, touched),
             Change::Node(node) => {
                 if node.is_some() && node != self.node {
@@ -99,9 +95,9 @@ impl Snapshot {
                     services.iter().map(|service| service.name.clone()).collect();
                 let gone: Vec<ServiceName> =
                     self.services.keys().filter(|name| !listed.contains(*name)).cloned().collect();
-                gone.into_iter().for_each(|name| self.hear_service(name, None, touched));
+                gone.into_iter().for_each(|name| self.set_service(name, None, touched));
                 for service in services {
-                    self.hear_service(service.name.clone(), Some(service), touched);
+                    self.set_service(service.name.clone(), Some(service), touched);
                 }
             }
             Change::AllSlices(slices) => {
@@ -116,9 +112,22 @@ impl Snapshot {
         }
     }
 
-    fn hear_service(&mut self, name: ServiceName, new: Option<Service>, touched: &mut Touched) {
-        touched.n_services_heard += 1;
-        self.set_service(name, new, touched);
+    /// How many Services and slices `change` reports, whether they differ from those in the snapshot or not. A
+    /// complete list reports those that are gone too. A slice that is gone counts if the snapshot has it.
+    pub fn count_reported(&self, change: &Change) -> (usize, usize) {
+        match change {
+            Change::Service(..) => (1, 0),
+            Change::Slice(name, slice) => (0, usize::from(slice.is_some() || self.owners.contains_key(name))),
+            Change::Node(_) => (0, 0),
+            Change::AllServices(services) => {
+                let listed: BTreeSet<&ServiceName> = services.iter().map(|service| &service.name).collect();
+                (services.len() + self.services.keys().filter(|name| !listed.contains(name)).count(), 0)
+            }
+            Change::AllSlices(slices) => {
+                let listed: BTreeSet<&SliceName> = slices.iter().map(|(name, _)| name).collect();
+                (0, slices.len() + self.owners.keys().filter(|name| !listed.contains(name)).count())
+            }
+        }
     }
 
     fn set_service(&mut self, name: ServiceName, new: Option<Service>, touched: &mut Touched) {
@@ -141,7 +150,6 @@ impl Snapshot {
 
     fn set_slice(&mut self, name: SliceName, mut new: Option<Slice>, touched: &mut Touched) {
         let old = self.slice(&name);
-        touched.n_slices_heard += usize::from(old.is_some() || new.is_some());
         // Two slices that differ in nothing else make the same rules.
         let triggered_at = new.as_mut().and_then(|slice| slice.triggered_at.take());
         if old == new.as_ref() {
@@ -265,7 +273,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ObjectName;
+    use crate::model::{ObjectName, TrafficPolicy};
 
     fn slice(service: &str, second: Option<u64>) -> Change {
         let triggered_at =
@@ -280,8 +288,8 @@ mod tests {
         Change::Slice(ObjectName::new("ns", "slice"), Some(slice))
     }
 
-    /// What each of `changes` touched, in short: slices heard of, and `<service><+ or -><trigger>`.
-    fn heard(changes: Vec<Change>) -> Vec<String> {
+    /// Of each of `changes`, in short: slices reported, and `<service><+ or -><trigger>` of each that differs.
+    fn applied(changes: Vec<Change>) -> Vec<String> {
         let mut snapshot = Snapshot::default();
         let short = |change: &SliceChange| {
             let second = change.triggered_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
@@ -290,9 +298,10 @@ mod tests {
         };
         let one = |change| {
             let mut touched = Touched::default();
+            let (_, n_slices) = snapshot.count_reported(&change);
             snapshot.apply(change, &mut touched);
             let all: Vec<String> = touched.changed_slices.iter().map(short).collect();
-            format!("{} {}", touched.n_slices_heard, all.join(","))
+            format!("{n_slices} {}", all.join(","))
         };
         changes.into_iter().map(one).collect()
     }
@@ -301,8 +310,31 @@ mod tests {
     fn a_slice_tells_of_its_trigger_when_it_differs_in_anything_else() {
         let gone = || Change::Slice(ObjectName::new("ns", "slice"), None);
         let changes = vec![slice("a", Some(5)), slice("a", Some(6)), slice("b", None), gone(), gone()];
-        assert_eq!(heard(changes), ["1 a+5", "1 ", "1 a-0,b+0", "1 b-0", "0 "]);
+        assert_eq!(applied(changes), ["1 a+5", "1 ", "1 a-0,b+0", "1 b-0", "0 "]);
         let all = Change::AllSlices(vec![]);
-        assert_eq!(heard(vec![slice("a", None), all]), ["1 a+0", "1 a-0"]);
+        assert_eq!(applied(vec![slice("a", None), all]), ["1 a+0", "1 a-0"]);
+    }
+
+    #[test]
+    fn every_reported_service_counts_changed_or_not_and_a_list_reports_those_that_are_gone() {
+        let mut snapshot = Snapshot::default();
+        let named = |name: &str| Service {
+            name: ObjectName::new("ns", name),
+            frontends: PerFamily::default(),
+            ports: Box::default(),
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            affinity_seconds: None,
+            health_check_node_port: None,
+            created: None,
+        };
+        let one = |name: &str| Change::Service(ObjectName::new("ns", name), Some(named(name)));
+        let gone = Change::Service(ObjectName::new("ns", "c"), None);
+        let list = Change::AllServices(vec![named("b"), named("c")]);
+        for (change, n) in [(one("a"), 1), (one("a"), 1), (one("b"), 1), (gone, 1), (list, 3)] {
+            assert_eq!(snapshot.count_reported(&change), (n, 0), "{change:?}");
+            snapshot.apply(change, &mut Touched::default());
+        }
+        assert_eq!(snapshot.count_reported(&Change::Node(None)), (0, 0));
     }
 }

@@ -1,8 +1,6 @@
 //! The two ways to lay the same rules out.
 
-use super::{Settings, fixed, names};
 use crate::config::LayoutChoice;
-use crate::iptables::{ChainName, Rule, Table};
 
 /// Above how many endpoints of a family kube-proxy leaves comments out of endpoint rules, and we go
 /// over to compact where we may. Source: kube-proxy v1.36, `largeClusterEndpointsThreshold`.
@@ -51,20 +49,6 @@ impl Layout {
             Layout::Classic { .. } => "classic",
             Layout::Compact => "compact",
         }
-    }
-
-    /// Whether nat chains with these names, and these rules in `KUBE-POSTROUTING`, are compact.
-    pub fn is_compact(
-        settings: &Settings,
-        mut names: impl Iterator<Item = ChainName>,
-        postrouting: impl FnOnce(&[Rule]) -> bool,
-    ) -> bool {
-        names.any(|name| names::is_dispatch(Table::Nat, &name) || names::is_group(&name))
-            || settings.bpf
-                && fixed::chains(settings, Layout::Compact)
-                    .iter()
-                    .find(|chain| chain.name == names::KUBE_POSTROUTING)
-                    .is_some_and(|chain| postrouting(&chain.rules))
     }
 }
 

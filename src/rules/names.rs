@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use data_encoding::BASE32_NOPAD;
 use sha2::{Digest, Sha256};
 
-use crate::iptables::{ChainName, Table};
+use crate::iptables::ChainName;
 use crate::model::ServicePortName;
 
 /// Dispatch by address; in filter, rejects and drops of cluster IPs.
@@ -60,10 +60,10 @@ impl PortChain {
         }
     }
 
-    /// The kind of chain that `name` is; `None` for one that is no service port's. Any name with
-    /// one of the five prefixes counts, as it does for kube-proxy.
-    pub fn of(name: &ChainName) -> Option<PortChain> {
-        PortChain::ALL.into_iter().find(|kind| name.as_str().starts_with(kind.prefix()))
+    /// The kind of chain that `name` is, and what stands behind its prefix; `None` for a name without
+    /// any of the five prefixes.
+    pub(super) fn split(name: &ChainName) -> Option<(PortChain, &str)> {
+        PortChain::ALL.into_iter().find_map(|kind| Some((kind, name.as_str().strip_prefix(kind.prefix())?)))
     }
 }
 
@@ -75,39 +75,6 @@ pub const FILTER_PROBE: ChainName = ChainName::literal("KUBE-SVC-0PROBE");
 /// What the name of a chain of the compact layout's dispatch begins with, behind the prefix of its
 /// kind: no hash in base32 has a 0.
 pub(super) const DISPATCH_DIGIT: &str = "0";
-
-/// Whether `name` is a chain of the compact layout's dispatch.
-pub fn is_dispatch(table: Table, name: &ChainName) -> bool {
-    match table {
-        Table::Nat => name.as_str().starts_with("KUBE-EXT-0"),
-        Table::Filter => PortChain::of(name)
-            .is_some_and(|kind| name.as_str()[kind.prefix().len()..].starts_with(DISPATCH_DIGIT)),
-        Table::Mangle => false,
-    }
-}
-
-/// Whether `name` is a chain for a group of endpoints, as only the compact layout has them.
-pub fn is_group(name: &ChainName) -> bool {
-    let is_balancing = matches!(PortChain::of(name), Some(PortChain::Local | PortChain::Cluster));
-    is_balancing && name.as_str().len() > "KUBE-SVC-".len() + HASH_LENGTH
-}
-
-/// Whether a restore may empty and delete the chain `name` of `table`: it is one of kube-proxy's.
-/// `KUBE-FIREWALL` is not; the kubelet has rules in it.
-pub fn is_ours(table: Table, name: &ChainName) -> bool {
-    match table {
-        Table::Nat => {
-            [KUBE_SERVICES, KUBE_NODEPORTS, KUBE_POSTROUTING, KUBE_MARK_MASQ].contains(name)
-                || PortChain::of(name).is_some()
-        }
-        Table::Filter => {
-            [KUBE_SERVICES, KUBE_EXTERNAL_SERVICES, KUBE_FORWARD, KUBE_NODEPORTS, KUBE_PROXY_FIREWALL]
-                .contains(name)
-                || is_dispatch(Table::Filter, name)
-        }
-        Table::Mangle => false,
-    }
-}
 
 /// The chains of one service port. All but the endpoints' share one hash.
 ///
@@ -170,7 +137,7 @@ impl PortNames {
 }
 
 /// Characters of a hash in a name.
-const HASH_LENGTH: usize = 16;
+pub(super) const HASH_LENGTH: usize = 16;
 
 /// The first 16 characters of the base32 text of the SHA-256 of `parts`, run together.
 fn hash(parts: &[&[u8]]) -> [u8; HASH_LENGTH] {
@@ -224,20 +191,5 @@ mod tests {
         check(nginx, "10.180.0.1:8080", "KUBE-SEP-ZLQIIXF6GGLIY7FE");
         let v6 = port("v6", "svc", "p80", Protocol::Tcp);
         check(v6, "[fd00:10:180::1]:80", "KUBE-SEP-NTWK54M2MA6SDON5");
-    }
-
-    #[test]
-    fn only_kube_proxys_chains_may_be_deleted() {
-        let check = |table, name, expected| {
-            assert_eq!(is_ours(table, &ChainName::new(name).unwrap()), expected, "{table} {name}");
-        };
-        check(Table::Nat, "KUBE-SVC-FOO", true);
-        check(Table::Nat, "KUBE-FW-FOO", true);
-        check(Table::Nat, "KUBE-FOO", false);
-        check(Table::Nat, "KUBE-HOSTPORTS", false);
-        check(Table::Nat, "KUBE-MARK-DROP", false);
-        check(Table::Filter, "KUBE-FIREWALL", false);
-        check(Table::Filter, "KUBE-SVC-FOO", false);
-        check(Table::Mangle, "KUBE-SERVICES", false);
     }
 }

@@ -6,6 +6,7 @@ mod external;
 mod node_ports;
 mod pods;
 
+use super::ownership::Owner;
 use super::*;
 use crate::config::{Config, Flags};
 use crate::iptables::{Match, write};
@@ -122,7 +123,7 @@ impl Case {
         let ruleset = self.ruleset(IpFamily::V4);
         let chains: Vec<String> = ruleset.tables[&Table::Nat]
             .keys()
-            .filter(|name| names::PortChain::of(name).is_some())
+            .filter(|name| Owner::of(Table::Nat, name).depends_on_services())
             .map(short)
             .collect();
         assert_eq!(chains.join(" "), expected);
@@ -132,7 +133,7 @@ impl Case {
 
 /// `KUBE-SVC-2CMXP7HKUVJN7L6M` as `SVC`, others as they are.
 fn short(name: &ChainName) -> String {
-    match names::PortChain::of(name) {
+    match names::PortChain::split(name) {
         Some(_) => name.as_str().split('-').nth(1).unwrap().to_owned(),
         None => name.as_str().to_owned(),
     }

@@ -9,7 +9,8 @@ use crate::model::ServicePortName;
 use crate::plan::{Failure, Planner, Restore};
 use crate::rules::dispatch::{Key, Part, SharedPart, shared_chains};
 use crate::rules::overlap::Overlaps;
-use crate::rules::{Layout, Settings, SharedChain, names};
+use crate::rules::ownership::Owner;
+use crate::rules::{Layout, Settings, SharedChain};
 
 /// What the dispatch is made of.
 pub(super) struct Dispatch<'a> {
@@ -42,7 +43,8 @@ impl Dispatch<'_> {
             .iter()
             .flat_map(|entries| entries.chains().into_iter().map(move |part| (entries, part)))
             .collect();
-        let there = planner.committed().nat.keys().filter(|name| names::is_dispatch(Table::Nat, name));
+        let there =
+            planner.committed().nat.keys().filter(|name| Owner::of(Table::Nat, name) == Owner::Dispatch);
         stale.extend(there);
         for (_, part) in &parts {
             stale.remove(&part.name);

@@ -140,6 +140,10 @@ impl std::fmt::Display for Finding {
 pub struct News<'a> {
     /// What it touched.
     pub touched: &'a Touched,
+    /// Services that it reports, changed or not; see [`Snapshot::count_reported`](crate::model::Snapshot::count_reported).
+    pub n_services: usize,
+    /// Slices that it reports, likewise.
+    pub n_slices: usize,
     /// This node's Node as it is now, also when nothing of it changed; the last one seen, when it was
     /// deleted.
     pub node: Option<&'a Node>,

@@ -10,7 +10,8 @@ use crate::plan::{Committed, When};
 use crate::policy::{Place, Selection, Verdict, Verdicts};
 use crate::rules::dispatch::Key;
 use crate::rules::overlap::{Claims, Overlaps};
-use crate::rules::{self, Entry, Settings, SharedChain, names};
+use crate::rules::ownership::Owner;
+use crate::rules::{self, Entry, Settings, SharedChain};
 
 /// What is remembered of a service port between syncs: no rule text but for its few entries in
 /// filter.
@@ -67,7 +68,7 @@ impl Record {
     pub(super) fn owns(&self, (table, chain): (Table, ChainName), rule: Option<&Rule>) -> bool {
         // In compact, entries stand in chains behind the shared ones.
         let is_it = |shared: &SharedChain| {
-            shared.table() == table && (shared.name() == chain || names::is_dispatch(table, &chain))
+            shared.table() == table && (shared.name() == chain || Owner::of(table, &chain) == Owner::Dispatch)
         };
         table == Table::Nat && self.chains.contains(&chain)
             || rule.is_some_and(|rule| {

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Scope;
+use super::stopwatch::Stages;
 use crate::drift::{Drift, ReadReason};
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, RestoreError};
-use crate::metrics::Stages;
 use crate::model::{ServiceName, ServicePortName};
 use crate::net::IpFamily;
 use crate::plan::{Tally, UdpDoors};

@@ -5,8 +5,22 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::kernel::Iptables;
-use crate::metrics::Stages;
 use crate::plan::Restore;
+
+/// How long each stage of a sync took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stages {
+    /// Reading the kernel's tables.
+    pub read: Duration,
+    /// Compiling rules, as far as it did not run in parallel with another stage.
+    pub compile: Duration,
+    /// Comparing with the committed state, ordering, writing text.
+    pub plan: Duration,
+    /// Waiting for other processes to release the xtables lock.
+    pub lock_wait: Duration,
+    /// Feeding `iptables-restore` and waiting for it.
+    pub restore: Duration,
+}
 
 /// Adds up stages; what belongs to none is planning.
 #[derive(Debug, Default)]

@@ -17,6 +17,7 @@ use super::*;
 use crate::iptables::Table;
 use crate::kernel::Backend;
 use crate::kernel::fake::FakeIptables;
+use crate::measure::SyncMeter;
 use crate::metrics::Metrics;
 use crate::model::{
     Conditions, Frontend, Hints, ObjectName, Port, Service, ServiceName, Slice, SliceEndpoint, SlicePort,
@@ -74,7 +75,7 @@ impl Rig {
             node_name: NODE.into(),
             host,
             kernels: kernels.clone(),
-            observers: vec![Arc::new(Meter::new(metrics.clone())), heard.clone()],
+            observers: vec![Arc::new(SyncMeter::new(metrics.clone())), heard.clone()],
             patience,
             is_notified: true,
         };

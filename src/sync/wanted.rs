@@ -13,13 +13,14 @@ use crate::plan::Committed;
 use crate::policy::Selection;
 use crate::rules::dispatch::{self, Key, Part};
 use crate::rules::overlap::Overlaps;
+use crate::rules::ownership::{self, Owner};
 use crate::rules::{self, Entry, Layout, Settings, SharedChain, fixed, names};
 
 /// How `committed` is laid out.
 pub(super) fn layout_of(committed: &Committed, settings: &Settings) -> Layout {
     let there = committed.nat.get(&names::KUBE_POSTROUTING).copied().flatten();
     let is_there = |rules: &[Rule]| there == Some(Digest::of(rules));
-    match Layout::is_compact(settings, committed.nat.keys().copied(), is_there) {
+    match ownership::is_compact(settings, committed.nat.keys().copied(), is_there) {
         true => Layout::Compact,
         false => Layout::Classic { is_large: false },
     }
@@ -150,7 +151,7 @@ impl<'a> Compiler<'a> {
 
 /// Chains of service ports, ours or not, that the kernel holds.
 pub(super) fn chains_of_service_ports(committed: &Committed) -> BTreeSet<ChainName> {
-    committed.nat.keys().filter(|name| names::PortChain::of(name).is_some()).copied().collect()
+    committed.nat.keys().filter(|name| Owner::of(Table::Nat, name).depends_on_services()).copied().collect()
 }
 
 /// Chains of service ports in `committed` that none of `records` tells of; those of `changed` are not

@@ -218,7 +218,7 @@ fn a_rule_with_a_comment_like_an_option_still_holds_its_chain() {
         restore_beside(family, backend, foreign);
         let (status, _, errors) = cleanup(&["cleanup"]);
         assert_eq!(status, Some(1));
-        assert!(errors.contains("KUBE-MARK-MASQ is emptied, but stays"), "{errors}");
+        assert!(errors.contains("KUBE-MARK-MASQ is flushed, not deleted"), "{errors}");
         let left = tables(family, backend);
         let ours: Vec<&String> = left.iter().filter(|line| line.contains("KUBE-")).collect();
         assert_eq!(ours, [":KUBE-MARK-MASQ -", "-A CNI -m comment --comment -j -j KUBE-MARK-MASQ"]);
@@ -234,7 +234,7 @@ fn a_chain_that_others_lead_to_is_emptied_and_named() {
         let (status, _, errors) = cleanup(&["cleanup"]);
         assert_eq!(status, Some(1));
         assert!(
-            errors.contains("KUBE-MARK-MASQ is emptied, but stays: rules of others lead to it, in CNI"),
+            errors.contains("KUBE-MARK-MASQ is flushed, not deleted: foreign rules refer to it, in CNI"),
             "{errors}"
         );
         let left = tables(family, backend);

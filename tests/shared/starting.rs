@@ -9,7 +9,8 @@ use chainsmith::iptables::{ChainName, Ruleset, Table};
 use chainsmith::model::decode::{self, Interner};
 use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::{IpFamily, Protocol};
-use chainsmith::rules::{self, names};
+use chainsmith::rules;
+use chainsmith::rules::ownership::Owner;
 use serde_json::{Value, json};
 
 use crate::cluster::{self, Cluster};
@@ -153,7 +154,7 @@ pub fn urgent_chains(cluster: &Cluster) -> BTreeSet<ChainName> {
 /// Chains of nat that service ports have.
 pub fn service_chains(ruleset: &Ruleset) -> BTreeSet<ChainName> {
     let names = ruleset.tables[&Table::Nat].keys();
-    names.filter(|name| names::PortChain::of(name).is_some()).copied().collect()
+    names.filter(|name| Owner::of(Table::Nat, name).depends_on_services()).copied().collect()
 }
 
 /// Packets and their fates, before the first commit and after the last.

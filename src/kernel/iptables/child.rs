@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, killpg};
@@ -17,6 +17,7 @@ use super::super::{Backend, RestoreError};
 use super::minder::Minder;
 use super::running::{PROGRAMS, Purpose, Registered};
 use super::said;
+use crate::log::v;
 
 /// How much of an input is kept to name a refused line: more than one batch of the nft back-end.
 const KEPT_BYTES: usize = 4 << 20;
@@ -31,6 +32,9 @@ fn detached(command: &mut Command) -> &mut Command {
 
 /// A program that runs, looked after.
 struct Program {
+    /// The program and its arguments.
+    command: String,
+    begun: Instant,
     child: Child,
     minder: Minder,
     stderr: JoinHandle<Vec<u8>>,
@@ -49,11 +53,14 @@ impl Program {
     /// Starts `command`, for `limit` at most. Where no thread can be made to look after the program, it is
     /// killed before it was given anything: as if it could not be started.
     fn start(command: &mut Command, purpose: Purpose, limit: Duration) -> io::Result<Program> {
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+        let (words, begun) = (words.join(" "), Instant::now());
         let registered = PROGRAMS.register(purpose)?;
         let mut child = detached(command.stderr(Stdio::piped())).spawn()?;
         registered.leads(child.id());
         match look_after(&mut child, limit) {
-            Ok((minder, stderr)) => Ok(Program { child, minder, stderr, registered }),
+            Ok((minder, stderr)) => Ok(Program { command: words, begun, child, minder, stderr, registered }),
             Err(error) => {
                 let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
                 drop(registered);
@@ -65,10 +72,11 @@ impl Program {
 
     /// Waits until it has ended.
     fn wait(self) -> io::Result<Ended> {
-        let Program { mut child, minder, stderr, registered } = self;
+        let Program { command, begun, mut child, minder, stderr, registered } = self;
         let is_late = minder.ended();
         drop(registered);
         let status = child.wait()?;
+        v!(5, command, elapsed_ms = begun.elapsed().as_millis() as u64, %status, "ran command");
         let is_late = is_late && !status.success();
         Ok(Ended { status, is_late, stderr: stderr.join().unwrap_or_default() })
     }
@@ -124,6 +132,7 @@ impl RestoreChild {
 
     /// Passes `text` on. A child that no longer reads has failed; [`RestoreChild::end`] tells why.
     pub(super) fn write(&mut self, text: &str) {
+        v!(9, backend = self.backend.as_str(), text, "restore input");
         if let Some(stdin) = &mut self.stdin
             && stdin.write_all(text.as_bytes()).is_err()
         {

@@ -2,7 +2,7 @@
 //! runs: each has a thread of its own, so that one that does not end holds up nobody for ever.
 use std::process::Output;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use nix::unistd::gettid;
@@ -10,6 +10,7 @@ use nix::unistd::gettid;
 use super::LOCK_WAIT;
 use super::running::{PROGRAMS, Purpose, kill_children};
 use crate::iptables::Table;
+use crate::log::v;
 
 /// Runs `program` with `command`, for `limit` at most.
 ///
@@ -24,6 +25,7 @@ pub(super) fn execute(
     let tool = iptables::IPTables { cmd: program, has_check: true, has_wait: false, is_numeric: false };
     let words = format!("-w {} {command}", LOCK_WAIT.as_secs());
     let shown = format!("{program} -t {table} {words}");
+    let started = Instant::now();
     let (begun, thread_number) = channel();
     let (ended, outcome) = channel();
     let registered = PROGRAMS.register(Purpose::Reads).with_context(|| format!("cannot run {shown}"))?;
@@ -35,7 +37,12 @@ pub(super) fn execute(
     };
     let thread =
         std::thread::Builder::new().spawn(run).with_context(|| format!("no thread to run {shown}"))?;
-    match outcome.recv_timeout(limit) {
+    let outcome_in_time = outcome.recv_timeout(limit);
+    let status =
+        outcome_in_time.as_ref().ok().and_then(|output| Some(output.as_ref().ok()?.status.to_string()));
+    let elapsed_ms = started.elapsed().as_millis() as u64;
+    v!(5, command = shown, elapsed_ms, status = status.as_deref().unwrap_or("none"), "ran command");
+    match outcome_in_time {
         Ok(outcome) => outcome.map_err(|error| anyhow!("cannot run {shown}: {error}")),
         Err(RecvTimeoutError::Timeout) => {
             let is_killed = thread_number.try_recv().is_ok_and(kill_children);

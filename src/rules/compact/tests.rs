@@ -7,11 +7,12 @@ use std::sync::LazyLock;
 use super::*;
 use crate::config::Config;
 use crate::iptables::trace::Weight;
-use crate::iptables::{ChainName, Match, RecentAction, Target, write};
+use crate::iptables::{ChainName, Match, RecentAction, Table, Target, write};
 use crate::model::host::{Host, Kernel};
 use crate::model::{Conditions, Endpoint, Frontend, ObjectName, Port, Service, SliceEndpoint};
 use crate::net::{Cidr, IpFamily, PerFamily, Protocol};
 use crate::rules::names::PortNames;
+use crate::rules::ownership::Owner;
 
 fn service(affinity_seconds: Option<u32>) -> Service {
     let frontend = Frontend {
@@ -173,7 +174,9 @@ fn affinity_keeps_a_chain_and_a_list_for_each_endpoint() {
 #[test]
 fn without_bpf_each_endpoint_has_its_rule_for_hairpins() {
     let chains = compile(&service(None), &(0..100).map(endpoint).collect::<Vec<_>>(), false);
-    let of_endpoints = chains.iter().filter(|(name, _)| PortChain::of(name) == Some(PortChain::Endpoint));
+    let of_endpoints = chains
+        .iter()
+        .filter(|(name, _)| Owner::of(Table::Nat, name) == Owner::ServicePort(PortChain::Endpoint));
     let hairpins = of_endpoints.filter(|(_, rules)| rules[0].source.is_some() && rules.len() == 2).count();
     assert_eq!(hairpins, 100);
 }

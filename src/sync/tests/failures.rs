@@ -19,8 +19,8 @@ async fn a_failed_sync_is_tried_again_ever_later_and_counted() {
     rig.after(Duration::from_secs(3600)).await;
     let waits: Vec<u128> = rig.take_syncs().iter().map(|at| (at - now) / 1000).collect();
     assert_eq!(waits[..8], [0, 1, 3, 7, 15, 31, 61, 91]);
-    assert_eq!(rig.metrics.restore_failures(IpFamily::V4), 7);
-    assert_eq!(rig.metrics.restore_failures(IpFamily::V6), 0);
+    assert_eq!(rig.metrics.syncs.restore_failures(IpFamily::V4), 7);
+    assert_eq!(rig.metrics.syncs.restore_failures(IpFamily::V6), 0);
     assert_eq!(rig.rules(Table::Filter, "KUBE-SERVICES"), 2);
 }
 
@@ -119,9 +119,9 @@ async fn a_service_port_that_was_refused_is_tried_again_at_each_audit_though_nob
     rig.after(Duration::from_secs(60)).await;
     assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 1, "left out");
     rig.after(AUDIT).await;
-    let n_failures = rig.metrics.restore_failures(IpFamily::V4);
+    let n_failures = rig.metrics.syncs.restore_failures(IpFamily::V4);
     rig.after(AUDIT).await;
-    assert!(rig.metrics.restore_failures(IpFamily::V4) > n_failures, "tried, and refused again");
+    assert!(rig.metrics.syncs.restore_failures(IpFamily::V4) > n_failures, "tried, and refused again");
     rig.kernel(|kernel| kernel.refused_texts.clear());
     rig.after(AUDIT).await;
     assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 2, "served");
@@ -138,7 +138,7 @@ async fn after_a_refusal_the_kernel_is_read_again_for_it_may_not_be_as_it_was() 
     });
     rig.change(slice("s", &["east"])).await;
     rig.after(Duration::from_secs(10)).await;
-    assert_eq!(rig.metrics.restore_failures(IpFamily::V4), 1);
+    assert_eq!(rig.metrics.syncs.restore_failures(IpFamily::V4), 1);
     // Nat once more after the repair: what still reads otherwise would be a dialect.
     assert_eq!(rig.kernel(|kernel| kernel.n_saves), n_saves + 3);
     assert_eq!(rig.rules(Table::Nat, "KUBE-MARK-MASQ"), 1);
@@ -176,7 +176,7 @@ async fn what_cannot_be_split_is_an_error_and_tried_again_later() {
     rig.kernel(|kernel| kernel.max_bytes = 10);
     rig.change(service("t", 2)).await;
     rig.after(Duration::from_secs(10)).await;
-    assert!(rig.metrics.restore_failures(IpFamily::V4) > 0);
+    assert!(rig.metrics.syncs.restore_failures(IpFamily::V4) > 0);
     rig.kernel(|kernel| kernel.max_bytes = usize::MAX);
     rig.after(Duration::from_secs(60)).await;
     assert_eq!(rig.rules(Table::Filter, "KUBE-SERVICES"), 2);

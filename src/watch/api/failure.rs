@@ -1,10 +1,11 @@
 //! Failures of lists and watches: classification, logging and delays.
 
 use kube::core::Status;
-use tracing::{debug, info, warn};
+use tracing::info;
 
 use super::backoff::Backoff;
 use super::client::Connection;
+use crate::log::failure;
 use crate::model::ObjectKind;
 
 /// Why a list or a watch failed.
@@ -80,7 +81,7 @@ fn is_too_large(status: &Status) -> bool {
         || status.message.contains("Too large resource version")
 }
 
-/// Failures in a row: delays, and which of them are logged at warn.
+/// Failures in a row, and the delay after each.
 #[derive(Default)]
 pub struct FailureStreak {
     n_failures: u64,
@@ -91,7 +92,7 @@ pub struct FailureStreak {
 }
 
 impl FailureStreak {
-    /// Logs the failure (at warn for the first, second, fourth, ... in a row) and waits. After rejected
+    /// Logs the failure and waits. After rejected
     /// credentials, waits no longer than until the credentials change.
     pub async fn wait_to_retry(
         &mut self,
@@ -101,14 +102,9 @@ impl FailureStreak {
         cause: FailureCause,
     ) {
         self.n_failures += 1;
-        let n_failures = self.n_failures;
         let backoff = if cause == FailureCause::Gone { &mut self.backoff_of_gone } else { &mut self.backoff };
         let delay = backoff.next_delay();
-        if n_failures.is_power_of_two() {
-            warn!(%kind, n_failures, error, retry_in = ?delay, "watch failed; retrying, last known state stays in use");
-        } else {
-            debug!(%kind, n_failures, error, "watch failed; retrying");
-        }
+        failure!(self.n_failures, %kind, error, retry_in = ?delay, "watch failed; retrying, last known state stays in use");
         let delay = tokio::time::sleep(delay);
         match &connection.renewal {
             Some(renewal) if cause == FailureCause::Unauthorized => tokio::select! {

@@ -8,9 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::Resource;
 use kube_runtime::watcher::Event;
-use tracing::{debug, info};
+use tracing::info;
 
 use super::received::ReceivedObject;
+use crate::log::v;
 use crate::model::decode::{self, ApiNode, ApiObject, ApiService, ApiSlice, Decoded, Interner};
 use crate::model::{Change, Node, ObjectName, Problem, Service, Slice};
 use crate::watch::WatchEvent;
@@ -160,7 +161,7 @@ impl<'a, K: WatchedKind> KindTracker<'a, K> {
             Event::InitDone => self.complete_list(),
             Event::Apply(object) => {
                 let name = object.name();
-                debug!(kind = %K::KIND, object = %name, "object added or changed");
+                v!(4, kind = %K::KIND, object = %name, "object added or changed");
                 let decoded = object.into_result().map(|object| self.decode(&object));
                 match decoded {
                     Ok(Some((name, value))) => {
@@ -176,7 +177,7 @@ impl<'a, K: WatchedKind> KindTracker<'a, K> {
             }
             Event::Delete(object) => {
                 let name = object.name();
-                debug!(kind = %K::KIND, object = %name, "object deleted");
+                v!(4, kind = %K::KIND, object = %name, "object deleted");
                 self.problem_log.remove(&name.to_string());
                 self.known.remove(&name);
                 vec![WatchEvent::Change(K::change(name, None))]

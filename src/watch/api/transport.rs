@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tower::{BoxError, Layer, Service, ServiceExt};
 
 use super::traffic::{Exchange, TrafficObserver};
+use crate::log::v;
 use body::{BodyRole, MeasuredBody};
 use reconnect::{ReconnectTimes, WatchRequest};
 
@@ -124,8 +125,9 @@ impl Shared {
     {
         let method = request.method().clone();
         let n_bytes = request.body().size_hint().exact().unwrap_or_default();
-        let watch = WatchRequest::from_uri(request.uri());
-        let path = is_list_or_watch(&request).then(|| request.uri().path().to_owned());
+        let uri = request.uri().clone();
+        let watch = WatchRequest::from_uri(&uri);
+        let path = is_list_or_watch(&request).then(|| uri.path().to_owned());
         if let Some(path) = &path {
             self.reconnect.wait(path).await;
         }
@@ -142,6 +144,10 @@ impl Shared {
             |response| response.map_err(Into::into),
         );
         let code = response.as_ref().ok().map(|response| response.status().as_u16());
+        v!(
+            6, %method, url = %uri, status = code, error = response.as_ref().err().map(display),
+            elapsed_ms = sent.elapsed().as_millis() as u64, "sent request"
+        );
         if let (Some(path), Ok(response)) = (path, &response) {
             self.reconnect.record_retry_after(path, response);
         }

@@ -10,9 +10,10 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::listing::{escaped_path, is_manifest};
+use crate::log::v;
 
 /// A series of events delays a scan by at most this many times `settle`.
 const MAX_PAUSES: u32 = 10;
@@ -203,7 +204,7 @@ impl WatchedFolder {
         let folder = escaped_path(&self.path);
         if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) {
             // The scan reports it.
-            debug!(%folder, %error, "cannot watch folder");
+            v!(2, %folder, %error, "cannot watch folder");
         } else if !self.is_logged {
             self.is_logged = true;
             let hint = limit_to_raise(error);

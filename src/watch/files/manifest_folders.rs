@@ -18,6 +18,7 @@ use super::content::{Content, MAX_LINES, ObjectKey, ObjectKeys, read};
 use super::file_state::{FileReader, FileState, SettleTimes};
 use super::folder_events::FolderEvents;
 use super::listing::{escaped_path, list};
+use crate::log::v;
 use crate::model::decode::Interner;
 use crate::model::{Change, ObjectKind};
 use crate::watch::WatchEvent;
@@ -234,6 +235,7 @@ impl ManifestFolders {
         for (key, files) in affected {
             let (kind, name) = key;
             let Some(file) = files.used else {
+                v!(4, %kind, object = %name, "object deleted");
                 deletions.push(WatchEvent::Change(match kind {
                     ObjectKind::Service => Change::Service(name, None),
                     ObjectKind::EndpointSlice => Change::Slice(name, None),
@@ -242,6 +244,7 @@ impl ManifestFolders {
                 continue;
             };
             let Some(content) = contents.get_mut(&file) else { continue };
+            v!(4, %kind, object = %name, "object added or changed");
             let change = match kind {
                 ObjectKind::Service => {
                     content.services.remove(&name).map(|service| Change::Service(name, service))

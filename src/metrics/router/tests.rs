@@ -1,9 +1,9 @@
-//! The paths of the metrics server beside what kube-proxy answered there.
+//! Answers of the metrics server compared with recorded answers of kube-proxy.
 
 use super::*;
 use crate::http::recorded;
 use crate::metrics::Metrics;
-use crate::metrics::pages::{Form, form};
+use crate::metrics::pages::{PageForm, accepted_form};
 
 const FLAGS: &str = include_str!("../../../testdata/http/flagz.txt");
 
@@ -145,11 +145,11 @@ async fn health_of_the_server_is_said_at_length_and_counted() {
 
 #[test]
 fn what_accept_asks_for_is_understood() {
-    let object = |is_yaml, version| Some(Form::Object { is_yaml, version });
+    let object = |is_yaml, version| Some(PageForm::Object { is_yaml, version });
     for (accept, expected) in [
-        ("", Some(Form::Text)),
-        ("*/*", Some(Form::Text)),
-        ("text/html, text/plain;q=0.5", Some(Form::Text)),
+        ("", Some(PageForm::Text)),
+        ("*/*", Some(PageForm::Text)),
+        ("text/html, text/plain;q=0.5", Some(PageForm::Text)),
         ("application/json;v=v1beta1;g=config.k8s.io;as=Flagz", object(false, "v1beta1")),
         ("application/yaml; as=Flagz; g=config.k8s.io; v=v1alpha1", object(true, "v1alpha1")),
         ("application/json", None),
@@ -159,6 +159,6 @@ fn what_accept_asks_for_is_understood() {
         ("application/cbor;v=v1beta1;g=config.k8s.io;as=Flagz", None),
         ("image/png", None),
     ] {
-        assert_eq!(form(accept, "Flagz"), expected, "{accept:?}");
+        assert_eq!(accepted_form(accept, "Flagz"), expected, "{accept:?}");
     }
 }

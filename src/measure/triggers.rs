@@ -1,19 +1,17 @@
-//! When the changes began that wait for their rules: what the latency of network programming is
-//! measured from.
+//! Start times of the changes whose rules are not in force yet; network programming latency is measured from them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use crate::model::{ServiceName, SliceChange};
 
-/// How many are kept. More come only when nothing can be programmed for long, and then a sample is as
-/// good as all.
+/// How many start times are kept. There are more only when no sync succeeds for long; then a sample is enough.
 const MAX: usize = 10_000;
 
-/// The trigger times of one family's slices that no sync has put into force yet.
+/// The trigger times of one family's slices whose rules are not in force yet.
 ///
-/// kube-proxy loses those of a sync that fails; here they stay until one succeeds, so that the latency
-/// of a node in trouble is seen.
+/// kube-proxy drops those of a sync that fails. Here they stay until a sync succeeds, so that the metric shows the
+/// latency of a node on which syncs fail.
 #[derive(Debug)]
 pub(super) struct Triggers {
     since: SystemTime,
@@ -22,13 +20,13 @@ pub(super) struct Triggers {
 }
 
 impl Triggers {
-    /// Keeps what began after `since`: what is older was not caused by anything that we saw.
+    /// Accepts changes that began after `since`: an older one began before the agent could see it.
     pub(super) fn new(since: SystemTime) -> Triggers {
         Triggers { since, by_service: BTreeMap::new(), n_kept: 0 }
     }
 
-    /// Notes a slice that differs. One that is gone takes with it what its Service waits for.
-    pub(super) fn note(&mut self, change: &SliceChange) {
+    /// Adds a slice that changed. A slice that is gone drops all start times of its Service, as in kube-proxy.
+    pub(super) fn add(&mut self, change: &SliceChange) {
         if change.is_gone {
             let dropped = self.by_service.remove(&change.service).map_or(0, |times| times.len());
             self.n_kept -= dropped;
@@ -40,10 +38,10 @@ impl Triggers {
         }
     }
 
-    /// How long each took that is in force `now`, in seconds; those of Services that are `waiting` are not.
-    /// What began later than now, by a clock that is ahead or an annotation that was made up, is left out: it
+    /// Removes the changes that are in force `now` (all but those of `waiting` Services) and returns the seconds
+    /// since each began. A start time in the future (a clock that is ahead, an invented annotation) is dropped, as it
     /// would lower the sum of all others.
-    pub(super) fn take(&mut self, now: SystemTime, waiting: &BTreeSet<ServiceName>) -> Vec<f64> {
+    pub(super) fn take_elapsed(&mut self, now: SystemTime, waiting: &BTreeSet<ServiceName>) -> Vec<f64> {
         let all = std::mem::take(&mut self.by_service).into_iter();
         let (kept, done): (BTreeMap<_, _>, BTreeMap<_, _>) =
             all.partition(|(service, _)| waiting.contains(service));
@@ -77,9 +75,9 @@ mod tests {
 
     fn check(changes: &[SliceChange], expected: &[f64]) {
         let mut triggers = Triggers::new(at(100));
-        changes.iter().for_each(|change| triggers.note(change));
-        assert_eq!(triggers.take(at(200), &none()), expected, "{changes:?}");
-        assert!(triggers.take(at(200), &none()).is_empty(), "taken");
+        changes.iter().for_each(|change| triggers.add(change));
+        assert_eq!(triggers.take_elapsed(at(200), &none()), expected, "{changes:?}");
+        assert!(triggers.take_elapsed(at(200), &none()).is_empty(), "removed");
     }
 
     fn none() -> BTreeSet<ServiceName> {
@@ -89,9 +87,9 @@ mod tests {
     #[test]
     fn what_a_service_waits_for_is_measured_when_its_rules_are_in_force() {
         let mut triggers = Triggers::new(at(100));
-        [change("a", Some(150)), change("b", Some(160))].iter().for_each(|change| triggers.note(change));
-        assert_eq!(triggers.take(at(200), &[ObjectName::new("ns", "b")].into()), [50.0]);
-        assert_eq!(triggers.take(at(300), &none()), [140.0]);
+        [change("a", Some(150)), change("b", Some(160))].iter().for_each(|change| triggers.add(change));
+        assert_eq!(triggers.take_elapsed(at(200), &[ObjectName::new("ns", "b")].into()), [50.0]);
+        assert_eq!(triggers.take_elapsed(at(300), &none()), [140.0]);
     }
 
     #[test]
@@ -117,9 +115,9 @@ mod tests {
     #[test]
     fn a_bounded_number_is_kept() {
         let mut triggers = Triggers::new(at(100));
-        (0..2 * MAX).for_each(|n| triggers.note(&change(&format!("s{}", n % 7), Some(150))));
-        assert_eq!(triggers.take(at(200), &none()).len(), MAX);
-        triggers.note(&change("a", Some(150)));
-        assert_eq!(triggers.take(at(200), &none()).len(), 1, "there is room again");
+        (0..2 * MAX).for_each(|n| triggers.add(&change(&format!("s{}", n % 7), Some(150))));
+        assert_eq!(triggers.take_elapsed(at(200), &none()).len(), MAX);
+        triggers.add(&change("a", Some(150)));
+        assert_eq!(triggers.take_elapsed(at(200), &none()).len(), 1, "there is room again");
     }
 }
