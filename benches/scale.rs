@@ -29,7 +29,7 @@ use anyhow::{Context, bail, ensure};
 use apiserver::{Cluster, start_cluster};
 use chainsmith::config::LayoutChoice;
 use chainsmith::kernel::Backend;
-use chainsmith::kernel::nft::{Commit, Notifications};
+use chainsmith::kernel::nft::{Commit, CommitNotifications};
 use connects::Pod;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -275,7 +275,7 @@ impl Commits {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let mut notifications = {
             let _inside = runtime.enter();
-            Notifications::listen().context("listening to nf_tables")?
+            CommitNotifications::listen().context("listening to nf_tables")?
         };
         let last = commits.last.clone();
         std::thread::spawn(move || {
@@ -364,7 +364,7 @@ struct Agent {
     started: Instant,
     log: mpsc::Receiver<(Instant, Value)>,
     /// The most memory that a child of it had, in KB.
-    largest_child: Arc<AtomicU64>,
+    peak_child_memory: Arc<AtomicU64>,
     is_over: Arc<AtomicBool>,
 }
 
@@ -405,15 +405,15 @@ impl Agent {
                 }
             }
         });
-        let (largest_child, is_over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (pid, largest, over) = (child.id(), largest_child.clone(), is_over.clone());
+        let (peak_child_memory, is_over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (pid, largest, over) = (child.id(), peak_child_memory.clone(), is_over.clone());
         std::thread::spawn(move || {
             while !over.load(Ordering::Relaxed) {
                 largest.fetch_max(children_peak(pid), Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
-        Ok(Agent { child, started, log, largest_child, is_over })
+        Ok(Agent { child, started, log, peak_child_memory, is_over })
     }
 
     /// The next line of the log that says `message` and for which `claim` holds.
@@ -448,7 +448,7 @@ impl Agent {
     fn memory(&self) -> anyhow::Result<Memory> {
         let megabytes =
             |key| Ok::<f64, anyhow::Error>(status_kb(self.child.id(), key).context(key)? as f64 / 1024.0);
-        let largest_child_mb = self.largest_child.load(Ordering::Relaxed) as f64 / 1024.0;
+        let largest_child_mb = self.peak_child_memory.load(Ordering::Relaxed) as f64 / 1024.0;
         Ok(Memory { resident_mb: megabytes("VmRSS:")?, peak_mb: megabytes("VmHWM:")?, largest_child_mb })
     }
 

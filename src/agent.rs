@@ -29,12 +29,11 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::config::{Config, LayoutChoice, Origin, Setting};
+use crate::config::{Config, LayoutChoice};
 use crate::drift::canary;
 use crate::events;
-use crate::kernel::iptables::{self, KernelIptables};
+use crate::kernel::programs::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables, nft, open_files};
-use crate::log::v;
 use crate::metrics::Metrics;
 use crate::model::host::{Host, Kernel};
 use crate::net::IpFamily;
@@ -146,7 +145,6 @@ struct Prepared {
 async fn prepare(config: Arc<Config>) -> anyhow::Result<Prepared> {
     let (mut kernels, lost) = families::usable(&config).await?;
     blocking(move || {
-        log_settings(&config.effective.settings());
         let (mut kernel, mut findings) = prepare_kernel(&config);
         findings.extend(lost);
         kernel.counters = counters::usable(&mut kernels);
@@ -167,7 +165,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 /// Whether rules may have the `bpf` match that compact tells a hairpin by.
 fn takes_bpf(kernel: &mut KernelIptables) -> bool {
     let family = kernel.family();
-    let taken = iptables::takes(kernel, &fixed::hairpin_probe(family));
+    let taken = programs::accepts_rule(kernel, &fixed::hairpin_probe(family));
     if let Err(error) = &taken {
         warn!(%family, %error, "no match bpf; in layout compact each endpoint keeps a chain of its own");
     }
@@ -200,7 +198,6 @@ fn observers(
 /// Does what needs more privileges than running: sets kernel parameters. Needs neither the API server
 /// nor iptables' tables. An error names every parameter that could not be set.
 pub fn init_only(config: &Config) -> anyhow::Result<()> {
-    log_settings(&config.effective.settings());
     let (_, findings) = prepare_kernel(config);
     let unset: Vec<String> = findings
         .iter()
@@ -225,7 +222,7 @@ fn notify(
     if kernels.iter().any(|kernel| kernel.backend() == Backend::Legacy) {
         return false;
     }
-    let mut notifications = match nft::Notifications::listen() {
+    let mut notifications = match nft::CommitNotifications::listen() {
         Ok(notifications) => notifications,
         Err(error) => {
             warn!(%error, "cannot listen to nf_tables; looking at the tables every second instead");
@@ -264,24 +261,6 @@ async fn end(
             }
         }
     }
-}
-
-/// Logs the settings that a file or a flag sets, each with its origin; from verbosity 1 on all others as
-/// well.
-fn log_settings(settings: &[Setting]) {
-    let (defaults, given): (Vec<&Setting>, Vec<&Setting>) =
-        settings.iter().partition(|setting| setting.origin == Origin::Default);
-    let given: Vec<String> = given
-        .iter()
-        .map(|setting| format!("{}={} ({})", setting.path, setting.value, setting.origin))
-        .collect();
-    info!(settings = given.join(", "), "configuration");
-    let shown = |setting: &&Setting| format!("{}={}", setting.path, setting.value);
-    v!(
-        1,
-        settings = defaults.iter().map(shown).collect::<Vec<_>>().join(", "),
-        "settings left at their defaults"
-    );
 }
 
 fn machine_name() -> anyhow::Result<String> {

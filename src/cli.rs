@@ -15,7 +15,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::config;
-use crate::model::is_hidden;
+use crate::model::needs_escape;
 
 /// kube-proxy's iptables mode, done again.
 ///
@@ -95,7 +95,7 @@ struct Escaped<T>(T);
 impl<T: fmt::Display> fmt::Display for Escaped<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in self.0.to_string().chars() {
-            if is_hidden(c) { write!(f, "{}", c.escape_default())? } else { f.write_char(c)? }
+            if needs_escape(c) { write!(f, "{}", c.escape_default())? } else { f.write_char(c)? }
         }
         Ok(())
     }

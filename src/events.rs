@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tracing::{trace, warn};
 
 use crate::metrics::{EventLoss, Metrics};
-use crate::model::{ServiceName, is_hidden};
+use crate::model::{ServiceName, needs_escape};
 use crate::sync::{Finding, Observer, Report, Synced};
 use attempts::Attempts;
 use limit::Limiter;
@@ -241,7 +241,7 @@ fn reference(regarding: &Regarding, node: &str) -> ObjectReference {
 fn printable(note: &str) -> String {
     let mut text = String::with_capacity(note.len().min(MAX_NOTE));
     for c in note.chars() {
-        let is_escaped = is_hidden(c);
+        let is_escaped = needs_escape(c);
         let length = if is_escaped { c.escape_default().len() } else { c.len_utf8() };
         if text.len() + length > MAX_NOTE {
             break;

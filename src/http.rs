@@ -3,6 +3,7 @@
 
 mod admission;
 mod connection;
+mod request_log;
 
 pub use admission::{Admission, Incident};
 
@@ -78,6 +79,7 @@ fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
 
 /// Answers on `listener` for as long as it is polled. Dropped, it ends its connections too.
 pub async fn serve(admission: Arc<Admission>, listener: Listener, router: Router) {
+    let router = router.layer(axum::middleware::from_fn(request_log::log_request));
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}

@@ -1,17 +1,17 @@
-//! The world below: each program or kernel file behind one small trait or function, so that tests
-//! can stand in for it.
+//! Access to the kernel: each program or kernel file is behind one small trait or function, so that tests
+//! can replace it.
 
 pub mod addrs;
+pub mod affinity_lists;
 pub mod conntrack;
 pub mod fake;
 pub mod ipset;
-pub mod iptables;
 pub mod ipvs;
 mod netlink;
 pub mod nfacct;
 pub mod nft;
 pub mod open_files;
-pub mod recent;
+pub mod programs;
 pub mod sysctl;
 mod xtables;
 
@@ -29,12 +29,12 @@ use crate::plan::{Aftermath, Limits, Restore, Uncertain};
 pub enum Backend {
     /// iptables over nf_tables.
     Nft,
-    /// The older x_tables.
+    /// iptables over the older x_tables.
     Legacy,
 }
 
 impl Backend {
-    /// `nft` or `legacy`: the word in the programs' names and on the command line.
+    /// `nft` or `legacy`, as in the programs' names and on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Backend::Nft => "nft",
@@ -42,7 +42,7 @@ impl Backend {
         }
     }
 
-    /// What one restore process is given.
+    /// Limits for the input of one restore process.
     pub fn limits(self) -> Limits {
         match self {
             Backend::Nft => Limits::NFT,
@@ -51,12 +51,12 @@ impl Backend {
     }
 }
 
-/// What was found to be in the kernel.
+/// How much of a table can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readable {
-    /// Reading rules is cheap.
+    /// Rules can be read quickly.
     Rules,
-    /// There are so many chains that only their names are read.
+    /// The table has so many chains that only their names are read.
     NamesOnly,
 }
 
@@ -99,9 +99,9 @@ impl Dump {
 /// The sizes and offsets of a legacy table, which take the kernel microseconds: they show any change of its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outline {
-    /// Where built-in chains begin, by the number of their hook.
+    /// Offsets of the first rules of built-in chains, by the number of their hook.
     pub hooks: [Option<u32>; 5],
-    /// Where they end.
+    /// Offsets of their policies.
     pub policies: [u32; 5],
     /// Rules, heads of chains and policies.
     pub n_entries: u32,
@@ -109,31 +109,30 @@ pub struct Outline {
     pub n_bytes: u32,
 }
 
-/// The tables of one family.
+/// The iptables tables of one family.
 pub trait Iptables: Restore<Error = RestoreError> + Send {
     /// The family.
     fn family(&self) -> IpFamily;
     /// The back-end.
     fn backend(&self) -> Backend;
-    /// What one restore process is given.
+    /// Limits for the input of one restore process.
     fn limits(&self) -> Limits {
         self.backend().limits()
     }
-    /// Has [`Iptables::limits`] be less from now on, because the kernel takes no commit as large as they
-    /// allow; `false` when they cannot be less.
+    /// Lowers [`Iptables::limits`] after the kernel had no room for a commit; `false` when they are already
+    /// lowest.
     fn shrink_limits(&mut self) -> bool {
         false
     }
-    /// Lets them be more again, after a full sync that succeeded: what the kernel was short of may have
-    /// been short for a moment.
+    /// Raises the limits again after a successful full sync, since the shortage may have been temporary.
     fn relax_limits(&mut self) {}
     /// Whether the rules of `table` can be read without stalling the node.
     fn readable(&mut self, table: Table) -> anyhow::Result<Readable>;
-    /// Passes on each line that `iptables-save` prints for `table`.
+    /// Passes each line of `iptables-save` for `table` to `each`.
     fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()>;
     /// Whether the rule of `jump` is in its chain.
     fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool>;
-    /// Passes on the name of each chain of `table`.
+    /// Passes the name of each chain of `table` to `each`.
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()>;
     /// Fingerprints of the chains of `table`: of all chains, or of `only` these, where a chain that does not exist
     /// counts as empty. On nft a dump of all chains takes a time quadratic in rules (50 ms for 15 000), and that of
@@ -146,54 +145,52 @@ pub trait Iptables: Restore<Error = RestoreError> + Send {
     }
     /// The ruleset's generation, which every commit of any process raises; `None` on legacy, which has none.
     fn generation(&mut self) -> anyhow::Result<Option<u32>>;
-    /// How long restores have waited for others to let go of the xtables lock since this was asked
-    /// last.
+    /// How long restores have waited for the xtables lock since the last call.
     fn lock_wait(&mut self) -> Duration {
         Duration::ZERO
     }
-    /// Makes `chain` in `table` unless it is there.
+    /// Creates `chain` in `table` unless it exists.
     fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()>;
-    /// Whether `chain` is in `table`; an error when that cannot be told now.
+    /// Whether `chain` exists in `table`; an error when this cannot be determined.
     fn has_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<bool>;
 }
 
 /// Why a restore did not take effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
-    /// The input was refused near `line` (from 1; the nft back-end may name the table's `COMMIT`).
-    /// Tables committed above it stay applied.
-    #[error("iptables-restore refused line {line} ({}): {message}", .text.as_deref().unwrap_or("no longer at hand"))]
+    /// The input was rejected near `line` (from 1; the nft back-end may name the table's `COMMIT`). Tables
+    /// committed above it stay applied.
+    #[error("iptables-restore rejected line {line} ({}): {message}", .text.as_deref().unwrap_or("text not kept"))]
     Refused {
-        /// Which line.
+        /// Line number.
         line: usize,
         /// The line, unless the input was too long to be kept.
         text: Option<String>,
-        /// What the program said.
+        /// Message of the program.
         message: String,
     },
-    /// The commit was too large for the socket's buffer, which is small in a user namespace; nothing of
-    /// the table that it was for changed.
-    #[error("the kernel takes no commit as large as this one: {0}")]
+    /// The commit exceeded the socket's buffer, which is small in a user namespace. Its table is unchanged.
+    #[error("the commit is too large for the kernel: {0}")]
     TooLarge(String),
-    /// Another process held the xtables lock for the whole wait. It is taken for each table anew:
-    /// those committed before stay applied.
+    /// Another process held the xtables lock for the whole wait. Each table takes the lock on its own:
+    /// tables committed before stay applied.
     #[error("the xtables lock was still held after {} s", .0.as_secs())]
     Locked(Duration),
-    /// The program failed without naming a line; nothing of the table that it worked on changed.
+    /// The program failed without naming a line. Its current table is unchanged.
     #[error("iptables-restore failed with exit status {status}: {message}")]
     Failed {
         /// Its exit status.
         status: i32,
-        /// What it said.
+        /// Message of the program.
         message: String,
     },
-    /// The program was killed; each table is changed wholly or not at all, nobody knows which.
+    /// The program was killed. Each table is changed completely or not at all, but which ones is unknown.
     #[error("iptables-restore was killed by signal {0}")]
     Killed(i32),
-    /// It did not end in time and was killed, as above.
+    /// The program exceeded its time limit and was killed, with the same effect.
     #[error("iptables-restore did not end within {} s and was killed", .0.as_secs())]
     TimedOut(Duration),
-    /// The program could not be started or waited for; nothing changed.
+    /// The program could not be started. Nothing changed.
     #[error("cannot run iptables-restore: {0}")]
     NotStarted(String),
 }

@@ -14,8 +14,8 @@ use std::io;
 use tracing::debug;
 
 use crate::iptables::{ChainName, Table};
-use crate::kernel::iptables::{KernelIptables, Programs, has_legacy_table};
-use crate::kernel::ipvs::{self, KernelIpvs, Server};
+use crate::kernel::ipvs::{self, KernelIpvs, VirtualServer};
+use crate::kernel::programs::{KernelIptables, Programs, has_legacy_table};
 use crate::kernel::{Backend, Iptables, ipset, nft};
 use crate::net::IpFamily;
 use crate::plan::Restore;
@@ -48,9 +48,9 @@ pub enum Leftover {
     /// The sets of kube-proxy's ipvs mode, by name.
     IpSets(Vec<String>),
     /// The virtual servers of kube-proxy's ipvs mode.
-    IpvsServers(Vec<Server>),
+    IpvsServers(Vec<VirtualServer>),
     /// Virtual servers of IPVS that are not known to be kube-proxy's. They are never removed.
-    ForeignServers(Vec<Server>),
+    ForeignServers(Vec<VirtualServer>),
 }
 
 impl Leftover {
@@ -82,7 +82,7 @@ impl Leftover {
     /// Its parts, one a line, where the text of [`Leftover`] only counts them.
     pub fn parts(&self) -> Vec<String> {
         match self {
-            Leftover::IpvsServers(servers) => servers.iter().map(Server::to_string).collect(),
+            Leftover::IpvsServers(servers) => servers.iter().map(VirtualServer::to_string).collect(),
             Leftover::IpSets(names) => names.clone(),
             _ => Vec::new(),
         }

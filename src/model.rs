@@ -1,25 +1,24 @@
-//! Kubernetes objects as the values that matter to a node's rules.
+//! Kubernetes objects as the values that a node's rules depend on.
 //!
-//! [`decode`] turns API objects into these values, [`Snapshot`] holds the newest of each and says
-//! what a [`Change`] touched. [`host`] holds the facts about the node that are not in objects. Which
-//! endpoints serve which traffic is decided in `policy`.
+//! [`decode`] turns API objects into these values. [`Snapshot`] holds the newest value of each object and
+//! reports what a [`Change`] touched. Choosing endpoints for traffic is left to `policy`.
 
 pub mod decode;
 mod endpoint;
 pub mod host;
 mod inventory;
 mod node;
-mod ports;
 mod problem;
 mod service;
+mod service_ports;
 mod snapshot;
 
 pub use endpoint::{Conditions, Endpoint, Hints, Slice, SliceEndpoint, SlicePort};
 pub use inventory::Inventory;
 pub use node::Node;
-pub use ports::ServicePorts;
-pub use problem::{ObjectKind, Problem, Shown, is_hidden};
+pub use problem::{Escaped, ObjectKind, Problem, needs_escape};
 pub use service::{Frontend, Port, Seniority, Service, ServicePort, TrafficPolicy};
+pub use service_ports::ServicePorts;
 pub use snapshot::{Change, SliceChange, Snapshot, Touched};
 
 use std::fmt;
@@ -32,17 +31,17 @@ use crate::net::Protocol;
 pub struct ObjectName(Arc<str>);
 
 impl ObjectName {
-    /// The name of `name` in `namespace`; neither holds a `/` (their grammar forbids it).
+    /// Joins `namespace` and `name`; by their grammar neither contains a `/`.
     pub fn new(namespace: &str, name: &str) -> ObjectName {
         ObjectName(format!("{namespace}/{name}").into())
     }
 
-    /// Before the slash.
+    /// The namespace.
     pub fn namespace(&self) -> &str {
         self.0.split_once('/').map_or("", |(namespace, _)| namespace)
     }
 
-    /// Behind the slash.
+    /// The name without the namespace.
     pub fn name(&self) -> &str {
         self.0.split_once('/').map_or(&*self.0, |(_, name)| name)
     }
@@ -59,8 +58,8 @@ pub type ServiceName = ObjectName;
 /// The name of an EndpointSlice.
 pub type SliceName = ObjectName;
 
-/// What identifies a service port. Shown as `<namespace>/<name>`, followed by `:<port>` when the
-/// port has a name; the protocol is part of the identity but not of that text.
+/// Identifies a service port. Displayed as `<namespace>/<name>`, followed by `:<port>` when the port has a
+/// name; the protocol is part of the identity but not of the text.
 ///
 /// Ordered by Service, then port name, then protocol.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

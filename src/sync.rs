@@ -37,7 +37,7 @@ use tracing::{info, warn};
 use crate::config::{Config, DetectLocal};
 use crate::drift::{DriftDetector, FamilyTables, ReadReason};
 use crate::kernel::Iptables;
-use crate::kernel::recent::{FullLists, RecentLists};
+use crate::kernel::affinity_lists::{AffinityLists, FullLists};
 use crate::model::host::Host;
 use crate::model::{Change, Node, Snapshot, Touched};
 use crate::net::IpFamily;
@@ -180,7 +180,7 @@ impl<K: Iptables + 'static> Loop<K> {
         Loop {
             pacer: Pacer::new(config.min_sync_period, config.sync_period),
             state: State { families, snapshot: Snapshot::default(), drift },
-            affinity: Affinity::new(RecentLists::of_kernel(), config.audit_period, Instant::now()),
+            affinity: Affinity::new(AffinityLists::of_kernel(), config.audit_period, Instant::now()),
             parts: Parts { config, node_name, host, kernels: Vec::new(), observers, patience, is_notified },
             settled_node: None,
             are_services_listed: false,

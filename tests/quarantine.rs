@@ -28,7 +28,7 @@ fn read(text: &str) -> Snapshot {
         assert_eq!(inventory.add(&object, &mut interner), []);
     });
     assert_eq!((outcome.n_objects, outcome.problems), (text.lines().count(), Vec::new()));
-    inventory.seen_from("n")
+    inventory.snapshot_for("n")
 }
 
 fn service(n: usize) -> String {

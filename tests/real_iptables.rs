@@ -38,7 +38,7 @@ mod unusable;
 mod verbosity;
 
 use chainsmith::kernel::Backend;
-use chainsmith::kernel::iptables::open;
+use chainsmith::kernel::programs::open;
 use chainsmith::net::IpFamily;
 
 use corpus_cases::{Case, live, version};

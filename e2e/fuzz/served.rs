@@ -46,7 +46,7 @@ endpoints: [{addresses: [10.222.0.1], nodeName: node-1}, {addresses: [10.222.0.2
 pub static GOOD: LazyLock<Vec<Object>> = LazyLock::new(|| read(NEIGHBOUR.as_bytes()).1);
 
 /// The content of a manifest.
-pub fn read(text: &[u8]) -> (manifest::Outcome, Vec<Object>) {
+pub fn read(text: &[u8]) -> (manifest::ManifestSummary, Vec<Object>) {
     let mut objects = Vec::new();
     let outcome = manifest::read(text, "fuzz", &mut |object| objects.push(object));
     (outcome, objects)

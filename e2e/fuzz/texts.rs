@@ -6,7 +6,7 @@ use super::dice::SEEDS;
 use super::hostile::{full_node, full_service, full_slice};
 use super::served::{GOOD, NEIGHBOUR, check, cluster, defaults, is_neighbours, is_one_line, read};
 use super::{Dice, Trial};
-use chainsmith::model::decode::{ApiObject, Interner, change, whole};
+use chainsmith::model::decode::{ApiObject, Interner, change, require_usable};
 use chainsmith::net::IpFamily;
 
 /// One of the two.
@@ -66,5 +66,5 @@ pub fn watched(dice: &mut Dice) -> Trial {
 
 /// An object as the watch decodes it.
 fn typed<T: ApiObject>(text: &[u8]) -> Option<T> {
-    whole(serde_json::from_slice(text).ok()?).ok()
+    require_usable(serde_json::from_slice(text).ok()?).ok()
 }

@@ -2,7 +2,7 @@
 
 use tracing::warn;
 
-use crate::kernel::iptables::{self, KernelIptables};
+use crate::kernel::programs::{self, KernelIptables};
 use crate::kernel::{Iptables, nfacct};
 use crate::model::host::Counters;
 use crate::rules::fixed;
@@ -18,7 +18,7 @@ pub(super) fn usable(kernels: &mut [KernelIptables]) -> Counters {
         return Counters::default();
     }
     let takes = |kernel: &mut KernelIptables| {
-        let taken = iptables::takes(kernel, &fixed::counter_probe());
+        let taken = programs::accepts_rule(kernel, &fixed::counter_probe());
         if let Err(error) = &taken {
             warn!(family = %kernel.family(), %error, "no match nfacct; rules do without counters");
         }
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
     use crate::kernel::Backend;
     use crate::kernel::in_new_namespace;
-    use crate::kernel::iptables::Programs;
+    use crate::kernel::programs::Programs;
     use crate::net::IpFamily;
 
     #[test]

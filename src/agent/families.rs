@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::config::{BackendChoice, Config};
 use crate::kernel::Backend;
-use crate::kernel::iptables::{self, KernelIptables, Unusable, open};
+use crate::kernel::programs::{self, KernelIptables, Unusable, open};
 use crate::net::IpFamily;
 use crate::rules::names;
 use crate::sync::Finding;
@@ -33,7 +33,7 @@ pub(super) async fn usable(config: &Config) -> anyhow::Result<(Vec<KernelIptable
     };
     let deadline = Instant::now() + PATIENCE;
     let v4 = patiently(deadline, async || blocking(move || open(IpFamily::V4, backend)).await).await;
-    let v6 = if iptables::ipv6_is_off(Path::new(PROC)) {
+    let v6 = if programs::is_ipv6_disabled(Path::new(PROC)) {
         info!("IPv6 is switched off in the kernel; proxying IPv4 only");
         None
     } else {
@@ -47,7 +47,11 @@ pub(super) async fn usable(config: &Config) -> anyhow::Result<(Vec<KernelIptable
 
 /// The back-end that the kubelet uses, or another kube-proxy used.
 fn in_use() -> Option<Backend> {
-    iptables::in_use(&[names::KUBE_IPTABLES_HINT, names::KUBE_KUBELET_CANARY, names::KUBE_PROXY_CANARY])
+    programs::detect_backend(&[
+        names::KUBE_IPTABLES_HINT,
+        names::KUBE_KUBELET_CANARY,
+        names::KUBE_PROXY_CANARY,
+    ])
 }
 
 /// Tries `open` until it succeeds, fails for good, or fails after `deadline`.

@@ -12,8 +12,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::kernel::addrs::{self, Notifications};
-use crate::kernel::nfacct::{self, Unensured};
+use crate::kernel::addrs::{self, AddressChanges};
+use crate::kernel::nfacct::{self, EnsureCounterError};
 use crate::log::failure;
 use crate::model::host::{Counters, Host, Kernel};
 use crate::rules::fixed;
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Looks up addresses.
 type ListAddresses = Box<dyn Fn() -> io::Result<Vec<IpAddr>> + Send + Sync>;
 /// Sees to it that the counter of this name is there.
-type EnsureCounter = Box<dyn Fn(&str) -> Result<(), Unensured> + Send + Sync>;
+type EnsureCounter = Box<dyn Fn(&str) -> Result<(), EnsureCounterError> + Send + Sync>;
 
 /// Looks up what the node knows of itself.
 pub(super) struct Lookups {
@@ -105,11 +105,11 @@ impl Lookups {
     fn has_counter(&self, last: &mut LastKnown<bool>, name: &'static str) -> bool {
         let found = match (self.ensure_counter)(name) {
             Ok(()) => Ok(true),
-            Err(Unensured::Absent(error)) => {
+            Err(EnsureCounterError::Absent(error)) => {
                 warn!(counter = name, %error, "cannot make the nfacct counter; rules do without");
                 Ok(false)
             }
-            Err(Unensured::Unknown(error)) => Err(error),
+            Err(EnsureCounterError::Unknown(error)) => Err(error),
         };
         last.note(name, found)
     }
@@ -131,7 +131,7 @@ impl Lookups {
     pub(super) async fn follow(self: Arc<Lookups>, changed: mpsc::Sender<()>) -> anyhow::Result<()> {
         let mut n_failures: u32 = 0;
         loop {
-            let failed = match Notifications::listen() {
+            let failed = match AddressChanges::listen() {
                 Ok(mut listener) => self.listen(&mut listener, &mut n_failures, &changed).await,
                 Err(error) => Err(error),
             };
@@ -149,7 +149,7 @@ impl Lookups {
     /// Passes on what `listener` receives until that fails, or the receiver is gone.
     async fn listen(
         &self,
-        listener: &mut Notifications,
+        listener: &mut AddressChanges,
         n_failures: &mut u32,
         changed: &mpsc::Sender<()>,
     ) -> io::Result<()> {

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::kernel::iptables;
+use crate::kernel::programs;
 use crate::sync::Ended;
 
 /// How long a restore that has begun may take to end; then it is killed. Less than the 30 s that the
@@ -42,7 +42,7 @@ impl Signals {
 /// Ends before there is a loop: whatever was started only looks, or undoes what it did.
 pub(super) fn at_start() -> anyhow::Result<()> {
     info!("received a signal at start; exiting");
-    iptables::kill_programs(REAP);
+    programs::kill_programs(REAP);
     Ok(())
 }
 
@@ -56,7 +56,7 @@ pub(super) async fn of_loop(
     info!("received a signal; exiting, rules left in place");
     // The loop may have ended already.
     let _ = shutdown.send(true);
-    iptables::end_programs();
+    programs::end_programs();
     let begun = Instant::now();
     let mut idle_since = begun;
     loop {
@@ -76,12 +76,12 @@ pub(super) async fn of_loop(
             warn!(limit = ?LIMIT, "a restore does not end; killing it");
             break;
         }
-        if iptables::is_restoring() {
+        if programs::is_restoring() {
             idle_since = Instant::now();
         } else if idle_since.elapsed() >= GRACE {
             break;
         }
     }
-    iptables::kill_programs(REAP);
+    programs::kill_programs(REAP);
     Ok(())
 }

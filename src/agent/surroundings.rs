@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::events::{Events, Notice, Regarding, Server};
 use crate::health::{self, Health, HealthPorts, Refused};
 use crate::http::{Admission, Failure, Incident, serve_at};
-use crate::kernel::{iptables, nfacct};
+use crate::kernel::{nfacct, programs};
 use crate::log;
 use crate::measure::SyncMeter;
 use crate::metrics::{self, Metrics, Pages, ReadPackets, RequestSample};
@@ -93,7 +93,7 @@ pub(super) fn start(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
         counters.localhost.then(|| counter(fixed::LOCALHOST_COUNTER)),
     )?;
-    metrics.show_largest_child(iptables::largest_child)?;
+    metrics.show_largest_child(programs::peak_child_memory)?;
     metrics.show_lost_log_lines(log::n_lost)?;
     let events = Arc::new(Events::start(server, node, machine, &metrics, tasks));
     let mut health = Health::new(config.sync_period, config.manifests.is_empty());
@@ -115,6 +115,7 @@ pub(super) fn start(
             flags: config.gates.is_on("ComponentFlagz").then_some(flags),
             has_statusz: config.gates.is_on("ComponentStatusz"),
             is_profiling: config.enable_profiling,
+            set_verbosity: log::set_verbosity,
             started: (Instant::now(), SystemTime::now()),
         };
         let router = metrics::router(registry, pages);

@@ -95,7 +95,7 @@ fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> 
     }
     let Objects { inventory, problems } = objects::read(&arguments.objects)?;
     let node_name = node_name(arguments, &config, &inventory)?;
-    let snapshot = inventory.seen_from(&node_name);
+    let snapshot = inventory.snapshot_for(&node_name);
     let host = match &arguments.host {
         Some(path) => {
             let text =

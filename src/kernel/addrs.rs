@@ -1,4 +1,4 @@
-//! The addresses of this machine's interfaces, and notifications of their changes.
+//! Lists the addresses of this machine's interfaces, and reports their changes.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,7 +7,7 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
-use super::netlink::{Conversation, Message, Multicast};
+use super::netlink::{Message, Multicast, NetlinkSocket};
 
 /// `RTM_GETADDR`.
 const GET_ADDRESS: u16 = 22;
@@ -19,19 +19,21 @@ const LOCAL: u16 = 2;
 /// `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`.
 const GROUPS: [u32; 2] = [5, 9];
 
-/// How often a list is begun again when addresses change meanwhile.
+/// How often a list is restarted when addresses change meanwhile.
 const ATTEMPTS: usize = 5;
 
-/// The most notifications that are dropped at once: more than the kernel holds for a socket.
+/// The most notifications that are discarded at once; more than the kernel queues for a socket.
 const MAX_PENDING: usize = 4_096;
 
-/// The addresses of all local interfaces of this network namespace, loopback included; sorted,
-/// distinct. An error is no empty list; `Interrupted` when addresses changed during each of some attempts.
+/// The addresses of all interfaces of this network namespace, loopback included; sorted, without
+/// duplicates. A failure is an error, never an empty list; `Interrupted` when addresses changed during each
+/// of several attempts.
 pub fn local_addresses() -> io::Result<Vec<IpAddr>> {
     addresses(|_| true)
 }
 
-/// The addresses of the interface `name`, sorted, distinct; none when there is no such interface.
+/// The addresses of the interface `name`, sorted, without duplicates; empty when there is no such
+/// interface.
 pub fn addresses_of(name: &str) -> io::Result<Vec<IpAddr>> {
     match nix::net::if_::if_nametoindex(name) {
         Ok(index) => addresses(|other| other == index),
@@ -40,18 +42,18 @@ pub fn addresses_of(name: &str) -> io::Result<Vec<IpAddr>> {
     }
 }
 
-/// The addresses of the interfaces whose number is `wanted`.
+/// The addresses of the interfaces whose index is `selected`.
 ///
-/// Asked of the kernel and not of `getifaddrs`, which does not tell that a list lacks addresses because
-/// interfaces came and went while it was made, as they do with pods.
-fn addresses(wanted: impl Fn(u32) -> bool) -> io::Result<Vec<IpAddr>> {
-    let mut conversation = Conversation::open(NETLINK_ROUTE)?;
+/// They come from netlink and not from `getifaddrs`, which does not report that addresses are missing
+/// because interfaces were added or removed meanwhile, as with pods.
+fn addresses(selected: impl Fn(u32) -> bool) -> io::Result<Vec<IpAddr>> {
+    let mut conversation = NetlinkSocket::open(NETLINK_ROUTE)?;
     let mut n_attempts = 0;
     loop {
         let mut addresses = Vec::new();
         // struct ifaddrmsg, of any family and interface.
-        let listed = conversation.ask(GET_ADDRESS, NLM_F_DUMP, &[0; 8], &mut |message| {
-            addresses.extend(address(message, &wanted));
+        let listed = conversation.request(GET_ADDRESS, NLM_F_DUMP, &[0; 8], &mut |message| {
+            addresses.extend(address(message, &selected));
         });
         n_attempts += 1;
         match listed {
@@ -64,10 +66,10 @@ fn addresses(wanted: impl Fn(u32) -> bool) -> io::Result<Vec<IpAddr>> {
     }
 }
 
-/// The address that a message describes; `None` for one of a family other than IPv4 and IPv6.
-fn address(message: &Message<'_>, wanted: impl Fn(u32) -> bool) -> Option<IpAddr> {
+/// The address in a message; `None` for a family other than IPv4 and IPv6.
+fn address(message: &Message<'_>, selected: impl Fn(u32) -> bool) -> Option<IpAddr> {
     let (index, message) = message.split_header()?;
-    if !wanted(u32::from_ne_bytes(index)) {
+    if !selected(u32::from_ne_bytes(index)) {
         return None;
     }
     let bytes = message.attribute(LOCAL).or_else(|| message.attribute(ADDRESS))?;
@@ -75,21 +77,22 @@ fn address(message: &Message<'_>, wanted: impl Fn(u32) -> bool) -> Option<IpAddr
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(|bytes| IpAddr::V6(Ipv6Addr::from(bytes)))).ok()
 }
 
-/// Notifications of changes of addresses in one network namespace, from [`Notifications::listen`] on.
-pub struct Notifications(Multicast);
+/// Notifications of address changes in one network namespace, from [`AddressChanges::listen`] on.
+pub struct AddressChanges(Multicast);
 
-impl Notifications {
-    /// Begins to listen, in the network namespace of this thread and inside a tokio runtime.
-    pub fn listen() -> io::Result<Notifications> {
-        Multicast::join(NETLINK_ROUTE, &GROUPS, |_| Ok(())).map(Notifications)
+impl AddressChanges {
+    /// Starts listening, in the network namespace of this thread and inside a tokio runtime.
+    pub fn listen() -> io::Result<AddressChanges> {
+        Multicast::join(NETLINK_ROUTE, &GROUPS, |_| Ok(())).map(AddressChanges)
     }
 
-    /// Waits until addresses may have changed: one came or went, or the kernel dropped notifications.
+    /// Waits until addresses may have changed: one was added or removed, or the kernel dropped
+    /// notifications.
     pub async fn changed(&mut self) -> io::Result<()> {
         self.0.next().await.map(drop)
     }
 
-    /// Drops the notifications received by now; the caller lists addresses afterwards.
+    /// Discards the notifications received so far; the caller lists addresses afterwards.
     pub fn discard(&mut self) -> io::Result<()> {
         self.0.discard(MAX_PENDING)
     }
@@ -125,7 +128,7 @@ mod tests {
                 let addresses = addresses_of(name).unwrap();
                 addresses.iter().map(ToString::to_string).collect::<Vec<String>>()
             };
-            // An interface that is down has its addresses, too.
+            // An interface that is down has addresses, too.
             assert_eq!(of("d0"), ["192.0.2.7", "2001:db8::7"]);
             assert_eq!(of("d1"), ["10.9.0.1", "192.0.2.7"]);
             assert_eq!(of("d"), [] as [String; 0]);

@@ -1,5 +1,5 @@
-//! The flows that conntrack remembers, over netlink (`ctnetlink`): looked through as the kernel lists
-//! them, and deleted one by one. The table, which may hold a million, is never held here.
+//! Reads conntrack's flows over netlink (`ctnetlink`) one by one and deletes stale ones. The table may have
+//! a million flows and is never kept in memory.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use netlink_packet_core::NLM_F_DUMP;
 use nix::errno::Errno;
 
-use super::netlink::{Message, NESTED, Netfilter, Request, attribute, nested, push_attribute};
+use super::netlink::{Message, NESTED, Netfilter, NetfilterRequest, attribute, nested, push_attribute};
 use crate::net::IpFamily;
 
 /// `NFNL_SUBSYS_CTNETLINK`.
@@ -35,28 +35,28 @@ const FILTER_BY_PROTOCOL: u32 = 1 << 3;
 /// `IPPROTO_UDP`.
 const UDP: u8 = 17;
 
-/// How often a listing is begun again when the table was rebuilt meanwhile.
+/// How often a listing is restarted when the table was rebuilt meanwhile.
 const ATTEMPTS: usize = 5;
 
-/// What looking through the flows came to.
+/// Result of a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Flows looked at.
+    /// Flows checked.
     pub n_seen: usize,
-    /// Flows deleted, or gone by themselves before.
+    /// Flows deleted, or already gone.
     pub n_deleted: usize,
-    /// Flows that the kernel would not delete.
+    /// Flows that the kernel did not delete.
     pub n_failed: usize,
-    /// What it said of the first of them, as an error number.
+    /// Error number of the first failure.
     pub first_error: Option<i32>,
-    /// The table was rebuilt during each attempt: some flows may not have been looked at.
+    /// The table was rebuilt during each attempt: some flows may not have been checked.
     pub is_incomplete: bool,
 }
 
-/// Looks through the UDP flows of `family` in the network namespace of this thread and deletes each
-/// for which `judge` (where it was sent to, where answers come from) gives a reason; `deleted` is
-/// told the reason. An error: the flows cannot be listed (no CAP_NET_ADMIN, no
-/// `nf_conntrack_netlink`); those deleted before it are gone.
+/// Checks the UDP flows of `family` in the network namespace of this thread. Deletes each flow for which
+/// `judge` (called with the original destination and the endpoint that replies) returns a reason, and
+/// passes the reason to `deleted`. Fails if flows cannot be listed (no CAP_NET_ADMIN, no
+/// `nf_conntrack_netlink`); flows deleted before that stay deleted.
 pub fn sweep_udp<R>(
     family: IpFamily,
     judge: impl FnMut(SocketAddr, SocketAddr) -> Option<R>,
@@ -71,7 +71,7 @@ fn sweep_by<R>(
     mut judge: impl FnMut(SocketAddr, SocketAddr) -> Option<R>,
     mut deleted: impl FnMut(R),
 ) -> io::Result<Swept> {
-    // Two sockets, so that an answer to a deletion does not stand between those of the listing.
+    // Two sockets, so that replies to a deletion do not mix with the listing.
     let (mut listing, mut deletion) = (Netfilter::open()?, Netfilter::open()?);
     let mut swept = Swept::default();
     let mut each = |message: &Message<'_>| {
@@ -92,7 +92,7 @@ fn sweep_by<R>(
     let mut attributes = filter;
     let mut n_attempts = 0;
     loop {
-        let request = Request {
+        let request = NetfilterRequest {
             subsystem: SUBSYSTEM,
             message: GET,
             family: nfproto(family),
@@ -100,10 +100,10 @@ fn sweep_by<R>(
             texts: &[],
             attributes,
         };
-        match listing.ask(&request, &mut each) {
+        match listing.request(&request, &mut each) {
             Ok(()) => return Ok(swept),
-            // A kernel that knows filters, but not this one; those before 5.8 ignore it.
-            Err(error) if is_filter_refused(&error) && !attributes.is_empty() => attributes = &[],
+            // A kernel that supports filters, but not this one; kernels before 5.8 ignore it.
+            Err(error) if is_filter_rejected(&error) && !attributes.is_empty() => attributes = &[],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 n_attempts += 1;
                 if n_attempts == ATTEMPTS {
@@ -123,20 +123,20 @@ fn nfproto(family: IpFamily) -> u8 {
     }
 }
 
-fn is_filter_refused(error: &io::Error) -> bool {
+fn is_filter_rejected(error: &io::Error) -> bool {
     [Errno::EINVAL, Errno::EOPNOTSUPP].iter().any(|code| error.raw_os_error() == Some(*code as i32))
 }
 
-/// Has the kernel list UDP flows only.
+/// A filter for UDP flows.
 fn udp_only() -> Vec<u8> {
     let protocol = nested(TUPLE_PROTOCOL, &[&attribute(PROTOCOL_NUMBER, &[UDP])]);
     let flags = attribute(FILTER_ORIGINAL, &FILTER_BY_PROTOCOL.to_ne_bytes());
     [nested(TUPLE_ORIGINAL, &[&protocol]), nested(FILTER, &[&flags])].concat()
 }
 
-/// The destination of the first packet as it came, and where answers come from; `None` for other
-/// protocols, which older kernels list too, and for flows in others' zones: the rules' are in zone 0,
-/// and the same addresses may mean somebody else in another.
+/// The original destination, and the endpoint that replies; `None` for other protocols, which older kernels
+/// list too, and for flows in other zones: the rules apply to zone 0, and in another zone the same
+/// addresses may mean another host.
 fn udp_flow(message: &Message<'_>) -> Option<(SocketAddr, SocketAddr)> {
     let (original, reply) = (message.inner(TUPLE_ORIGINAL)?, message.inner(TUPLE_REPLY)?);
     let zones = [message.u16(ZONE), original.u16(TUPLE_ZONE), reply.u16(TUPLE_ZONE)];
@@ -144,11 +144,11 @@ fn udp_flow(message: &Message<'_>) -> Option<(SocketAddr, SocketAddr)> {
     if !is_in_zone_0 || original.inner(TUPLE_PROTOCOL)?.u8(PROTOCOL_NUMBER)? != UDP {
         return None;
     }
-    Some((end(&original, 1)?, end(&reply, 0)?))
+    Some((tuple_end(&original, 1)?, tuple_end(&reply, 0)?))
 }
 
-/// The source (0) or the destination (1) of a tuple.
-fn end(tuple: &Message<'_>, side: usize) -> Option<SocketAddr> {
+/// The source (0) or destination (1) of a tuple.
+fn tuple_end(tuple: &Message<'_>, side: usize) -> Option<SocketAddr> {
     let ips = tuple.inner(TUPLE_IP)?;
     let v4 = ips.attribute(IP_V4[side]).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
     let v6 = || ips.attribute(IP_V6[side]).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
@@ -159,11 +159,11 @@ fn end(tuple: &Message<'_>, side: usize) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, tuple.inner(TUPLE_PROTOCOL)?.u16(PORTS[side])?))
 }
 
-/// Deletes the flow that `listed` describes. A flow that is gone is as good as deleted.
+/// Deletes the flow that `listed` describes. A flow that is already gone counts as deleted.
 ///
-/// By its answers, not by what the client sends: a flow of the same client that took its place since,
-/// and goes elsewhere, stays. (The number does not tell: the kernel makes it from address and client,
-/// and gives the same memory out again.) Without any tuple the kernel would delete every flow.
+/// The flow is identified by its reply tuple, not by the original one: a newer flow of the same client to
+/// another endpoint stays. (The ID does not distinguish them: the kernel computes it from a memory address
+/// and the client, and reuses memory.) Without any tuple the kernel would delete every flow.
 fn delete(netfilter: &mut Netfilter, family: IpFamily, listed: &Message<'_>) -> io::Result<()> {
     let reply = listed.attribute(TUPLE_REPLY).ok_or(io::ErrorKind::InvalidData)?;
     let mut attributes = Vec::with_capacity(128);
@@ -171,7 +171,7 @@ fn delete(netfilter: &mut Netfilter, family: IpFamily, listed: &Message<'_>) -> 
     if let Some(id) = listed.attribute(ID) {
         push_attribute(&mut attributes, ID, id);
     }
-    let request = Request {
+    let request = NetfilterRequest {
         subsystem: SUBSYSTEM,
         message: DELETE,
         family: nfproto(family),
@@ -179,7 +179,7 @@ fn delete(netfilter: &mut Netfilter, family: IpFamily, listed: &Message<'_>) -> 
         texts: &[],
         attributes: &attributes,
     };
-    match netfilter.ask(&request, &mut |_| {}) {
+    match netfilter.request(&request, &mut |_| {}) {
         Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
         done => done,
     }

@@ -1,6 +1,6 @@
-//! IP sets, which kube-proxy's ipvs mode makes and leaves: listed by name, looked into for ports,
-//! destroyed.
-#![allow(clippy::disallowed_methods, reason = "the world: looks at /sys, and waits for the kernel")]
+//! IP sets, which kube-proxy's ipvs mode leaves behind: lists their names, reads ports in them, destroys
+//! them.
+#![allow(clippy::disallowed_methods, reason = "reads /sys, and waits for the kernel")]
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use netlink_packet_core::NLM_F_DUMP;
 use nix::errno::Errno;
 
-use super::netlink::{Netfilter, Request, attribute};
+use super::netlink::{Netfilter, NetfilterRequest, attribute};
 
 /// `NFNL_SUBSYS_IPSET`.
 const SUBSYSTEM: u8 = 6;
@@ -22,28 +22,28 @@ const ENTRIES: u16 = 8;
 const ENTRY: u16 = 7;
 /// `IPSET_ATTR_PORT` of an entry.
 const PORT: u16 = 4;
-/// A number of 32 bits in network order (`NLA_F_NET_BYTEORDER`).
+/// A 32-bit number in network order (`NLA_F_NET_BYTEORDER`).
 const FLAGS: u16 = 6 | 0x4000;
 /// `IPSET_FLAG_LIST_SETNAME`: names only.
 const NAMES_ONLY: u32 = 1 << 1;
-/// The protocol's version, which every kernel since 2.6.39 takes.
+/// The protocol's version, which every kernel since 2.6.39 supports.
 const VERSION: u8 = 6;
 
-/// `IPSET_ERR_BUSY`, a number of ip_set's own.
-const REFERRED: i32 = 4100;
+/// `IPSET_ERR_BUSY`, an error number of ip_set.
+const REFERENCED: i32 = 4100;
 
-/// How long the kernel may take to let go of a set after the last rule that refers to it is gone.
-const BUSY: Duration = Duration::from_secs(1);
+/// How long the kernel may keep a set after the last rule that refers to it is deleted.
+const BUSY_LIMIT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The names of the sets in this network namespace, sorted. Asking would load the module into a kernel
-/// that has it not; such a kernel has no sets.
+/// The names of the sets in this network namespace, sorted. A kernel without the module has no sets; it is
+/// checked first, since a request would load the module.
 pub fn names() -> io::Result<Vec<String>> {
     if !is_loaded(Path::new("/sys/module"))? {
         return Ok(Vec::new());
     }
     let attributes = [attribute(PROTOCOL, &[VERSION]), attribute(FLAGS, &NAMES_ONLY.to_be_bytes())].concat();
-    let request = Request {
+    let request = NetfilterRequest {
         subsystem: SUBSYSTEM,
         message: LIST,
         family: 0,
@@ -52,27 +52,28 @@ pub fn names() -> io::Result<Vec<String>> {
         attributes: &attributes,
     };
     let mut names = Vec::new();
-    Netfilter::open()?.ask(&request, &mut |message| names.extend(message.text(NAME).map(str::to_owned)))?;
+    Netfilter::open()?
+        .request(&request, &mut |message| names.extend(message.text(NAME).map(str::to_owned)))?;
     names.sort();
     names.dedup();
     Ok(names)
 }
 
-/// Whether the module is among the `modules` of the kernel.
+/// Whether `modules` contains the ip_set module.
 fn is_loaded(modules: &Path) -> io::Result<bool> {
-    // Without sysfs it cannot be known.
+    // Without sysfs the answer is unknown.
     modules.metadata()?;
     modules.join("ip_set").try_exists()
 }
 
-/// The ports in the set `name`, of type `bitmap:port` or `hash:ip,port`; sorted, distinct. None when
-/// there is no such set.
+/// The ports in the set `name`, of type `bitmap:port` or `hash:ip,port`; sorted, without duplicates. Empty
+/// when there is no such set.
 pub fn ports(name: &str) -> io::Result<Vec<u16>> {
     if !names()?.iter().any(|known| known == name) {
         return Ok(Vec::new());
     }
     let attributes = attribute(PROTOCOL, &[VERSION]);
-    let request = Request {
+    let request = NetfilterRequest {
         subsystem: SUBSYSTEM,
         message: LIST,
         family: 0,
@@ -81,7 +82,7 @@ pub fn ports(name: &str) -> io::Result<Vec<u16>> {
         attributes: &attributes,
     };
     let mut ports = Vec::new();
-    Netfilter::open()?.ask(&request, &mut |message| {
+    Netfilter::open()?.request(&request, &mut |message| {
         let entries = message.all_inner(ENTRIES).flat_map(|entries| entries.all_inner(ENTRY));
         ports.extend(entries.filter_map(|entry| entry.u16(PORT)));
     })?;
@@ -90,11 +91,11 @@ pub fn ports(name: &str) -> io::Result<Vec<u16>> {
     Ok(ports)
 }
 
-/// Destroys the set `name`; one that is gone is as good. The kernel refuses while a rule refers to it.
+/// Destroys the set `name`; succeeds if it does not exist. Fails while a rule refers to it.
 pub fn destroy(name: &str) -> io::Result<()> {
     let attributes = attribute(PROTOCOL, &[VERSION]);
     let texts = &[(NAME, name)];
-    let request = Request {
+    let request = NetfilterRequest {
         subsystem: SUBSYSTEM,
         message: DESTROY,
         family: 0,
@@ -103,12 +104,14 @@ pub fn destroy(name: &str) -> io::Result<()> {
         attributes: &attributes,
     };
     let mut netfilter = Netfilter::open()?;
-    let deadline = Instant::now() + BUSY;
+    let deadline = Instant::now() + BUSY_LIMIT;
     loop {
-        let outcome = netfilter.ask(&request, &mut |_| {});
+        let outcome = netfilter.request(&request, &mut |_| {});
         match outcome.as_ref().err().and_then(io::Error::raw_os_error) {
-            Some(REFERRED) if Instant::now() < deadline => std::thread::sleep(PAUSE),
-            Some(REFERRED) => return Err(io::Error::new(io::ErrorKind::ResourceBusy, "a rule refers to it")),
+            Some(REFERENCED) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Some(REFERENCED) => {
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, "a rule refers to it"));
+            }
             Some(code) if code == Errno::ENOENT as i32 => return Ok(()),
             _ => return outcome,
         }
@@ -127,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_are_listed_and_destroyed_and_one_in_use_is_refused() {
+    fn sets_are_listed_and_destroyed_and_one_in_use_is_an_error() {
         in_new_namespace(|| {
             assert_eq!(names().unwrap(), [] as [&str; 0]);
             run(
@@ -144,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_sysfs_is_not_one_without_sets() {
+    fn without_sysfs_the_sets_are_unknown() {
         let modules = tempfile::tempdir().unwrap();
         assert!(!is_loaded(modules.path()).unwrap());
         std::fs::create_dir(modules.path().join("ip_set")).unwrap();
@@ -153,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ports_in_a_set_are_read_whatever_its_type() {
+    fn ports_are_read_from_sets_of_each_type() {
         in_new_namespace(|| {
             run("ipset create KUBE-NODE-PORT-TCP bitmap:port range 0-65535");
             run("ipset create KUBE-NODE-PORT-SCTP-HASH hash:ip,port");
@@ -169,7 +172,7 @@ mod tests {
             assert_eq!(ports("KUBE-NODE-PORT-TCP").unwrap(), [30080, 32767]);
             assert_eq!(ports("KUBE-NODE-PORT-SCTP-HASH").unwrap(), [30100]);
             assert_eq!(ports("KUBE-NODE-PORT-UDP").unwrap(), [] as [u16; 0]);
-            // More than one datagram of the answer.
+            // More than one datagram.
             run("seq -f 'add KUBE-NODE-PORT-TCP %.0f' 1 60000 | ipset -exist restore");
             assert_eq!(ports("KUBE-NODE-PORT-TCP").unwrap(), (1..=60000).collect::<Vec<u16>>());
         });

@@ -1,6 +1,6 @@
-//! What kube-proxy's ipvs mode left: its dummy interface, on which every Service address is this
-//! node's, and virtual servers in the kernel (over generic netlink; `linux/ip_vs.h`).
-#![allow(clippy::disallowed_methods, reason = "the world: reads /proc/net/ip_vs")]
+//! Leftovers of kube-proxy's ipvs mode: its dummy interface with all Service addresses, and virtual servers
+//! in the kernel (over generic netlink; `linux/ip_vs.h`).
+#![allow(clippy::disallowed_methods, reason = "reads /proc/net/ip_vs")]
 
 use std::fmt;
 use std::io;
@@ -10,11 +10,11 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
-use super::netlink::{Conversation, Generic, Message, attribute, nested};
+use super::netlink::{GenericNetlink, Message, NetlinkSocket, attribute, nested};
 use super::{addrs, ipset};
 use crate::net::{IpFamily, Protocol};
 
-/// The interface.
+/// Name of the dummy interface.
 pub const DEVICE: &str = "kube-ipvs0";
 
 /// `RTM_DELLINK`.
@@ -37,59 +37,59 @@ const MARK: u16 = 5;
 /// The protocols of Services; IPVS has no others.
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
-/// How often a listing is begun again when somebody writes meanwhile.
+/// How often a listing is restarted when another process changes it meanwhile.
 const ATTEMPTS: usize = 5;
 
-/// A virtual server of IPVS; sorted by address, as shown.
+/// A virtual server of IPVS, sorted by address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Server {
+pub enum VirtualServer {
     /// For an address and port.
     At(SocketAddr, Protocol),
-    /// For packets with a mark of iptables, in a family.
+    /// For packets of a family with a firewall mark.
     Marked(u32, IpFamily),
 }
 
-impl fmt::Display for Server {
+impl fmt::Display for VirtualServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Server::At(address, protocol) => write!(f, "{protocol} {address}"),
-            Server::Marked(mark, family) => write!(f, "mark {mark} ({family})"),
+            VirtualServer::At(address, protocol) => write!(f, "{protocol} {address}"),
+            VirtualServer::Marked(mark, family) => write!(f, "mark {mark} ({family})"),
         }
     }
 }
 
-/// IPVS on a node, and what tells kube-proxy's virtual servers from others'.
-pub trait Ipvs {
-    /// All virtual servers, sorted; none in a kernel without IPVS.
-    fn servers(&mut self) -> io::Result<Vec<Server>>;
-    /// Deletes a virtual server; one that is gone is as good.
-    fn delete(&mut self, server: &Server) -> io::Result<()>;
-    /// The addresses on [`DEVICE`]: those of Services. None without it.
+/// IPVS on a node, and the data that distinguish kube-proxy's virtual servers from foreign ones.
+pub trait NodeIpvs {
+    /// All virtual servers, sorted; empty in a kernel without IPVS.
+    fn servers(&mut self) -> io::Result<Vec<VirtualServer>>;
+    /// Deletes a virtual server; succeeds if it does not exist.
+    fn delete(&mut self, server: &VirtualServer) -> io::Result<()>;
+    /// The addresses on [`DEVICE`], which are those of Services; empty without the interface.
     fn device_addresses(&mut self) -> io::Result<Vec<IpAddr>>;
     /// The addresses of all interfaces.
     fn local_addresses(&mut self) -> io::Result<Vec<IpAddr>>;
-    /// The node ports of a family and protocol that kube-proxy's ipvs mode noted in its sets.
+    /// The node ports of a family and protocol in the sets of kube-proxy's ipvs mode.
     fn node_ports(&mut self, family: IpFamily, protocol: Protocol) -> io::Result<Vec<u16>>;
 }
 
 /// IPVS in the network namespace of this thread.
 pub struct KernelIpvs;
 
-impl Ipvs for KernelIpvs {
-    fn servers(&mut self) -> io::Result<Vec<Server>> {
-        // Asking would load the module into a kernel that has it not.
+impl NodeIpvs for KernelIpvs {
+    fn servers(&mut self) -> io::Result<Vec<VirtualServer>> {
+        // Checked first, since a request would load the module into a kernel without it.
         if n_servers()? == 0 {
             return Ok(Vec::new());
         }
-        match Generic::open(NAME)? {
-            Some(mut ipvs) => list(|each| ipvs.ask(GET_SERVICE, NLM_F_DUMP, &[], each)),
+        match GenericNetlink::open(NAME)? {
+            Some(mut ipvs) => list(|each| ipvs.request(GET_SERVICE, NLM_F_DUMP, &[], each)),
             None => Ok(Vec::new()),
         }
     }
 
-    fn delete(&mut self, server: &Server) -> io::Result<()> {
-        let Some(mut ipvs) = Generic::open(NAME)? else { return Ok(()) };
-        gone_is_good(ipvs.ask(DELETE_SERVICE, 0, &key(server), &mut |_| {}))
+    fn delete(&mut self, server: &VirtualServer) -> io::Result<()> {
+        let Some(mut ipvs) = GenericNetlink::open(NAME)? else { return Ok(()) };
+        accept_absent(ipvs.request(DELETE_SERVICE, 0, &key(server), &mut |_| {}))
     }
 
     fn device_addresses(&mut self) -> io::Result<Vec<IpAddr>> {
@@ -105,7 +105,7 @@ impl Ipvs for KernelIpvs {
     }
 }
 
-/// The set in which kube-proxy's ipvs mode notes node ports. Source: kube-proxy v1.36,
+/// The set in which kube-proxy's ipvs mode stores node ports. Source: kube-proxy v1.36,
 /// `pkg/proxy/ipvs/ipset.go`.
 fn node_port_set(family: IpFamily, protocol: Protocol) -> String {
     let family = match family {
@@ -120,9 +120,9 @@ fn node_port_set(family: IpFamily, protocol: Protocol) -> String {
     format!("KUBE-{family}NODE-PORT-{protocol}")
 }
 
-/// All that `dump` lists, which is begun again when it was disturbed. One that cannot be read is an
-/// error: nobody can tell whose it is.
-fn list<D>(mut dump: D) -> io::Result<Vec<Server>>
+/// The servers that `dump` lists; an interrupted dump is restarted. A server that cannot be parsed is an
+/// error, since its owner is unknown.
+fn list<D>(mut dump: D) -> io::Result<Vec<VirtualServer>>
 where
     D: FnMut(&mut dyn FnMut(&Message<'_>)) -> io::Result<()>,
 {
@@ -135,9 +135,9 @@ where
             Err(error) if error.kind() == io::ErrorKind::Interrupted && n_attempts < ATTEMPTS => continue,
             dumped => dumped?,
         }
-        let servers: Option<Vec<Server>> = servers.into_iter().collect();
+        let servers: Option<Vec<VirtualServer>> = servers.into_iter().collect();
         let mut servers = servers.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "the kernel lists one of an unknown kind")
+            io::Error::new(io::ErrorKind::InvalidData, "the kernel lists a virtual server of an unknown kind")
         })?;
         servers.sort_unstable();
         servers.dedup();
@@ -145,13 +145,13 @@ where
     }
 }
 
-/// The server that a message describes.
-fn server(message: &Message<'_>) -> Option<Server> {
+/// The virtual server in a message.
+fn server(message: &Message<'_>) -> Option<VirtualServer> {
     let service = message.inner(SERVICE)?;
     let number = service.native_u16(FAMILY)?;
     let family = IpFamily::BOTH.into_iter().find(|family| family_number(*family) == number)?;
     if let Some(mark) = service.native_u32(MARK) {
-        return Some(Server::Marked(mark, family));
+        return Some(VirtualServer::Marked(mark, family));
     }
     let number = service.native_u16(PROTOCOL)?;
     let protocol = PROTOCOLS.into_iter().find(|protocol| protocol_number(*protocol) == number)?;
@@ -161,14 +161,14 @@ fn server(message: &Message<'_>) -> Option<Server> {
         IpFamily::V4 => IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])),
         IpFamily::V6 => IpAddr::V6(Ipv6Addr::from(bytes)),
     };
-    Some(Server::At(SocketAddr::new(ip, service.u16(PORT)?), protocol))
+    Some(VirtualServer::At(SocketAddr::new(ip, service.u16(PORT)?), protocol))
 }
 
-/// What names a server to the kernel.
-fn key(server: &Server) -> Vec<u8> {
+/// The attributes that identify a virtual server.
+fn key(server: &VirtualServer) -> Vec<u8> {
     let family = |family| attribute(FAMILY, &family_number(family).to_ne_bytes());
     match server {
-        Server::At(address, protocol) => {
+        VirtualServer::At(address, protocol) => {
             let mut bytes = [0; 16];
             match address.ip() {
                 IpAddr::V4(ip) => bytes[..4].copy_from_slice(&ip.octets()),
@@ -178,7 +178,9 @@ fn key(server: &Server) -> Vec<u8> {
             let (ip, port) = (attribute(ADDRESS, &bytes), attribute(PORT, &address.port().to_be_bytes()));
             nested(SERVICE, &[&family(IpFamily::of(address.ip())), &protocol, &ip, &port])
         }
-        Server::Marked(mark, of) => nested(SERVICE, &[&family(*of), &attribute(MARK, &mark.to_ne_bytes())]),
+        VirtualServer::Marked(mark, of) => {
+            nested(SERVICE, &[&family(*of), &attribute(MARK, &mark.to_ne_bytes())])
+        }
     }
 }
 
@@ -200,19 +202,19 @@ fn protocol_number(protocol: Protocol) -> u16 {
 }
 
 /// ESRCH: there is no such server.
-fn gone_is_good(outcome: io::Result<()>) -> io::Result<()> {
+fn accept_absent(outcome: io::Result<()>) -> io::Result<()> {
     match outcome {
         Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
         outcome => outcome,
     }
 }
 
-/// Whether the interface is there.
+/// Whether the interface exists.
 pub fn has_device() -> io::Result<bool> {
     device().map(|index| index.is_some())
 }
 
-/// The interface's number; `None` when it is not there.
+/// The interface's index; `None` when it does not exist.
 fn device() -> io::Result<Option<u32>> {
     match nix::net::if_::if_nametoindex(DEVICE) {
         Ok(index) => Ok(Some(index)),
@@ -221,8 +223,7 @@ fn device() -> io::Result<Option<u32>> {
     }
 }
 
-/// How many virtual servers the kernel has in this network namespace, whoever made them; none without
-/// IPVS.
+/// The number of virtual servers in this network namespace, of any owner; 0 without IPVS.
 fn n_servers() -> io::Result<usize> {
     match std::fs::read_to_string("/proc/thread-self/net/ip_vs") {
         Ok(text) => Ok(count_servers(&text)),
@@ -231,18 +232,18 @@ fn n_servers() -> io::Result<usize> {
     }
 }
 
-/// A virtual server has a line that begins with its protocol; its real servers follow, indented.
+/// The line of a virtual server begins with its protocol; its real servers follow, indented.
 fn count_servers(text: &str) -> usize {
     let is_server = |line: &&str| ["TCP ", "UDP ", "SCTP ", "FWM "].iter().any(|word| line.starts_with(word));
     text.lines().filter(is_server).count()
 }
 
-/// Deletes the interface, and with it the Service addresses on it; one that is gone is as good.
+/// Deletes the interface, and with it the Service addresses on it; succeeds if it does not exist.
 pub fn delete_device() -> io::Result<()> {
     let Some(index) = device()? else { return Ok(()) };
     // struct ifinfomsg: family and type, index, flags, change.
     let payload = [[0; 4], index.to_ne_bytes(), [0; 4], [0; 4]].concat();
-    Conversation::open(NETLINK_ROUTE)?.ask(DELETE_LINK, 0, &payload, &mut |_| {})
+    NetlinkSocket::open(NETLINK_ROUTE)?.request(DELETE_LINK, 0, &payload, &mut |_| {})
 }
 
 #[cfg(test)]

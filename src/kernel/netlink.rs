@@ -1,12 +1,11 @@
-//! Requests to the kernel over netlink, mostly to netfilter (`nfnetlink`), and the messages that come
-//! back.
+//! Sends requests to the kernel over netlink, mostly to netfilter (`nfnetlink`), and parses the replies.
 //!
 //! A socket belongs to the network namespace of the thread that opened it.
 
 mod generic;
 mod multicast;
 
-pub(super) use generic::Generic;
+pub(super) use generic::GenericNetlink;
 pub(super) use multicast::Multicast;
 
 use std::io;
@@ -19,23 +18,23 @@ use netlink_packet_core::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-/// More than the kernel puts into one datagram (32 KiB).
+/// More than the kernel's largest datagram (32 KiB).
 const BUFFER: usize = 64 * 1024;
 
-/// How long the kernel, which answers at once, may take for one datagram of an answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout for one datagram of a reply. The kernel normally replies at once.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A socket for requests to one part of the kernel, one at a time.
-pub(super) struct Conversation {
+/// A socket for one request at a time to one kernel subsystem.
+pub(super) struct NetlinkSocket {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
-/// A conversation with netfilter.
-pub(super) struct Netfilter(Conversation);
+/// A socket to netfilter.
+pub(super) struct Netfilter(NetlinkSocket);
 
-/// One message of the kernel, or an attribute of one that holds attributes itself.
+/// One message of the kernel, or a nested attribute.
 pub(super) struct Message<'a> {
     attributes: &'a [u8],
 }
@@ -46,78 +45,78 @@ impl<'a> Message<'a> {
         self.attributes().find(|(other, _)| *other == kind).map(|(_, value)| value)
     }
 
-    /// All attributes in their order: type and value.
+    /// All attributes in order: type and value.
     pub(super) fn attributes(&self) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
         NlasIterator::new(self.attributes).map_while(Result::ok).map(|attribute| {
             let kind = attribute.kind();
             let bytes: &'a [u8] = attribute.into_inner();
-            // A checked attribute is its header of 4 bytes, its value, and what follows.
+            // A checked attribute is its header of 4 bytes, its value, and the following bytes.
             let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
             (kind, &bytes[4..length])
         })
     }
 
-    /// The value of an attribute that is attributes itself.
+    /// Parses the value of a nested attribute.
     pub(super) fn of(attributes: &'a [u8]) -> Message<'a> {
         Message { attributes }
     }
 
-    /// The attributes of type `kind` whose values are attributes.
+    /// The nested attributes of type `kind`.
     pub(super) fn all_inner(&self, kind: u16) -> impl Iterator<Item = Message<'a>> + use<'a> {
         self.attributes().filter(move |(other, _)| *other == kind).map(|(_, value)| Message::of(value))
     }
 
-    /// The message where its second header is four bytes longer than that of most (`struct ifaddrmsg`): these
-    /// four, and the attributes behind them.
+    /// Splits off four bytes, where the second header is that much longer than usual (`struct ifaddrmsg`):
+    /// returns these four, and the attributes after them.
     pub(super) fn split_header(&self) -> Option<([u8; 4], Message<'a>)> {
         let (header, attributes) = self.attributes.split_first_chunk()?;
         Some((*header, Message { attributes }))
     }
 
-    /// An attribute whose value is attributes.
+    /// The nested attribute of type `kind`.
     pub(super) fn inner(&self, kind: u16) -> Option<Message<'a>> {
         self.attribute(kind).map(|attributes| Message { attributes })
     }
 
-    /// An attribute that is text ended by NUL.
+    /// An attribute with a NUL-terminated string.
     pub(super) fn text(&self, kind: u16) -> Option<&'a str> {
         let bytes = self.attribute(kind)?;
         str::from_utf8(bytes.split(|byte| *byte == 0).next()?).ok()
     }
 
-    /// An attribute that is a number of 8 bits.
+    /// An 8-bit attribute.
     pub(super) fn u8(&self, kind: u16) -> Option<u8> {
         self.attribute(kind)?.first().copied()
     }
 
-    /// An attribute that is a number of 16 bits in network order.
+    /// A 16-bit attribute in network order.
     pub(super) fn u16(&self, kind: u16) -> Option<u16> {
         Some(u16::from_be_bytes(self.attribute(kind)?.try_into().ok()?))
     }
 
-    /// An attribute that is a number of 16 bits in this machine's order.
+    /// A 16-bit attribute in native order.
     pub(super) fn native_u16(&self, kind: u16) -> Option<u16> {
         Some(u16::from_ne_bytes(self.attribute(kind)?.try_into().ok()?))
     }
 
-    /// An attribute that is a number of 32 bits in this machine's order.
+    /// A 32-bit attribute in native order.
     pub(super) fn native_u32(&self, kind: u16) -> Option<u32> {
         Some(u32::from_ne_bytes(self.attribute(kind)?.try_into().ok()?))
     }
 
-    /// An attribute that is a number of 32 bits in network order.
+    /// A 32-bit attribute in network order.
     pub(super) fn u32(&self, kind: u16) -> Option<u32> {
         Some(u32::from_be_bytes(self.attribute(kind)?.try_into().ok()?))
     }
 
-    /// An attribute that is a number of 64 bits in network order.
+    /// A 64-bit attribute in network order.
     pub(super) fn u64(&self, kind: u16) -> Option<u64> {
         Some(u64::from_be_bytes(self.attribute(kind)?.try_into().ok()?))
     }
 }
 
-/// What to ask.
-pub(super) struct Request<'a> {
+/// A request to netfilter.
+pub(super) struct NetfilterRequest<'a> {
     /// `NFNL_SUBSYS_*`.
     pub(super) subsystem: u8,
     /// The message within the subsystem.
@@ -126,18 +125,18 @@ pub(super) struct Request<'a> {
     pub(super) family: u8,
     /// `NLM_F_*` beside REQUEST and ACK.
     pub(super) flags: u16,
-    /// Attributes that are text, with their types.
+    /// String attributes, with their types.
     pub(super) texts: &'a [(u16, &'a str)],
-    /// More attributes, as [`push_attribute`] makes them.
+    /// Further attributes, as [`push_attribute`] writes them.
     pub(super) attributes: &'a [u8],
 }
 
-impl Request<'_> {
+impl NetfilterRequest<'_> {
     fn kind(&self) -> u16 {
         u16::from(self.subsystem) << 8 | u16::from(self.message)
     }
 
-    /// What follows the header.
+    /// The bytes after the netlink header.
     fn payload(&self) -> Vec<u8> {
         // struct nfgenmsg: family, version, resource.
         let mut bytes = vec![self.family, 0, 0, 0];
@@ -149,10 +148,10 @@ impl Request<'_> {
     }
 }
 
-/// `NLA_F_NESTED`: the value of an attribute of such a type is attributes.
+/// `NLA_F_NESTED`: marks the type of an attribute whose value is attributes.
 pub(super) const NESTED: u16 = 0x8000;
 
-/// Appends an attribute of type `kind`, filled up to a multiple of four bytes.
+/// Appends an attribute of type `kind`, padded to a multiple of four bytes.
 pub(super) fn push_attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
     bytes.extend(((4 + value.len()) as u16).to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
@@ -160,7 +159,7 @@ pub(super) fn push_attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
-/// The attribute `kind` whose value is attributes: those of `parts`, run together.
+/// The attribute `kind` that contains the attributes `parts`.
 pub(super) fn nested(kind: u16, parts: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
     push_attribute(&mut bytes, kind | NESTED, &parts.concat());
@@ -186,14 +185,14 @@ fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-impl Conversation {
+impl NetlinkSocket {
     /// Opens a socket of `protocol` (`NETLINK_*`) in the namespace of this thread.
-    pub(super) fn open(protocol: isize) -> io::Result<Conversation> {
+    pub(super) fn open(protocol: isize) -> io::Result<NetlinkSocket> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        socket2::SockRef::from(&socket).set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        Ok(Conversation { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
+        socket2::SockRef::from(&socket).set_read_timeout(Some(REPLY_TIMEOUT))?;
+        Ok(NetlinkSocket { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
     }
 
     fn next_number(&mut self) -> u32 {
@@ -201,7 +200,7 @@ impl Conversation {
         self.sequence
     }
 
-    /// Sends `bytes` and passes on each message that comes back, until `each` breaks.
+    /// Sends `bytes` and passes each message of the reply to `each`, until that breaks.
     fn exchange<F>(&mut self, bytes: &[u8], mut each: F) -> io::Result<()>
     where
         F: FnMut(&NetlinkBuffer<&[u8]>) -> io::Result<ControlFlow<()>>,
@@ -215,7 +214,7 @@ impl Conversation {
             };
             let mut rest = self.buffer.as_slice();
             while !rest.is_empty() {
-                let (message, tail) = first(rest)?;
+                let (message, tail) = split_first(rest)?;
                 rest = tail;
                 if each(&message)?.is_break() {
                     return Ok(());
@@ -224,10 +223,10 @@ impl Conversation {
         }
     }
 
-    /// Sends a request of type `kind` and passes on each message of the answer. The kernel's refusal is
-    /// the error of its number; `Interrupted` when what was dumped changed meanwhile, so that the answer
-    /// may lack entries or hold them twice.
-    pub(super) fn ask(
+    /// Sends a request of type `kind` and passes each message of the reply to `each`. An error of the
+    /// kernel is returned with its number; `Interrupted` when a dump changed meanwhile, so that entries may
+    /// be missing or duplicated.
+    pub(super) fn request(
         &mut self,
         kind: u16,
         flags: u16,
@@ -237,7 +236,7 @@ impl Conversation {
         let sequence = self.next_number();
         let mut is_interrupted = false;
         self.exchange(&message(kind, request_flags(flags), sequence, payload), |message| {
-            // What is left of a request that failed on the way.
+            // The rest of a reply to an earlier request that failed.
             if message.sequence_number() != sequence {
                 return Ok(ControlFlow::Continue(()));
             }
@@ -263,20 +262,20 @@ fn request_flags(flags: u16) -> u16 {
 impl Netfilter {
     /// Opens a socket in the namespace of this thread.
     pub(super) fn open() -> io::Result<Netfilter> {
-        Conversation::open(NETLINK_NETFILTER).map(Netfilter)
+        NetlinkSocket::open(NETLINK_NETFILTER).map(Netfilter)
     }
 
-    /// Sends `request` and passes on each message of the answer, as [`Conversation::ask`] does.
-    pub(super) fn ask(
+    /// Sends `request` and passes each message of the reply to `each`, as [`NetlinkSocket::request`].
+    pub(super) fn request(
         &mut self,
-        request: &Request<'_>,
+        request: &NetfilterRequest<'_>,
         each: &mut dyn FnMut(&Message<'_>),
     ) -> io::Result<()> {
-        self.0.ask(request.kind(), request.flags, &request.payload(), each)
+        self.0.request(request.kind(), request.flags, &request.payload(), each)
     }
 
-    /// Has the kernel carry out `request`, which changes something, as a commit of its own.
-    pub(super) fn commit(&mut self, request: &Request<'_>) -> io::Result<()> {
+    /// Sends `request`, which changes something, as a commit of its own.
+    pub(super) fn commit(&mut self, request: &NetfilterRequest<'_>) -> io::Result<()> {
         let Netfilter(conversation) = self;
         let [begin, at, end] = [(); 3].map(|()| conversation.next_number());
         // struct nfgenmsg: the resource is the subsystem.
@@ -298,8 +297,8 @@ impl Netfilter {
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 
-/// The first of the messages in a datagram, and the others.
-pub(super) fn first(bytes: &[u8]) -> io::Result<(NetlinkBuffer<&[u8]>, &[u8])> {
+/// The first message of a datagram, and the rest.
+pub(super) fn split_first(bytes: &[u8]) -> io::Result<(NetlinkBuffer<&[u8]>, &[u8])> {
     let message = NetlinkBuffer::new_checked(bytes).map_err(io::Error::other)?;
     let end = (message.length() as usize).next_multiple_of(4).min(bytes.len());
     Ok((message, &bytes[end..]))
@@ -320,7 +319,7 @@ fn status(payload: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Runs `test` in a network namespace that ends with it: a thread of its own leaves this one.
+/// Runs `test` in a new network namespace, on a thread of its own.
 #[cfg(test)]
 pub(crate) fn in_new_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
@@ -337,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_without_its_status_is_no_success() {
+    fn a_reply_without_a_status_is_an_error() {
         assert!(status(&0i32.to_ne_bytes()).is_ok());
         assert_eq!(status(&(-2i32).to_ne_bytes()).unwrap_err().raw_os_error(), Some(2));
         for bytes in [&[][..], &[0, 0, 0]] {

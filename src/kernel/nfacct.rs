@@ -1,13 +1,13 @@
 //! Named packet counters of the kernel (`nfnetlink_acct`), which rules refer to by `-m nfacct`.
 //!
-//! They belong to the network namespace and are shared by both families; nobody removes them.
+//! They belong to the network namespace, are shared by both families, and are never removed.
 
 use std::io;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use nix::errno::Errno;
 
-use super::netlink::{Netfilter, Request};
+use super::netlink::{Netfilter, NetfilterRequest};
 
 /// `NFNL_SUBSYS_ACCT`.
 const SUBSYSTEM: u8 = 7;
@@ -16,8 +16,8 @@ const GET: u8 = 1;
 const NAME: u16 = 1;
 const PACKETS: u16 = 2;
 
-/// Whether the kernel has such counters: anything but success or "no such counter" to a question for
-/// one means that it has not (or that we may not ask). Source: kube-proxy v1.36, `pkg/proxy/util/nfacct`.
+/// Whether the kernel supports such counters and permits access: a request for one must either succeed or
+/// fail with "no such counter". Source: kube-proxy v1.36, `pkg/proxy/util/nfacct`.
 pub fn is_supported() -> bool {
     match packets("IMayExist") {
         Ok(_) => true,
@@ -25,44 +25,45 @@ pub fn is_supported() -> bool {
     }
 }
 
-/// Why a counter is not known to exist.
+/// Why a counter may not exist.
 #[derive(Debug, thiserror::Error)]
-pub enum Unensured {
-    /// The kernel did not tell whether it does; nothing changed.
-    #[error("cannot look for the counter: {0}")]
+pub enum EnsureCounterError {
+    /// The request failed, so it is unknown whether the counter exists; nothing changed.
+    #[error("cannot check for the counter: {0}")]
     Unknown(io::Error),
-    /// It does not, and cannot be made.
-    #[error("cannot make the counter: {0}")]
+    /// The counter does not exist and cannot be created.
+    #[error("cannot create the counter: {0}")]
     Absent(io::Error),
 }
 
-/// Sees to it that the counter `name` exists; one that does keeps its counts.
-pub fn ensure(name: &str) -> Result<(), Unensured> {
+/// Creates the counter `name` unless it exists; an existing one keeps its counts.
+pub fn ensure(name: &str) -> Result<(), EnsureCounterError> {
     match packets(name) {
         Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {}
-        found => return found.map(drop).map_err(Unensured::Unknown),
+        found => return found.map(drop).map_err(EnsureCounterError::Unknown),
     }
-    match ask(name, NEW, NLM_F_CREATE | NLM_F_EXCL) {
-        // Another process was quicker.
+    match request(name, NEW, NLM_F_CREATE | NLM_F_EXCL) {
+        // Another process created it first.
         Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => Ok(()),
-        created => created.map(drop).map_err(Unensured::Absent),
+        created => created.map(drop).map_err(EnsureCounterError::Absent),
     }
 }
 
-/// How many packets the counter `name` has counted.
+/// The packet count of the counter `name`.
 pub fn packets(name: &str) -> io::Result<u64> {
-    ask(name, GET, 0)?.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    request(name, GET, 0)?.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn ask(name: &str, message: u8, flags: u16) -> io::Result<Option<u64>> {
-    // NFACCT_NAME_MAX, with the NUL; the kernel would cut it.
+fn request(name: &str, message: u8, flags: u16) -> io::Result<Option<u64>> {
+    // NFACCT_NAME_MAX with the NUL; the kernel would truncate a longer name.
     if name.is_empty() || name.len() > 31 || name.contains('\0') {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let texts = &[(NAME, name)];
-    let request = Request { subsystem: SUBSYSTEM, message, family: 0, flags, texts, attributes: &[] };
+    let request =
+        NetfilterRequest { subsystem: SUBSYSTEM, message, family: 0, flags, texts, attributes: &[] };
     let mut packets = None;
-    Netfilter::open()?.ask(&request, &mut |message| packets = message.u64(PACKETS))?;
+    Netfilter::open()?.request(&request, &mut |message| packets = message.u64(PACKETS))?;
     Ok(packets)
 }
 
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_is_made_once_and_keeps_its_counts() {
+    fn a_counter_is_created_once_and_keeps_its_counts() {
         in_new_namespace(|| {
             assert!(is_supported(), "the kernel of this machine has nfnetlink_acct");
             let name = "localhost_nps_accepted_pkts";
@@ -106,12 +107,12 @@ mod tests {
     }
 
     #[test]
-    fn names_that_the_kernel_would_cut_are_refused() {
+    fn names_that_the_kernel_would_truncate_are_an_error() {
         in_new_namespace(|| {
             for name in ["", "a\0b", &"x".repeat(32)] {
                 let error = ensure(name).unwrap_err();
                 assert!(
-                    matches!(&error, Unensured::Unknown(error) if error.kind() == io::ErrorKind::InvalidInput),
+                    matches!(&error, EnsureCounterError::Unknown(error) if error.kind() == io::ErrorKind::InvalidInput),
                     "{error}"
                 );
             }

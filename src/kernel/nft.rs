@@ -1,8 +1,8 @@
-//! nf_tables over netlink: who wrote, the names of chains, and whether their rules are the same,
-//! without the cost of the programs.
+//! nf_tables over netlink, without the cost of starting programs: commits of other processes, names of
+//! chains, fingerprints of rules.
 //!
-//! `iptables-nft-save` takes 20 s at 47 000 chains; the names alone come in a few milliseconds, and
-//! the generation of the ruleset says at once whether there is anything to read.
+//! `iptables-nft-save` takes 20 s for 47 000 chains. The names alone take a few milliseconds, and the
+//! generation of the ruleset shows at once whether anything changed.
 
 mod chain_dump;
 
@@ -14,7 +14,7 @@ use nix::errno::Errno;
 
 pub use chain_dump::fingerprints;
 
-use super::netlink::{Multicast, Netfilter, Request, content, first};
+use super::netlink::{Multicast, Netfilter, NetfilterRequest, content, split_first};
 use crate::net::IpFamily;
 
 /// `NFNL_SUBSYS_NFTABLES`.
@@ -34,10 +34,11 @@ const GENERATION_NAME: u16 = 3;
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
 
-/// How often a dump is begun again when somebody writes meanwhile.
+/// How often a dump is restarted when another process commits meanwhile.
 const ATTEMPTS: usize = 20;
 
-/// The number of commits to nf_tables in this network namespace, all families, never zero.
+/// The generation of the nf_tables ruleset: the number of commits in this network namespace, of all
+/// families; never zero.
 pub fn generation() -> io::Result<u32> {
     generation_over(&mut Netfilter::open()?)
 }
@@ -45,18 +46,19 @@ pub fn generation() -> io::Result<u32> {
 /// As [`generation`], over an open socket.
 fn generation_over(netfilter: &mut Netfilter) -> io::Result<u32> {
     let (message, flags) = (GET_GENERATION, 0);
-    let request = Request { subsystem: SUBSYSTEM, message, family: 0, flags, texts: &[], attributes: &[] };
+    let request =
+        NetfilterRequest { subsystem: SUBSYSTEM, message, family: 0, flags, texts: &[], attributes: &[] };
     let mut generation = None;
-    netfilter.ask(&request, &mut |message| generation = message.u32(GENERATION_ID))?;
+    netfilter.request(&request, &mut |message| generation = message.u32(GENERATION_ID))?;
     generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Passes on the name of each chain of `table` (`nat`, `filter`; those of other makers too), once,
-/// in the kernel's order; none when there is no such table. `Interrupted` when somebody wrote during
-/// each of many attempts; nothing was passed on then.
+/// Passes the name of each chain of `table` (`nat`, `filter`), foreign ones too, to `each`, without
+/// duplicates, in the kernel's order; none when the table does not exist. `Interrupted` when other
+/// processes committed during each attempt; then `each` was not called.
 pub fn chain_names(family: IpFamily, table: &str, each: &mut dyn FnMut(&str)) -> io::Result<()> {
     let family = nfproto(family);
-    let request = Request {
+    let request = NetfilterRequest {
         subsystem: SUBSYSTEM,
         message: GET_CHAIN,
         family,
@@ -66,12 +68,12 @@ pub fn chain_names(family: IpFamily, table: &str, each: &mut dyn FnMut(&str)) ->
     };
     let mut netfilter = Netfilter::open()?;
     let mut attempts = 0;
-    // Names are held until the dump is known to be whole: 28 bytes each at most.
+    // Names are kept until the dump is known to be complete: at most 28 bytes each.
     let mut names = String::new();
     loop {
         names.clear();
-        let dumped = netfilter.ask(&request, &mut |message| {
-            // The kernel selects by family only.
+        let dumped = netfilter.request(&request, &mut |message| {
+            // The kernel filters by family only.
             if message.text(CHAIN_TABLE) == Some(table)
                 && let Some(name) = message.text(CHAIN_NAME)
             {
@@ -93,9 +95,15 @@ pub fn chain_names(family: IpFamily, table: &str, each: &mut dyn FnMut(&str)) ->
 pub fn has_chain(family: IpFamily, table: &str, chain: &str) -> io::Result<bool> {
     let texts = &[(CHAIN_TABLE, table), (CHAIN_NAME, chain)];
     let message = GET_CHAIN;
-    let request =
-        Request { subsystem: SUBSYSTEM, message, family: nfproto(family), flags: 0, texts, attributes: &[] };
-    match Netfilter::open()?.ask(&request, &mut |_| {}) {
+    let request = NetfilterRequest {
+        subsystem: SUBSYSTEM,
+        message,
+        family: nfproto(family),
+        flags: 0,
+        texts,
+        attributes: &[],
+    };
+    match Netfilter::open()?.request(&request, &mut |_| {}) {
         Ok(()) => Ok(true),
         // No such chain, or no such table.
         Err(error) if is_any(&error, &[Errno::ENOENT]) => Ok(false),
@@ -103,13 +111,19 @@ pub fn has_chain(family: IpFamily, table: &str, chain: &str) -> io::Result<bool>
     }
 }
 
-/// Whether there is a table `name` of `family` (`ip` or `ip6`), whoever made it.
+/// Whether a table `name` of `family` (`ip` or `ip6`) exists, whichever process created it.
 pub fn has_table(family: IpFamily, name: &str) -> io::Result<bool> {
     let texts = &[(TABLE_NAME, name)];
     let message = GET_TABLE;
-    let request =
-        Request { subsystem: SUBSYSTEM, message, family: nfproto(family), flags: 0, texts, attributes: &[] };
-    match Netfilter::open()?.ask(&request, &mut |_| {}) {
+    let request = NetfilterRequest {
+        subsystem: SUBSYSTEM,
+        message,
+        family: nfproto(family),
+        flags: 0,
+        texts,
+        attributes: &[],
+    };
+    match Netfilter::open()?.request(&request, &mut |_| {}) {
         Ok(()) => Ok(true),
         // No such table; or no nf_tables in this kernel.
         Err(error) if is_any(&error, &[Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP]) => Ok(false),
@@ -117,12 +131,18 @@ pub fn has_table(family: IpFamily, name: &str) -> io::Result<bool> {
     }
 }
 
-/// Deletes the table `name` of `family` with all that is in it; one that is gone is as good.
+/// Deletes the table `name` of `family` with its content; succeeds if it does not exist.
 pub fn delete_table(family: IpFamily, name: &str) -> io::Result<()> {
     let texts = &[(TABLE_NAME, name)];
     let message = DELETE_TABLE;
-    let request =
-        Request { subsystem: SUBSYSTEM, message, family: nfproto(family), flags: 0, texts, attributes: &[] };
+    let request = NetfilterRequest {
+        subsystem: SUBSYSTEM,
+        message,
+        family: nfproto(family),
+        flags: 0,
+        texts,
+        attributes: &[],
+    };
     match Netfilter::open()?.commit(&request) {
         Err(error) if is_any(&error, &[Errno::ENOENT]) => Ok(()),
         done => done,
@@ -141,35 +161,35 @@ fn nfproto(family: IpFamily) -> u8 {
     }
 }
 
-/// Somebody committed to nf_tables.
+/// A commit to nf_tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Commit {
     /// One commit.
     Made {
-        /// The number of the ruleset since this commit.
+        /// Generation of the ruleset after this commit.
         generation: u32,
-        /// Process number in the initial pid namespace, which need not be ours.
+        /// Process ID in the initial PID namespace, which may differ from this process's namespace.
         pid: u32,
         /// The first 15 bytes of the program's name (`iptables-nft-re`, `nft`).
         program: String,
     },
-    /// Commits came faster than they were taken; who and how many is lost.
+    /// Commits were not read fast enough; their number and their processes are unknown.
     Missed,
 }
 
-/// The commits to nf_tables in one network namespace, from [`Notifications::listen`] on.
+/// The commits to nf_tables in one network namespace, from [`CommitNotifications::listen`] on.
 ///
-/// While anybody listens, the kernel makes a message of every chain and rule in a commit; a filter in
-/// the kernel drops all but the one that ends the commit, so that none of them fills our buffer.
-pub struct Notifications(Multicast);
+/// For listeners, the kernel sends a message for every chain and rule of a commit. A socket filter drops
+/// all but the one that ends the commit, so that they do not fill the receive buffer.
+pub struct CommitNotifications(Multicast);
 
-impl Notifications {
-    /// Begins to listen, in the network namespace of this thread and inside a tokio runtime.
-    pub fn listen() -> io::Result<Notifications> {
-        Multicast::join(NETLINK_NETFILTER, &[GROUP], only_generations).map(Notifications)
+impl CommitNotifications {
+    /// Starts listening, in the network namespace of this thread and inside a tokio runtime.
+    pub fn listen() -> io::Result<CommitNotifications> {
+        Multicast::join(NETLINK_NETFILTER, &[GROUP], only_generations).map(CommitNotifications)
     }
 
-    /// Waits for the next commit. Dropping the future loses nothing.
+    /// Waits for the next commit. Cancel-safe.
     pub async fn next(&mut self) -> io::Result<Commit> {
         loop {
             match self.0.next().await? {
@@ -187,7 +207,7 @@ impl Notifications {
 /// The type of the message that ends a commit.
 const GENERATION_MESSAGE: u16 = (SUBSYSTEM as u16) << 8 | NEW_GENERATION as u16;
 
-/// Has the kernel drop every datagram whose first message is not the end of a commit (which has a
+/// Installs a filter that drops every datagram whose first message is not the end of a commit (which has a
 /// datagram of its own).
 fn only_generations(socket: &Socket) -> io::Result<()> {
     use socket2::SockFilter;
@@ -203,11 +223,11 @@ fn only_generations(socket: &Socket) -> io::Result<()> {
     socket2::SockRef::from(socket).attach_filter(&program)
 }
 
-/// The end of a commit in a datagram.
+/// The end of a commit, if the datagram contains it.
 fn commit(datagram: &[u8]) -> io::Result<Option<Commit>> {
     let mut rest = datagram;
     while !rest.is_empty() {
-        let (message, tail) = first(rest)?;
+        let (message, tail) = split_first(rest)?;
         rest = tail;
         if message.message_type() == GENERATION_MESSAGE {
             let message = content(&message)?;

@@ -1,25 +1,25 @@
-//! How many open files this process may have (`RLIMIT_NOFILE`; see getrlimit(2)).
+//! Raises this process's limit of open files (`RLIMIT_NOFILE`; see getrlimit(2)).
 
 use std::io;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// What the soft limit is raised to at most. Programs that are started inherit it, and some close every
-/// descriptor up to it: 65 536 cost them milliseconds, the 1 073 741 816 that containerd's `infinity`
-/// stands for minutes. Servers, the API server's connection and programs together need far less.
-const ENOUGH: u64 = 65_536;
+/// The highest value that the soft limit is raised to. Child processes inherit it, and some close every
+/// descriptor up to it: 65 536 costs milliseconds, the 1 073 741 816 of containerd's `infinity` costs
+/// minutes. Servers, the API server's connection and programs together need far less.
+const MAX_RAISED_LIMIT: u64 = 65_536;
 
-/// The soft limit, before and after it was raised.
+/// The soft limit before and after [`raise`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raised {
-    /// What it was.
+    /// The previous limit.
     pub was: u64,
-    /// What it is.
+    /// The current limit.
     pub is: u64,
 }
 
-/// Raises the soft limit to the hard one, or to 65 536 if that is less; it is never lowered. After an
-/// error it is what it was.
+/// Raises the soft limit to the hard limit, or to 65 536 if that is less; never lowers it. After an error
+/// the limit is unchanged.
 pub fn raise() -> io::Result<Raised> {
     let (was, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let is = raised(was, hard);
@@ -35,7 +35,7 @@ pub fn limit() -> u64 {
 }
 
 fn raised(soft: u64, hard: u64) -> u64 {
-    soft.max(hard.min(ENOUGH))
+    soft.max(hard.min(MAX_RAISED_LIMIT))
 }
 
 #[cfg(test)]
@@ -43,15 +43,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_soft_limit_becomes_the_hard_one_within_reason_and_is_never_lowered() {
+    fn the_soft_limit_is_raised_to_the_hard_limit_up_to_a_maximum_and_never_lowered() {
         assert_eq!(raised(1024, 4096), 4096);
-        assert_eq!(raised(1024, 1_073_741_816), ENOUGH);
+        assert_eq!(raised(1024, 1_073_741_816), MAX_RAISED_LIMIT);
         assert_eq!(raised(100_000, 200_000), 100_000);
         assert_eq!(raised(256, 256), 256);
     }
 
     #[test]
-    fn this_process_is_told_its_limit() {
+    fn the_limit_of_this_process_is_read() {
         assert!(limit() >= 64, "{}", limit());
     }
 }

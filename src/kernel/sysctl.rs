@@ -1,24 +1,24 @@
-//! Kernel parameters as files below `/proc/sys`, or below another folder in its place.
-#![allow(clippy::disallowed_methods, reason = "the world: these are the files of /proc/sys")]
+//! Kernel parameters (sysctls) as files below `/proc/sys`, or below another folder in tests.
+#![allow(clippy::disallowed_methods, reason = "accesses /proc/sys")]
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::{fs, io};
 
-/// The parameters below one folder. Keys are paths: `net/ipv4/conf/all/route_localnet`.
+/// The sysctls below one folder. Keys are paths: `net/ipv4/conf/all/route_localnet`.
 #[derive(Clone, Debug)]
 pub struct Sysctls {
     root: PathBuf,
 }
 
 impl Sysctls {
-    /// Those of this machine, in `/proc/sys`.
+    /// The sysctls of this machine, in `/proc/sys`.
     pub fn of_kernel() -> Sysctls {
         Sysctls::below("/proc/sys")
     }
 
-    /// Those in `root`.
+    /// The sysctls in `root`.
     pub fn below(root: impl Into<PathBuf>) -> Sysctls {
         Sysctls { root: root.into() }
     }
@@ -28,25 +28,24 @@ impl Sysctls {
         self.root.join(Path::new(key))
     }
 
-    /// The value of `key`, without white space around it; an `InvalidData` error names the text that
-    /// is no `T`.
+    /// The value of `key`, trimmed; for text that is not a `T`, an `InvalidData` error quotes it.
     pub fn get<T: FromStr>(&self, key: &str) -> io::Result<T> {
         let text = fs::read_to_string(self.path(key))?;
         let text = text.trim();
-        text.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("it holds {text:?}")))
+        text.parse()
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("unexpected value {text:?}")))
     }
 
-    /// Sees to it that `key` is `value`, which is written only if it is not so (what cannot be read
-    /// counts as different). Gives whether it was written; after an error the value is what it was.
+    /// Sets `key` to `value` unless it already has that value; an unreadable value counts as different.
+    /// Returns whether it was written; after an error the value is unchanged.
     pub fn ensure(&self, key: &str, value: impl Display) -> io::Result<bool> {
-        let wanted = value.to_string();
-        if self.get::<String>(key).is_ok_and(|found| found == wanted) {
+        let desired = value.to_string();
+        if self.get::<String>(key).is_ok_and(|found| found == desired) {
             return Ok(false);
         }
-        // Opened without O_CREAT: a key that the kernel does not have stays an error, in a scratch
-        // tree too.
+        // Without O_CREAT, so that a key that the kernel lacks stays an error, also in a test folder.
         let mut file = fs::OpenOptions::new().write(true).truncate(true).open(self.path(key))?;
-        io::Write::write_all(&mut file, wanted.as_bytes())?;
+        io::Write::write_all(&mut file, desired.as_bytes())?;
         Ok(true)
     }
 }
@@ -83,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_the_kernel_does_not_have_is_an_error() {
+    fn a_key_that_the_kernel_lacks_is_an_error() {
         let (_root, sysctls) = scratch("a", "1\n");
         assert_eq!(sysctls.get::<i64>("b").unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(sysctls.ensure("b", 1).unwrap_err().kind(), io::ErrorKind::NotFound);
@@ -91,15 +90,15 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_no_number_is_an_error_that_quotes_it() {
+    fn an_error_quotes_a_value_that_is_not_a_number() {
         let (_root, sysctls) = scratch("a", "yes\n");
         let error = sysctls.get::<i64>("a").unwrap_err();
-        assert_eq!(error.to_string(), "it holds \"yes\"");
+        assert_eq!(error.to_string(), "unexpected value \"yes\"");
         assert!(sysctls.ensure("a", 1).unwrap());
     }
 
     #[test]
-    fn the_kernels_own_are_read_and_written_in_a_namespace() {
+    fn sysctls_of_the_kernel_are_read_and_written_in_a_namespace() {
         super::super::netlink::in_new_namespace(|| {
             let sysctls = Sysctls::of_kernel();
             let key = "net/ipv4/conf/all/route_localnet";

@@ -11,7 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use super::{Leftover, LeftoverProblem};
-use crate::kernel::ipvs::{Ipvs, Server};
+use crate::kernel::ipvs::{NodeIpvs, VirtualServer};
 use crate::net::{IpFamily, Protocol};
 
 /// How many foreign servers a message names.
@@ -52,7 +52,7 @@ pub(super) fn is_set(name: &str) -> bool {
 }
 
 /// Finds kube-proxy's virtual servers, and foreign ones. A server that cannot be assigned counts as foreign.
-pub(super) fn find_servers(node: &mut impl Ipvs) -> (Vec<Leftover>, Vec<LeftoverProblem>) {
+pub(super) fn find_servers(node: &mut impl NodeIpvs) -> (Vec<Leftover>, Vec<LeftoverProblem>) {
     let mut problems = Vec::new();
     let servers = or_report("list the virtual servers of IPVS", node.servers(), &mut problems);
     if servers.is_empty() {
@@ -73,12 +73,15 @@ pub(super) fn find_servers(node: &mut impl Ipvs) -> (Vec<Leftover>, Vec<Leftover
         let port = (IpFamily::of(address.ip()), protocol, address.port());
         local.contains(&address.ip()) && node_ports.contains(&port)
     };
-    let is_kube_proxys = |server: &Server| match server {
-        Server::At(address, protocol) => device.contains(&address.ip()) || is_node_port(address, *protocol),
+    let is_kube_proxys = |server: &VirtualServer| match server {
+        VirtualServer::At(address, protocol) => {
+            device.contains(&address.ip()) || is_node_port(address, *protocol)
+        }
         // Services have no marks.
-        Server::Marked(..) => false,
+        VirtualServer::Marked(..) => false,
     };
-    let (own, foreign): (Vec<Server>, Vec<Server>) = servers.into_iter().partition(is_kube_proxys);
+    let (own, foreign): (Vec<VirtualServer>, Vec<VirtualServer>) =
+        servers.into_iter().partition(is_kube_proxys);
     let found = [Leftover::IpvsServers(own), Leftover::ForeignServers(foreign)];
     let has_servers = |leftover: &Leftover| !matches!(leftover, Leftover::IpvsServers(servers) | Leftover::ForeignServers(servers) if servers.is_empty());
     (found.into_iter().filter(has_servers).collect(), problems)
@@ -105,7 +108,7 @@ pub(super) fn with_identifying(
 }
 
 /// Deletes each of `servers`.
-pub(super) fn remove_servers(node: &mut impl Ipvs, servers: &[Server]) -> Vec<LeftoverProblem> {
+pub(super) fn remove_servers(node: &mut impl NodeIpvs, servers: &[VirtualServer]) -> Vec<LeftoverProblem> {
     let deleted = servers.iter().map(|server| (server, node.delete(server)));
     let failed = deleted.filter_map(|(server, outcome)| Some((server, outcome.err()?)));
     failed
@@ -114,8 +117,8 @@ pub(super) fn remove_servers(node: &mut impl Ipvs, servers: &[Server]) -> Vec<Le
 }
 
 /// Writes the number of foreign servers, and the first [`MAX_NAMED`] of them.
-pub(super) fn write_foreign(f: &mut fmt::Formatter<'_>, servers: &[Server]) -> fmt::Result {
-    let names: Vec<String> = servers.iter().take(MAX_NAMED).map(Server::to_string).collect();
+pub(super) fn write_foreign(f: &mut fmt::Formatter<'_>, servers: &[VirtualServer]) -> fmt::Result {
+    let names: Vec<String> = servers.iter().take(MAX_NAMED).map(VirtualServer::to_string).collect();
     let more = if servers.len() > MAX_NAMED { ", ..." } else { "" };
     write!(
         f,
@@ -173,13 +176,13 @@ mod tests {
     /// A node with kube-ipvs0 and node ports; records deletions.
     #[derive(Default)]
     struct IpvsNode {
-        servers: Vec<Server>,
+        servers: Vec<VirtualServer>,
         has_sets: bool,
         /// Sets and addresses cannot be read.
         hides_sets: bool,
         /// Servers cannot be listed or deleted.
         is_forbidden: bool,
-        deleted: Vec<Server>,
+        deleted: Vec<VirtualServer>,
     }
 
     fn denied<T>() -> io::Result<T> {
@@ -190,12 +193,12 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    impl Ipvs for IpvsNode {
-        fn servers(&mut self) -> io::Result<Vec<Server>> {
+    impl NodeIpvs for IpvsNode {
+        fn servers(&mut self) -> io::Result<Vec<VirtualServer>> {
             if self.is_forbidden { denied() } else { Ok(self.servers.clone()) }
         }
 
-        fn delete(&mut self, server: &Server) -> io::Result<()> {
+        fn delete(&mut self, server: &VirtualServer) -> io::Result<()> {
             if self.is_forbidden {
                 return denied();
             }
@@ -222,12 +225,12 @@ mod tests {
         }
     }
 
-    fn server(text: &str) -> Server {
+    fn server(text: &str) -> VirtualServer {
         let (protocol, address) = text.split_once(' ').unwrap();
-        Server::At(address.parse().unwrap(), Protocol::from_kubernetes(protocol).unwrap())
+        VirtualServer::At(address.parse().unwrap(), Protocol::from_kubernetes(protocol).unwrap())
     }
 
-    fn servers(texts: &[&str]) -> Vec<Server> {
+    fn servers(texts: &[&str]) -> Vec<VirtualServer> {
         texts.iter().map(|text| server(text)).collect()
     }
 
@@ -245,12 +248,12 @@ mod tests {
     fn node() -> IpvsNode {
         let texts = [&OF_SERVICES[..], &OF_NODE_PORTS, &FOREIGN].concat();
         let mut servers = servers(&texts);
-        servers.push(Server::Marked(7, IpFamily::V4));
+        servers.push(VirtualServer::Marked(7, IpFamily::V4));
         IpvsNode { servers, has_sets: true, ..IpvsNode::default() }
     }
 
     /// kube-proxy's servers, and foreign ones.
-    fn found(node: &mut IpvsNode) -> (Vec<Server>, Vec<Server>) {
+    fn found(node: &mut IpvsNode) -> (Vec<VirtualServer>, Vec<VirtualServer>) {
         let (found, problems) = find_servers(node);
         assert_eq!(problems, []);
         let (mut own, mut foreign) = (Vec::new(), Vec::new());
@@ -269,7 +272,7 @@ mod tests {
         let (own, foreign) = found(&mut node());
         assert_eq!(own, servers(&[&OF_SERVICES[..], &OF_NODE_PORTS].concat()));
         let (marked, rest) = foreign.split_last().unwrap();
-        assert_eq!((rest, marked), (&*servers(&FOREIGN), &Server::Marked(7, IpFamily::V4)));
+        assert_eq!((rest, marked), (&*servers(&FOREIGN), &VirtualServer::Marked(7, IpFamily::V4)));
     }
 
     #[test]
@@ -329,8 +332,10 @@ mod tests {
             ("1 virtual servers of ipvs mode", vec!["TCP 10.96.0.1:443".to_owned()])
         );
         assert!(own.is_removable());
-        let foreign =
-            Leftover::ForeignServers(vec![server("TCP 192.0.2.7:80"), Server::Marked(7, IpFamily::V4)]);
+        let foreign = Leftover::ForeignServers(vec![
+            server("TCP 192.0.2.7:80"),
+            VirtualServer::Marked(7, IpFamily::V4),
+        ]);
         let expected = "2 virtual servers of IPVS (TCP 192.0.2.7:80, mark 7 (IPv4)), neither on kube-ipvs0 nor for a known node port,";
         assert_eq!((foreign.to_string().as_str(), foreign.parts()), (expected, vec![]));
         assert!(!foreign.is_removable());

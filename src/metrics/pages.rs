@@ -28,6 +28,8 @@ pub struct Pages {
     pub has_statusz: bool,
     /// Whether the configuration enables profiling.
     pub is_profiling: bool,
+    /// Sets the verbosity of the log to a decimal number; returns the body of the response.
+    pub set_verbosity: fn(&str) -> Result<String, String>,
     /// When the process started.
     pub started: (Instant, SystemTime),
 }

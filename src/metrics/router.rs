@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
+use axum::body::{Body, to_bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -38,11 +39,13 @@ pub fn router(registry: Registry, pages: Pages) -> Router {
         .route("/proxyMode", any(|| async { reply(StatusCode::OK, TEXT, "iptables") }))
         .route("/configz", any(configz));
     if pages.is_profiling {
-        for path in
-            ["/debug/pprof", "/debug/pprof/", "/debug/pprof/{*name}", "/debug/flags", "/debug/flags/{*name}"]
-        {
+        for path in ["/debug/pprof", "/debug/pprof/", "/debug/pprof/{*name}"] {
             router = router.route(path, any(no_profiles));
         }
+        for path in ["/debug/flags", "/debug/flags/"] {
+            router = router.route(path, any(async || ([(header::CONTENT_TYPE, HTML)], FLAGS_PAGE)));
+        }
+        router = router.route("/debug/flags/v", any(verbosity));
     }
     let pages_router = pages::routes(&pages);
     let server = MetricsServer { registry, pages, n_healthz: AtomicU64::new(0) };
@@ -107,7 +110,27 @@ async fn configz(State(server): State<Arc<MetricsServer>>) -> Response {
 
 /// `enableProfiling` serves profiles of the Go runtime, which have no counterpart.
 async fn no_profiles() -> Response {
-    reply(StatusCode::NOT_IMPLEMENTED, TEXT, "Chainsmith has no Go runtime, so no pprof and no klog flags\n")
+    reply(StatusCode::NOT_IMPLEMENTED, TEXT, "Chainsmith has no Go runtime, so no pprof\n")
+}
+
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const FLAGS_PAGE: &str = "<html><head><title>/debug/flags/</title></head><body>PUT a number to /debug/flags/v to set the verbosity of the log</body></html>\n";
+/// More than any number.
+const MAX_VERBOSITY_BYTES: usize = 64;
+
+/// Sets the verbosity of the log. Source: `StringFlagPutHandler`, k8s.io/apiserver v1.36.
+async fn verbosity(State(server): State<Arc<MetricsServer>>, method: Method, body: Body) -> Response {
+    if method != Method::PUT {
+        return reply(StatusCode::NOT_ACCEPTABLE, TEXT, "unsupported http method\n");
+    }
+    let outcome = match to_bytes(body, MAX_VERBOSITY_BYTES).await {
+        Ok(body) => (server.pages.set_verbosity)(&String::from_utf8_lossy(&body)),
+        Err(error) => Err(format!("error reading request body: {error}")),
+    };
+    match outcome {
+        Ok(message) => reply(StatusCode::OK, TEXT, message + "\n"),
+        Err(message) => reply(StatusCode::BAD_REQUEST, TEXT, message + "\n"),
+    }
 }
 
 #[cfg(test)]

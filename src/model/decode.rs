@@ -1,56 +1,55 @@
-//! Kubernetes API objects as model values: what kube-proxy reads of them, checked.
+//! Decodes Kubernetes API objects to model values: checks the fields that kube-proxy reads.
 //!
-//! Nothing here fails. What is malformed, a value of the wrong type included, costs its field, its list
-//! entry, or the object when it is its identity or its cluster IP; each such place is one [`Problem`],
-//! and the rest of the object is used. An object whose ports or endpoints are not a list, or whose
-//! metadata or spec is not an object, is not decoded ([`whole`]): its last state stays in use. Fields
-//! that no rule needs are skipped unread. No text of an object gets into a value unless it has its
-//! grammar: an API server has checked that, a file has not, and the rules are restored as root. Objects
-//! that are not for this proxy (headless, ExternalName, left to another proxy) are skipped without a
-//! word.
+//! Decoding never fails. A malformed field, also one of the wrong type, is ignored; so is a malformed list
+//! entry, or the object if its identity or cluster IP is malformed. Each is one [`Problem`], and the rest
+//! of the object is used. An object whose ports or endpoints are not a list, or whose metadata or spec is
+//! not an object, is not decoded ([`require_usable`]): its last state stays in use. Fields that no rule
+//! needs are skipped by the parser. No string of an object becomes part of a value unless it matches its
+//! grammar: an API server has checked that, a file has not been checked, and the rules are restored as
+//! root. Objects that are not for this proxy (headless, ExternalName, assigned to another proxy) are
+//! skipped without a problem.
 //!
-//! Text of YAML or JSON becomes objects in [`manifest`]; the cluster's own come from `watch`.
+//! [`manifest`] reads objects from YAML or JSON; objects of an API server come from `watch`.
 
-mod field;
-mod given;
+mod field_reader;
+mod field_value;
 mod grammar;
 mod interner;
 pub mod manifest;
-mod node;
+mod node_decoder;
 mod object;
-mod service;
-mod slice;
+mod service_decoder;
+mod slice_decoder;
 
-pub use given::{Given, Shape};
+pub use field_value::{FieldType, FieldValue};
 pub use interner::Interner;
-pub use node::node;
-pub use object::{ApiNode, ApiObject, ApiService, ApiSlice, whole};
-pub use service::service;
-pub use slice::slice;
+pub use node_decoder::node;
+pub use object::{ApiNode, ApiObject, ApiService, ApiSlice, require_usable};
+pub use service_decoder::service;
+pub use slice_decoder::slice;
 
 use super::{Change, ObjectName, Problem};
 
-/// What came of one object.
+/// The result of decoding one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded<T> {
-    /// Its name, and its value if it counts: `Some((name, None))` is as good as an object that is
-    /// not there (a headless Service, a slice of no Service). `None` without a usable name.
+    /// Its name, and its value if it is relevant. `Some((name, None))` is equivalent to a deleted object (a
+    /// headless Service, a slice without a Service). `None` without a usable name.
     pub named: Option<(ObjectName, Option<T>)>,
-    /// What is wrong with it, in the order of its fields.
+    /// Its problems, in the order of its fields.
     pub problems: Vec<Problem>,
 }
 
 impl<T> Decoded<T> {
-    /// The value, when the object has a name and counts.
+    /// The value, if the object has a name and is relevant.
     pub fn value(self) -> Option<T> {
         self.named.and_then(|(_, value)| value)
     }
 }
 
-/// Decodes an object of any of the three kinds to the change that says it is there.
+/// Decodes an object of any of the three kinds to the change that sets it.
 ///
-/// `None` without a usable name. A Node is a change whoever it is: the caller knows which node is
-/// its own.
+/// `None` without a usable name. Every Node is a change: choosing this node's Node is left to the caller.
 pub fn change(object: &manifest::Object, interner: &mut Interner) -> (Option<Change>, Vec<Problem>) {
     match object {
         manifest::Object::Service(object) => {

@@ -18,7 +18,7 @@ pub struct Conditions {
     pub is_terminating: bool,
 }
 
-/// For whom the EndpointSlice controller meant an endpoint; each list sorted.
+/// The zones and nodes that the EndpointSlice controller assigned an endpoint to; each list sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hints {
     /// `hints.forZones[].name`.
@@ -34,7 +34,7 @@ pub struct SliceEndpoint {
     pub ip: IpAddr,
     /// Its conditions.
     pub conditions: Conditions,
-    /// The node it is on, if known.
+    /// Its node, if known.
     pub node: Option<Arc<str>>,
     /// Its hints; `None` when it has neither kind.
     pub hints: Option<Box<Hints>>,
@@ -43,11 +43,11 @@ pub struct SliceEndpoint {
 /// One usable entry of a slice's `ports`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
-    /// The name of the Service's port it is for.
+    /// Name of the Service's port that it serves.
     pub name: Arc<str>,
     /// Its protocol.
     pub protocol: Protocol,
-    /// The endpoints' port; not 0.
+    /// Port of the endpoints; not 0.
     pub port: u16,
 }
 
@@ -62,26 +62,26 @@ pub struct Slice {
     pub ports: Box<[SlicePort]>,
     /// Its endpoints, in the object's order.
     pub endpoints: Box<[SliceEndpoint]>,
-    /// When what this slice follows from changed last, by the annotation
-    /// `endpoints.kubernetes.io/last-change-trigger-time`. [`Snapshot`](super::Snapshot) does not keep it.
+    /// Time of the cause of this slice's last change, by the annotation
+    /// `endpoints.kubernetes.io/last-change-trigger-time`. [`Snapshot`](super::Snapshot) does not store it.
     pub triggered_at: Option<SystemTime>,
 }
 
 /// An endpoint of one service port: an address of a slice at the slice's port.
 #[derive(Clone, Copy, Debug)]
 pub struct Endpoint<'a> {
-    /// Where it listens.
+    /// Address and port.
     pub address: SocketAddr,
-    /// The entry of the slice it comes from.
+    /// Its entry in the slice.
     pub source: &'a SliceEndpoint,
 }
 
 impl<'a> Endpoint<'a> {
-    /// The endpoints of `slices`, each taken at the port given with it: sorted by address, each address
-    /// once.
+    /// The endpoints of `slices`, each with the port given with its slice; sorted by address, without
+    /// duplicates.
     ///
-    /// Of several entries with one address the last that is not terminating counts, else the first.
-    /// Slices are taken in the order given. Source: kube-proxy v1.36, `endpointslicecache`.
+    /// Of several entries with one address, the last that is not terminating is used, otherwise the first.
+    /// Slices are read in the given order. Source: kube-proxy v1.36, `endpointslicecache`.
     pub fn merge(slices: impl Iterator<Item = (&'a Slice, u16)>) -> Vec<Endpoint<'a>> {
         let mut all = Vec::new();
         for (slice, port) in slices {
@@ -110,12 +110,12 @@ impl<'a> Endpoint<'a> {
         self.source.node.as_deref().is_some_and(|name| !node.is_empty() && name == node)
     }
 
-    /// Whether it takes new connections.
+    /// Whether it accepts new connections.
     pub fn is_ready(&self) -> bool {
         self.source.conditions.is_ready
     }
 
-    /// Whether it is on its way out but still serves: what is used when nobody is ready.
+    /// Whether it is terminating but still serves: the fallback when no endpoint is ready.
     pub fn is_serving_terminating(&self) -> bool {
         self.source.conditions.is_serving && self.source.conditions.is_terminating
     }

@@ -1,5 +1,4 @@
-//! Objects that come as a pile, from files: all Nodes among them, until it is known whose rules are
-//! wanted.
+//! Objects read from files, with all Nodes, before the node is chosen.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +6,7 @@ use std::sync::Arc;
 use super::decode::{self, Interner, manifest};
 use super::{Change, Node, Problem, Snapshot, Touched};
 
-/// Objects of one cluster, without a point of view.
+/// All objects of one cluster, not yet seen from one node.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     snapshot: Snapshot,
@@ -15,7 +14,7 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Takes over `object`; one of the same kind and name is replaced. Says what is wrong with it.
+    /// Adds `object`, or replaces one of the same kind and name. Returns its problems.
     pub fn add(&mut self, object: &manifest::Object, interner: &mut Interner) -> Vec<Problem> {
         let (change, problems) = decode::change(object, interner);
         match change {
@@ -31,8 +30,8 @@ impl Inventory {
         self.nodes.values()
     }
 
-    /// The cluster as the node called `name` sees it, whether there is a Node of that name or not.
-    pub fn seen_from(&self, name: &str) -> Snapshot {
+    /// The cluster from the point of view of node `name`, whether a Node of that name exists or not.
+    pub fn snapshot_for(&self, name: &str) -> Snapshot {
         let mut snapshot = self.snapshot.clone();
         snapshot.apply(Change::Node(self.nodes.get(name).cloned()), &mut Touched::default());
         snapshot

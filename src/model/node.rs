@@ -1,11 +1,11 @@
-//! What a node's rules depend on of its Node object.
+//! The fields of a Node that its rules depend on.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::net::{Cidr, IpFamily, PerFamily};
 
-/// The Node that rules are made for.
+/// The Node for which rules are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// `metadata.name`.
@@ -16,7 +16,7 @@ pub struct Node {
     pub pod_cidrs: Box<[Cidr]>,
     /// The label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
-    /// Whether it is about to go: deleted already, or tainted `ToBeDeletedByClusterAutoscaler`.
+    /// Whether the Node is being deleted, or is tainted `ToBeDeletedByClusterAutoscaler`.
     pub is_leaving: bool,
 }
 
@@ -26,7 +26,7 @@ impl Node {
         Node { name, addresses: Box::default(), pod_cidrs: Box::default(), zone: None, is_leaving: false }
     }
 
-    /// Its address in each family: the first of all, and the first of the other family.
+    /// Its address in each family: the first address, and the first one of the other family.
     pub fn ips(&self) -> PerFamily<Option<IpAddr>> {
         let first = |family| self.addresses.iter().copied().find(|ip| IpFamily::of(*ip) == family);
         PerFamily { v4: first(IpFamily::V4), v6: first(IpFamily::V6) }

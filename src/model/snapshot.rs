@@ -7,47 +7,47 @@ use std::time::SystemTime;
 use super::{Node, Port, Service, ServiceName, ServicePorts, Slice, SliceName};
 use crate::net::{IpFamily, PerFamily};
 
-/// One thing that happened in the cluster, decoded.
+/// One decoded change in the cluster.
 ///
-/// `None` stands for an object that is gone, or that does not count (any more): a Service that is
-/// not proxied, a slice without a Service.
+/// `None` stands for an object that was deleted, or that is not relevant (any more): a Service that is not
+/// proxied, a slice without a Service.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// A Service is new, changed or gone.
+    /// A Service was added, changed or deleted.
     Service(ServiceName, Option<Service>),
-    /// An EndpointSlice is new, changed or gone.
+    /// An EndpointSlice was added, changed or deleted.
     Slice(SliceName, Option<Slice>),
-    /// This node's Node is new, changed or gone.
+    /// This node's Node was added, changed or deleted.
     Node(Option<Node>),
-    /// A complete list: exactly these Services are there.
+    /// A complete list: exactly these Services exist.
     AllServices(Vec<Service>),
-    /// A complete list: exactly these slices are there.
+    /// A complete list: exactly these slices exist.
     AllSlices(Vec<(SliceName, Slice)>),
 }
 
-/// What changes touched, by name and family: what has to be compiled again.
+/// What changes touched, by name and family: the input for compiling again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// Services whose rules may differ, in each family.
+    /// Services whose rules may have changed, in each family.
     pub services: PerFamily<BTreeSet<ServiceName>>,
-    /// Whether the Node differs in anything; what it means for rules is for the caller to see.
+    /// Whether any field of the Node changed; the caller decides whether rules depend on it.
     pub node: bool,
-    /// Services that differ.
+    /// Services that changed.
     pub changed_services: Vec<ServiceName>,
-    /// Slices that differ.
+    /// Slices that changed.
     pub changed_slices: Vec<SliceChange>,
 }
 
-/// An EndpointSlice that differs from what was known of it.
+/// A changed EndpointSlice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceChange {
-    /// Whose endpoints it holds.
+    /// The Service of its endpoints.
     pub service: ServiceName,
-    /// Of which family.
+    /// The family of its addresses.
     pub family: IpFamily,
-    /// Whether the slice is gone, or is the Service's no longer.
+    /// Whether the slice was deleted, or now belongs to another Service.
     pub is_gone: bool,
-    /// When what led to the change began, if that is told.
+    /// When the cause of the change occurred, if the slice has that annotation.
     pub triggered_at: Option<SystemTime>,
 }
 
@@ -64,21 +64,22 @@ impl Touched {
     }
 }
 
-/// Up to how many slices of a Service are kept in no more memory than they need.
-const FEW_SLICES: usize = 16;
+/// For this many slices of a Service, memory is allocated exactly.
+const EXACT_CAPACITY_UP_TO: usize = 16;
 
-/// The newest of each object, decoded. Sorted by name all the way down.
+/// The newest value of each object; all collections are sorted by name.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     services: BTreeMap<ServiceName, Arc<Service>>,
-    /// Of each Service, sorted by name; mostly one, which a map would give room for eleven.
+    /// By Service, each list sorted by name. Most Services have one slice, for which a map would allocate
+    /// eleven entries.
     slices: BTreeMap<ServiceName, Vec<(SliceName, Slice)>>,
     owners: BTreeMap<SliceName, ServiceName>,
     node: Option<Node>,
 }
 
 impl Snapshot {
-    /// Takes over `change` and notes in `touched` what it touched. An object equal to the one held
+    /// Applies `change` and records in `touched` what it touched. An object equal to the current one
     /// touches nothing.
     pub fn apply(&mut self, change: Change, touched: &mut Touched) {
         match change {
@@ -112,8 +113,8 @@ impl Snapshot {
         }
     }
 
-    /// How many Services and slices `change` reports, whether they differ from those in the snapshot or not. A
-    /// complete list reports those that are gone too. A slice that is gone counts if the snapshot has it.
+    /// Counts the Services and slices in `change`, whether they differ from the snapshot or not. A complete
+    /// list also counts objects that it deletes. A deleted slice counts only if the snapshot contains it.
     pub fn count_reported(&self, change: &Change) -> (usize, usize) {
         match change {
             Change::Service(..) => (1, 0),
@@ -150,7 +151,7 @@ impl Snapshot {
 
     fn set_slice(&mut self, name: SliceName, mut new: Option<Slice>, touched: &mut Touched) {
         let old = self.slice(&name);
-        // Two slices that differ in nothing else make the same rules.
+        // Slices that differ only in this time make the same rules.
         let triggered_at = new.as_mut().and_then(|slice| slice.triggered_at.take());
         if old == new.as_ref() {
             return;
@@ -168,8 +169,8 @@ impl Snapshot {
         }
         match new {
             Some(slice) if self.owners.get(&name) == Some(&slice.service) => {
-                if let Some(held) = self.slice_mut(&name) {
-                    *held = slice;
+                if let Some(current) = self.slice_mut(&name) {
+                    *current = slice;
                 }
             }
             new => {
@@ -196,8 +197,8 @@ impl Snapshot {
         self.owners.insert(name.clone(), slice.service.clone());
         let slices = self.slices.entry(slice.service.clone()).or_default();
         let at = slices.partition_point(|(other, _)| *other < name);
-        // Room for no more than there are, unless they are so many that growing by one costs more.
-        if slices.len() < FEW_SLICES {
+        // Allocates exactly while slices are few; with many, growing by one each time costs more.
+        if slices.len() < EXACT_CAPACITY_UP_TO {
             slices.reserve_exact(1);
         }
         slices.insert(at, (name, slice));
@@ -213,7 +214,7 @@ impl Snapshot {
         slices.binary_search_by(|(other, _)| other.cmp(name)).ok().map(|at| &mut slices[at].1)
     }
 
-    /// This node's Node; the last one seen, also after it was deleted.
+    /// This node's Node; after its deletion, the last one seen.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
     }
@@ -223,17 +224,17 @@ impl Snapshot {
         self.services.get(name)
     }
 
-    /// All Services that are proxied, by name.
+    /// All proxied Services, by name.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values()
     }
 
-    /// How many Services are proxied.
+    /// Number of proxied Services.
     pub fn n_services(&self) -> usize {
         self.services.len()
     }
 
-    /// How many slices there are.
+    /// Number of slices.
     pub fn n_slices(&self) -> usize {
         self.owners.len()
     }
@@ -243,7 +244,7 @@ impl Snapshot {
         self.slices.values().flatten().map(|(name, slice)| (name, slice))
     }
 
-    /// About how many rules `service` may need in `family`, without looking at each port.
+    /// An estimate of the rules of `service` in `family`, computed without reading each port.
     pub fn weight(&self, service: &Service, family: IpFamily) -> usize {
         let n_ports = service.ports.len();
         let Some(frontend) = service.frontends.get(family).as_ref().filter(|_| n_ports > 0) else { return 0 };
@@ -258,15 +259,15 @@ impl Snapshot {
         self.ports_among(service, family, |_| true)
     }
 
-    /// As [`Snapshot::ports_of`], of the ports that are `asked` for.
+    /// As [`Snapshot::ports_of`], for the `selected` ports only.
     pub fn ports_among<'a>(
         &'a self,
         service: &'a Service,
         family: IpFamily,
-        asked: impl Fn(&Port) -> bool,
+        selected: impl Fn(&Port) -> bool,
     ) -> ServicePorts<'a> {
         let slices = self.slices.get(&service.name).into_iter().flatten().map(|(_, slice)| slice);
-        ServicePorts::new(service, family, slices, asked)
+        ServicePorts::new(service, family, slices, selected)
     }
 }
 
@@ -288,7 +289,8 @@ mod tests {
         Change::Slice(ObjectName::new("ns", "slice"), Some(slice))
     }
 
-    /// Of each of `changes`, in short: slices reported, and `<service><+ or -><trigger>` of each that differs.
+    /// For each of `changes`, in short: slices counted, and `<service><+ or -><trigger>` for each changed
+    /// slice.
     fn applied(changes: Vec<Change>) -> Vec<String> {
         let mut snapshot = Snapshot::default();
         let short = |change: &SliceChange| {
@@ -307,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_tells_of_its_trigger_when_it_differs_in_anything_else() {
+    fn a_changed_slice_reports_its_trigger_time_unless_only_that_changed() {
         let gone = || Change::Slice(ObjectName::new("ns", "slice"), None);
         let changes = vec![slice("a", Some(5)), slice("a", Some(6)), slice("b", None), gone(), gone()];
         assert_eq!(applied(changes), ["1 a+5", "1 ", "1 a-0,b+0", "1 b-0", "0 "]);

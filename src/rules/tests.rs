@@ -98,7 +98,7 @@ impl Case {
         let header = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
         let (config, _) =
             Config::resolve(Some(&format!("{header}{}", self.config)), &Flags::default()).unwrap();
-        let snapshot = inventory.seen_from("node-a");
+        let snapshot = inventory.snapshot_for("node-a");
         let settings = Settings::new(&config, snapshot.node(), &Host::parse(&self.host).unwrap(), family);
         let zone = snapshot.node().and_then(|node| node.zone.clone());
         ruleset(&settings, &snapshot, Place { node: "node-a", zone: zone.as_deref() })

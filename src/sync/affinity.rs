@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::FamilySync;
 use crate::kernel::Iptables;
-use crate::kernel::recent::{FullLists, RecentLists};
+use crate::kernel::affinity_lists::{AffinityLists, FullLists};
 use crate::model::ServicePortName;
 use crate::net::IpFamily;
 
@@ -19,7 +19,7 @@ const PERIOD: Duration = Duration::from_secs(60);
 
 /// Looks at the lists from time to time, and says of each service port once that one of its is full.
 pub(super) struct Affinity {
-    lists: RecentLists,
+    lists: AffinityLists,
     period: Duration,
     look_at: Instant,
     said: BTreeSet<(IpFamily, ServicePortName)>,
@@ -28,7 +28,7 @@ pub(super) struct Affinity {
 }
 
 impl Affinity {
-    pub(super) fn new(lists: RecentLists, audit_period: Duration, now: Instant) -> Affinity {
+    pub(super) fn new(lists: AffinityLists, audit_period: Duration, now: Instant) -> Affinity {
         let period = audit_period.min(PERIOD);
         Affinity { lists, period, look_at: now + period, said: BTreeSet::new(), is_troubled: false }
     }
@@ -39,7 +39,7 @@ impl Affinity {
     }
 
     /// What to look at now.
-    pub(super) fn begin(&mut self, now: Instant) -> RecentLists {
+    pub(super) fn begin(&mut self, now: Instant) -> AffinityLists {
         self.look_at = now + self.period;
         self.lists.clone()
     }
@@ -116,7 +116,7 @@ endpoints: [{addresses: [10.1.0.1]}, {addresses: [10.1.0.2]}]
         manifest::read(STICKY.as_bytes(), "test", &mut |object| {
             assert_eq!(inventory.add(&object, &mut interner), []);
         });
-        let mut snapshot = inventory.seen_from("n");
+        let mut snapshot = inventory.snapshot_for("n");
         let mut sync = FamilySync::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
         sync.set_settings(Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4));
         let place = Place { node: "n", zone: None };
@@ -128,7 +128,8 @@ endpoints: [{addresses: [10.1.0.1]}, {addresses: [10.1.0.2]}]
         names.push(ChainName::literal("NOT-OURS"));
 
         let n_full = Cell::new(None);
-        let mut affinity = Affinity::new(RecentLists::at("/nowhere", "/nowhere"), PERIOD * 5, Instant::now());
+        let mut affinity =
+            Affinity::new(AffinityLists::at("/nowhere", "/nowhere"), PERIOD * 5, Instant::now());
         let mut families = [sync];
         let mut look = |names: &[ChainName], families: &[FamilySync<FakeIptables>]| {
             let found = Ok(FullLists { capacity: 100, names: names.to_vec() });
@@ -155,7 +156,7 @@ endpoints: [{addresses: [10.1.0.1]}, {addresses: [10.1.0.2]}]
     fn lists_that_cannot_be_read_are_said_once_and_looked_at_again() {
         let start = Instant::now();
         let short = Duration::from_secs(5);
-        let mut affinity = Affinity::new(RecentLists::at("/nowhere", "/nowhere"), short, start);
+        let mut affinity = Affinity::new(AffinityLists::at("/nowhere", "/nowhere"), short, start);
         let families: [FamilySync<FakeIptables>; 0] = [];
         for is_troubled in [true, true, false] {
             let lists = affinity.begin(start);

@@ -9,7 +9,7 @@ mod backoff;
 mod client;
 mod failure;
 #[cfg(test)]
-pub mod fake;
+pub mod fake_server;
 mod follower;
 mod framing;
 mod freshness;

@@ -91,7 +91,7 @@ impl Lab {
             });
             assert_eq!(outcome.problems, [], "{text}");
         }
-        (inventory.seen_from("node-1"), problems)
+        (inventory.snapshot_for("node-1"), problems)
     }
 
     pub fn settings(&self, snapshot: &Snapshot, family: IpFamily) -> Settings {

@@ -68,7 +68,7 @@ COMMIT
 
 fn restore_beside(family: IpFamily, backend: Backend, text: &str) {
     use std::io::Write;
-    let program = chainsmith::kernel::iptables::Programs::new(family, Some(backend)).restore;
+    let program = chainsmith::kernel::programs::Programs::new(family, Some(backend)).restore;
     let mut child =
         Command::new(program).arg("--noflush").stdin(std::process::Stdio::piped()).spawn().expect("it runs");
     child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it reads");

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
 use chainsmith::iptables::{ChainName, Match, Rule, Ruleset, Table, Target, write};
-use chainsmith::kernel::iptables::{KernelIptables, Programs, open, takes};
+use chainsmith::kernel::programs::{KernelIptables, Programs, accepts_rule, open};
 use chainsmith::kernel::{Backend, RestoreError};
 use chainsmith::model::host::{Host, Kernel};
 use chainsmith::model::{
@@ -171,14 +171,15 @@ fn the_worst_that_services_can_ask_for_is_taken_by_both_back_ends() {
 fn the_match_for_hairpins_is_there_and_another_is_not() {
     everywhere(|family, backend| {
         let mut kernel = open(family, Some(backend)).expect("iptables works");
-        assert_eq!(takes(&mut kernel, &fixed::hairpin_probe(family)), Ok(()));
+        assert_eq!(accepts_rule(&mut kernel, &fixed::hairpin_probe(family)), Ok(()));
         let Ok(Line::Append(_, unknown)) = parse::line(family, "-A X -m nosuchmatch --option 1 -j RETURN")
         else {
             panic!("a foreign rule is read");
         };
-        let refused = takes(&mut kernel, &unknown);
-        let is_refusal = matches!(refused, Err(RestoreError::Refused { .. } | RestoreError::Failed { .. }));
-        assert!(is_refusal, "{family} {backend:?}: {refused:?}");
+        let rejected = accepts_rule(&mut kernel, &unknown);
+        let is_rejection =
+            matches!(rejected, Err(RestoreError::Refused { .. } | RestoreError::Failed { .. }));
+        assert!(is_rejection, "{family} {backend:?}: {rejected:?}");
         assert!(!saved(family, backend).contains("PROBE"), "nothing is left of it");
     });
 }
@@ -238,7 +239,7 @@ fn an_agent_goes_over_to_compact_and_back() {
     });
 }
 
-/// The chains of nat that kube-proxy takes for its own.
+/// The chains of nat that kube-proxy treats as its own.
 fn service_chains(family: IpFamily, backend: Backend) -> BTreeSet<String> {
     let text = saved(family, backend);
     let nat = &text[text.find("*nat").expect("nat is there")..];

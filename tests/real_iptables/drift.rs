@@ -7,7 +7,7 @@ use std::time::Duration;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::drift::Drift;
 use chainsmith::iptables::{ChainName, Table};
-use chainsmith::kernel::nft::{Commit, Notifications};
+use chainsmith::kernel::nft::{Commit, CommitNotifications};
 use chainsmith::model::Change;
 use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
@@ -72,7 +72,7 @@ impl Running {
             patience: Patience::NONE,
             is_notified: true,
         };
-        let mut notifications = Notifications::listen().unwrap();
+        let mut notifications = CommitNotifications::listen().unwrap();
         tokio::spawn(async move {
             loop {
                 let generation = match notifications.next().await.unwrap() {

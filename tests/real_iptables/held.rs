@@ -8,7 +8,7 @@ use chainsmith::config::Config;
 use chainsmith::drift::{Comparison, Depth, Drift};
 use chainsmith::iptables::{ChainName, Table, parse};
 use chainsmith::kernel::Backend;
-use chainsmith::kernel::iptables::{Programs, open};
+use chainsmith::kernel::programs::{Programs, open};
 use chainsmith::model::host::Host;
 use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;

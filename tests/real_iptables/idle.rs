@@ -10,8 +10,8 @@ use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::drift::canary;
 use chainsmith::iptables::{ChainName, Table, parse};
 use chainsmith::kernel::Backend;
-use chainsmith::kernel::iptables::{KernelIptables, Programs};
-use chainsmith::kernel::nft::{Commit, Notifications};
+use chainsmith::kernel::nft::{Commit, CommitNotifications};
+use chainsmith::kernel::programs::{KernelIptables, Programs};
 use chainsmith::model::Change;
 use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
@@ -97,7 +97,7 @@ impl Node {
             tokio::spawn(canary::watch(kernel.twin(), canary_period, flushed_sender.clone()));
         }
         if backend == Backend::Nft {
-            let mut notifications = Notifications::listen().unwrap();
+            let mut notifications = CommitNotifications::listen().unwrap();
             tokio::spawn(async move {
                 while let Ok(commit) = notifications.next().await {
                     let generation = match commit {

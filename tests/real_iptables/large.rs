@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
 use chainsmith::iptables::{ChainName, Jump, Table};
-use chainsmith::kernel::iptables::{KernelIptables, open};
+use chainsmith::kernel::programs::{KernelIptables, open};
 use chainsmith::kernel::{Backend, Dump, Iptables, Outline, Readable, RestoreError};
 use chainsmith::model::host::Host;
 use chainsmith::model::{

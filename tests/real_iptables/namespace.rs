@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use chainsmith::iptables::Table;
-use chainsmith::kernel::iptables::Programs;
+use chainsmith::kernel::programs::Programs;
 use chainsmith::kernel::{Backend, nfacct};
 use chainsmith::net::IpFamily;
 use chainsmith::rules::fixed;

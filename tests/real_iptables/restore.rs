@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use chainsmith::config::Config;
-use chainsmith::kernel::iptables::{KernelIptables, Programs, open};
+use chainsmith::kernel::programs::{KernelIptables, Programs, open};
 use chainsmith::kernel::{Backend, RestoreError};
 use chainsmith::model::Snapshot;
 use chainsmith::model::host::Host;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::{Ruleset, parse};
 use chainsmith::kernel::Backend;
-use chainsmith::kernel::iptables::open;
+use chainsmith::kernel::programs::open;
 use chainsmith::sync::{FamilySync, View};
 
 use super::large::Recorded;

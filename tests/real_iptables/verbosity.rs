@@ -209,7 +209,7 @@ fn in_json_every_line_has_klogs_keys() {
 #[test]
 fn vmodule_shows_more_of_one_module() {
     in_namespace(|| {
-        let log = LoggedAgent::start("chainsmith", &["--vmodule=kernel::iptables::*=5"]).stop();
+        let log = LoggedAgent::start("chainsmith", &["--vmodule=kernel::programs::*=5"]).stop();
         assert!(log.contains("\"ran command\"") && !log.contains("\"restore input\""), "{log}");
         assert!(!log.contains("\"synced\""), "{log}");
     });

@@ -77,7 +77,7 @@ impl Case {
             inventory.add(&object, &mut interner);
         });
         assert_eq!(outcome.problems, [], "{}", self.name());
-        inventory.seen_from(self.node_name())
+        inventory.snapshot_for(self.node_name())
     }
 
     pub fn settings(&self, snapshot: &Snapshot, family: IpFamily) -> Settings {

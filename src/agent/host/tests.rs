@@ -44,7 +44,7 @@ fn lookups(source: &Arc<Source>) -> Arc<Lookups> {
     };
     let ensure = move |_: &str| {
         if counters.are_counters_failing.load(Ordering::Relaxed) {
-            Err(Unensured::Unknown(refused()))
+            Err(EnsureCounterError::Unknown(refused()))
         } else {
             Ok(())
         }
@@ -78,7 +78,7 @@ fn a_counter_that_is_known_to_be_missing_stands_in_no_rule() {
     let there = is_there.clone();
     let ensure = move |_: &str| match there.load(Ordering::Relaxed) {
         true => Ok(()),
-        false => Err(Unensured::Absent(refused())),
+        false => Err(EnsureCounterError::Absent(refused())),
     };
     let lookups = Lookups::with(BOTH, Box::new(|| Ok(Vec::new())), Box::new(ensure));
     assert_eq!(lookups.host().kernel.counters, Counters::default());

@@ -101,7 +101,7 @@ fn a_hash_size_that_cannot_be_read_is_told() {
     let unset = conntrack(&scratch.roots(), &Config::default().conntrack);
     assert_eq!(unset.len(), 1);
     let text = unset[0].to_string();
-    assert_eq!(text, format!("cannot set {HASH_SIZE} to 32768: it holds \"many\""));
+    assert_eq!(text, format!("cannot set {HASH_SIZE} to 32768: unexpected value \"many\""));
     assert_eq!(scratch.text(HASH_FILE), "many");
 }
 

@@ -1,4 +1,4 @@
-#![allow(clippy::disallowed_methods, reason = "somebody else deletes flows with `conntrack`")]
+#![allow(clippy::disallowed_methods, reason = "the test deletes flows with `conntrack`")]
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
@@ -32,7 +32,7 @@ fn tuple(kind: u16, protocol: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     nested(kind, &[&ips, &protocol])
 }
 
-/// Makes a flow from `client` to `destination` that was taken to `backend`.
+/// Creates a flow from `client` to `destination`, translated to `backend`.
 fn add(
     netfilter: &mut Netfilter,
     protocol: u8,
@@ -43,7 +43,7 @@ fn add(
     add_in(netfilter, &[], protocol, client, destination, backend);
 }
 
-/// The same in the zone that the attribute `zone` says.
+/// As [`add`], in the zone of the attribute `zone`.
 fn add_in(
     netfilter: &mut Netfilter,
     zone: &[u8],
@@ -64,15 +64,21 @@ fn add_in(
     }
     let family = nfproto(IpFamily::of(client.ip()));
     let flags = NLM_F_CREATE | NLM_F_EXCL;
-    let request =
-        Request { subsystem: SUBSYSTEM, message: NEW, family, flags, texts: &[], attributes: &attributes };
-    netfilter.ask(&request, &mut |_| {}).unwrap();
+    let request = NetfilterRequest {
+        subsystem: SUBSYSTEM,
+        message: NEW,
+        family,
+        flags,
+        texts: &[],
+        attributes: &attributes,
+    };
+    netfilter.request(&request, &mut |_| {}).unwrap();
 }
 
 /// All flows of `family`, by destination.
 fn n_flows(family: IpFamily) -> usize {
     let mut n = 0;
-    let request = Request {
+    let request = NetfilterRequest {
         subsystem: SUBSYSTEM,
         message: GET,
         family: nfproto(family),
@@ -80,12 +86,12 @@ fn n_flows(family: IpFamily) -> usize {
         texts: &[],
         attributes: &[],
     };
-    Netfilter::open().unwrap().ask(&request, &mut |_| n += 1).unwrap();
+    Netfilter::open().unwrap().request(&request, &mut |_| n += 1).unwrap();
     n
 }
 
 #[test]
-fn only_what_is_judged_stale_goes() {
+fn only_flows_judged_stale_are_deleted() {
     in_new_namespace(|| {
         let mut netfilter = Netfilter::open().unwrap();
         let (vip, keep, gone) = (addr("10.96.0.1:53"), addr("10.0.0.1:53"), addr("10.0.0.2:53"));
@@ -129,7 +135,7 @@ fn the_kernel_lists_udp_only() {
         add(&mut netfilter, TCP, addr("192.0.2.1:4000"), addr("10.96.0.1:53"), addr("10.0.0.1:53"));
         add(&mut netfilter, UDP, addr("192.0.2.1:4000"), addr("10.96.0.1:53"), addr("10.0.0.1:53"));
         let filter = udp_only();
-        let request = Request {
+        let request = NetfilterRequest {
             subsystem: SUBSYSTEM,
             message: GET,
             family: nfproto(IpFamily::V4),
@@ -138,13 +144,13 @@ fn the_kernel_lists_udp_only() {
             attributes: &filter,
         };
         let mut n = 0;
-        netfilter.ask(&request, &mut |_| n += 1).unwrap();
+        netfilter.request(&request, &mut |_| n += 1).unwrap();
         assert_eq!(n, 1);
     });
 }
 
 #[test]
-fn a_flow_that_is_gone_is_as_good_as_deleted() {
+fn a_flow_that_is_already_gone_counts_as_deleted() {
     in_new_namespace(|| {
         let mut netfilter = Netfilter::open().unwrap();
         let (vip, gone) = (addr("10.96.0.1:53"), addr("10.0.0.2:53"));
@@ -152,7 +158,7 @@ fn a_flow_that_is_gone_is_as_good_as_deleted() {
         let swept = sweep_udp(
             IpFamily::V4,
             |_, _| {
-                // Somebody is quicker, between the listing and the deletion.
+                // Another process deletes it between the listing and the deletion.
                 assert!(std::process::Command::new("conntrack").arg("-F").output().unwrap().status.success());
                 Some(())
             },
@@ -163,7 +169,7 @@ fn a_flow_that_is_gone_is_as_good_as_deleted() {
 }
 
 #[test]
-fn a_flow_that_took_its_place_stays() {
+fn a_newer_flow_with_the_same_original_tuple_stays() {
     in_new_namespace(|| {
         let mut netfilter = Netfilter::open().unwrap();
         let (client, vip, gone) = (addr("192.0.2.1:1"), addr("10.96.0.1:53"), addr("10.0.0.2:53"));
@@ -179,27 +185,27 @@ fn a_flow_that_took_its_place_stays() {
             drop,
         );
         assert_eq!(swept.unwrap().n_failed, 0);
-        assert_eq!(n_flows(IpFamily::V4), 1, "the new one");
+        assert_eq!(n_flows(IpFamily::V4), 1, "the newer flow");
     });
 }
 
 #[test]
-fn a_kernel_that_refuses_the_filter_is_asked_without() {
+fn without_support_for_the_filter_the_request_is_repeated_without_it() {
     in_new_namespace(|| {
         let mut netfilter = Netfilter::open().unwrap();
         let (vip, gone) = (addr("10.96.0.1:53"), addr("10.0.0.2:53"));
         add(&mut netfilter, TCP, addr("192.0.2.1:1"), vip, gone);
         add(&mut netfilter, UDP, addr("192.0.2.1:1"), vip, gone);
-        // A filter without the tuple it is about.
+        // A filter without its tuple.
         let filter = nested(FILTER, &[&attribute(FILTER_ORIGINAL, &u32::MAX.to_ne_bytes())]);
         let swept = sweep_by(&filter, IpFamily::V4, |_, _| Some(()), drop).unwrap();
         assert_eq!(swept, Swept { n_seen: 1, n_deleted: 1, ..Swept::default() });
-        assert_eq!(n_flows(IpFamily::V4), 1, "that of TCP");
+        assert_eq!(n_flows(IpFamily::V4), 1, "the TCP flow");
     });
 }
 
 #[test]
-fn flows_in_zones_of_others_are_not_judged() {
+fn flows_in_other_zones_are_not_judged() {
     in_new_namespace(|| {
         let mut netfilter = Netfilter::open().unwrap();
         let (client, vip, gone) = (addr("192.0.2.1:1"), addr("10.96.0.1:53"), addr("10.0.0.2:53"));
@@ -207,6 +213,6 @@ fn flows_in_zones_of_others_are_not_judged() {
         add_in(&mut netfilter, &attribute(ZONE, &7u16.to_be_bytes()), UDP, client, vip, gone);
         let swept = sweep_udp(IpFamily::V4, |_, _| Some(()), drop).unwrap();
         assert_eq!(swept, Swept { n_seen: 1, n_deleted: 1, ..Swept::default() });
-        assert_eq!(n_flows(IpFamily::V4), 1, "that of the other zone");
+        assert_eq!(n_flows(IpFamily::V4), 1, "the flow in the other zone");
     });
 }

@@ -1,13 +1,13 @@
-//! The interface on the real kernel; virtual servers by the bytes of `linux/ip_vs.h`, as the kernels that
-//! tests run on have no IPVS.
+//! Tests with the interface on the real kernel, and virtual servers from bytes as in `linux/ip_vs.h`, since
+//! the kernels that tests run on have no IPVS.
 
 use std::process::Command;
 
-use super::super::netlink::{content, first, in_new_namespace};
+use super::super::netlink::{content, in_new_namespace, split_first};
 use super::*;
 
 #[test]
-fn the_interface_is_found_and_deleted_and_no_other() {
+fn the_interface_is_found_and_deleted_and_no_other_interface() {
     in_new_namespace(|| {
         assert!(!has_device().unwrap());
         delete_device().unwrap();
@@ -25,7 +25,7 @@ fn the_interface_is_found_and_deleted_and_no_other() {
 #[test]
 fn virtual_servers_are_counted() {
     let text = "\
-IP Virtual Server version 1.2.1 (size=4096)
+IP Virtual VirtualServer version 1.2.1 (size=4096)
 Prot LocalAddress:Port Scheduler Flags
   -> RemoteAddress:Port Forward Weight ActiveConn InActConn
 TCP  0A600001:01BB rr
@@ -40,10 +40,10 @@ UDP  0A60000A:0035 rr
 fn a_kernel_without_ipvs_has_no_servers() {
     in_new_namespace(|| {
         assert_eq!(KernelIpvs.servers().unwrap(), []);
-        let gone = Server::At("192.0.2.1:80".parse().unwrap(), Protocol::Tcp);
+        let gone = VirtualServer::At("192.0.2.1:80".parse().unwrap(), Protocol::Tcp);
         KernelIpvs.delete(&gone).unwrap();
         let has_ipvs = std::path::Path::new("/proc/thread-self/net/ip_vs").exists();
-        assert_eq!(Generic::open(NAME).unwrap().is_some(), has_ipvs);
+        assert_eq!(GenericNetlink::open(NAME).unwrap().is_some(), has_ipvs);
         assert_eq!(KernelIpvs.device_addresses().unwrap(), [] as [IpAddr; 0]);
     });
 }
@@ -65,13 +65,13 @@ fn node_ports_are_read_from_the_sets_of_their_family_and_protocol() {
     });
 }
 
-/// Bytes as `linux/ip_vs.h` and `linux/genetlink.h` lay them out on a machine with the lower byte first.
+/// Bytes in the layout of `linux/ip_vs.h` and `linux/genetlink.h` on a little-endian machine.
 fn bytes(hex: &str) -> Vec<u8> {
     let digits: String = hex.chars().filter(|c| !c.is_whitespace()).collect();
     data_encoding::HEXLOWER.decode(digits.as_bytes()).unwrap()
 }
 
-/// What the kernel sends of a listing: 10.96.0.1:443, with everything that it says of a server.
+/// An entry of the kernel's listing: 10.96.0.1:443, with all attributes.
 const TCP_V4: &str = "
         74000000 1c00 0200 01000000 00000000
         01 01 0000
@@ -94,14 +94,14 @@ const UDP_V6: &str = "
           0600 0200 1100 0000
           1400 0300 fd000000 00000000 00000000 0000000a
           0600 0400 0035 0000";
-/// By mark 7.
+/// For mark 7.
 const MARKED: &str = "
         28000000 1c00 0200 01000000 00000000
         01 01 0000
         1400 0100
           0600 0100 0200 0000
           0800 0500 07000000";
-/// Of protocol 50, which Services have not.
+/// For protocol 50, which Services cannot have.
 const UNKNOWN: &str = "
         44000000 1c00 0200 01000000 00000000
         01 01 0000
@@ -111,19 +111,18 @@ const UNKNOWN: &str = "
           1400 0300 0a600001 00000000 00000000 00000000
           0600 0400 01bb 0000";
 
-fn at(address: &str, protocol: Protocol) -> Server {
-    Server::At(address.parse().unwrap(), protocol)
+fn at(address: &str, protocol: Protocol) -> VirtualServer {
+    VirtualServer::At(address.parse().unwrap(), protocol)
 }
 
-/// Lists what the kernel would list by `dumps`, one after the other as it is asked; each ends with the
-/// error of its kind.
-fn listed(dumps: &[(&[&str], Option<io::ErrorKind>)]) -> io::Result<Vec<Server>> {
+/// Lists the entries of `dumps`, one dump for each request; each dump ends with its error.
+fn listed(dumps: &[(&[&str], Option<io::ErrorKind>)]) -> io::Result<Vec<VirtualServer>> {
     let mut dumps = dumps.iter();
     list(|each| {
-        let (messages, error) = dumps.next().expect("asked too often");
+        let (messages, error) = dumps.next().expect("too many requests");
         for hex in *messages {
             let bytes = bytes(hex);
-            let (message, rest) = first(&bytes).unwrap();
+            let (message, rest) = split_first(&bytes).unwrap();
             assert!(rest.is_empty(), "{rest:?}");
             each(&content(&message).unwrap());
         }
@@ -137,7 +136,7 @@ fn servers_are_read_as_the_kernel_lists_them() {
     let expected = [
         at("10.96.0.1:443", Protocol::Tcp),
         at("[fd00::a]:53", Protocol::Udp),
-        Server::Marked(7, IpFamily::V4),
+        VirtualServer::Marked(7, IpFamily::V4),
     ];
     assert_eq!(listed(&[(&[MARKED, UDP_V6, TCP_V4], None)]).unwrap(), expected);
     assert_eq!(
@@ -148,7 +147,7 @@ fn servers_are_read_as_the_kernel_lists_them() {
 
 #[test]
 #[cfg(target_endian = "little")]
-fn a_listing_that_was_disturbed_is_begun_again_and_one_that_is_not_understood_counts_for_nothing() {
+fn an_interrupted_listing_is_restarted_and_one_that_cannot_be_parsed_is_an_error() {
     use io::ErrorKind::{Interrupted, InvalidData, PermissionDenied};
     let disturbed: (&[&str], _) = (&[TCP_V4, TCP_V4], Some(Interrupted));
     let whole: (&[&str], _) = (&[TCP_V4], None);
@@ -161,8 +160,8 @@ fn a_listing_that_was_disturbed_is_begun_again_and_one_that_is_not_understood_co
 
 #[test]
 #[cfg(target_endian = "little")]
-fn a_server_is_named_to_the_kernel_by_family_protocol_address_and_port() {
-    let check = |server: Server, hex: &str| assert_eq!(key(&server), bytes(hex), "{server}");
+fn a_virtual_server_is_identified_by_family_protocol_address_and_port() {
+    let check = |server: VirtualServer, hex: &str| assert_eq!(key(&server), bytes(hex), "{server}");
     check(
         at("10.96.0.1:443", Protocol::Tcp),
         "3000 0180
@@ -180,7 +179,7 @@ fn a_server_is_named_to_the_kernel_by_family_protocol_address_and_port() {
                0600 0400 0009 0000",
     );
     check(
-        Server::Marked(7, IpFamily::V6),
+        VirtualServer::Marked(7, IpFamily::V6),
         "1400 0180
                0600 0100 0a00 0000
                0800 0500 07000000",
@@ -188,8 +187,8 @@ fn a_server_is_named_to_the_kernel_by_family_protocol_address_and_port() {
 }
 
 #[test]
-fn a_server_that_is_gone_is_as_good_as_deleted() {
+fn a_server_that_is_already_gone_counts_as_deleted() {
     let error = |code: Errno| Err(io::Error::from_raw_os_error(code as i32));
-    gone_is_good(error(Errno::ESRCH)).unwrap();
-    assert_eq!(gone_is_good(error(Errno::EPERM)).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    accept_absent(error(Errno::ESRCH)).unwrap();
+    assert_eq!(accept_absent(error(Errno::EPERM)).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
 }

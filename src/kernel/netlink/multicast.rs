@@ -1,4 +1,4 @@
-//! Netlink multicast: what the kernel tells every socket in a group.
+//! Netlink multicast: messages that the kernel sends to every socket in a group.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 
-/// More than the kernel puts into one datagram (32 KiB).
+/// More than the kernel's largest datagram (32 KiB).
 const BUFFER: usize = 64 * 1024;
 
 /// A socket in multicast groups of one netlink protocol.
@@ -17,8 +17,8 @@ pub(in crate::kernel) struct Multicast {
 
 impl Multicast {
     /// Joins `groups` of `protocol` (`NETLINK_*`) in the network namespace of this thread, inside a tokio
-    /// runtime. `prepare` is given the socket before anything arrives.
-    #[allow(unsafe_code, reason = "tokio has no safe way to watch a descriptor")]
+    /// runtime. `prepare` is called with the socket before any message arrives.
+    #[allow(unsafe_code, reason = "tokio has no safe way to register a file descriptor")]
     pub(in crate::kernel) fn join(
         protocol: isize,
         groups: &[u32],
@@ -34,8 +34,8 @@ impl Multicast {
         Ok(Multicast { socket, buffer: Vec::with_capacity(BUFFER) })
     }
 
-    /// Waits for the next datagram; `None` when the kernel dropped some, because they came faster than
-    /// they were read. Dropping the future loses nothing.
+    /// Waits for the next datagram; `None` when the kernel dropped some, because they were not read fast
+    /// enough. Cancel-safe.
     pub(in crate::kernel) async fn next(&mut self) -> io::Result<Option<&[u8]>> {
         loop {
             let mut ready = self.socket.readable().await?;
@@ -54,7 +54,7 @@ impl Multicast {
         Ok(Some(&self.buffer))
     }
 
-    /// Reads and drops what has arrived, `max` datagrams at most.
+    /// Reads and discards pending datagrams, `max` at most.
     pub(in crate::kernel) fn discard(&mut self, max: usize) -> io::Result<()> {
         for _ in 0..max {
             self.buffer.clear();

@@ -11,7 +11,7 @@ use netlink_packet_core::NLM_F_DUMP;
 
 use super::{ATTEMPTS, CHAIN_NAME, CHAIN_TABLE, GET_CHAIN, SUBSYSTEM, generation_over, nfproto};
 use crate::iptables::{ChainName, Fingerprint};
-use crate::kernel::netlink::{Message, Netfilter, Request};
+use crate::kernel::netlink::{Message, Netfilter, NetfilterRequest};
 use crate::kernel::{Dump, DumpedChain};
 use crate::net::IpFamily;
 
@@ -94,9 +94,10 @@ fn all(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Dump> {
 /// The names of the chains of `table`.
 fn names(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Vec<ChainName>> {
     let (message, flags) = (GET_CHAIN, NLM_F_DUMP);
-    let request = Request { subsystem: SUBSYSTEM, message, family, flags, texts: &[], attributes: &[] };
+    let request =
+        NetfilterRequest { subsystem: SUBSYSTEM, message, family, flags, texts: &[], attributes: &[] };
     let mut names = Vec::new();
-    netfilter.ask(&request, &mut |message| {
+    netfilter.request(&request, &mut |message| {
         if message.text(CHAIN_TABLE) == Some(table) {
             names.extend(message.text(CHAIN_NAME).and_then(ChainName::new));
         }
@@ -115,11 +116,12 @@ fn dump_rules(
     let mut texts = vec![(RULE_TABLE, table)];
     texts.extend(chain.map(|chain| (RULE_CHAIN, chain)));
     let (message, flags) = (GET_RULE, NLM_F_DUMP);
-    let request = Request { subsystem: SUBSYSTEM, message, family, flags, texts: &texts, attributes: &[] };
+    let request =
+        NetfilterRequest { subsystem: SUBSYSTEM, message, family, flags, texts: &texts, attributes: &[] };
     // The rules of a chain come one after another.
     let mut open: Option<(String, DefaultHasher, u32)> = None;
     let mut is_whole = true;
-    netfilter.ask(&request, &mut |message| {
+    netfilter.request(&request, &mut |message| {
         let Some(name) = message.text(RULE_CHAIN) else {
             is_whole = false;
             return;

@@ -9,7 +9,7 @@ use super::super::netlink::in_new_namespace;
 use super::*;
 use crate::iptables::ChainName;
 
-/// Gives `text` to a restore program, in the namespace of this thread.
+/// Passes `text` to a restore program, in the namespace of this thread.
 fn restore(program: &str, text: &str) {
     let mut child = Command::new(program).arg("--noflush").stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
@@ -56,7 +56,7 @@ fn chains_are_named_by_family_and_table() {
 fn a_chain_is_found_by_table_and_family() {
     in_new_namespace(|| {
         let has = |family, table, chain| has_chain(family, table, chain).unwrap();
-        assert!(!has(IpFamily::V4, "mangle", "CANARY"), "there is no table yet");
+        assert!(!has(IpFamily::V4, "mangle", "CANARY"), "no such table yet");
         restore("iptables-nft-restore", "*mangle\n:CANARY - [0:0]\nCOMMIT\n*nat\n:OTHER - [0:0]\nCOMMIT\n");
         assert!(has(IpFamily::V4, "mangle", "CANARY"));
         assert!(!has(IpFamily::V4, "nat", "CANARY") && !has(IpFamily::V6, "mangle", "CANARY"));
@@ -64,7 +64,7 @@ fn a_chain_is_found_by_table_and_family() {
     });
 }
 
-/// `n` chains, none with rules.
+/// `n` empty chains.
 fn many(n: usize, prefix: &str) -> String {
     let mut text = "*nat\n".to_owned();
     for i in (0..n).rev() {
@@ -74,7 +74,7 @@ fn many(n: usize, prefix: &str) -> String {
 }
 
 #[test]
-fn a_dump_of_many_datagrams_is_whole() {
+fn a_dump_of_many_datagrams_is_complete() {
     in_new_namespace(|| {
         restore("iptables-nft-restore", &many(5_000, "M-"));
         let names = names(IpFamily::V4, "nat");
@@ -108,31 +108,31 @@ fn a_dump_during_commits_names_each_chain_once() {
     });
 }
 
-/// Runs `test` on a runtime of its own, in a network namespace of its own.
-fn listening(test: impl AsyncFnOnce(Notifications) + Send) {
+/// Runs `test` on its own runtime and in its own network namespace.
+fn listening(test: impl AsyncFnOnce(CommitNotifications) + Send) {
     in_new_namespace(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { test(Notifications::listen().unwrap()).await });
+        runtime.block_on(async { test(CommitNotifications::listen().unwrap()).await });
     });
 }
 
 /// The next commit; a minute without one is a failure.
-async fn next(notifications: &mut Notifications) -> Commit {
+async fn next(notifications: &mut CommitNotifications) -> Commit {
     let waiting = tokio::time::timeout(Duration::from_secs(60), notifications.next());
-    waiting.await.expect("a notification comes").unwrap()
+    waiting.await.expect("a notification arrives").unwrap()
 }
 
-async fn is_quiet(notifications: &mut Notifications) -> bool {
+async fn is_quiet(notifications: &mut CommitNotifications) -> bool {
     tokio::time::timeout(Duration::from_millis(50), notifications.next()).await.is_err()
 }
 
 #[test]
-fn a_commit_is_told_with_its_generation_and_its_program() {
+fn a_commit_is_reported_with_its_generation_and_its_program() {
     listening(async |mut notifications| {
         assert!(is_quiet(&mut notifications).await);
         restore("iptables-nft-restore", "*nat\n:A - [0:0]\n-A A -j RETURN\nCOMMIT\n");
         let Commit::Made { generation: told, pid, program } = next(&mut notifications).await else {
-            panic!("nothing is missed")
+            panic!("nothing was missed")
         };
         assert_eq!(told, generation().unwrap());
         assert_eq!(program, "iptables-nft-re");
@@ -151,28 +151,28 @@ fn a_large_commit_is_one_notification() {
 }
 
 #[test]
-fn too_many_commits_are_told_as_missed() {
+fn too_many_commits_are_reported_as_missed() {
     listening(async |mut notifications| {
         notifications.0.socket.get_ref().set_rx_buf_sz(1).unwrap();
         let commands = "*nat\n:A - [0:0]\nCOMMIT\n*nat\n-A A -j RETURN\nCOMMIT\n".repeat(200);
         restore("iptables-nft-restore", &commands);
-        let mut n_told = 0;
+        let mut n_reported = 0;
         let mut is_missed = false;
         while let Ok(commit) = tokio::time::timeout(Duration::from_millis(50), notifications.next()).await {
             match commit.unwrap() {
-                Commit::Made { .. } => n_told += 1,
+                Commit::Made { .. } => n_reported += 1,
                 Commit::Missed => is_missed = true,
             }
         }
-        // A few fit, the others are one word, and listening goes on.
-        assert!(is_missed && n_told < 400, "{is_missed} {n_told}");
+        // A few fit into the buffer, the others are one `Missed`, and listening continues.
+        assert!(is_missed && n_reported < 400, "{is_missed} {n_reported}");
         restore("iptables-nft-restore", "*nat\n:B - [0:0]\nCOMMIT\n");
         assert!(matches!(next(&mut notifications).await, Commit::Made { .. }));
     });
 }
 
 #[test]
-fn a_table_is_found_and_deleted_with_all_in_it_and_no_other() {
+fn a_table_is_found_and_deleted_with_its_content_and_no_other_table() {
     in_new_namespace(|| {
         let script = "add table ip kube-proxy; add chain ip kube-proxy a; \
             add chain ip kube-proxy b { type nat hook prerouting priority 0; }; \

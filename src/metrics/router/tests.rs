@@ -1,5 +1,7 @@
 //! Answers of the metrics server compared with recorded answers of kube-proxy.
 
+use tower::ServiceExt;
+
 use super::*;
 use crate::http::recorded;
 use crate::metrics::Metrics;
@@ -13,6 +15,7 @@ fn pages() -> Pages {
         flags: Some(vec![("bind-address", "0.0.0.0".to_owned()), ("v", "2".to_owned())]),
         has_statusz: true,
         is_profiling: false,
+        set_verbosity: |text| Err(text.to_owned()),
         started: (std::time::Instant::now(), std::time::SystemTime::now()),
     }
 }
@@ -117,9 +120,36 @@ async fn pages_behind_gates_are_not_there_without_them() {
 #[tokio::test]
 async fn profiles_that_are_asked_for_are_honestly_not_there() {
     let router = served(Pages { is_profiling: true, ..pages() });
-    for request in ["GET /debug/pprof", "GET /debug/pprof/", "GET /debug/pprof/heap", "PUT /debug/flags/v"] {
+    for request in ["GET /debug/pprof", "GET /debug/pprof/", "GET /debug/pprof/heap"] {
         assert_eq!(ask(&router, request).await.status, 501, "{request}");
     }
+}
+
+#[tokio::test]
+async fn the_verbosity_of_the_log_is_put_and_only_with_profiling() {
+    let set_verbosity =
+        |text: &str| if text == "4" { Ok("set".to_owned()) } else { Err(format!("no: {text}")) };
+    let router = served(Pages { is_profiling: true, set_verbosity, ..pages() });
+    let put = async |body: String| {
+        let request = axum::http::Request::put("/debug/flags/v").body(Body::from(body)).unwrap();
+        let response = router.clone().oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        (status, String::from_utf8(bytes.to_vec()).unwrap())
+    };
+    assert_eq!(put("4".to_owned()).await, (200, "set\n".to_owned()));
+    assert_eq!(put("x".to_owned()).await, (400, "no: x\n".to_owned()));
+    let (status, message) = put("4".repeat(65)).await;
+    assert!(status == 400 && message.starts_with("error reading request body: "), "{status} {message}");
+    for method in ["GET", "POST", "DELETE"] {
+        let refused = ask(&router, &format!("{method} /debug/flags/v")).await;
+        assert_eq!((refused.status, refused.body.as_str()), (406, "unsupported http method\n"));
+    }
+    for path in ["/debug/flags", "/debug/flags/"] {
+        assert!(ask(&router, &format!("GET {path}")).await.body.contains("/debug/flags/v"));
+        assert_eq!(ask(&served(pages()), &format!("GET {path}")).await.status, 404);
+    }
+    assert_eq!(ask(&served(pages()), "PUT /debug/flags/v").await.status, 404);
 }
 
 #[tokio::test]

@@ -1,26 +1,26 @@
-//! The grammars of names: what a text may be made of before it may stand in a value.
+//! The grammars of names, which a string must match before it becomes part of a value.
 
-/// A DNS label (RFC 1123): 1 to 63 of `a-z`, `0-9`, `-`, neither first nor last a `-`.
+/// Whether `text` is a DNS label (RFC 1123): 1 to 63 of `a-z`, `0-9`, `-`, with no `-` at the start or end.
 pub fn is_dns_label(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    text.len() <= 63 && text.bytes().all(inner) && has_word_ends(text)
+    text.len() <= 63 && text.bytes().all(inner) && has_alphanumeric_ends(text)
 }
 
-/// A DNS subdomain (RFC 1123): labels without a limit of their own joined by dots, at most 253
-/// bytes. Source: Kubernetes `IsDNS1123Subdomain`.
+/// Whether `text` is a DNS subdomain (RFC 1123): labels of any length joined by dots, at most 253 bytes.
+/// Source: Kubernetes `IsDNS1123Subdomain`.
 pub fn is_dns_subdomain(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    text.len() <= 253 && text.split('.').all(|label| label.bytes().all(inner) && has_word_ends(label))
+    text.len() <= 253 && text.split('.').all(|label| label.bytes().all(inner) && has_alphanumeric_ends(label))
 }
 
-/// The value of a label, but not the empty one: at most 63 of letters, digits, `-`, `_`, `.`, a
-/// letter or digit at both ends.
+/// Whether `text` is a label value other than the empty one: at most 63 letters, digits, `-`, `_`, `.`,
+/// with a letter or digit at both ends.
 pub fn is_label_value(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    text.len() <= 63 && text.bytes().all(inner) && has_word_ends(text)
+    text.len() <= 63 && text.bytes().all(inner) && has_alphanumeric_ends(text)
 }
 
-fn has_word_ends(text: &str) -> bool {
+fn has_alphanumeric_ends(text: &str) -> bool {
     let is_word = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
     is_word(text.as_bytes().first()) && is_word(text.as_bytes().last())
 }

@@ -1,62 +1,66 @@
-//! The API objects with the fields that rules need, and no others. Source: Kubernetes v1.36,
-//! `core/v1` and `discovery/v1`; which fields are needed: kube-proxy v1.36.
+//! The API types, reduced to the fields that rules need. Source: Kubernetes v1.36, `core/v1` and
+//! `discovery/v1`; the choice of fields: kube-proxy v1.36.
 
 use serde::de::{Deserialize, Deserializer, Error};
 
-use super::given::{First, Given, Shape, Wrong, shape};
+use super::field_value::{FieldType, FieldValue, FirstItem, WrongTypeValue, api_type};
 use crate::model::problem::quote;
 use crate::model::{ObjectKind, ObjectName, Problem};
 
 /// An object of one of the three kinds.
-pub trait ApiObject: Shape {
+pub trait ApiObject: FieldType {
     /// Its kind.
     const KIND: ObjectKind;
 
     /// Its metadata.
-    fn metadata(&self) -> &Given<Metadata>;
+    fn metadata(&self) -> &FieldValue<Metadata>;
 
     /// The first field whose wrong type makes the object unusable.
-    fn broken(&self) -> Option<Broken<'_>>;
+    fn unusable_field(&self) -> Option<UnusableField<'_>>;
 
-    /// The name it gives itself, whatever that is made of; a Node's namespace is empty.
+    /// The name in its metadata, unchecked; a Node's namespace is empty.
     fn claimed_name(&self) -> ObjectName {
-        let text =
-            |field: fn(&Metadata) -> &Given<String>| self.metadata().get().map_or("", |m| field(m).text());
+        let text = |field: fn(&Metadata) -> &FieldValue<String>| {
+            self.metadata().get().map_or("", |m| field(m).text())
+        };
         ObjectName::new(text(|metadata| &metadata.namespace), text(|metadata| &metadata.name))
     }
 }
 
-/// A field of a wrong type that costs its object.
+/// A field of a wrong type that makes its object unusable.
 #[derive(Clone, Copy, Debug)]
-pub struct Broken<'a> {
+pub struct UnusableField<'a> {
     /// Path of the field.
     field: &'static str,
-    /// What was given.
-    wrong: &'a Wrong,
-    /// What it is not.
+    /// The given value.
+    wrong: &'a WrongTypeValue,
+    /// Name of the expected type.
     name: &'static str,
 }
 
-/// The field at the path, if it is of a wrong type.
-fn broken<'a, T: Shape>(field: &'static str, given: &'a Given<T>) -> Option<Broken<'a>> {
+/// The field at this path, if it is of a wrong type.
+fn unusable_field<'a, T: FieldType>(
+    field: &'static str,
+    given: &'a FieldValue<T>,
+) -> Option<UnusableField<'a>> {
     match given {
-        Given::Wrong(wrong) => Some(Broken { field, wrong, name: T::NAME }),
-        Given::Absent | Given::Good(_) => None,
+        FieldValue::WrongType(wrong) => Some(UnusableField { field, wrong, name: T::NAME }),
+        FieldValue::Absent | FieldValue::Valid(_) => None,
     }
 }
 
-/// Returns the object, or the problem that makes it unusable: the caller cannot tell whether the object
-/// counts, so its last state stays in use.
-pub fn whole<T: ApiObject>(given: Given<T>) -> Result<T, Box<Problem>> {
+/// Returns the object, or the problem that makes it unusable. Then the caller cannot know whether the
+/// object is relevant, so its last state stays in use.
+pub fn require_usable<T: ApiObject>(given: FieldValue<T>) -> Result<T, Box<Problem>> {
     let (object, field, text, name) = match given {
-        Given::Good(object) => match object.broken() {
+        FieldValue::Valid(object) => match object.unusable_field() {
             None => return Ok(object),
-            Some(Broken { field, wrong, name }) => {
+            Some(UnusableField { field, wrong, name }) => {
                 (object.claimed_name().to_string(), field, wrong.0.to_string(), name)
             }
         },
-        Given::Absent => (String::new(), "object", "null".to_owned(), T::NAME),
-        Given::Wrong(wrong) => (String::new(), "object", wrong.0.into(), T::NAME),
+        FieldValue::Absent => (String::new(), "object", "null".to_owned(), T::NAME),
+        FieldValue::WrongType(wrong) => (String::new(), "object", wrong.0.into(), T::NAME),
     };
     Err(Box::new(Problem {
         kind: T::KIND,
@@ -70,26 +74,28 @@ pub fn whole<T: ApiObject>(given: Given<T>) -> Result<T, Box<Problem>> {
 }
 
 macro_rules! api_object {
-    ($type:ident, $kind:ident, $broken:expr) => {
+    ($type:ident, $kind:ident, $unusable_field:expr) => {
         impl ApiObject for $type {
             const KIND: ObjectKind = ObjectKind::$kind;
 
-            fn metadata(&self) -> &Given<Metadata> {
+            fn metadata(&self) -> &FieldValue<Metadata> {
                 &self.metadata
             }
 
-            fn broken(&self) -> Option<Broken<'_>> {
-                let more: fn(&$type) -> Option<Broken<'_>> = $broken;
-                broken("metadata", &self.metadata).or_else(|| more(self))
+            fn unusable_field(&self) -> Option<UnusableField<'_>> {
+                let other: fn(&$type) -> Option<UnusableField<'_>> = $unusable_field;
+                unusable_field("metadata", &self.metadata).or_else(|| other(self))
             }
         }
 
         impl<'de> Deserialize<'de> for $type {
-            /// Fails for what is no object at all.
+            /// Fails for a value that is not an object.
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
-                match Given::deserialize(deserializer)? {
-                    Given::Good(object) => Ok(object),
-                    Given::Absent | Given::Wrong(_) => Err(D::Error::custom("is not an object")),
+                match FieldValue::deserialize(deserializer)? {
+                    FieldValue::Valid(object) => Ok(object),
+                    FieldValue::Absent | FieldValue::WrongType(_) => {
+                        Err(D::Error::custom("is not an object"))
+                    }
                 }
             }
         }
@@ -97,69 +103,69 @@ macro_rules! api_object {
 }
 
 api_object!(ApiService, Service, |service| {
-    let ports = service.spec.get().and_then(|spec| broken("spec.ports", &spec.ports));
-    broken("spec", &service.spec).or(ports)
+    let ports = service.spec.get().and_then(|spec| unusable_field("spec.ports", &spec.ports));
+    unusable_field("spec", &service.spec).or(ports)
 });
 api_object!(ApiSlice, EndpointSlice, |slice| {
-    broken("ports", &slice.ports).or(broken("endpoints", &slice.endpoints))
+    unusable_field("ports", &slice.ports).or(unusable_field("endpoints", &slice.endpoints))
 });
 api_object!(ApiNode, Node, |_| None);
 
-shape! {
+api_type! {
     /// `metadata` of any object.
     Metadata {
         /// Name.
         name: "name" => String,
         /// Namespace.
         namespace: "namespace" => String,
-        /// Version, for the watch that goes on behind it.
+        /// Resource version, from which a watch can continue.
         resource_version: "resourceVersion" => String,
-        /// When it was made.
+        /// Time of creation.
         creation_timestamp: "creationTimestamp" => String,
-        /// When it was deleted, if something still holds it.
+        /// Time of deletion, if a finalizer delays it.
         deletion_timestamp: "deletionTimestamp" => String,
-        /// The labels that matter.
+        /// The labels that are used.
         labels: "labels" => Labels,
-        /// The annotations that matter.
+        /// The annotations that are used.
         annotations: "annotations" => Annotations,
     }
 }
 
-shape! {
+api_type! {
     /// Labels.
     Labels {
-        /// Of Services that another proxy serves.
+        /// On Services of another proxy.
         service_proxy_name: "service.kubernetes.io/service-proxy-name" => String,
-        /// Of slices of headless Services.
+        /// On slices of headless Services.
         headless: "service.kubernetes.io/headless" => String,
-        /// Of slices: their Service.
+        /// On slices: their Service.
         service_name: "kubernetes.io/service-name" => String,
-        /// Of Nodes.
+        /// On Nodes.
         zone: "topology.kubernetes.io/zone" => String,
     }
 }
 
-shape! {
+api_type! {
     /// Annotations.
     Annotations {
-        /// Of slices: when the change began that led to them.
+        /// On slices: the time of the cause of their last change.
         trigger_time: "endpoints.kubernetes.io/last-change-trigger-time" => String,
     }
 }
 
-shape! {
+api_type! {
     /// `v1` Service.
     ApiService {
         /// Identity and labels.
         metadata: "metadata" => Metadata,
-        /// What a user wants.
+        /// The desired state.
         spec: "spec" => ServiceSpec,
-        /// What a load balancer gave.
+        /// State of the load balancer.
         status: "status" => ServiceStatus,
     }
 }
 
-shape! {
+api_type! {
     /// `spec` of a Service.
     ServiceSpec {
         /// Type.
@@ -167,29 +173,29 @@ shape! {
         /// The first cluster IP.
         cluster_ip: "clusterIP" => String,
         /// All cluster IPs.
-        cluster_ips: "clusterIPs" => Vec<Given<String>>,
+        cluster_ips: "clusterIPs" => Vec<FieldValue<String>>,
         /// Family of each cluster IP.
-        ip_families: "ipFamilies" => Vec<Given<String>>,
+        ip_families: "ipFamilies" => Vec<FieldValue<String>>,
         /// External IPs.
-        external_ips: "externalIPs" => Vec<Given<String>>,
+        external_ips: "externalIPs" => Vec<FieldValue<String>>,
         /// Allowed sources.
-        load_balancer_source_ranges: "loadBalancerSourceRanges" => Vec<Given<String>>,
+        load_balancer_source_ranges: "loadBalancerSourceRanges" => Vec<FieldValue<String>>,
         /// Ports.
-        ports: "ports" => Vec<Given<ServicePortEntry>>,
+        ports: "ports" => Vec<FieldValue<ServicePortEntry>>,
         /// Internal traffic policy.
         internal_traffic_policy: "internalTrafficPolicy" => String,
         /// External traffic policy.
         external_traffic_policy: "externalTrafficPolicy" => String,
         /// Session affinity.
         session_affinity: "sessionAffinity" => String,
-        /// How long it lasts.
+        /// Configuration of session affinity.
         session_affinity_config: "sessionAffinityConfig" => AffinityConfig,
         /// Health check node port.
         health_check_node_port: "healthCheckNodePort" => i64,
     }
 }
 
-shape! {
+api_type! {
     /// An entry of `spec.ports`.
     ServicePortEntry {
         /// Name.
@@ -203,15 +209,15 @@ shape! {
     }
 }
 
-shape! {
+api_type! {
     /// `spec.sessionAffinityConfig`.
     AffinityConfig {
-        /// Of ClientIP affinity.
+        /// Configuration of ClientIP affinity.
         client_ip: "clientIP" => ClientIpConfig,
     }
 }
 
-shape! {
+api_type! {
     /// `spec.sessionAffinityConfig.clientIP`.
     ClientIpConfig {
         /// Seconds.
@@ -219,7 +225,7 @@ shape! {
     }
 }
 
-shape! {
+api_type! {
     /// `status` of a Service.
     ServiceStatus {
         /// The load balancer.
@@ -227,25 +233,25 @@ shape! {
     }
 }
 
-shape! {
+api_type! {
     /// `status.loadBalancer`.
     LoadBalancerStatus {
         /// Its addresses.
-        ingress: "ingress" => Vec<Given<Ingress>>,
+        ingress: "ingress" => Vec<FieldValue<Ingress>>,
     }
 }
 
-shape! {
+api_type! {
     /// An entry of `status.loadBalancer.ingress`.
     Ingress {
         /// Address.
         ip: "ip" => String,
-        /// Whether packets arrive with that address.
+        /// Whether packets arrive with that address as their destination.
         ip_mode: "ipMode" => String,
     }
 }
 
-shape! {
+api_type! {
     /// `discovery.k8s.io/v1` EndpointSlice.
     ApiSlice {
         /// Identity, labels, trigger time.
@@ -253,13 +259,13 @@ shape! {
         /// Family.
         address_type: "addressType" => String,
         /// Ports.
-        ports: "ports" => Vec<Given<SlicePortEntry>>,
+        ports: "ports" => Vec<FieldValue<SlicePortEntry>>,
         /// Endpoints.
-        endpoints: "endpoints" => Vec<Given<EndpointEntry>>,
+        endpoints: "endpoints" => Vec<FieldValue<EndpointEntry>>,
     }
 }
 
-shape! {
+api_type! {
     /// An entry of a slice's `ports`.
     SlicePortEntry {
         /// Name.
@@ -271,11 +277,11 @@ shape! {
     }
 }
 
-shape! {
+api_type! {
     /// An entry of a slice's `endpoints`.
     EndpointEntry {
-        /// Its addresses, of which the first one counts.
-        addresses: "addresses" => First<String>,
+        /// Addresses; only the first is used.
+        addresses: "addresses" => FirstItem<String>,
         /// Conditions.
         conditions: "conditions" => ConditionsEntry,
         /// Node.
@@ -285,7 +291,7 @@ shape! {
     }
 }
 
-shape! {
+api_type! {
     /// `conditions` of an endpoint.
     ConditionsEntry {
         /// Ready.
@@ -297,17 +303,17 @@ shape! {
     }
 }
 
-shape! {
+api_type! {
     /// `hints` of an endpoint.
     HintsEntry {
         /// Zones.
-        for_zones: "forZones" => Vec<Given<NamedEntry>>,
+        for_zones: "forZones" => Vec<FieldValue<NamedEntry>>,
         /// Nodes.
-        for_nodes: "forNodes" => Vec<Given<NamedEntry>>,
+        for_nodes: "forNodes" => Vec<FieldValue<NamedEntry>>,
     }
 }
 
-shape! {
+api_type! {
     /// An entry of a list of names.
     NamedEntry {
         /// Name.
@@ -315,10 +321,10 @@ shape! {
     }
 }
 
-shape! {
+api_type! {
     /// `v1` Node.
     ApiNode {
-        /// Identity, zone, whether it is about to go.
+        /// Identity, zone, deletion.
         metadata: "metadata" => Metadata,
         /// Pod CIDRs and taints.
         spec: "spec" => NodeSpec,
@@ -327,35 +333,35 @@ shape! {
     }
 }
 
-shape! {
+api_type! {
     /// `spec` of a Node.
     NodeSpec {
         /// The first pod CIDR.
         pod_cidr: "podCIDR" => String,
         /// All pod CIDRs.
-        pod_cidrs: "podCIDRs" => Vec<Given<String>>,
+        pod_cidrs: "podCIDRs" => Vec<FieldValue<String>>,
         /// Taints.
-        taints: "taints" => Vec<Given<TaintEntry>>,
+        taints: "taints" => Vec<FieldValue<TaintEntry>>,
     }
 }
 
-shape! {
+api_type! {
     /// An entry of a Node's `spec.taints`.
     TaintEntry {
-        /// Key.
+        /// JsonKey.
         key: "key" => String,
     }
 }
 
-shape! {
+api_type! {
     /// `status` of a Node.
     NodeStatus {
         /// Addresses.
-        addresses: "addresses" => Vec<Given<AddressEntry>>,
+        addresses: "addresses" => Vec<FieldValue<AddressEntry>>,
     }
 }
 
-shape! {
+api_type! {
     /// An entry of a Node's `status.addresses`.
     AddressEntry {
         /// Type: `InternalIP`, `ExternalIP` or another one.

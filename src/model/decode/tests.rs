@@ -1,7 +1,7 @@
-//! Tests of decoding: every rule of what is read of an object, and what becomes of hostile text.
+//! Tests of decoding: every field that is read, and hostile values.
 
-mod broken;
 mod hostile;
+mod malformed;
 mod service;
 mod slice;
 mod wrong_types;
@@ -10,7 +10,7 @@ use super::manifest::{self, Object};
 use super::{Decoded, Interner, Problem};
 use crate::model::{Node, Service, Slice};
 
-/// The objects of a manifest that must read without a problem.
+/// The objects of a manifest without problems.
 fn objects(text: &str) -> Vec<Object> {
     let mut objects = Vec::new();
     let outcome = manifest::read(text.as_bytes(), "test", &mut |object| objects.push(object));
@@ -24,7 +24,7 @@ fn only(text: &str) -> Object {
     objects.remove(0)
 }
 
-/// The same lines, `n` columns further in.
+/// The same lines, indented by `n` columns.
 fn indented(text: &str, n: usize) -> String {
     text.trim_matches('\n').lines().map(|line| format!("{:n$}{line}\n", "")).collect()
 }
@@ -42,7 +42,7 @@ fn service_with(spec: &str, more: &str) -> (Option<Service>, Vec<String>) {
     );
     let Object::Service(object) = only(&text) else { panic!("not a Service: {text}") };
     let Decoded { named, problems } = super::service(&object, &mut Interner::default());
-    let (name, value) = named.expect("it has a name");
+    let (name, value) = named.expect("a usable name");
     assert_eq!(name.to_string(), "ns/web");
     (value, messages(problems))
 }
@@ -60,7 +60,7 @@ fn slice_with(lines: &str) -> (Option<Slice>, Vec<String>) {
 fn slice_of(text: &str) -> (Option<Slice>, Vec<String>) {
     let Object::Slice(object) = only(text) else { panic!("not a slice: {text}") };
     let Decoded { named, problems } = super::slice(&object, &mut Interner::default());
-    let (name, value) = named.expect("it has a name");
+    let (name, value) = named.expect("a usable name");
     assert_eq!(name.to_string(), "ns/web-1");
     (value, messages(problems))
 }
@@ -72,7 +72,7 @@ fn node_of(text: &str) -> (Option<Node>, Vec<String>) {
 }
 
 #[test]
-fn internal_addresses_of_a_node_stand_before_external_ones() {
+fn internal_addresses_of_a_node_come_before_external_ones() {
     let (node, problems) = node_of(
         "
 apiVersion: v1
@@ -98,7 +98,7 @@ status:
 }
 
 #[test]
-fn a_node_may_know_nothing_but_its_name() {
+fn a_node_may_have_nothing_but_a_name() {
     let (node, problems) = node_of(
         "kind: Node
 metadata: {name: n}
@@ -111,7 +111,7 @@ metadata: {name: n}
 }
 
 #[test]
-fn a_node_that_is_deleted_or_tainted_for_it_is_leaving() {
+fn a_node_that_is_deleted_or_tainted_for_deletion_is_leaving() {
     let check = |metadata: &str, spec: &str, is_leaving: bool| {
         let text = format!("kind: Node\nmetadata: {{name: n{metadata}}}\nspec: {spec}\n");
         let (node, problems) = node_of(&text);

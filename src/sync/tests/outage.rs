@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::watch::api::fake::{FakeServer, Mode};
+use crate::watch::api::fake_server::{FakeServer, Mode};
 use crate::watch::api::{RequestLimit, follow};
 
 const LIMIT: RequestLimit = RequestLimit { qps: Some(5.0), burst: 10 };

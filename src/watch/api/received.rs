@@ -4,13 +4,13 @@
 use serde::{Deserialize, Deserializer};
 
 use super::tracker::WatchedKind;
-use crate::model::decode::{Given, whole};
+use crate::model::decode::{FieldValue, require_usable};
 use crate::model::{ObjectName, Problem};
 
 /// An object of kind `K`, or any other value in its place.
 #[derive(Debug)]
 pub struct ReceivedObject<K> {
-    given: Given<K>,
+    given: FieldValue<K>,
 }
 
 impl<K: WatchedKind> ReceivedObject<K> {
@@ -26,13 +26,13 @@ impl<K: WatchedKind> ReceivedObject<K> {
 
     /// The object, or the problem that makes it unusable.
     pub fn into_result(self) -> Result<K, Box<Problem>> {
-        whole(self.given)
+        require_usable(self.given)
     }
 }
 
 impl<'de, K: WatchedKind> Deserialize<'de> for ReceivedObject<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ReceivedObject<K>, D::Error> {
-        Ok(ReceivedObject { given: Given::deserialize(deserializer)? })
+        Ok(ReceivedObject { given: FieldValue::deserialize(deserializer)? })
     }
 }
 

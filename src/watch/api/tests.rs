@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::model::Change;
-use crate::watch::api::fake::QueryPairs;
+use crate::watch::api::fake_server::QueryPairs;
 
 const SHORT_TIMEOUTS: WatchTimeouts = WatchTimeouts {
     list_start: Duration::from_millis(300),

@@ -46,7 +46,7 @@ pub struct Content {
     n_more: usize,
     /// Number of unusable fields, by kind.
     n_fields: BTreeMap<ObjectKind, usize>,
-    texts: manifest::Outcome,
+    texts: manifest::ManifestSummary,
 }
 
 impl Content {
@@ -100,7 +100,7 @@ pub fn read(path: &Path, node: &str, interner: &mut Interner) -> Content {
     content.texts = outcome.unwrap_or_else(|error| {
         let what = format!("cannot be read: {error}");
         let problems = vec![TextProblem { source, line: 1, object: None, what }];
-        manifest::Outcome { problems, ..manifest::Outcome::default() }
+        manifest::ManifestSummary { problems, ..manifest::ManifestSummary::default() }
     });
     content
 }
@@ -121,7 +121,7 @@ fn read_text(
     node: &str,
     content: &mut Content,
     interner: &mut Interner,
-) -> manifest::Outcome {
+) -> manifest::ManifestSummary {
     manifest::read(text, source, &mut |object| {
         let (change, problems) = decode::change(&object, interner);
         content.add_problems(problems);

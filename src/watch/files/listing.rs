@@ -71,9 +71,9 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
 
 /// Whether the path names a manifest: `*.yaml`, `*.yml` or `*.json`, not hidden.
 pub fn is_manifest(path: &Path) -> bool {
-    let is_hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    let needs_escape = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
     let extension = path.extension().and_then(|extension| extension.to_str());
-    !is_hidden && matches!(extension, Some("yaml" | "yml" | "json"))
+    !needs_escape && matches!(extension, Some("yaml" | "yml" | "json"))
 }
 
 /// A path for log messages, with control characters escaped.

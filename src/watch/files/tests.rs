@@ -333,5 +333,5 @@ async fn problems_are_counted_over_all_files_until_they_are_fixed() {
     until(&mut follower, 0).await;
 }
 
-mod log;
+mod log_lines;
 mod writers;

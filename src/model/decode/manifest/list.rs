@@ -1,5 +1,5 @@
-//! One document, deserialized as a stream: the items of a list are handed on one by one, so that
-//! a list of 50 000 objects needs the memory of one.
+//! Deserializes one document as a stream: list items are passed on one by one, so that a list of 50 000
+//! objects needs the memory of one.
 
 use std::cell::Cell;
 use std::fmt;
@@ -9,37 +9,37 @@ use serde::{Deserialize, de};
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 
-use super::{ListKind, Reading};
+use super::{ListKind, ManifestParser};
 
-/// How to tell the line of an object.
+/// Where the line of an object comes from.
 #[derive(Clone, Copy)]
-pub enum Position<'a> {
-    /// The YAML parser knows it, counted from the document's `first` line.
+pub enum LineSource<'a> {
+    /// The YAML parser; it counts from the document's line `first`.
     Yaml {
         /// The document's first line, from 1.
         first: usize,
     },
-    /// The reader counts it.
+    /// The reader's count.
     Json(&'a Cell<usize>),
 }
 
-impl Position<'_> {
+impl LineSource<'_> {
     fn now(self) -> usize {
         match self {
-            Position::Yaml { first } => first,
-            Position::Json(line) => line.get(),
+            LineSource::Yaml { first } => first,
+            LineSource::Json(line) => line.get(),
         }
     }
 
     /// Reads a value and the line it begins on.
     fn value<'de, D: Deserializer<'de>>(self, deserializer: D) -> Result<(usize, Value), D::Error> {
         match self {
-            Position::Yaml { first } => {
+            LineSource::Yaml { first } => {
                 let spanned = Spanned::<Value>::deserialize(deserializer)?;
                 let line = spanned.referenced.line().max(1) as usize;
                 Ok((first + line - 1, spanned.value))
             }
-            Position::Json(line) => {
+            LineSource::Json(line) => {
                 let line = line.get();
                 Ok((line, Value::deserialize(deserializer)?))
             }
@@ -49,10 +49,10 @@ impl Position<'_> {
 
 /// Reads a document: an object, or a list whose items are objects.
 pub struct DocumentSeed<'a, 'r> {
-    /// Where the objects go.
-    pub reading: &'a mut Reading<'r>,
-    /// How to tell their lines.
-    pub position: Position<'a>,
+    /// The parser that receives the objects.
+    pub parser: &'a mut ManifestParser<'r>,
+    /// Where their lines come from.
+    pub position: LineSource<'a>,
 }
 
 impl<'de> DeserializeSeed<'de> for DocumentSeed<'_, '_> {
@@ -77,22 +77,22 @@ impl<'de> Visitor<'de> for DocumentSeed<'_, '_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let line = self.position.now();
         let mut object = Map::new();
-        let mut waiting = None;
+        let mut without_kind = None;
         while let Some(key) = map.next_key::<String>()? {
-            if key == "items" && waiting.is_none() {
-                let seed = ItemsSeed { document: &mut *self.reading, position: self.position, own: &object };
-                waiting = Some(map.next_value_seed(seed)?);
+            if key == "items" && without_kind.is_none() {
+                let seed = ItemsSeed { document: &mut *self.parser, position: self.position, own: &object };
+                without_kind = Some(map.next_value_seed(seed)?);
             } else {
                 object.insert(key, map.next_value()?);
             }
         }
-        let Some(waiting) = waiting else {
-            self.reading.object(Value::Object(object), line, None);
+        let Some(without_kind) = without_kind else {
+            self.parser.handle_value(Value::Object(object), line, None);
             return Ok(());
         };
         let kind = list_kind(&object);
-        for (line, value) in waiting {
-            self.reading.object(value, line, Some(&kind));
+        for (line, value) in without_kind {
+            self.parser.handle_value(value, line, Some(&kind));
         }
         Ok(())
     }
@@ -103,12 +103,12 @@ fn list_kind(object: &Map<String, Value>) -> ListKind {
     ListKind { kind: text("kind"), api_version: text("apiVersion") }
 }
 
-/// Reads the `items` of a list and hands on each that says its kind, or whose kind the list said
-/// before. The others come back: their list says it behind them.
+/// Reads the `items` of a list. Passes on each item with a kind, or whose list stated the kind already;
+/// returns the others, whose list states it after them.
 struct ItemsSeed<'a, 'r> {
-    document: &'a mut Reading<'r>,
-    position: Position<'a>,
-    /// What was read of the list so far.
+    document: &'a mut ManifestParser<'r>,
+    position: LineSource<'a>,
+    /// The list's own fields read so far.
     own: &'a Map<String, Value>,
 }
 
@@ -133,20 +133,20 @@ impl<'de> Visitor<'de> for ItemsSeed<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
         let list = list_kind(self.own);
-        let mut waiting = Vec::new();
+        let mut without_kind = Vec::new();
         while let Some((line, value)) = items.next_element_seed(ItemSeed(self.position))? {
             if value.get("kind").is_some() || list.kind.is_some() {
-                self.document.object(value, line, Some(&list));
+                self.document.handle_value(value, line, Some(&list));
                 self.document.n_bytes.set(0);
             } else {
-                // Kept until their list says what they are: all together are one object.
-                waiting.push((line, value));
+                // Kept until their list states the kind; together they count as one object.
+                without_kind.push((line, value));
             }
         }
-        Ok(waiting)
+        Ok(without_kind)
     }
 
-    /// Another kind of object has a field of that name.
+    /// Another kind of object with a field `items`.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(Vec::new())
@@ -154,7 +154,7 @@ impl<'de> Visitor<'de> for ItemsSeed<'_, '_> {
 }
 
 /// Reads one item with its line.
-struct ItemSeed<'a>(Position<'a>);
+struct ItemSeed<'a>(LineSource<'a>);
 
 impl<'de> DeserializeSeed<'de> for ItemSeed<'_> {
     type Value = (usize, Value);

@@ -1,11 +1,11 @@
-//! Tests of reading manifests: documents, lists, defaults, and what becomes of broken text.
-//! Broken manifests have a folder of their own, `testdata/broken/`.
+//! Tests of reading manifests: documents, lists, defaults and malformed text. More malformed manifests are
+//! in `testdata/malformed/`.
 
 use super::*;
 use crate::model::decode::object::ServiceSpec;
 
 /// Names of the objects in order, each with its kind.
-fn names(text: &str) -> (Vec<String>, Outcome) {
+fn names(text: &str) -> (Vec<String>, ManifestSummary) {
     let mut names = Vec::new();
     let outcome = read(text.as_bytes(), "f.yaml", &mut |object| {
         let (kind, name) = match &object {
@@ -45,8 +45,8 @@ fn spec(text: &str) -> ServiceSpec {
     only_service(text).spec.get().unwrap().clone()
 }
 
-fn texts(list: &Given<Vec<Given<String>>>) -> Vec<&str> {
-    list.items().iter().map(Given::text).collect()
+fn texts(list: &FieldValue<Vec<FieldValue<String>>>) -> Vec<&str> {
+    list.items().iter().map(FieldValue::text).collect()
 }
 
 #[test]
@@ -56,19 +56,19 @@ fn documents_of_all_three_kinds_are_read_and_others_counted() {
                 {\"apiVersion\": \"discovery.k8s.io/v1\", \"kind\": \"EndpointSlice\", \"metadata\": {\"name\": \"c\"}}\n---\n\
                 kind: Node\nmetadata: {name: d}\n---\n";
     check(text, &["Service a", "EndpointSlice c", "Node d"]);
-    assert_eq!(names(text).1.n_others, 1);
+    assert_eq!(names(text).1.n_other_kinds, 1);
     check("", &[]);
     check("---\n", &[]);
 }
 
 #[test]
-fn the_same_kind_of_another_group_is_another_kind() {
+fn a_kind_of_another_group_is_another_kind() {
     let (names, outcome) = names("apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n");
-    assert_eq!((names.len(), outcome.n_others, outcome.problems.len()), (0, 1, 0));
+    assert_eq!((names.len(), outcome.n_other_kinds, outcome.problems.len()), (0, 1, 0));
 }
 
 #[test]
-fn lists_stand_for_their_items_nested_too() {
+fn items_of_lists_are_read_also_of_nested_lists() {
     check(
         "kind: List\napiVersion: v1\nitems:\n- kind: Service\n  metadata: {name: a}\n\
          - kind: List\n  items: [{kind: Node, metadata: {name: b}}]\n- kind: ServiceList\n  items: [{metadata: {name: c}}]\n",
@@ -80,7 +80,7 @@ fn lists_stand_for_their_items_nested_too() {
 }
 
 #[test]
-fn items_without_a_kind_take_their_lists_wherever_it_says_it() {
+fn items_without_a_kind_have_their_lists_kind_wherever_it_is_stated() {
     let items = "items:\n- metadata: {name: a}\n- metadata: {name: b}\n";
     check(
         &format!("kind: EndpointSliceList\napiVersion: discovery.k8s.io/v1\n{items}"),
@@ -98,11 +98,11 @@ fn yaml_may_begin_with_a_brace() {
     );
     let items = "{kind: Service, metadata: {name: a}}, ".repeat(40_000);
     let (names, outcome) = names(&format!("{{kind: List, items: [{items}]}}\n"));
-    assert_eq!((names.len(), outcome.problems), (40_000, Vec::new()), "longer than what is kept");
+    assert_eq!((names.len(), outcome.problems), (40_000, Vec::new()), "longer than the replay limit");
 }
 
 #[test]
-fn what_is_neither_json_nor_yaml_is_said_to_be_what_it_is_for_longer() {
+fn if_both_parsers_fail_the_error_of_the_one_that_got_further_is_reported() {
     check_problems(
         "{kind: Service,\n metadata: {name: [a}}\n",
         &["f.yaml:2: cannot be read as YAML: mismatched bracket '[' closed by '}'"],
@@ -114,7 +114,7 @@ fn what_is_neither_json_nor_yaml_is_said_to_be_what_it_is_for_longer() {
 }
 
 #[test]
-fn json_may_follow_json() {
+fn json_documents_may_follow_each_other() {
     check(
         "{\"kind\": \"Service\", \"metadata\": {\"name\": \"a\"}}\n{\"kind\": \"Service\", \"metadata\": {\"name\": \"b\"}}",
         &["Service a", "Service b"],
@@ -141,7 +141,7 @@ fn a_problem_names_the_line_of_its_object() {
 }
 
 #[test]
-fn a_broken_document_costs_the_rest_of_itself_only() {
+fn a_malformed_document_does_not_affect_other_documents() {
     let text = "kind: List\nitems:\n- {kind: Node, metadata: {name: a}}\n- {kind: Node\n---\nkind: Node\nmetadata: {name: b}\n";
     let (names, outcome) = names(text);
     assert_eq!(names, ["Node a", "Node b"]);
@@ -150,7 +150,7 @@ fn a_broken_document_costs_the_rest_of_itself_only() {
 }
 
 #[test]
-fn a_reader_that_fails_is_a_problem() {
+fn a_read_error_is_a_problem() {
     struct Failing;
     impl Read for Failing {
         fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
@@ -165,7 +165,7 @@ fn a_reader_that_fails_is_a_problem() {
 }
 
 #[test]
-fn kubectls_spelling_is_read() {
+fn the_output_of_kubectl_is_read() {
     let service = only_service(
         "apiVersion: v1
 kind: Service
@@ -213,11 +213,14 @@ status:
     assert_eq!(service.claimed_name().to_string(), "1/web");
     let [http, metrics] = service.spec.get().unwrap().ports.items() else { panic!("{service:?}") };
     let (http, metrics) = (http.get().unwrap(), metrics.get().unwrap());
-    assert_eq!((http.name.text(), &http.port, &metrics.port), ("80", &Given::Good(80), &Given::Good(9090)));
+    assert_eq!(
+        (http.name.text(), &http.port, &metrics.port),
+        ("80", &FieldValue::Valid(80), &FieldValue::Valid(9090))
+    );
 }
 
 #[test]
-fn what_a_person_leaves_out_of_a_service_is_filled_in() {
+fn absent_fields_of_a_service_get_their_defaults() {
     let service = only_service(
         "kind: Service\nmetadata: {name: a}\nspec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n",
     );
@@ -226,7 +229,7 @@ fn what_a_person_leaves_out_of_a_service_is_filled_in() {
     assert_eq!(spec.type_.text(), "ClusterIP");
     assert_eq!(spec.session_affinity.text(), "None");
     assert_eq!(spec.internal_traffic_policy.text(), "Cluster");
-    assert_eq!(spec.external_traffic_policy, Given::Absent);
+    assert_eq!(spec.external_traffic_policy, FieldValue::Absent);
     assert_eq!(texts(&spec.cluster_ips), ["10.0.0.1"]);
     assert_eq!(texts(&spec.ip_families), ["IPv4"]);
     assert_eq!(spec.ports.items()[0].get().unwrap().protocol.text(), "TCP");
@@ -240,7 +243,7 @@ fn cluster_ip_and_families_follow_cluster_ips() {
 }
 
 #[test]
-fn a_load_balancer_gets_its_policy_mode_and_affinity() {
+fn a_load_balancer_gets_its_default_policy_mode_and_affinity() {
     let service = only_service(
         "kind: Service\nmetadata: {name: a}\nspec: {type: LoadBalancer, sessionAffinity: ClientIP}\n\
          status: {loadBalancer: {ingress: [{ip: 192.0.2.1}, {hostname: a.example}]}}\n",
@@ -248,30 +251,33 @@ fn a_load_balancer_gets_its_policy_mode_and_affinity() {
     let spec = service.spec.get().unwrap();
     assert_eq!(spec.external_traffic_policy.text(), "Cluster");
     let client_ip = spec.session_affinity_config.get().unwrap().client_ip.get().unwrap();
-    assert_eq!(client_ip.timeout_seconds, Given::Good(10_800));
+    assert_eq!(client_ip.timeout_seconds, FieldValue::Valid(10_800));
     let ingress = service.status.get().unwrap().load_balancer.get().unwrap().ingress.items();
     let modes: Vec<&str> = ingress.iter().map(|entry| entry.get().unwrap().ip_mode.text()).collect();
     assert_eq!(modes, ["VIP", ""]);
 }
 
 #[test]
-fn headless_and_external_name_services_stay_what_they_are() {
+fn headless_and_external_name_services_keep_their_type() {
     let headless = spec("kind: Service\nmetadata: {name: a}\nspec: {clusterIP: None}\n");
     assert_eq!(headless.cluster_ip.text(), "None");
     assert_eq!(texts(&headless.ip_families), [""; 0]);
     let external = spec("kind: Service\nmetadata: {name: a}\nspec: {type: ExternalName, externalName: b}\n");
-    assert_eq!((external.cluster_ip, external.internal_traffic_policy), (Given::Absent, Given::Absent));
+    assert_eq!(
+        (external.cluster_ip, external.internal_traffic_policy),
+        (FieldValue::Absent, FieldValue::Absent)
+    );
 }
 
 #[test]
-fn ports_of_slices_get_name_and_protocol_and_nodes_their_cidr() {
+fn ports_of_slices_get_default_name_and_protocol_and_nodes_their_cidr() {
     let mut found = Vec::new();
     let text = "kind: EndpointSlice\nmetadata: {name: a}\nports: [{port: 80}]\n---\n\
                 kind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.0.0.0/24}\n";
     read(text.as_bytes(), "f", &mut |object| found.push(object));
     let [Object::Slice(slice), Object::Node(node)] = &found[..] else { panic!("{found:?}") };
     let port = slice.ports.items()[0].get().unwrap();
-    assert_eq!((&port.name, port.protocol.text()), (&Given::Good(String::new()), "TCP"));
+    assert_eq!((&port.name, port.protocol.text()), (&FieldValue::Valid(String::new()), "TCP"));
     assert_eq!(slice.claimed_name().to_string(), "default/a");
     assert_eq!(texts(&node.spec.get().unwrap().pod_cidrs), ["10.0.0.0/24"]);
 }
@@ -291,7 +297,7 @@ fn a_list_of_50_000_objects_and_as_many_documents_load() {
 }
 
 #[test]
-fn messages_escape_what_could_fool_a_terminal() {
+fn messages_escape_control_characters() {
     check_problems(
         "kind: Service\nmetadata: {name: \"a\\e[2J\\nb\"}\nspec: 1\n",
         &["f.yaml:1: Service default/a\\u{1b}[2J\\nb: spec: \"1\" is not an object"],
@@ -308,13 +314,13 @@ fn only_true_and_false_are_booleans() {
     let [Object::Slice(slice)] = &found[..] else { panic!("{found:?}") };
     let conditions = slice.endpoints.items()[0].get().unwrap().conditions.get().unwrap();
     assert_eq!((conditions.ready.get(), conditions.serving.get()), (None, Some(&true)));
-    assert!(!conditions.ready.is_absent(), "it is no boolean, but it is there");
+    assert!(!conditions.ready.is_absent(), "not a boolean, but present");
 }
 
-/// When each byte of a blank line moved all bytes behind it, 10 MiB took 11 minutes.
+/// When each blank byte moved all following bytes, 10 MiB took 11 minutes.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a generous bound on time")]
-fn a_run_of_blanks_costs_no_more_than_other_text() {
+fn blanks_are_read_as_fast_as_other_text() {
     let good = |name| format!("kind: Node\nmetadata: {{name: {name}}}\n");
     for blanks in [" ", "\t", "\r"] {
         let blanks = blanks.repeat(4 << 20);
@@ -337,7 +343,7 @@ fn a_run_of_blanks_costs_no_more_than_other_text() {
 }
 
 #[test]
-fn an_object_longer_than_any_costs_itself_and_is_named() {
+fn an_object_above_the_limit_is_skipped_and_reported() {
     let long = "x".repeat(17 << 20);
     let node = |name| format!("{{\"kind\": \"Node\", \"metadata\": {{\"name\": \"{name}\"}}}}");
     let yaml = format!("- {}\n- kind: Node\n  x: {long}\n- {}\n", node("a"), node("never"));
@@ -355,7 +361,7 @@ fn an_object_longer_than_any_costs_itself_and_is_named() {
 }
 
 #[test]
-fn a_list_may_be_longer_than_the_longest_object() {
+fn a_list_may_be_longer_than_the_limit_for_an_object() {
     let item = |i| format!("- kind: Node\n  metadata: {{name: n{i}}}\n  x: {}\n", "x".repeat(1 << 20));
     let text: String = (0..20).map(item).collect();
     assert_eq!(names(&format!("kind: List\nitems:\n{text}")).0.len(), 20);
@@ -371,19 +377,19 @@ fn a_list_may_be_longer_than_the_longest_object() {
 }
 
 #[test]
-fn of_many_problems_of_a_text_the_first_are_kept_and_the_others_counted() {
-    let outcome = names(&format!("kind: List\nitems:\n{}", "- 1\n".repeat(MOST_PROBLEMS + 500))).1;
-    assert_eq!((outcome.problems.len(), outcome.n_more_problems), (MOST_PROBLEMS, 500));
+fn of_many_problems_of_a_text_the_first_are_stored_and_the_rest_counted() {
+    let outcome = names(&format!("kind: List\nitems:\n{}", "- 1\n".repeat(MAX_PROBLEMS + 500))).1;
+    assert_eq!((outcome.problems.len(), outcome.n_more_problems), (MAX_PROBLEMS, 500));
 }
 
 proptest::proptest! {
-    /// Whatever the text, reading it ends, and without a panic.
+    /// Reading any text ends without a panic.
     #[test]
     fn no_text_panics(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
         read(&bytes[..], "f", &mut |_| {});
     }
 
-    /// The same, of text that is nearly a manifest.
+    /// The same for text that is almost a manifest.
     #[test]
     fn no_damaged_manifest_panics(
         damage in proptest::collection::vec((0usize..400, "[-:{}\\[\\]\"'|&*!%#,\n\t a\u{0}\u{1}é]"), 1..6),

@@ -1,4 +1,5 @@
-//! Hostile text in every string field: never in a value that a rule is made of, always said.
+//! Tests with hostile text in every string field: it never becomes part of a value for rules, and is always
+//! reported.
 
 use serde_json::Value;
 
@@ -9,8 +10,8 @@ use super::Interner;
 use crate::model::decode::{ApiNode, ApiService, ApiSlice, node, service, slice};
 use shared::{full_node, full_service, full_slice, hostile, texts};
 
-/// Puts each hostile text into each text field. `decode` gives the value, as text, and the
-/// problems; every field must be named as one, except where `is_silent` says so of path and text.
+/// Sets each string field to each hostile text. `decode` returns the value, as text, and the problems.
+/// Every field must be reported as one, except where `is_silent` accepts path and text.
 fn check(
     object: Value,
     is_silent: impl Fn(&str, &str) -> bool,
@@ -26,8 +27,8 @@ fn check(
             let mut object = object.clone();
             *object.pointer_mut(path).unwrap() = Value::String(text.clone());
             let (value, problems) = decode(object);
-            // Both are in Debug form, so a text that got in would be found. The shortest ones are
-            // also parts of the form itself.
+            // Both are in Debug form, so a hostile text in the value would be found. The shortest texts
+            // also occur in that form itself.
             let escaped = format!("{text:?}");
             assert!(!value.contains(&escaped), "{path}: {value}");
             assert!(text.len() <= 2 || !value.contains(escaped.trim_matches('"')), "{path}: {value}");
@@ -40,12 +41,12 @@ fn check(
 }
 
 #[test]
-fn no_text_of_a_service_gets_into_a_value_unless_it_has_its_grammar() {
+fn a_service_value_contains_only_strings_that_match_their_grammar() {
     let is_silent = |path: &str, text: &str| match path {
-        // Says only whether there is one: clusterIPs holds the addresses.
+        // Shows only whether the Service is headless: clusterIPs holds the addresses.
         "/spec/clusterIP" => true,
         "/spec/externalIPs/0" => text.trim().is_empty(),
-        // A padded range is read as if it were not.
+        // A range is read without surrounding blanks.
         "/spec/loadBalancerSourceRanges/0" => text.trim().is_empty() || text == "0.0.0.0/0\n",
         _ => false,
     };
@@ -57,7 +58,7 @@ fn no_text_of_a_service_gets_into_a_value_unless_it_has_its_grammar() {
 }
 
 #[test]
-fn no_text_of_a_slice_gets_into_a_value_unless_it_has_its_grammar() {
+fn a_slice_value_contains_only_strings_that_match_their_grammar() {
     check(
         full_slice(),
         |_, _| false,
@@ -70,7 +71,7 @@ fn no_text_of_a_slice_gets_into_a_value_unless_it_has_its_grammar() {
 }
 
 #[test]
-fn no_text_of_a_node_gets_into_a_value_unless_it_has_its_grammar() {
+fn a_node_value_contains_only_strings_that_match_their_grammar() {
     check(
         full_node(),
         |path, _| path == "/status/addresses/0/type",

@@ -1,11 +1,11 @@
-//! Services: edge-cases.md A and B as far as they are about what is read.
+//! Tests of reading Services: edge-cases.md, sections A and B.
 
 use super::{service_with, slice_with};
 use crate::model::{Frontend, Service, TrafficPolicy};
 use crate::net::IpFamily;
 
-/// One line a family and port, to compare with.
-fn shown(service: &Service) -> Vec<String> {
+/// One line for each family and port.
+fn summary(service: &Service) -> Vec<String> {
     let list = |items: Vec<String>| if items.is_empty() { "-".to_owned() } else { items.join(",") };
     let mut lines = Vec::new();
     for family in IpFamily::BOTH {
@@ -31,15 +31,15 @@ fn check(spec: &str, more: &str, expected: &[&str]) {
     let (service, problems) = service_with(spec, more);
     assert_eq!(problems, [""; 0], "{spec}");
     let service = service.unwrap_or_else(|| panic!("not proxied: {spec}"));
-    assert_eq!(shown(&service), expected, "{spec}");
+    assert_eq!(summary(&service), expected, "{spec}");
 }
 
-/// Bad fields: what is said, and what is left.
+/// Invalid fields: the messages, and what is used.
 fn check_bad(spec: &str, more: &str, problems: &[&str], left: &[&str]) {
     let (service, said) = service_with(spec, more);
     let problems: Vec<String> = problems.iter().map(|text| format!("Service ns/web: {text}")).collect();
     assert_eq!(said, problems, "{spec}");
-    assert_eq!(service.as_ref().map(shown).unwrap_or_default(), left, "{spec}");
+    assert_eq!(service.as_ref().map(summary).unwrap_or_default(), left, "{spec}");
 }
 
 fn check_skipped(spec: &str, more: &str) {
@@ -74,12 +74,12 @@ fn services_of_another_proxy_are_not_proxied_whatever_the_labels_value() {
 }
 
 #[test]
-fn a_service_without_ports_has_none_and_is_no_problem() {
+fn a_service_without_ports_is_not_a_problem() {
     check("clusterIP: 10.0.0.1", "", &["IPv4 10.0.0.1 external - lb - from -"]);
 }
 
 #[test]
-fn cluster_ips_stand_at_their_familys_place() {
+fn cluster_ips_are_at_the_index_of_their_family() {
     check(
         "clusterIPs: ['fd00::1', 10.0.0.1]\nclusterIP: 'fd00::1'\nipFamilies: [IPv6, IPv4]",
         "",
@@ -93,7 +93,7 @@ fn a_family_without_its_cluster_ip_is_skipped() {
 }
 
 #[test]
-fn without_families_the_cluster_ip_says_it() {
+fn without_families_the_cluster_ip_decides_the_family() {
     check("clusterIP: 'FD00:0::1'", "", &["IPv6 fd00::1 external - lb - from -"]);
     check(
         "clusterIPs: [10.0.0.1, 'fd00::1']",
@@ -139,7 +139,7 @@ fn addresses_of_a_family_without_cluster_ip_are_dropped_silently() {
 }
 
 #[test]
-fn a_bad_external_ip_costs_itself_and_a_blank_one_nothing() {
+fn an_invalid_external_ip_is_ignored_and_a_blank_one_is_not_a_problem() {
     check_bad(
         "clusterIP: 10.0.0.1\nexternalIPs: [bogus, '', ' ', ' 192.0.2.2', 192.0.2.1]",
         "",
@@ -149,7 +149,7 @@ fn a_bad_external_ip_costs_itself_and_a_blank_one_nothing() {
 }
 
 #[test]
-fn only_ingress_with_an_ip_in_mode_vip_counts_whatever_the_type() {
+fn only_ingress_with_an_ip_in_mode_vip_is_used_whatever_the_type() {
     check(
         "clusterIP: 10.0.0.1\ntype: NodePort",
         "status: {loadBalancer: {ingress: [{hostname: a.example}, {ip: 192.0.2.1, ipMode: Proxy}, \
@@ -168,7 +168,7 @@ fn only_ingress_with_an_ip_in_mode_vip_counts_whatever_the_type() {
 }
 
 #[test]
-fn the_wanted_load_balancer_ip_is_not_an_address() {
+fn the_requested_load_balancer_ip_is_not_used() {
     check("clusterIP: 10.0.0.1\nloadBalancerIP: 192.0.2.1", "", &["IPv4 10.0.0.1 external - lb - from -"]);
 }
 
@@ -188,7 +188,7 @@ fn source_ranges_are_trimmed_and_masked() {
 }
 
 #[test]
-fn a_range_for_everybody_empties_its_familys_list_only() {
+fn a_range_of_all_addresses_empties_only_its_familys_list() {
     let ips = "clusterIPs: [10.0.0.1, 'fd00::1']\n";
     check(
         &format!("{ips}loadBalancerSourceRanges: [10.0.0.0/8, 0.0.0.0/0, 'fd00::/8']"),
@@ -203,7 +203,7 @@ fn a_range_for_everybody_empties_its_familys_list_only() {
 }
 
 #[test]
-fn ports_keep_their_order_and_node_ports_count_whatever_the_type() {
+fn ports_keep_their_order_and_node_ports_are_used_whatever_the_type() {
     check(
         "clusterIP: 10.0.0.1\nports:\n- {name: b, port: 81, nodePort: 30081}\n\
          - {name: a, port: 80, protocol: UDP, targetPort: http}\n- {name: c, port: 82, protocol: SCTP, nodePort: 0}",
@@ -222,7 +222,7 @@ fn the_same_name_with_another_protocol_is_another_port() {
 }
 
 #[test]
-fn of_two_ports_of_one_name_and_protocol_the_later_wins() {
+fn of_two_ports_with_the_same_name_and_protocol_the_later_is_used() {
     check_bad(
         "clusterIP: 10.0.0.1\nports: [{port: 80}, {name: a, port: 90}, {port: 81}]",
         "",
@@ -234,7 +234,7 @@ fn of_two_ports_of_one_name_and_protocol_the_later_wins() {
 }
 
 #[test]
-fn a_bad_port_costs_itself_and_a_bad_node_port_only_that() {
+fn an_invalid_port_is_ignored_and_so_is_only_the_node_port_if_that_is_invalid() {
     check_bad(
         "clusterIP: 10.0.0.1\nports:\n- {name: a, port: 0}\n- {name: b, port: 65536}\n- {name: c, port: -1}\n\
          - {name: d, port: 4, protocol: tcp}\n- {name: E, port: 5}\n- {name: f, port: 6, nodePort: 70000}",
@@ -250,7 +250,7 @@ fn a_bad_port_costs_itself_and_a_bad_node_port_only_that() {
 }
 
 #[test]
-fn a_bad_cluster_ip_costs_its_family() {
+fn an_invalid_cluster_ip_removes_its_family() {
     check_bad(
         "clusterIP: 10.0.0.256",
         "",
@@ -281,7 +281,7 @@ fn policies(spec: &str) -> (TrafficPolicy, TrafficPolicy) {
 }
 
 #[test]
-fn external_policy_local_counts_where_the_type_or_an_external_ip_allows_it() {
+fn external_policy_local_applies_where_the_type_or_an_external_ip_allows_it() {
     use TrafficPolicy::{Cluster, Local};
     let check = |spec: &str, external| assert_eq!(policies(spec), (Cluster, external), "{spec}");
     check("type: ClusterIP", Cluster);
@@ -290,19 +290,19 @@ fn external_policy_local_counts_where_the_type_or_an_external_ip_allows_it() {
     check("type: LoadBalancer\nexternalTrafficPolicy: Cluster", Cluster);
     check("externalTrafficPolicy: Local\nports: [{port: 80, nodePort: 30080}]", Cluster);
     check("externalTrafficPolicy: Local\nexternalIPs: [192.0.2.1]", Local);
-    // The raw list counts, before any look at families.
+    // The raw list decides, before it is split by family.
     check("externalTrafficPolicy: Local\nexternalIPs: ['2001:db8::1']", Local);
 }
 
 #[test]
-fn internal_policy_local_is_taken_and_absent_is_cluster() {
+fn internal_policy_local_is_read_and_the_default_is_cluster() {
     assert_eq!(policies("internalTrafficPolicy: Local").0, TrafficPolicy::Local);
     assert_eq!(policies("internalTrafficPolicy: Cluster").0, TrafficPolicy::Cluster);
     assert_eq!(policies("internalTrafficPolicy: null").0, TrafficPolicy::Cluster);
 }
 
 #[test]
-fn unknown_words_are_taken_as_the_default() {
+fn unknown_values_are_treated_as_the_default() {
     check_bad(
         "clusterIP: 10.0.0.1\ntype: Clusterip\nsessionAffinity: clientIP\ninternalTrafficPolicy: local\n\
          externalTrafficPolicy: Global",
@@ -318,7 +318,7 @@ fn unknown_words_are_taken_as_the_default() {
 }
 
 #[test]
-fn affinity_lasts_as_given_or_three_hours() {
+fn affinity_lasts_the_given_time_or_three_hours() {
     let check = |spec: &str, seconds: Option<u32>, n_problems: usize| {
         let (service, problems) = service_with(&format!("clusterIP: 10.0.0.1\n{spec}"), "");
         assert_eq!(service.unwrap().affinity_seconds, seconds, "{spec}");
@@ -365,7 +365,7 @@ fn names_are_shared_between_a_service_and_its_slices() {
 }
 
 #[test]
-fn the_time_of_creation_is_known_where_it_is_given_and_a_wrong_one_costs_only_itself() {
+fn the_creation_time_is_read_and_an_invalid_one_is_ignored() {
     let check = |metadata: &str, expected: Option<i64>, n_problems: usize| {
         let text = format!(
             "kind: Service\nmetadata: {{name: web, namespace: ns{metadata}}}\nspec: {{clusterIP: 10.0.0.1}}\n"
@@ -373,7 +373,7 @@ fn the_time_of_creation_is_known_where_it_is_given_and_a_wrong_one_costs_only_it
         let super::Object::Service(object) = super::only(&text) else { panic!("not a Service: {text}") };
         let decoded = super::super::service(&object, &mut super::Interner::default());
         assert_eq!(decoded.problems.len(), n_problems, "{text}: {:?}", decoded.problems);
-        assert_eq!(decoded.value().expect("it is proxied").created, expected, "{text}");
+        assert_eq!(decoded.value().expect("a proxied Service").created, expected, "{text}");
     };
     check("", None, 0);
     check(", creationTimestamp: null", None, 0);

@@ -1,10 +1,10 @@
-//! EndpointSlices: edge-cases.md C as far as it is about what is read.
+//! Tests of reading EndpointSlices: edge-cases.md, section C.
 
 use super::{slice_of, slice_with};
 use crate::model::Slice;
 
-/// One line a port, then one an endpoint.
-fn shown(slice: &Slice) -> Vec<String> {
+/// One line for each port, then one for each endpoint.
+fn summary(slice: &Slice) -> Vec<String> {
     let ports = slice.ports.iter().map(|port| format!("{}:{}/{}", port.name, port.port, port.protocol));
     let endpoints = slice.endpoints.iter().map(|endpoint| {
         let conditions = endpoint.conditions;
@@ -31,13 +31,13 @@ fn check(lines: &str, expected: &[&str]) {
 }
 
 fn check_bad(lines: &str, problems: &[&str], left: &[&str]) {
-    let (slice, said) = slice_with(lines);
+    let (slice, reported) = slice_with(lines);
     let problems: Vec<String> =
         problems.iter().map(|text| format!("EndpointSlice ns/web-1: {text}")).collect();
-    assert_eq!(said, problems, "{lines}");
+    assert_eq!(reported, problems, "{lines}");
     let slice = slice.unwrap_or_else(|| panic!("ignored: {lines}"));
     assert_eq!(slice.service.to_string(), "ns/web");
-    assert_eq!(shown(&slice), left, "{lines}");
+    assert_eq!(summary(&slice), left, "{lines}");
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn headless_slices_are_ignored_silently_whatever_the_labels_value() {
 }
 
 #[test]
-fn a_slice_of_no_service_is_ignored() {
+fn a_slice_without_a_service_is_ignored() {
     for labels in ["{}", "{kubernetes.io/service-name: ''}", "{kubernetes.io/service-name: a/b}"] {
         let (slice, problems) = slice_of(&format!(
             "kind: EndpointSlice\naddressType: IPv4\nmetadata:\n  name: web-1\n  namespace: ns\n  labels: {labels}\n"
@@ -87,8 +87,8 @@ fn ports_need_a_number_but_a_name_may_be_empty() {
 }
 
 #[test]
-fn a_port_without_a_name_counts_for_nobody() {
-    // A manifest cannot say it: its absent name is defaulted. An API server can.
+fn a_port_without_a_name_is_ignored() {
+    // In a manifest an absent name gets its default. An API server can send one without.
     let object = serde_json::from_value(serde_json::json!({
         "metadata": {
             "name": "web-1", "namespace": "ns", "labels": {"kubernetes.io/service-name": "web"},
@@ -105,14 +105,14 @@ fn a_port_without_a_name_counts_for_nobody() {
 }
 
 #[test]
-fn only_the_first_address_counts() {
+fn only_the_first_address_is_used() {
     check("addressType: IPv4\nendpoints: [{addresses: [10.1.0.01, 10.1.0.2]}]", &["10.1.0.1 ready serving"]);
     check("addressType: IPv6\nendpoints: [{addresses: ['FD00::0:1']}]", &["fd00::1 ready serving"]);
     check("addressType: IPv4\nendpoints: [{addresses: ['::ffff:10.1.0.1']}]", &["10.1.0.1 ready serving"]);
 }
 
 #[test]
-fn an_endpoint_without_a_good_address_of_the_family_costs_itself() {
+fn an_endpoint_without_a_valid_address_of_the_family_is_ignored() {
     check_bad(
         "addressType: IPv4\nendpoints:\n- {addresses: []}\n- {addresses: null}\n- {addresses: [10.1.0]}\n\
          - {addresses: ['fd00::1']}\n- {addresses: [10.1.0.5]}",
@@ -142,7 +142,7 @@ fn absent_conditions_mean_ready_serving_and_not_terminating() {
 }
 
 #[test]
-fn nodes_and_hints_are_taken_and_sorted() {
+fn nodes_and_hints_are_read_and_sorted() {
     check(
         "addressType: IPv4\nendpoints:\n- addresses: [10.1.0.1]\n  nodeName: node-b.example\n\
          - addresses: [10.1.0.2]\n  nodeName: node-a.example\n  hostname: h\n  zone: z\n  hints:\n    \
@@ -163,7 +163,7 @@ fn a_slice_may_be_empty() {
 }
 
 #[test]
-fn the_trigger_time_is_read_with_fraction_and_offset_and_a_bad_one_is_named() {
+fn the_trigger_time_is_read_with_fraction_and_offset_and_an_invalid_one_is_reported() {
     let slice = |annotation: &str| {
         super::slice_of(&format!(
             "kind: EndpointSlice\napiVersion: discovery.k8s.io/v1\naddressType: IPv4\nmetadata:\n  name: web-1\n  \
@@ -188,7 +188,7 @@ fn the_trigger_time_is_read_with_fraction_and_offset_and_a_bad_one_is_named() {
 }
 
 #[test]
-fn the_same_in_fifty_thousand_entries_is_one_problem_with_a_count() {
+fn the_same_error_in_fifty_thousand_entries_is_one_problem_with_a_count() {
     let endpoints: String =
         (0..50_000).map(|i| format!("- addresses: [x{i}]\n  nodeName: 'a b'\n")).collect();
     let (slice, problems) =

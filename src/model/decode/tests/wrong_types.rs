@@ -1,31 +1,31 @@
-//! Values of the wrong type in every field that is read, and whatever may be in the others.
+//! Tests with values of the wrong type in every used field, and any value in unused fields.
 
 use serde_json::{Value, json};
 
 use super::Interner;
 use super::hostile::shared::{full_node, full_service, full_slice};
-use crate::model::decode::{ApiNode, ApiObject, ApiService, ApiSlice, node, service, slice, whole};
+use crate::model::decode::{ApiNode, ApiObject, ApiService, ApiSlice, node, require_usable, service, slice};
 
-/// What becomes of an object: its value as text, and its problems; `Err` with the problem that makes it
-/// unusable.
-type Outcome = Result<(String, Vec<String>), String>;
+/// The result of decoding: the value as text, and the problems; `Err` with the problem that makes the
+/// object unusable.
+type DecodeResult = Result<(String, Vec<String>), String>;
 
-fn typed<T: ApiObject>(object: &Value) -> Result<T, String> {
-    whole(serde_json::from_str(&object.to_string()).unwrap()).map_err(|problem| problem.to_string())
+fn decode_as<T: ApiObject>(object: &Value) -> Result<T, String> {
+    require_usable(serde_json::from_str(&object.to_string()).unwrap()).map_err(|problem| problem.to_string())
 }
 
-fn of_service(object: &Value) -> Outcome {
-    let decoded = service(&typed::<ApiService>(object)?, &mut Interner::default());
+fn of_service(object: &Value) -> DecodeResult {
+    let decoded = service(&decode_as::<ApiService>(object)?, &mut Interner::default());
     Ok((format!("{:?}", decoded.named), super::messages(decoded.problems)))
 }
 
-fn of_slice(object: &Value) -> Outcome {
-    let decoded = slice(&typed::<ApiSlice>(object)?, &mut Interner::default());
+fn of_slice(object: &Value) -> DecodeResult {
+    let decoded = slice(&decode_as::<ApiSlice>(object)?, &mut Interner::default());
     Ok((format!("{:?}", decoded.named), super::messages(decoded.problems)))
 }
 
-fn of_node(object: &Value) -> Outcome {
-    let (value, problems) = node(&typed::<ApiNode>(object)?, &mut Interner::default());
+fn of_node(object: &Value) -> DecodeResult {
+    let (value, problems) = node(&decode_as::<ApiNode>(object)?, &mut Interner::default());
     Ok((format!("{value:?}"), super::messages(problems)))
 }
 
@@ -50,7 +50,7 @@ fn a_node() -> Value {
     object
 }
 
-/// JSON pointers of everything inside `value`.
+/// JSON pointers of all values inside `value`.
 fn places(value: &Value, path: &str, found: &mut Vec<String>) {
     let children: Vec<(String, &Value)> = match value {
         Value::Array(items) => items.iter().enumerate().map(|(i, item)| (i.to_string(), item)).collect(),
@@ -84,9 +84,9 @@ fn with(object: &Value, place: &str, value: Value) -> Value {
     object
 }
 
-/// A wrong type at each place costs no more than an absent value or a bad text there, and is reported;
-/// at those `essential` it costs the object.
-fn check(object: &Value, essential: &[&str], decode: fn(&Value) -> Outcome) {
+/// A wrong type at each place has the effect of an absent or invalid value there, and is reported. At the
+/// `essential` places it makes the object unusable.
+fn check(object: &Value, essential: &[&str], decode: fn(&Value) -> DecodeResult) {
     let (_, problems) = decode(object).unwrap();
     assert_eq!(problems, [""; 0]);
     let mut found = Vec::new();
@@ -106,7 +106,7 @@ fn check(object: &Value, essential: &[&str], decode: fn(&Value) -> Outcome) {
             }
             let (value, problems) = outcome.unwrap();
             let instead = [Value::Null, json!("-\n")].map(|other| decode(&with(object, place, other)));
-            let is_same = |other: &Outcome| other.as_ref().is_ok_and(|(other, _)| *other == value);
+            let is_same = |other: &DecodeResult| other.as_ref().is_ok_and(|(other, _)| *other == value);
             assert!(instead.iter().any(is_same), "{place}: {wrong}: {value}");
             let named = format!(" {}: \"", field(place));
             let is_named =
@@ -118,15 +118,15 @@ fn check(object: &Value, essential: &[&str], decode: fn(&Value) -> Outcome) {
 }
 
 #[test]
-fn a_wrong_type_costs_its_field_and_is_reported() {
+fn a_field_of_the_wrong_type_is_ignored_and_reported() {
     check(&a_service(), &["/metadata", "/spec", "/spec/ports"], of_service);
     check(&a_slice(), &["/metadata", "/ports", "/endpoints"], of_slice);
     check(&a_node(), &["/metadata"], of_node);
 }
 
 #[test]
-fn null_is_as_good_as_absent() {
-    let check = |object: Value, decode: fn(&Value) -> Outcome| {
+fn null_is_equivalent_to_absent() {
+    let check = |object: Value, decode: fn(&Value) -> DecodeResult| {
         let mut found = Vec::new();
         places(&object, "", &mut found);
         for place in found {
@@ -143,8 +143,8 @@ fn null_is_as_good_as_absent() {
 }
 
 #[test]
-fn fields_that_no_rule_needs_may_hold_anything() {
-    let check = |object: Value, decode: fn(&Value) -> Outcome| {
+fn fields_that_no_rule_needs_may_have_any_value() {
+    let check = |object: Value, decode: fn(&Value) -> DecodeResult| {
         let expected = decode(&object);
         let mut found = vec![String::new()];
         places(&object, "", &mut found);
@@ -162,14 +162,14 @@ fn fields_that_no_rule_needs_may_hold_anything() {
     check(a_service(), of_service);
     check(a_slice(), of_slice);
     check(a_node(), of_node);
-    // Kubernetes' own test "should complete a service status lifecycle" makes such a condition.
+    // Kubernetes' own test "should complete a service status lifecycle" creates such a condition.
     let mut object = a_service();
     object["status"]["conditions"] = json!([{"type": "X", "status": "True", "lastTransitionTime": null}]);
     assert_eq!(of_service(&object), of_service(&a_service()));
 }
 
 #[test]
-fn what_is_skipped_takes_no_memory() {
+fn skipped_fields_take_no_memory() {
     let bytes = |n_skipped: usize| {
         let mut object = a_service();
         object["metadata"]["managedFields"] = json!(vec![json!({"fieldsV1": {"f:spec": {}}}); n_skipped]);
@@ -186,10 +186,10 @@ fn what_is_skipped_takes_no_memory() {
 }
 
 #[test]
-fn what_decoding_takes_grows_with_the_ports_and_not_faster() {
+fn the_cost_of_decoding_grows_linearly_with_the_ports() {
     let used = |n_ports: usize| {
         let mut object = a_service();
-        // Names that differ late, and a duplicate of each.
+        // Names that differ near the end, each of them twice.
         let port = |i: usize| json!({"name": format!("port-{}", i % (n_ports / 2)), "port": i % 60_000 + 1});
         object["spec"]["ports"] = (0..n_ports).map(port).collect();
         let text = object.to_string();

@@ -2,7 +2,7 @@
 
 use super::outage::{LIMIT, MINUTE, TestFollower, serving};
 use super::*;
-use crate::watch::api::fake::{FakeServer, Mode};
+use crate::watch::api::fake_server::{FakeServer, Mode};
 use crate::watch::api::follower::HEALTHY_AFTER;
 
 #[derive(Default)]

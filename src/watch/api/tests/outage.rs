@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::watch::api::fake::{Cut, FakeServer, Mode};
+use crate::watch::api::fake_server::{Cut, FakeServer, Mode};
 use crate::watch::api::follower::WATCH_SECONDS;
 
 pub const LIMIT: RequestLimit = RequestLimit { qps: Some(5.0), burst: 10 };

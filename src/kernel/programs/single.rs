@@ -1,5 +1,5 @@
-//! Single commands of fixed words, through the `iptables` crate, which waits for as long as a program
-//! runs: each has a thread of its own, so that one that does not end holds up nobody for ever.
+//! Runs single commands of fixed text through the `iptables` crate. The crate waits without limit, so each
+//! command has a thread of its own, and a command that hangs does not block the agent.
 use std::process::Output;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -8,14 +8,14 @@ use anyhow::{Context, anyhow, bail};
 use nix::unistd::gettid;
 
 use super::LOCK_WAIT;
-use super::running::{PROGRAMS, Purpose, kill_children};
+use super::process_registry::{PROCESSES, ProcessRole, kill_children};
 use crate::iptables::Table;
 use crate::log::v;
 
-/// Runs `program` with `command`, for `limit` at most.
+/// Runs `program` with `command` and a time limit.
 ///
-/// The crate's own wait option has no limit, so it is left out and `-w 5` is passed instead. An error:
-/// it could not be started, or did not end in time and was killed; each names the command.
+/// The crate's own wait option has no limit, so `-w 5` is passed instead. Fails if the program could not be
+/// started, or exceeded the limit and was killed; each error names the command.
 pub(super) fn execute(
     program: &'static str,
     table: Table,
@@ -23,41 +23,43 @@ pub(super) fn execute(
     limit: Duration,
 ) -> anyhow::Result<Output> {
     let tool = iptables::IPTables { cmd: program, has_check: true, has_wait: false, is_numeric: false };
-    let words = format!("-w {} {command}", LOCK_WAIT.as_secs());
-    let shown = format!("{program} -t {table} {words}");
+    let arguments = format!("-w {} {command}", LOCK_WAIT.as_secs());
+    let command_line = format!("{program} -t {table} {arguments}");
     let started = Instant::now();
     let (begun, thread_number) = channel();
     let (ended, outcome) = channel();
-    let registered = PROGRAMS.register(Purpose::Reads).with_context(|| format!("cannot run {shown}"))?;
+    let registration =
+        PROCESSES.register(ProcessRole::Reads).with_context(|| format!("cannot run {command_line}"))?;
     let run = move || {
-        registered.is_child_of(gettid());
-        // Nobody listens any more when it took too long.
+        registration.set_parent_thread(gettid());
+        // The receiver is gone after a timeout.
         let _ = begun.send(gettid());
-        let _ = ended.send(tool.execute(table.as_str(), &words).map_err(|error| error.to_string()));
+        let _ = ended.send(tool.execute(table.as_str(), &arguments).map_err(|error| error.to_string()));
     };
-    let thread =
-        std::thread::Builder::new().spawn(run).with_context(|| format!("no thread to run {shown}"))?;
+    let thread = std::thread::Builder::new()
+        .spawn(run)
+        .with_context(|| format!("cannot create a thread to run {command_line}"))?;
     let outcome_in_time = outcome.recv_timeout(limit);
     let status =
         outcome_in_time.as_ref().ok().and_then(|output| Some(output.as_ref().ok()?.status.to_string()));
     let elapsed_ms = started.elapsed().as_millis() as u64;
-    v!(5, command = shown, elapsed_ms, status = status.as_deref().unwrap_or("none"), "ran command");
+    v!(5, command = command_line, elapsed_ms, status = status.as_deref().unwrap_or("none"), "ran command");
     match outcome_in_time {
-        Ok(outcome) => outcome.map_err(|error| anyhow!("cannot run {shown}: {error}")),
+        Ok(outcome) => outcome.map_err(|error| anyhow!("cannot run {command_line}: {error}")),
         Err(RecvTimeoutError::Timeout) => {
             let is_killed = thread_number.try_recv().is_ok_and(kill_children);
-            // It may have ended just then.
+            // It may have ended just now.
             if let Ok(Ok(output)) = outcome.recv_timeout(Duration::from_secs(1))
                 && output.status.code().is_some()
             {
                 return Ok(output);
             }
             let end = if is_killed { "was killed" } else { "cannot be killed" };
-            bail!("{shown} did not end within {} s and {end}", limit.as_secs())
+            bail!("{command_line} did not end within {} s and {end}", limit.as_secs())
         }
         Err(RecvTimeoutError::Disconnected) => match thread.join() {
             Err(panic) => std::panic::resume_unwind(panic),
-            Ok(()) => bail!("{shown} ended without an outcome"),
+            Ok(()) => bail!("{command_line} ended without a result"),
         },
     }
 }
@@ -69,7 +71,7 @@ mod tests {
     use super::super::tests::script;
     use super::*;
 
-    /// What comes of a program of these lines that is given `seconds`.
+    /// The result of a script of these lines that gets `seconds`.
     fn run(lines: &str, seconds: u64) -> (String, anyhow::Result<Output>) {
         let (_folder, program) = script(lines);
         let name: &'static str = Box::leak(program.clone().into_boxed_str());
@@ -77,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_does_not_end_is_killed_and_named() {
+    fn a_command_that_exceeds_its_limit_is_killed_and_named() {
         let folder = tempfile::tempdir().unwrap();
         let note = folder.path().join("pid");
         let (program, outcome) = run(&format!("echo $$ > {}; exec sleep 600", note.display()), 5);
@@ -85,7 +87,7 @@ mod tests {
             outcome.unwrap_err().to_string(),
             format!("{program} -t nat -w 5 -S KUBE-SERVICES did not end within 5 s and was killed")
         );
-        // Its thread takes leave of it in its own time.
+        // Its thread reaps it later.
         let process = format!("/proc/{}", std::fs::read_to_string(&note).unwrap().trim());
         let until = Instant::now() + Duration::from_secs(60);
         while std::path::Path::new(&process).exists() {
@@ -95,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_ends_tells_how_and_what_it_said() {
+    fn the_status_and_output_of_a_command_are_returned() {
         let (_, outcome) = run("echo \"$@\"; echo no >&2; exit 3", 60);
         let output = outcome.unwrap();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
@@ -106,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_named_with_its_command() {
+    fn an_error_for_a_missing_program_names_its_command() {
         let error = execute("/none/iptables", Table::Filter, "-S X", Duration::from_secs(60)).unwrap_err();
         let text = error.to_string();
         assert!(text.starts_with("cannot run /none/iptables -t filter -w 5 -S X: "), "{text}");

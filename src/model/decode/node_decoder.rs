@@ -1,43 +1,43 @@
-//! Nodes. Source: kube-proxy v1.36, `pkg/proxy/node.go` and `GetNodeHostIPs`.
+//! Decodes Nodes. Source: kube-proxy v1.36, `pkg/proxy/node.go` and `GetNodeHostIPs`.
 
 use super::Interner;
-use super::field::{Fields, NO_CIDR, NO_IP};
+use super::field_reader::{FieldReader, NOT_A_CIDR, NOT_AN_IP};
 use super::grammar::{is_dns_subdomain, is_label_value};
 use super::object::{ApiNode, ApiObject, Metadata};
 use crate::model::{Node, ObjectKind, Problem};
 
 /// Label that names the zone of a node.
 const ZONE: &str = "topology.kubernetes.io/zone";
-/// Taint of a node that the cluster autoscaler is about to remove, whatever its value and effect.
+/// Taint of a Node that the cluster autoscaler is about to remove; its value and effect do not matter.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Decodes a Node; `None` without a usable name.
 pub fn node(object: &ApiNode, interner: &mut Interner) -> (Option<Node>, Vec<Problem>) {
-    let mut fields = Fields::new(ObjectKind::Node, object.claimed_name().name());
+    let mut fields = FieldReader::new(ObjectKind::Node, object.claimed_name().name());
     let node = named(&mut fields, object, interner);
     (node, fields.into_problems())
 }
 
-fn named(fields: &mut Fields, object: &ApiNode, interner: &mut Interner) -> Option<Node> {
-    let nothing = Metadata::default();
-    let metadata = object.metadata.get().unwrap_or(&nothing);
+fn named(fields: &mut FieldReader, object: &ApiNode, interner: &mut Interner) -> Option<Node> {
+    let empty = Metadata::default();
+    let metadata = object.metadata.get().unwrap_or(&empty);
     let what = "is not a DNS subdomain; Node ignored";
-    let name = fields.word(format_args!("metadata.name"), &metadata.name, is_dns_subdomain, what)?;
-    let labels = fields.good(format_args!("metadata.labels"), &metadata.labels, "ignored");
+    let name = fields.checked_text(format_args!("metadata.name"), &metadata.name, is_dns_subdomain, what)?;
+    let labels = fields.valid(format_args!("metadata.labels"), &metadata.labels, "ignored");
     let zone = labels.map(|labels| &labels.zone).filter(|zone| !zone.is_absent()).and_then(|zone| {
         let field = format_args!("metadata.labels[{ZONE}]");
         let is_zone = |text: &str| text.is_empty() || is_label_value(text);
-        fields.word(field, zone, is_zone, "is not the name of a zone; ignored")
+        fields.checked_text(field, zone, is_zone, "is not the name of a zone; ignored")
     });
     let deleted = format_args!("metadata.deletionTimestamp");
-    let is_deleted = fields.good(deleted, &metadata.deletion_timestamp, "ignored").is_some();
-    let spec = fields.good(format_args!("spec"), &object.spec, "ignored");
+    let is_deleted = fields.valid(deleted, &metadata.deletion_timestamp, "ignored").is_some();
+    let spec = fields.valid(format_args!("spec"), &object.spec, "ignored");
     let mut pod_cidrs = Vec::new();
     let mut is_tainted = false;
     if let Some(spec) = spec {
         for (i, given) in fields.list(format_args!("spec.podCIDRs"), &spec.pod_cidrs).iter().enumerate() {
             let field = format_args!("spec.podCIDRs[{i}]");
-            let text = fields.text(field, given, NO_CIDR);
+            let text = fields.text(field, given, NOT_A_CIDR);
             pod_cidrs.extend(text.and_then(|text| fields.cidr(field, text)));
         }
         for (i, taint) in fields.list(format_args!("spec.taints"), &spec.taints).iter().enumerate() {
@@ -47,7 +47,7 @@ fn named(fields: &mut Fields, object: &ApiNode, interner: &mut Interner) -> Opti
             is_tainted |= key == Some(TO_BE_DELETED);
         }
     }
-    let status = fields.good(format_args!("status"), &object.status, "ignored");
+    let status = fields.valid(format_args!("status"), &object.status, "ignored");
     let addresses = match status {
         Some(status) => fields.list(format_args!("status.addresses"), &status.addresses),
         None => &[],
@@ -62,7 +62,7 @@ fn named(fields: &mut Fields, object: &ApiNode, interner: &mut Interner) -> Opti
             Some("ExternalIP") => &mut external,
             _ => continue,
         };
-        ips.extend(fields.ip(format_args!("status.addresses[{i}].address"), &entry.address, NO_IP));
+        ips.extend(fields.ip(format_args!("status.addresses[{i}].address"), &entry.address, NOT_AN_IP));
     }
     internal.append(&mut external);
     Some(Node {

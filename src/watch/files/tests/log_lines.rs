@@ -194,7 +194,7 @@ fn check_without_inotify(limit: &str, expected: &str) {
     let output = Command::new("unshare")
         .args(["--user", "--map-root-user", "sh", "-c", &script])
         .arg(std::env::current_exe().unwrap())
-        .arg("watch::files::tests::log::follows_a_folder_without_inotify")
+        .arg("watch::files::tests::log_lines::follows_a_folder_without_inotify")
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);

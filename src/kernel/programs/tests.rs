@@ -1,10 +1,10 @@
-//! What tests of the programs share.
+//! Shared helpers for tests of programs.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-/// A program of these lines of shell, in a folder of its own. Another process writes the file: while one
-/// of ours that was just begun had it open, the kernel would not run it.
+/// A shell script of these lines, in a folder of its own. Another process writes the file: if a child of
+/// this process had it open for writing, the kernel would not run it.
 pub(super) fn script(lines: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("program").to_str().unwrap().to_owned();

@@ -1,5 +1,5 @@
-//! The xtables lock of the legacy back-end: a file that every program locks while it works.
-#![allow(clippy::disallowed_methods, reason = "this is where the lock is looked at")]
+//! Waits for the xtables lock of the legacy back-end: a file that every program locks while it works.
+#![allow(clippy::disallowed_methods, reason = "opens the lock file")]
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,28 +8,30 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::running::PROGRAMS;
+use super::process_registry::PROCESSES;
 
-/// How often it is looked at while somebody holds it.
+/// How often a held lock is checked.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Where the programs of iptables have it.
+/// The path that the iptables programs use.
 pub(super) fn path() -> PathBuf {
     std::env::var_os("XTABLES_LOCKFILE").map_or_else(|| PathBuf::from("/run/xtables.lock"), PathBuf::from)
 }
 
-/// Waits until the lock at `path` is free or the agent is ending, no longer than `limit`; how long that
-/// was. It is not kept: the programs take it themselves. Without such a file it is free.
+/// Waits until the lock at `path` is free or the agent is shutting down, for `limit` at most; returns the
+/// time waited. The lock is not kept: the programs take it themselves. A missing file counts as free.
 pub(super) fn wait(path: &Path, limit: Duration) -> Duration {
     let started = Instant::now();
     let Ok(mut file) = File::open(path) else { return Duration::ZERO };
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Err((back, Errno::EWOULDBLOCK)) if started.elapsed() < limit && !PROGRAMS.is_ending() => {
-                file = back;
+            Err((unlocked, Errno::EWOULDBLOCK))
+                if started.elapsed() < limit && !PROCESSES.is_shutting_down() =>
+            {
+                file = unlocked;
             }
             Err((_, Errno::EWOULDBLOCK)) => return started.elapsed().min(limit),
-            // Free, or not to be looked at: then the program says what is wrong.
+            // Free, or not accessible: then the program reports the error.
             Ok(_) | Err(_) => return started.elapsed().min(limit),
         }
         std::thread::sleep(POLL);
@@ -43,7 +45,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_millis(200);
 
     #[test]
-    fn a_lock_that_nobody_holds_or_that_is_not_there_is_not_waited_for() {
+    fn a_free_or_missing_lock_is_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         assert_eq!(wait(&path, LIMIT), Duration::ZERO);

@@ -1,16 +1,16 @@
-//! The real tables: `iptables-restore` and `iptables-save` as child processes, and single commands
-//! through the `iptables` crate.
-#![allow(clippy::disallowed_methods, reason = "this is where processes are started")]
+//! The tables of the real kernel, through the iptables programs: `iptables-restore` and `iptables-save` as
+//! child processes, single commands through the `iptables` crate.
+#![allow(clippy::disallowed_methods, reason = "starts processes")]
 
 mod child;
 mod detect;
 mod lock;
-mod minder;
-mod running;
+mod process_registry;
 mod single;
+mod watchdog;
 
-pub use detect::{Unusable, has_legacy_table, in_use, ipv6_is_off, open, takes};
-pub use minder::largest_child;
+pub use detect::{Unusable, accepts_rule, detect_backend, has_legacy_table, is_ipv6_disabled, open};
+pub use watchdog::peak_child_memory;
 
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -22,46 +22,46 @@ use crate::iptables::{ChainName, Jump, Table, Target, write};
 use crate::net::IpFamily;
 use crate::plan::{Limits, Restore};
 use child::RestoreChild;
-use running::PROGRAMS;
+use process_registry::PROCESSES;
 
-/// Has no program of this process started any more; those that only read are killed, restores go on.
+/// Starts no more programs, and kills those that only read; restores continue.
 pub fn end_programs() {
-    PROGRAMS.end();
+    PROCESSES.end();
 }
 
-/// Whether any restore of this process runs.
+/// Whether a restore of this process is running.
 pub fn is_restoring() -> bool {
-    PROGRAMS.is_restoring()
+    PROCESSES.is_restoring()
 }
 
-/// Kills every program of this process, restores too, and waits until they have ended, no longer than
-/// `limit`. No other is started any more.
+/// Kills every program of this process, also restores, and waits until they have ended, for `limit` at
+/// most. Starts no more programs.
 pub fn kill_programs(limit: Duration) {
-    PROGRAMS.kill_all(limit);
+    PROCESSES.kill_all(limit);
 }
 
 /// How long a program waits for the xtables lock.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
-/// What is left of it for a program at least: it counts in seconds.
-const SHORTEST_LOCK_WAIT: Duration = Duration::from_secs(1);
+/// The shortest wait passed to a program, which counts in seconds.
+const MIN_LOCK_WAIT: Duration = Duration::from_secs(1);
 
-/// Above how many chains of a table `iptables-nft-save`, which is quadratic in them, is not run.
+/// With more chains in a table, `iptables-nft-save` is not run, since its time is quadratic in them.
 const MAX_READABLE_CHAINS: usize = 10_000;
 
-/// The names of the programs of one back-end and family.
+/// Names of the programs of one back-end and family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Programs {
-    /// `iptables` and its like.
+    /// The variant of `iptables`.
     pub iptables: &'static str,
-    /// `iptables-save` and its like.
+    /// The variant of `iptables-save`.
     pub save: &'static str,
-    /// `iptables-restore` and its like.
+    /// The variant of `iptables-restore`.
     pub restore: &'static str,
 }
 
 impl Programs {
-    /// Those of `backend`, or of the system's choice.
+    /// The programs of `backend`, or the system's default programs.
     pub fn new(family: IpFamily, backend: Option<Backend>) -> Programs {
         let (iptables, save, restore) = match (family, backend) {
             (IpFamily::V4, None) => ("iptables", "iptables-save", "iptables-restore"),
@@ -94,33 +94,33 @@ pub struct KernelIptables {
 }
 
 impl KernelIptables {
-    /// The tables that `programs`, which are of `backend`, work on.
+    /// The tables of `programs`, which belong to `backend`.
     pub fn new(family: IpFamily, backend: Backend, programs: Programs) -> KernelIptables {
         let limits = backend.limits();
         KernelIptables { family, backend, programs, restore: None, limits, lock_wait: Duration::ZERO }
     }
 
-    /// The same tables once more, for use beside this one.
+    /// Another handle to the same tables.
     pub fn twin(&self) -> KernelIptables {
         KernelIptables::new(self.family, self.backend, self.programs)
     }
 
-    /// Runs one command of fixed words.
+    /// Runs one command of fixed text.
     fn execute(&self, table: Table, command: &str) -> anyhow::Result<Output> {
-        single::execute(self.programs.iptables, table, command, minder::LIMIT)
+        single::execute(self.programs.iptables, table, command, watchdog::TIME_LIMIT)
     }
 }
 
-/// What a program said on stderr, on one line.
-fn said(stderr: &[u8]) -> String {
+/// The error output of a program, on one line.
+fn stderr_message(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let lines: Vec<&str> =
-        text.lines().map(str::trim).filter(|line| !line.is_empty() && !is_advice(line)).collect();
-    if lines.is_empty() { "it said nothing".to_owned() } else { lines.join("; ") }
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !is_hint(line)).collect();
+    if lines.is_empty() { "no error message".to_owned() } else { lines.join("; ") }
 }
 
-/// Lines that say nothing about what went wrong.
-fn is_advice(line: &str) -> bool {
+/// Lines without information about the error.
+fn is_hint(line: &str) -> bool {
     line.starts_with("Try `") || line.starts_with("# Warning:")
 }
 
@@ -128,9 +128,9 @@ impl Restore for KernelIptables {
     type Error = RestoreError;
 
     fn begin(&mut self) {
-        // The program does not tell how long it waited for the lock: most of the wait is done here.
+        // The program does not report how long it waited for the lock, so most of the wait is done here.
         let waited = match self.backend {
-            Backend::Legacy => lock::wait(&lock::path(), LOCK_WAIT - SHORTEST_LOCK_WAIT),
+            Backend::Legacy => lock::wait(&lock::path(), LOCK_WAIT - MIN_LOCK_WAIT),
             Backend::Nft => Duration::ZERO,
         };
         self.lock_wait += waited;
@@ -138,7 +138,7 @@ impl Restore for KernelIptables {
             (self.backend, self.programs.restore),
             LOCK_WAIT,
             waited,
-            minder::LIMIT,
+            watchdog::TIME_LIMIT,
         ));
     }
 
@@ -196,7 +196,7 @@ impl Iptables for KernelIptables {
     fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         let mut command = Command::new(self.programs.save);
         command.args(["-t", table.as_str()]);
-        child::read_again(&mut command, minder::LIMIT, each)
+        child::read_lines_with_retry(&mut command, watchdog::TIME_LIMIT, each)
     }
 
     fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {
@@ -205,13 +205,13 @@ impl Iptables for KernelIptables {
         match output.status.code() {
             Some(0) => Ok(true),
             Some(1) => Ok(false),
-            // Also 2 when the chain that it leads to is gone, as after `-F` and `-X`.
-            Some(2) if self.is_target_gone(jump)? => Ok(false),
+            // Status 2 also means that the target chain does not exist, as after `-F` and `-X`.
+            Some(2) if self.is_target_missing(jump)? => Ok(false),
             _ => bail!(
-                "cannot look for the jump {rule:?} in {} {}: {}",
+                "cannot check for the jump {rule:?} in {} {}: {}",
                 jump.table,
                 jump.from,
-                said(&output.stderr)
+                stderr_message(&output.stderr)
             ),
         }
     }
@@ -232,7 +232,7 @@ impl Iptables for KernelIptables {
                 .with_context(|| format!("cannot dump the rules of table {table} over netlink")),
             Backend::Legacy => xtables::fingerprints(self.family, table, only)
                 .map(Some)
-                .with_context(|| format!("cannot read the bytes of table {table}")),
+                .with_context(|| format!("cannot read table {table}")),
         }
     }
 
@@ -241,13 +241,13 @@ impl Iptables for KernelIptables {
             Backend::Nft => Ok(None),
             Backend::Legacy => xtables::outline(self.family, table)
                 .map(Some)
-                .with_context(|| format!("cannot read the numbers of table {table}")),
+                .with_context(|| format!("cannot read the header of table {table}")),
         }
     }
 
     fn generation(&mut self) -> anyhow::Result<Option<u32>> {
         match self.backend {
-            Backend::Nft => nft::generation().map(Some).context("cannot read the number of the ruleset"),
+            Backend::Nft => nft::generation().map(Some).context("cannot read the ruleset's generation"),
             Backend::Legacy => Ok(None),
         }
     }
@@ -257,41 +257,41 @@ impl Iptables for KernelIptables {
             return Ok(());
         }
         let output = self.execute(table, &format!("-N {chain}"))?;
-        // 1: somebody else made it meanwhile.
+        // 1: another process created it in the meantime.
         if output.status.success() || output.status.code() == Some(1) {
             return Ok(());
         }
-        bail!("cannot make chain {chain} in table {table}: {}", said(&output.stderr))
+        bail!("cannot create chain {chain} in table {table}: {}", stderr_message(&output.stderr))
     }
 
     fn has_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<bool> {
-        if let Ok(is_there) = self.shows_chain(table, chain) {
-            return Ok(is_there);
+        if let Ok(exists) = self.has_chain_in_kernel(table, chain) {
+            return Ok(exists);
         }
         let output = self.execute(table, &format!("-S {chain}"))?;
         match output.status.code() {
             Some(0) => Ok(true),
             Some(1) => Ok(false),
-            // 4: the lock is held, or the kernel is busy: nothing is known.
-            _ => bail!("cannot look for chain {chain} in table {table}: {}", said(&output.stderr)),
+            // 4: the lock is held, or the kernel is busy; the result is unknown.
+            _ => bail!("cannot check for chain {chain} in table {table}: {}", stderr_message(&output.stderr)),
         }
     }
 }
 
 impl KernelIptables {
-    /// Whether `chain` is in `table`, without a process.
-    fn shows_chain(&self, table: Table, chain: ChainName) -> std::io::Result<bool> {
+    /// Whether `chain` is in `table`, without starting a process.
+    fn has_chain_in_kernel(&self, table: Table, chain: ChainName) -> std::io::Result<bool> {
         match self.backend {
             Backend::Nft => nft::has_chain(self.family, table.as_str(), chain.as_str()),
             Backend::Legacy => {
-                let mut is_there = false;
-                xtables::chain_names(self.family, table, &mut |name| is_there |= name == chain.as_str())?;
-                Ok(is_there)
+                let mut exists = false;
+                xtables::chain_names(self.family, table, &mut |name| exists |= name == chain.as_str())?;
+                Ok(exists)
             }
         }
     }
 
-    fn is_target_gone(&mut self, jump: &Jump) -> anyhow::Result<bool> {
+    fn is_target_missing(&mut self, jump: &Jump) -> anyhow::Result<bool> {
         match jump.rule.target {
             Some(Target::Jump(chain) | Target::Goto(chain)) => Ok(!self.has_chain(jump.table, chain)?),
             _ => Ok(false),

@@ -1,113 +1,113 @@
-//! A stream of text cut into documents at its `---` lines, as a reader that ends with each
-//! document, and a count of lines.
+//! Splits a stream of text into documents at its `---` lines, as a reader that ends with each document, and
+//! counts lines.
 
 use std::cell::Cell;
 use std::io::{self, BufRead, Read};
 use std::rc::Rc;
 
-/// Blanks at the head of a line that are looked at before the line is left to the parser, in bytes.
-const MOST_BLANKS: usize = 64 << 10;
-/// The longest text of one object, in bytes: what an API server stores at most (1.5 MiB), written
-/// with a line for each field and deep indentation.
-pub const LONGEST_OBJECT: usize = 16 << 20;
+/// How many blanks at the start of a line are read ahead before the line is left to the parser, in bytes.
+const MAX_BLANKS: usize = 64 << 10;
+/// The longest text of one object, in bytes: the most that an API server stores (1.5 MiB), written with one
+/// line for each field and deep indentation.
+pub const MAX_OBJECT_BYTES: usize = 16 << 20;
 
-/// The documents of `input`, one after another; reads as the current one.
+/// The documents of `input`, one after another; reading returns the current one.
 pub struct Documents<R> {
     input: R,
-    /// Bytes taken from the input to look at them; those from `n_handed` on were not handed out yet.
+    /// Bytes read ahead; those from `n_consumed` on were not returned yet.
     ahead: Vec<u8>,
-    n_handed: usize,
-    /// Bytes handed out of the current object, unless that is being skipped.
-    of_object: Option<Rc<Cell<usize>>>,
-    /// Number of the line that the next byte handed out is on, from 1.
+    n_consumed: usize,
+    /// Bytes returned of the current object, unless it is being skipped.
+    from_object: Option<Rc<Cell<usize>>>,
+    /// Number of the line of the next byte, from 1.
     line: usize,
     is_line_start: bool,
-    place: Place,
+    place: DocumentPosition,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum DocumentPosition {
     /// Inside a document.
     Inside,
-    /// Behind the `---` or `...` that ended one.
+    /// After the `---` or `...` that ended a document.
     Between,
-    /// The input is used up, or failed.
+    /// The input ended or failed.
     End,
 }
 
 impl<R: BufRead> Documents<R> {
-    /// Of `input`, whose first line is line 1.
+    /// Reads `input`, whose first line is line 1.
     pub fn new(input: R) -> Documents<R> {
         Documents {
             input,
             ahead: Vec::new(),
-            n_handed: 0,
-            of_object: None,
+            n_consumed: 0,
+            from_object: None,
             line: 1,
             is_line_start: true,
-            place: Place::Between,
+            place: DocumentPosition::Between,
         }
     }
 
-    /// Begins to count the bytes of one object. Reading fails when they are too many; who finds the
-    /// end of an object sets the count to 0.
+    /// Starts counting the bytes of an object. Reading fails when they are too many; the caller sets the
+    /// count to 0 at the end of an object.
     pub fn count_object(&mut self) -> Rc<Cell<usize>> {
-        self.of_object.insert(Rc::default()).clone()
+        self.from_object.insert(Rc::default()).clone()
     }
 
-    /// Goes to the next document that is not empty and says the first byte of its first line that
-    /// is neither blank nor a comment; `None` at the end. Errors are those of the input.
+    /// Moves to the next document that is not empty; returns the first byte of its first line that is
+    /// neither blank nor a comment, `None` at the end. Errors are those of the input.
     pub fn next_document(&mut self) -> Option<io::Result<u8>> {
         loop {
             match self.place {
-                Place::End => return None,
-                Place::Between => self.place = Place::Inside,
-                Place::Inside => {}
+                DocumentPosition::End => return None,
+                DocumentPosition::Between => self.place = DocumentPosition::Inside,
+                DocumentPosition::Inside => {}
             }
             match self.skip_to_content() {
                 Ok(Some(byte)) => return Some(Ok(byte)),
                 Ok(None) => {}
                 Err(error) => {
-                    self.place = Place::End;
+                    self.place = DocumentPosition::End;
                     return Some(Err(error));
                 }
             }
         }
     }
 
-    /// Number of the line that will be read next, from 1.
+    /// Number of the next line, from 1.
     pub fn line(&self) -> usize {
         self.line
     }
 
-    /// Goes to the end of the current document.
+    /// Moves to the end of the current document.
     pub fn skip_rest(&mut self) {
-        self.of_object = None;
+        self.from_object = None;
         let mut buffer = [0; 8 << 10];
         while matches!(self.read(&mut buffer), Ok(1..)) {}
     }
 
-    /// Passes over blank lines and comments. `None` when the document ends there.
+    /// Skips blank lines and comments. `None` when the document ends there.
     fn skip_to_content(&mut self) -> io::Result<Option<u8>> {
         loop {
             if self.is_line_start && self.is_at_marker()? {
                 return Ok(None);
             }
-            // Leading blanks are kept: they are indentation of what follows.
+            // Leading blanks are kept: they are the indentation of the content.
             let mut n_blanks = 0;
             let first = loop {
                 match self.peek(n_blanks)? {
-                    Some(b' ' | b'\t' | b'\r') if n_blanks < MOST_BLANKS => n_blanks += 1,
-                    // A byte order mark, which the YAML parser would skip too.
+                    Some(b' ' | b'\t' | b'\r') if n_blanks < MAX_BLANKS => n_blanks += 1,
+                    // A byte order mark, which a YAML parser skips too.
                     Some(0xef) if self.line == 1 && n_blanks == 0 && self.peek_is(b"\xef\xbb\xbf")? => {
-                        self.n_handed += 3;
+                        self.n_consumed += 3;
                     }
                     other => break other,
                 }
             };
             match first {
                 None => {
-                    self.place = Place::End;
+                    self.place = DocumentPosition::End;
                     return Ok(None);
                 }
                 Some(b'\n' | b'#') => self.skip_line()?,
@@ -119,13 +119,13 @@ impl<R: BufRead> Documents<R> {
     fn skip_line(&mut self) -> io::Result<()> {
         loop {
             let mut byte = [0];
-            if self.take(&mut byte)? == 0 || byte[0] == b'\n' {
+            if self.read_line_part(&mut byte)? == 0 || byte[0] == b'\n' {
                 return Ok(());
             }
         }
     }
 
-    /// Whether a `---` or `...` stands here; it is consumed, and ends the document.
+    /// Whether a `---` or `...` is next; consumes it, and ends the document.
     fn is_at_marker(&mut self) -> io::Result<bool> {
         if !self.peek_is(b"---")? && !self.peek_is(b"...")? {
             return Ok(false);
@@ -133,9 +133,9 @@ impl<R: BufRead> Documents<R> {
         if !matches!(self.peek(3)?, None | Some(b' ' | b'\t' | b'\r' | b'\n')) {
             return Ok(false);
         }
-        self.n_handed += 3;
+        self.n_consumed += 3;
         self.is_line_start = false;
-        self.place = Place::Between;
+        self.place = DocumentPosition::Between;
         Ok(true)
     }
 
@@ -150,11 +150,11 @@ impl<R: BufRead> Documents<R> {
 
     /// The byte `offset` bytes ahead.
     fn peek(&mut self, offset: usize) -> io::Result<Option<u8>> {
-        if self.n_handed == self.ahead.len() {
+        if self.n_consumed == self.ahead.len() {
             self.ahead.clear();
-            self.n_handed = 0;
+            self.n_consumed = 0;
         }
-        let offset = self.n_handed + offset;
+        let offset = self.n_consumed + offset;
         while self.ahead.len() <= offset {
             let Some(&byte) = self.input.fill_buf()?.first() else { return Ok(None) };
             self.input.consume(1);
@@ -163,16 +163,16 @@ impl<R: BufRead> Documents<R> {
         Ok(Some(self.ahead[offset]))
     }
 
-    /// Hands out bytes up to the end of the line at most.
-    fn take(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let n = if self.n_handed == self.ahead.len() {
+    /// Returns bytes up to the end of the line at most.
+    fn read_line_part(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = if self.n_consumed == self.ahead.len() {
             let available = self.input.fill_buf()?;
-            let n = line_part(available, out);
+            let n = copy_line_part(available, out);
             self.input.consume(n);
             n
         } else {
-            let n = line_part(&self.ahead[self.n_handed..], out);
-            self.n_handed += n;
+            let n = copy_line_part(&self.ahead[self.n_consumed..], out);
+            self.n_consumed += n;
             n
         };
         if n > 0 {
@@ -183,30 +183,30 @@ impl<R: BufRead> Documents<R> {
     }
 }
 
-/// Copies from `from` to `to` what fits, up to and with a newline; the number of bytes.
-fn line_part(from: &[u8], to: &mut [u8]) -> usize {
+/// Copies what fits from `from` to `to`, up to and including a newline; returns the number of bytes.
+fn copy_line_part(from: &[u8], to: &mut [u8]) -> usize {
     let n = from.len().min(to.len());
     let n = from[..n].iter().position(|byte| *byte == b'\n').map_or(n, |at| at + 1);
     to[..n].copy_from_slice(&from[..n]);
     n
 }
 
-/// The current document; 0 bytes at its end, from then on until [`Documents::next_document`].
+/// Reads the current document; returns 0 bytes from its end until [`Documents::next_document`].
 impl<R: BufRead> Read for Documents<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let mut n = 0;
-        while n < out.len() && self.place == Place::Inside {
+        while n < out.len() && self.place == DocumentPosition::Inside {
             if self.is_line_start && self.is_at_marker()? {
                 break;
             }
-            match self.take(&mut out[n..])? {
-                0 => self.place = Place::End,
+            match self.read_line_part(&mut out[n..])? {
+                0 => self.place = DocumentPosition::End,
                 more => n += more,
             }
         }
-        if let Some(count) = &self.of_object {
+        if let Some(count) = &self.from_object {
             count.set(count.get() + n);
-            if count.get() > LONGEST_OBJECT {
+            if count.get() > MAX_OBJECT_BYTES {
                 return Err(io::ErrorKind::FileTooLarge.into());
             }
         }
@@ -214,7 +214,7 @@ impl<R: BufRead> Read for Documents<R> {
     }
 }
 
-/// A reader that counts the lines that went through it.
+/// A reader that counts lines.
 pub struct LineCounter<R> {
     input: R,
     line: Rc<Cell<usize>>,
@@ -226,7 +226,7 @@ impl<R> LineCounter<R> {
         LineCounter { input, line: Rc::new(Cell::new(first)) }
     }
 
-    /// The line that was reached, kept up to date.
+    /// The current line, kept up to date.
     pub fn line(&self) -> Rc<Cell<usize>> {
         self.line.clone()
     }
@@ -241,27 +241,27 @@ impl<R: Read> Read for LineCounter<R> {
     }
 }
 
-/// A reader that keeps what went through it, up to a limit, to be read once more.
-pub struct Kept<R> {
+/// A reader that keeps what was read, up to a limit, so that it can be read again.
+pub struct ReplayReader<R> {
     input: R,
     limit: usize,
-    /// `None` when it was too much.
+    /// `None` when the limit was exceeded.
     kept: Option<Vec<u8>>,
 }
 
-impl<R: Read> Kept<R> {
+impl<R: Read> ReplayReader<R> {
     /// Keeps at most `limit` bytes of `input`.
-    pub fn new(input: R, limit: usize) -> Kept<R> {
-        Kept { input, limit, kept: Some(Vec::new()) }
+    pub fn new(input: R, limit: usize) -> ReplayReader<R> {
+        ReplayReader { input, limit, kept: Some(Vec::new()) }
     }
 
-    /// The whole input from its beginning; `None` when more was read than is kept.
-    pub fn rewound(self) -> Option<impl Read> {
+    /// The whole input from its beginning; `None` when the limit was exceeded.
+    pub fn rewind(self) -> Option<impl Read> {
         Some(io::Cursor::new(self.kept?).chain(self.input))
     }
 }
 
-impl<R: Read> Read for Kept<R> {
+impl<R: Read> Read for ReplayReader<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let n = self.input.read(out)?;
         match &mut self.kept {
@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     fn check(text: &str, expected: &[(usize, &str)]) {
-        // A capacity of one byte: nothing may depend on what a buffer happens to hold.
+        // With a capacity of one byte, too: the result must not depend on buffer boundaries.
         for capacity in [1, 3, 1024] {
             let mut documents = Documents::new(io::BufReader::with_capacity(capacity, text.as_bytes()));
             let mut found = Vec::new();
@@ -307,12 +307,12 @@ mod tests {
     }
 
     #[test]
-    fn content_may_stand_behind_a_marker() {
+    fn content_may_follow_a_marker_on_its_line() {
         check("--- {a: 1}\n", &[(1, " {a: 1}\n")]);
     }
 
     #[test]
-    fn empty_documents_are_passed_over() {
+    fn empty_documents_are_skipped() {
         check("", &[]);
         check("\n\n# only a comment\n---\n---\n \n", &[]);
         check("# head\n\n  # more\na: 1\n", &[(4, "a: 1\n")]);
@@ -321,11 +321,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_can_be_read_again_unless_it_was_too_much() {
+    fn read_text_can_be_read_again_up_to_the_limit() {
         for (limit, expected) in [(4, Some("abcdef")), (3, None)] {
-            let mut text = Kept::new("abcdef".as_bytes(), limit);
+            let mut text = ReplayReader::new("abcdef".as_bytes(), limit);
             text.read_exact(&mut [0; 4]).unwrap();
-            let again = text.rewound().map(|mut text| {
+            let again = text.rewind().map(|mut text| {
                 let mut all = String::new();
                 text.read_to_string(&mut all).unwrap();
                 all

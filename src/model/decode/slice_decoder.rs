@@ -1,35 +1,35 @@
-//! EndpointSlices. Source: kube-proxy v1.36, `pkg/proxy/endpointslicecache.go`.
+//! Decodes EndpointSlices. Source: kube-proxy v1.36, `pkg/proxy/endpointslicecache.go`.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
 
-use super::field::Fields;
-use super::given::Given;
+use super::field_reader::FieldReader;
+use super::field_value::FieldValue;
 use super::grammar::{is_dns_label, is_dns_subdomain, is_label_value};
 use super::object::{ApiObject, ApiSlice, EndpointEntry, Labels, Metadata, NamedEntry};
 use super::{Decoded, Interner};
 use crate::model::{Conditions, Hints, ObjectKind, ObjectName, Slice, SliceEndpoint, SliceName, SlicePort};
 use crate::net::IpFamily;
 
-/// Label that names the Service a slice belongs to.
+/// Label with the Service of a slice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
-/// Annotation that tells when the change began that led to this slice.
+/// Annotation with the time of the cause of the slice's last change.
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
-/// Decodes an EndpointSlice; see [`Decoded`] for what becomes of one that counts for no Service.
+/// Decodes an EndpointSlice; without a Service, its [`Decoded`] has no value.
 pub fn slice(object: &ApiSlice, interner: &mut Interner) -> Decoded<Slice> {
-    let mut fields = Fields::new(ObjectKind::EndpointSlice, &object.claimed_name().to_string());
-    let nothing = Metadata::default();
-    let metadata = object.metadata.get().unwrap_or(&nothing);
-    let namespace = fields.word(
+    let mut fields = FieldReader::new(ObjectKind::EndpointSlice, &object.claimed_name().to_string());
+    let empty = Metadata::default();
+    let metadata = object.metadata.get().unwrap_or(&empty);
+    let namespace = fields.checked_text(
         format_args!("metadata.namespace"),
         &metadata.namespace,
         is_dns_label,
         "is not a DNS label; slice ignored",
     );
-    let name = fields.word(
+    let name = fields.checked_text(
         format_args!("metadata.name"),
         &metadata.name,
         is_dns_subdomain,
@@ -39,25 +39,25 @@ pub fn slice(object: &ApiSlice, interner: &mut Interner) -> Decoded<Slice> {
         return Decoded { named: None, problems: fields.into_problems() };
     };
     let name: SliceName = ObjectName::new(namespace, name);
-    let nothing = Labels::default();
+    let no_labels = Labels::default();
     let labels =
-        fields.good(format_args!("metadata.labels"), &metadata.labels, "ignored").unwrap_or(&nothing);
+        fields.valid(format_args!("metadata.labels"), &metadata.labels, "ignored").unwrap_or(&no_labels);
     let is_headless = !labels.headless.is_absent();
     let value = if is_headless {
         None
     } else {
-        of_service(&mut fields, object, (namespace, &labels.service_name), interner)
+        decode_with_service(&mut fields, object, (namespace, &labels.service_name), interner)
     };
     Decoded { named: Some((name, value)), problems: fields.into_problems() }
 }
 
-fn of_service(
-    fields: &mut Fields,
+fn decode_with_service(
+    fields: &mut FieldReader,
     object: &ApiSlice,
-    (namespace, service): (&str, &Given<String>),
+    (namespace, service): (&str, &FieldValue<String>),
     interner: &mut Interner,
 ) -> Option<Slice> {
-    let service = fields.word(
+    let service = fields.checked_text(
         format_args!("metadata.labels[{SERVICE_NAME}]"),
         service,
         is_dns_label,
@@ -69,7 +69,7 @@ fn of_service(
         "IPv4" => IpFamily::V4,
         "IPv6" => IpFamily::V6,
         other => {
-            fields.problem(field, other, what);
+            fields.report(field, other, what);
             return None;
         }
     };
@@ -80,31 +80,31 @@ fn of_service(
     Some(Slice { service, family, ports: ports(fields, object, interner), endpoints, triggered_at })
 }
 
-fn triggered_at(fields: &mut Fields, object: &ApiSlice) -> Option<SystemTime> {
+fn triggered_at(fields: &mut FieldReader, object: &ApiSlice) -> Option<SystemTime> {
     let annotations = &object.metadata.get()?.annotations;
-    let given = &fields.good(format_args!("metadata.annotations"), annotations, "ignored")?.trigger_time;
+    let given = &fields.valid(format_args!("metadata.annotations"), annotations, "ignored")?.trigger_time;
     let field = format_args!("metadata.annotations[{TRIGGER_TIME}]");
     let what = "is not an RFC 3339 time; ignored";
-    let text = fields.good(field, given, what)?;
+    let text = fields.valid(field, given, what)?;
     let time = text.parse::<Timestamp>().ok().map(SystemTime::from);
     if time.is_none() {
-        fields.problem(field, text, what);
+        fields.report(field, text, what);
     }
     time
 }
 
-fn ports(fields: &mut Fields, object: &ApiSlice, interner: &mut Interner) -> Box<[SlicePort]> {
+fn ports(fields: &mut FieldReader, object: &ApiSlice, interner: &mut Interner) -> Box<[SlicePort]> {
     let entries = fields.list(format_args!("ports"), &object.ports);
     let mut ports = Vec::with_capacity(entries.len());
     for (i, entry) in entries.iter().enumerate() {
         let Some(entry) = fields.entry(format_args!("ports[{i}]"), entry, "port ignored") else { continue };
         if entry.name.is_absent() {
-            fields.problem(format_args!("ports[{i}].name"), "", "is absent; port ignored");
+            fields.report(format_args!("ports[{i}].name"), "", "is absent; port ignored");
             continue;
         }
         let is_named = |text: &str| text.is_empty() || is_dns_label(text);
         let what = "is not a DNS label; port ignored";
-        let name = fields.word(format_args!("ports[{i}].name"), &entry.name, is_named, what);
+        let name = fields.checked_text(format_args!("ports[{i}].name"), &entry.name, is_named, what);
         let protocol = fields.protocol(format_args!("ports[{i}].protocol"), &entry.protocol);
         let number = fields.port(format_args!("ports[{i}].port"), &entry.port, "port ignored");
         if let (Some(name), Some(protocol), Some(port)) = (name, protocol, number) {
@@ -115,42 +115,42 @@ fn ports(fields: &mut Fields, object: &ApiSlice, interner: &mut Interner) -> Box
 }
 
 fn endpoint(
-    fields: &mut Fields,
+    fields: &mut FieldReader,
     i: usize,
-    entry: &Given<EndpointEntry>,
+    entry: &FieldValue<EndpointEntry>,
     family: IpFamily,
     interner: &mut Interner,
 ) -> Option<SliceEndpoint> {
     let entry = fields.entry(format_args!("endpoints[{i}]"), entry, "endpoint ignored")?;
     let field = format_args!("endpoints[{i}].addresses");
     let first = match &entry.addresses {
-        Given::Absent => None,
-        addresses => fields.good(field, addresses, "endpoint ignored")?.0.as_ref(),
+        FieldValue::Absent => None,
+        addresses => fields.valid(field, addresses, "endpoint ignored")?.0.as_ref(),
     };
     let Some(first) = first else {
-        fields.problem(field, "", "is empty; endpoint ignored");
+        fields.report(field, "", "is empty; endpoint ignored");
         return None;
     };
     let field = format_args!("endpoints[{i}].addresses[0]");
     let ip = fields.ip(field, first, "is not an IP address; endpoint ignored")?;
     if IpFamily::of(ip) != family {
         let what = format!("is not an {family} address, as addressType says; endpoint ignored");
-        fields.problem(field, first.text(), &what);
+        fields.report(field, first.text(), &what);
         return None;
     }
     let node = Some(&entry.node_name).filter(|name| !name.is_absent()).and_then(|name| {
         let field = format_args!("endpoints[{i}].nodeName");
-        fields.word(field, name, is_dns_subdomain, "is not the name of a node; ignored")
+        fields.checked_text(field, name, is_dns_subdomain, "is not the name of a node; ignored")
     });
     let node = node.map(|name| interner.text(name));
     let hints = hints(fields, i, entry, interner);
     Some(SliceEndpoint { ip, conditions: conditions(fields, i, entry), node, hints })
 }
 
-fn conditions(fields: &mut Fields, i: usize, entry: &EndpointEntry) -> Conditions {
+fn conditions(fields: &mut FieldReader, i: usize, entry: &EndpointEntry) -> Conditions {
     let mut conditions = Conditions { is_ready: true, is_serving: true, is_terminating: false };
     let field = format_args!("endpoints[{i}].conditions");
-    if let Some(given) = fields.good(field, &entry.conditions, "ignored") {
+    if let Some(given) = fields.valid(field, &entry.conditions, "ignored") {
         let each = [
             ("ready", &given.ready, &mut conditions.is_ready),
             ("serving", &given.serving, &mut conditions.is_serving),
@@ -158,21 +158,21 @@ fn conditions(fields: &mut Fields, i: usize, entry: &EndpointEntry) -> Condition
         ];
         for (name, given, is) in each {
             let field = format_args!("endpoints[{i}].conditions.{name}");
-            *is = fields.good(field, given, "ignored").copied().unwrap_or(*is);
+            *is = fields.valid(field, given, "ignored").copied().unwrap_or(*is);
         }
     }
     conditions
 }
 
 fn hints(
-    fields: &mut Fields,
+    fields: &mut FieldReader,
     i: usize,
     entry: &EndpointEntry,
     interner: &mut Interner,
 ) -> Option<Box<Hints>> {
-    let given = fields.good(format_args!("endpoints[{i}].hints"), &entry.hints, "ignored")?;
+    let given = fields.valid(format_args!("endpoints[{i}].hints"), &entry.hints, "ignored")?;
     let mut read = |list: &str,
-                    given: &Given<Vec<Given<NamedEntry>>>,
+                    given: &FieldValue<Vec<FieldValue<NamedEntry>>>,
                     has_grammar: fn(&str) -> bool,
                     what| {
         let mut names: Vec<Arc<str>> = Vec::new();
@@ -181,7 +181,9 @@ fn hints(
             let field = format_args!("endpoints[{i}].hints.{list}[{j}]");
             let Some(entry) = fields.entry(field, entry, "ignored") else { continue };
             let field = format_args!("endpoints[{i}].hints.{list}[{j}].name");
-            names.extend(fields.word(field, &entry.name, has_grammar, what).map(|name| interner.text(name)));
+            names.extend(
+                fields.checked_text(field, &entry.name, has_grammar, what).map(|name| interner.text(name)),
+            );
         }
         names.sort_unstable();
         names.dedup();

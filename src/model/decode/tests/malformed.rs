@@ -1,5 +1,5 @@
-//! `testdata/broken/`: broken objects and broken manifests, each with what is said about it and
-//! what is used all the same. `UPDATE_GOLDEN=1` writes the expectations anew.
+//! `testdata/malformed/` holds malformed objects and manifests, each with the expected messages and the
+//! objects that are used. `UPDATE_GOLDEN=1` rewrites the expectations.
 
 #![allow(clippy::disallowed_methods, reason = "reads test data")]
 
@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 use crate::model::Change;
 use crate::model::decode::{Interner, change, manifest};
 
-/// Messages, then a line for each object that is used.
+/// Messages, then a line for each used object.
 fn report(path: &Path) -> String {
     let text = std::fs::read(path).unwrap();
     let source = path.file_name().unwrap().to_str().unwrap();
     let mut interner = Interner::default();
-    let (mut said, mut used) = (String::new(), String::new());
+    let (mut messages, mut used) = (String::new(), String::new());
     let outcome = manifest::read(&text[..], source, &mut |object| {
         let (change, problems) = change(&object, &mut interner);
-        problems.iter().for_each(|problem| writeln!(said, "{problem}").unwrap());
+        problems.iter().for_each(|problem| writeln!(messages, "{problem}").unwrap());
         match change {
             Some(Change::Service(name, Some(service))) => {
                 writeln!(used, "uses Service {name}, {} ports", service.ports.len()).unwrap();
@@ -33,16 +33,16 @@ fn report(path: &Path) -> String {
             _ => {}
         }
     });
-    outcome.problems.iter().for_each(|problem| writeln!(said, "{problem}").unwrap());
-    if outcome.n_others > 0 {
-        writeln!(used, "passes over {} objects", outcome.n_others).unwrap();
+    outcome.problems.iter().for_each(|problem| writeln!(messages, "{problem}").unwrap());
+    if outcome.n_other_kinds > 0 {
+        writeln!(used, "skips {} objects", outcome.n_other_kinds).unwrap();
     }
-    said + &used
+    messages + &used
 }
 
 #[test]
-fn every_broken_manifest_is_named_and_its_neighbours_are_used() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/broken");
+fn every_malformed_manifest_is_reported_and_its_other_objects_are_used() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/malformed");
     let mut manifests: Vec<PathBuf> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     manifests.retain(|path| path.extension().is_some_and(|extension| extension != "expected"));

@@ -1,40 +1,40 @@
-//! The lists of `-m recent` as files of this network namespace: which of them are full.
-#![allow(clippy::disallowed_methods, reason = "the world: these are files of /proc and /sys")]
+//! Finds full lists of `-m recent` (session affinity) in the files of this network namespace.
+#![allow(clippy::disallowed_methods, reason = "reads /proc and /sys")]
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use crate::iptables::ChainName;
-use crate::iptables::trace::RecentLists as Lists;
+use crate::iptables::trace::RecentLists;
 
-/// Where the kernel shows its lists, and how many addresses each may hold.
+/// Paths of the kernel's lists, and of their capacity.
 #[derive(Clone, Debug)]
-pub struct RecentLists {
+pub struct AffinityLists {
     folder: PathBuf,
     capacity: PathBuf,
 }
 
-/// The lists that can take no address without forgetting another.
+/// The lists that replace their oldest address when they add one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FullLists {
-    /// How many addresses a list holds.
+    /// Addresses that a list can hold.
     pub capacity: usize,
-    /// Their names, sorted.
+    /// Names of the full lists, sorted.
     pub names: Vec<ChainName>,
 }
 
-impl RecentLists {
-    /// Those of the thread's network namespace.
-    pub fn of_kernel() -> RecentLists {
-        RecentLists::at("/proc/thread-self/net/xt_recent", "/sys/module/xt_recent/parameters/ip_list_tot")
+impl AffinityLists {
+    /// The lists of this thread's network namespace.
+    pub fn of_kernel() -> AffinityLists {
+        AffinityLists::at("/proc/thread-self/net/xt_recent", "/sys/module/xt_recent/parameters/ip_list_tot")
     }
 
-    /// Those in `folder`, a file for each; how many addresses they hold stands in the file `capacity`.
-    pub fn at(folder: impl Into<PathBuf>, capacity: impl Into<PathBuf>) -> RecentLists {
-        RecentLists { folder: folder.into(), capacity: capacity.into() }
+    /// The lists in `folder`, one file each; the file `capacity` contains how many addresses each can hold.
+    pub fn at(folder: impl Into<PathBuf>, capacity: impl Into<PathBuf>) -> AffinityLists {
+        AffinityLists { folder: folder.into(), capacity: capacity.into() }
     }
 
-    /// Reads all lists; none where no rule names one. A list that goes away meanwhile is left out.
+    /// Reads all lists; none if no rule uses one. A list that disappears meanwhile is skipped.
     pub fn full(&self) -> io::Result<FullLists> {
         let capacity = self.capacity()?;
         let mut names = Vec::new();
@@ -47,7 +47,7 @@ impl RecentLists {
         };
         for entry in entries {
             let path = entry?.path();
-            // A list of somebody else's need not be called like a chain.
+            // Foreign lists need not have the name of a chain.
             let name = path.file_name().and_then(|name| ChainName::new(name.to_str()?));
             let Some(name) = name else { continue };
             match n_lines(&path) {
@@ -61,11 +61,11 @@ impl RecentLists {
         Ok(FullLists { capacity, names })
     }
 
-    /// Addresses that a list holds: the module's parameter, or its default where that is not shown.
+    /// Addresses that a list can hold: the module's parameter, or its default where that is missing.
     fn capacity(&self) -> io::Result<usize> {
         match fs::read_to_string(&self.capacity) {
-            Ok(text) => Ok(text.trim().parse().unwrap_or(Lists::LENGTH)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Lists::LENGTH),
+            Ok(text) => Ok(text.trim().parse().unwrap_or(RecentLists::LENGTH)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(RecentLists::LENGTH),
             Err(error) => Err(error),
         }
     }
@@ -82,7 +82,7 @@ mod tests {
 
     const LINE: &str = "src=10.0.0.1 ttl: 64 last_seen: 4295000000 oldest_pkt: 1 4295000000\n";
 
-    /// Full ones among a list of 99, one of 100 and one of 7 addresses, with this text as capacity.
+    /// Compares the full lists among lists of 99, 100 and 7 addresses, with this text as capacity.
     fn check(capacity: Option<&str>, expected: (usize, &[&str])) {
         let root = tempfile::tempdir().unwrap();
         let (folder, parameter) = (root.path().join("lists"), root.path().join("capacity"));
@@ -91,40 +91,46 @@ mod tests {
             fs::write(folder.join(name), LINE.repeat(n)).unwrap();
         }
         capacity.into_iter().for_each(|text| fs::write(&parameter, text).unwrap());
-        let full = RecentLists::at(&folder, &parameter).full().unwrap();
+        let full = AffinityLists::at(&folder, &parameter).full().unwrap();
         let names: Vec<&str> = full.names.iter().map(ChainName::as_str).collect();
         assert_eq!((full.capacity, names.as_slice()), expected);
     }
 
     #[test]
-    fn a_list_is_full_with_as_many_addresses_as_the_module_is_told() {
+    fn a_list_is_full_at_the_capacity_of_the_module() {
         check(Some("7\n"), (7, &["KUBE-SEP-A", "KUBE-SEP-B", "KUBE-SEP-C"]));
         check(Some("200\n"), (200, &[]));
     }
 
     #[test]
-    fn without_a_parameter_it_is_the_modules_default() {
+    fn without_a_parameter_the_capacity_is_the_modules_default() {
         check(None, (100, &["KUBE-SEP-B"]));
         check(Some("many"), (100, &["KUBE-SEP-B"]));
     }
 
     #[test]
-    fn where_there_are_no_lists_none_is_full() {
-        let full = RecentLists::at("/nowhere/at/all", "/nowhere").full().unwrap();
+    fn without_lists_none_is_full() {
+        let full = AffinityLists::at("/nowhere/at/all", "/nowhere").full().unwrap();
         assert_eq!(full, FullLists { capacity: 100, names: Vec::new() });
     }
 
     #[test]
-    fn what_cannot_be_read_is_an_error() {
+    fn unreadable_lists_are_an_error() {
         let root = tempfile::tempdir().unwrap();
-        assert!(RecentLists::at(file(root.path()), "/nowhere").full().is_err(), "a file is no folder");
+        assert!(
+            AffinityLists::at(file(root.path()), "/nowhere").full().is_err(),
+            "a file in place of the folder"
+        );
         fs::create_dir_all(root.path().join("lists/KUBE-SEP-A")).unwrap();
         assert!(
-            RecentLists::at(root.path().join("lists"), "/nowhere").full().is_err(),
-            "a folder is no list"
+            AffinityLists::at(root.path().join("lists"), "/nowhere").full().is_err(),
+            "a folder in place of a list"
         );
         let folder = root.path().join("lists");
-        assert!(RecentLists::at("/nowhere/at/all", folder).full().is_err(), "nor a number");
+        assert!(
+            AffinityLists::at("/nowhere/at/all", folder).full().is_err(),
+            "a folder in place of the capacity"
+        );
     }
 
     fn file(folder: &Path) -> PathBuf {
