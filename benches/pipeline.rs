@@ -11,13 +11,14 @@ mod sink;
 
 use std::hint::black_box;
 
+use chainsmith::compile;
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::{Chain, Jump, Ruleset, Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::net::IpFamily;
 use chainsmith::plan::{Committed, Limits, Planner, Tally, When};
+use chainsmith::rules::fixed;
 use chainsmith::rules::ownership::Owner;
-use chainsmith::rules::{self, fixed};
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
     measurement::WallTime,
@@ -39,7 +40,7 @@ fn all(c: &mut Criterion) {
             one_endpoint(c, BenchmarkId::new(name, n_services), &mut cluster);
         }
         let cluster = Cluster::new(n_services, N_ENDPOINTS, LayoutChoice::Classic);
-        let ruleset = rules::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
+        let ruleset = compile::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
         plan(c, n_services, &ruleset);
         text(c, n_services, &ruleset);
     }

@@ -4,24 +4,18 @@
 //! a time. Whatever wakes it is an [`Event`]. Changes that come together are synced together.
 
 mod affinity;
-mod ahead;
-mod compile;
-mod dispatch;
 mod family;
 mod log;
 mod observer;
 mod pacer;
 mod quarantine;
-mod records;
 mod report;
 mod stopwatch;
 mod sweep;
 mod threads;
-mod turns;
-mod wanted;
 
-pub use family::{FamilySync, View};
-pub use observer::{Finding, News, Observer, Scope, Synced};
+pub use family::FamilySync;
+pub use observer::{Finding, News, Observer, Synced};
 pub use report::{Quarantine, Refusal, Report, SyncError};
 pub use stopwatch::Stages;
 pub use sweep::{Sweep, Sweeper};
@@ -34,6 +28,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::compile::View;
 use crate::config::{Config, DetectLocal};
 use crate::drift::{DriftDetector, FamilyTables, ReadReason};
 use crate::kernel::Iptables;

@@ -4,13 +4,14 @@
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. Modules above `kernel` are pure.
-const MAY_USE: [(&str, &[&str]); 22] = [
+const MAY_USE: [(&str, &[&str]); 23] = [
     ("net", &[]),
     ("iptables", &["net"]),
     ("config", &["net"]),
     ("model", &["net"]),
     ("policy", &["net", "model"]),
     ("rules", &["net", "config", "iptables", "model", "policy"]),
+    ("compile", &["net", "config", "iptables", "model", "policy", "rules"]),
     ("plan", &["net", "iptables"]),
     ("log", &[]),
     ("kernel", &["log", "net", "iptables", "plan"]),
@@ -22,12 +23,12 @@ const MAY_USE: [(&str, &[&str]); 22] = [
     (
         "sync",
         &[
-            "log", "net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "drift",
-            "metrics", "watch",
+            "log", "net", "config", "iptables", "model", "policy", "rules", "compile", "plan", "kernel",
+            "drift", "metrics", "watch",
         ],
     ),
     ("measure", &["log", "net", "iptables", "model", "metrics", "sync"]),
-    ("health", &["log", "net", "model", "rules", "metrics", "http", "sync"]),
+    ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "sync"]),
     ("events", &["log", "model", "metrics", "sync"]),
     (
         "agent",
@@ -39,6 +40,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
             "model",
             "policy",
             "rules",
+            "compile",
             "plan",
             "kernel",
             "drift",
@@ -62,6 +64,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
             "model",
             "policy",
             "rules",
+            "compile",
             "plan",
             "kernel",
             "metrics",
@@ -74,7 +77,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
     ("lib", &[]),
 ];
 
-const PURE: [&str; 7] = ["net", "iptables", "config", "model", "policy", "rules", "plan"];
+const PURE: [&str; 8] = ["net", "iptables", "config", "model", "policy", "rules", "compile", "plan"];
 
 /// Pure files of modules that are not.
 const PURE_FILES: [&str; 4] = ["drift/machine", "drift/reason", "drift/generations", "drift/schedule"];

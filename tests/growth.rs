@@ -16,13 +16,13 @@ mod starting;
 
 use std::net::{IpAddr, SocketAddr};
 
+use chainsmith::compile;
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::Ruleset;
 use chainsmith::iptables::trace::{self, Node, Origin, Packet, RecentLists};
 use chainsmith::kernel::Backend;
 use chainsmith::net::Protocol;
 use chainsmith::plan::Tally;
-use chainsmith::rules;
 
 use crate::cluster::Cluster;
 
@@ -112,7 +112,7 @@ fn a_packet_meets_few_rules_in_compact_whatever_the_size() {
     let met = |layout| {
         SIZES.map(|n_services| {
             let cluster = Cluster::new(n_services, 10, layout);
-            let ruleset = rules::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
+            let ruleset = compile::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
             let last = cluster.last_cluster_ip();
             let miss = SocketAddr::from(([192, 0, 2, 77], 80));
             (rules_met(&ruleset, last), rules_met(&ruleset, miss))

@@ -57,13 +57,20 @@ pub struct References {
     pub referenced: BTreeSet<ChainName>,
     /// Those of them that were flushed, and reported.
     pub flushed: BTreeSet<ChainName>,
+    /// Whether this sync keeps all stale chains.
+    pub keeps_all: bool,
 }
 
 impl References {
     /// Replaces what is known of references by what was just read.
     pub(super) fn replace(&mut self, referenced: BTreeSet<ChainName>) {
-        self.flushed.retain(|chain| referenced.contains(chain));
         self.referenced = referenced;
+        self.drop_unreferenced();
+    }
+
+    /// Drops flushed chains that no foreign rules refer to.
+    pub fn drop_unreferenced(&mut self) {
+        self.flushed.retain(|chain| self.referenced.contains(chain));
     }
 }
 

@@ -8,13 +8,14 @@ use prometheus::Registry;
 use serde_json::Value;
 
 use super::*;
+use crate::compile::SyncScope;
 use crate::drift::Drift;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::Backend;
 use crate::metrics::exposition;
 use crate::model::{ObjectName, ServicePortName};
 use crate::net::{IpFamily, Protocol};
-use crate::sync::{Refusal, Scope};
+use crate::sync::Refusal;
 
 fn metrics() -> (Arc<Metrics>, Registry) {
     let registry = Registry::new();
@@ -232,7 +233,7 @@ async fn without_an_api_server_nothing_is_sent_and_nothing_counted_as_lost() {
 
 #[test]
 fn quarantine_and_drift_are_told_by_name() {
-    let mut report = Report::new(IpFamily::V4, Backend::Nft, Scope::Everything);
+    let mut report = Report::new(IpFamily::V4, Backend::Nft, SyncScope::Full);
     assert_eq!(notices(&report), []);
     let port = ServicePortName {
         service: ObjectName::new("ns", "web"),

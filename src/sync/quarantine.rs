@@ -5,16 +5,16 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::family::{FamilySync, View};
+use super::family::FamilySync;
 use super::report::Report;
 use super::stopwatch::Timed;
-use super::wanted::{Compiler, fixed_nat_chains_in_order};
+use crate::compile::{PortCompiler, Source, fixed_nat_chains};
 use crate::drift::ReadReason;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
 use crate::plan::{Failure, Planner, When};
-use crate::rules::{Entry, Settings, names};
+use crate::rules::{Entry, names};
 
 /// How many service ports are left out in one sync at most. More are hardly their own fault.
 const MAX_NEW: usize = 64;
@@ -22,8 +22,7 @@ const MAX_NEW: usize = 64;
 /// What a sync works with.
 #[derive(Clone, Copy)]
 pub(super) struct Scene<'a> {
-    pub(super) settings: &'a Settings,
-    pub(super) view: View<'a>,
+    pub(super) source: Source<'a>,
     pub(super) stop: &'a AtomicBool,
 }
 
@@ -94,7 +93,7 @@ impl<K: Iptables> FamilySync<K> {
         scene: Scene<'_>,
         report: &mut Report,
     ) -> Result<Option<ServicePortName>, Failure<RestoreError>> {
-        let mut suspects: Vec<ServicePortName> = self.records.keys().cloned().collect();
+        let mut suspects: Vec<ServicePortName> = self.compiled.service_ports().cloned().collect();
         let mut is_anything_taken = false;
         while suspects.len() > 1 {
             let rest = suspects.split_off(suspects.len() / 2);
@@ -117,15 +116,19 @@ impl<K: Iptables> FamilySync<K> {
         scene: Scene<'_>,
         report: &mut Report,
     ) -> Result<bool, Failure<RestoreError>> {
-        let Scene { settings, view, .. } = scene;
         let mut committed = self.take_committed(report);
-        let (limits, layout) = (self.tables.kernel.limits(), self.layout());
+        let (limits, layout) = (self.tables.kernel.limits(), self.compiled.layout());
         let mut kernel = Timed::new(&mut self.tables.kernel);
         // What compact still needs while its chains are replaced is left as it is.
-        let (fixed, _) = fixed_nat_chains_in_order(settings, layout, &committed);
-        let mut planner =
-            Planner::new(settings.family, &mut committed, &self.tables.jumps, limits, &mut kernel);
-        let mut compiler = Compiler::new(settings, view);
+        let (fixed, _) = fixed_nat_chains(scene.source.settings, layout, &committed);
+        let mut planner = Planner::new(
+            scene.source.settings.family,
+            &mut committed,
+            &self.tables.jumps,
+            limits,
+            &mut kernel,
+        );
+        let mut compiler = PortCompiler::new(scene.source);
         let entries: Vec<Entry> = ports.iter().flat_map(|port| compiler.entries(port)).collect();
         let (nat, filter): (Vec<Entry>, Vec<Entry>) =
             entries.into_iter().partition(|(chain, _)| chain.table() == Table::Nat);
@@ -134,7 +137,7 @@ impl<K: Iptables> FamilySync<K> {
             planner.probe(Table::Filter, names::FILTER_PROBE, &rules(filter));
             planner.nat_chains(&fixed, When::Now)?;
             for port in ports {
-                planner.nat_chains(&compiler.nat_chains(layout, port), When::Now)?;
+                planner.nat_chains(&compiler.chains(layout, port), When::Now)?;
             }
             planner.probe(Table::Nat, names::NAT_PROBE, &rules(nat));
             planner.finish()

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Scope;
 use super::stopwatch::Stages;
+use crate::compile::SyncScope;
 use crate::drift::{Drift, ReadReason};
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, RestoreError};
@@ -56,7 +56,7 @@ pub struct Report {
     /// The family.
     pub family: IpFamily,
     /// Which Services were looked at.
-    pub scope: Scope,
+    pub scope: SyncScope,
     /// Services that changed and are not looked at yet, or not all of each: the next syncs do.
     pub waiting: BTreeSet<ServiceName>,
     /// Where its rules are.
@@ -108,7 +108,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(family: IpFamily, backend: Backend, scope: Scope) -> Report {
+    pub(crate) fn new(family: IpFamily, backend: Backend, scope: SyncScope) -> Report {
         let tally = Tally::default();
         Report {
             family,
@@ -141,6 +141,6 @@ impl Report {
 
     /// Whether every service port was compared.
     pub fn is_full(&self) -> bool {
-        self.scope == Scope::Everything
+        self.scope == SyncScope::Full
     }
 }

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use chainsmith::compile::SyncScope;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::drift::Drift;
 use chainsmith::iptables::{ChainName, Table};
@@ -12,7 +13,7 @@ use chainsmith::model::Change;
 use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Tally;
-use chainsmith::sync::{Inputs, Loop, Observer, Parts, Patience, Scope, Synced};
+use chainsmith::sync::{Inputs, Loop, Observer, Parts, Patience, Synced};
 use chainsmith::watch::WatchEvent;
 use tokio::sync::mpsc;
 
@@ -38,7 +39,7 @@ impl Observer for Heard {
     fn synced(&self, synced: &Synced<'_>) {
         let report = synced.report;
         assert_eq!(report.outcome, Ok(()));
-        let is_full = report.scope == Scope::Everything;
+        let is_full = report.scope == SyncScope::Full;
         let (family, tally, drift) = (report.family, report.tally, report.drift.clone());
         self.0.lock().unwrap().push(Done { family, is_full, tally, drift });
     }

@@ -7,6 +7,7 @@ use prometheus::Registry;
 
 use super::wanted::WantedPort;
 use super::*;
+use crate::compile::View;
 use crate::config::Config;
 use crate::http::recorded::{Answer, ask};
 use crate::iptables::Ruleset;
@@ -18,7 +19,7 @@ use crate::model::host::Host;
 use crate::model::{Change, ObjectName, Snapshot, Touched};
 use crate::policy::Place;
 use crate::rules::Settings;
-use crate::sync::{FamilySync, Quarantine, View};
+use crate::sync::{FamilySync, Quarantine};
 
 fn name(text: &str) -> ServiceName {
     ObjectName::new("default", text)

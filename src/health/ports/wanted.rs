@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::compile::View;
 use crate::model::{Service, ServiceName};
 use crate::net::IpFamily;
 use crate::rules::{NodePorts, Settings};
-use crate::sync::{Quarantine, View};
+use crate::sync::Quarantine;
 
 /// The health check node ports of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
