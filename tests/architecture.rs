@@ -27,7 +27,7 @@ const MAY_USE: [(&str, &[&str]); 23] = [
             "drift", "metrics", "watch",
         ],
     ),
-    ("measure", &["log", "net", "iptables", "model", "metrics", "sync"]),
+    ("measure", &["log", "net", "iptables", "model", "compile", "metrics", "sync"]),
     ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "sync"]),
     ("events", &["log", "model", "metrics", "sync"]),
     (

@@ -22,7 +22,7 @@ use chainsmith::iptables::Ruleset;
 use chainsmith::iptables::trace::{self, Node, Origin, Packet, RecentLists};
 use chainsmith::kernel::Backend;
 use chainsmith::net::Protocol;
-use chainsmith::plan::Tally;
+use chainsmith::plan::RestoreCounts;
 
 use crate::cluster::Cluster;
 
@@ -40,7 +40,7 @@ struct Sent {
 fn sent(n_services: usize, layout: LayoutChoice, backend: Backend) -> Sent {
     let mut cluster = Cluster::new(n_services, 10, layout);
     let mut family = sink::fresh(&cluster, backend);
-    let Tally { n_processes, n_chains, n_rules, .. } = sink::sync(&mut family, &cluster).tally;
+    let RestoreCounts { n_processes, n_chains, n_rules, .. } = sink::sync(&mut family, &cluster).tally;
     let change = cluster.endpoint_change(n_services / 2, 1);
     let endpoint = sink::change(&mut family, &mut cluster, change).tally;
     let change = cluster.service_deletion(n_services / 2);

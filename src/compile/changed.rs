@@ -165,12 +165,12 @@ impl Changed<'_> {
             .collect()
     }
 
-    /// Chains of nat to delete; to be called after [`Changed::each_group`]. `in_force` is the
-    /// state after that.
-    pub fn stale_nat_chains(&self, shared: &[SharedContent<'_>], in_force: &dyn InForce) -> Vec<ChainName> {
+    /// Chains of nat in force that are stale unless this update makes them; to be called before
+    /// [`Changed::each_group`].
+    pub fn stale_nat_candidates(&self, in_force: &dyn InForce) -> BTreeSet<ChainName> {
         let Compiled { records, turns, has_unknown_chains, .. } = &*self.compiled;
         let is_everything = self.work.is_everything();
-        let mut stale = match turns.is_empty() {
+        let mut stale: BTreeSet<ChainName> = match turns.is_empty() {
             true if is_everything || *has_unknown_chains => {
                 let is_of_port =
                     |name: &ChainName| matches!(nat_owner(name), Owner::ServicePort(_) | Owner::Group);
@@ -180,18 +180,12 @@ impl Changed<'_> {
             }
             // The chains of a Service that waits for its turn are not known.
             false if is_everything => BTreeSet::new(),
-            _ => {
-                let mut stale = self.difference.chains_before();
-                let new = self.difference.ports.iter().filter_map(|port| records.get(port));
-                new.flat_map(|it| &it.chains).for_each(|chain| _ = stale.remove(chain));
-                stale
-            }
+            _ => self.difference.chains_before(),
         };
         if self.difference.touches(Table::Nat) {
             stale.extend(in_force.nat_chains().filter(|name| nat_owner(name) == Owner::Dispatch));
-            shared.iter().for_each(|content| _ = stale.remove(&content.name()));
         }
-        stale.into_iter().collect()
+        stale
     }
 }
 

@@ -8,7 +8,7 @@ use super::machine::{Action, Knowledge, Signal};
 use super::reason::ReadReason;
 use crate::iptables::{ChainName, Digest, Fingerprint, Jump, Table};
 use crate::kernel::{Backend, Iptables, Outline};
-use crate::plan::{Committed, PendingFingerprints, UdpDoors};
+use crate::plan::{Committed, PendingFingerprints, UdpFrontends};
 use crate::rules::fixed;
 use crate::rules::ownership::Owner;
 
@@ -42,7 +42,7 @@ pub struct FamilyTables<K> {
     /// Jumps that were looked up in turn.
     pub(super) n_jump_checks: usize,
     /// Frontends of UDP rules that an earlier process left, once they were read.
-    pub(super) inherited: Option<UdpDoors>,
+    pub(super) inherited: Option<UdpFrontends>,
     /// Reads since [`FamilyTables::take_reads`].
     pub(super) reads: Vec<ReadReason>,
 }
@@ -113,7 +113,7 @@ impl<K: Iptables> FamilyTables<K> {
 
     /// Frontends of UDP rules that an earlier process left; returned once. Empty where the rules were too many to be
     /// read.
-    pub fn take_inherited(&mut self) -> UdpDoors {
+    pub fn take_inherited(&mut self) -> UdpFrontends {
         self.inherited.as_mut().map(std::mem::take).unwrap_or_default()
     }
 

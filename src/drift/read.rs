@@ -16,7 +16,7 @@ use super::machine::{Knowledge, Signal, Unread};
 use super::reason::ReadReason;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, Dump, Iptables, Readable};
-use crate::plan::{Committed, Found, Reader};
+use crate::plan::{Committed, ReadBack, SaveReader};
 use crate::rules::names;
 
 /// What a read found in the kernel.
@@ -92,7 +92,7 @@ impl<K: Iptables> FamilyTables<K> {
         }
         let family = self.kernel.family();
         self.reads.push(ReadReason::StaleChainReferenced);
-        let mut reader = Reader::new(family, &[], &is_compared);
+        let mut reader = SaveReader::new(family, &[], &is_compared);
         match self.kernel.save(Table::Nat, &mut |line| reader.line(line)) {
             Ok(()) => self.references.replace(reader.finish().referenced),
             Err(error) => {
@@ -133,7 +133,7 @@ impl<K: Iptables> FamilyTables<K> {
     fn read(&mut self, tables: &[Table], left: Option<&Committed>, unread: Unread) -> TablesRead {
         let family = self.kernel.family();
         let jumps = self.jumps.clone();
-        let mut reader = Reader::new(family, &jumps, &is_compared);
+        let mut reader = SaveReader::new(family, &jumps, &is_compared);
         let mut failed = Vec::new();
         let mut dumps = Vec::new();
         for table in tables.iter().copied() {
@@ -152,8 +152,8 @@ impl<K: Iptables> FamilyTables<K> {
                 Err(error) => failed.push((table, error)),
             }
         }
-        let Found { committed: mut found, doors, referenced } = reader.finish();
-        self.inherited.get_or_insert(doors);
+        let ReadBack { committed: mut found, inherited_udp, referenced } = reader.finish();
+        self.inherited.get_or_insert(inherited_udp);
         if tables.contains(&Table::Nat) && !failed.iter().any(|(table, _)| *table == Table::Nat) {
             self.references.replace(referenced);
         }
@@ -264,8 +264,8 @@ impl<K: Iptables> FamilyTables<K> {
                 Table::Filter => {
                     let known = left.and_then(|left| left.filter.get(&name).cloned().flatten());
                     found.filter.insert(name, known);
-                    let possible = left.and_then(|left| left.possible.get(&name).cloned());
-                    found.possible.extend(possible.map(|rules| (name, rules)));
+                    let uncertain = left.and_then(|left| left.uncertain_filter.get(&name).cloned());
+                    found.uncertain_filter.extend(uncertain.map(|rules| (name, rules)));
                 }
                 Table::Mangle => {}
             }

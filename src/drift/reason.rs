@@ -1,6 +1,6 @@
 //! Why the kernel is read or checked.
 
-use crate::plan::Aftermath;
+use crate::plan::FailureEffect;
 
 /// Why the kernel's tables are read, or checked for drift.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,10 +87,10 @@ impl ReadReason {
     }
 
     /// Why the kernel is read after a restore that failed with `effect`.
-    pub fn after_failure(effect: Aftermath) -> ReadReason {
+    pub fn after_failure(effect: FailureEffect) -> ReadReason {
         match effect {
-            Aftermath::Unknown => ReadReason::RestoreEffectUnknown,
-            Aftermath::Nothing | Aftermath::EarlierTables => ReadReason::RestoreFailed,
+            FailureEffect::Unknown => ReadReason::RestoreEffectUnknown,
+            FailureEffect::NothingApplied | FailureEffect::EarlierTablesApplied => ReadReason::RestoreFailed,
         }
     }
 

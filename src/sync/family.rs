@@ -2,6 +2,7 @@
 //! remembers what the kernel holds.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -11,13 +12,15 @@ use super::quarantine::{Scene, held_chain, is_refusal};
 use super::report::{Quarantine, Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
 use crate::compile::{Changed, Compiled, Group, InForce, SharedContent, Source, SyncScope, View};
-use crate::drift::{FamilyTables, ReadReason};
+use crate::drift::{FamilyTables, ReadReason, References};
 use crate::iptables::parse::{self, Line};
-use crate::iptables::{ChainName, Digest, Table};
+use crate::iptables::{Chain, ChainName, Digest, Table};
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::ServiceName;
 use crate::net::IpFamily;
-use crate::plan::{Aftermath, Committed, Failure, Planner, Restore, Uncertain, When};
+use crate::plan::{
+    Committed, DesiredRules, FailureEffect, FixedNat, Planner, RestoreFailure, SharedNat, StepOrder, When,
+};
 use crate::rules::fixed::is_shared_with_kubelet;
 use crate::rules::{Layout, Settings};
 
@@ -32,18 +35,8 @@ pub struct FamilySync<K> {
     n_unrepaired: usize,
     /// Service ports that the kernel refuses, and what it said; left out.
     pub(super) quarantine: Quarantine,
-    /// As the urgent commit leaves it until a sync has succeeded: till then not everybody is served.
-    turn: FilterTurn,
-}
-
-/// When filter is brought to what is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FilterTurn {
-    /// Around nat: first what was there and what is wanted, at last without what was there.
-    Around,
-    /// After nat, where nobody is served yet: a rule that refuses some of a Service's clients would
-    /// refuse all of them as long as nat does not send the others elsewhere.
-    AfterNat,
+    /// filter comes last from the urgent commit on, until a sync has succeeded.
+    order: StepOrder,
 }
 
 impl<K: Iptables> FamilySync<K> {
@@ -56,7 +49,7 @@ impl<K: Iptables> FamilySync<K> {
             clock: Stopwatch::default(),
             n_unrepaired: 0,
             quarantine: Quarantine::new(),
-            turn: FilterTurn::Around,
+            order: StepOrder::FilterAroundNat,
         }
     }
 
@@ -209,7 +202,7 @@ impl<K: Iptables> FamilySync<K> {
         match outcome {
             Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(),
             Ok(()) => {
-                self.turn = FilterTurn::Around;
+                self.order = StepOrder::FilterAroundNat;
                 if report.is_full() {
                     self.tables.kernel.relax_limits();
                 }
@@ -221,10 +214,10 @@ impl<K: Iptables> FamilySync<K> {
             Err(failure) => {
                 // A refusal may mean that the kernel is not as it was: somebody flushed it. Unless
                 // nothing was tried, the old rules of filter are needed to go on from.
-                let effect = failure.error.aftermath();
+                let effect = FailureEffect::from(&failure.error);
                 report.outcome = Err(self.explain(failure));
                 self.touch_everything();
-                if effect != Aftermath::Nothing {
+                if effect != FailureEffect::NothingApplied {
                     self.tables.distrust(ReadReason::after_failure(effect));
                 }
             }
@@ -244,12 +237,12 @@ impl<K: Iptables> FamilySync<K> {
         &mut self,
         scene: Scene<'_>,
         report: &mut Report,
-    ) -> Result<(), Failure<RestoreError>> {
+    ) -> Result<(), RestoreFailure<RestoreError>> {
         let committed = self.take_committed(report);
         let outcome = self.attempt(scene, Attempt::Everything, committed, report);
         if let Err(failure) = &outcome {
             // Which of its tables were committed, jumps among them, only the kernel knows.
-            self.tables.distrust(ReadReason::after_failure(failure.error.aftermath()));
+            self.tables.distrust(ReadReason::after_failure(FailureEffect::from(&failure.error)));
         }
         outcome
     }
@@ -261,7 +254,7 @@ impl<K: Iptables> FamilySync<K> {
         what: Attempt,
         mut committed: Committed,
         report: &mut Report,
-    ) -> Result<(), Failure<RestoreError>> {
+    ) -> Result<(), RestoreFailure<RestoreError>> {
         let started = Instant::now();
         let excluded = self.quarantine.keys().cloned().collect();
         let mut changed = match what {
@@ -273,20 +266,20 @@ impl<K: Iptables> FamilySync<K> {
             report.scope = changed.scope();
         }
         let (tables, clock) = (&mut self.tables, &mut self.clock);
-        let mut writer = Writer { tables, clock, turn: self.turn, stop: scene.stop };
+        let mut writer = Writer { tables, clock, order: self.order, stop: scene.stop };
         let mut outcome = Ok(());
         if what == Attempt::Pending
             && let Some(mut urgent) = changed.urgent(&committed)
         {
-            writer.turn = FilterTurn::Around;
+            writer.order = StepOrder::FilterAroundNat;
             outcome = writer.restore(&mut urgent, &mut committed, report);
             report.n_entries_read += urgent.n_entries_read();
-            writer.turn = if outcome.is_ok() { FilterTurn::AfterNat } else { self.turn };
+            writer.order = if outcome.is_ok() { StepOrder::FilterAfterNat } else { self.order };
         }
         if outcome.is_ok() {
             outcome = writer.restore(&mut changed, &mut committed, report);
         }
-        self.turn = writer.turn;
+        self.order = writer.order;
         report.n_entries_read += changed.n_entries_read();
         report.losses.extend(changed.losses().iter().cloned());
         self.tables.put_back(committed);
@@ -311,7 +304,7 @@ impl<K: Iptables> FamilySync<K> {
     }
 
     /// Says what a failed restore is about.
-    fn explain(&self, failure: Failure<RestoreError>) -> SyncError {
+    fn explain(&self, failure: RestoreFailure<RestoreError>) -> SyncError {
         match self.refusal_of(&failure) {
             Some(refusal) => SyncError::Refused(refusal),
             None => SyncError::Restore(failure.error),
@@ -319,7 +312,7 @@ impl<K: Iptables> FamilySync<K> {
     }
 
     /// Finds out whom a refused restore is about; `None` for any other failure.
-    pub(super) fn refusal_of(&self, failure: &Failure<RestoreError>) -> Option<Refusal> {
+    pub(super) fn refusal_of(&self, failure: &RestoreFailure<RestoreError>) -> Option<Refusal> {
         let RestoreError::Refused { line, text, message } = &failure.error else { return None };
         let chain = failure.lines.chain_at(*line).map(|(table, chain, _)| (table, chain));
         let rule = text.as_deref().and_then(|text| match parse::line(self.family(), text) {
@@ -362,7 +355,7 @@ impl InForce for Committed {
 struct Writer<'a, K> {
     tables: &'a mut FamilyTables<K>,
     clock: &'a mut Stopwatch,
-    turn: FilterTurn,
+    order: StepOrder,
     stop: &'a AtomicBool,
 }
 
@@ -372,83 +365,101 @@ impl<K: Iptables> Writer<'_, K> {
         changed: &mut Changed<'_>,
         committed: &mut Committed,
         report: &mut Report,
-    ) -> Result<(), Failure<RestoreError>> {
-        let filter = changed.filter_chains();
-        let (fixed_first, fixed_last) = changed.fixed_nat_chains(committed);
+    ) -> Result<(), RestoreFailure<RestoreError>> {
         let (family, limits) = (self.tables.kernel.family(), self.tables.kernel.limits());
         let mut kernel = Timed::new(&mut self.tables.kernel);
-        let mut planner = Planner::new(family, committed, &self.tables.jumps, limits, &mut kernel);
-        let (turn, held, stop) = (self.turn, &mut self.tables.references, self.stop);
-        let mut compiling = Duration::ZERO;
-        let mut steps = || -> Result<(), Failure<RestoreError>> {
-            if turn == FilterTurn::Around {
-                planner.filter_first(&filter, is_shared_with_kubelet)?;
-            }
-            // Together, so that the mark that is set is always the mark that is looked for.
-            planner.nat_chains(&fixed_first, When::Now)?;
-            let (started, mut using) = (Instant::now(), Duration::ZERO);
-            let ended = changed.each_group(|Group { chains, changes_with_dispatch, .. }| {
-                let made = Instant::now();
-                if stop.load(Ordering::Relaxed) {
-                    return Err(None);
-                }
-                let when = if changes_with_dispatch { When::WithDispatch } else { When::Now };
-                let result = planner.nat_chains(&chains, when).map_err(Some);
-                using += made.elapsed();
-                result
-            });
-            compiling = started.elapsed().saturating_sub(using);
-            match ended {
-                Ok(()) => {}
-                Err(Some(failure)) => return Err(failure),
-                Err(None) => return planner.finish(),
-            }
-            let shared = changed.shared_nat_chains();
-            restore_dispatch(&mut planner, &shared)?;
-            planner.nat_chains(&fixed_last, When::Now)?;
-            let mut stale = changed.stale_nat_chains(&shared, planner.committed());
-            if held.keeps_all {
-                held.referenced.extend(&stale);
-            }
-            let kept: Vec<ChainName> = stale.extract_if(.., |name| held.referenced.contains(name)).collect();
-            for name in kept {
-                if held.flushed.insert(name) {
-                    report.held.push(name);
-                }
-                planner.flush_nat(name)?;
-            }
-            planner.nat_last(&stale)?;
-            if turn == FilterTurn::AfterNat {
-                planner.filter_first(&filter, is_shared_with_kubelet)?;
-            }
-            planner.filter_last(&filter, is_shared_with_kubelet)?;
-            planner.finish()
+        let planner = Planner::new(family, committed, &self.tables.jumps, limits, &mut kernel);
+        let mut desired = Desired {
+            changed,
+            held: &mut self.tables.references,
+            stop: self.stop,
+            flushed: Vec::new(),
+            compiling: Duration::ZERO,
         };
-        let outcome = steps();
-        report.tally += planner.tally();
+        let (counts, outcome) = planner.run(self.order, &mut desired);
+        report.tally += counts;
+        report.held.append(&mut desired.flushed);
         report.n_failed_restores += usize::from(outcome.is_err());
-        self.clock.compiling(compiling);
+        self.clock.compiling(desired.compiling);
         self.clock.restoring(kernel.elapsed());
         outcome
     }
 }
 
-/// Passes the dispatch to `planner`, which writes what differs.
-fn restore_dispatch<R: Restore<Error = RestoreError>>(
-    planner: &mut Planner<'_, R>,
-    shared: &[SharedContent<'_>],
-) -> Result<(), Failure<RestoreError>> {
-    if shared.is_empty() {
-        return Ok(());
+/// What changed, as the planner asks for it.
+struct Desired<'a, 'c> {
+    changed: &'a mut Changed<'c>,
+    held: &'a mut References,
+    stop: &'a AtomicBool,
+    /// Stale chains that are flushed for the first time.
+    flushed: Vec<ChainName>,
+    /// How long the chains of service ports took to compile.
+    compiling: Duration,
+}
+
+impl DesiredRules for Desired<'_, '_> {
+    fn filter(&mut self) -> Vec<Chain> {
+        self.changed.filter_chains()
     }
-    let (new, there): (Vec<_>, Vec<_>) = shared.iter().partition(|content| {
-        // A chain without callers need not wait for what is committed together.
-        planner.has_deferred() && !planner.committed().nat.contains_key(&content.name())
-    });
-    let restore = |planner: &mut Planner<'_, R>, content: &SharedContent<'_>| {
-        planner.nat_shared(content.name(), content.digest(), |each| content.each_rule(each))
-    };
-    new.into_iter().try_for_each(|content| restore(planner, content))?;
-    planner.nat_dispatch();
-    there.into_iter().try_for_each(|content| restore(planner, content))
+
+    fn is_shared(&self, chain: &Chain) -> bool {
+        is_shared_with_kubelet(chain)
+    }
+
+    fn fixed_nat(&mut self, committed: &Committed) -> FixedNat {
+        let (first, last) = self.changed.fixed_nat_chains(committed);
+        FixedNat { first, last }
+    }
+
+    fn service_ports<E>(
+        &mut self,
+        write: &mut dyn FnMut(&[Chain], When) -> Result<(), E>,
+    ) -> Result<ControlFlow<()>, E> {
+        let (started, mut writing) = (Instant::now(), Duration::ZERO);
+        let ended = self.changed.each_group(|Group { chains, changes_with_dispatch, .. }| {
+            let compiled = Instant::now();
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(None);
+            }
+            let when = if changes_with_dispatch { When::WithDispatch } else { When::Now };
+            let result = write(&chains, when).map_err(Some);
+            writing += compiled.elapsed();
+            result
+        });
+        self.compiling = started.elapsed().saturating_sub(writing);
+        match ended {
+            Ok(()) => Ok(ControlFlow::Continue(())),
+            Err(None) => Ok(ControlFlow::Break(())),
+            Err(Some(failure)) => Err(failure),
+        }
+    }
+
+    fn dispatch(&self) -> Vec<SharedNat<'_>> {
+        let shared = self.changed.shared_nat_chains().into_iter();
+        shared.map(shared_nat).collect()
+    }
+
+    fn stale_candidates(&mut self, committed: &Committed) -> BTreeSet<ChainName> {
+        self.changed.stale_nat_candidates(committed)
+    }
+
+    fn keeps_stale(&mut self, name: ChainName) -> bool {
+        let References { referenced: chains, flushed, keeps_all } = &mut *self.held;
+        if *keeps_all {
+            chains.insert(name);
+        }
+        let is_kept = chains.contains(&name);
+        if is_kept && flushed.insert(name) {
+            self.flushed.push(name);
+        }
+        is_kept
+    }
+}
+
+fn shared_nat(content: SharedContent<'_>) -> SharedNat<'_> {
+    SharedNat {
+        name: content.name(),
+        digest: content.digest(),
+        each_rule: Box::new(move |each| content.each_rule(each)),
+    }
 }

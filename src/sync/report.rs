@@ -9,7 +9,7 @@ use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
 use crate::net::IpFamily;
-use crate::plan::{Tally, UdpDoors};
+use crate::plan::{RestoreCounts, UdpFrontends};
 use crate::rules::Layout;
 use crate::rules::overlap::Loss;
 
@@ -64,7 +64,7 @@ pub struct Report {
     /// How they are laid out.
     pub layout: Layout,
     /// What was sent to the kernel.
-    pub tally: Tally,
+    pub tally: RestoreCounts,
     /// What the time went into.
     pub stages: Stages,
     /// Port entries of slices that were looked at to compile service ports.
@@ -96,7 +96,7 @@ pub struct Report {
     /// Stale chains that from now on stay, flushed, because foreign rules still refer to them.
     pub held: Vec<ChainName>,
     /// What UDP rules answered on that an earlier process had left; with the first sync that succeeds.
-    pub inherited: UdpDoors,
+    pub inherited: UdpFrontends,
     /// Service ports that the kernel refused, and are left out from now on.
     pub quarantined: Vec<(ServicePortName, Refusal)>,
     /// Frontends of Services that other Services have, as long as it lasts: how many entries are left out.
@@ -109,7 +109,7 @@ pub struct Report {
 
 impl Report {
     pub(crate) fn new(family: IpFamily, backend: Backend, scope: SyncScope) -> Report {
-        let tally = Tally::default();
+        let tally = RestoreCounts::default();
         Report {
             family,
             scope,
@@ -131,7 +131,7 @@ impl Report {
             drift: Drift::default(),
             n_repaired: 0,
             held: Vec::new(),
-            inherited: UdpDoors::default(),
+            inherited: UdpFrontends::default(),
             quarantined: Vec::new(),
             n_overlaps: 0,
             losses: Vec::new(),

@@ -15,7 +15,7 @@ use crate::compile::{SyncScope, View};
 use crate::kernel::conntrack;
 use crate::model::{Port, ServiceName};
 use crate::net::{IpFamily, PerFamily, Protocol};
-use crate::plan::UdpDoors;
+use crate::plan::UdpFrontends;
 use crate::policy::flows::{Flow, Frontends, NodePortIps, Stale};
 use crate::rules::{NodePorts, Settings};
 
@@ -197,7 +197,7 @@ impl Observer for Sweeper {
             let (mut frontends, services) = frontends(*view, settings, &self.host);
             frontends.succeed(&state.frontends);
             // Services that were deleted while no process was there.
-            let UdpDoors { addresses, node_ports } = &report.inherited;
+            let UdpFrontends { addresses, node_ports } = &report.inherited;
             frontends.were(addresses.iter().copied(), node_ports.iter().copied());
             state.frontends = Arc::new(frontends);
             state.services = services;

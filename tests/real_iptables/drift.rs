@@ -12,7 +12,7 @@ use chainsmith::kernel::nft::{Commit, CommitNotifications};
 use chainsmith::model::Change;
 use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
-use chainsmith::plan::Tally;
+use chainsmith::plan::RestoreCounts;
 use chainsmith::sync::{Inputs, Loop, Observer, Parts, Patience, Synced};
 use chainsmith::watch::WatchEvent;
 use tokio::sync::mpsc;
@@ -27,7 +27,7 @@ const N_SERVICES: usize = 6_000;
 struct Done {
     family: IpFamily,
     is_full: bool,
-    tally: Tally,
+    tally: RestoreCounts,
     drift: Drift,
 }
 
