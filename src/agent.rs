@@ -321,8 +321,8 @@ async fn connect(config: Arc<Config>, metrics: Arc<Metrics>) -> anyhow::Result<O
 }
 
 /// Where events go.
-fn events_server(connection: &Connection) -> events::Server {
-    events::Server { client: connection.client.clone(), host: connection.host.clone() }
+fn events_server(connection: &Connection) -> events::EventTarget {
+    events::EventTarget { client: connection.client.clone(), host: connection.host.clone() }
 }
 
 fn start_source(
