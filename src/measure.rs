@@ -131,6 +131,9 @@ impl Observer for SyncMeter {
             n_dropped_internal: report.n_dropped_internal,
             n_dropped_external: report.n_dropped_external,
         });
+        for reason in &report.reads {
+            self.metrics.syncs.count_kernel_read(family, reason.as_str());
+        }
         self.metrics.syncs.set_layout(family, report.backend.as_str(), report.layout.as_str());
         self.metrics.cluster.set_objects(ObjectKind::Service.as_str(), view.snapshot.n_services());
         self.metrics.cluster.set_objects(ObjectKind::EndpointSlice.as_str(), view.snapshot.n_slices());

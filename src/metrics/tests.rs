@@ -56,6 +56,7 @@ fn everything() -> (Registry, Metrics) {
         metrics.syncs.record(&sample(family, false));
         metrics.syncs.record_queued(family);
         metrics.syncs.set_affinity_lists_full(family, 1);
+        metrics.syncs.count_kernel_read(family, "start");
         metrics.syncs.record_wait(family, second);
         metrics.syncs.record_latency(family, 0.3);
         metrics.syncs.set_layout(family, "nft", "classic");

@@ -173,7 +173,7 @@ async fn endpoints_of_quarantined_service_ports_do_not_count() {
         family.kernel().refused_texts = rejected.iter().map(|text| (*text).to_owned()).collect();
         // An empty kernel, and a full rewrite.
         family.kernel().ruleset = Ruleset::with_built_in_chains();
-        family.touch_everything(true);
+        family.distrust(crate::drift::ReadReason::AuditDue);
         let view = View { snapshot: &snapshot, place: PLACE };
         let report = family.sync(view, &AtomicBool::new(false));
         assert_eq!(report.outcome, Ok(()), "{rejected:?}");
