@@ -11,6 +11,7 @@ pub mod cli;
 pub mod compile;
 pub mod config;
 mod conntrack;
+pub mod drift;
 mod events;
 pub mod flows;
 mod health;
