@@ -86,13 +86,13 @@ fn with_command(mut argv: Vec<OsString>) -> Vec<OsString> {
 
 /// Says what is wrong, on stderr, on one line. A message that cannot be printed is lost.
 fn complain(message: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "chainsmith: {}", Escaped(message));
+    let _ = writeln!(std::io::stderr(), "chainsmith: {}", OneLine(message));
 }
 
 /// Shows a value on one line: `\n` and `\u{1b}` where it has a line feed and an escape.
-struct Escaped<T>(T);
+struct OneLine<T>(T);
 
-impl<T: fmt::Display> fmt::Display for Escaped<T> {
+impl<T: fmt::Display> fmt::Display for OneLine<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in self.0.to_string().chars() {
             if needs_escape(c) { write!(f, "{}", c.escape_default())? } else { f.write_char(c)? }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Escaped, complain, print};
+use super::{OneLine, complain, print};
 use crate::agent;
 use crate::leftovers::{self, Leftover, LeftoverProblem};
 
@@ -19,7 +19,7 @@ pub struct CleanupArguments {
 /// Removes what is found, as far as that goes; 1 when anything that is known as kube-proxy's or
 /// Chainsmith's is left, or could not be looked for.
 pub fn main(arguments: &CleanupArguments) -> ExitCode {
-    match agent::others() {
+    match agent::conflicting_proxies() {
         Ok(others) => others.into_iter().for_each(|other| {
             complain(format!(
                 "{other} runs in this network namespace and makes its rules again; stop it first"
@@ -49,7 +49,7 @@ pub fn main(arguments: &CleanupArguments) -> ExitCode {
 
 /// Prints a line of the outcome. Removal goes on when stdout is closed.
 fn say(line: impl std::fmt::Display) {
-    let _ = print(Escaped(line));
+    let _ = print(OneLine(line));
 }
 
 fn show(leftover: &Leftover) {
