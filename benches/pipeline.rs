@@ -10,14 +10,16 @@ mod decode;
 mod sink;
 
 use std::hint::black_box;
+use std::ops::ControlFlow;
 
+use chainsmith::compile;
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::{Chain, Jump, Ruleset, Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::net::IpFamily;
-use chainsmith::plan::{Committed, Limits, Planner, Tally, When};
+use chainsmith::plan::{Committed, DesiredRules, Limits, Planner, RestoreCounts, StepOrder, When};
+use chainsmith::rules::fixed;
 use chainsmith::rules::ownership::Owner;
-use chainsmith::rules::{self, fixed};
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
     measurement::WallTime,
@@ -39,7 +41,7 @@ fn all(c: &mut Criterion) {
             one_endpoint(c, BenchmarkId::new(name, n_services), &mut cluster);
         }
         let cluster = Cluster::new(n_services, N_ENDPOINTS, LayoutChoice::Classic);
-        let ruleset = rules::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
+        let ruleset = compile::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
         plan(c, n_services, &ruleset);
         text(c, n_services, &ruleset);
     }
@@ -86,7 +88,7 @@ fn one_endpoint(c: &mut Criterion, id: BenchmarkId, cluster: &mut Cluster) {
                 let started = now();
                 let report = sink::change(&mut family, cluster, change);
                 elapsed += started.elapsed();
-                let Tally { n_lines, n_processes, .. } = report.tally;
+                let RestoreCounts { n_lines, n_processes, .. } = report.tally;
                 assert!(n_lines <= MAX_LINES && n_processes == 1, "{n_lines} lines, {n_processes} processes");
             }
             elapsed
@@ -125,14 +127,27 @@ fn plan(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
     });
 }
 
-fn send(chains: &[Chain], jumps: &[Jump], committed: &mut Committed) -> Tally {
-    let mut sink = Sink::new(Backend::Nft);
-    let mut planner = Planner::new(IpFamily::V4, committed, jumps, Limits::NFT, &mut sink);
-    for chain in chains {
-        planner.nat_chains(std::slice::from_ref(chain), When::Now).expect("a sink takes everything");
+/// Each chain as the group of a service port.
+struct Groups<'a>(&'a [Chain]);
+
+impl DesiredRules for Groups<'_> {
+    fn service_ports<E>(
+        &mut self,
+        write: &mut dyn FnMut(&[Chain], When) -> Result<(), E>,
+    ) -> Result<ControlFlow<()>, E> {
+        for chain in self.0 {
+            write(std::slice::from_ref(chain), When::Now)?;
+        }
+        Ok(ControlFlow::Continue(()))
     }
-    planner.finish().expect("a sink takes everything");
-    planner.tally()
+}
+
+fn send(chains: &[Chain], jumps: &[Jump], committed: &mut Committed) -> RestoreCounts {
+    let mut sink = Sink::new(Backend::Nft);
+    let planner = Planner::new(IpFamily::V4, committed, jumps, Limits::NFT, &mut sink);
+    let (counts, result) = planner.run(StepOrder::FilterAroundNat, &mut Groups(chains));
+    result.expect("a sink takes everything");
+    counts
 }
 
 /// A whole ruleset to the text of `iptables-save`, and back.

@@ -5,12 +5,13 @@
 use std::hint::black_box;
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::compile::View;
 use chainsmith::iptables::{ChainName, Jump, Table};
 use chainsmith::kernel::{Backend, Dump, Iptables, Readable, RestoreError};
 use chainsmith::model::{Change, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
-use chainsmith::sync::{FamilySync, Report, View};
+use chainsmith::sync::{FamilySync, Report};
 
 use crate::cluster::Cluster;
 

@@ -29,11 +29,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::config::{Config, LayoutChoice, Origin, Setting};
+use crate::config::{Config, LayoutChoice};
 use crate::events;
 use crate::kernel::programs::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables, nft, open_files};
-use crate::log::v;
 use crate::metrics::Metrics;
 use crate::model::host::{Host, Kernel};
 use crate::net::IpFamily;
@@ -146,7 +145,6 @@ struct PreparedNode {
 async fn prepare(config: Arc<Config>) -> anyhow::Result<PreparedNode> {
     let (mut kernels, lost) = families::usable(&config).await?;
     blocking(move || {
-        log_settings(&config.effective.settings());
         let (mut kernel, mut findings) = prepare_kernel(&config);
         findings.extend(lost);
         kernel.counters = counters::usable(&mut kernels);
@@ -200,7 +198,6 @@ fn observers(
 /// Sets the sysctls, which needs more privileges than running. Needs neither the API server nor iptables. An error
 /// names every sysctl that could not be set.
 pub fn init_only(config: &Config) -> anyhow::Result<()> {
-    log_settings(&config.effective.settings());
     let (_, findings) = prepare_kernel(config);
     let unset: Vec<String> = findings
         .iter()
@@ -266,24 +263,6 @@ async fn wait_for_end(
     }
 }
 
-/// Logs the settings that a file or a flag sets, each with its origin; from verbosity 1 on all others as
-/// well.
-fn log_settings(settings: &[Setting]) {
-    let (defaults, given): (Vec<&Setting>, Vec<&Setting>) =
-        settings.iter().partition(|setting| setting.origin == Origin::Default);
-    let given: Vec<String> = given
-        .iter()
-        .map(|setting| format!("{}={} ({})", setting.path, setting.value, setting.origin))
-        .collect();
-    info!(settings = given.join(", "), "configuration");
-    let shown = |setting: &&Setting| format!("{}={}", setting.path, setting.value);
-    v!(
-        1,
-        settings = defaults.iter().map(shown).collect::<Vec<_>>().join(", "),
-        "settings left at their defaults"
-    );
-}
-
 fn host_name() -> anyhow::Result<String> {
     Ok(nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().into_owned())
 }
@@ -343,8 +322,8 @@ async fn connect(config: Arc<Config>, metrics: Arc<Metrics>) -> anyhow::Result<O
 }
 
 /// The API server that receives events.
-fn events_server(connection: &Connection) -> events::Server {
-    events::Server { client: connection.client.clone(), host: connection.host.clone() }
+fn events_server(connection: &Connection) -> events::EventTarget {
+    events::EventTarget { client: connection.client.clone(), host: connection.host.clone() }
 }
 
 fn start_source(

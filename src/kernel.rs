@@ -4,6 +4,7 @@
 pub mod addrs;
 pub mod affinity_lists;
 pub mod conntrack;
+#[cfg(any(test, feature = "fake-kernel"))]
 pub mod fake;
 pub mod ipset;
 pub mod ipvs;
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use crate::iptables::{ChainName, Fingerprint, Jump, Table};
 use crate::net::IpFamily;
-use crate::plan::{Aftermath, Limits, Restore, Uncertain};
+use crate::plan::{FailureEffect, Limits, Restore};
 
 /// The two implementations of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,15 +196,15 @@ pub enum RestoreError {
     NotStarted(String),
 }
 
-impl Uncertain for RestoreError {
-    fn aftermath(&self) -> Aftermath {
-        match self {
-            RestoreError::NotStarted(_) => Aftermath::Nothing,
+impl From<&RestoreError> for FailureEffect {
+    fn from(error: &RestoreError) -> FailureEffect {
+        match error {
+            RestoreError::NotStarted(_) => FailureEffect::NothingApplied,
             RestoreError::Refused { .. }
             | RestoreError::TooLarge(_)
             | RestoreError::Locked(_)
-            | RestoreError::Failed { .. } => Aftermath::EarlierTables,
-            RestoreError::Killed(_) | RestoreError::TimedOut(_) => Aftermath::Unknown,
+            | RestoreError::Failed { .. } => FailureEffect::EarlierTablesApplied,
+            RestoreError::Killed(_) | RestoreError::TimedOut(_) => FailureEffect::Unknown,
         }
     }
 }

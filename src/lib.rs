@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod compile;
 pub mod config;
 mod events;
 mod health;

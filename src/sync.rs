@@ -4,27 +4,21 @@
 //! a time. Whatever wakes it is an [`Event`]. Changes that come together are synced together.
 
 mod affinity;
-mod ahead;
 pub mod canary;
-mod compile;
-mod dispatch;
 mod family;
 mod log;
 mod lookout;
 mod observer;
 mod pacer;
 mod quarantine;
-mod records;
 mod report;
 mod stopwatch;
 mod sweep;
 mod tables;
 mod threads;
-mod turns;
-mod wanted;
 
-pub use family::{FamilySync, View};
-pub use observer::{Finding, News, Observer, Scope, Synced};
+pub use family::FamilySync;
+pub use observer::{Finding, News, Observer, Synced};
 pub use report::{Drift, Quarantine, Refusal, Report, SyncError};
 pub use stopwatch::Stages;
 pub use sweep::{Sweep, Sweeper};
@@ -38,6 +32,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::compile::View;
 use crate::config::{Config, DetectLocal};
 use crate::kernel::Iptables;
 use crate::kernel::affinity_lists::{AffinityLists, FullLists};

@@ -4,13 +4,14 @@
 use std::path::{Path, PathBuf};
 
 /// Each module with those it may use. Modules above `kernel` are pure.
-const MAY_USE: [(&str, &[&str]); 21] = [
+const MAY_USE: [(&str, &[&str]); 22] = [
     ("net", &[]),
     ("iptables", &["net"]),
     ("config", &["net"]),
     ("model", &["net"]),
     ("policy", &["net", "model"]),
     ("rules", &["net", "config", "iptables", "model", "policy"]),
+    ("compile", &["net", "config", "iptables", "model", "policy", "rules"]),
     ("plan", &["net", "iptables"]),
     ("log", &[]),
     ("kernel", &["log", "net", "iptables", "plan"]),
@@ -21,12 +22,12 @@ const MAY_USE: [(&str, &[&str]); 21] = [
     (
         "sync",
         &[
-            "log", "net", "config", "iptables", "model", "policy", "rules", "plan", "kernel", "metrics",
-            "watch",
+            "log", "net", "config", "iptables", "model", "policy", "rules", "compile", "plan", "kernel",
+            "metrics", "watch",
         ],
     ),
-    ("measure", &["log", "net", "iptables", "model", "metrics", "sync"]),
-    ("health", &["log", "net", "model", "rules", "metrics", "http", "sync"]),
+    ("measure", &["log", "net", "iptables", "model", "compile", "metrics", "sync"]),
+    ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "sync"]),
     ("events", &["log", "model", "metrics", "sync"]),
     (
         "agent",
@@ -38,6 +39,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
             "model",
             "policy",
             "rules",
+            "compile",
             "plan",
             "kernel",
             "metrics",
@@ -60,6 +62,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
             "model",
             "policy",
             "rules",
+            "compile",
             "plan",
             "kernel",
             "metrics",
@@ -72,7 +75,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
     ("lib", &[]),
 ];
 
-const PURE: [&str; 7] = ["net", "iptables", "config", "model", "policy", "rules", "plan"];
+const PURE: [&str; 8] = ["net", "iptables", "config", "model", "policy", "rules", "compile", "plan"];
 
 /// Every source file with the module that it belongs to; tests are looked at too.
 fn sources() -> Vec<(String, PathBuf, String)> {

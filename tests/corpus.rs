@@ -3,11 +3,12 @@
 #[path = "shared/corpus_cases.rs"]
 mod corpus_cases;
 
+use chainsmith::compile;
 use chainsmith::iptables::{Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::net::IpFamily;
-use chainsmith::rules::{self, names};
+use chainsmith::rules::names;
 
 use corpus_cases::{Case, assert_same, live, place, version};
 
@@ -25,7 +26,7 @@ fn render_prints_what_kube_proxy_made() {
         for (n, (snapshot, expected)) in case.states().iter().enumerate() {
             for family in IpFamily::BOTH {
                 let ruleset =
-                    rules::ruleset(&case.settings(snapshot, family), snapshot, place(case, snapshot));
+                    compile::ruleset(&case.settings(snapshot, family), snapshot, place(case, snapshot));
                 let what = format!("{} state {n} {family}", case.name());
                 assert_same(&what, &write::save(family, &ruleset), &expected[version(family)]);
                 n_compared += 1;
@@ -61,7 +62,7 @@ fn restore_input_means_what_kube_proxys_means() {
         }
         let (snapshot, _) = &states[0];
         let ruleset =
-            rules::ruleset(&case.settings(snapshot, IpFamily::V4), snapshot, place(&case, snapshot));
+            compile::ruleset(&case.settings(snapshot, IpFamily::V4), snapshot, place(&case, snapshot));
         let ours = write::restore(IpFamily::V4, &ruleset);
         let managed = |text: &str| {
             let mut ruleset = parse::save(IpFamily::V4, text).expect("a restore input without deletions");

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use chainsmith::compile;
 use chainsmith::config::{DetectLocal, LayoutChoice};
 use chainsmith::iptables::trace::{
     self, Delivery, Node, Origin, Outcome, Packet, RecentLists, Verdict, Weight,
@@ -16,7 +17,7 @@ use chainsmith::kernel::Backend;
 use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::model::Snapshot;
 use chainsmith::net::{IpFamily, Protocol};
-use chainsmith::rules::{self, Settings};
+use chainsmith::rules::Settings;
 use corpus_cases::{Case, live, place, version};
 
 /// A place that packets come from.
@@ -120,7 +121,7 @@ fn our_rulesets(case: &Case, family: IpFamily) -> Vec<Ruleset> {
     let states = case.states().into_iter().map(|(snapshot, _)| snapshot);
     let Some(initial) = case.file(&format!("initial.{}.save", version(family))) else {
         let render = |snapshot: Snapshot| {
-            rules::ruleset(&case.settings(&snapshot, family), &snapshot, place(case, &snapshot))
+            compile::ruleset(&case.settings(&snapshot, family), &snapshot, place(case, &snapshot))
         };
         return states.map(render).collect();
     };
@@ -220,7 +221,7 @@ fn packets_fare_in_compact_as_by_kube_proxys_rules() {
         }
         for bpf in [true, false] {
             let settings = Settings { layout: LayoutChoice::Compact, bpf, ..case.settings(snapshot, family) };
-            let ours = rules::ruleset(&settings, snapshot, place(case, snapshot));
+            let ours = compile::ruleset(&settings, snapshot, place(case, snapshot));
             for (theirs, ours) in [
                 (theirs.clone(), ours.clone()),
                 (drop_by_default(theirs.clone()), drop_by_default(ours.clone())),

@@ -16,13 +16,13 @@ mod starting;
 
 use std::net::{IpAddr, SocketAddr};
 
+use chainsmith::compile;
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::Ruleset;
 use chainsmith::iptables::trace::{self, Node, Origin, Packet, RecentLists};
 use chainsmith::kernel::Backend;
 use chainsmith::net::Protocol;
-use chainsmith::plan::Tally;
-use chainsmith::rules;
+use chainsmith::plan::RestoreCounts;
 
 use crate::cluster::Cluster;
 
@@ -40,7 +40,7 @@ struct Sent {
 fn sent(n_services: usize, layout: LayoutChoice, backend: Backend) -> Sent {
     let mut cluster = Cluster::new(n_services, 10, layout);
     let mut family = sink::fresh(&cluster, backend);
-    let Tally { n_processes, n_chains, n_rules, .. } = sink::sync(&mut family, &cluster).tally;
+    let RestoreCounts { n_processes, n_chains, n_rules, .. } = sink::sync(&mut family, &cluster).tally;
     let change = cluster.endpoint_change(n_services / 2, 1);
     let endpoint = sink::change(&mut family, &mut cluster, change).tally;
     let change = cluster.service_deletion(n_services / 2);
@@ -112,7 +112,7 @@ fn a_packet_meets_few_rules_in_compact_whatever_the_size() {
     let met = |layout| {
         SIZES.map(|n_services| {
             let cluster = Cluster::new(n_services, 10, layout);
-            let ruleset = rules::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
+            let ruleset = compile::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
             let last = cluster.last_cluster_ip();
             let miss = SocketAddr::from(([192, 0, 2, 77], 80));
             (rules_met(&ruleset, last), rules_met(&ruleset, miss))

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::compile;
+use chainsmith::compile::View;
 use chainsmith::config::Config;
 use chainsmith::iptables::Table;
 use chainsmith::kernel::fake::FakeIptables;
@@ -12,8 +14,8 @@ use chainsmith::model::host::Host;
 use chainsmith::model::{Change, Inventory, ObjectName, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::policy::Place;
-use chainsmith::rules::{self, Layout, Settings, names};
-use chainsmith::sync::{FamilySync, Report, View};
+use chainsmith::rules::{Layout, Settings, names};
+use chainsmith::sync::{FamilySync, Report};
 
 const PLACE: Place<'_> = Place { node: "n", zone: None };
 
@@ -86,7 +88,7 @@ fn check(n: usize, text: &str, is_vague: bool, bad: &str, max_extra: usize) {
     let mut others = snapshot.clone();
     let (namespace, name) = bad.split_once('/').expect("a name");
     others.apply(Change::Service(ObjectName::new(namespace, name), None), &mut Touched::default());
-    let wanted = rules::ruleset(&settings(), &others, PLACE);
+    let wanted = compile::ruleset(&settings(), &others, PLACE);
     let mut held = family.kernel().ruleset.clone();
     for table in Table::ALL {
         held.chain_mut(table, names::KUBE_PROXY_CANARY);

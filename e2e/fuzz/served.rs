@@ -1,7 +1,9 @@
 //! The good neighbour, and that it is served whatever other objects exist.
 
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
+use chainsmith::compile::{self, Compiled, NoRules, PortCompiler, Source, View};
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::{ChainContent, Ruleset, Table, write};
 use chainsmith::kernel::Backend;
@@ -13,7 +15,7 @@ use chainsmith::model::{Change, Service, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
 use chainsmith::policy::Place;
-use chainsmith::rules::{self, Layout, Settings};
+use chainsmith::rules::Settings;
 
 /// The node that rules are made for.
 const NODE: &str = "node-1";
@@ -91,7 +93,7 @@ pub fn check(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> {
 fn check_layout(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> {
     let family = settings.family;
     let place = Place { node: NODE, zone: None };
-    let ruleset = rules::ruleset(settings, snapshot, place);
+    let ruleset = compile::ruleset(settings, snapshot, place);
     is_text_harmless(family, &ruleset)?;
     let mut kernel = FakeIptables::new(family, Backend::Nft);
     kernel.begin();
@@ -103,18 +105,20 @@ fn check_layout(snapshot: &Snapshot, settings: &Settings) -> Result<(), String> 
             write::save(family, &kernel.ruleset)
         ));
     }
-    let layout = Layout::plain(settings.layout, rules::count_endpoints(snapshot, family));
+    let mut compiled = Compiled::default();
+    compiled.apply(Source { settings, view: View { snapshot, place } }, &BTreeSet::new(), &NoRules);
     let (alone, neighbour) = &*ALONE;
+    let mut compiler = PortCompiler::new(Source { settings, view: View { snapshot: alone, place } });
     let mut is_served = false;
-    for fragment in rules::fragments(settings, alone, place, neighbour, layout) {
-        for chain in fragment.chains {
+    for port in alone.ports_of(neighbour, family).iter() {
+        for chain in compiler.chains(compiled.layout(), &port.name()) {
             let there = ruleset.chain(Table::Nat, &chain.name);
             if there != Some(&ChainContent { policy: None, rules: chain.rules }) {
                 return Err(format!("the neighbour's {} is {there:?}", chain.name));
             }
             is_served = true;
         }
-        for (shared, rule) in fragment.entries {
+        for (shared, rule) in compiler.entries(&port.name()) {
             // In compact it may stand in a dispatch chain.
             let is_there = |chain: &ChainContent| chain.rules.contains(&rule);
             if !ruleset.tables[&shared.table()].values().any(is_there) {

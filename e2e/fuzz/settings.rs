@@ -21,8 +21,8 @@ pub fn config(dice: &mut Dice) -> Trial {
     let n_flags = if file.is_some() { dice.below(3) } else { dice.below(8) };
     let given: Vec<(&str, String)> = (0..n_flags)
         .map(|_| {
-            let flag = dice.pick(FLAGS);
-            (flag.name, flag_text(dice, flag.default))
+            let setting = dice.pick(&FLAGS);
+            (setting.flag, flag_text(dice, setting.flag_default))
         })
         .collect();
     let (family, by_command_line) = (family(dice), dice.once_in(8));
@@ -49,7 +49,7 @@ fn flag_text(dice: &mut Dice, default: &str) -> String {
     match dice.below(6) {
         0 => dice.hostile(),
         1 => dice.number().to_string(),
-        2 => dice.pick(FLAGS).default.to_owned(),
+        2 => dice.pick(&FLAGS).flag_default.to_owned(),
         3 => default.to_owned(),
         4 => (*dice.pick(&[
             "true",

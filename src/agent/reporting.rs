@@ -13,9 +13,9 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::events::{Events, Notice, Regarding, Server};
+use crate::events::{EventTarget, Events, Notice, Regarding};
 use crate::health::{self, Health, HealthPorts, Refused};
-use crate::http::{Admission, Failure, Incident, serve_at};
+use crate::http::{Admission, BindFailure, Incident, serve_at};
 use crate::kernel::{nfacct, programs};
 use crate::log;
 use crate::measure::SyncMeter;
@@ -71,7 +71,7 @@ pub(super) struct AgentFacts<'a> {
     /// The host name.
     pub(super) machine: &'a str,
     /// The API server to send events to, if there is one.
-    pub(super) server: Option<Server>,
+    pub(super) server: Option<EventTarget>,
     /// How long ago each kind of objects was current, if there is an API server.
     pub(super) freshness: Option<Arc<api::Freshness>>,
     /// The nfacct counters that the kernel has.
@@ -122,9 +122,9 @@ pub(super) fn start(
         servers.start("metrics", "FailedToStartMetricServer", address, router, tasks);
     }
     let (of_ports, node) = (events.clone(), node.to_owned());
-    let on_refused: health::OnRefused = Arc::new(move |refused| of_ports.tell(notice_of(refused, &node)));
+    let on_refused: health::OnRefused = Arc::new(move |refused| of_ports.record(notice_of(refused, &node)));
     let ports = HealthPorts::start(&admission, &health, &metrics, &on_refused, tasks);
-    events.tell(Notice {
+    events.record(Notice {
         regarding: Regarding::Node,
         is_warning: false,
         reason: "Starting",
@@ -176,13 +176,13 @@ impl Servers<'_> {
         let admission = self.admission.clone();
         tasks.spawn(async move {
             let is_conflict_reported = AtomicBool::new(false);
-            let failed = |failure: &Failure<'_>| {
+            let failed = |failure: &BindFailure<'_>| {
                 metrics.node.count_bind_failure(server);
                 let is_final = failure.is_final;
                 if failure.n == 1 {
                     let note = format!("cannot serve {server} on {address}: {}", failure.error);
                     let (regarding, action) = (Regarding::Node, "StartKubeProxy");
-                    events.tell(Notice { regarding, is_warning: true, reason, action, note });
+                    events.record(Notice { regarding, is_warning: true, reason, action, note });
                 }
                 if is_conflict(failure) && !is_conflict_reported.swap(true, Ordering::Relaxed) {
                     let finding = Finding::Rival(format!("port {} ({server}) is taken", address.port()));
@@ -202,7 +202,7 @@ impl Servers<'_> {
 }
 
 /// Whether another process has the port, for longer than a handover takes.
-fn is_conflict(failure: &Failure<'_>) -> bool {
+fn is_conflict(failure: &BindFailure<'_>) -> bool {
     failure.error.kind() == io::ErrorKind::AddrInUse && failure.lasted > HANDOVER_TIME
 }
 
@@ -249,7 +249,7 @@ mod tests {
         let metrics = Arc::new(Metrics::register(&registry).unwrap());
         let (config, mut tasks) = (Config::default(), JoinSet::new());
         let client = kube::Client::new(service, "default");
-        let server = Some(Server { client, host: "api.test:443".to_owned() });
+        let server = Some(EventTarget { client, host: "api.test:443".to_owned() });
         let events = Arc::new(Events::start(server, "node-1", "machine", &metrics, &mut tasks));
         let admission = admission(1024, &metrics);
         let servers = Servers { admission: &admission, config: &config, metrics: &metrics, events: &events };

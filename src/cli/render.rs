@@ -10,13 +10,14 @@ use clap::{Args, ValueEnum};
 
 use super::objects::{self, Objects};
 use super::{USAGE, complain};
+use crate::compile;
 use crate::config::{Config, RuleFlags};
 use crate::iptables::write;
 use crate::model::Inventory;
 use crate::model::host::Host;
 use crate::net::IpFamily;
 use crate::policy::Place;
-use crate::rules::{self, Settings};
+use crate::rules::Settings;
 
 /// Arguments of `render`.
 #[derive(Debug, Args)]
@@ -114,7 +115,7 @@ fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> 
             text.push_str(&format!("# {}\n", family.lower()));
         }
         let ruleset =
-            rules::ruleset(&Settings::new(&config, snapshot.node(), &host, family), &snapshot, place);
+            compile::ruleset(&Settings::new(&config, snapshot.node(), &host, family), &snapshot, place);
         text.push_str(&match arguments.format {
             Format::Save => write::save(family, &ruleset),
             Format::Restore => write::restore(family, &ruleset),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{cleanup, complain, print};
 use crate::agent::{self, ConfigFile};
@@ -58,7 +58,7 @@ fn prepare(arguments: &RunArguments) -> anyhow::Result<Option<Ready>> {
             return Ok(None);
         }
         Version::NotAsked => {}
-        Version::Claimed => warnings.push(Warning::Note {
+        Version::Claimed => warnings.push(Warning {
             place: "--version".to_owned(),
             note: format!("what Chainsmith says of its release cannot be changed to {version}"),
         }),
@@ -137,6 +137,7 @@ fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
     if flags.is_cleanup() {
         return cleanup::everything();
     }
+    log_settings(&config);
     let result = if flags.is_init_only() { agent::init_only(&config) } else { start(config, &flags, file) };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -145,6 +146,20 @@ fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Logs the settings that differ from the defaults, with their origins; at verbosity 1 all others.
+fn log_settings(config: &Config) {
+    let list = |settings: Vec<String>| settings.join(", ");
+    let differences = config.differences();
+    let shown = differences.iter().map(|s| format!("{}={} ({})", s.path, s.value, s.set_by));
+    info!(settings = list(shown.collect()), "configuration");
+    let defaults = config.effective.settings().iter().filter(|setting| setting.is_default);
+    v!(
+        1,
+        settings = list(defaults.map(|s| format!("{}={}", s.path, s.value)).collect()),
+        "settings left at their defaults"
+    );
 }
 
 /// Starts the log as the configuration asks for it.

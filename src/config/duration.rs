@@ -22,14 +22,6 @@ const UNITS: [(&str, i128); 8] = [
 ];
 
 impl GoDuration {
-    /// No time at all: in many fields, "unset".
-    pub const ZERO: GoDuration = GoDuration(0);
-
-    /// `seconds` seconds.
-    pub const fn from_secs(seconds: u32) -> GoDuration {
-        GoDuration(seconds as i64 * 1_000_000_000)
-    }
-
     /// `nanos` nanoseconds.
     pub const fn from_nanos(nanos: i64) -> GoDuration {
         GoDuration(nanos)
@@ -44,7 +36,7 @@ impl GoDuration {
             _ => (false, text),
         };
         if rest == "0" {
-            return Some(GoDuration::ZERO);
+            return Some(GoDuration(0));
         }
         if rest.is_empty() {
             return None;

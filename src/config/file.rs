@@ -1,142 +1,112 @@
-//! The file's text to the fields of [`KubeProxyConfiguration`] and of Chainsmith's own section.
+//! The text of a `KubeProxyConfiguration` to the values of its settings, by path.
 //!
 //! Lenient where kube-proxy is (an unknown field is a warning), strict in the `chainsmith:` section.
-//! Every wrong value is reported, not only the first.
+//! Every error is reported, not only the first. The types of the values are checked when they are used.
 
-use super::Report;
-use super::document::{API_VERSION, KIND, KubeProxyConfiguration};
-use super::origin::{Origin, Warning, quoted};
-use super::settings::Chainsmith;
-use super::tree::Tree;
-use super::value::Value;
+use std::collections::BTreeMap;
 
-/// Reads `text`; what is wrong with it is in `report`, and those fields are as if they were not there.
-pub(super) fn read(text: &str, report: &mut Report) -> (KubeProxyConfiguration, Chainsmith) {
-    let mut document = KubeProxyConfiguration::default();
-    let mut own = Chainsmith::default();
-    let parsed = match Tree::parse(text) {
+use super::diagnostics::{Diagnostics, quoted_key};
+use super::setting::Setting;
+use super::yaml::FileValue;
+
+/// The only `apiVersion`.
+pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+/// The only `kind`.
+pub(super) const KIND: &str = "KubeProxyConfiguration";
+
+/// The values of a file by the paths of their settings.
+pub(super) type FileValues = BTreeMap<String, FileValue>;
+
+/// Reads the values of `settings` in `text`; its errors are in `diagnostics`.
+pub(super) fn read(text: &str, settings: &[Setting], diagnostics: &mut Diagnostics) -> FileValues {
+    let parsed = match FileValue::parse(text) {
         Ok(parsed) => parsed,
         Err(error) => {
-            report.refuse("", "", format!("the file is neither YAML nor JSON: {error}"));
-            return (document, own);
+            diagnostics.refuse("", "", format!("the file is neither YAML nor JSON: {error}"));
+            return FileValues::new();
         }
     };
     if parsed.n_ignored > 0 {
-        report.warnings.push(Warning::MoreDocuments(parsed.n_ignored));
+        diagnostics.warn("", format!("{} more documents in the file, ignored", parsed.n_ignored));
     }
-    let Tree::Map(entries) = parsed.tree else {
-        report.refuse("", parsed.tree, format!("the file must be a {KIND} ({API_VERSION})"));
-        return (document, own);
+    let FileValue::Map(mut entries) = parsed.value else {
+        diagnostics.refuse("", parsed.value, format!("the file must be a {KIND} ({API_VERSION})"));
+        return FileValues::new();
     };
-    let mut fields = Fields { path: String::new(), entries, is_strict: false, report };
-    if !fields.is_document() {
-        return (document, own);
+    let mut reader = FileReader { settings, values: FileValues::new(), diagnostics };
+    if reader.is_configuration(&mut entries) {
+        reader.read_section("", entries);
     }
-    document.read(&mut fields);
-    fields.strict_section("chainsmith", |fields| own.read(fields));
-    fields.finish();
-    (document, own)
+    reader.values
 }
 
-/// The entries of one mapping of the file that nobody has taken yet.
-pub(super) struct Fields<'a> {
-    /// With its final dot, empty at the top.
-    path: String,
-    entries: Vec<(String, Tree)>,
-    is_strict: bool,
-    report: &'a mut Report,
+struct FileReader<'a> {
+    settings: &'a [Setting],
+    values: FileValues,
+    diagnostics: &'a mut Diagnostics,
 }
 
-impl Fields<'_> {
-    /// Sets `field` if `name` is there; a wrong value is reported and leaves it as it is.
-    pub(super) fn value<T: Value>(&mut self, name: &str, field: &mut T) {
-        let Some(tree) = self.take(name) else { return };
-        if tree == Tree::Null && !T::REFUSES_NULL {
-            return;
-        }
-        let path = format!("{}{name}", self.path);
-        match T::from_tree(&tree) {
-            Some(value) => {
-                *field = value;
-                self.report.origins.set(&path, Origin::File);
-            }
-            None => self.report.refuse(&path, tree, format!("must be {}", T::EXPECTED)),
-        }
-    }
-
-    /// Reads the mapping `name`, if it is there, with `read`; what `read` leaves is unknown.
-    pub(super) fn section(&mut self, name: &str, read: impl FnOnce(&mut Fields<'_>)) {
-        self.mapping(name, self.is_strict, read);
-    }
-
-    fn strict_section(&mut self, name: &str, read: impl FnOnce(&mut Fields<'_>)) {
-        self.mapping(name, true, read);
-    }
-
-    fn mapping(&mut self, name: &str, is_strict: bool, read: impl FnOnce(&mut Fields<'_>)) {
-        let path = format!("{}{name}", self.path);
-        match self.take(name) {
-            None | Some(Tree::Null) => {}
-            Some(Tree::Map(entries)) => {
-                let path = format!("{path}.");
-                let mut fields = Fields { path, entries, is_strict, report: self.report };
-                read(&mut fields);
-                fields.finish();
-            }
-            Some(tree) => self.report.refuse(&path, tree, "must be a section with fields"),
-        }
-    }
-
-    /// The last value of `name`.
-    fn take(&mut self, name: &str) -> Option<Tree> {
-        let mut found = None;
-        let mut n_found = 0;
-        self.entries.retain_mut(|(key, value)| {
-            let is_it = key == name;
-            if is_it {
-                n_found += 1;
-                found = Some(std::mem::replace(value, Tree::Null));
-            }
-            !is_it
-        });
-        if n_found > 1 {
-            let path = format!("{}{name}", self.path);
-            match self.is_strict {
-                true => self.report.refuse(&path, "", "set twice"),
-                false => self.report.warnings.push(Warning::DuplicateField(path)),
-            }
-        }
-        found
-    }
-
-    /// Whether the mapping can be a configuration at all; a wrong `kind` or `apiVersion` is reported.
-    fn is_document(&mut self) -> bool {
+impl FileReader<'_> {
+    /// Takes `kind` and `apiVersion` out of `entries`, reports wrong ones, and returns whether the file can
+    /// be a configuration at all.
+    fn is_configuration(&mut self, entries: &mut Vec<(String, FileValue)>) -> bool {
         let mut is_ours = true;
         for (name, expected) in [("apiVersion", API_VERSION), ("kind", KIND)] {
-            match self.take(name) {
-                Some(Tree::Text(text)) if text == expected => {}
-                Some(other) => {
+            match entries.extract_if(.., |(key, _)| key == name).last() {
+                Some((_, FileValue::Text(text))) if text == expected => {}
+                Some((_, other)) => {
                     is_ours = false;
-                    self.report.refuse(name, other, format!("must be {expected:?}"));
+                    self.diagnostics.refuse(name, other, format!("must be {expected:?}"));
                 }
-                None => self.report.refuse(name, "", format!("is missing, must be {expected:?}")),
+                None => self.diagnostics.refuse(name, "", format!("is missing, must be {expected:?}")),
             }
         }
         is_ours
     }
 
-    /// Reports the entries that are left.
-    fn finish(self) {
-        for (name, value) in self.entries {
-            // Names are text of the file: quoted unless they are plain words.
-            let is_word =
-                !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
-            let name = if is_word { name } else { quoted(&name) };
-            let path = format!("{}{name}", self.path);
-            match self.is_strict {
-                true => self.report.refuse(&path, value, "unknown field"),
-                false => self.report.warnings.push(Warning::UnknownField(path)),
+    /// Reads the section whose settings begin with `prefix` (`iptables.`, or empty for the whole file).
+    fn read_section(&mut self, prefix: &str, entries: Vec<(String, FileValue)>) {
+        let mut n_seen: BTreeMap<String, usize> = BTreeMap::new();
+        for (key, value) in entries {
+            let path = format!("{prefix}{key}");
+            let fields = format!("{path}.");
+            let is_setting = self.settings.iter().any(|setting| setting.path == path);
+            let is_section = self.settings.iter().any(|setting| setting.path.starts_with(&fields));
+            if !is_setting && !is_section {
+                self.report_unknown(format!("{prefix}{}", quoted_key(&key)), &value);
+                continue;
+            }
+            let n = n_seen.entry(key).or_default();
+            *n += 1;
+            if *n == 2 {
+                self.report_duplicate(&path);
+            }
+            // The later one counts, and of a section nothing of the earlier one.
+            self.values.retain(|set, _| *set != path && !set.starts_with(&fields));
+            match value {
+                value if is_setting => drop(self.values.insert(path, value)),
+                FileValue::Map(entries) => self.read_section(&fields, entries),
+                FileValue::Null => {}
+                other => self.diagnostics.refuse(path, other, "must be a section with fields"),
             }
         }
     }
+
+    fn report_unknown(&mut self, path: String, value: &FileValue) {
+        match is_strict(&path) {
+            true => self.diagnostics.refuse(path, value, "unknown field"),
+            false => self.diagnostics.warn(path, "unknown field, ignored"),
+        }
+    }
+
+    fn report_duplicate(&mut self, path: &str) {
+        match is_strict(path) {
+            true => self.diagnostics.refuse(path, "", "set twice"),
+            false => self.diagnostics.warn(path, "set twice, the later one counts"),
+        }
+    }
+}
+
+fn is_strict(path: &str) -> bool {
+    path.starts_with("chainsmith.")
 }

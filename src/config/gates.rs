@@ -1,32 +1,33 @@
-//! Feature gates: which are known, which are locked, and what those that matter are set to.
+//! Feature gates: the known ones, the locked ones, and their values.
 
 use std::collections::BTreeMap;
 
-use super::origin::{Report, quoted};
+use super::diagnostics::{quoted, quoted_key};
+use super::resolver::Resolver;
 
 #[derive(Clone, Copy)]
-enum Stage {
+enum GateStage {
     Alpha,
     Beta,
-    /// General availability, or deprecated: setting it is worth a word.
+    /// General availability, or deprecated: setting it logs a warning.
     Ga,
     /// GA, and no other value than the default is accepted.
     Locked,
 }
 
-/// Name, stage and default of the gates that kube-proxy 1.36 itself asks (config.md 6).
-const GATES: [(&str, Stage, bool); 11] = [
-    ("AllowServiceExternalIPs", Stage::Ga, true),
-    ("PreferSameTrafficDistribution", Stage::Locked, true),
-    ("MultiCIDRServiceAllocator", Stage::Locked, true),
-    ("NFTablesProxyMode", Stage::Locked, true),
-    ("ComponentFlagz", Stage::Beta, true),
-    ("ComponentStatusz", Stage::Beta, true),
-    ("NativeHistograms", Stage::Alpha, false),
-    ("WatchListClient", Stage::Beta, true),
-    ("ContextualLogging", Stage::Beta, true),
-    ("LoggingAlphaOptions", Stage::Alpha, false),
-    ("LoggingBetaOptions", Stage::Beta, true),
+/// Name, stage and default of the gates that kube-proxy 1.36 itself reads (config.md 6).
+const GATES: [(&str, GateStage, bool); 11] = [
+    ("AllowServiceExternalIPs", GateStage::Ga, true),
+    ("PreferSameTrafficDistribution", GateStage::Locked, true),
+    ("MultiCIDRServiceAllocator", GateStage::Locked, true),
+    ("NFTablesProxyMode", GateStage::Locked, true),
+    ("ComponentFlagz", GateStage::Beta, true),
+    ("ComponentStatusz", GateStage::Beta, true),
+    ("NativeHistograms", GateStage::Alpha, false),
+    ("WatchListClient", GateStage::Beta, true),
+    ("ContextualLogging", GateStage::Beta, true),
+    ("LoggingAlphaOptions", GateStage::Alpha, false),
+    ("LoggingBetaOptions", GateStage::Beta, true),
 ];
 
 /// Whether each gate is on.
@@ -34,21 +35,21 @@ const GATES: [(&str, Stage, bool); 11] = [
 pub struct Gates(BTreeMap<String, bool>);
 
 impl Gates {
-    /// Applies the settings of `featureGates`, `AllAlpha` and `AllBeta` included. A gate that is not
-    /// known here may be another component's: a word, not an error.
-    pub(super) fn read(set: &BTreeMap<String, bool>, report: &mut Report) -> Gates {
+    /// The gates with `set` (the value of `featureGates`, with `AllAlpha` and `AllBeta`) applied. An
+    /// unknown gate may be another component's: it is a warning, not an error.
+    pub(super) fn new(set: &BTreeMap<String, bool>, resolver: &mut Resolver<'_>) -> Gates {
         let mut gates = BTreeMap::new();
         for (name, stage, default) in GATES {
             let all = match stage {
-                Stage::Alpha => set.get("AllAlpha"),
-                Stage::Beta => set.get("AllBeta"),
-                Stage::Ga | Stage::Locked => None,
+                GateStage::Alpha => set.get("AllAlpha"),
+                GateStage::Beta => set.get("AllBeta"),
+                GateStage::Ga | GateStage::Locked => None,
             };
             let value = set.get(name).or(all).copied().unwrap_or(default);
-            if matches!(stage, Stage::Locked) && value != default {
-                report.refuse(&path(name), value, format!("the gate {name} is locked to {default}"));
-            } else if matches!(stage, Stage::Ga | Stage::Locked) && set.contains_key(name) {
-                report.note(
+            if matches!(stage, GateStage::Locked) && value != default {
+                resolver.refuse(&path(name), value, format!("the gate {name} is locked to {default}"));
+            } else if matches!(stage, GateStage::Ga | GateStage::Locked) && set.contains_key(name) {
+                resolver.warn(
                     &path(name),
                     format!("{name} is a GA feature gate, set to {value}; it will go away"),
                 );
@@ -57,13 +58,13 @@ impl Gates {
         }
         let is_known = |name: &str| ["AllAlpha", "AllBeta"].contains(&name) || gates.contains_key(name);
         for name in set.keys().filter(|name| !is_known(name)) {
-            report
-                .note(&path(name), format!("{} is not a feature gate of Chainsmith, ignored", quoted(name)));
+            let note = format!("{} is not a feature gate of Chainsmith, ignored", quoted(name));
+            resolver.warn(&path(name), note);
         }
         Gates(gates)
     }
 
-    /// Whether the gate `name`, one of those known, is on.
+    /// Whether the known gate `name` is on.
     pub fn is_on(&self, name: &str) -> bool {
         self.0.get(name).copied().unwrap_or(false)
     }
@@ -73,9 +74,9 @@ impl Gates {
         self.0.iter().map(|(name, value)| {
             let stage = GATES.iter().find(|(known, ..)| known == name).map(|(_, stage, _)| *stage);
             let stage = match stage {
-                Some(Stage::Alpha) => "ALPHA",
-                Some(Stage::Beta) => "BETA",
-                Some(Stage::Ga | Stage::Locked) | None => "",
+                Some(GateStage::Alpha) => "ALPHA",
+                Some(GateStage::Beta) => "BETA",
+                Some(GateStage::Ga | GateStage::Locked) | None => "",
             };
             (name.as_str(), stage, *value)
         })
@@ -83,6 +84,5 @@ impl Gates {
 }
 
 fn path(name: &str) -> String {
-    let is_word = name.bytes().all(|b| b.is_ascii_alphanumeric());
-    if is_word { format!("featureGates.{name}") } else { format!("featureGates.{}", quoted(name)) }
+    format!("featureGates.{}", quoted_key(name))
 }

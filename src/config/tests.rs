@@ -1,8 +1,11 @@
 //! Configurations as text and the values they give; helpers for the tests below.
 
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
+use crate::net::{Cidr, IpFamily, MasqueradeMark};
 
 /// A file of v1alpha1 with `fields` in it.
 fn file(fields: &str) -> String {

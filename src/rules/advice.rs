@@ -7,23 +7,16 @@ use std::net::SocketAddr;
 use super::settings::node_ip;
 use crate::config::{Config, NodePortAddresses};
 use crate::model::Node;
-use crate::net::{Cidr, IpFamily, parse_ip};
+use crate::net::{Cidr, IpFamily};
 
 /// What there is to say, once the node is known as far as it will be. `families` are those that this
 /// machine proxies.
 pub fn advice(config: &Config, node: Option<&Node>, families: &[IpFamily]) -> Vec<String> {
     let primary = primary_family(config, node);
     let pod_cidrs: &[Cidr] = node.map_or(&[], |node| &node.pod_cidrs);
-    let excluded: Vec<Cidr> = config
-        .effective
-        .document
-        .ipvs
-        .exclude_cidrs
-        .iter()
-        .filter_map(|text| Cidr::parse(text).ok())
-        .collect();
+    let excluded = &config.ipvs_exclude_cidrs;
     let mut said = Vec::new();
-    said.extend(node_port_exposure(config, node, primary, &[pod_cidrs, &excluded]));
+    said.extend(node_port_exposure(config, node, primary, &[pod_cidrs, excluded]));
 
     let is_wrong = |cidrs: &[Cidr]| !cidrs.is_empty() && cidrs.iter().all(|cidr| cidr.family() != primary);
     if is_wrong(&config.cluster_cidrs) {
@@ -32,12 +25,11 @@ pub fn advice(config: &Config, node: Option<&Node>, families: &[IpFamily]) -> Ve
     if is_wrong(pod_cidrs) {
         said.push(format!("the Node's podCIDRs have none of {primary}, the node's first family"));
     }
-    let source_vip = parse_ip(&config.effective.document.winkernel.source_vip).ok();
-    if source_vip.is_some_and(|ip| IpFamily::of(ip) != primary) {
+    if config.winkernel_source_vip.is_some_and(|ip| IpFamily::of(ip) != primary) {
         said.push(format!("winkernel.sourceVip is not of {primary}, the node's first family"));
     }
     if families.len() < 2 {
-        if is_wrong(&excluded) {
+        if is_wrong(excluded) {
             said.push(format!("ipvs.excludeCIDRs has no network of {primary}, the only family here"));
         }
         let servers = [

@@ -8,11 +8,14 @@ mod pods;
 
 use super::ownership::Owner;
 use super::*;
+use crate::compile::ruleset;
 use crate::config::{Config, Flags};
-use crate::iptables::{Match, write};
+use crate::iptables::{Match, Ruleset, write};
 use crate::model::Inventory;
 use crate::model::decode::{Interner, manifest};
 use crate::model::host::Host;
+use crate::net::IpFamily;
+use crate::policy::Place;
 
 /// The node, dual stack, in zone `east`.
 const NODE: &str = "apiVersion: v1\nkind: Node\n\

@@ -62,11 +62,11 @@ impl Affinity {
         };
         self.is_troubled = false;
         self.said.retain(|(family, port)| {
-            families.iter().any(|sync| sync.family() == *family && sync.has_service_port(port))
+            families.iter().any(|sync| sync.family() == *family && sync.compiled().has_service_port(port))
         });
         for sync in families {
             let family = sync.family();
-            let ours = sync.owners_of(&full.names);
+            let ours = sync.compiled().owners_of(&full.names);
             tell(family, ours.len());
             for (list, port) in ours {
                 if self.said.insert((family, port.clone())) {
@@ -87,6 +87,7 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
+    use crate::compile::View;
     use crate::config::Config;
     use crate::iptables::{ChainName, Table};
     use crate::kernel::Backend;
@@ -96,7 +97,6 @@ mod tests {
     use crate::model::{Change, Inventory, ObjectName, Touched};
     use crate::policy::Place;
     use crate::rules::Settings;
-    use crate::sync::View;
 
     const STICKY: &str = "
 kind: Service

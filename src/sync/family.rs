@@ -1,100 +1,54 @@
 //! One family's rules, kept in step with the cluster: compiles what changed, plans, restores, and
 //! remembers what the kernel holds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Scope;
-use super::ahead::for_each_made;
-use super::dispatch::Dispatch;
 use super::quarantine::{Scene, held_chain, is_refusal};
-use super::records::{Changed, Record, Sums};
 use super::report::{Quarantine, Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
 use super::tables::{Depth, Look, Tables};
-use super::turns::{Turns, Work};
-use super::wanted::{
-    Compiler, chains_of_service_ports, filter_chains, fixed_nat_chains_in_order, is_urgent, layout_of,
-    unknown_chains,
-};
+use crate::compile::{Changed, Compiled, Group, InForce, SharedContent, Source, SyncScope, View};
 use crate::iptables::parse::{self, Line};
-use crate::iptables::{ChainName, Table};
+use crate::iptables::{Chain, ChainName, Digest, Table};
 use crate::kernel::{Backend, Iptables, RestoreError};
-use crate::model::{ServiceName, ServicePortName, Snapshot};
+use crate::model::ServiceName;
 use crate::net::IpFamily;
-use crate::plan::{Aftermath, Committed, Failure, Planner, Uncertain, When};
-use crate::policy::Place;
+use crate::plan::{
+    Committed, DesiredRules, FailureEffect, FixedNat, Planner, RestoreFailure, SharedNat, StepOrder, When,
+};
 use crate::rules::fixed::is_shared_with_kubelet;
-use crate::rules::overlap::Overlaps;
-use crate::rules::{Layout, Settings, SharedChain};
-
-/// Up to how many service ports and endpoints are put in force all together on a node without rules:
-/// what takes well under a second.
-const MAX_AT_ONCE: usize = 2_000;
+use crate::rules::{Layout, Settings};
 
 /// The rules of one family on one node.
 pub struct FamilySync<K> {
     pub(super) tables: Tables<K>,
     pub(super) settings: Option<Settings>,
-    pub(super) records: BTreeMap<ServicePortName, Record>,
-    pub(super) sums: Sums,
-    /// Frontends that several of `records` claim.
-    pub(super) overlaps: Overlaps,
-    /// Endpoints of service ports in quarantine, when anything was last compiled.
-    pub(super) n_left_out: usize,
-    /// As the rules in force are laid out, or about to be; `None` before the first sync.
-    pub(super) layout: Option<Layout>,
-    /// What has to be compiled and compared at the next sync.
-    pub(super) dirty: Scope,
-    /// Large Services that changed, which are compiled a part at a time.
-    pub(super) turns: Turns,
-    /// What the sync that is under way compiles.
-    pub(super) work: Work,
-    /// Whether chains may be stale that no record tells of: since a full sync that left large Services out.
-    pub(super) has_unknown_chains: bool,
-    /// Service ports of large Services that a full sync left out, and that are not in force. Their endpoints
-    /// count for the layout.
-    pub(super) unserved: BTreeMap<ServicePortName, Record>,
-    /// Whether these own what they claim: on a node that had no rules no other Service gets it meanwhile;
-    /// elsewhere the one in force keeps it.
-    pub(super) is_unserved_owner: bool,
+    pub(super) compiled: Compiled,
     /// Of the sync that is under way.
     pub(super) clock: Stopwatch,
-    /// Chains of nat that foreign rules refer to, as far as that is known. Once stale they are flushed, not
-    /// deleted.
-    held: BTreeSet<ChainName>,
-    /// Those of them that were flushed so far, and reported.
-    emptied: BTreeSet<ChainName>,
-    /// Whether this sync keeps all stale chains.
-    holds_all: bool,
+    held: Held,
     /// Drift that was found by syncs that failed.
     n_unrepaired: usize,
     /// Service ports that the kernel refuses, and what it said; left out.
     pub(super) quarantine: Quarantine,
-    /// As the urgent commit leaves it until a sync has succeeded: till then not everybody is served.
-    turn: FilterTurn,
+    /// filter comes last from the urgent commit on, until a sync has succeeded.
+    order: StepOrder,
 }
 
-/// When filter is brought to what is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FilterTurn {
-    /// Around nat: first what was there and what is wanted, at last without what was there.
-    Around,
-    /// After nat, where nobody is served yet: a rule that refuses some of a Service's clients would
-    /// refuse all of them as long as nat does not send the others elsewhere.
-    AfterNat,
-}
-
-/// The cluster and the place from which it is seen.
-#[derive(Clone, Copy)]
-pub struct View<'a> {
-    /// All objects.
-    pub snapshot: &'a Snapshot,
-    /// This node.
-    pub place: Place<'a>,
+/// Stale chains of nat that foreign rules refer to.
+#[derive(Debug, Default)]
+struct Held {
+    /// Chains that foreign rules refer to, as far as that is known. Once stale they are flushed, not deleted.
+    chains: BTreeSet<ChainName>,
+    /// Those of them that were flushed so far, and reported.
+    flushed: BTreeSet<ChainName>,
+    /// Whether this sync keeps all stale chains.
+    keeps_all: bool,
 }
 
 impl<K: Iptables> FamilySync<K> {
@@ -103,24 +57,12 @@ impl<K: Iptables> FamilySync<K> {
         FamilySync {
             tables: Tables::new(kernel),
             settings: None,
-            records: BTreeMap::new(),
-            sums: Sums::default(),
-            overlaps: Overlaps::default(),
-            n_left_out: 0,
+            compiled: Compiled::default(),
             clock: Stopwatch::default(),
-            layout: None,
-            dirty: Scope::Everything,
-            turns: Turns::new(),
-            work: Work::Services(BTreeSet::new()),
-            has_unknown_chains: false,
-            unserved: BTreeMap::new(),
-            is_unserved_owner: false,
-            held: BTreeSet::new(),
-            emptied: BTreeSet::new(),
-            holds_all: false,
+            held: Held::default(),
             n_unrepaired: 0,
             quarantine: Quarantine::new(),
-            turn: FilterTurn::Around,
+            order: StepOrder::FilterAroundNat,
         }
     }
 
@@ -137,19 +79,17 @@ impl<K: Iptables> FamilySync<K> {
     /// Notes that the Services called `names`, or their endpoints, changed.
     pub fn touch(&mut self, names: BTreeSet<ServiceName>) {
         names.iter().for_each(|name| self.release(name));
-        if let Scope::Services(services) = &mut self.dirty {
-            services.extend(names);
-        }
+        self.compiled.touch(names);
     }
 
     /// Notes that every service port has to be compared; with `reread`, with what is found in the
     /// kernel, because somebody else wrote there. What cannot be read is written again.
     pub fn touch_everything(&mut self, reread: bool) {
-        self.touch_all();
+        self.compiled.touch_everything();
         if reread {
             self.tables.forget();
             self.quarantine.clear();
-            self.held.clear();
+            self.held.chains.clear();
         }
     }
 
@@ -165,8 +105,7 @@ impl<K: Iptables> FamilySync<K> {
     /// what only a full sync may do.
     pub fn full_sync_due(&mut self) {
         self.retry_quarantined();
-        let next = self.settings.as_ref().map(|settings| self.next_layout(settings, true));
-        if next.is_some_and(|next| next != self.layout()) {
+        if self.settings.as_ref().is_some_and(|settings| self.compiled.may_change_layout(settings)) {
             self.touch_everything(false);
         }
     }
@@ -177,21 +116,15 @@ impl<K: Iptables> FamilySync<K> {
         let is_new = self.settings.as_ref() != Some(&settings);
         if is_new {
             self.settings = Some(settings);
-            self.touch_all();
+            self.compiled.touch_everything();
         }
         is_new
-    }
-
-    /// Large Services begin anew: their entries are made again with all others.
-    fn touch_all(&mut self) {
-        self.dirty = Scope::Everything;
-        self.turns.clear();
     }
 
     /// Has Services above `weight` synced a part at a time; see [`Snapshot::weight`]. For tests, in which
     /// all Services are small.
     pub fn set_turn_limit(&mut self, weight: usize) {
-        self.turns.set_limit(weight);
+        self.compiled.set_turn_limit(weight);
     }
 
     /// What the rules depend on beside the objects, once it is settled.
@@ -201,30 +134,28 @@ impl<K: Iptables> FamilySync<K> {
 
     /// Whether a sync has anything to look at.
     pub fn is_dirty(&self) -> bool {
-        self.tables.committed().is_none()
-            || self.dirty != Scope::Services(BTreeSet::new())
-            || self.is_unfinished()
+        self.tables.committed().is_none() || self.compiled.is_dirty()
     }
 
     /// Whether the last sync left a part of a large Service to the next one.
     pub fn is_unfinished(&self) -> bool {
-        !self.turns.is_empty()
+        self.compiled.is_unfinished()
     }
 
     /// Has every service port compared with what is found in the kernel, after a look that found
     /// something wrong. What can neither be read there nor compared by its print is left alone.
     pub fn suspect(&mut self) {
-        self.touch_all();
+        self.compiled.touch_everything();
         self.tables.suspect();
         self.quarantine.clear();
-        self.held.clear();
+        self.held.chains.clear();
     }
 
     /// Whether somebody else, who wrote to the tables, changed anything of ours.
     pub fn look(&mut self, depth: Depth) -> Look {
         let mut look = self.tables.look(depth);
         // Foreign rules may have changed: only reading tells whether they still lead there.
-        look.is_unread |= !self.emptied.is_empty() && self.tables.is_nat_changed();
+        look.is_unread |= !self.held.flushed.is_empty() && self.tables.is_nat_changed();
         look
     }
 
@@ -278,26 +209,14 @@ impl<K: Iptables> FamilySync<K> {
         &self.quarantine
     }
 
-    /// Whether it is one of those served.
-    pub(super) fn has_service_port(&self, name: &ServicePortName) -> bool {
-        self.records.contains_key(name)
+    /// What is compiled.
+    pub(super) fn compiled(&self) -> &Compiled {
+        &self.compiled
     }
 
-    /// Those of `chains`, which are sorted, that are a service port's own in nat, and whose.
-    pub(super) fn owners_of(&self, chains: &[ChainName]) -> Vec<(ChainName, &ServicePortName)> {
-        if chains.is_empty() {
-            return Vec::new();
-        }
-        let owned = self.records.iter().flat_map(|(name, record)| {
-            record
-                .chains
-                .iter()
-                .filter(|chain| chains.binary_search(chain).is_ok())
-                .map(move |chain| (*chain, name))
-        });
-        let mut owned: Vec<_> = owned.collect();
-        owned.sort();
-        owned
+    /// How the rules are laid out.
+    pub fn layout(&self) -> Layout {
+        self.compiled.layout()
     }
 
     /// Brings the kernel in step with `view`. After a failure everything is compared again at the
@@ -305,22 +224,13 @@ impl<K: Iptables> FamilySync<K> {
     pub fn sync(&mut self, view: View<'_>, stop: &AtomicBool) -> Report {
         let backend = self.tables.kernel.backend();
         let Some(settings) = self.settings.clone() else {
-            return Report::new(self.family(), backend, self.dirty.clone());
+            return Report::new(self.family(), backend, SyncScope::Partial(BTreeSet::new()));
         };
-        self.choose_work(view);
-        let mut report = Report::new(self.family(), backend, self.work.scope());
+        let mut report = Report::new(self.family(), backend, SyncScope::Full);
         self.clock = Stopwatch::start();
-        let scene = Scene { settings: &settings, view, stop };
-        let mut committed = self.take_committed(&mut report);
-        if self.layout.is_none() {
-            self.layout = Some(layout_of(&committed, &settings));
-        }
-        let mut changed = self.compile(&settings, view, Some(&committed), &mut report);
-        self.lay_out(scene, &mut changed);
-        let mut outcome = self
-            .restore_urgent(scene, &mut committed, &mut report)
-            .and_then(|()| self.restore(scene, &changed, self.turn, &mut committed, &mut report));
-        self.tables.put_back(committed);
+        let scene = Scene { source: Source { settings: &settings, view }, stop };
+        let committed = self.take_committed(&mut report);
+        let mut outcome = self.attempt(scene, Attempt::Pending, committed, &mut report);
         while matches!(&outcome, Err(failure) if matches!(failure.error, RestoreError::TooLarge(_)))
             && self.tables.kernel.shrink_limits()
         {
@@ -332,7 +242,7 @@ impl<K: Iptables> FamilySync<K> {
             self.hold(chain, attempt > 0);
             outcome = self.restore_everything(scene, &mut report);
         }
-        self.holds_all = false;
+        self.held.keeps_all = false;
         outcome = match outcome {
             Err(failure) if is_refusal(&failure) => self.narrow(scene, &mut report),
             outcome => outcome,
@@ -342,28 +252,27 @@ impl<K: Iptables> FamilySync<K> {
         }
         self.n_unrepaired += report.drift.len();
         report.layout = self.layout();
-        report.n_service_ports = self.records.len();
-        report.n_endpoints = self.sums.n_endpoints;
-        report.n_dropped_internal = self.sums.n_dropped_internal;
-        report.n_dropped_external = self.sums.n_dropped_external;
+        let sums = self.compiled.sums();
+        report.n_service_ports = self.compiled.service_ports().len();
+        report.n_endpoints = sums.n_endpoints;
+        report.n_dropped_internal = sums.n_dropped_internal;
+        report.n_dropped_external = sums.n_dropped_external;
         match outcome {
             Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(false),
             Ok(()) => {
-                self.turn = FilterTurn::Around;
+                self.order = StepOrder::FilterAroundNat;
                 if report.is_full() {
                     self.tables.kernel.relax_limits();
                 }
-                if self.turns.is_empty() {
-                    self.has_unknown_chains = false;
-                }
-                self.emptied.retain(|chain| self.held.contains(chain));
+                self.compiled.confirm();
+                self.held.flushed.retain(|chain| self.held.chains.contains(chain));
                 report.n_repaired = std::mem::take(&mut self.n_unrepaired);
                 report.inherited = self.tables.take_inherited();
             }
             Err(failure) => {
                 // A refusal may mean that the kernel is not as it was: somebody flushed it. Unless
                 // nothing was tried, the old rules of filter are needed to go on from.
-                let reread = failure.error.aftermath() != Aftermath::Nothing;
+                let reread = FailureEffect::from(&failure.error) != FailureEffect::NothingApplied;
                 report.outcome = Err(self.explain(failure));
                 self.touch_everything(false);
                 if reread {
@@ -372,12 +281,9 @@ impl<K: Iptables> FamilySync<K> {
             }
         }
         report.stages = self.clock.stop(self.tables.kernel.lock_wait());
-        report.waiting = self.turns.services().cloned().collect();
-        if let Scope::Services(others) = &self.dirty {
-            report.waiting.extend(others.iter().cloned());
-        }
+        report.waiting = self.compiled.waiting();
         report.n_quarantined = self.quarantine.len();
-        report.n_overlaps = self.overlaps.n_lost();
+        report.n_overlaps = self.compiled.n_overlaps();
         report.n_filter_rules = self.tables.n_rules(Table::Filter);
         report.n_nat_rules = self.tables.n_rules(Table::Nat);
         report
@@ -388,18 +294,52 @@ impl<K: Iptables> FamilySync<K> {
         &mut self,
         scene: Scene<'_>,
         report: &mut Report,
-    ) -> Result<(), Failure<RestoreError>> {
-        self.dirty = Scope::Services(BTreeSet::new());
-        self.turns.clear();
-        self.work = Work::Everything { defers: false };
-        let changed = self.compile(scene.settings, scene.view, None, report);
-        let mut committed = self.take_committed(report);
-        let outcome = self.restore(scene, &changed, self.turn, &mut committed, report);
-        self.tables.put_back(committed);
+    ) -> Result<(), RestoreFailure<RestoreError>> {
+        let committed = self.take_committed(report);
+        let outcome = self.attempt(scene, Attempt::Everything, committed, report);
         if outcome.is_err() {
             // Which of its tables were committed, jumps among them, only the kernel knows.
             self.tables.doubt();
         }
+        outcome
+    }
+
+    /// Compiles, compares and restores.
+    fn attempt(
+        &mut self,
+        scene: Scene<'_>,
+        what: Attempt,
+        mut committed: Committed,
+        report: &mut Report,
+    ) -> Result<(), RestoreFailure<RestoreError>> {
+        let started = Instant::now();
+        let excluded = self.quarantine.keys().cloned().collect();
+        let mut changed = match what {
+            Attempt::Pending => self.compiled.apply(scene.source, &excluded, &committed),
+            Attempt::Everything => self.compiled.recompile(scene.source, &excluded, &committed),
+        };
+        self.clock.compiling(started.elapsed());
+        if what == Attempt::Pending {
+            report.scope = changed.scope();
+        }
+        let (tables, clock, held) = (&mut self.tables, &mut self.clock, &mut self.held);
+        let mut writer = Writer { tables, clock, held, order: self.order, stop: scene.stop };
+        let mut outcome = Ok(());
+        if what == Attempt::Pending
+            && let Some(mut urgent) = changed.urgent(&committed)
+        {
+            writer.order = StepOrder::FilterAroundNat;
+            outcome = writer.restore(&mut urgent, &mut committed, report);
+            report.n_entries_read += urgent.n_entries_read();
+            writer.order = if outcome.is_ok() { StepOrder::FilterAfterNat } else { self.order };
+        }
+        if outcome.is_ok() {
+            outcome = writer.restore(&mut changed, &mut committed, report);
+        }
+        self.order = writer.order;
+        report.n_entries_read += changed.n_entries_read();
+        report.losses.extend(changed.losses().iter().cloned());
+        self.tables.put_back(committed);
         outcome
     }
 
@@ -414,8 +354,8 @@ impl<K: Iptables> FamilySync<K> {
     /// Holds what foreign rules refer to, if that was just read.
     fn note_referenced(&mut self) {
         if let Some(referenced) = self.tables.take_referenced() {
-            self.emptied.retain(|chain| referenced.contains(chain));
-            self.held = referenced;
+            self.held.flushed.retain(|chain| referenced.contains(chain));
+            self.held.chains = referenced;
         }
     }
 
@@ -426,133 +366,12 @@ impl<K: Iptables> FamilySync<K> {
             self.clock.reading(|| self.tables.read_referenced());
             self.note_referenced();
         }
-        self.held.insert(chain);
-        self.holds_all = all;
-    }
-
-    /// On a node without rules of ours, puts those in force first that everything else may need. Tells
-    /// when filter's turn is for all the others.
-    fn restore_urgent(
-        &mut self,
-        scene: Scene<'_>,
-        committed: &mut Committed,
-        report: &mut Report,
-    ) -> Result<(), Failure<RestoreError>> {
-        if !committed.jumps.is_empty() || self.records.len() + self.sums.n_endpoints <= MAX_AT_ONCE {
-            return Ok(());
-        }
-        let all = std::mem::take(&mut self.records).into_iter();
-        let (urgent, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            all.partition(|(name, _)| is_urgent(&name.service));
-        self.records = urgent;
-        let ports = self.records.keys().cloned().collect();
-        let changed = Changed { ports, old: BTreeMap::new(), shared: SharedChain::ALL.into() };
-        let outcome = self.restore(scene, &changed, FilterTurn::Around, committed, report);
-        self.records.extend(rest);
-        if outcome.is_ok() {
-            self.turn = FilterTurn::AfterNat;
-        }
-        outcome
-    }
-
-    fn restore(
-        &mut self,
-        Scene { settings, view, stop }: Scene<'_>,
-        changed: &Changed,
-        turn: FilterTurn,
-        committed: &mut Committed,
-        report: &mut Report,
-    ) -> Result<(), Failure<RestoreError>> {
-        let layout = self.layout();
-        let filter = if changed.touches(Table::Filter) {
-            filter_chains(settings, layout, &self.records, &self.overlaps)
-        } else {
-            Vec::new()
-        };
-        let mut stale = match self.turns.is_empty() {
-            true if self.work.is_everything() => chains_of_service_ports(committed),
-            true if self.has_unknown_chains => unknown_chains(committed, &self.records, &changed.ports),
-            // What a Service has that waits for its turn is not known.
-            false if self.work.is_everything() => BTreeSet::new(),
-            _ => changed.chains_before(),
-        };
-        let (fixed_first, fixed_last) = fixed_nat_chains_in_order(settings, layout, committed);
-        let limits = self.tables.kernel.limits();
-        let mut kernel = Timed::new(&mut self.tables.kernel);
-        let mut planner = Planner::new(settings.family, committed, &self.tables.jumps, limits, &mut kernel);
-        let (records, overlaps) = (&mut self.records, &self.overlaps);
-        let (held, emptied) = (&mut self.held, &mut self.emptied);
-        let (holds_all, newly_emptied) = (self.holds_all, &mut report.held);
-        let mut compiling = Duration::ZERO;
-        let steps = || -> Result<(), Failure<RestoreError>> {
-            if turn == FilterTurn::Around {
-                planner.filter_first(&filter, is_shared_with_kubelet)?;
-            }
-            // Together, so that the mark that is set is always the mark that is looked for.
-            planner.nat_chains(&fixed_first, When::Now)?;
-            let names: Vec<&ServicePortName> = changed.ports.iter().collect();
-            let mut compiler = Compiler::new(settings, view);
-            if self.work.only().is_some() {
-                compiler = compiler.among(&changed.ports);
-            }
-            let compile = |name: &&ServicePortName| compiler.nat_chains(layout, name);
-            let (started, mut using) = (Instant::now(), Duration::ZERO);
-            let ended = for_each_made(&names, compile, |name, chains| {
-                let made = Instant::now();
-                if stop.load(Ordering::Relaxed) {
-                    return Err(None);
-                }
-                for chain in &chains {
-                    stale.remove(&chain.name);
-                }
-                if let Some(record) = records.get_mut(*name) {
-                    record.chains = chains.iter().map(|chain| chain.name).collect();
-                }
-                let result = planner.nat_chains(&chains, changed.when(name, records)).map_err(Some);
-                using += made.elapsed();
-                result
-            });
-            compiling = started.elapsed().saturating_sub(using);
-            report.n_entries_read += compiler.n_entries_read();
-            match ended {
-                Ok(()) => {}
-                Err(Some(failure)) => return Err(failure),
-                Err(None) => return planner.finish(),
-            }
-            if changed.touches(Table::Nat) {
-                let dispatch = Dispatch { settings, layout, records, overlaps };
-                dispatch.restore(&mut planner, &mut stale)?;
-            }
-            planner.nat_chains(&fixed_last, When::Now)?;
-            if holds_all {
-                held.extend(&stale);
-            }
-            let kept: Vec<ChainName> = stale.intersection(held).copied().collect();
-            for name in kept {
-                stale.remove(&name);
-                if emptied.insert(name) {
-                    newly_emptied.push(name);
-                }
-                planner.flush_nat(name)?;
-            }
-            let stale: Vec<ChainName> = stale.into_iter().collect();
-            planner.nat_last(&stale)?;
-            if turn == FilterTurn::AfterNat {
-                planner.filter_first(&filter, is_shared_with_kubelet)?;
-            }
-            planner.filter_last(&filter, is_shared_with_kubelet)?;
-            planner.finish()
-        };
-        let outcome = steps();
-        report.tally += planner.tally();
-        report.n_failed_restores += usize::from(outcome.is_err());
-        self.clock.compiling(compiling);
-        self.clock.restoring(kernel.elapsed());
-        outcome
+        self.held.chains.insert(chain);
+        self.held.keeps_all = all;
     }
 
     /// Says what a failed restore is about.
-    fn explain(&self, failure: Failure<RestoreError>) -> SyncError {
+    fn explain(&self, failure: RestoreFailure<RestoreError>) -> SyncError {
         match self.refusal_of(&failure) {
             Some(refusal) => SyncError::Refused(refusal),
             None => SyncError::Restore(failure.error),
@@ -560,17 +379,155 @@ impl<K: Iptables> FamilySync<K> {
     }
 
     /// Finds out whom a refused restore is about; `None` for any other failure.
-    pub(super) fn refusal_of(&self, failure: &Failure<RestoreError>) -> Option<Refusal> {
+    pub(super) fn refusal_of(&self, failure: &RestoreFailure<RestoreError>) -> Option<Refusal> {
         let RestoreError::Refused { line, text, message } = &failure.error else { return None };
         let chain = failure.lines.chain_at(*line).map(|(table, chain, _)| (table, chain));
         let rule = text.as_deref().and_then(|text| match parse::line(self.family(), text) {
             Ok(Line::Append(_, rule)) => Some(rule),
             _ => None,
         });
-        let service_port = chain.and_then(|chain| {
-            let is_owner = |record: &Record| record.owns(chain, rule.as_ref());
-            self.records.iter().find(|(_, record)| is_owner(record)).map(|(name, _)| name.clone())
-        });
+        let service_port = chain.and_then(|chain| self.compiled.owner_of(chain, rule.as_ref()).cloned());
         Some(Refusal { line: *line, text: text.clone(), message: message.clone(), chain, service_port })
+    }
+}
+
+/// What one attempt compiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    /// What is pending.
+    Pending,
+    /// Everything, once more.
+    Everything,
+}
+
+impl InForce for Committed {
+    fn has_jumps(&self) -> bool {
+        !self.jumps.is_empty()
+    }
+
+    fn has_nat_chain(&self, chain: &ChainName) -> bool {
+        self.nat.contains_key(chain)
+    }
+
+    fn nat_chain_holds(&self, chain: &ChainName, content: Digest) -> bool {
+        self.nat.get(chain) == Some(&Some(content))
+    }
+
+    fn nat_chains(&self) -> Box<dyn Iterator<Item = ChainName> + '_> {
+        Box::new(self.nat.keys().copied())
+    }
+}
+
+/// Writes to the kernel what changed.
+struct Writer<'a, K> {
+    tables: &'a mut Tables<K>,
+    clock: &'a mut Stopwatch,
+    held: &'a mut Held,
+    order: StepOrder,
+    stop: &'a AtomicBool,
+}
+
+impl<K: Iptables> Writer<'_, K> {
+    fn restore(
+        &mut self,
+        changed: &mut Changed<'_>,
+        committed: &mut Committed,
+        report: &mut Report,
+    ) -> Result<(), RestoreFailure<RestoreError>> {
+        let (family, limits) = (self.tables.kernel.family(), self.tables.kernel.limits());
+        let mut kernel = Timed::new(&mut self.tables.kernel);
+        let planner = Planner::new(family, committed, &self.tables.jumps, limits, &mut kernel);
+        let mut desired = Desired {
+            changed,
+            held: self.held,
+            stop: self.stop,
+            flushed: Vec::new(),
+            compiling: Duration::ZERO,
+        };
+        let (counts, outcome) = planner.run(self.order, &mut desired);
+        report.tally += counts;
+        report.held.append(&mut desired.flushed);
+        report.n_failed_restores += usize::from(outcome.is_err());
+        self.clock.compiling(desired.compiling);
+        self.clock.restoring(kernel.elapsed());
+        outcome
+    }
+}
+
+/// What changed, as the planner asks for it.
+struct Desired<'a, 'c> {
+    changed: &'a mut Changed<'c>,
+    held: &'a mut Held,
+    stop: &'a AtomicBool,
+    /// Stale chains that are flushed for the first time.
+    flushed: Vec<ChainName>,
+    /// How long the chains of service ports took to compile.
+    compiling: Duration,
+}
+
+impl DesiredRules for Desired<'_, '_> {
+    fn filter(&mut self) -> Vec<Chain> {
+        self.changed.filter_chains()
+    }
+
+    fn is_shared(&self, chain: &Chain) -> bool {
+        is_shared_with_kubelet(chain)
+    }
+
+    fn fixed_nat(&mut self, committed: &Committed) -> FixedNat {
+        let (first, last) = self.changed.fixed_nat_chains(committed);
+        FixedNat { first, last }
+    }
+
+    fn service_ports<E>(
+        &mut self,
+        write: &mut dyn FnMut(&[Chain], When) -> Result<(), E>,
+    ) -> Result<ControlFlow<()>, E> {
+        let (started, mut writing) = (Instant::now(), Duration::ZERO);
+        let ended = self.changed.each_group(|Group { chains, changes_with_dispatch, .. }| {
+            let compiled = Instant::now();
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(None);
+            }
+            let when = if changes_with_dispatch { When::WithDispatch } else { When::Now };
+            let result = write(&chains, when).map_err(Some);
+            writing += compiled.elapsed();
+            result
+        });
+        self.compiling = started.elapsed().saturating_sub(writing);
+        match ended {
+            Ok(()) => Ok(ControlFlow::Continue(())),
+            Err(None) => Ok(ControlFlow::Break(())),
+            Err(Some(failure)) => Err(failure),
+        }
+    }
+
+    fn dispatch(&self) -> Vec<SharedNat<'_>> {
+        let shared = self.changed.shared_nat_chains().into_iter();
+        shared.map(shared_nat).collect()
+    }
+
+    fn stale_candidates(&mut self, committed: &Committed) -> BTreeSet<ChainName> {
+        self.changed.stale_nat_candidates(committed)
+    }
+
+    fn keeps_stale(&mut self, name: ChainName) -> bool {
+        let Held { chains, flushed, keeps_all } = &mut *self.held;
+        if *keeps_all {
+            chains.insert(name);
+        }
+        let is_kept = chains.contains(&name);
+        if is_kept && flushed.insert(name) {
+            self.flushed.push(name);
+        }
+        is_kept
+    }
+}
+
+fn shared_nat(content: SharedContent<'_>) -> SharedNat<'_> {
+    SharedNat {
+        name: content.name(),
+        digest: content.digest(),
+        each_rule: Box::new(move |each| content.each_rule(each)),
     }
 }

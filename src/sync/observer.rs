@@ -1,11 +1,11 @@
 //! Who is told what the loop does: metrics, health, events, conntrack, the log.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::sweep::Sweep;
-use super::{Quarantine, Report, View};
-use crate::model::{Node, ObjectKind, ServiceName, Touched};
+use super::{Quarantine, Report};
+use crate::compile::View;
+use crate::model::{Node, ObjectKind, Touched};
 use crate::net::IpFamily;
 use crate::rules::Settings;
 
@@ -163,13 +163,4 @@ pub struct Synced<'a> {
     pub quarantine: &'a Quarantine,
     /// How long it took.
     pub elapsed: Duration,
-}
-
-/// Which Services a sync looked at. After a failure the next one looks at all.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// Every Service.
-    Everything,
-    /// Those called so, which may be gone: they or their endpoints changed.
-    Services(BTreeSet<ServiceName>),
 }

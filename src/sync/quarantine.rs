@@ -3,17 +3,18 @@
 //! The refused line mostly tells; where it does not, service ports are halved until the one is alone
 //! that the kernel refuses. It is left out until its Service changes; each audit lets it be tried again.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::family::{FamilySync, View};
+use super::family::FamilySync;
 use super::report::Report;
 use super::stopwatch::Timed;
-use super::wanted::{Compiler, fixed_nat_chains_in_order};
-use crate::iptables::{ChainName, Table};
+use crate::compile::{PortCompiler, Source, fixed_nat_chains};
+use crate::iptables::{Chain, ChainName, Rule, Table};
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
-use crate::plan::{Failure, Planner, When};
-use crate::rules::{Entry, Settings, names};
+use crate::plan::{Committed, DesiredRules, FixedNat, Planner, RestoreFailure, StepOrder, When};
+use crate::rules::{Layout, names};
 
 /// How many service ports are left out in one sync at most. More are hardly their own fault.
 const MAX_NEW: usize = 64;
@@ -21,8 +22,7 @@ const MAX_NEW: usize = 64;
 /// What a sync works with.
 #[derive(Clone, Copy)]
 pub(super) struct Scene<'a> {
-    pub(super) settings: &'a Settings,
-    pub(super) view: View<'a>,
+    pub(super) source: Source<'a>,
     pub(super) stop: &'a AtomicBool,
 }
 
@@ -33,7 +33,7 @@ impl<K: Iptables> FamilySync<K> {
         &mut self,
         scene: Scene<'_>,
         report: &mut Report,
-    ) -> Result<(), Failure<RestoreError>> {
+    ) -> Result<(), RestoreFailure<RestoreError>> {
         // The kernel may not be as it was left, or have been short of something for a moment.
         self.tables.doubt();
         let mut failure = match self.restore_everything(scene, report) {
@@ -92,8 +92,8 @@ impl<K: Iptables> FamilySync<K> {
         &mut self,
         scene: Scene<'_>,
         report: &mut Report,
-    ) -> Result<Option<ServicePortName>, Failure<RestoreError>> {
-        let mut suspects: Vec<ServicePortName> = self.records.keys().cloned().collect();
+    ) -> Result<Option<ServicePortName>, RestoreFailure<RestoreError>> {
+        let mut suspects: Vec<ServicePortName> = self.compiled.service_ports().cloned().collect();
         let mut is_anything_taken = false;
         while suspects.len() > 1 {
             let rest = suspects.split_off(suspects.len() / 2);
@@ -115,31 +115,22 @@ impl<K: Iptables> FamilySync<K> {
         ports: &[ServicePortName],
         scene: Scene<'_>,
         report: &mut Report,
-    ) -> Result<bool, Failure<RestoreError>> {
-        let Scene { settings, view, .. } = scene;
+    ) -> Result<bool, RestoreFailure<RestoreError>> {
         let mut committed = self.take_committed(report);
-        let (limits, layout) = (self.tables.kernel.limits(), self.layout());
+        let (limits, layout) = (self.tables.kernel.limits(), self.compiled.layout());
         let mut kernel = Timed::new(&mut self.tables.kernel);
         // What compact still needs while its chains are replaced is left as it is.
-        let (fixed, _) = fixed_nat_chains_in_order(settings, layout, &committed);
-        let mut planner =
-            Planner::new(settings.family, &mut committed, &self.tables.jumps, limits, &mut kernel);
-        let mut compiler = Compiler::new(settings, view);
-        let entries: Vec<Entry> = ports.iter().flat_map(|port| compiler.entries(port)).collect();
-        let (nat, filter): (Vec<Entry>, Vec<Entry>) =
-            entries.into_iter().partition(|(chain, _)| chain.table() == Table::Nat);
-        let rules = |entries: Vec<Entry>| entries.into_iter().map(|(_, rule)| rule).collect::<Vec<_>>();
-        let steps = || {
-            planner.probe(Table::Filter, names::FILTER_PROBE, &rules(filter));
-            planner.nat_chains(&fixed, When::Now)?;
-            for port in ports {
-                planner.nat_chains(&compiler.nat_chains(layout, port), When::Now)?;
-            }
-            planner.probe(Table::Nat, names::NAT_PROBE, &rules(nat));
-            planner.finish()
-        };
-        let result = steps();
-        report.tally += planner.tally();
+        let (fixed, _) = fixed_nat_chains(scene.source.settings, layout, &committed);
+        let planner = Planner::new(
+            scene.source.settings.family,
+            &mut committed,
+            &self.tables.jumps,
+            limits,
+            &mut kernel,
+        );
+        let mut trial = Trial { ports, fixed, layout, compiler: PortCompiler::new(scene.source) };
+        let (counts, result) = planner.run(StepOrder::Probe, &mut trial);
+        report.tally += counts;
         self.tables.put_back(committed);
         report.n_failed_restores += usize::from(result.is_err());
         match result {
@@ -150,8 +141,40 @@ impl<K: Iptables> FamilySync<K> {
     }
 }
 
+/// The chains and entries of some service ports, as the planner tries them.
+struct Trial<'a> {
+    ports: &'a [ServicePortName],
+    fixed: Vec<Chain>,
+    layout: Layout,
+    compiler: PortCompiler<'a>,
+}
+
+impl DesiredRules for Trial<'_> {
+    fn fixed_nat(&mut self, _: &Committed) -> FixedNat {
+        FixedNat { first: std::mem::take(&mut self.fixed), last: Vec::new() }
+    }
+
+    fn service_ports<E>(
+        &mut self,
+        write: &mut dyn FnMut(&[Chain], When) -> Result<(), E>,
+    ) -> Result<ControlFlow<()>, E> {
+        for port in self.ports {
+            write(&self.compiler.chains(self.layout, port), When::Now)?;
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn probe(&mut self, table: Table) -> Option<Chain> {
+        let entries = self.ports.iter().flat_map(|port| self.compiler.entries(port));
+        let rules: Vec<Rule> =
+            entries.filter(|(chain, _)| chain.table() == table).map(|(_, rule)| rule).collect();
+        let name = if table == Table::Nat { names::NAT_PROBE } else { names::FILTER_PROBE };
+        (!rules.is_empty()).then_some(Chain { table, name, rules })
+    }
+}
+
 /// The chain that could not be deleted, because a rule of somebody else leads to it.
-pub(super) fn held_chain(failure: &Failure<RestoreError>) -> Option<ChainName> {
+pub(super) fn held_chain(failure: &RestoreFailure<RestoreError>) -> Option<ChainName> {
     let RestoreError::Refused { text, message, .. } = &failure.error else { return None };
     // legacy names the line, nf_tables the chain: `CHAIN_DEL failed (Device or resource busy): chain X`,
     // with 1.8.7 `CHAIN_USER_DEL failed`.
@@ -165,7 +188,7 @@ pub(super) fn held_chain(failure: &Failure<RestoreError>) -> Option<ChainName> {
 }
 
 /// Whether the kernel refused what it was given, so that another input may fare better.
-pub(super) fn is_refusal(failure: &Failure<RestoreError>) -> bool {
+pub(super) fn is_refusal(failure: &RestoreFailure<RestoreError>) -> bool {
     matches!(failure.error, RestoreError::Refused { .. })
 }
 
@@ -179,7 +202,7 @@ mod tests {
         let held = |text: Option<&str>, message: &str| {
             let (text, message) = (text.map(str::to_owned), message.to_owned());
             let error = RestoreError::Refused { line: 13, text, message };
-            held_chain(&Failure { error, lines: LineIndex::default() }).map(|chain| chain.to_string())
+            held_chain(&RestoreFailure { error, lines: LineIndex::default() }).map(|chain| chain.to_string())
         };
         let name = Some("KUBE-SVC-AI2USSGGNVDGK3N5".to_owned());
         for word in ["CHAIN_DEL", "CHAIN_USER_DEL"] {

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Scope;
 use super::stopwatch::Stages;
+use crate::compile::SyncScope;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
 use crate::net::IpFamily;
-use crate::plan::{Tally, UdpDoors};
+use crate::plan::{RestoreCounts, UdpFrontends};
 use crate::rules::Layout;
 use crate::rules::overlap::Loss;
 
@@ -101,7 +101,7 @@ pub struct Report {
     /// The family.
     pub family: IpFamily,
     /// Which Services were looked at.
-    pub scope: Scope,
+    pub scope: SyncScope,
     /// Services that changed and are not looked at yet, or not all of each: the next syncs do.
     pub waiting: BTreeSet<ServiceName>,
     /// Where its rules are.
@@ -109,7 +109,7 @@ pub struct Report {
     /// How they are laid out.
     pub layout: Layout,
     /// What was sent to the kernel.
-    pub tally: Tally,
+    pub tally: RestoreCounts,
     /// What the time went into.
     pub stages: Stages,
     /// Port entries of slices that were looked at to compile service ports.
@@ -139,7 +139,7 @@ pub struct Report {
     /// Stale chains that from now on stay, flushed, because foreign rules still refer to them.
     pub held: Vec<ChainName>,
     /// What UDP rules answered on that an earlier process had left; with the first sync that succeeds.
-    pub inherited: UdpDoors,
+    pub inherited: UdpFrontends,
     /// Service ports that the kernel refused, and are left out from now on.
     pub quarantined: Vec<(ServicePortName, Refusal)>,
     /// Frontends of Services that other Services have, as long as it lasts: how many entries are left out.
@@ -151,8 +151,8 @@ pub struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(family: IpFamily, backend: Backend, scope: Scope) -> Report {
-        let tally = Tally::default();
+    pub(crate) fn new(family: IpFamily, backend: Backend, scope: SyncScope) -> Report {
+        let tally = RestoreCounts::default();
         Report {
             family,
             scope,
@@ -173,7 +173,7 @@ impl Report {
             drift: Drift::default(),
             n_repaired: 0,
             held: Vec::new(),
-            inherited: UdpDoors::default(),
+            inherited: UdpFrontends::default(),
             quarantined: Vec::new(),
             n_overlaps: 0,
             losses: Vec::new(),
@@ -183,6 +183,6 @@ impl Report {
 
     /// Whether every service port was compared.
     pub fn is_full(&self) -> bool {
-        self.scope == Scope::Everything
+        self.scope == SyncScope::Full
     }
 }

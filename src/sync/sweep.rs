@@ -10,11 +10,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{HostSource, Observer, Scope, Synced, View};
+use super::{HostSource, Observer, Synced};
+use crate::compile::{SyncScope, View};
 use crate::kernel::conntrack;
 use crate::model::{Port, ServiceName};
 use crate::net::{IpFamily, PerFamily, Protocol};
-use crate::plan::UdpDoors;
+use crate::plan::UdpFrontends;
 use crate::policy::flows::{Flow, Frontends, NodePortIps, Stale};
 use crate::rules::{NodePorts, Settings};
 
@@ -196,7 +197,7 @@ impl Observer for Sweeper {
             let (mut frontends, services) = frontends(*view, settings, &self.host);
             frontends.succeed(&state.frontends);
             // Services that were deleted while no process was there.
-            let UdpDoors { addresses, node_ports } = &report.inherited;
+            let UdpFrontends { addresses, node_ports } = &report.inherited;
             frontends.were(addresses.iter().copied(), node_ports.iter().copied());
             state.frontends = Arc::new(frontends);
             state.services = services;
@@ -208,8 +209,8 @@ impl Observer for Sweeper {
 }
 
 /// Whether a Service of `scope` has a UDP port, or had one.
-fn is_udp_touched(scope: &Scope, had: &BTreeSet<ServiceName>, view: View<'_>, family: IpFamily) -> bool {
-    let Scope::Services(names) = scope else { return true };
+fn is_udp_touched(scope: &SyncScope, had: &BTreeSet<ServiceName>, view: View<'_>, family: IpFamily) -> bool {
+    let SyncScope::Partial(names) = scope else { return true };
     let has_now = |name: &ServiceName| {
         let service = view.snapshot.service(name);
         service

@@ -21,7 +21,7 @@ use look::{Doors, Scan, doors_of};
 use super::report::Drift;
 use crate::iptables::{ChainName, Digest, Jump, Table};
 use crate::kernel::{Backend, Dump, Iptables, Readable};
-use crate::plan::{Committed, Found, Reader, UdpDoors};
+use crate::plan::{Committed, ReadBack, SaveReader, UdpFrontends};
 use crate::rules::ownership::Owner;
 use crate::rules::{fixed, names};
 
@@ -62,7 +62,7 @@ pub(super) struct Tables<K> {
     /// Chains that foreign rules lead to, when nat was read since that was asked for.
     referenced: Option<BTreeSet<ChainName>>,
     /// What UDP rules answered on that were there before this process, once they were read.
-    inherited: Option<UdpDoors>,
+    inherited: Option<UdpFrontends>,
 }
 
 impl<K: Iptables> Tables<K> {
@@ -86,7 +86,7 @@ impl<K: Iptables> Tables<K> {
 
     /// What UDP rules of an earlier process answered on; told once. Nothing where the rules were too
     /// many to be read.
-    pub(super) fn take_inherited(&mut self) -> UdpDoors {
+    pub(super) fn take_inherited(&mut self) -> UdpFrontends {
         self.inherited.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
@@ -109,7 +109,7 @@ impl<K: Iptables> Tables<K> {
         if !matches!(self.kernel.readable(Table::Nat), Ok(Readable::Rules)) {
             return;
         }
-        let mut reader = Reader::new(self.kernel.family(), &[], &is_tracked);
+        let mut reader = SaveReader::new(self.kernel.family(), &[], &is_tracked);
         match self.kernel.save(Table::Nat, &mut |line| reader.line(line)) {
             Ok(()) => self.referenced = Some(reader.finish().referenced),
             Err(error) => {
@@ -241,7 +241,7 @@ impl<K: Iptables> Tables<K> {
     fn read(&mut self, tables: &[Table], left: Option<&Committed>) -> Reading {
         let family = self.kernel.family();
         let jumps = self.jumps.clone();
-        let mut reader = Reader::new(family, &jumps, &is_tracked);
+        let mut reader = SaveReader::new(family, &jumps, &is_tracked);
         let mut unread = Vec::new();
         let mut dumps = Vec::new();
         for table in tables.iter().copied() {
@@ -260,8 +260,8 @@ impl<K: Iptables> Tables<K> {
                 Err(error) => unread.push((table, error)),
             }
         }
-        let Found { committed: mut found, doors, referenced } = reader.finish();
-        self.inherited.get_or_insert(doors);
+        let ReadBack { committed: mut found, inherited_udp, referenced } = reader.finish();
+        self.inherited.get_or_insert(inherited_udp);
         if tables.contains(&Table::Nat) && !unread.iter().any(|(table, _)| *table == Table::Nat) {
             self.referenced = Some(referenced);
         }
@@ -362,8 +362,8 @@ impl<K: Iptables> Tables<K> {
                 Table::Filter => {
                     let known = left.and_then(|left| left.filter.get(&name).cloned().flatten());
                     found.filter.insert(name, known);
-                    let possible = left.and_then(|left| left.possible.get(&name).cloned());
-                    found.possible.extend(possible.map(|rules| (name, rules)));
+                    let possible = left.and_then(|left| left.uncertain_filter.get(&name).cloned());
+                    found.uncertain_filter.extend(possible.map(|rules| (name, rules)));
                 }
                 Table::Mangle => {}
             }

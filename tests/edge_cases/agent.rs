@@ -3,13 +3,14 @@
 
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::compile::View;
 use chainsmith::iptables::{Table, write};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::rules::names;
-use chainsmith::sync::{FamilySync, Report, View};
+use chainsmith::sync::{FamilySync, Report};
 
 use crate::lab::{Lab, place};
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use chainsmith::compile;
 use chainsmith::config::{Config, Flags};
 use chainsmith::iptables::trace::{self, Branch, Delivery, Node, Origin, Packet, RecentLists, Verdict};
 use chainsmith::iptables::{CtStates, Ruleset, Table, parse, write};
@@ -14,8 +15,8 @@ use chainsmith::model::host::Host;
 use chainsmith::model::{Inventory, ObjectName, ServicePortName, Snapshot};
 use chainsmith::net::{Cidr, IpFamily, Protocol};
 use chainsmith::policy::Place;
+use chainsmith::rules::Settings;
 use chainsmith::rules::names::{PortChain, PortNames};
-use chainsmith::rules::{self, Settings};
 
 pub use IpFamily::{V4, V6};
 
@@ -100,7 +101,7 @@ impl Lab {
 
     pub fn ruleset(&self, family: IpFamily) -> Ruleset {
         let (snapshot, _) = self.read();
-        rules::ruleset(&self.settings(&snapshot, family), &snapshot, place(&snapshot))
+        compile::ruleset(&self.settings(&snapshot, family), &snapshot, place(&snapshot))
     }
 
     /// What `iptables-save` shows.

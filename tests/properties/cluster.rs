@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock};
 
+use chainsmith::compile;
 use chainsmith::config::{Config, DetectLocal, LayoutChoice, NodePortAddresses};
 use chainsmith::iptables::Ruleset;
 use chainsmith::model::host::{Counters, Host, Kernel};
@@ -14,7 +15,7 @@ use chainsmith::model::{
 };
 use chainsmith::net::{Cidr, IpFamily, MasqueradeMark, PerFamily, Protocol};
 use chainsmith::policy::Place;
-use chainsmith::rules::{self, Settings};
+use chainsmith::rules::Settings;
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -98,7 +99,7 @@ impl World {
     }
 
     pub fn ruleset(&self, family: IpFamily) -> Ruleset {
-        rules::ruleset(&self.settings(family), &self.snapshot(), self.place())
+        compile::ruleset(&self.settings(family), &self.snapshot(), self.place())
     }
 
     /// The change of the cluster that `edit` is, if it is one.

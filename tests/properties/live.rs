@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::compile::View;
 use chainsmith::iptables::{ChainName, Jump, Ruleset, Table};
 use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::kernel::{Backend, Dump, Iptables, Outline, Readable, RestoreError};
@@ -11,7 +12,7 @@ use chainsmith::model::{ServiceName, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::{Limits, Restore};
 use chainsmith::rules::names;
-use chainsmith::sync::{FamilySync, Report, View};
+use chainsmith::sync::{FamilySync, Report};
 use proptest::prelude::*;
 use proptest::sample::select;
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use chainsmith::compile;
 use chainsmith::iptables::{ChainContent, ChainName, Ruleset, Table, write};
 use chainsmith::kernel::Backend;
 use chainsmith::model::{Change, Snapshot, Touched};
@@ -30,7 +31,7 @@ fn the_order_in_which_objects_come_makes_no_difference() {
         let mut shuffled_host = world.host.clone();
         shuffled_host.addresses.reverse();
         let settings = rules::Settings::new(&world.config, Some(&world.node), &shuffled_host, family);
-        let shuffled = rules::ruleset(&settings, &snapshot, world.place());
+        let shuffled = compile::ruleset(&settings, &snapshot, world.place());
         prop_assert_eq!(write::save(family, &shuffled), write::save(family, &world.ruleset(family)));
         Ok(())
     });

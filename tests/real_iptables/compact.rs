@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::compile;
+use chainsmith::compile::View;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
 use chainsmith::iptables::{ChainName, Match, Rule, Ruleset, Table, Target, write};
@@ -22,8 +24,8 @@ use chainsmith::plan::Restore;
 use chainsmith::policy::Place;
 use chainsmith::rules::names::{self, PortNames};
 use chainsmith::rules::ownership::Owner;
-use chainsmith::rules::{self, Settings, fixed};
-use chainsmith::sync::{FamilySync, View};
+use chainsmith::rules::{Settings, fixed};
+use chainsmith::sync::FamilySync;
 
 use super::corpus_cases::Case;
 use super::namespace::{everywhere, in_namespace, load, saved};
@@ -137,7 +139,7 @@ fn sync(sync: &mut FamilySync<KernelIptables>, snapshot: &Snapshot, settings: Se
 /// What the kernel holds is what `settings` make of `snapshot`, but for canaries.
 #[track_caller]
 fn assert_in_force(family: IpFamily, backend: Backend, snapshot: &Snapshot, settings: &Settings) {
-    let wanted = rules::ruleset(settings, snapshot, PLACE);
+    let wanted = compile::ruleset(settings, snapshot, PLACE);
     let there = parse::save(family, &saved(family, backend)).expect("a save can be read");
     for table in [Table::Filter, Table::Nat] {
         for (name, chain) in &wanted.tables[&table] {
@@ -157,7 +159,7 @@ fn the_worst_that_services_can_ask_for_is_taken_by_both_back_ends() {
         let snapshot = worst(family);
         for (bpf, longest) in [(true, 14), (false, 15)] {
             let settings = settings(family, LayoutChoice::Compact, bpf);
-            let wanted = rules::ruleset(&settings, &snapshot, PLACE);
+            let wanted = compile::ruleset(&settings, &snapshot, PLACE);
             assert_eq!(depth(&wanted, Table::Nat, &names::KUBE_SERVICES), longest);
             let kernel = open(family, Some(backend)).expect("iptables works");
             let mut family_sync = FamilySync::new(kernel);

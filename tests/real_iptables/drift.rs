@@ -4,14 +4,15 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use chainsmith::compile::SyncScope;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::{ChainName, Table};
 use chainsmith::kernel::nft::{Commit, CommitNotifications};
 use chainsmith::model::Change;
 use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
-use chainsmith::plan::Tally;
-use chainsmith::sync::{Drift, Inputs, Loop, Observer, Parts, Patience, Scope, Synced};
+use chainsmith::plan::RestoreCounts;
+use chainsmith::sync::{Drift, Inputs, Loop, Observer, Parts, Patience, Synced};
 use chainsmith::watch::WatchEvent;
 use tokio::sync::mpsc;
 
@@ -25,7 +26,7 @@ const N_SERVICES: usize = 6_000;
 struct Done {
     family: IpFamily,
     is_full: bool,
-    tally: Tally,
+    tally: RestoreCounts,
     drift: Drift,
 }
 
@@ -37,7 +38,7 @@ impl Observer for Heard {
     fn synced(&self, synced: &Synced<'_>) {
         let report = synced.report;
         assert_eq!(report.outcome, Ok(()));
-        let is_full = report.scope == Scope::Everything;
+        let is_full = report.scope == SyncScope::Full;
         let (family, tally, drift) = (report.family, report.tally, report.drift.clone());
         self.0.lock().unwrap().push(Done { family, is_full, tally, drift });
     }

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use chainsmith::compile::View;
 use chainsmith::config::Config;
 use chainsmith::iptables::{ChainName, Table, parse};
 use chainsmith::kernel::Backend;
@@ -13,7 +14,7 @@ use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
 use chainsmith::rules::Settings;
-use chainsmith::sync::{Depth, Drift, FamilySync, Report, View};
+use chainsmith::sync::{Depth, Drift, FamilySync, Report};
 
 use super::compact::{PLACE, small};
 use super::large::{Calls, Recorded, service, slice};

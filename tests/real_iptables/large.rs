@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use chainsmith::compile::View;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
 use chainsmith::iptables::{ChainName, Jump, Table};
@@ -19,7 +20,7 @@ use chainsmith::net::{IpFamily, PerFamily, Protocol};
 use chainsmith::plan::{Limits, Restore};
 use chainsmith::policy::Place;
 use chainsmith::rules::Settings;
-use chainsmith::sync::{FamilySync, View};
+use chainsmith::sync::FamilySync;
 
 use super::namespace::in_namespace;
 

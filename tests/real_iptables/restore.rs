@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::compile::View;
 use chainsmith::config::Config;
 use chainsmith::kernel::programs::{KernelIptables, Programs, open};
 use chainsmith::kernel::{Backend, RestoreError};
@@ -14,7 +15,7 @@ use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
 use chainsmith::policy::Place;
 use chainsmith::rules::Settings;
-use chainsmith::sync::{FamilySync, SyncError, View};
+use chainsmith::sync::{FamilySync, SyncError};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::namespace::{everywhere, in_namespace, load, saved};

@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use chainsmith::compile;
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::{ChainName, Ruleset, Table};
 use chainsmith::model::decode::{self, Interner};
 use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::{IpFamily, Protocol};
-use chainsmith::rules;
 use chainsmith::rules::ownership::Owner;
 use serde_json::{Value, json};
 
@@ -148,7 +148,7 @@ pub fn urgent_chains(cluster: &Cluster) -> BTreeSet<ChainName> {
     if settings.layout == LayoutChoice::Auto {
         settings.layout = LayoutChoice::Compact;
     }
-    service_chains(&rules::ruleset(&settings, &alone, cluster.place()))
+    service_chains(&compile::ruleset(&settings, &alone, cluster.place()))
 }
 
 /// Chains of nat that service ports have.
@@ -179,7 +179,7 @@ impl Claims {
     pub fn new(cluster: &Cluster, n_services: usize, every: usize) -> Claims {
         let local: BTreeSet<IpAddr> = [NODE_IP.into()].into();
         let empty = Ruleset::with_built_in_chains();
-        let wanted = rules::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
+        let wanted = compile::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
         let claims = |frontends: Vec<(SocketAddr, Protocol)>| -> Vec<Claim> {
             let packets = frontends.into_iter().flat_map(packets);
             let claim = |packet: Packet| {

@@ -123,9 +123,9 @@ fn integers_are_gos() {
 #[test]
 fn flags_of_other_modes_are_one_warning_each() {
     let expected = [
-        "--boot-id-file: means nothing in iptables mode, ignored",
-        "--ipvs-scheduler: means nothing in iptables mode, ignored",
-        "--ipvs-strict-arp: means nothing in iptables mode, ignored",
+        "--boot-id-file: has no effect in iptables mode, ignored",
+        "--ipvs-scheduler: has no effect in iptables mode, ignored",
+        "--ipvs-strict-arp: has no effect in iptables mode, ignored",
     ];
     let arguments = ["--ipvs-scheduler=rr", "--ipvs-strict-arp", "--boot-id-file=/x"];
     assert_eq!(warnings("", &arguments), expected);
@@ -191,9 +191,43 @@ fn render_takes_the_flags_that_shape_rules_and_no_others() {
 }
 
 #[test]
-fn the_table_of_flags_is_sound() {
-    <Flags as clap::Args>::augment_args(clap::Command::new("run")).debug_assert();
-    let mut names: Vec<&str> = FLAGS.iter().map(|flag| flag.name).collect();
+fn every_setting_of_the_table_has_its_place_its_default_and_its_help() {
+    let mut paths: Vec<&str> = table::SETTINGS.iter().map(|setting| setting.path).collect();
+    paths.retain(|path| !path.is_empty());
+    let mut command = <Flags as clap::Args>::augment_args(clap::Command::new("run"));
+    command.clone().debug_assert();
+    let help = command.render_long_help().to_string();
+    for setting in table::SETTINGS.iter() {
+        assert!(!setting.path.is_empty() || !setting.flag.is_empty(), "{setting:?}");
+        assert!(!setting.help.is_empty(), "{setting:?}");
+        if !setting.flag.is_empty() {
+            assert!(
+                help.contains(&format!("--{} <", setting.flag))
+                    || help.contains(&format!("--{}[=", setting.flag))
+            );
+            assert!(!setting.value_name.is_empty(), "{setting:?}");
+        }
+        // A flag with the default changes nothing.
+        let is_flagged = !setting.flag.is_empty() && !["", "[]"].contains(&setting.flag_default);
+        let flags = Flags::default();
+        let flags = if is_flagged { flags.with(setting.flag, setting.flag_default) } else { flags };
+        let (config, _) = Config::resolve(None, &flags).unwrap();
+        assert_eq!(config.differences().len(), 0, "{setting:?}");
+    }
+    // Settings of one section follow each other, or `/configz` would show it twice.
+    let sections: Vec<&str> =
+        paths.iter().map(|path| path.rsplit_once('.').map_or("", |(section, _)| section)).collect();
+    for section in &sections {
+        let n_parts = sections
+            .chunk_by(|a, b| a.starts_with(section) == b.starts_with(section))
+            .filter(|part| part[0].starts_with(section))
+            .count();
+        assert!(section.is_empty() || n_parts == 1, "{section}");
+    }
+    paths.sort_unstable();
+    paths.dedup();
+    assert_eq!(paths.len(), table::SETTINGS.iter().filter(|setting| !setting.path.is_empty()).count());
+    let mut names: Vec<&str> = FLAGS.iter().map(|setting| setting.flag).collect();
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), FLAGS.len());
@@ -203,7 +237,8 @@ fn the_table_of_flags_is_sound() {
 fn flagz_is_kube_proxys_but_for_our_own_flags() {
     let recorded = include_str!("../../../testdata/config/flagz.txt");
     let flags = flags(&["--config=/mnt/config.yaml", "--v=2"]);
-    let is_own = |name: &str| FLAGS.iter().any(|flag| flag.name == name && flag.scope == Scope::Own);
+    let is_own =
+        |name: &str| FLAGS.iter().any(|setting| setting.flag == name && setting.scope == FlagScope::Own);
     let all = flags.all();
     let theirs = all.iter().filter(|(name, _)| !is_own(name));
     let lines: Vec<String> = theirs.map(|(name, value)| format!("{name}:{value}")).collect();

@@ -104,7 +104,7 @@ fn beside_a_file_some_flags_still_count() {
     assert_eq!(config.logging.verbosity, 4);
     let patterns: Vec<&str> = config.logging.vmodule.iter().map(|v| v.file_pattern.as_str()).collect();
     assert_eq!(patterns, ["b", "c", "a"]);
-    assert_eq!(config.effective.document.logging.flush_frequency.0.to_string(), "1s");
+    assert_eq!(config.effective.get("logging.flushFrequency").unwrap().value, "1s");
     let (json, _) = Config::resolve(Some(&file("")), &flags(&["--logging-format=json"])).unwrap();
     assert_eq!(json.logging.format, LogFormat::Json);
 }
@@ -149,10 +149,9 @@ fn every_setting_has_its_origin() {
     let fields = "iptables: {masqueradeAll: false, minSyncPeriod: 0s}\nhostnameOverride: a\n";
     let flags = flags(&["--hostname-override=b", "--layout=compact"]);
     let (config, _) = Config::resolve(Some(&file(fields)), &flags).unwrap();
-    let settings = config.effective.settings();
     let get = |path: &str| {
-        let setting = settings.iter().find(|setting| setting.path == path).unwrap();
-        (setting.value.clone(), setting.origin.to_string())
+        let setting = config.effective.get(path).unwrap();
+        (setting.value.to_string(), setting.set_by.to_string())
     };
     let check = |path, value: &str, origin: &str| {
         assert_eq!(get(path), (value.to_owned(), origin.to_owned()), "{path}");
@@ -174,9 +173,9 @@ fn a_configuration_is_written_without_the_deprecated_ports() {
         "--healthz-bind-address=10.0.0.1:80",
     ];
     let (config, _) = Config::resolve(None, &flags(&arguments)).unwrap();
-    let document = &config.effective.document;
-    let written = (document.healthz_bind_address.as_str(), document.metrics_bind_address.as_str());
-    assert_eq!(written, ("10.0.0.1:80", "127.0.0.1:10249"));
+    let written = |path| config.effective.get(path).unwrap().value.clone();
+    assert_eq!(written("healthzBindAddress"), "10.0.0.1:80");
+    assert_eq!(written("metricsBindAddress"), "127.0.0.1:10249");
     // Without it they count.
     let (config, _) = Config::resolve(None, &flags(&["--healthz-port=0"])).unwrap();
     assert_eq!(config.healthz_bind_address, None);

@@ -39,3 +39,22 @@ fn a_written_file_reads_back_the_same() {
     assert_eq!(warnings.iter().map(ToString::to_string).collect::<Vec<_>>(), [] as [&str; 0], "{text}");
     assert_eq!(again, Config { effective: again.effective.clone(), ..config });
 }
+
+#[test]
+fn differences_are_the_settings_away_from_the_defaults_with_their_origins() {
+    let text = file(
+        "iptables: {masqueradeBit: 3, masqueradeAll: false, syncPeriod: 0s}\nnodePortAddresses: [primary]\n",
+    );
+    let flags =
+        flags(&["--config=/c", "--layout=compact", "--master=https://m", "--v=0", "--masquerade-all"]);
+    let (config, _) = Config::resolve(Some(&text), &flags).unwrap();
+    let shown = |s: &&EffectiveSetting| format!("{}={} ({})", s.path, s.value, s.set_by);
+    let expected = [
+        "--master=\"https://m\" (flag --master)",
+        "iptables.masqueradeBit=3 (file)",
+        "nodePortAddresses=[\"primary\"] (file)",
+        "chainsmith.layout=\"compact\" (flag --layout)",
+    ];
+    assert_eq!(config.differences().iter().map(shown).collect::<Vec<_>>(), expected);
+    assert!(Config::default().differences().is_empty());
+}

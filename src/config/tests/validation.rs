@@ -51,11 +51,12 @@ chainsmith: {layout: none}
         .iter()
         .map(|error| error.split(": ").next().unwrap().to_owned())
         .collect();
-    let expected = "enableProfiling --log-flush-frequency --v featureGates.MultiCIDRServiceAllocator mode iptables.masqueradeBit \
+    let expected = "featureGates.MultiCIDRServiceAllocator clientConnection.burst logging.format --log-flush-frequency \
+        logging.flushFrequency --v logging.verbosity logging.vmodule[0] hostnameOverride bindAddress healthzBindAddress \
+        metricsBindAddress enableProfiling showHiddenMetricsForVersion mode iptables.masqueradeBit iptables.syncPeriod \
+        detectLocalMode nodePortAddresses oomScoreAdj conntrack.maxPerCore conntrack.min \
         conntrack.tcpEstablishedTimeout conntrack.tcpCloseWaitTimeout conntrack.udpTimeout conntrack.udpStreamTimeout \
-        conntrack.maxPerCore conntrack.min oomScoreAdj clientConnection.burst configSyncPeriod iptables.syncPeriod \
-        hostnameOverride bindAddress healthzBindAddress metricsBindAddress nodePortAddresses \
-        showHiddenMetricsForVersion detectLocalMode logging.format logging.flushFrequency logging.verbosity logging.vmodule[0] chainsmith.layout";
+        configSyncPeriod chainsmith.layout";
     let expected: Vec<&str> = expected.split_whitespace().collect();
     assert_eq!(places, expected);
 }

@@ -27,7 +27,7 @@ fn served(pages: Pages) -> Router {
 }
 
 /// Status, headers and body of the answer to `request`, which is `METHOD PATH` and headers.
-async fn ask(router: &Router, request: &str) -> recorded::Answer {
+async fn ask(router: &Router, request: &str) -> recorded::RecordedAnswer {
     recorded::ask(router, request).await
 }
 
@@ -43,10 +43,10 @@ async fn answers_are_those_of_kube_proxy() {
         ("GET /proxyMode", include_str!("../../../testdata/http/proxyMode.txt")),
         ("POST /proxyMode", include_str!("../../../testdata/http/proxyMode-post.txt")),
     ] {
-        assert_eq!(ask(&router, request).await, recorded::Answer::read(recorded), "{request}");
+        assert_eq!(ask(&router, request).await, recorded::RecordedAnswer::read(recorded), "{request}");
     }
     let configz = ask(&router, "GET /configz").await;
-    let recorded = recorded::Answer::read(include_str!("../../../testdata/http/configz.txt"));
+    let recorded = recorded::RecordedAnswer::read(include_str!("../../../testdata/http/configz.txt"));
     assert_eq!((configz.status, &configz.headers), (recorded.status, &recorded.headers));
     assert_eq!(configz.body, pages().configz);
 }
@@ -54,7 +54,7 @@ async fn answers_are_those_of_kube_proxy() {
 #[tokio::test]
 async fn metrics_come_with_kube_proxys_headers_and_packed_for_who_takes_it() {
     let router = served(pages());
-    let recorded = recorded::Answer::read(include_str!("../../../testdata/http/metrics-headers.txt"));
+    let recorded = recorded::RecordedAnswer::read(include_str!("../../../testdata/http/metrics-headers.txt"));
     let plain = ask(&router, "GET /metrics").await;
     assert_eq!(plain.status, 200);
     for name in recorded.headers.keys().filter(|name| *name != "transfer-encoding") {
@@ -71,7 +71,7 @@ async fn metrics_come_with_kube_proxys_headers_and_packed_for_who_takes_it() {
 async fn flags_are_a_page_or_an_object_and_nothing_else() {
     let router = served(pages());
     let page = ask(&router, "GET /flagz").await;
-    let recorded = recorded::Answer::read(FLAGS);
+    let recorded = recorded::RecordedAnswer::read(FLAGS);
     assert_eq!((page.status, &page.headers), (200, &recorded.headers));
     let heading: Vec<&str> = recorded.body.split_inclusive('\n').take(3).collect();
     assert_eq!(page.body, format!("{}bind-address:0.0.0.0\nv:2\n", heading.concat()));
@@ -93,7 +93,7 @@ async fn flags_are_a_page_or_an_object_and_nothing_else() {
 async fn status_is_a_page_or_an_object() {
     let router = served(pages());
     let page = ask(&router, "GET /statusz").await;
-    let recorded = recorded::Answer::read(include_str!("../../../testdata/http/statusz.txt"));
+    let recorded = recorded::RecordedAnswer::read(include_str!("../../../testdata/http/statusz.txt"));
     assert_eq!((page.status, &page.headers), (200, &recorded.headers));
     let labels = |body: &str| -> Vec<String> {
         body.lines().map(|line| line.split_once(": ").map_or(line, |(label, _)| label).to_owned()).collect()

@@ -38,7 +38,7 @@ fn read() -> Committed {
         jump(Table::Nat, "OUTPUT", "-j OURS-1"),
     ];
     let is_ours = |_, name: &ChainName| name.as_str().starts_with("OURS");
-    let mut reader = Reader::new(IpFamily::V4, &jumps, &is_ours);
+    let mut reader = SaveReader::new(IpFamily::V4, &jumps, &is_ours);
     SAVED.lines().for_each(|line| reader.line(line));
     reader.finish().committed
 }
@@ -62,10 +62,11 @@ fn what_rules_for_udp_answer_on_is_told_of_our_chains_of_nat() {
 -A DOCKER -d 10.0.0.5/32 -p udp -m udp --dport 53 -j RETURN
 ";
     let is_ours = |_, name: &ChainName| name.as_str().starts_with("OURS");
-    let mut reader = Reader::new(IpFamily::V4, &[], &is_ours);
+    let mut reader = SaveReader::new(IpFamily::V4, &[], &is_ours);
     saved.lines().for_each(|line| reader.line(line));
-    let doors = UdpDoors { addresses: ["10.0.0.1:53".parse().unwrap()].into(), node_ports: [30053].into() };
-    assert_eq!(reader.finish().doors, doors);
+    let frontends =
+        UdpFrontends { addresses: ["10.0.0.1:53".parse().unwrap()].into(), node_ports: [30053].into() };
+    assert_eq!(reader.finish().inherited_udp, frontends);
 }
 
 #[test]
@@ -102,9 +103,9 @@ fn digests_tell_order_and_number_of_rules() {
 }
 
 /// What is read of `lines` in nat.
-fn of_nat(lines: &[&str]) -> Found {
+fn of_nat(lines: &[&str]) -> ReadBack {
     let is_ours = |_, name: &ChainName| name.as_str().starts_with("OURS");
-    let mut reader = Reader::new(IpFamily::V4, &[], &is_ours);
+    let mut reader = SaveReader::new(IpFamily::V4, &[], &is_ours);
     reader.line("*nat");
     lines.iter().for_each(|line| reader.line(line));
     reader.finish()

@@ -105,7 +105,7 @@ impl Rig {
         self.snapshot.apply(change, &mut Touched::default());
     }
 
-    fn synced(&self, scope: Scope, outcome: Result<(), SyncError>) {
+    fn synced(&self, scope: SyncScope, outcome: Result<(), SyncError>) {
         let mut report = Report::new(IpFamily::V4, crate::kernel::Backend::Nft, scope);
         report.outcome = outcome;
         self.reported(&report);
@@ -119,7 +119,7 @@ impl Rig {
     }
 
     /// What was deleted after a sync of `scope`; `None` when conntrack was not looked at.
-    fn after(&self, scope: Scope) -> Option<Vec<(Stale, usize)>> {
+    fn after(&self, scope: SyncScope) -> Option<Vec<(Stale, usize)>> {
         self.synced(scope, Ok(()));
         self.sweep()
     }
@@ -136,17 +136,17 @@ impl Rig {
     }
 }
 
-fn only(name: &str) -> Scope {
-    Scope::Services([ObjectName::new("ns", name)].into())
+fn only(name: &str) -> SyncScope {
+    SyncScope::Partial([ObjectName::new("ns", name)].into())
 }
 
 #[test]
 fn udp_service_ports_are_swept_after_syncs_that_touched_them() {
     let mut rig = Rig::new();
-    assert_eq!(rig.after(Scope::Everything), None, "there is no UDP at all");
+    assert_eq!(rig.after(SyncScope::Full), None, "there is no UDP at all");
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
     rig.apply(slice("dns", Protocol::Udp, &["10.0.0.1", "10.0.0.2"]));
-    assert_eq!(rig.after(Scope::Everything), Some(vec![(Stale::Untranslated, 1)]));
+    assert_eq!(rig.after(SyncScope::Full), Some(vec![(Stale::Untranslated, 1)]));
     assert_eq!(rig.after(only("web")), None, "dns was not touched");
     rig.apply(slice("dns", Protocol::Udp, &["10.0.0.2"]));
     assert_eq!(rig.after(only("dns")), Some(vec![(Stale::EndpointGone, 2), (Stale::Untranslated, 1)]));
@@ -161,7 +161,7 @@ fn udp_service_ports_are_swept_after_syncs_that_touched_them() {
 #[test]
 fn flows_of_services_that_an_earlier_process_had_rules_for_go_unless_the_services_are_there() {
     let mut rig = Rig::new();
-    let mut report = Report::new(IpFamily::V4, crate::kernel::Backend::Nft, Scope::Everything);
+    let mut report = Report::new(IpFamily::V4, crate::kernel::Backend::Nft, SyncScope::Full);
     report.inherited.addresses.insert(VIP.parse().unwrap());
     report.inherited.node_ports.insert(30053);
     rig.reported(&report);
@@ -184,7 +184,7 @@ fn a_service_of_another_protocol_touches_nothing() {
 fn after_a_failed_sync_nothing_is_swept_as_old_rules_are_in_force() {
     let mut rig = Rig::new();
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
-    rig.synced(Scope::Everything, Err(SyncError::Restore(crate::kernel::RestoreError::Killed(9))));
+    rig.synced(SyncScope::Full, Err(SyncError::Restore(crate::kernel::RestoreError::Killed(9))));
     assert_eq!(rig.sweep(), None);
 }
 
@@ -192,7 +192,7 @@ fn after_a_failed_sync_nothing_is_swept_as_old_rules_are_in_force() {
 fn a_sweep_that_failed_is_made_up_for_after_the_next_sync() {
     let mut rig = Rig::new();
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
-    rig.after(Scope::Everything);
+    rig.after(SyncScope::Full);
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), None));
     rig.is_broken.store(true, Ordering::Relaxed);
     assert_eq!(rig.after(only("dns")), None);
@@ -209,7 +209,7 @@ fn what_changes_while_a_sweep_waits_is_swept_with_it() {
     let mut rig = Rig::new();
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
     rig.apply(slice("dns", Protocol::Udp, &["10.0.0.1"]));
-    rig.synced(Scope::Everything, Ok(()));
+    rig.synced(SyncScope::Full, Ok(()));
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), None));
     assert_eq!(rig.after(only("dns")), Some(vec![(Stale::FrontendGone, 3)]));
 }
@@ -219,7 +219,7 @@ async fn a_sync_wakes_the_sweeper() {
     let mut rig = Rig::new();
     let running = tokio::spawn(rig.sweeper.clone().run());
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
-    rig.synced(Scope::Everything, Ok(()));
+    rig.synced(SyncScope::Full, Ok(()));
     while rig.n_calls() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -233,7 +233,7 @@ async fn a_sweep_that_failed_is_tried_again_on_a_quiet_node_with_growing_pauses(
     let running = tokio::spawn(rig.sweeper.clone().run());
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
     rig.apply(slice("dns", Protocol::Udp, &["10.0.0.1"]));
-    rig.synced(Scope::Everything, Ok(()));
+    rig.synced(SyncScope::Full, Ok(()));
     let mut waits = Vec::new();
     let mut last = Instant::now();
     while waits.len() < 10 {

@@ -55,14 +55,14 @@ async fn observers_are_told_of_every_change_request_and_sync() {
         "queued IPv4",
         "queued IPv6",
         "started [V4, V6]",
-        "synced IPv4 Everything, success true",
-        "synced IPv6 Everything, success true",
+        "synced IPv4 Full, success true",
+        "synced IPv6 Full, success true",
     ];
     assert_eq!(rig.heard.take(), expected, "the zone asks for a sync at once, Services once all are listed");
 
     rig.change(service("s", 2)).await;
     rig.after(Duration::from_secs(60)).await;
-    let services = r#"Services({ObjectName("ns/s")})"#;
+    let services = r#"Partial({ObjectName("ns/s")})"#;
     let expected = [
         "changed 1 of IPv4, listed true".to_owned(),
         "queued IPv4".to_owned(),
@@ -84,9 +84,9 @@ async fn after_a_failure_the_next_sync_looks_at_everything() {
     rig.after(Duration::from_secs(60)).await;
     let synced: Vec<String> =
         rig.heard.take().into_iter().filter(|text| text.starts_with("synced IPv4")).collect();
-    let services = r#"Services({ObjectName("ns/s")})"#;
+    let services = r#"Partial({ObjectName("ns/s")})"#;
     let expected =
-        ["synced IPv4 Everything, success true".to_owned(), format!("synced IPv4 {services}, success false")];
+        ["synced IPv4 Full, success true".to_owned(), format!("synced IPv4 {services}, success false")];
     assert_eq!(synced, expected);
 }
 

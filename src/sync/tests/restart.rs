@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::*;
 use crate::config::LayoutChoice;
 use crate::kernel::RestoreError;
-use crate::plan::UdpDoors;
+use crate::plan::UdpFrontends;
 
 const N: u8 = 100;
 
@@ -42,12 +42,12 @@ fn what_udp_rules_of_the_process_before_answered_on_is_told_once() {
                     sync.sync(view, &AtomicBool::new(false))
                 })
                 .collect();
-            let told: Vec<UdpDoors> = reports.into_iter().map(|report| report.inherited).collect();
+            let told: Vec<UdpFrontends> = reports.into_iter().map(|report| report.inherited).collect();
             told
         };
-        let nothing = UdpDoors::default();
+        let nothing = UdpFrontends::default();
         assert_eq!(run(&snapshot, Vec::new()), [nothing.clone(), nothing.clone(), nothing.clone()]);
-        let all = UdpDoors {
+        let all = UdpFrontends {
             addresses: (0..N).map(|n| SocketAddr::from(([172, 30, 0, n], 80))).collect(),
             node_ports: (0..N).map(|n| 30_000 + u16::from(n)).collect(),
         };

@@ -1,32 +1,31 @@
-//! Services too large to be synced at once: they are synced a part at a time, so that no Service waits
+//! Services too large to be compiled at once: they are compiled a part at a time, so that no Service waits
 //! long for the rules of another.
 //!
-//! A part is some of the service ports of one Service. Between two parts the loop takes in what has
-//! changed, and Services of ordinary size come first.
+//! A part is some of the service ports of one Service. Between two parts the loop reads what changed, and
+//! Services of ordinary size come first.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::Scope;
-use super::records::{Record, of_service};
+use super::record::{Record, Records, of_service};
 use crate::model::{Service, ServiceName, ServicePortName, Snapshot};
 use crate::net::{IpFamily, Protocol};
 
-/// Up to which weight a Service is synced together with others, and about the weight of a part: service
-/// ports and what each has, which is about as many rules. This many take a few tenths of a second.
+/// Up to which weight a Service is compiled together with others, and about the weight of a part: service
+/// ports and their endpoints, which is about the number of rules. This many take a few tenths of a second.
 const LIMIT: usize = 10_000;
 
-/// What a sync compiles.
+/// Which service ports one sync is about.
 #[derive(Debug)]
 pub(super) enum Work {
-    /// Every Service; without the large ones, whose turn comes later, if it `defers` them.
+    /// Those of every Service.
     Everything {
-        /// Not while rejected service ports are searched.
+        /// Leaves large Services to later syncs.
         defers: bool,
     },
-    /// Those called so.
+    /// Those of these Services, which may be gone.
     Services(BTreeSet<ServiceName>),
-    /// Service ports of one large Service.
+    /// These, of one large Service.
     Part(BTreeSet<ServicePortName>),
 }
 
@@ -35,7 +34,11 @@ impl Work {
         matches!(self, Work::Everything { .. })
     }
 
-    /// The only service ports that it is about, if others of their Service are not.
+    pub(super) fn defers(&self) -> bool {
+        matches!(self, Work::Everything { defers: true })
+    }
+
+    /// The only service ports to compile of their Service; `None` for all ports of each Service.
     pub(super) fn only(&self) -> Option<&BTreeSet<ServicePortName>> {
         match self {
             Work::Part(ports) => Some(ports),
@@ -43,16 +46,7 @@ impl Work {
         }
     }
 
-    /// As it is reported.
-    pub(super) fn scope(&self) -> Scope {
-        match self {
-            Work::Everything { .. } => Scope::Everything,
-            Work::Services(names) => Scope::Services(names.clone()),
-            Work::Part(ports) => Scope::Services(ports.iter().map(|port| port.service.clone()).collect()),
-        }
-    }
-
-    /// The Services that it is about, of those that there are.
+    /// The Services, of those that exist.
     pub(super) fn services<'a>(&self, snapshot: &'a Snapshot) -> Vec<&'a Arc<Service>> {
         match self {
             Work::Everything { .. } => snapshot.services().collect(),
@@ -64,37 +58,39 @@ impl Work {
     }
 }
 
-/// The large Services that wait, in the order of their turns.
+/// Large Services that changed, in the order of their turns.
 #[derive(Debug)]
 pub(super) struct Turns {
     limit: usize,
-    queue: VecDeque<Large>,
-    /// Whether others went first at the last sync.
+    queue: VecDeque<LargeService>,
+    /// Whether Services of ordinary size went first at the last sync.
     is_owed: bool,
 }
 
 /// A Service of which some service ports are not compiled since it changed.
 #[derive(Debug)]
-struct Large {
-    service: ServiceName,
-    /// Those that come first in front; never empty.
-    rest: VecDeque<Waiting>,
+struct LargeService {
+    name: ServiceName,
+    /// In the order in which they are compiled; never empty.
+    rest: VecDeque<WaitingPort>,
 }
 
-/// A service port that waits for its turn. In the order of port numbers, so that a port which gets another
-/// name is taken out and put in with one part.
+/// A service port that waits for its turn. Sorted by port number, so that a port that is renamed is
+/// removed and added by one part.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Waiting {
+pub(super) struct WaitingPort {
     number: (u16, Protocol),
     name: ServicePortName,
     weight: usize,
 }
 
-impl Turns {
-    pub(super) fn new() -> Turns {
+impl Default for Turns {
+    fn default() -> Turns {
         Turns { limit: LIMIT, queue: VecDeque::new(), is_owed: false }
     }
+}
 
+impl Turns {
     pub(super) fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
     }
@@ -110,21 +106,21 @@ impl Turns {
 
     /// The Services that wait.
     pub(super) fn services(&self) -> impl Iterator<Item = &ServiceName> {
-        self.queue.iter().map(|large| &large.service)
+        self.queue.iter().map(|large| &large.name)
     }
 
     /// The service ports of the Service called `name`, those of `snapshot` and those of `records` and
-    /// `unserved`, with what each weighs; `None` when all together may be synced at once.
+    /// `deferred`, with the weight of each; `None` when all together may be compiled at once.
     pub(super) fn weigh(
         &self,
         name: &ServiceName,
         family: IpFamily,
         snapshot: &Snapshot,
-        records: &BTreeMap<ServicePortName, Record>,
-        unserved: &BTreeMap<ServicePortName, Record>,
-    ) -> Option<Vec<Waiting>> {
+        records: &Records,
+        deferred: &Records,
+    ) -> Option<Vec<WaitingPort>> {
         let weight_of = |record: &Record| 1 + record.n_endpoints;
-        let known = || of_service(records, name).chain(of_service(unserved, name));
+        let known = || of_service(records, name).chain(of_service(deferred, name));
         let before: usize = known().map(|(_, record)| weight_of(record)).sum();
         let service = snapshot.service(name);
         let now = service.map_or(0, |service| snapshot.weight(service, family));
@@ -135,60 +131,62 @@ impl Turns {
         for (name, record) in known() {
             let port = record.service.ports.get(record.place);
             let number = port.map_or((0, name.protocol), |port| (port.port, port.protocol));
-            waiting.insert(name.clone(), Waiting { number, name: name.clone(), weight: weight_of(record) });
+            let port = WaitingPort { number, name: name.clone(), weight: weight_of(record) };
+            waiting.insert(name.clone(), port);
         }
         if let Some(ports) = service.map(|service| snapshot.ports_of(service, family)) {
             for port in ports.iter() {
                 let (name, number) = (port.name(), (port.port.port, port.port.protocol));
                 let before = waiting.get(&name).map_or(0, |before| before.weight);
                 let weight = ports.weight(&port).max(before);
-                waiting.insert(name.clone(), Waiting { number, name, weight });
+                waiting.insert(name.clone(), WaitingPort { number, name, weight });
             }
         }
-        let mut waiting: Vec<Waiting> = waiting.into_values().collect();
+        let mut waiting: Vec<WaitingPort> = waiting.into_values().collect();
         waiting.sort_unstable();
         Some(waiting)
     }
 
-    /// Has all of `ports`, which are those of `service` in their order, compiled. Where some of it was compiled
-    /// before it changed again, it goes on from there: otherwise its end would never come.
-    pub(super) fn begin(&mut self, service: ServiceName, ports: Vec<Waiting>) {
-        let held = self.queue.iter_mut().find(|large| large.service == service);
-        let next = held.as_ref().and_then(|large| large.rest.front()).cloned();
+    /// Queues all of `ports`, the sorted ports of `service`. A Service that is already queued goes on with the
+    /// port that was next: one that changes all the time gets to its end.
+    pub(super) fn begin(&mut self, service: ServiceName, ports: Vec<WaitingPort>) {
+        let queued = self.queue.iter_mut().find(|large| large.name == service);
+        let next = queued.as_ref().and_then(|large| large.rest.front()).cloned();
         let mut rest = VecDeque::from(ports);
         if let Some(next) = next {
             let at = rest.partition_point(|port| (port.number, &port.name) < (next.number, &next.name));
             rest.rotate_left(at);
         }
-        match held {
+        match queued {
             Some(large) => large.rest = rest,
-            None => self.queue.push_back(Large { service, rest }),
+            None => self.queue.push_back(LargeService { name: service, rest }),
         }
     }
 
-    /// Notes that `service` is synced together with others.
+    /// Removes `service`, which is compiled together with others.
     pub(super) fn remove(&mut self, service: &ServiceName) {
-        self.queue.retain(|large| large.service != *service);
+        self.queue.retain(|large| large.name != *service);
     }
 
-    /// Whether it is the turn of a large Service: nothing else is to be done, or was done last.
+    /// Whether it is the turn of a large Service: no other Service waits, or the others went first at the
+    /// last sync.
     pub(super) fn is_due(&self, has_others: bool) -> bool {
         !self.queue.is_empty() && (!has_others || self.is_owed)
     }
 
-    /// Notes that others go first.
+    /// Lets Services of ordinary size go first.
     pub(super) fn yield_turn(&mut self) {
         self.is_owed = true;
     }
 
-    /// Takes the next part out: at least one service port. The next turn is another Service's.
-    pub(super) fn take_part(&mut self) -> BTreeSet<ServicePortName> {
+    /// Removes the next part from the queue: at least one service port. The next turn is another Service's.
+    pub(super) fn remove_part(&mut self) -> BTreeSet<ServicePortName> {
         self.is_owed = false;
         let mut part = BTreeSet::new();
         let Some(mut large) = self.queue.pop_front() else { return part };
         let (mut weight, mut last) = (0, None);
         let limit = self.limit;
-        let fits = |port: &Waiting, weight: usize, last: Option<(u16, Protocol)>| {
+        let fits = |port: &WaitingPort, weight: usize, last: Option<(u16, Protocol)>| {
             weight == 0 || weight + port.weight <= limit || last == Some(port.number)
         };
         while large.rest.front().is_some_and(|port| fits(port, weight, last))
@@ -210,7 +208,7 @@ mod tests {
     use super::*;
     use crate::model::ObjectName;
 
-    fn ports(service: &str, weights: &[usize]) -> (ServiceName, Vec<Waiting>) {
+    fn ports(service: &str, weights: &[usize]) -> (ServiceName, Vec<WaitingPort>) {
         let service = ObjectName::new("ns", service);
         let name = |n: usize| ServicePortName {
             service: service.clone(),
@@ -219,21 +217,21 @@ mod tests {
         };
         let number = |n: usize| (80 + n as u16, Protocol::Tcp);
         let port =
-            |(n, weight): (usize, &usize)| Waiting { number: number(n), name: name(n), weight: *weight };
+            |(n, weight): (usize, &usize)| WaitingPort { number: number(n), name: name(n), weight: *weight };
         let ports = weights.iter().enumerate().map(port).collect();
         (service, ports)
     }
 
     /// The next part, as `<service>/<port> ...`.
     fn part(turns: &mut Turns) -> String {
-        let part = turns.take_part();
+        let part = turns.remove_part();
         let names: Vec<String> =
             part.iter().map(|name| format!("{}{}", name.service.name(), name.port)).collect();
         names.join(" ")
     }
 
     fn turns(begun: &[(&str, &[usize])]) -> Turns {
-        let mut turns = Turns::new();
+        let mut turns = Turns::default();
         turns.set_limit(10);
         for (service, weights) in begun {
             let (service, ports) = ports(service, weights);
@@ -251,9 +249,9 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_renamed_is_taken_out_and_put_in_with_one_part() {
+    fn a_port_that_is_renamed_is_removed_and_added_by_one_part() {
         let (service, mut renamed) = ports("a", &[9, 9, 9]);
-        // The second is port 80 too: what the first is called now.
+        // The second is port 80 too: the new name of the first.
         renamed[1].number = renamed[0].number;
         let mut turns = turns(&[]);
         turns.begin(service, renamed);
@@ -269,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_changes_all_the_time_is_compiled_round_and_round_and_holds_up_no_other() {
+    fn a_service_that_changes_all_the_time_is_compiled_round_and_round_and_delays_no_other() {
         let mut turns = turns(&[("a", &[9, 9, 9]), ("b", &[9, 9])]);
         let mut parts = Vec::new();
         for _ in 0..7 {
