@@ -1,9 +1,10 @@
-//! The walls between modules (ARCHITECTURE.md): who may use whom, and that the pure half has no IO.
+//! Checks the boundaries between modules (ARCHITECTURE.md): which module may use which, and that the pure
+//! half has no IO.
 #![allow(clippy::disallowed_methods, reason = "reads the source")]
 
 use std::path::{Path, PathBuf};
 
-/// Each module with those it may use. Modules above `kernel` are pure.
+/// Each module with the modules that it may use. Modules above `kernel` are pure.
 const MAY_USE: [(&str, &[&str]); 22] = [
     ("net", &[]),
     ("iptables", &["net"]),
@@ -77,7 +78,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
 
 const PURE: [&str; 8] = ["net", "iptables", "config", "model", "policy", "rules", "compile", "plan"];
 
-/// Every source file with the module that it belongs to; tests are looked at too.
+/// Every source file with its module; tests included.
 fn sources() -> Vec<(String, PathBuf, String)> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(folder).expect("the source") {
@@ -100,7 +101,7 @@ fn sources() -> Vec<(String, PathBuf, String)> {
         .collect()
 }
 
-/// The crate's modules that `text` names in paths that begin with `crate::`.
+/// The crate's modules in paths of `text` that begin with `crate::`.
 fn used(text: &str) -> Vec<String> {
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     let code: String = code.collect::<Vec<_>>().join("\n");
@@ -138,7 +139,7 @@ fn modules_use_only_what_is_below_them() {
             assert!(is_test || allowed.contains(&name.as_str()), "{} uses {name}", file.display());
         }
     }
-    assert!(n_uses > 50, "only {n_uses} uses found: is the search right?");
+    assert!(n_uses > 50, "only {n_uses} uses found; is the search correct?");
 }
 
 #[test]
@@ -152,7 +153,7 @@ fn only_decoding_and_watching_know_the_api_types() {
 }
 
 #[test]
-fn pure_code_lifts_no_wall() {
+fn pure_code_allows_no_disallowed_method() {
     for (module, file, text) in sources() {
         let is_test = file.to_string_lossy().contains("tests");
         if PURE.contains(&module.as_str()) && !is_test {
@@ -166,21 +167,21 @@ fn pure_code_lifts_no_wall() {
     }
 }
 
-/// A clock that is set, forwards or back, moves no period, wait or retry: they go by monotonic time.
+/// Setting the system clock, forwards or back, changes no period, wait or retry: they use monotonic time.
 #[test]
-fn nothing_that_waits_knows_the_time_of_day() {
+fn nothing_that_waits_uses_the_time_of_day() {
     let mut n_files = 0;
     for (module, file, text) in sources() {
         let file_name = file.to_string_lossy();
-        // The start time is shown as a time of day; nothing waits for it.
+        // The start time is displayed as a time of day; nothing waits for it.
         let tells = file_name == "agent/reporting";
         let waits = ["kernel", "sync", "agent", "leftovers"].contains(&module.as_str()) && !tells;
         if waits && !file_name.contains("tests") {
             n_files += 1;
-            assert!(!text.contains("SystemTime"), "{} asks for the time of day", file.display());
+            assert!(!text.contains("SystemTime"), "{} uses the time of day", file.display());
         }
     }
-    assert!(n_files > 20, "only {n_files} files found: is the search right?");
+    assert!(n_files > 20, "only {n_files} files found; is the search correct?");
 }
 
 #[test]
