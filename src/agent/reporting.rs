@@ -14,7 +14,7 @@ use tracing::warn;
 
 use crate::config::Config;
 use crate::events::{EventTarget, Events, Notice, Regarding};
-use crate::health::{self, Health, HealthPorts, Refused};
+use crate::health::{self, Health, HealthPortFailure, HealthPorts};
 use crate::http::{Admission, BindFailure, Incident, serve_at};
 use crate::kernel::{nfacct, programs};
 use crate::log;
@@ -121,9 +121,11 @@ pub(super) fn start(
         let router = metrics::router(registry, pages);
         servers.start("metrics", "FailedToStartMetricServer", address, router, tasks);
     }
-    let (of_ports, node) = (events.clone(), node.to_owned());
-    let on_refused: health::OnRefused = Arc::new(move |refused| of_ports.record(notice_of(refused, &node)));
-    let ports = HealthPorts::start(&admission, &health, &metrics, &on_refused, tasks);
+    let recorder = events.clone();
+    let node = node.to_owned();
+    let on_failure: health::OnHealthPortFailure =
+        Arc::new(move |failure| recorder.record(notice_of(failure, &node)));
+    let ports = HealthPorts::start(&admission, &health, &metrics, &on_failure, tasks);
     events.record(Notice {
         regarding: Regarding::Node,
         is_warning: false,
@@ -206,8 +208,8 @@ fn is_conflict(failure: &BindFailure<'_>) -> bool {
     failure.error.kind() == io::ErrorKind::AddrInUse && failure.lasted > HANDOVER_TIME
 }
 
-fn notice_of(refused: &Refused<'_>, node: &str) -> Notice {
-    let Refused { service, address, error } = refused;
+fn notice_of(failure: &HealthPortFailure<'_>, node: &str) -> Notice {
+    let HealthPortFailure { service, address, error } = failure;
     Notice {
         regarding: Regarding::Service((*service).clone()),
         is_warning: true,
