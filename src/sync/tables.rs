@@ -22,7 +22,7 @@ use super::report::Drift;
 use crate::iptables::{ChainName, Digest, Jump, Table};
 use crate::kernel::{Backend, Dump, Iptables, Readable};
 use crate::plan::{Committed, ReadBack, SaveReader, UdpFrontends};
-use crate::rules::ownership::Owner;
+use crate::rules::ownership::ChainOwner;
 use crate::rules::{fixed, names};
 
 /// Those that hold what is ours, in the order in which they are read.
@@ -392,7 +392,7 @@ struct Reading {
 
 /// Whether the content of the chain is compared: it is ours, or the kubelet's that we may write to.
 fn is_tracked(table: Table, name: &ChainName) -> bool {
-    Owner::of(table, name).is_compared()
+    ChainOwner::of(table, name).is_compared()
 }
 
 fn names_in(left: &Committed, found: &Committed, table: Table) -> BTreeSet<ChainName> {
