@@ -211,7 +211,7 @@ fn a_rejection_that_does_not_repeat_removes_no_rules() {
         family.kernel().failures =
             vec![RestoreError::Refused { line, text: None, message: "no memory".to_owned() }];
         family.kernel().ruleset = FakeIptables::new(IpFamily::V4, Backend::Nft).ruleset;
-        family.touch_everything(true);
+        family.distrust(chainsmith::drift::ReadReason::AuditDue);
         let report = sync(&mut family, &snapshot);
         assert_eq!((report.outcome, report.quarantined.len(), report.n_failed_restores), (Ok(()), 0, 1));
         assert_eq!((family.n_quarantined(), report.n_service_ports), (0, 10));
