@@ -66,7 +66,7 @@ fn check(n: usize, text: &str, is_vague: bool, bad: &str, max_extra: usize) {
     let snapshot = cluster(n);
     let start = |refused: &[String]| {
         let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
-        kernel.refused_texts = refused.to_vec();
+        kernel.rejected_texts = refused.to_vec();
         kernel.is_vague = is_vague;
         let mut family = FamilySync::new(kernel);
         family.set_settings(settings());
@@ -97,7 +97,7 @@ fn check(n: usize, text: &str, is_vague: bool, bad: &str, max_extra: usize) {
 
     // And there it stays, quietly, until its Service changes.
     assert!(!family.is_dirty());
-    family.kernel().refused_texts.clear();
+    family.kernel().rejected_texts.clear();
     family.touch(BTreeSet::from([ObjectName::new(namespace, name)]));
     let report = sync(&mut family, &snapshot);
     assert_eq!((report.outcome, family.n_quarantined()), (Ok(()), 0));
@@ -131,7 +131,7 @@ fn a_refused_entry_is_found_by_halving_too() {
 fn two_that_are_refused_by_their_entries_cost_themselves() {
     let snapshot = cluster(20);
     let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
-    kernel.refused_texts = vec!["-d 10.96.0.8/32".to_owned(), "-d 10.96.0.11/32".to_owned()];
+    kernel.rejected_texts = vec!["-d 10.96.0.8/32".to_owned(), "-d 10.96.0.11/32".to_owned()];
     let mut family = FamilySync::new(kernel);
     family.set_settings(settings());
     let report = sync(&mut family, &snapshot);
@@ -152,7 +152,7 @@ fn a_refused_refusal_costs_its_owner() {
     }
     for is_vague in [true, false] {
         let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
-        kernel.refused_texts = vec!["-j REJECT".to_owned()];
+        kernel.rejected_texts = vec!["-j REJECT".to_owned()];
         kernel.is_vague = is_vague;
         let mut family = FamilySync::new(kernel);
         family.set_settings(settings());
@@ -166,7 +166,7 @@ fn a_held_lock_while_it_is_found_out_who_is_refused_costs_nobody_his_rules() {
     let snapshot = cluster(20);
     for n_before in 1..6 {
         let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Legacy);
-        kernel.refused_texts = vec!["10.1.0.8/32".to_owned()];
+        kernel.rejected_texts = vec!["10.1.0.8/32".to_owned()];
         kernel.is_vague = true;
         let refused = || RestoreError::Refused { line: 1, text: None, message: "no".to_owned() };
         let mut failures = vec![RestoreError::Locked(std::time::Duration::from_secs(5))];
@@ -192,13 +192,13 @@ fn one_bad_service_among_5000_leaves_4999_programmed() {
 fn what_nobody_is_to_blame_for_quarantines_nobody() {
     let snapshot = cluster(10);
     let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
-    kernel.refused_texts = vec!["-A KUBE-POSTROUTING".to_owned()];
+    kernel.rejected_texts = vec!["-A KUBE-POSTROUTING".to_owned()];
     let mut family = FamilySync::new(kernel);
     family.set_settings(settings());
     let report = sync(&mut family, &snapshot);
     assert!(report.outcome.is_err());
     assert_eq!((report.quarantined.len(), family.n_quarantined()), (0, 0));
-    family.kernel().refused_texts.clear();
+    family.kernel().rejected_texts.clear();
     assert_eq!(sync(&mut family, &snapshot).outcome, Ok(()));
 }
 
@@ -250,7 +250,7 @@ fn endpoints_of_one_who_is_tried_again_count_once_for_the_layout() {
     });
     let snapshot = read(&format!("{}{crowd}\n", (0..200).map(service).collect::<String>()));
     let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
-    kernel.refused_texts = vec!["-d 10.96.0.8/32".to_owned()];
+    kernel.rejected_texts = vec!["-d 10.96.0.8/32".to_owned()];
     let mut family = FamilySync::new(kernel);
     family.set_settings(settings());
     for _ in 0..3 {

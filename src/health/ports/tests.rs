@@ -169,7 +169,7 @@ async fn endpoints_of_service_ports_that_the_kernel_refuses_do_not_count() {
         (&["10.1.0.1:8080", "10.1.0.1:8081"], (503, "0", 2)),
         (&[], (200, "1", 0)),
     ] {
-        family.kernel().refused_texts = refused.iter().map(|text| (*text).to_owned()).collect();
+        family.kernel().rejected_texts = refused.iter().map(|text| (*text).to_owned()).collect();
         // The kernel may have been flushed: everything is written again.
         family.kernel().ruleset = Ruleset::with_built_in_chains();
         family.touch_everything(true);

@@ -55,7 +55,7 @@ fn what_was_read_undisturbed_is_not_read_again() {
     }
     tables.kernel.ruleset.chain_mut(Table::Nat, ChainName::literal("CNI-A"));
     assert_eq!(tables.look(Depth::Whole), SAME, "another program's");
-    assert_eq!((tables.kernel.n_saves, tables.kernel.n_jump_looks), (n_saves, 0));
+    assert_eq!((tables.kernel.n_saves, tables.kernel.n_jump_checks), (n_saves, 0));
 }
 
 #[test]
@@ -155,8 +155,8 @@ fn tables_too_large_to_be_looked_at_whole_each_second_are_looked_at_by_their_num
 fn where_tables_cannot_be_looked_at_a_jump_is_looked_for_and_audits_read() {
     let mut tables = read();
     tables.kernel.is_dump_broken = true;
-    assert_eq!((tables.look(Depth::Quick), tables.kernel.n_jump_looks), (UNREAD, 1));
-    assert_eq!((tables.look(Depth::Whole), tables.kernel.n_jump_looks), (UNREAD, 2));
+    assert_eq!((tables.look(Depth::Quick), tables.kernel.n_jump_checks), (UNREAD, 1));
+    assert_eq!((tables.look(Depth::Whole), tables.kernel.n_jump_checks), (UNREAD, 2));
     for jump in tables.jumps.clone() {
         tables.kernel.ruleset.chain_mut(jump.table, jump.from).rules.clear();
     }

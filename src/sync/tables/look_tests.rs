@@ -226,7 +226,7 @@ fn what_cannot_be_dumped_is_looked_at_by_name() {
 #[test]
 fn jumps_are_looked_for_where_their_chain_changed() {
     let mut tables = printed(10);
-    assert_eq!((tables.look(Depth::Quick), tables.kernel.n_jump_looks), (SAME, 0));
+    assert_eq!((tables.look(Depth::Quick), tables.kernel.n_jump_checks), (SAME, 0));
     let jump = tables.jumps.iter().find(|jump| jump.from.as_str() == "PREROUTING").unwrap().clone();
     let rules = |tables: &mut Tables<FakeIptables>| {
         std::mem::take(&mut tables.kernel.ruleset.chain_mut(jump.table, jump.from).rules)
@@ -235,8 +235,8 @@ fn jumps_are_looked_for_where_their_chain_changed() {
     let before = rules(&mut tables);
     let beside = [vec![crate::iptables::Rule::default()], before.clone()].concat();
     tables.kernel.ruleset.chain_mut(jump.table, jump.from).rules = beside.clone();
-    assert_eq!((tables.look(Depth::Quick), tables.kernel.n_jump_looks), (SAME, 1));
-    assert_eq!((tables.look(Depth::Quick), tables.kernel.n_jump_looks), (SAME, 1), "once");
+    assert_eq!((tables.look(Depth::Quick), tables.kernel.n_jump_checks), (SAME, 1));
+    assert_eq!((tables.look(Depth::Quick), tables.kernel.n_jump_checks), (SAME, 1), "once");
     rules(&mut tables);
     assert_eq!(tables.look(Depth::Quick), WRONG);
     // What cannot be looked for is no reason to write, and is looked for again.
