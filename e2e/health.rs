@@ -202,7 +202,7 @@ pub fn taken_ports_are_told_and_tried_again(backend: Backend) {
     let says = |agent: &Agent, words: &[&str]| {
         agent.log().lines().any(|line| words.iter().all(|word| line.contains(word)))
     };
-    let health_port = ["cannot open the health check node port", "default/local", "0.0.0.0:30111"];
+    let health_port = ["cannot open health check node port", "default/local", "0.0.0.0:30111"];
     poll::until("it is logged", SOON, || {
         says(&agent, &health_port) && says(&agent, &["cannot listen", "0.0.0.0:10256", "healthz"])
     });

@@ -1,12 +1,12 @@
 #!/bin/bash
-# Runs the steps of the Dockerfile's last stage in a folder (debootstrap stands for FROM), then
-# Chainsmith there, as the DaemonSet calls it, on both iptables back-ends, with all privileges and with
-# those of manifests/least-privilege. No container engine is needed. What it makes is in one folder
-# and in namespaces of its own; both are gone when it ends.
+# Runs the steps of the Dockerfile's last stage in a folder (debootstrap in place of FROM), then runs
+# Chainsmith there as the DaemonSet does, with both iptables back-ends, with all privileges and with
+# those of manifests/least-privilege. No container engine is needed. Everything is in one folder and
+# in private namespaces; both are removed at the end.
 #
-#   hack/image-check.sh [PROGRAM]     PROGRAM: what `COPY --from=build` would bring; default: the
+#   hack/image-check.sh [PROGRAM]     PROGRAM: the source of `COPY --from=build`; default: the
 #                                     newest of target/{release,debug}/chainsmith
-#   IMAGE_CHECK_PACKAGES=DIR          keeps Debian's packages there, for the next time
+#   IMAGE_CHECK_PACKAGES=DIR          cache for Debian packages
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
@@ -18,8 +18,8 @@ fail() {
 
 # --- the Dockerfile -------------------------------------------------------------------------------
 
-# The instructions of the stage that begins with the FROM number $1, one a line: comments gone,
-# continued lines joined, ARGs that stand before the first FROM filled in.
+# The instructions of the stage that begins with FROM number $1, one a line: without comments, with
+# continued lines joined, and with ARGs before the first FROM substituted.
 stage() {
     awk -v wanted="$1" '
         /^[ \t]*(#|$)/ { next }
@@ -49,7 +49,7 @@ from() {
     mount -t proc proc "$root/proc"
 }
 
-# What stands before a program that runs in the folder, with nothing but the environment of the image.
+# The prefix for a program that runs in the folder, with only the environment of the image.
 environment=(PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
 inside() {
     env -i "${environment[@]}" chroot "$root" "$@"
@@ -81,8 +81,8 @@ step() {
     esac
 }
 
-# The steps of the first stage up to the first `cargo build`: with an empty program, cargo has to
-# understand the package and its lock file.
+# The steps of the first stage up to the first `cargo build`: with an empty program, cargo must accept the
+# package and its lock file.
 check_build_stage() {
     local package=$work/package line
     mkdir "$package"
@@ -103,7 +103,7 @@ check_build_stage() {
 
 # --- Chainsmith in it -----------------------------------------------------------------------------
 
-# Waits until the rules of $1 (nft or legacy) hold the address of the example's Service.
+# Waits until the rules of $1 (nft or legacy) contain the address of the example's Service.
 await_rules() {
     local backend=$1 n
     for ((n = 0; n < 100; n++)); do
@@ -117,7 +117,8 @@ await_rules() {
     fail "no rules of $backend came into force"
 }
 
-# One life on back-end $1, called as the DaemonSet does; what follows $1 stands before the program.
+# One run with back-end $1, called as the DaemonSet does; the arguments after $1 are the prefix of the
+# program.
 live() {
     local backend=$1 status=0 answer
     shift
@@ -126,7 +127,7 @@ live() {
         --manifests=/objects --iptables-backend="$backend" > "$work/agent.log" 2>&1 &
     agent=$!
     await_rules "$backend"
-    # There is nobody behind the endpoint's address: the counter of its rule tells.
+    # No server listens at the endpoint's address: the counter of its rule is checked.
     exec 3<> /dev/udp/10.96.0.10/53 && echo question >&3 && exec 3>&-
     answer=$(inside "iptables-$backend-save" -c -t nat | sed -n 's/^\[\([0-9]*\):.* --to-destination 10\.128\.0\.5:5353$/\1/p')
     [ "${answer:-0}" -gt 0 ] || fail "a packet to the Service met no rule of its endpoint ($backend)"
@@ -136,23 +137,23 @@ live() {
     inside "iptables-$backend-save" -t nat | grep -- "-j KUBE-SVC-" > /dev/null || fail "the rules did not stay ($backend)"
 }
 
-# In namespaces of its own (network, processes, mounts): a life on back-end $1 with all privileges, or
-# with those of least-privilege.
+# In private namespaces (network, processes, mounts): one run with back-end $1, with all privileges or with
+# those of least-privilege.
 check_programs() {
     local backend=$1 privileges=$2 capabilities before=() name version
     mount -t proc proc "$root/proc"
     mount -t sysfs -o ro sysfs "$root/sys"
-    # Loaded modules are the machine's; the image may ask for more, as on a node.
+    # Modules are loaded in the machine's kernel; the image may load more, as on a node.
     if [ -d /lib/modules ]; then
         mount --bind -o ro /lib/modules "$root/lib/modules"
     fi
-    # The node's address, and a way for packets to Services, which ends here.
+    # The node's address, and a route for packets to Services, which ends here.
     ip link set lo up
     ip address add 192.0.2.1/32 dev lo
     ip route add 10.0.0.0/8 dev lo
 
     if [ "$privileges" = least ]; then
-        # As the kubelet makes it: nothing can be written but the lock.
+        # As the kubelet sets it up: only the lock is writable.
         mount -o remount,ro,bind "$root"
         mount -t tmpfs tmpfs "$root/run"
         touch "$root/run/xtables.lock"
@@ -179,7 +180,7 @@ check_programs() {
 # --- from here to the end ---------------------------------------------------------------------------
 
 case ${1:-} in
-    --in-mounts) # Mounts vanish with this process.
+    --in-mounts) # Mounts are removed with this process.
         work=$2 program=$3 root=$2/root
         mount --bind "$root" "$root"
         while IFS= read -r line; do step "$line"; done < <(stage 2)
@@ -187,7 +188,7 @@ case ${1:-} in
         [ -n "${entrypoint:-}" ] || fail "no ENTRYPOINT"
         rm "$root/etc/resolv.conf"
         echo "size: $(du -sxm "$root" | cut -f1) MB, of which Chainsmith $(du -m "$program" | cut -f1) MB"
-        # The configuration as kubeadm writes it.
+        # The configuration that kubeadm writes.
         mkdir -p "$root/var/lib/kube-proxy" "$root/objects" "$root/lib/modules"
         cp testdata/config/kubeadm.yaml "$root/var/lib/kube-proxy/config.conf"
         cp hack/image-check.yaml "$root/objects/objects.yaml"
@@ -223,4 +224,4 @@ mkdir "$work/root"
 [ "$(grep -c '^FROM ' Dockerfile)" = 2 ] || fail "the Dockerfile has not two stages"
 check_build_stage
 unshare --mount --propagation private "$0" --in-mounts "$work" "$program"
-echo "image-check: all is well"
+echo "image-check: passed"

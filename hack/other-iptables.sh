@@ -1,12 +1,12 @@
 #!/bin/bash
-# Runs a command with the iptables of another Debian release first in its PATH: what a release prints
-# and what a batch costs differ, and Chainsmith has to get on with each. The release is made in a folder
-# by debootstrap; its programs run outside of it, in whatever namespaces their caller is in.
+# Runs a command with the iptables of another Debian release first in its PATH, since the output and the
+# cost of iptables differ between releases. debootstrap installs the release in a folder; its programs run
+# outside of that folder, in the namespaces of their caller.
 #
 #   hack/other-iptables.sh RELEASE COMMAND [ARGUMENT...]
 #   hack/other-iptables.sh bullseye cargo test --test real_iptables --test e2e
 #   hack/other-iptables.sh trixie cargo bench --bench scale -- --changes 5 5000x10
-#   OTHER_IPTABLES=DIR    where releases are kept for the next time; default: target/other-iptables
+#   OTHER_IPTABLES=DIR    where installed releases are kept; default: target/other-iptables
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -25,8 +25,8 @@ if [ ! -e "$root.made" ]; then
     touch "$root.made"
 fi
 
-# Each program is started by the release's own loader, under its own name: the kernel tells of commits
-# by it. A shell script finds it, since the loader has to be told where it is.
+# The release's own loader starts each program under its own name, since the kernel reports commits with it.
+# A shell script passes the program's path to the loader.
 loader=$(find "$root/usr/lib" "$root/lib/" -type f \( -name 'ld-linux-*.so.*' -o -name 'ld-[0-9]*.so' \) -print -quit)
 libraries=$(dirname "$(find "$root/usr/lib" -name 'libxtables.so.*' -print -quit)")
 plugins=$(find "$root/usr/lib" -type d -name xtables -print -quit)

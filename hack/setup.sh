@@ -1,11 +1,11 @@
 #!/bin/bash
-# Installs what building and testing Chainsmith needs on Debian, if anything is missing; asks nothing.
-# Run again, it looks and leaves.
+# Installs the packages for building and testing Chainsmith on Debian, without questions. Does nothing if
+# all of them are installed.
 set -euo pipefail
 
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:$HOME/.cargo/bin"
 
-# What is needed, and the Debian package that has it.
+# Required programs, and their Debian packages.
 packages=()
 need() {
     command -v "$1" > /dev/null || packages+=("$2")
@@ -28,7 +28,7 @@ as_root() {
     elif command -v sudo > /dev/null; then
         sudo "$@"
     else
-        echo "setup: not root, and there is no sudo; as root, run: $*" >&2
+        echo "setup: not root and no sudo; run as root: $*" >&2
         exit 1
     fi
 }
@@ -45,15 +45,15 @@ if ! command -v cargo > /dev/null; then
     exit 1
 fi
 
-# A fresh toolchain may have been installed without the linters.
+# A minimal toolchain lacks the linters.
 if [ "${1:-}" = lint ]; then
     for part in fmt clippy; do
         cargo "$part" --version > /dev/null 2>&1 || rustup component add "${part/#fmt/rustfmt}"
     done
 fi
 
-# Nodes and pods are network namespaces with netfilter; say so now if they cannot be made.
+# Nodes and pods are network namespaces with netfilter; report now if they cannot be created.
 if ! as_root unshare --net --mount iptables-nft -t nat -L -n > /dev/null; then
-    echo "setup: cannot make a network namespace with iptables in it" >&2
+    echo "setup: cannot create a network namespace with iptables" >&2
     exit 1
 fi

@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::{Config, LayoutChoice};
+use crate::drift::canary;
 use crate::events;
 use crate::kernel::programs::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables, nft, open_files};
@@ -37,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::model::host::{Host, Kernel};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
-use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper, canary};
+use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper};
 use crate::watch::{self, api::Connection};
 use first_sync::FirstSyncLog;
 use host::Lookups;
@@ -320,8 +321,8 @@ async fn connect(config: Arc<Config>, metrics: Arc<Metrics>) -> anyhow::Result<O
 }
 
 /// Where events go.
-fn events_server(connection: &Connection) -> events::Server {
-    events::Server { client: connection.client.clone(), host: connection.host.clone() }
+fn events_server(connection: &Connection) -> events::EventTarget {
+    events::EventTarget { client: connection.client.clone(), host: connection.host.clone() }
 }
 
 fn start_source(

@@ -17,9 +17,9 @@ use clap::{Parser, Subcommand};
 use crate::config;
 use crate::model::needs_escape;
 
-/// kube-proxy's iptables mode, done again.
+/// Drop-in replacement for kube-proxy's iptables mode.
 ///
-/// Without a command, or called `kube-proxy`, it is the agent: `chainsmith run`.
+/// Without a command, or called `kube-proxy`, it runs the agent: `chainsmith run`.
 #[derive(Debug, Parser)]
 #[command(name = "chainsmith", version, propagate_version = true, max_term_width = 100)]
 struct Arguments {
@@ -29,22 +29,22 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The agent: keeps the rules of this node in step with the cluster.
+    /// Runs the agent: keeps the rules of this node in step with the cluster.
     Run(run::RunArguments),
-    /// Prints the rules of a node for given objects; needs neither root nor a cluster.
+    /// Prints the rules of a node for objects in files; needs neither root nor a cluster.
     Render(render::RenderArguments),
-    /// Removes what kube-proxy, in any mode, and Chainsmith made, and nothing else.
+    /// Removes the leftovers of Chainsmith and of every mode of kube-proxy, and nothing else.
     ///
-    /// That is: their chains and jumps in both iptables back-ends, the nftables tables kube-proxy, and of
-    /// ipvs mode the interface kube-ipvs0, the ipsets with kube-proxy's names (others called KUBE-... stay)
-    /// and the virtual servers of IPVS whose address is on kube-ipvs0, or is this node's and the port one of
-    /// kube-proxy's node ports. Other virtual servers stay and are named, with the command that removes one.
-    /// A chain that foreign rules refer to is flushed and stays. Exit status 1 when something of
-    /// kube-proxy's or Chainsmith's is left. Stop the agent first.
+    /// These are: their chains and jumps in both iptables back-ends; the nftables tables kube-proxy; and of
+    /// ipvs mode the interface kube-ipvs0, the ipsets with kube-proxy's names (other ipsets called KUBE-...
+    /// stay) and the IPVS virtual servers that are known to be kube-proxy's: the address is on kube-ipvs0, or
+    /// it is the node's and the port is a node port of kube-proxy's. Other virtual servers stay; cleanup lists
+    /// them with the command that removes one. A chain that foreign rules refer to is flushed, not deleted.
+    /// The exit status is 1 when a leftover stays. Stop the agent first.
     Cleanup(cleanup::CleanupArguments),
 }
 
-/// Exit status for a command line that cannot be understood, of every command but `run`.
+/// Exit status of a wrong command line; `run` exits with 1, as kube-proxy does.
 const USAGE: u8 = 2;
 
 /// Runs the program with its arguments, the first of which is its own name.
@@ -54,7 +54,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = match Arguments::try_parse_from(argv) {
         Ok(arguments) => arguments,
         Err(error) => {
-            // What cannot be printed cannot be told either.
+            // If stderr is closed, the exit status is all that is left.
             let _ = error.print();
             return match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
@@ -70,29 +70,29 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Puts `run` in where no command is given: the kubeadm DaemonSet starts `kube-proxy` with flags only.
+/// Inserts `run` where no command is given: the kubeadm DaemonSet starts `kube-proxy` with flags only.
 fn with_command(mut argv: Vec<OsString>) -> Vec<OsString> {
     let is_kube_proxy =
         argv.first().is_some_and(|name| Path::new(name).file_name() == Some("kube-proxy".as_ref()));
     let first = argv.get(1).and_then(|argument| argument.to_str());
-    let asks_about_program =
+    let is_about_program =
         !is_kube_proxy && matches!(first, Some("--help" | "-h" | "--version" | "-V" | "help"));
     let is_flag = first.is_none_or(|first| first.starts_with('-'));
-    if !asks_about_program && (is_flag || is_kube_proxy) {
+    if !is_about_program && (is_flag || is_kube_proxy) {
         argv.insert(argv.len().min(1), "run".into());
     }
     argv
 }
 
-/// Says what is wrong, on stderr, on one line. A message that cannot be printed is lost.
-fn complain(message: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "chainsmith: {}", Escaped(message));
+/// Prints an error on stderr, on one line. A message that cannot be printed is lost.
+fn print_error(message: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "chainsmith: {}", OneLine(message));
 }
 
-/// Shows a value on one line: `\n` and `\u{1b}` where it has a line feed and an escape.
-struct Escaped<T>(T);
+/// Shows a value on one line: `\n` and `\u{1b}` instead of a line feed and an escape.
+struct OneLine<T>(T);
 
-impl<T: fmt::Display> fmt::Display for Escaped<T> {
+impl<T: fmt::Display> fmt::Display for OneLine<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in self.0.to_string().chars() {
             if needs_escape(c) { write!(f, "{}", c.escape_default())? } else { f.write_char(c)? }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_command_it_is_the_agent() {
+    fn without_a_command_it_runs_the_agent() {
         check(&["chainsmith"], &["chainsmith", "run"]);
         check(&["chainsmith", "--config=x"], &["chainsmith", "run", "--config=x"]);
         check(&["chainsmith", "render", "-f", "x"], &["chainsmith", "render", "-f", "x"]);
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn called_kube_proxy_it_is_the_agent() {
+    fn called_kube_proxy_it_runs_the_agent() {
         check(&["/usr/local/bin/kube-proxy", "--v=2"], &["/usr/local/bin/kube-proxy", "run", "--v=2"]);
         check(&["kube-proxy"], &["kube-proxy", "run"]);
         check(&["kube-proxy", "--version"], &["kube-proxy", "run", "--version"]);

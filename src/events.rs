@@ -1,113 +1,83 @@
-//! Events about the Node and its Services, for whoever reads `kubectl describe`.
+//! Events about the Node and its Services, which `kubectl describe` shows.
 //!
-//! Whoever has something to tell never waits: what is too much about one object, or for the API
-//! server, is counted and dropped. Losing an event is harmless; everything told is in the log too.
-#![allow(clippy::disallowed_methods, reason = "events are limited by time")]
+//! Recording an event never waits: events beyond the limit of an object, or of the queue, are counted and dropped. No
+//! information is lost with an event, because the log has it too.
 
-mod attempts;
-mod limit;
+mod notice;
+mod object_limit;
+mod retry_counter;
 
-use std::fmt::Debug;
+pub use notice::{Notice, Regarding};
+pub use retry_counter::EventTarget;
+
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Client;
 use kube_runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{trace, warn};
 
 use crate::metrics::{EventLoss, Metrics};
-use crate::model::{ServiceName, needs_escape};
+use crate::model::needs_escape;
 use crate::sync::{Finding, Observer, Report, Synced};
-use attempts::Attempts;
-use limit::Limiter;
+use object_limit::ObjectLimiter;
+use retry_counter::RetryCounter;
 
-/// How many may wait to be sent.
+/// How many events may wait to be sent.
 const QUEUE: usize = 1000;
-/// How often one is tried that does not reach the API server, and how long after each time.
+/// How often an event is sent that does not reach the API server, and the pause between two attempts.
 const ATTEMPTS: usize = 12;
 const RETRY: Duration = Duration::from_secs(10);
-/// How long the API server may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// What the API allows a note, in bytes.
+/// How long the API server may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// The API's limit on a note, in bytes.
 const MAX_NOTE: usize = 1024;
 
-/// The API server that events are sent to.
-pub struct Server {
-    /// Sends requests.
-    pub client: Client,
-    /// Its `addr:port`, for counting only.
-    pub host: String,
-}
-
-/// What an event is about.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Regarding {
-    /// This node.
-    Node,
-    /// A Service.
-    Service(ServiceName),
-}
-
-/// Something worth telling.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
-    /// What it is about.
-    pub regarding: Regarding,
-    /// Whether somebody has to look at it.
-    pub is_warning: bool,
-    /// One word, `UpperCamelCase`.
-    pub reason: &'static str,
-    /// What was being done, likewise.
-    pub action: &'static str,
-    /// A sentence; escaped and cut as needed when it is sent.
-    pub note: String,
-}
-
-/// Takes notices, from anywhere.
+/// Records events from any thread, and sends them by a task.
 pub struct Events {
-    /// `None` where there is nobody to send them to.
+    /// `None` without an API server.
     queue: Option<mpsc::Sender<Notice>>,
-    limiter: Mutex<Limiter>,
+    limiter: Mutex<ObjectLimiter>,
     metrics: Arc<Metrics>,
 }
 
 impl Events {
-    /// Sends to `server`, as the proxy on the node called `node` on the machine called `machine`, by a
-    /// task among `tasks`. Without a server nothing is sent.
+    /// Sends events to `target` by a task among `tasks`, as the proxy on the Node `node` on the machine `machine`.
+    /// Without a target no event is sent.
     pub fn start(
-        server: Option<Server>,
+        target: Option<EventTarget>,
         node: &str,
         machine: &str,
         metrics: &Arc<Metrics>,
         tasks: &mut JoinSet<anyhow::Result<()>>,
     ) -> Events {
-        let queue = server.map(|server| {
+        let queue = target.map(|target| {
             let (sender, receiver) = mpsc::channel(QUEUE);
             let reporter =
                 Reporter { controller: "kube-proxy".into(), instance: Some(format!("kube-proxy-{machine}")) };
-            let (client, attempts) = Attempts::through(server, metrics.clone());
+            let (client, retries) = RetryCounter::around(target, metrics.clone());
             let recorder = Recorder::new(client, reporter);
-            let (sending, metrics) = (Sending { recorder, attempts, node: node.to_owned() }, metrics.clone());
+            let (events, metrics) =
+                (EventSender { recorder, retries, node: node.to_owned() }, metrics.clone());
             tasks.spawn(async move {
-                sending.send_all(receiver, &metrics).await;
-                // The end of what is told is not the end of the process.
+                events.send_all(receiver, &metrics).await;
+                // The process ends when a task ends; the end of the queue is not a reason.
                 std::future::pending().await
             });
             sender
         });
-        Events { queue, limiter: Mutex::new(Limiter::default()), metrics: metrics.clone() }
+        Events { queue, limiter: Mutex::new(ObjectLimiter::default()), metrics: metrics.clone() }
     }
 
-    /// Tells `notice`, or drops it when there is too much to tell. Never waits.
-    pub fn tell(&self, notice: Notice) {
+    /// Queues an event, or drops it if too many are queued. Never waits.
+    pub fn record(&self, notice: Notice) {
         trace!(?notice, "event");
         let Some(queue) = &self.queue else { return };
-        // A limiter is a few numbers, always whole.
+        // Consistent even after a panic: buckets are added and removed one by one.
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_allowed = limiter.allows(&notice.regarding, Instant::now());
+        let is_allowed = limiter.allows(&notice.regarding);
         drop(limiter);
         if !is_allowed {
             self.metrics.node.count_event_lost(EventLoss::Limited);
@@ -119,13 +89,13 @@ impl Events {
 
 impl Observer for Events {
     fn synced(&self, synced: &Synced<'_>) {
-        notices(synced.report).into_iter().for_each(|notice| self.tell(notice));
+        notices(synced.report).into_iter().for_each(|notice| self.record(notice));
     }
 
     fn noticed(&self, finding: &Finding) {
-        // What cannot be set is so at every start of a nested node: for the log and the metrics.
+        // On a nested node sysctls cannot be set at any start; log and metrics have that.
         if !matches!(finding, Finding::ParameterUnset { .. }) {
-            self.tell(Notice {
+            self.record(Notice {
                 regarding: Regarding::Node,
                 is_warning: finding.is_warning(),
                 reason: finding.as_str(),
@@ -136,19 +106,20 @@ impl Observer for Events {
     }
 }
 
-/// What of a sync is worth telling: who was left out, and that somebody else wrote to our chains.
+/// The events of a sync: quarantined service ports, frontends owned by other Services, rules changed by another
+/// process.
 fn notices(report: &Report) -> Vec<Notice> {
-    let refused = report.quarantined.iter().map(|(port, refusal)| Notice {
+    let rejected = report.quarantined.iter().map(|(port, rejection)| Notice {
         regarding: Regarding::Service(port.service.clone()),
         is_warning: true,
         reason: "ServicePortQuarantined",
         action: "ProgramRules",
         note: format!(
-            "the kernel refuses the {} rules of service port {port} ({}), which is left out: {}; refused: {}",
+            "{} rules of service port {port} ({}) rejected, service port quarantined: {}; rejected: {}",
             report.family,
             port.protocol,
-            refusal.message,
-            refusal.text.as_deref().unwrap_or("text no longer at hand")
+            rejection.message,
+            rejection.text.as_deref().unwrap_or("text not available")
         ),
     });
     let drift = (!report.drift.is_empty()).then(|| Notice {
@@ -157,7 +128,7 @@ fn notices(report: &Report) -> Vec<Notice> {
         reason: "RulesChangedByOthers",
         action: "RepairRules",
         note: format!(
-            "somebody else changed {} rules that belong to the proxy, {}: {}",
+            "another process changed {} rules of the proxy, {}: {}",
             report.family,
             if report.outcome.is_ok() { "repaired" } else { "not repaired yet" },
             report.drift
@@ -168,34 +139,34 @@ fn notices(report: &Report) -> Vec<Notice> {
         is_warning: true,
         reason: "FrontendOwnedByOther",
         action: "ProgramRules",
-        note: format!("{loss}; the {} rules of this Service for it are left out", report.family),
+        note: format!("{loss}; this Service has no {} rules for it", report.family),
     });
-    refused.chain(lost).chain(drift).collect()
+    rejected.chain(lost).chain(drift).collect()
 }
 
-/// How events get to the API server.
-struct Sending {
+/// Sends events to the API server, one after the other.
+struct EventSender {
     recorder: Recorder,
-    attempts: Arc<Attempts>,
+    retries: Arc<RetryCounter>,
     /// The Node's name.
     node: String,
 }
 
-impl Sending {
+impl EventSender {
     async fn send_all(&self, mut queue: mpsc::Receiver<Notice>, metrics: &Metrics) {
         while let Some(notice) = queue.recv().await {
-            let kind = if notice.is_warning { "Warning" } else { "Normal" };
+            let event_type = if notice.is_warning { "Warning" } else { "Normal" };
             match self.send(&notice).await {
-                Ok(()) => metrics.node.count_event_sent(kind),
+                Ok(()) => metrics.node.count_event_sent(event_type),
                 Err(error) => {
-                    warn!(regarding = ?notice.regarding, reason = notice.reason, error, "the event is not sent");
+                    warn!(regarding = ?notice.regarding, reason = notice.reason, error, "event not sent");
                     metrics.node.count_event_lost(EventLoss::NotSent);
                 }
             }
         }
     }
 
-    /// Sends one; tries again when the API server is not reached, not when it refuses.
+    /// Sends an event. Retries if the API server is not reached, not if it rejects the event.
     async fn send(&self, notice: &Notice) -> Result<(), String> {
         let event = Event {
             type_: if notice.is_warning { EventType::Warning } else { EventType::Normal },
@@ -206,13 +177,13 @@ impl Sending {
         };
         let reference = reference(&notice.regarding, &self.node);
         let mut problem = String::new();
-        self.attempts.begin();
+        self.retries.begin_event();
         for attempt in 1..=ATTEMPTS {
-            match tokio::time::timeout(PATIENCE, self.recorder.publish(&event, &reference)).await {
+            match tokio::time::timeout(ANSWER_LIMIT, self.recorder.publish(&event, &reference)).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(kube::Error::Api(status))) => return Err(status.message.clone()),
                 Ok(Err(error)) => problem = error.to_string(),
-                Err(_) => problem = "the API server does not answer".to_owned(),
+                Err(_) => problem = "no answer from the API server".to_owned(),
             }
             if attempt < ATTEMPTS {
                 tokio::time::sleep(RETRY).await;
@@ -236,8 +207,8 @@ fn reference(regarding: &Regarding, node: &str) -> ObjectReference {
     }
 }
 
-/// As much of a note as the API takes, on one line: it may hold text of an object or of a program, and
-/// what a terminal would take for a command, or for the direction of text, is escaped.
+/// A note cut to the API's limit, on one line. It may contain text of an object or of a program, so characters that a
+/// terminal would interpret as a command or as a writing direction are escaped.
 fn printable(note: &str) -> String {
     let mut text = String::with_capacity(note.len().min(MAX_NOTE));
     for c in note.chars() {

@@ -1,8 +1,8 @@
-//! Small servers over HTTP/1.1: sockets, connections that cannot pile up, and answers that several
-//! servers give.
+//! HTTP/1.1 servers: listening sockets, a bounded number of connections, and answers that several servers share.
 
 mod admission;
 mod connection;
+mod progress;
 mod request_log;
 
 pub use admission::{Admission, Incident};
@@ -21,48 +21,49 @@ use tokio::net::TcpListener;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::info;
 
+use crate::log::failure;
 use admission::Peer;
 
-/// How long to wait before an address that could not be bound is tried again.
+/// How long to wait before trying again to bind an address.
 const RETRY: Duration = Duration::from_secs(5);
-/// Connections that wait to be accepted. Those beyond are lost, and their clients try again after a second;
-/// the kernel takes no more than net.core.somaxconn.
+/// Connections that wait to be accepted. The kernel drops further ones, whose clients retry after a second, and uses
+/// net.core.somaxconn where that is less.
 const BACKLOG: i32 = 4096;
 
-/// Which families a socket on an unspecified address takes.
+/// Which families a socket on an unspecified address accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wildcard {
-    /// Both, as Go does: `0.0.0.0` and `[::]` are the same.
+    /// Both, as in Go: `0.0.0.0` and `[::]` are the same.
     DualStack,
-    /// That of the address.
+    /// The family of the address.
     OneFamily,
 }
 
-/// A socket that listens, and its place among the listeners of the process.
+/// A listening socket, and its permit among the listeners of the process.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-/// Listens on `address`.
+/// Listens on `address`. An error too if the process has no permit left for a listener.
 pub fn bind(admission: &Admission, address: SocketAddr, wildcard: Wildcard) -> io::Result<Listener> {
-    let place = admission.listener()?;
+    let permit = admission.listener()?;
     let socket = if wildcard == Wildcard::OneFamily || !address.ip().is_unspecified() {
         listen(address, true)
     } else {
         let any = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port());
         match listen(any, false) {
-            // A kernel without IPv6.
+            // The kernel may have no IPv6.
             Err(error) if error.kind() != io::ErrorKind::AddrInUse && address.is_ipv4() => {
                 listen(address, true)
             }
             result => result,
         }
     };
-    Ok(Listener { socket: socket?, _place: place })
+    Ok(Listener { socket: socket?, _permit: permit })
 }
 
 fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
@@ -77,7 +78,7 @@ fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Answers on `listener` for as long as it is polled. Dropped, it ends its connections too.
+/// Answers on `listener` for ever. Dropping the future ends its connections too.
 pub async fn serve(admission: Arc<Admission>, listener: Listener, router: Router) {
     let router = router.layer(axum::middleware::from_fn(request_log::log_request));
     let mut connections = JoinSet::new();
@@ -85,35 +86,35 @@ pub async fn serve(admission: Arc<Admission>, listener: Listener, router: Router
         while connections.try_join_next().is_some() {}
         match listener.socket.accept().await {
             Ok((stream, from)) => {
-                let place = admission.admit(Peer::of(&stream, from)).await;
-                connections.spawn(connection::answer(stream, router.clone(), place));
+                let slot = admission.admit(Peer::of(&stream, from)).await;
+                connections.spawn(connection::serve_connection(stream, router.clone(), slot));
             }
             Err(error) => admission.not_accepted(&error).await,
         }
     }
 }
 
-/// What becomes of an address that cannot be bound.
-pub struct Failure<'a> {
-    /// What is wrong.
+/// A failure to bind the address of a server.
+pub struct BindFailure<'a> {
+    /// Why.
     pub error: &'a io::Error,
-    /// Whether it is tried again, or the process ends.
+    /// Whether the process ends; otherwise the server tries again.
     pub is_final: bool,
-    /// How often it failed until now, this one included.
+    /// The number of this failure, from 1.
     pub n: u64,
-    /// How long after the first time.
+    /// How long after the first attempt.
     pub lasted: Duration,
 }
 
-/// Serves `router` on `address`, which logs call `server`, for ever. An address that cannot be bound is
-/// tried again every 5 s; with `hard_fail` it is an error. `failed` is told each time.
+/// Serves `router` on `address` for ever; logs name the server `server`. A failure to bind is retried every 5 s; with
+/// `hard_fail` it is returned. `failed` is called for each failure and awaited.
 pub async fn serve_at<F: Future<Output = ()>>(
     admission: Arc<Admission>,
     server: &str,
     address: SocketAddr,
     router: Router,
     hard_fail: bool,
-    failed: impl Fn(&Failure<'_>) -> F,
+    failed: impl Fn(&BindFailure<'_>) -> F,
 ) -> anyhow::Result<()> {
     let mut n_failures = 0u64;
     let started = Instant::now();
@@ -127,14 +128,12 @@ pub async fn serve_at<F: Future<Output = ()>>(
             Err(error) => {
                 n_failures += 1;
                 let lasted = started.elapsed();
-                failed(&Failure { error: &error, is_final: hard_fail, n: n_failures, lasted }).await;
+                failed(&BindFailure { error: &error, is_final: hard_fail, n: n_failures, lasted }).await;
                 if hard_fail {
                     let message = format!("cannot serve {server} on {address}");
                     return Err(anyhow::Error::new(error).context(message));
                 }
-                if n_failures.is_power_of_two() {
-                    warn!(%address, server, %error, n_failures, "cannot listen; will try again every 5 s");
-                }
+                failure!(n_failures, %address, server, %error, retry_in = ?RETRY, "cannot listen");
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -145,16 +144,16 @@ pub async fn serve_at<F: Future<Output = ()>>(
 pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// `application/json`.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
-/// Browsers are not to guess another type.
+/// Forbids browsers to guess another type.
 pub const NO_SNIFF: (HeaderName, HeaderValue) =
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 
-/// An answer of `body`.
+/// An answer with `body`.
 pub fn reply(status: StatusCode, content_type: HeaderValue, body: impl Into<String>) -> Response {
     (status, [(header::CONTENT_TYPE, content_type), NO_SNIFF], body.into()).into_response()
 }
 
-/// What Go's mux says of a path that it does not know.
+/// The answer of Go's mux to a path without a handler.
 pub async fn not_found() -> Response {
     reply(StatusCode::NOT_FOUND, TEXT, "404 page not found\n")
 }

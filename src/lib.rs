@@ -9,6 +9,7 @@ pub mod agent;
 pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod drift;
 mod events;
 mod health;
 mod http;

@@ -1,10 +1,12 @@
-//! The small words: address families, protocols, addresses and CIDRs as Go's sloppy parser reads
-//! them, the masquerade mark. Knows neither Kubernetes nor iptables.
+//! Address families, protocols, addresses and CIDRs as Go's sloppy parsers read them, the masquerade mark. Knows neither
+//! Kubernetes nor iptables.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// An address family. Each has rules, programs and a sync of its own.
+use ipnet::IpNet;
+
+/// An address family. Each has its own rules, programs and syncs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum IpFamily {
     /// IPv4.
@@ -14,7 +16,7 @@ pub enum IpFamily {
 }
 
 impl IpFamily {
-    /// Both, in the order in which they are shown.
+    /// Both, in the order of output.
     pub const BOTH: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
 
     /// The family of `ip`.
@@ -25,7 +27,7 @@ impl IpFamily {
         }
     }
 
-    /// 127.0.0.1 or ::1: what kube-proxy takes for the node's address when it knows none.
+    /// 127.0.0.1 or ::1, which kube-proxy uses as the node's address when it knows none.
     pub fn localhost(self) -> IpAddr {
         match self {
             IpFamily::V4 => Ipv4Addr::LOCALHOST.into(),
@@ -41,7 +43,7 @@ impl IpFamily {
         }
     }
 
-    /// The other one.
+    /// The other family.
     pub fn other(self) -> IpFamily {
         match self {
             IpFamily::V4 => IpFamily::V6,
@@ -50,7 +52,7 @@ impl IpFamily {
     }
 
     /// `ipv4` or `ipv6`: the spelling on the command line and in headings.
-    pub fn lower(self) -> &'static str {
+    pub(crate) fn lower(self) -> &'static str {
         match self {
             IpFamily::V4 => "ipv4",
             IpFamily::V6 => "ipv6",
@@ -91,7 +93,7 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// The value for `family`, to change.
+    /// The value for `family`.
     pub fn get_mut(&mut self, family: IpFamily) -> &mut T {
         match family {
             IpFamily::V4 => &mut self.v4,
@@ -100,7 +102,7 @@ impl<T> PerFamily<T> {
     }
 }
 
-/// A transport protocol that a Service may have.
+/// A transport protocol of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// TCP.
@@ -113,7 +115,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// Reads Kubernetes' spelling (`TCP`, `UDP`, `SCTP`; case matters).
-    pub fn from_kubernetes(text: &str) -> Option<Protocol> {
+    pub(crate) fn from_kubernetes(text: &str) -> Option<Protocol> {
         match text {
             "TCP" => Some(Protocol::Tcp),
             "UDP" => Some(Protocol::Udp),
@@ -122,7 +124,7 @@ impl Protocol {
         }
     }
 
-    /// Reads iptables' spelling: a lower-case name or a number.
+    /// Reads iptables' spelling, a lower-case name or a number.
     pub fn from_iptables(text: &str) -> Option<Protocol> {
         match text {
             "tcp" | "6" => Some(Protocol::Tcp),
@@ -153,14 +155,14 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// A text that is not an IP address.
+/// The text that is not an IP address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an IP address")]
-pub struct BadAddress(pub String);
+pub(crate) struct BadAddress(String);
 
-/// Reads an address as Go's `ParseIPSloppy` does: leading zeros of IPv4 octets are decimal
-/// (`010.0.0.1` is 10.0.0.1), an IPv4-mapped IPv6 address is IPv4, zones are refused.
-pub fn parse_ip(text: &str) -> Result<IpAddr, BadAddress> {
+/// Reads an address as Go's `ParseIPSloppy` does: IPv4 octets with leading zeros are decimal (`010.0.0.1` is 10.0.0.1), an
+/// IPv4-mapped IPv6 address is IPv4, an address with a zone is an error.
+pub(crate) fn parse_ip(text: &str) -> Result<IpAddr, BadAddress> {
     read_ip(text).map(|ip| ip.to_canonical()).ok_or_else(|| BadAddress(text.to_owned()))
 }
 
@@ -168,7 +170,7 @@ fn read_ip(text: &str) -> Option<IpAddr> {
     if !text.contains(':') {
         return read_ipv4(text).map(IpAddr::V4);
     }
-    // An IPv4 tail may have leading zeros too, which std refuses.
+    // An IPv4 tail may have leading zeros too, which std does not accept.
     let (head, tail) = text.rsplit_once(':')?;
     if tail.contains('.') {
         let text = format!("{head}:{}", read_ipv4(tail)?);
@@ -186,7 +188,7 @@ fn read_ipv4(text: &str) -> Option<Ipv4Addr> {
     parts.next().is_none().then(|| octets.into())
 }
 
-/// Digits only, any number of leading zeros, at most `max`.
+/// Reads digits, with any number of leading zeros; at most `max`.
 fn read_decimal(text: &str, max: u32) -> Option<u32> {
     if text.is_empty() {
         return None;
@@ -204,36 +206,28 @@ fn read_decimal(text: &str, max: u32) -> Option<u32> {
     Some(value)
 }
 
-/// A network: an address masked to its prefix, and the prefix length in bits.
+/// A network: an address and a prefix length in bits. Bits of the address beyond the prefix are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Cidr {
-    address: IpAddr,
-    length: u8,
-}
+pub struct Cidr(IpNet);
 
-/// A text that is not a CIDR.
+/// The text that is not a CIDR.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a CIDR")]
-pub struct BadCidr(pub String);
+pub struct BadCidr(String);
 
 impl Cidr {
-    /// The network of `length` bits that holds `address`; bits beyond the family's are cut.
+    /// The network of `length` bits that contains `address`; a greater length than the family's counts as the family's.
     pub fn new(address: IpAddr, length: u8) -> Cidr {
-        let length = length.min(IpFamily::of(address).bits());
-        let address = match address {
-            IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() & mask(32, length) as u32).into(),
-            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & mask(128, length)).into(),
-        };
-        Cidr { address, length }
+        Cidr(IpNet::new_assert(address, length.min(IpFamily::of(address).bits())).trunc())
     }
 
     /// The network of one address: /32 or /128.
-    pub fn host(address: IpAddr) -> Cidr {
-        Cidr { address, length: IpFamily::of(address).bits() }
+    pub(crate) fn host(address: IpAddr) -> Cidr {
+        Cidr(address.into())
     }
 
-    /// Reads `<ip>/<bits>` as Go's `ParseCIDRSloppy` does (see [`parse_ip`]; leading zeros of the
-    /// length are decimal too) and masks the address.
+    /// Reads `<ip>/<bits>` as Go's `ParseCIDRSloppy` does (see [`parse_ip`]; a length with leading zeros is decimal too)
+    /// and clears the bits beyond the prefix.
     pub fn parse(text: &str) -> Result<Cidr, BadCidr> {
         Cidr::read(text).ok_or_else(|| BadCidr(text.to_owned()))
     }
@@ -253,52 +247,46 @@ impl Cidr {
         }
     }
 
-    /// The masked address.
+    /// The first address.
     pub fn address(&self) -> IpAddr {
-        self.address
+        self.0.addr()
     }
 
-    /// Prefix length, bits.
+    /// The prefix length in bits.
     pub fn length(&self) -> u8 {
-        self.length
+        self.0.prefix_len()
     }
 
-    /// The family of its addresses.
+    /// The family of the addresses.
     pub fn family(&self) -> IpFamily {
-        IpFamily::of(self.address)
+        IpFamily::of(self.address())
     }
 
-    /// Whether it matches every address of its family.
+    /// Whether the network contains every address of its family.
     pub fn is_everything(&self) -> bool {
-        self.length == 0
+        self.length() == 0
     }
 
-    /// Whether `ip` is in it; never for an address of the other family.
+    /// Whether the network contains `ip`; never for an address of the other family.
     pub fn contains(&self, ip: IpAddr) -> bool {
-        IpFamily::of(ip) == self.family() && Cidr::new(ip, self.length).address == self.address
+        self.0.contains(&ip)
     }
-}
-
-/// The `length` highest of `bits` bits.
-fn mask(bits: u8, length: u8) -> u128 {
-    let all = u128::MAX >> (128 - bits);
-    if length >= bits { all } else { all & !(all >> length) }
 }
 
 /// `<address>/<length>`, address in canonical form.
 impl fmt::Display for Cidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.length)
+        self.0.fmt(f)
     }
 }
 
 /// Appends `number` in decimal.
-pub fn push_number(out: &mut String, number: u32) {
+pub(crate) fn push_number(out: &mut String, number: u32) {
     out.push_str(itoa::Buffer::new().format(number));
 }
 
-/// Appends `ip` as its `Display` shows it, faster: rules are full of IPv4 addresses.
-pub fn push_ip(out: &mut String, ip: IpAddr) {
+/// Appends `ip` in the form of its `Display`, but faster: most text of rules is IPv4 addresses.
+pub(crate) fn push_ip(out: &mut String, ip: IpAddr) {
     match ip {
         IpAddr::V4(ip) => {
             for (n, octet) in ip.octets().into_iter().enumerate() {
@@ -311,7 +299,7 @@ pub fn push_ip(out: &mut String, ip: IpAddr) {
 }
 
 /// Appends `<ip>:<port>` or `[<ip6>]:<port>`.
-pub fn push_socket(out: &mut String, address: SocketAddr) {
+pub(crate) fn push_socket(out: &mut String, address: SocketAddr) {
     let (open, close) = if address.is_ipv4() { ("", ":") } else { ("[", "]:") };
     out.push_str(open);
     push_ip(out, address.ip());
@@ -319,7 +307,7 @@ pub fn push_socket(out: &mut String, address: SocketAddr) {
     push_number(out, address.port().into());
 }
 
-/// The packet mark that asks for masquerading: one bit.
+/// The packet mark of packets to masquerade: one bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MasqueradeMark(u32);
 
@@ -329,7 +317,7 @@ impl MasqueradeMark {
         1u32.checked_shl(bit).map(MasqueradeMark)
     }
 
-    /// Value and mask at once.
+    /// The value, which is the mask too.
     pub fn value(self) -> u32 {
         self.0
     }
@@ -360,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn other_text_is_refused() {
+    fn other_text_is_an_error() {
         for text in [
             "",
             " ",
@@ -386,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_masked() {
+    fn bits_beyond_the_prefix_are_cleared() {
         let check = |text: &str, expected: &str| assert_eq!(Cidr::parse(text).unwrap().to_string(), expected);
         check("203.0.113.7/25", "203.0.113.0/25");
         check("255.255.255.255/0", "0.0.0.0/0");
@@ -397,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_holds_its_addresses_only() {
+    fn a_network_contains_its_addresses_only() {
         let net = Cidr::parse("10.0.0.0/8").unwrap();
         assert!(net.contains("10.255.0.1".parse().unwrap()));
         assert!(!net.contains("11.0.0.1".parse().unwrap()));
@@ -406,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_shown_as_the_standard_library_shows_them() {
+    fn addresses_are_written_as_by_the_standard_library() {
         for text in ["0.0.0.0:0", "10.0.200.99:80", "255.255.255.255:65535", "[fd00::1]:8080", "[::]:0"] {
             let address: SocketAddr = text.parse().unwrap();
             let mut shown = String::new();

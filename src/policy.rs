@@ -8,14 +8,7 @@ mod topology;
 use crate::model::{Endpoint, ServicePort, TrafficPolicy};
 use topology::Topology;
 
-/// The node that the decision is made on.
-#[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
-    /// Its name; empty when it is not known, and then nothing is local.
-    pub node: &'a str,
-    /// Its zone (`topology.kubernetes.io/zone`).
-    pub zone: Option<&'a str>,
-}
+pub use topology::Place;
 
 /// The endpoints of one service port, by what they are for. Lists keep the order of the input.
 #[derive(Clone, Debug, Default)]

@@ -1,18 +1,18 @@
-//! The real binary, as a person or a script calls it.
+//! Tests of the real binary, as called by a user or a script.
 #![allow(clippy::disallowed_methods, reason = "tests start the program and read files")]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// What a call answered.
-struct Answer {
+/// The result of a call.
+struct CallResult {
     status: i32,
     stdout: String,
     stderr: String,
 }
 
-fn chainsmith(args: &[&str], stdin: &str) -> Answer {
+fn chainsmith(args: &[&str], stdin: &str) -> CallResult {
     let mut child = Command::new(env!("CARGO_BIN_EXE_chainsmith"))
         .args(args)
         .current_dir(testdata())
@@ -25,7 +25,7 @@ fn chainsmith(args: &[&str], stdin: &str) -> Answer {
     let _ = child.stdin.take().expect("a pipe").write_all(stdin.as_bytes());
     let output = child.wait_with_output().expect("the program ends");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    Answer {
+    CallResult {
         status: output.status.code().expect("an exit status"),
         stdout: text(output.stdout),
         stderr: text(output.stderr),
@@ -36,12 +36,12 @@ fn testdata() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")
 }
 
-/// Fails with this exit status, prints nothing on stdout, and says this.
-fn check_refused(args: &[&str], stdin: &str, status: i32, said: &[&str]) {
+/// Checks that the call fails with this exit status, prints nothing on stdout, and reports these texts.
+fn check_failure(args: &[&str], stdin: &str, status: i32, expected: &[&str]) {
     let answer = chainsmith(args, stdin);
     assert_eq!((answer.status, answer.stdout.as_str()), (status, ""), "{args:?}: {}", answer.stderr);
-    for said in said {
-        assert!(answer.stderr.contains(said), "{args:?}: {said:?} not in {}", answer.stderr);
+    for text in expected {
+        assert!(answer.stderr.contains(text), "{args:?}: {text:?} not in {}", answer.stderr);
     }
 }
 
@@ -81,11 +81,11 @@ fn render_prints_the_recorded_rules_of_every_case() {
         }
         let file = |name: &str| case.join(name).to_str().expect("a path").to_owned();
         let (config, host, objects) = (file("config.yaml"), file("host.yaml"), file("objects.yaml"));
-        // What is recorded is kube-proxy's layout, also of large clusters.
+        // The recorded layout is kube-proxy's, also for large clusters.
         let arguments =
             ["render", "--layout", "classic", "--config", &config, "--host", &host, "-f", &objects];
         let both = chainsmith(&arguments, "");
-        // These have objects that cannot be used; everything else of them is rendered.
+        // These have unusable objects; the rest of each case is rendered.
         let is_bad = ["slices-nil-port", "slices-odd-shapes", "slices-other-family"]
             .iter()
             .any(|bad| case.ends_with(bad));
@@ -141,17 +141,17 @@ fn objects_come_from_files_folders_and_stdin_in_any_form() {
 }
 
 #[test]
-fn the_node_is_the_one_named_or_the_only_one() {
+fn the_node_is_the_named_one_or_the_only_one() {
     let args = ["render", "-f", "-", "--family", "ipv4"];
-    check_refused(&args, WEB, 2, &["there is no Node", "--node"]);
-    check_refused(&args, &format!("{WEB}{}{}", node("b"), node("a")), 2, &["a, b", "--node"]);
+    check_failure(&args, WEB, 2, &["there is no Node", "--node"]);
+    check_failure(&args, &format!("{WEB}{}{}", node("b"), node("a")), 2, &["a, b", "--node"]);
     assert_eq!(chainsmith(&args, &format!("{WEB}{}", node("only"))).status, 0);
     let named = [&args[..], &["--hostname-override", "b"]].concat();
     assert_eq!(chainsmith(&named, &format!("{WEB}{}{}", node("b"), node("a"))).status, 0);
 }
 
 #[test]
-fn a_node_port_address_of_the_node_or_the_host_file() {
+fn node_port_addresses_come_from_the_node_or_the_host_file() {
     let status = "status: {addresses: [{type: InternalIP, address: 192.0.2.7}]}\n";
     let objects = format!("{WEB}{}{status}", node("n"));
     let args = ["render", "-f", "-", "--family", "ipv4", "--nodeport-addresses", "192.0.2.0/24"];
@@ -175,7 +175,7 @@ fn a_node_port_address_of_the_node_or_the_host_file() {
 }
 
 #[test]
-fn a_bad_object_costs_itself_and_is_named() {
+fn a_malformed_object_is_skipped_and_reported() {
     let bad = "---\napiVersion: v1\nkind: Service\nmetadata: {name: worse}\nspec: {clusterIP: 10.96.0.300, ports: [{port: 1}]}\n";
     let answer =
         chainsmith(&["render", "-f", "-", "--node", "n", "--family", "ipv4"], &format!("{WEB}{bad}"));
@@ -189,7 +189,7 @@ fn a_bad_object_costs_itself_and_is_named() {
 
 #[test]
 fn restore_form_is_for_one_family() {
-    check_refused(&["render", "-f", "-", "--node", "n", "--format", "restore"], WEB, 2, &["--family"]);
+    check_failure(&["render", "-f", "-", "--node", "n", "--format", "restore"], WEB, 2, &["--family"]);
     let answer =
         chainsmith(&["render", "-f", "-", "--node", "n", "--format", "restore", "--family", "ipv4"], WEB);
     assert_eq!(answer.status, 0);
@@ -197,19 +197,19 @@ fn restore_form_is_for_one_family() {
 }
 
 #[test]
-fn usage_errors_are_told_apart() {
-    check_refused(&["render"], "", 2, &["-f"]);
-    check_refused(&["render", "-f", "nowhere.yaml", "--node", "n"], "", 2, &["nowhere.yaml"]);
-    check_refused(&["render", "-f", "-", "--node", "n", "--family", "ipv5"], WEB, 2, &["ipv5"]);
-    check_refused(&["render", "-f", "-", "--config", "nowhere"], WEB, 2, &["nowhere"]);
-    check_refused(&["nonsense"], "", 2, &["nonsense"]);
-    check_refused(&["run", "--no-such-flag"], "", 1, &["--no-such-flag"]);
-    check_refused(&["--no-such-flag"], "", 1, &["--no-such-flag"]);
-    check_refused(&["run", "--config", "nowhere"], "", 1, &["nowhere"]);
+fn usage_errors_are_distinguished() {
+    check_failure(&["render"], "", 2, &["-f"]);
+    check_failure(&["render", "-f", "nowhere.yaml", "--node", "n"], "", 2, &["nowhere.yaml"]);
+    check_failure(&["render", "-f", "-", "--node", "n", "--family", "ipv5"], WEB, 2, &["ipv5"]);
+    check_failure(&["render", "-f", "-", "--config", "nowhere"], WEB, 2, &["nowhere"]);
+    check_failure(&["nonsense"], "", 2, &["nonsense"]);
+    check_failure(&["run", "--no-such-flag"], "", 1, &["--no-such-flag"]);
+    check_failure(&["--no-such-flag"], "", 1, &["--no-such-flag"]);
+    check_failure(&["run", "--config", "nowhere"], "", 1, &["nowhere"]);
 }
 
 #[test]
-fn every_error_of_a_configuration_is_told_at_once() {
+fn all_errors_of_a_configuration_are_reported_at_once() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("config.yaml");
     let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
@@ -217,12 +217,12 @@ fn every_error_of_a_configuration_is_told_at_once() {
     std::fs::write(&path, text).expect("written");
     let path = path.to_str().expect("a path");
     let said = ["10.0.0.0/99", "nodePortAddresses", "77"];
-    check_refused(&["render", "-f", "-", "--node", "n", "--config", path], WEB, 2, &said);
-    check_refused(&["run", "--config", path], "", 1, &said);
+    check_failure(&["render", "-f", "-", "--node", "n", "--config", path], WEB, 2, &said);
+    check_failure(&["run", "--config", path], "", 1, &said);
 }
 
 #[test]
-fn who_reads_only_the_beginning_is_content() {
+fn a_reader_of_only_the_beginning_causes_no_error() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_chainsmith"))
         .args(["render", "-f", "corpus/mixed-5/objects.yaml", "--node", "node-1"])
         .current_dir(testdata())
@@ -236,11 +236,12 @@ fn who_reads_only_the_beginning_is_content() {
 }
 
 #[test]
-fn the_example_of_the_readme_is_what_render_prints() {
+fn render_prints_the_example_of_the_readme() {
     let readme = std::fs::read_to_string(testdata().join("../README.md")).expect("the README");
     let mut lines = readme.lines().filter_map(|line| line.strip_prefix("    "));
     let command = lines.find_map(|line| line.strip_prefix("$ chainsmith ")).expect("an example");
-    let (args, _) = command.split_once(" | grep -e '-A KUBE-S'").expect("it shows the rules of Services");
+    let (args, _) =
+        command.split_once(" | grep -e '-A KUBE-S'").expect("an example that shows the rules of Services");
     let args: Vec<String> = args.split(' ').map(|word| word.replace("testdata/", "")).collect();
     let answer = chainsmith(&args.iter().map(String::as_str).collect::<Vec<_>>(), "");
     assert_eq!((answer.status, answer.stderr.as_str()), (0, ""));
@@ -262,7 +263,7 @@ fn the_release_is_printed_as_scripts_expect_it() {
         "{}",
         answer.stdout
     );
-    check_refused(
+    check_failure(
         &["run", "--version=1.36"],
         "",
         1,
@@ -273,7 +274,7 @@ fn the_release_is_printed_as_scripts_expect_it() {
 }
 
 #[test]
-fn the_effective_configuration_is_written_and_read_back_as_the_same() {
+fn the_effective_configuration_is_written_and_reads_back_unchanged() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
     let (first, second) =
@@ -282,34 +283,34 @@ fn the_effective_configuration_is_written_and_read_back_as_the_same() {
     assert_eq!(answer.status, 0, "{}", answer.stderr);
     let config = format!("--config={}", path("a"));
     assert_eq!(chainsmith(&["run", &config, &second], "").status, 0);
-    let read = |name: &str| std::fs::read_to_string(path(name)).expect("it was written");
+    let read = |name: &str| std::fs::read_to_string(path(name)).expect("a written file");
     assert_eq!(read("a"), read("b"));
     assert!(
         read("a").contains("masqueradeBit: 3\n") && read("a").contains("oomScoreAdj: -5\n"),
         "{}",
         read("a")
     );
-    check_refused(
+    check_failure(
         &["run", "--write-config-to=/none/x"],
         "",
         1,
         &["cannot write the configuration to /none/x"],
     );
-    // What is wrong is not written.
+    // An invalid configuration is not written.
     let third = format!("--write-config-to={}", path("c"));
-    check_refused(&["run", &third, "--iptables-masquerade-bit=32"], "", 1, &["--iptables-masquerade-bit"]);
+    check_failure(&["run", &third, "--iptables-masquerade-bit=32"], "", 1, &["--iptables-masquerade-bit"]);
     assert!(!Path::new(&path("c")).exists());
 }
 
 #[test]
-fn a_configuration_that_cannot_be_read_is_named() {
-    check_refused(&["run", "--config=/none"], "", 1, &["cannot read the configuration /none: No such file"]);
+fn an_error_names_an_unreadable_configuration() {
+    check_failure(&["run", "--config=/none"], "", 1, &["cannot read the configuration /none: No such file"]);
     let folder = testdata().to_string_lossy().into_owned();
-    check_refused(&["run", &format!("--config={folder}")], "", 1, &["it is a folder"]);
+    check_failure(&["run", &format!("--config={folder}")], "", 1, &["it is a folder"]);
 }
 
 #[test]
-fn what_is_no_regular_file_in_a_folder_is_named_and_the_same_problem_is_one_line() {
+fn a_file_that_is_not_regular_is_reported_and_equal_problems_are_one_line() {
     let folder = tempfile::TempDir::new().unwrap();
     let folder_name = folder.path().to_str().unwrap();
     let fifo = folder.path().join("0\n\u{1b}[2J.yaml");

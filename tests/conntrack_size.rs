@@ -1,5 +1,5 @@
-//! A large table of flows: looking through it takes bounded time and memory. Alone in its process,
-//! so that memory is its own.
+//! A large conntrack table is swept in bounded time and memory. Alone in its process, so that the measured
+//! memory is its own.
 #![allow(clippy::disallowed_methods, reason = "the test fills the table with `conntrack` and measures")]
 
 use std::fmt::Write;
@@ -11,8 +11,8 @@ use chainsmith::kernel::conntrack::{Swept, sweep_udp};
 use chainsmith::net::IpFamily;
 use nix::sched::{CloneFlags, unshare};
 
-/// Half as many as the machine takes in all, 100 000 at most, unless `CONNTRACK_FLOWS` says another
-/// number: the machine's limit, `net.netfilter.nf_conntrack_max`, is that of the first namespace.
+/// Half of the machine's limit, 100 000 at most, unless `CONNTRACK_FLOWS` sets another number. The limit,
+/// `net.netfilter.nf_conntrack_max`, belongs to the first namespace.
 fn n_flows() -> u32 {
     if let Ok(number) = std::env::var("CONNTRACK_FLOWS") {
         return number.parse::<u32>().expect("CONNTRACK_FLOWS is a number") / 2 * 2;
@@ -21,8 +21,8 @@ fn n_flows() -> u32 {
     (max.trim().parse::<u32>().expect("a number") / 2).min(100_000) / 2 * 2
 }
 
-/// Fills the table of this namespace with `n` UDP flows to 10.96.0.1:53, every other one taken to
-/// 10.0.0.2, and one of TCP.
+/// Fills the table of this namespace with `n` UDP flows to 10.96.0.1:53, every other one translated to
+/// 10.0.0.2, and one TCP flow.
 fn fill(n: u32) {
     let mut text = String::new();
     let mut flow = |protocol: &str, more: &str, client: [u8; 4], port: u32, backend: &str| {
@@ -47,8 +47,8 @@ fn fill(n: u32) {
 }
 
 fn resident_kib() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("it is there");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("the most that was resident");
+    let status = std::fs::read_to_string("/proc/self/status").expect("a readable status");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("the peak resident memory");
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
 }
 
@@ -63,8 +63,8 @@ fn a_full_table_is_swept_in_bounded_time_and_memory() {
         let swept = sweep_udp(IpFamily::V4, |_, backend| (backend == gone).then_some(()), drop);
         (swept.expect("flows can be listed"), started.elapsed())
     };
-    // From here on the most that is resident is counted anew.
-    std::fs::write("/proc/self/clear_refs", "5").expect("it is ours");
+    // Resets the peak resident memory.
+    std::fs::write("/proc/self/clear_refs", "5").expect("the file of this process");
     let before = resident_kib();
     let (swept, elapsed) = sweep();
     let grown = resident_kib() - before;

@@ -1,4 +1,4 @@
-//! Every recorded case of kube-proxy: the same rules, to the byte, after each of its states.
+//! Every recorded case of kube-proxy: the same rules, byte for byte, after each of its states.
 
 #[path = "shared/corpus_cases.rs"]
 mod corpus_cases;
@@ -13,14 +13,14 @@ use chainsmith::rules::names;
 use corpus_cases::{Case, assert_same, live, place, version};
 
 #[test]
-fn the_corpus_is_whole() {
+fn the_corpus_is_complete() {
     let cases = Case::all();
     assert_eq!(cases.len(), 110);
     assert_eq!(cases.iter().map(|case| case.states().len()).sum::<usize>(), 151);
 }
 
 #[test]
-fn render_prints_what_kube_proxy_made() {
+fn render_prints_the_rules_of_kube_proxy() {
     let mut n_compared = 0;
     for case in Case::all().iter().filter(|case| case.file("initial.v4.save").is_none()) {
         for (n, (snapshot, expected)) in case.states().iter().enumerate() {
@@ -37,7 +37,7 @@ fn render_prints_what_kube_proxy_made() {
 }
 
 #[test]
-fn an_agent_leaves_what_kube_proxy_leaves() {
+fn an_agent_leaves_the_rules_that_kube_proxy_leaves() {
     for case in Case::all() {
         for family in IpFamily::BOTH {
             for backend in [Backend::Nft, Backend::Legacy] {
@@ -52,7 +52,7 @@ fn an_agent_leaves_what_kube_proxy_leaves() {
 }
 
 #[test]
-fn restore_input_means_what_kube_proxys_means() {
+fn restore_input_is_equivalent_to_kube_proxys() {
     let mut n_compared = 0;
     for case in Case::all() {
         let Some(recorded) = case.file("restore-input.v4.txt") else { continue };

@@ -1,4 +1,4 @@
-//! Every recorded case of kube-proxy: packets fare by our rules as they fare by its.
+//! Every recorded case of kube-proxy: packets have the same fates under our rules as under kube-proxy's.
 
 #[path = "shared/corpus_cases.rs"]
 mod corpus_cases;
@@ -20,14 +20,14 @@ use chainsmith::net::{IpFamily, Protocol};
 use chainsmith::rules::Settings;
 use corpus_cases::{Case, live, place, version};
 
-/// A place that packets come from.
+/// A source of packets.
 struct Source {
     origin: Origin,
     ip: IpAddr,
 }
 
-/// Pods of this node and of others, the node by its addresses and by loopback, somebody outside, and
-/// somebody in each allowed range.
+/// Pods of this node and of other nodes, the node's own addresses and loopback, an external client, and a
+/// client in each allowed range.
 fn sources(case: &Case, snapshot: &Snapshot, family: IpFamily) -> Vec<Source> {
     let pods = match &case.config.detect_local {
         DetectLocal::BridgeInterface(name) => name.clone(),
@@ -57,7 +57,7 @@ fn sources(case: &Case, snapshot: &Snapshot, family: IpFamily) -> Vec<Source> {
     sources
 }
 
-/// All that leads to a Service, what nearly does, and what does not.
+/// All frontends of Services, near misses, and unrelated destinations.
 fn destinations(case: &Case, snapshot: &Snapshot, family: IpFamily) -> BTreeSet<(SocketAddr, Protocol)> {
     let own: Vec<IpAddr> =
         case.host.addresses.iter().copied().filter(|ip| IpFamily::of(*ip) == family).collect();
@@ -87,7 +87,7 @@ fn destinations(case: &Case, snapshot: &Snapshot, family: IpFamily) -> BTreeSet<
     found
 }
 
-/// One endpoint of each service port, as the source of packets to everything.
+/// One endpoint of each service port, as a source of packets to all destinations.
 fn hairpins(snapshot: &Snapshot, family: IpFamily) -> Vec<Source> {
     let services = snapshot.services().map(|service| snapshot.ports_of(service, family));
     let endpoints = services.flat_map(|ports| {
@@ -115,8 +115,8 @@ fn packets(case: &Case, snapshot: &Snapshot, family: IpFamily) -> Vec<Packet> {
     packets
 }
 
-/// Our rules in each state of the case: as rendered, or as an agent leaves them in a kernel that held
-/// something before.
+/// Our rules in each state of the case: as rendered, and as an agent leaves them in a kernel with earlier
+/// rules.
 fn our_rulesets(case: &Case, family: IpFamily) -> Vec<Ruleset> {
     let states = case.states().into_iter().map(|(snapshot, _)| snapshot);
     let Some(initial) = case.file(&format!("initial.{}.save", version(family))) else {
@@ -141,7 +141,7 @@ fn fates(case: &Case, ruleset: &Ruleset, packet: &Packet) -> Vec<(Weight, Outcom
     branches.into_iter().map(|branch| (branch.weight, branch.outcome.visible())).collect()
 }
 
-/// What was met at all, so that a test that tests nothing is seen.
+/// Counts of fates, which show whether the test covers them.
 #[derive(Debug, Default)]
 struct Met {
     n_packets: usize,
@@ -166,8 +166,7 @@ impl Met {
     }
 }
 
-/// Calls `each` with what is compared in every state of every case: the objects, kube-proxy's rules
-/// and ours.
+/// Calls `each` for every state of every case: the objects, kube-proxy's rules and ours.
 fn each_state(mut each: impl FnMut(&Case, &str, IpFamily, &Snapshot, Ruleset, Ruleset)) {
     for case in Case::all() {
         for family in IpFamily::BOTH {
@@ -182,7 +181,7 @@ fn each_state(mut each: impl FnMut(&Case, &str, IpFamily, &Snapshot, Ruleset, Ru
 }
 
 #[test]
-fn packets_fare_by_our_rules_as_by_kube_proxys() {
+fn packets_have_the_same_fates_as_under_kube_proxys_rules() {
     let mut met = Met::default();
     each_state(|case, what, family, snapshot, theirs, ours| {
         for packet in packets(case, snapshot, family) {
@@ -198,8 +197,8 @@ fn packets_fare_by_our_rules_as_by_kube_proxys() {
     assert!(n_rejected > 500 && n_dropped > 100 && n_untouched > 2_000, "{met:?}");
 }
 
-/// Whether both are the same, but for how the kernel's units of 2^-31 are rounded to: kube-proxy
-/// divides by what is left each time, groups of endpoints are weighed first.
+/// Whether both are equal, except for the kernel's rounding to units of 2^-31: kube-proxy divides by the
+/// remaining endpoints each time, compact weighs groups of endpoints first.
 fn are_near(a: &[(Weight, Outcome)], b: &[(Weight, Outcome)]) -> bool {
     let is_near = |((a, x), (b, y)): (&(Weight, Outcome), &(Weight, Outcome))| {
         x == y && (a.to_f64() - b.to_f64()).abs() < 1e-8
@@ -208,14 +207,14 @@ fn are_near(a: &[(Weight, Outcome)], b: &[(Weight, Outcome)]) -> bool {
 }
 
 #[test]
-fn packets_fare_in_compact_as_by_kube_proxys_rules() {
+fn in_compact_packets_have_the_same_fates_as_under_kube_proxys_rules() {
     let drop_by_default = |mut ruleset: Ruleset| {
         ruleset.chain_mut(Table::Filter, ChainName::literal("FORWARD")).policy = Some(Policy::Drop);
         ruleset
     };
     let mut n_packets = 0;
     each_state(|case, what, family, snapshot, theirs, _| {
-        // Rendered rules have nothing of others' beside them.
+        // Rendered rules have no foreign rules beside them.
         if case.file(&format!("initial.{}.save", version(family))).is_some() {
             return;
         }
@@ -238,7 +237,7 @@ fn packets_fare_in_compact_as_by_kube_proxys_rules() {
 }
 
 #[test]
-fn under_a_policy_of_drop_packets_fare_the_same_too() {
+fn under_a_policy_of_drop_packets_have_the_same_fates_too() {
     let drop_by_default = |mut ruleset: Ruleset| {
         ruleset.chain_mut(Table::Filter, ChainName::literal("FORWARD")).policy = Some(Policy::Drop);
         ruleset

@@ -1,7 +1,7 @@
 //! The edge cases of spec/edge-cases.md, each as a claim: packets first, text second.
 //!
-//! The doc comment of a test gives the number of its case. Where design.md ("What binds") replaces
-//! kube-proxy's behaviour the test claims ours, and the comment says so.
+//! The doc comment of a test contains the number of its case. Where design.md ("What binds") replaces
+//! kube-proxy's behaviour, the test claims ours, and the comment says so.
 
 #[path = "edge_cases/affinity.rs"]
 mod affinity;
@@ -49,13 +49,13 @@ const SOURCES: [&str; 10] = [
     include_str!("edge_cases/syncing.rs"),
 ];
 
-/// The cases that are not here, and where they belong.
-const LEFT: [(u32, &str); 12] = [
-    (46, "which families a node has: agent"),
+/// The cases that are tested elsewhere, and where.
+const TESTED_ELSEWHERE: [(u32, &str); 12] = [
+    (46, "families of a node: agent"),
     (124, "health::ports"),
     (125, "health::ports"),
     (126, "health::ports"),
-    (150, "what is waited for before the first sync: sync, watch"),
+    (150, "conditions of the first sync: sync, watch"),
     (163, "pace: sync::pacer"),
     (164, "pace: sync::pacer"),
     (170, "conntrack"),
@@ -76,12 +76,16 @@ fn claimed(line: &str) -> Vec<u32> {
 }
 
 #[test]
-fn every_case_is_claimed_or_left_to_somebody() {
+fn every_case_is_claimed_here_or_tested_elsewhere() {
     let claims: Vec<u32> = SOURCES.iter().flat_map(|source| source.lines()).flat_map(claimed).collect();
     let covered: BTreeSet<u32> = claims.iter().copied().collect();
     assert_eq!(claims.len(), covered.len(), "a case is claimed twice");
-    let left: BTreeSet<u32> = LEFT.iter().map(|(case, _)| *case).collect();
-    assert!(covered.is_disjoint(&left), "claimed and left: {:?}", covered.intersection(&left));
-    let all: BTreeSet<u32> = covered.union(&left).copied().collect();
+    let elsewhere: BTreeSet<u32> = TESTED_ELSEWHERE.iter().map(|(case, _)| *case).collect();
+    assert!(
+        covered.is_disjoint(&elsewhere),
+        "claimed here and elsewhere: {:?}",
+        covered.intersection(&elsewhere)
+    );
+    let all: BTreeSet<u32> = covered.union(&elsewhere).copied().collect();
     assert_eq!(all, (1..=178).collect());
 }

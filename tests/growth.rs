@@ -1,4 +1,4 @@
-//! How much is sent to the kernel at each size of cluster: counts, not clocks, so that growth is a
+//! How much is sent to the kernel at each size of cluster, in counts instead of times, so that growth is a
 //! difference in this file.
 
 #[path = "../benches/cluster.rs"]
@@ -26,14 +26,14 @@ use chainsmith::plan::RestoreCounts;
 
 use crate::cluster::Cluster;
 
-/// What is sent at one size.
+/// The input sent at one size.
 #[derive(Debug, PartialEq, Eq)]
 struct Sent {
     /// Processes, chains and rules of the first sync.
     first: (usize, usize, usize),
     /// Processes and lines of one changed endpoint.
     endpoint: (usize, usize),
-    /// Processes, chains and lines of one Service less.
+    /// Processes, chains and lines after deleting one Service.
     service: (usize, usize, usize),
 }
 
@@ -55,7 +55,7 @@ fn sent(n_services: usize, layout: LayoutChoice, backend: Backend) -> Sent {
 const SIZES: [usize; 4] = [10, 100, 1_000, 10_000];
 
 #[test]
-fn what_is_sent_grows_with_the_cluster_and_not_faster() {
+fn the_input_grows_linearly_with_the_cluster() {
     let check = |layout, backend, expected: [Sent; 4]| {
         assert_eq!(
             SIZES.map(|n_services| sent(n_services, layout, backend)),
@@ -87,28 +87,28 @@ fn what_is_sent_grows_with_the_cluster_and_not_faster() {
 }
 
 #[test]
-fn legacy_takes_all_but_what_is_urgent_in_one_process() {
+fn legacy_writes_all_but_the_urgent_rules_in_one_process() {
     let check = |layout, first, endpoint| {
         let found = sent(10_000, layout, Backend::Legacy);
         assert_eq!((found.first, found.endpoint), (first, endpoint), "{layout:?}");
     };
-    // The first commit is a small one, so that DNS is there at once.
+    // The first commit is a small one, so that DNS works at once.
     check(LayoutChoice::Classic, (2, 111_029, 326_025), (1, 19));
     check(LayoutChoice::Compact, (2, 13_926, 128_924), (1, 14));
 }
 
-/// The most rules that the first packet of a connection from a pod is held against, in all tables.
+/// The most rules that the first packet of a connection from a pod is compared with, in all tables.
 fn rules_met(ruleset: &Ruleset, to: SocketAddr) -> usize {
     let local = [IpAddr::from([192, 0, 2, 1])].into();
     let node = Node { ruleset, local_addresses: &local, routes: &[] };
     let from = SocketAddr::from(([10, 128, 0, 77], 40_000));
     let packet = Packet::new(Origin::Arrives(Some("cni0".into())), from, to, Protocol::Tcp);
     let branches = trace::trace(&node, &packet, &RecentLists::default());
-    branches.iter().map(|branch| branch.n_rules).max().expect("something becomes of it")
+    branches.iter().map(|branch| branch.n_rules).max().expect("at least one branch")
 }
 
 #[test]
-fn a_packet_meets_few_rules_in_compact_whatever_the_size() {
+fn in_compact_a_packet_meets_few_rules_at_every_size() {
     let met = |layout| {
         SIZES.map(|n_services| {
             let cluster = Cluster::new(n_services, 10, layout);

@@ -1,5 +1,5 @@
-//! The files of manifests/ and the Dockerfile: what they say is what the API, Chainsmith and each
-//! other understand. One test needs root, as the agent runs in it.
+//! The files of manifests/ and the Dockerfile are consistent with the API, with Chainsmith and with each
+//! other. One test needs root, since it runs the agent.
 #![allow(clippy::disallowed_methods, reason = "tests read files and start programs")]
 
 #[path = "manifests/monitoring.rs"]
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use strict::check_known;
 
-/// The repository.
+/// The repository's root.
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -30,7 +30,7 @@ fn read(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The YAML documents of a text.
+/// The YAML documents in a text.
 fn documents(text: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
@@ -87,7 +87,7 @@ fn every_object_has_known_fields_only() {
     assert!(n_objects > 10, "{n_objects}");
 }
 
-/// What a kustomization names, as paths relative to it.
+/// The paths in a kustomization, relative to it.
 fn named(kustomization: &Value) -> Vec<String> {
     let texts = |value: &Value| -> Vec<String> {
         let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -112,7 +112,7 @@ fn kustomizations_name_every_file_beside_them_and_nothing_else() {
     for path in files().into_iter().filter(|path| is_kustomization(path)) {
         let kustomization = documents(&read(&path)).remove(0);
         for key in kustomization.as_object().expect("a mapping").keys() {
-            assert!(known.contains(&key.as_str()), "{}: {key}: this test does not know it", path.display());
+            assert!(known.contains(&key.as_str()), "{}: {key}: unknown to this test", path.display());
         }
         let folder = path.parent().expect("a folder");
         for name in named(&kustomization) {
@@ -129,14 +129,14 @@ fn kustomizations_name_every_file_beside_them_and_nothing_else() {
     assert_eq!(named_files, all);
 }
 
-/// The objects that `kubectl kustomize` makes of a folder; `None` without kubectl.
+/// The objects that `kubectl kustomize` builds from a folder; `None` without kubectl.
 fn built(folder: &Path) -> Option<Vec<Value>> {
-    // Nothing is asked of a cluster, so no cluster has to be known.
+    // No cluster is contacted, so none has to be configured.
     let output = Command::new("kubectl").arg("kustomize").arg(folder).env("KUBECONFIG", "/dev/null").output();
     let output = match output {
         Ok(output) => output,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("there is no kubectl here: {} is not built", folder.display());
+            eprintln!("no kubectl: {} is not built", folder.display());
             return None;
         }
         Err(error) => panic!("kubectl: {error}"),
@@ -150,7 +150,7 @@ fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> Option<&'a Value> {
 }
 
 #[test]
-fn what_kubectl_builds_has_known_fields_and_one_image() {
+fn objects_built_by_kubectl_have_known_fields_and_one_image() {
     for (folder, n_objects) in [("base", 4), ("overlays/least-privilege", 5), ("overlays/prometheus", 7)] {
         let Some(objects) = built(&root().join("manifests").join(folder)) else { return };
         assert_eq!(objects.len(), n_objects, "{folder}");
@@ -170,7 +170,7 @@ fn what_kubectl_builds_has_known_fields_and_one_image() {
 }
 
 #[test]
-fn the_base_runs_in_the_pod_that_kubeadm_makes() {
+fn the_base_runs_in_the_pod_that_kubeadm_creates() {
     // Source: the DaemonSet of kubeadm 1.36.
     let kubeadm = json!({
         "apiVersion": "apps/v1",
@@ -248,7 +248,7 @@ fn the_kubeadm_patch_changes_the_image_and_nothing_else() {
 }
 
 #[test]
-fn nothing_is_limited_that_grows_with_the_cluster() {
+fn resources_that_grow_with_the_cluster_are_not_limited() {
     for path in files().into_iter().filter(|path| path.ends_with("daemonset.yaml")) {
         let pod = &documents(&read(&path))[0]["spec"]["template"]["spec"];
         assert!(pod["resources"].is_null(), "{}", path.display());
@@ -288,7 +288,7 @@ fn configuration(path: &str) -> String {
 }
 
 #[test]
-fn the_configurations_are_taken_without_a_warning() {
+fn the_configurations_are_accepted_without_a_warning() {
     for path in ["base/configmap.yaml", "overlays/prometheus/configmap.yaml"] {
         let (config, warnings) = Config::resolve(Some(&configuration(path)), &Flags::default()).expect(path);
         assert!(

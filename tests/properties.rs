@@ -1,4 +1,4 @@
-//! Claims about every cluster, tried on many random ones. The cases are the same at every run.
+//! Claims about all clusters, tested with many random ones. The cases are the same in every run.
 
 #[path = "properties/cluster.rs"]
 mod cluster;
@@ -24,7 +24,7 @@ mod text;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestRng, TestRunner};
 
-/// Tries `claim` on `n_cases` values of `strategy`, always the same ones; shrinks one that refutes it.
+/// Tests `claim` with `n_cases` values of `strategy`, the same in every run; shrinks a counterexample.
 fn for_all<S: Strategy>(n_cases: u32, strategy: S, claim: impl Fn(S::Value) -> TestCaseResult) {
     let config =
         Config { cases: n_cases, failure_persistence: None, max_shrink_iters: 2_000, ..Config::default() };

@@ -1,4 +1,4 @@
-//! A service port that the kernel refuses costs itself, and few extra processes.
+//! A service port that the kernel rejects affects only itself, and costs few extra processes.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
@@ -55,13 +55,13 @@ fn sync(family: &mut FamilySync<FakeIptables>, snapshot: &Snapshot) -> Report {
     family.sync(View { snapshot, place: PLACE }, &AtomicBool::new(false))
 }
 
-/// What the rules depend on beside the cluster; its size decides for the layout.
+/// Inputs of the rules other than the cluster; their size selects the layout.
 fn settings() -> Settings {
     Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4)
 }
 
-/// One of `n` Services is refused by a line that holds `text`: it alone is missing afterwards, for at
-/// most `max_extra` processes more than it takes without.
+/// One of `n` Services is rejected by a line that contains `text`: afterwards only that Service is missing,
+/// at a cost of at most `max_extra` additional processes.
 fn check(n: usize, text: &str, is_vague: bool, bad: &str, max_extra: usize) {
     let snapshot = cluster(n);
     let start = |refused: &[String]| {
@@ -84,7 +84,7 @@ fn check(n: usize, text: &str, is_vague: bool, bad: &str, max_extra: usize) {
     let n_extra = report.tally.n_processes - n_usual;
     assert!(n_extra <= max_extra, "{n_extra} extra processes of at most {max_extra}");
 
-    // Everybody else is programmed just as without it.
+    // All other service ports have the same rules as without it.
     let mut others = snapshot.clone();
     let (namespace, name) = bad.split_once('/').expect("a name");
     others.apply(Change::Service(ObjectName::new(namespace, name), None), &mut Touched::default());
@@ -95,7 +95,7 @@ fn check(n: usize, text: &str, is_vague: bool, bad: &str, max_extra: usize) {
     }
     assert_eq!(held, wanted);
 
-    // And there it stays, quietly, until its Service changes.
+    // It stays quarantined, without further attempts, until its Service changes.
     assert!(!family.is_dirty());
     family.kernel().rejected_texts.clear();
     family.touch(BTreeSet::from([ObjectName::new(namespace, name)]));
@@ -110,25 +110,25 @@ fn bound(n: usize) -> usize {
 }
 
 #[test]
-fn a_refused_rule_of_its_own_chain_costs_a_service_port_itself() {
+fn a_rejected_rule_in_its_own_chain_quarantines_a_service_port() {
     check(20, "10.1.0.8/32", false, "default/s7", 2);
     check(20, "10.1.0.8/32", true, "default/s7", bound(20));
 }
 
 #[test]
-fn a_refused_entry_of_a_shared_chain_costs_its_owner() {
+fn a_rejected_entry_in_a_shared_chain_quarantines_its_service_port() {
     check(20, "-d 10.96.0.8/32", false, "default/s7", 2);
     check(1_000, "-d 10.96.0.8/32", false, "default/s7", 2);
 }
 
-/// It has no chain of its own that could be refused.
+/// It has no chain of its own that could be rejected.
 #[test]
-fn a_refused_entry_is_found_by_halving_too() {
+fn a_rejected_entry_is_also_found_by_halving() {
     check(20, "-d 10.96.0.8/32", true, "default/s7", bound(20));
 }
 
 #[test]
-fn two_that_are_refused_by_their_entries_cost_themselves() {
+fn two_service_ports_with_rejected_entries_are_quarantined() {
     let snapshot = cluster(20);
     let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
     kernel.rejected_texts = vec!["-d 10.96.0.8/32".to_owned(), "-d 10.96.0.11/32".to_owned()];
@@ -140,9 +140,9 @@ fn two_that_are_refused_by_their_entries_cost_themselves() {
     assert_eq!(names, ["default/s10", "default/s7"]);
 }
 
-/// Without endpoints, all that a Service has is a rule of filter.
+/// Without endpoints, a Service has only one rule, in filter.
 #[test]
-fn a_refused_refusal_costs_its_owner() {
+fn a_rejected_reject_rule_quarantines_its_service_port() {
     let mut snapshot = cluster(20);
     for n in [7, 10] {
         snapshot.apply(
@@ -162,7 +162,7 @@ fn a_refused_refusal_costs_its_owner() {
 }
 
 #[test]
-fn a_held_lock_while_it_is_found_out_who_is_refused_costs_nobody_his_rules() {
+fn a_held_lock_during_the_search_removes_no_rules() {
     let snapshot = cluster(20);
     for n_before in 1..6 {
         let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Legacy);
@@ -189,7 +189,7 @@ fn one_bad_service_among_5000_leaves_4999_programmed() {
 }
 
 #[test]
-fn what_nobody_is_to_blame_for_quarantines_nobody() {
+fn a_failure_without_a_responsible_service_port_quarantines_none() {
     let snapshot = cluster(10);
     let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
     kernel.rejected_texts = vec!["-A KUBE-POSTROUTING".to_owned()];
@@ -203,7 +203,7 @@ fn what_nobody_is_to_blame_for_quarantines_nobody() {
 }
 
 #[test]
-fn a_refusal_that_does_not_come_again_costs_no_service_its_rules() {
+fn a_rejection_that_does_not_repeat_removes_no_rules() {
     let snapshot = cluster(10);
     let mut family = FamilySync::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
     family.set_settings(settings());
@@ -211,7 +211,7 @@ fn a_refusal_that_does_not_come_again_costs_no_service_its_rules() {
         family.kernel().failures =
             vec![RestoreError::Refused { line, text: None, message: "no memory".to_owned() }];
         family.kernel().ruleset = FakeIptables::new(IpFamily::V4, Backend::Nft).ruleset;
-        family.touch_everything(true);
+        family.distrust(chainsmith::drift::ReadReason::AuditDue);
         let report = sync(&mut family, &snapshot);
         assert_eq!((report.outcome, report.quarantined.len(), report.n_failed_restores), (Ok(()), 0, 1));
         assert_eq!((family.n_quarantined(), report.n_service_ports), (0, 10));
@@ -219,13 +219,14 @@ fn a_refusal_that_does_not_come_again_costs_no_service_its_rules() {
 }
 
 #[test]
-fn a_flush_behind_our_back_quarantines_nobody() {
+fn an_external_flush_quarantines_no_service_port() {
     let snapshot = cluster(10);
     let mut family = FamilySync::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
     family.set_settings(settings());
     assert_eq!(sync(&mut family, &snapshot).outcome, Ok(()));
     let whole = family.kernel().ruleset.clone();
-    // All chains are gone, and a change comes before anybody noticed: its dispatch leads nowhere.
+    // All chains are gone, and a change arrives before the flush is detected: its dispatch refers to
+    // missing chains.
     family.kernel().ruleset = FakeIptables::new(IpFamily::V4, Backend::Nft).ruleset;
     let mut smaller = snapshot.clone();
     let mut touched = Touched::default();
@@ -239,7 +240,7 @@ fn a_flush_behind_our_back_quarantines_nobody() {
 }
 
 #[test]
-fn endpoints_of_one_who_is_tried_again_count_once_for_the_layout() {
+fn endpoints_of_a_retried_service_port_count_once_for_the_layout() {
     let endpoints: Vec<_> = (0..500)
         .map(|n| serde_json::json!({"addresses": [format!("10.3.{}.{}", n / 250, n % 250 + 1)]}))
         .collect();

@@ -1,5 +1,5 @@
-//! The same plans on the tables of a real kernel, both back-ends and both families: each test in
-//! namespaces of its own, which end with it. Needs root; without it these tests fail.
+//! Plans applied to the tables of a real kernel, with both back-ends and both families, each test in its
+//! own namespaces. Needs root; without it these tests fail.
 #![allow(clippy::disallowed_methods, reason = "tests start programs and read files")]
 
 #[path = "real_iptables/cleanup.rs"]
@@ -44,7 +44,7 @@ use chainsmith::net::IpFamily;
 use corpus_cases::{Case, live, version};
 use namespace::{in_namespace, load, saved};
 
-/// Small and large, every feature, states one after another, rules that were there before.
+/// Small and large, every feature, several states in order, rules that existed before.
 const SAMPLE: [&str; 14] = [
     "affinity-with-local-policies",
     "config-detect-prefix",
@@ -80,11 +80,11 @@ fn both_families(backend: Backend) {
 }
 
 #[test]
-fn an_agent_leaves_in_nf_tables_what_kube_proxy_leaves() {
+fn in_nf_tables_an_agent_leaves_the_rules_that_kube_proxy_leaves() {
     both_families(Backend::Nft);
 }
 
 #[test]
-fn an_agent_leaves_in_legacy_tables_what_kube_proxy_leaves() {
+fn in_legacy_tables_an_agent_leaves_the_rules_that_kube_proxy_leaves() {
     both_families(Backend::Legacy);
 }

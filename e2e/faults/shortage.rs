@@ -89,7 +89,7 @@ pub fn idle_connections_take_no_descriptors_from_rules(backend: Backend, extent:
     let n_evicted = metric(node, "chainsmith_connections_evicted_total ");
     assert!(n_evicted > 0.0, "nothing was closed");
     let log = running.agents[0].log();
-    assert!(log.contains("too many connections; closed one of the busiest peer"), "it is logged");
+    assert!(log.contains("too many connections; closed one of the peer with most"), "it is logged");
     drop(held);
     connections_that_cannot_be_accepted_are_counted(&running);
     running.replace_agent_under(&["prlimit", "--nofile=256:4096"]).expect("an agent starts");

@@ -13,9 +13,9 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::events::{Events, Notice, Regarding, Server};
-use crate::health::{self, Health, HealthPorts, Refused};
-use crate::http::{Admission, Failure, Incident, serve_at};
+use crate::events::{EventTarget, Events, Notice, Regarding};
+use crate::health::{self, Health, HealthPortFailure, HealthPorts};
+use crate::http::{Admission, BindFailure, Incident, serve_at};
 use crate::kernel::{nfacct, programs};
 use crate::log;
 use crate::measure::SyncMeter;
@@ -71,7 +71,7 @@ pub(super) struct About<'a> {
     /// The machine's name.
     pub(super) machine: &'a str,
     /// The API server to send events to, if there is one.
-    pub(super) server: Option<Server>,
+    pub(super) server: Option<EventTarget>,
     /// How current the objects of the API server are, if there is one.
     pub(super) freshness: Option<Arc<api::Freshness>>,
     /// Which counters the kernel has.
@@ -121,11 +121,12 @@ pub(super) fn start(
         let router = metrics::router(registry, pages);
         servers.start("metrics", "FailedToStartMetricServer", address, router, tasks);
     }
-    let teller = events.clone();
+    let recorder = events.clone();
     let node = node.to_owned();
-    let on_refused: health::OnRefused = Arc::new(move |refused| teller.tell(notice_of(refused, &node)));
-    let ports = HealthPorts::start(&admission, &health, &metrics, &on_refused, tasks);
-    events.tell(Notice {
+    let on_failure: health::OnHealthPortFailure =
+        Arc::new(move |refused| recorder.record(notice_of(refused, &node)));
+    let ports = HealthPorts::start(&admission, &health, &metrics, &on_failure, tasks);
+    events.record(Notice {
         regarding: Regarding::Node,
         is_warning: false,
         reason: "Starting",
@@ -177,13 +178,13 @@ impl Servers<'_> {
         let admission = self.admission.clone();
         tasks.spawn(async move {
             let is_rival_said = AtomicBool::new(false);
-            let failed = |failure: &Failure<'_>| {
+            let failed = |failure: &BindFailure<'_>| {
                 metrics.node.count_bind_failure(server);
                 let is_final = failure.is_final;
                 if failure.n == 1 {
                     let note = format!("cannot serve {server} on {address}: {}", failure.error);
                     let (regarding, action) = (Regarding::Node, "StartKubeProxy");
-                    events.tell(Notice { regarding, is_warning: true, reason, action, note });
+                    events.record(Notice { regarding, is_warning: true, reason, action, note });
                 }
                 if is_anothers(failure) && !is_rival_said.swap(true, Ordering::Relaxed) {
                     let finding = Finding::Rival(format!("port {} ({server}) is taken", address.port()));
@@ -203,12 +204,12 @@ impl Servers<'_> {
 }
 
 /// Whether somebody else has the port, and is not about to leave it.
-fn is_anothers(failure: &Failure<'_>) -> bool {
+fn is_anothers(failure: &BindFailure<'_>) -> bool {
     failure.error.kind() == io::ErrorKind::AddrInUse && failure.lasted > HANDOVER
 }
 
-fn notice_of(refused: &Refused<'_>, node: &str) -> Notice {
-    let Refused { service, address, error } = refused;
+fn notice_of(refused: &HealthPortFailure<'_>, node: &str) -> Notice {
+    let HealthPortFailure { service, address, error } = refused;
     Notice {
         regarding: Regarding::Service((*service).clone()),
         is_warning: true,
@@ -250,7 +251,7 @@ mod tests {
         let metrics = Arc::new(Metrics::register(&registry).unwrap());
         let (config, mut tasks) = (Config::default(), JoinSet::new());
         let client = kube::Client::new(service, "default");
-        let server = Some(Server { client, host: "api.test:443".to_owned() });
+        let server = Some(EventTarget { client, host: "api.test:443".to_owned() });
         let events = Arc::new(Events::start(server, "node-1", "machine", &metrics, &mut tasks));
         let admission = admission(1024, &metrics);
         let servers = Servers { admission: &admission, config: &config, metrics: &metrics, events: &events };

@@ -1,89 +1,89 @@
-//! `chainsmith cleanup`: removes what kube-proxy and Chainsmith made.
+//! `chainsmith cleanup`: removes the leftovers of kube-proxy and Chainsmith.
 
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Escaped, complain, print};
+use super::{OneLine, print, print_error};
 use crate::agent;
 use crate::leftovers::{self, Leftover, LeftoverProblem};
 
 /// Arguments of `cleanup`.
 #[derive(Debug, Args)]
 pub struct CleanupArguments {
-    /// Only list what would be removed, and what would stay.
+    /// List the leftovers that would be removed or stay; remove nothing.
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Removes what is found, as far as that goes; 1 when anything that is known as kube-proxy's or
-/// Chainsmith's is left, or could not be looked for.
+/// Removes all leftovers that can be removed. Exit status 1 when one stays that is known as kube-proxy's or
+/// Chainsmith's, or a search failed.
 pub fn main(arguments: &CleanupArguments) -> ExitCode {
     match agent::others() {
         Ok(others) => others.into_iter().for_each(|other| {
-            complain(format!(
-                "{other} runs in this network namespace and makes its rules again; stop it first"
+            print_error(format!(
+                "{other} runs in this network namespace and restores its rules; stop it first"
             ));
         }),
-        Err(error) => complain(format!("cannot look for agents that make their rules again: {error}")),
+        Err(error) => print_error(format!("cannot list the agents in this network namespace: {error}")),
     }
-    let (found, mut troubles) = leftovers::find();
+    let (found, mut problems) = leftovers::find();
     let (removable, stays): (Vec<&Leftover>, Vec<&Leftover>) =
         found.iter().partition(|leftover| leftover.is_removable());
-    troubles.extend(match arguments.dry_run {
+    problems.extend(match arguments.dry_run {
         true => {
-            removable.iter().for_each(|leftover| show(leftover));
+            removable.iter().for_each(|leftover| print_plan(leftover));
             Vec::new()
         }
         false => remove(&removable, &mut leftovers::remove),
     });
-    if removable.is_empty() && troubles.is_empty() {
-        say("nothing to remove");
+    if removable.is_empty() && problems.is_empty() {
+        print_line("nothing to remove");
     }
-    troubles.iter().for_each(complain);
+    problems.iter().for_each(print_error);
     for leftover in &stays {
-        complain(format!("{leftover} stay: {}", leftover.manual_removal().unwrap_or_default()));
+        print_error(format!("{leftover} stay: {}", leftover.manual_removal().unwrap_or_default()));
     }
-    if troubles.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Prints a line of the outcome. Removal goes on when stdout is closed.
-fn say(line: impl std::fmt::Display) {
-    let _ = print(Escaped(line));
+/// Prints a line of the outcome. Removal continues when stdout is closed.
+fn print_line(line: impl std::fmt::Display) {
+    let _ = print(OneLine(line));
 }
 
-fn show(leftover: &Leftover) {
-    say(format!("would remove {leftover}"));
-    leftover.parts().iter().for_each(|part| say(format!("  {part}")));
-    leftovers::referenced(leftover).into_iter().map(LeftoverProblem).for_each(complain);
+fn print_plan(leftover: &Leftover) {
+    print_line(format!("would remove {leftover}"));
+    leftover.parts().iter().for_each(|part| print_line(format!("  {part}")));
+    leftovers::referenced(leftover).into_iter().map(LeftoverProblem).for_each(print_error);
 }
 
-/// Removes each of `removable` by `remove`, and says so; what is left. While a virtual server is left, so
-/// is what tells whose it is.
+/// Removes each of `removable` with `remove` and prints it; returns the problems. While a virtual server stays,
+/// the leftovers that identify it as kube-proxy's stay as well.
 fn remove(
     removable: &[&Leftover],
     remove: &mut dyn FnMut(&Leftover) -> Vec<LeftoverProblem>,
 ) -> Vec<LeftoverProblem> {
-    let mut troubles = Vec::new();
+    let mut problems = Vec::new();
     let mut are_servers_left = false;
     for leftover in removable {
         if are_servers_left && leftover.identifies_servers() {
-            troubles.push(leftovers::kept_for_servers(leftover));
+            problems.push(leftovers::kept_for_servers(leftover));
             continue;
         }
-        let held = leftovers::referenced(leftover).into_iter().map(LeftoverProblem);
+        let referenced = leftovers::referenced(leftover).into_iter().map(LeftoverProblem);
         let left = remove(leftover);
         if left.is_empty() {
-            say(format!("removed {leftover}"));
-            troubles.extend(held);
+            print_line(format!("removed {leftover}"));
+            problems.extend(referenced);
         }
         are_servers_left |= matches!(leftover, Leftover::IpvsServers(_)) && !left.is_empty();
-        troubles.extend(left);
+        problems.extend(left);
     }
-    troubles
+    problems
 }
 
-/// `run --cleanup`: the same.
+/// `run --cleanup`.
 pub fn everything() -> ExitCode {
     main(&CleanupArguments { dry_run: false })
 }
@@ -93,20 +93,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_tells_whose_virtual_servers_are_outlives_them() {
+    fn leftovers_that_identify_virtual_servers_outlive_them() {
         let found = [Leftover::IpvsServers(Vec::new()), Leftover::IpSets(Vec::new()), Leftover::IpvsDevice];
         let removable: Vec<&Leftover> = found.iter().collect();
         let mut tried = 0;
-        let no_troubles = remove(&removable, &mut |_| {
+        let no_problems = remove(&removable, &mut |_| {
             tried += 1;
             Vec::new()
         });
-        assert_eq!((tried, no_troubles), (3, vec![]));
+        assert_eq!((tried, no_problems), (3, vec![]));
         let mut tried = 0;
-        let troubles = remove(&removable, &mut |_| {
+        let problems = remove(&removable, &mut |_| {
             tried += 1;
             vec![LeftoverProblem("cannot delete virtual server TCP 10.96.0.1:443".to_owned())]
         });
-        assert_eq!((tried, troubles.len()), (1, 3), "{troubles:?}");
+        assert_eq!((tried, problems.len()), (1, 3), "{problems:?}");
     }
 }

@@ -11,17 +11,17 @@ use crate::model::Inventory;
 use crate::model::decode::{Interner, manifest};
 use crate::watch::files;
 
-/// What was read, and what was wrong with it.
+/// The objects and the problems in them.
 #[derive(Debug, Default)]
 pub struct Objects {
     /// The objects.
     pub inventory: Inventory,
-    /// A line for each thing that could not be used.
+    /// One line for each problem.
     pub problems: Vec<String>,
 }
 
-/// Reads all objects of `paths`. Errors for a path that cannot be read; what is wrong inside is a
-/// problem that costs one object.
+/// Reads all objects of `paths`. A path that cannot be read is an error; a malformed object is a problem, and
+/// the others are read.
 pub fn read(paths: &[PathBuf]) -> anyhow::Result<Objects> {
     let (mut objects, mut interner) = (Objects::default(), Interner::default());
     for path in paths {

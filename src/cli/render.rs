@@ -1,4 +1,4 @@
-//! `chainsmith render`: the rules of a node for given objects.
+//! `chainsmith render`: the rules of a node for objects in files.
 #![allow(clippy::disallowed_methods, reason = "reads the files that are named on the command line")]
 
 use std::io::{ErrorKind, Write};
@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
 use super::objects::{self, Objects};
-use super::{USAGE, complain};
+use super::{USAGE, print_error};
 use crate::compile;
 use crate::config::{Config, RuleFlags};
 use crate::iptables::write;
@@ -25,58 +26,47 @@ pub struct RenderArguments {
     /// Services, EndpointSlices and Nodes: YAML or JSON files, folders of them, or - for stdin
     #[arg(short = 'f', long = "filename", value_name = "OBJECTS", required = true, num_args = 1..)]
     objects: Vec<PathBuf>,
-    /// The Node whose rules are wanted [default: hostnameOverride, else the only Node among OBJECTS]
+    /// Name of the Node [default: hostnameOverride, else the only Node among OBJECTS]
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
-    /// What only the node knows: `interfaces: {NAME: [CIDR, ...]}`, `kernel: {nfacct: true, ...}`
+    /// Facts about the node: `interfaces: {NAME: [CIDR, ...]}`, `kernel: {nfacct: true, ...}`
     /// [default: the Node's addresses and loopback]
     #[arg(long, value_name = "FILE")]
     host: Option<PathBuf>,
-    /// The family [default: both, one after the other]
-    #[arg(long)]
-    family: Option<Family>,
+    /// The IP family [default: both, one after the other]
+    #[arg(long, value_parser = PossibleValuesParser::new(["ipv4", "ipv6"]).map(ip_family))]
+    family: Option<IpFamily>,
     /// `save`: as iptables-save prints them; `restore`: an input for iptables-restore --noflush
     #[arg(long, default_value = "save")]
-    format: Format,
+    format: RulesetFormat,
     #[command(flatten)]
     flags: RuleFlags,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Family {
-    Ipv4,
-    Ipv6,
-}
-
-impl Family {
-    fn family(self) -> IpFamily {
-        match self {
-            Family::Ipv4 => IpFamily::V4,
-            Family::Ipv6 => IpFamily::V6,
-        }
-    }
+fn ip_family(name: String) -> IpFamily {
+    if name == "ipv4" { IpFamily::V4 } else { IpFamily::V6 }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+enum RulesetFormat {
     Save,
     Restore,
 }
 
-/// Renders. Exit status 1 when an object could not be used; the others are rendered all the same.
+/// Prints the rules. Exit status 1 when an object is malformed; the others are rendered.
 pub fn main(arguments: &RenderArguments) -> ExitCode {
     let (text, problems) = match render(arguments) {
         Ok(rendered) => rendered,
         Err(error) => {
-            complain(format!("{error:#}"));
+            print_error(format!("{error:#}"));
             return ExitCode::from(USAGE);
         }
     };
-    problems.iter().for_each(complain);
+    problems.iter().for_each(print_error);
     match std::io::stdout().lock().write_all(text.as_bytes()) {
-        // Who reads only the beginning (`| head`) is content with it.
+        // `| head` reads only the beginning; that is no error.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            complain(format!("cannot write: {error}"));
+            print_error(format!("cannot write: {error}"));
             ExitCode::FAILURE
         }
         _ if problems.is_empty() => ExitCode::SUCCESS,
@@ -90,9 +80,9 @@ fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> 
             .with_context(|| format!("cannot read the configuration {}", path.display()))
     });
     let (config, warnings) = Config::resolve(file.transpose()?.as_deref(), &arguments.flags.0)?;
-    warnings.iter().for_each(complain);
-    if arguments.format == Format::Restore && arguments.family.is_none() {
-        bail!("--format restore needs --family: each family has an input of its own");
+    warnings.iter().for_each(print_error);
+    if arguments.format == RulesetFormat::Restore && arguments.family.is_none() {
+        bail!("--format restore needs --family: iptables-restore and ip6tables-restore take one family each");
     }
     let Objects { inventory, problems } = objects::read(&arguments.objects)?;
     let node_name = node_name(arguments, &config, &inventory)?;
@@ -108,7 +98,7 @@ fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> 
     let place = Place { node: &node_name, zone: snapshot.node().and_then(|node| node.zone.as_deref()) };
     let mut text = String::new();
     for family in IpFamily::BOTH {
-        if arguments.family.is_some_and(|only| only.family() != family) {
+        if arguments.family.is_some_and(|only| only != family) {
             continue;
         }
         if arguments.family.is_none() {
@@ -117,15 +107,14 @@ fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> 
         let ruleset =
             compile::ruleset(&Settings::new(&config, snapshot.node(), &host, family), &snapshot, place);
         text.push_str(&match arguments.format {
-            Format::Save => write::save(family, &ruleset),
-            Format::Restore => write::restore(family, &ruleset),
+            RulesetFormat::Save => write::save(family, &ruleset),
+            RulesetFormat::Restore => write::restore(family, &ruleset),
         });
     }
     Ok((text, problems))
 }
 
-/// Whose rules are wanted; never this machine's name, which would make the output depend on where
-/// it is made.
+/// The name of the Node whose rules are printed; never this machine's name, on which the output must not depend.
 fn node_name(arguments: &RenderArguments, config: &Config, inventory: &Inventory) -> anyhow::Result<String> {
     if let Some(name) = arguments.node.as_ref().or(config.hostname_override.as_ref()) {
         return Ok(name.clone());
@@ -133,7 +122,7 @@ fn node_name(arguments: &RenderArguments, config: &Config, inventory: &Inventory
     let names: Vec<&str> = inventory.nodes().map(|node| &*node.name).collect();
     match names[..] {
         [only] => Ok(only.to_owned()),
-        [] => bail!("for which node? there is no Node among the objects; name one with --node"),
-        _ => bail!("for which node? there are {}; name one with --node", names.join(", ")),
+        [] => bail!("there is no Node among the objects; name one with --node"),
+        _ => bail!("there are several Nodes: {}; name one with --node", names.join(", ")),
     }
 }

@@ -1,4 +1,4 @@
-//! `chainsmith run`: the agent, and what it does instead when a flag says so.
+//! `chainsmith run`: the agent, and the flags that replace it by one action (`--version`, `--cleanup`, ...).
 #![allow(clippy::disallowed_methods, reason = "reads and writes configuration files")]
 
 use std::path::Path;
@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use tracing::{debug, error, info, warn};
 
-use super::{cleanup, complain, print};
+use super::{cleanup, print, print_error};
 use crate::agent::{self, ConfigFile};
 use crate::config::{Config, Flags, LogFormat, Logging, Warning};
 use crate::kernel::open_files::{self, Raised};
@@ -21,46 +21,46 @@ use crate::metrics::release;
 pub struct RunArguments {
     #[command(flatten)]
     flags: Flags,
-    /// Print the release, `raw`: as a structure; and exit.
+    /// Print the release, and exit; `raw`: as a structure.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(value_name = "true|false|raw", help_heading = "kube-proxy")]
     version: Option<String>,
 }
 
-/// Runs the agent; whatever goes wrong is exit status 1, as with kube-proxy.
+/// Runs the agent; every error is exit status 1, as with kube-proxy.
 pub fn main(arguments: &RunArguments) -> ExitCode {
     match prepare(arguments) {
         Ok(Some(ready)) => run(ready),
         Ok(None) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(format!("{error:#}"));
+            print_error(format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// What there is to do, and what is said first.
-struct Ready {
+/// Everything that the agent needs to start.
+struct StartInput {
     config: Config,
     warnings: Vec<Warning>,
     file: Option<ConfigFile>,
     flags: Flags,
 }
 
-/// Reads and checks everything. `None`: all that was asked for is done.
-fn prepare(arguments: &RunArguments) -> anyhow::Result<Option<Ready>> {
+/// Reads and checks the configuration. `None`: a flag asked for one action, and it is done.
+fn prepare(arguments: &RunArguments) -> anyhow::Result<Option<StartInput>> {
     let flags = &arguments.flags;
     let version = arguments.version.as_deref().unwrap_or("false");
     let mut warnings = Vec::new();
     match version_text(version)? {
-        Version::Printed(text) => {
+        VersionRequest::Print(text) => {
             print(text).context("cannot print the release")?;
             return Ok(None);
         }
-        Version::NotAsked => {}
-        Version::Claimed => warnings.push(Warning {
+        VersionRequest::None => {}
+        VersionRequest::Claim => warnings.push(Warning {
             place: "--version".to_owned(),
-            note: format!("what Chainsmith says of its release cannot be changed to {version}"),
+            note: format!("Chainsmith does not report {version} as its release, ignored"),
         }),
     }
     let (text, file) = match flags.config() {
@@ -75,17 +75,17 @@ fn prepare(arguments: &RunArguments) -> anyhow::Result<Option<Ready>> {
     if let Some(path) = flags.write_config_to() {
         let written = std::fs::write(path, config.effective.to_file());
         written.with_context(|| format!("cannot write the configuration to {}", path.display()))?;
-        // It is written: whether anybody hears of it does not matter.
+        // The file is written; that stdout is closed is no error.
         let _ = print(format_args!("wrote the configuration to {}", path.display()));
         return Ok(None);
     }
-    Ok(Some(Ready { config, warnings, file, flags: flags.clone() }))
+    Ok(Some(StartInput { config, warnings, file, flags: flags.clone() }))
 }
 
 /// The text of a configuration file, watched from before it was read.
 fn read(path: &Path) -> anyhow::Result<(String, ConfigFile)> {
     let reading = || format!("cannot read the configuration {}", path.display());
-    // A file that cannot be read is said to be so, and not to be one that cannot be watched.
+    // First, so that the error of a missing file is about reading, not about watching.
     let metadata = std::fs::metadata(path).with_context(reading)?;
     if metadata.is_dir() {
         bail!("{}: it is a folder", reading());
@@ -94,41 +94,41 @@ fn read(path: &Path) -> anyhow::Result<(String, ConfigFile)> {
     Ok((std::fs::read_to_string(path).with_context(reading)?, file))
 }
 
-/// What `--version=<text>` asks for.
+/// The meaning of `--version=<text>`.
 #[derive(Debug, PartialEq, Eq)]
-enum Version {
-    /// Nothing.
-    NotAsked,
-    /// This is to be printed.
-    Printed(String),
-    /// To be taken for another release.
-    Claimed,
+enum VersionRequest {
+    /// Run the agent.
+    None,
+    /// Print this and exit.
+    Print(String),
+    /// Report another release; ignored.
+    Claim,
 }
 
-fn version_text(text: &str) -> anyhow::Result<Version> {
+fn version_text(text: &str) -> anyhow::Result<VersionRequest> {
     let own = env!("CARGO_PKG_VERSION");
     let is_release = |text: &str| {
         text.strip_prefix('v').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     };
     Ok(match text {
-        "false" | "f" | "F" | "FALSE" | "False" | "0" => Version::NotAsked,
-        // The second word is what scripts take.
+        "false" | "f" | "F" | "FALSE" | "False" | "0" => VersionRequest::None,
+        // Scripts take the second word.
         "true" | "t" | "T" | "TRUE" | "True" | "1" => {
-            Version::Printed(format!("Kubernetes v{} (Chainsmith {own})", release::KUBERNETES))
+            VersionRequest::Print(format!("Kubernetes v{} (Chainsmith {own})", release::KUBERNETES))
         }
         "raw" => {
             let (release, (major, minor)) = (release::KUBERNETES, release::major_minor());
-            Version::Printed(format!(
+            VersionRequest::Print(format!(
                 "version.Info{{Major:\"{major}\", Minor:\"{minor}\", GitVersion:\"v{release}\", Chainsmith:\"{own}\", Platform:\"linux/{}\"}}",
                 std::env::consts::ARCH
             ))
         }
-        text if is_release(text) => Version::Claimed,
+        text if is_release(text) => VersionRequest::Claim,
         text => bail!("--version: {text:?}: must be a boolean, raw or vX.Y.Z"),
     })
 }
 
-fn run(Ready { config, warnings, file, flags }: Ready) -> ExitCode {
+fn run(StartInput { config, warnings, file, flags }: StartInput) -> ExitCode {
     start_log(&config.logging);
     for (name, value) in flags.all() {
         v!(1, "FLAG: --{name}={value:?}");
@@ -182,7 +182,7 @@ fn start(config: Config, flags: &Flags, file: Option<ConfigFile>) -> anyhow::Res
     agent::share_one_heap();
     let runtime = agent::runtime()?;
     let result = runtime.block_on(agent::run(config, flags.all(), file));
-    // Tasks that wait for the network need not be waited for.
+    // Does not wait for tasks that wait for the network.
     runtime.shutdown_background();
     result
 }
@@ -192,17 +192,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_asked_for_as_kube_proxy_takes_it() {
+    fn version_takes_the_texts_that_kube_proxy_takes() {
         let check = |text: &str, expected: &str| match version_text(text).unwrap() {
-            Version::Printed(printed) => {
+            VersionRequest::Print(printed) => {
                 assert!(printed.starts_with(expected) && !expected.is_empty(), "{printed}")
             }
             other => assert_eq!(format!("{other:?}"), expected),
         };
         check("true", &format!("Kubernetes v{} (Chainsmith ", release::KUBERNETES));
         check("raw", "version.Info{Major:\"1\", Minor:\"36\", GitVersion:\"v1.36.");
-        check("false", "NotAsked");
-        check("v1.35.0", "Claimed");
+        check("false", "None");
+        check("v1.35.0", "Claim");
         assert!(version_text("1.35").is_err());
     }
 }

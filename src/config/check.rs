@@ -11,7 +11,7 @@ use super::diagnostics::{SetBy, quoted};
 use super::duration::GoDuration;
 use super::resolver::Resolver;
 use super::setting::Setting;
-use super::setting_value::{Folders, Port, SettingValue};
+use super::setting_value::{FlagPort, Folders, SettingValue};
 use crate::net::{Cidr, IpFamily, MasqueradeMark, parse_ip};
 
 /// The value with the name `text`.
@@ -219,14 +219,14 @@ pub(super) fn server_and_port(
     address: Setting,
     port: Setting,
 ) -> Option<SocketAddr> {
-    let default = Port::from_default(port.default);
+    let default = FlagPort::from_default(port.default);
     let text = resolver.get_or(address.ignores_empty_flag(), format!("{host}:{}", default.0));
     let given = resolver.get(port);
     // kube-proxy writes the configuration before it reads the port.
     let counted = if resolver.has_flag("write-config-to") { default } else { given };
     let (text, set_by) = match counted {
-        Port(0) => (String::new(), SetBy::Flag(port.flag)),
-        Port(port) => (with_port(text, port), resolver.set_by(address.path)),
+        FlagPort(0) => (String::new(), SetBy::Flag(port.flag)),
+        FlagPort(port) => (with_port(text, port), resolver.set_by(address.path)),
     };
     resolver.replace(address.path, text.clone(), set_by);
     server(text.clone()).unwrap_or_else(|reason| {

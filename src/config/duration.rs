@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-/// A Go `time.Duration`: nanoseconds, may be negative until it has been checked.
+/// A Go `time.Duration`: nanoseconds; may be negative until it is checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GoDuration(i64);
 
-/// Nanoseconds of each unit, longest name first where one begins another.
+/// Nanoseconds of each unit.
 const UNITS: [(&str, i128); 8] = [
     ("ns", 1),
     ("us", 1_000),
@@ -60,7 +60,7 @@ impl GoDuration {
     }
 }
 
-/// `number` (`12`, `1.5`, `.5`, `1.`) times `unit`; what is finer than a nanosecond is cut.
+/// `number` (`12`, `1.5`, `.5`, `1.`) times `unit`; fractions of a nanosecond are cut.
 fn scaled(number: &str, unit: i128) -> Option<i128> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || whole.len() > 19 {
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_go_refuses_is_refused() {
+    fn texts_that_go_rejects_are_rejected() {
         for text in [
             "",
             "-",
@@ -179,7 +179,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn what_is_printed_reads_back(nanos in proptest::prelude::any::<i64>(), shift in 0u32..63) {
+        fn printed_durations_read_back(nanos in proptest::prelude::any::<i64>(), shift in 0u32..63) {
             let duration = GoDuration(nanos >> shift);
             proptest::prop_assert_eq!(GoDuration::parse(&duration.to_string()), Some(duration));
         }

@@ -33,20 +33,20 @@ pub(super) fn read(text: &str, settings: &[Setting], diagnostics: &mut Diagnosti
         diagnostics.refuse("", parsed.value, format!("the file must be a {KIND} ({API_VERSION})"));
         return FileValues::new();
     };
-    let mut reader = FileReader { settings, values: FileValues::new(), diagnostics };
+    let mut reader = FieldCollector { settings, values: FileValues::new(), diagnostics };
     if reader.is_configuration(&mut entries) {
         reader.read_section("", entries);
     }
     reader.values
 }
 
-struct FileReader<'a> {
+struct FieldCollector<'a> {
     settings: &'a [Setting],
     values: FileValues,
     diagnostics: &'a mut Diagnostics,
 }
 
-impl FileReader<'_> {
+impl FieldCollector<'_> {
     /// Takes `kind` and `apiVersion` out of `entries`, reports wrong ones, and returns whether the file can
     /// be a configuration at all.
     fn is_configuration(&mut self, entries: &mut Vec<(String, FileValue)>) -> bool {

@@ -109,13 +109,13 @@ pub(super) fn go_bool(text: &str) -> Option<bool> {
 
 /// A port of a flag; 0 for none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub(super) struct Port(pub(super) u16);
+pub(super) struct FlagPort(pub(super) u16);
 
-impl TryFrom<i64> for Port {
+impl TryFrom<i64> for FlagPort {
     type Error = std::num::TryFromIntError;
 
-    fn try_from(port: i64) -> Result<Port, Self::Error> {
-        port.try_into().map(Port)
+    fn try_from(port: i64) -> Result<FlagPort, Self::Error> {
+        port.try_into().map(FlagPort)
     }
 }
 
@@ -143,7 +143,7 @@ macro_rules! whole_number {
 }
 whole_number!(i32, "a whole number of 32 bits");
 whole_number!(u32, "a whole number of 32 bits, not negative");
-whole_number!(Port, "a port, 0 to 65535");
+whole_number!(FlagPort, "a port, 0 to 65535");
 
 /// Go's `strconv.ParseInt` with base 0: `10`, `-10`, `0x0e`, `0b1`, `0o17`, `017`.
 fn go_integer(text: &str) -> Option<i64> {

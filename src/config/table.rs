@@ -60,7 +60,7 @@ pub(super) fn read(r: &mut Resolver<'_>) -> Config {
         check::hostname,
     );
     let bind_address = r.checked(
-        setting("bindAddress", "0.0.0.0", "IP of the Node; 0.0.0.0 or ::: the Node object's")
+        setting("bindAddress", "0.0.0.0", "IP of the Node; 0.0.0.0 or ::, from its object")
             .flag("bind-address", "IP")
             .ignores_empty_flag()
             .for_render(),
@@ -132,7 +132,7 @@ pub(super) fn read(r: &mut Resolver<'_>) -> Config {
     );
     let node_port_addresses = check::node_port_addresses(r, &node_port_addresses);
     let oom_score_adj = r.checked(
-        setting("oomScoreAdj", "-999", "of this process: -1000 to 1000")
+        setting("oomScoreAdj", "-999", "OOM score of the process: -1000 to 1000")
             .flag("oom-score-adj", "N")
             .nullable(),
         check::in_range(-1000, 1000),
@@ -155,7 +155,7 @@ pub(super) fn read(r: &mut Resolver<'_>) -> Config {
     let backends =
         [("auto", BackendChoice::Auto), ("nft", BackendChoice::Nft), ("legacy", BackendChoice::Legacy)];
     let backend = r.checked(
-        setting("chainsmith.iptablesBackend", "auto", "iptables back-end; auto: the node's")
+        setting("chainsmith.iptablesBackend", "auto", "iptables back-end; auto: the one in use")
             .flag("iptables-backend", "auto|nft|legacy")
             .own(),
         check::one_of(&backends),
@@ -166,21 +166,21 @@ pub(super) fn read(r: &mut Resolver<'_>) -> Config {
         ("compact", LayoutChoice::Compact),
     ];
     let layout = r.checked(
-        setting("chainsmith.layout", "auto", "the layout of the rules; auto: by the number of endpoints")
+        setting("chainsmith.layout", "auto", "layout of the rules; auto: by the number of endpoints")
             .flag("layout", "auto|classic|compact")
             .own()
             .for_render(),
         check::one_of(&layouts),
     );
     let audit_period: Duration = r.checked(
-        setting("chainsmith.auditPeriod", "5m0s", "how often the rules in force are read and compared")
+        setting("chainsmith.auditPeriod", "5m0s", "how often to read the rules in force and compare them")
             .flag("audit-period", "DURATION")
             .own(),
         check::positive,
     );
     let audit_period = check::at_least_a_second(r, "chainsmith.auditPeriod", audit_period);
     let debug_bind_address: Option<SocketAddr> = r.checked(
-        setting("chainsmith.debugBindAddress", "", "has no effect yet")
+        setting("chainsmith.debugBindAddress", "", "address of the debug server; has no effect yet")
             .flag("debug-bind-address", "IP:PORT")
             .own(),
         check::server,
@@ -224,14 +224,16 @@ pub(super) fn read(r: &mut Resolver<'_>) -> Config {
 /// The flags that decide what the process does; `cli` reads them with [`Flags`].
 fn process(r: &mut Resolver<'_>) {
     r.declare::<String>(
-        flag_only("config", "FILE", "", "a KubeProxyConfiguration").beside_file().for_render(),
+        flag_only("config", "FILE", "", "configuration file, a KubeProxyConfiguration")
+            .beside_file()
+            .for_render(),
     );
     r.declare::<String>(
-        flag_only("write-config-to", "FILE", "", "write the effective configuration to FILE, and exit")
+        flag_only("write-config-to", "FILE", "", "write the effective configuration to FILE and exit")
             .beside_file(),
     );
     r.declare::<bool>(
-        flag_only("cleanup", "BOOL", "false", "remove the rules of all modes, and exit").beside_file(),
+        flag_only("cleanup", "BOOL", "false", "remove the leftovers of all modes and exit").beside_file(),
     );
     r.declare::<bool>(flag_only("init-only", "BOOL", "false", "set sysctls and exit").beside_file());
     let no_effect = |flag, default| flag_only(flag, "FILE", default, "has no effect").without_effect();
@@ -388,12 +390,12 @@ fn local_traffic(r: &mut Resolver<'_>) -> (DetectLocal, Vec<Cidr>) {
         check::one_of(&modes),
     );
     let bridge: String = r.get(
-        setting("detectLocal.bridgeInterface", "", "for BridgeInterface")
+        setting("detectLocal.bridgeInterface", "", "the pods' bridge, for BridgeInterface")
             .flag("pod-bridge-interface", "NAME")
             .for_render(),
     );
     let prefix: String = r.get(
-        setting("detectLocal.interfaceNamePrefix", "", "for InterfaceNamePrefix")
+        setting("detectLocal.interfaceNamePrefix", "", "of the pods' interfaces, for InterfaceNamePrefix")
             .flag("pod-interface-name-prefix", "PREFIX")
             .for_render(),
     );
@@ -438,15 +440,23 @@ fn conntrack(r: &mut Resolver<'_>) -> Conntrack {
             check::not_negative,
         ),
         tcp_established_timeout: r.checked(
-            setting("conntrack.tcpEstablishedTimeout", "24h0m0s", "of established TCP; 0: keep the kernel's")
-                .flag("conntrack-tcp-timeout-established", "DURATION")
-                .nullable(),
+            setting(
+                "conntrack.tcpEstablishedTimeout",
+                "24h0m0s",
+                "timeout of established TCP; 0: keep the kernel's",
+            )
+            .flag("conntrack-tcp-timeout-established", "DURATION")
+            .nullable(),
             check::timeout,
         ),
         tcp_close_wait_timeout: r.checked(
-            setting("conntrack.tcpCloseWaitTimeout", "1h0m0s", "of TCP in CLOSE_WAIT; 0: keep the kernel's")
-                .flag("conntrack-tcp-timeout-close-wait", "DURATION")
-                .nullable(),
+            setting(
+                "conntrack.tcpCloseWaitTimeout",
+                "1h0m0s",
+                "timeout of TCP in CLOSE_WAIT; 0: keep the kernel's",
+            )
+            .flag("conntrack-tcp-timeout-close-wait", "DURATION")
+            .nullable(),
             check::timeout,
         ),
         tcp_be_liberal: r.get(
@@ -455,12 +465,12 @@ fn conntrack(r: &mut Resolver<'_>) -> Conntrack {
                 .for_render(),
         ),
         udp_timeout: r.checked(
-            setting("conntrack.udpTimeout", "0s", "of UDP without an answer; 0: keep the kernel's")
+            setting("conntrack.udpTimeout", "0s", "timeout of UDP without an answer; 0: keep the kernel's")
                 .flag("conntrack-udp-timeout", "DURATION"),
             check::timeout,
         ),
         udp_stream_timeout: r.checked(
-            setting("conntrack.udpStreamTimeout", "0s", "of UDP with answers; 0: keep the kernel's")
+            setting("conntrack.udpStreamTimeout", "0s", "timeout of UDP with answers; 0: keep the kernel's")
                 .flag("conntrack-udp-timeout-stream", "DURATION"),
             check::timeout,
         ),

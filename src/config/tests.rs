@@ -1,4 +1,4 @@
-//! Configurations as text and the values they give; helpers for the tests below.
+//! Configurations as text and their values; helpers for the tests below.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::net::{Cidr, IpFamily, MasqueradeMark};
 
-/// A file of v1alpha1 with `fields` in it.
+/// A file of v1alpha1 with `fields`.
 fn file(fields: &str) -> String {
     format!("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n{fields}")
 }
@@ -39,7 +39,7 @@ fn warnings(text: &str, arguments: &[&str]) -> Vec<String> {
     warnings.iter().map(ToString::to_string).collect()
 }
 
-/// What is said against a file with `fields` and flags beside it.
+/// The errors of a file with `fields` and flags beside it.
 fn errors(fields: &str, arguments: &[&str]) -> Vec<String> {
     error_texts(Config::resolve(Some(&file(fields)), &flags(arguments)))
 }
@@ -53,7 +53,7 @@ fn error_texts(result: Result<(Config, Vec<Warning>), ConfigErrors>) -> Vec<Stri
     errors.iter().map(ToString::to_string).collect()
 }
 
-/// What kubeadm writes (config.md 10).
+/// The file that kubeadm writes (config.md 10).
 const KUBEADM: &str = include_str!("../../testdata/config/kubeadm.yaml");
 
 mod file_syntax;
@@ -62,7 +62,7 @@ mod precedence;
 mod shown;
 mod validation;
 
-/// `text` as a YAML scalar that any reader takes.
+/// `text` as a quoted YAML scalar.
 fn yaml(text: &str) -> String {
     serde_json::to_string(text).unwrap()
 }

@@ -92,17 +92,17 @@ impl FileValue {
 
 /// Reads a mapping with its duplicate keys.
 fn entries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, FileValue)>, D::Error> {
-    struct Entries;
-    impl<'de> Visitor<'de> for Entries {
+    struct PairsVisitor;
+    impl<'de> Visitor<'de> for PairsVisitor {
         type Value = Vec<(String, FileValue)>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a value")
+            f.write_str("a mapping")
         }
 
         fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
             std::iter::from_fn(|| entries.next_entry().transpose()).collect()
         }
     }
-    deserializer.deserialize_map(Entries)
+    deserializer.deserialize_map(PairsVisitor)
 }

@@ -1,31 +1,33 @@
-//! What is told, and how much of it is sent.
+//! The content of events, and which are sent.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::Body;
 use axum::http::{Request, Response};
+use kube::Client;
 use prometheus::Registry;
 use serde_json::Value;
 
 use super::*;
 use crate::compile::SyncScope;
+use crate::drift::Drift;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::Backend;
 use crate::metrics::exposition;
 use crate::model::{ObjectName, ServicePortName};
 use crate::net::{IpFamily, Protocol};
-use crate::sync::{Drift, Refusal};
+use crate::sync::Refusal;
 
 fn metrics() -> (Arc<Metrics>, Registry) {
     let registry = Registry::new();
     (Arc::new(Metrics::register(&registry).unwrap()), registry)
 }
 
-/// A status with which the server below sends a body that is no event.
+/// A status with which the server below answers a body that is not an event.
 const JUNK: u16 = 202;
 
-/// An API server that passes on method, path and body of each request, and answers with what `answer`
-/// makes of the number of the request: `None` for a connection that breaks off.
+/// An API server that passes on method, path and body of each request. `answer` maps the number of a request to the
+/// status of its answer; `None` for a connection that fails.
 fn server(answer: fn(usize) -> Option<u16>) -> (Client, mpsc::UnboundedReceiver<(String, Value)>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let n_requests = Arc::new(AtomicUsize::new(0));
@@ -56,8 +58,8 @@ const HOST: &str = "api.test:443";
 
 fn start(client: Option<Client>, metrics: &Arc<Metrics>) -> (Events, JoinSet<anyhow::Result<()>>) {
     let mut tasks = JoinSet::new();
-    let server = client.map(|client| Server { client, host: HOST.to_owned() });
-    (Events::start(server, "node-1", "machine", metrics, &mut tasks), tasks)
+    let target = client.map(|client| EventTarget { client, host: HOST.to_owned() });
+    (Events::start(target, "node-1", "machine", metrics, &mut tasks), tasks)
 }
 
 fn notice(regarding: Regarding, note: &str) -> Notice {
@@ -69,11 +71,11 @@ fn service(text: &str) -> Regarding {
 }
 
 #[tokio::test]
-async fn an_event_goes_where_kube_proxys_go_and_repetitions_make_a_series() {
+async fn events_have_kube_proxys_form_and_repetitions_make_a_series() {
     let (client, mut requests) = server(|_| Some(201));
     let (metrics, _) = metrics();
     let (events, _tasks) = start(Some(client), &metrics);
-    events.tell(notice(Regarding::Node, ""));
+    events.record(notice(Regarding::Node, ""));
     let (line, body) = requests.recv().await.unwrap();
     assert_eq!(line, "POST /apis/events.k8s.io/v1/namespaces/default/events");
     let text = |path: &str| body.pointer(path).and_then(Value::as_str).unwrap_or("absent");
@@ -96,7 +98,7 @@ async fn an_event_goes_where_kube_proxys_go_and_repetitions_make_a_series() {
     let (regarding, hex) = name.split_once('.').unwrap();
     assert!(regarding == "node-1" && u128::from_str_radix(hex, 16).is_ok(), "{name}");
 
-    events.tell(notice(service("web"), "broken"));
+    events.record(notice(service("web"), "broken"));
     let (line, body) = requests.recv().await.unwrap();
     assert_eq!(line, "POST /apis/events.k8s.io/v1/namespaces/ns/events");
     assert_eq!(
@@ -104,19 +106,19 @@ async fn an_event_goes_where_kube_proxys_go_and_repetitions_make_a_series() {
         (&Value::from("broken"), &Value::from("ns"))
     );
 
-    events.tell(notice(Regarding::Node, ""));
+    events.record(notice(Regarding::Node, ""));
     let (line, body) = requests.recv().await.unwrap();
     assert_eq!(line, format!("PATCH /apis/events.k8s.io/v1/namespaces/default/events/{name}"));
     assert_eq!(body["series"]["count"], 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_that_does_not_arrive_is_tried_again_and_one_that_is_refused_is_not() {
+async fn an_event_that_does_not_arrive_is_retried_and_a_rejected_one_is_not() {
     let (client, mut requests) = server(|n| [None, None, Some(201), Some(403), Some(201)][n]);
     let (metrics, registry) = metrics();
     let (events, _tasks) = start(Some(client), &metrics);
     for text in ["a", "b", "c"] {
-        events.tell(notice(service(text), ""));
+        events.record(notice(service(text), ""));
     }
     let mut names = Vec::new();
     for _ in 0..5 {
@@ -130,7 +132,7 @@ async fn an_event_that_does_not_arrive_is_tried_again_and_one_that_is_refused_is
     assert!(text.contains("chainsmith_events_lost_total{reason=\"not_sent\"} 1\n"), "{text}");
 }
 
-/// The samples of the counter of requests that were sent again.
+/// The samples of the counter of retried requests.
 fn retries(registry: &Registry) -> Vec<String> {
     let text = exposition(registry).unwrap();
     let is_ours = |line: &&str| line.starts_with("rest_client_request_retries_total");
@@ -138,16 +140,16 @@ fn retries(registry: &Registry) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_sent_again_is_counted_by_the_answer_before_it() {
-    // A new event: not answered, answered with something else, taken. Its series: not answered, taken.
-    // Another one: refused, which is the end of it. One more: taken.
+async fn a_retry_is_counted_by_the_answer_before_it() {
+    // A new event: no answer, an answer that is not an event, accepted. Its series: no answer, accepted. Another event:
+    // rejected, so not retried. One more: accepted.
     let answers =
         |n| [None, Some(JUNK), Some(201), None, Some(200), Some(403), Some(201)].get(n).copied().flatten();
     let (client, mut requests) = server(answers);
     let (metrics, registry) = metrics();
     let (events, _tasks) = start(Some(client), &metrics);
     for text in ["a", "a", "b", "c"] {
-        events.tell(notice(service(text), ""));
+        events.record(notice(service(text), ""));
     }
     let mut methods = Vec::new();
     for _ in 0..7 {
@@ -161,9 +163,9 @@ async fn what_is_sent_again_is_counted_by_the_answer_before_it() {
     assert_eq!(retries(&registry), [of("202", "POST"), of("<error>", "PATCH"), of("<error>", "POST")]);
 }
 
-/// Whoever waits gives up before the server answers.
+/// The sender stops waiting before the server answers.
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_given_up_was_not_answered() {
+async fn a_request_that_timed_out_counts_as_unanswered() {
     let (sender, mut requests) = mpsc::unbounded_channel();
     let service = tower::service_fn(move |_: Request<kube::client::Body>| {
         sender.send(()).unwrap();
@@ -171,7 +173,7 @@ async fn a_request_that_is_given_up_was_not_answered() {
     });
     let (metrics, registry) = metrics();
     let (events, _tasks) = start(Some(Client::new(service, "default")), &metrics);
-    events.tell(notice(Regarding::Node, ""));
+    events.record(notice(Regarding::Node, ""));
     for _ in 0..3 {
         requests.recv().await.unwrap();
     }
@@ -185,7 +187,7 @@ async fn an_api_server_that_never_answers_costs_each_event_its_attempts() {
     let (client, mut requests) = server(|_| None);
     let (metrics, registry) = metrics();
     let (events, _tasks) = start(Some(client), &metrics);
-    events.tell(notice(Regarding::Node, ""));
+    events.record(notice(Regarding::Node, ""));
     tokio::time::sleep(RETRY * (ATTEMPTS as u32 + 1)).await;
     let mut n_requests = 0;
     while requests.try_recv().is_ok() {
@@ -196,13 +198,13 @@ async fn an_api_server_that_never_answers_costs_each_event_its_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_in_a_second_wait_for_nobody_and_are_bounded() {
+async fn ten_thousand_events_do_not_wait_and_are_bounded() {
     let (client, _requests) = server(|_| None);
     let (metrics, registry) = metrics();
     let (events, _tasks) = start(Some(client), &metrics);
-    let started = Instant::now();
+    let started = std::time::Instant::now();
     for n in 0..10_000 {
-        events.tell(notice(service(&format!("s{}", n % 500)), "x"));
+        events.record(notice(service(&format!("s{}", n % 500)), "x"));
     }
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     let queued = events.queue.as_ref().map(|queue| QUEUE - queue.capacity());
@@ -213,7 +215,7 @@ async fn ten_thousand_in_a_second_wait_for_nobody_and_are_bounded() {
         "{text}"
     );
     for _ in 0..1000 {
-        events.tell(notice(Regarding::Node, "x"));
+        events.record(notice(Regarding::Node, "x"));
     }
     let text = exposition(&registry).unwrap();
     assert!(
@@ -223,15 +225,15 @@ async fn ten_thousand_in_a_second_wait_for_nobody_and_are_bounded() {
 }
 
 #[tokio::test]
-async fn without_an_api_server_nothing_is_sent_and_nothing_counted_as_lost() {
+async fn without_an_api_server_no_event_is_sent_or_counted_as_lost() {
     let (metrics, registry) = metrics();
     let (events, tasks) = start(None, &metrics);
-    events.tell(notice(Regarding::Node, ""));
+    events.record(notice(Regarding::Node, ""));
     assert!(tasks.is_empty() && !exposition(&registry).unwrap().contains("chainsmith_events"));
 }
 
 #[test]
-fn quarantine_and_drift_are_told_by_name() {
+fn events_name_the_quarantined_service_port_and_the_changed_chains() {
     let mut report = Report::new(IpFamily::V4, Backend::Nft, SyncScope::Full);
     assert_eq!(notices(&report), []);
     let port = ServicePortName {
@@ -239,32 +241,32 @@ fn quarantine_and_drift_are_told_by_name() {
         port: "http".into(),
         protocol: Protocol::Tcp,
     };
-    let refusal = Refusal {
+    let rejection = Refusal {
         line: 7,
         text: Some("-A KUBE-SVC-X -j NOWHERE".to_owned()),
         message: "no such target".to_owned(),
         chain: None,
         service_port: Some(port.clone()),
     };
-    report.quarantined.push((port, refusal));
+    report.quarantined.push((port, rejection));
     report.drift = Drift { chains: vec![(Table::Nat, ChainName::literal("KUBE-SERVICES"))], n_jumps: 1 };
-    let told: Vec<(Regarding, &str, String)> =
+    let recorded: Vec<(Regarding, &str, String)> =
         notices(&report).into_iter().map(|notice| (notice.regarding, notice.reason, notice.note)).collect();
-    let refused = "the kernel refuses the IPv4 rules of service port ns/web:http (TCP), which is left out: \
-                   no such target; refused: -A KUBE-SVC-X -j NOWHERE";
-    let drifted = "somebody else changed IPv4 rules that belong to the proxy, repaired: nat KUBE-SERVICES; \
+    let rejected = "IPv4 rules of service port ns/web:http (TCP) rejected, service port quarantined: \
+                    no such target; rejected: -A KUBE-SVC-X -j NOWHERE";
+    let drifted = "another process changed IPv4 rules of the proxy, repaired: nat KUBE-SERVICES; \
                    1 jumps from built-in chains";
     assert_eq!(
-        told,
+        recorded,
         [
-            (service("web"), "ServicePortQuarantined", refused.to_owned()),
+            (service("web"), "ServicePortQuarantined", rejected.to_owned()),
             (Regarding::Node, "RulesChangedByOthers", drifted.to_owned()),
         ]
     );
 }
 
 #[test]
-fn notes_are_cut_to_what_the_api_takes() {
+fn notes_are_cut_to_the_limit_of_the_api() {
     assert_eq!(printable("short"), "short");
     assert_eq!(printable(&"ä".repeat(1000)).len(), 1024);
     assert_eq!(printable(&format!("a{}", "ä".repeat(1000))).len(), 1023);
@@ -273,14 +275,14 @@ fn notes_are_cut_to_what_the_api_takes() {
 }
 
 #[test]
-fn text_of_an_object_in_a_note_is_no_command_to_a_terminal() {
+fn text_of_an_object_in_a_note_is_escaped_for_terminals() {
     let note = "refused: --comment \"a\nW1124 forged\r\u{1b}[2J\u{9b}31m\u{202e}\"";
     let expected = "refused: --comment \"a\\nW1124 forged\\r\\u{1b}[2J\\u{9b}31m\\u{202e}\"";
     assert_eq!(printable(note), expected);
 }
 
 #[tokio::test]
-async fn what_is_found_amiss_on_the_node_is_told_of_the_node() {
+async fn node_problems_are_events_of_the_node() {
     let (client, mut requests) = server(|_| Some(201));
     let (metrics, _) = metrics();
     let (events, _tasks) = start(Some(client), &metrics);
@@ -297,7 +299,7 @@ async fn what_is_found_amiss_on_the_node_is_told_of_the_node() {
 }
 
 #[test]
-fn every_finding_is_explained_where_operators_look() {
+fn the_documentation_explains_every_node_problem() {
     let page = include_str!("../../docs/observability.md");
     let text = String::new;
     for finding in [

@@ -1,9 +1,9 @@
-//! How many connections and listeners the servers of this process have together, and which connection is
+//! One bound on the connections and listeners of all servers of this process, and the choice of the connection that is
 //! closed for a new one.
 //!
-//! The bound is derived from the limit of open files, so that connections never take the descriptors
-//! that programs and netlink need. A new connection never waits for a place: where there is none, an
-//! older one is closed, of the peer that has most.
+//! The bound follows from the limit of open files, so that connections never use the descriptors that programs and
+//! netlink need. A new connection never waits for a slot: if all are taken, an older connection is closed, of the peer
+//! that has most.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,75 +18,75 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::connection::{Progress, Stage};
+use super::progress::{ConnectionStage, Progress};
 
 /// Connections of all listeners together, where the limit of open files allows.
 pub(super) const MAX_CONNECTIONS: usize = 512;
-/// Fewer than this would not let the kubelet and a load balancer in at the same time.
+/// With fewer, the kubelet and a load balancer could not connect at the same time.
 const MIN_CONNECTIONS: usize = 8;
-/// Descriptors that are neither for connections nor for listeners: programs, netlink, the API server.
+/// Descriptors for everything but connections and listeners: programs, netlink, the API server.
 const RESERVE: usize = 128;
-/// One peer may have this part of the connections.
+/// One peer may have the connections divided by this.
 const PEER_SHARE: usize = 4;
-/// How long a connection that has not sent a whole head is taken for one that is about to: the head of
-/// an honest client follows at once.
-const FRESH: Duration = Duration::from_secs(1);
-/// How long not to accept after the process ran out of something.
+/// How long a connection may lack a complete head before it counts as stalled: a well-behaved client sends the head
+/// at once.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// How long to stop accepting after the process ran out of descriptors or memory.
 const RECOVER: Duration = Duration::from_millis(200);
 
-/// What befalls connections.
+/// Why a client was not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Incident {
     /// A connection could not be accepted.
     NotAccepted,
-    /// A connection was closed to make room for another.
+    /// A connection was closed to make room for a new one.
     Evicted,
 }
 
-/// Is called for each incident.
+/// Called for each incident.
 pub type OnIncident = Box<dyn Fn(Incident) + Send + Sync>;
 
-/// What all servers of the process share.
+/// The slots for connections and the permits for listeners that all servers of the process share.
 pub struct Admission {
-    n_places: usize,
-    /// One for each descriptor that a connection may hold.
+    n_slots: usize,
+    /// One permit for each descriptor that a connection may use.
     permits: Arc<Semaphore>,
     listeners: Arc<Semaphore>,
     n_listeners: usize,
-    held: Mutex<Table>,
+    open: Mutex<OpenConnections>,
     next_id: AtomicU64,
     n_evicted: AtomicU64,
     n_not_accepted: AtomicU64,
     on_incident: OnIncident,
 }
 
-/// The connections that have a place.
+/// The connections that have a slot.
 #[derive(Default)]
-struct Table {
+struct OpenConnections {
     n: usize,
-    /// None of the lists is empty.
-    by_peer: BTreeMap<Peer, Vec<Held>>,
+    /// No list is empty.
+    by_peer: BTreeMap<Peer, Vec<OpenConnection>>,
 }
 
-/// A connection that has a place.
-struct Held {
+/// A connection that has a slot.
+struct OpenConnection {
     id: u64,
     progress: Progress,
     eviction: Arc<Notify>,
 }
 
 impl Admission {
-    /// For a process that may have so many open files.
+    /// For a process that may have `max_open_files`.
     pub fn new(max_open_files: u64, on_incident: OnIncident) -> Admission {
         let spare = usize::try_from(max_open_files).unwrap_or(usize::MAX).saturating_sub(RESERVE);
-        let n_places = (spare / 2).clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);
-        let n_listeners = spare.saturating_sub(n_places).clamp(MIN_CONNECTIONS, Semaphore::MAX_PERMITS);
+        let n_slots = (spare / 2).clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);
+        let n_listeners = spare.saturating_sub(n_slots).clamp(MIN_CONNECTIONS, Semaphore::MAX_PERMITS);
         Admission {
-            n_places,
-            permits: Arc::new(Semaphore::new(n_places)),
+            n_slots,
+            permits: Arc::new(Semaphore::new(n_slots)),
             listeners: Arc::new(Semaphore::new(n_listeners)),
             n_listeners,
-            held: Mutex::default(),
+            open: Mutex::default(),
             next_id: AtomicU64::new(0),
             n_evicted: AtomicU64::new(0),
             n_not_accepted: AtomicU64::new(0),
@@ -94,7 +94,7 @@ impl Admission {
         }
     }
 
-    /// A place among the listeners; an error when none is left.
+    /// A permit for a listener; an error when none is left.
     pub(super) fn listener(&self) -> io::Result<OwnedSemaphorePermit> {
         self.listeners.clone().try_acquire_owned().map_err(|_| {
             let n = self.n_listeners;
@@ -102,37 +102,37 @@ impl Admission {
         })
     }
 
-    /// A place for a connection of `peer`, at once: an older connection is closed if need be.
-    pub(super) async fn admit(self: &Arc<Self>, peer: Peer) -> Place {
+    /// A slot for a connection of `peer`, at once: if all are taken, an older connection is closed.
+    pub(super) async fn admit(self: &Arc<Self>, peer: Peer) -> ConnectionSlot {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (progress, eviction) = (Progress::begun(), Arc::new(Notify::new()));
         let evicted = {
-            let mut held = self.held();
-            let victim = held.victim(peer, self.n_places, Instant::now());
-            let evicted = victim.and_then(|(peer, id)| Some((peer, held.remove(peer, id)?)));
-            held.insert(peer, Held { id, progress: progress.clone(), eviction: eviction.clone() });
+            let mut open = self.open();
+            let victim = open.victim(peer, self.n_slots, Instant::now());
+            let evicted = victim.and_then(|(peer, id)| Some((peer, open.remove(peer, id)?)));
+            open.insert(peer, OpenConnection { id, progress: progress.clone(), eviction: eviction.clone() });
             evicted
         };
         if let Some((peer, evicted)) = evicted {
             evicted.eviction.notify_one();
-            self.note_evicted(peer);
+            self.report_eviction(peer);
         }
-        let mut place = Place { admission: self.clone(), peer, id, progress, eviction, permit: None };
-        // That of the connection just evicted, as soon as its socket is closed.
-        place.permit = self.permits.clone().acquire_owned().await.ok();
-        place
+        let mut slot = ConnectionSlot { admission: self.clone(), peer, id, progress, eviction, permit: None };
+        // An evicted connection returns its permit when its socket is closed.
+        slot.permit = self.permits.clone().acquire_owned().await.ok();
+        slot
     }
 
-    fn note_evicted(&self, peer: Peer) {
+    fn report_eviction(&self, peer: Peer) {
         let n_evicted = self.n_evicted.fetch_add(1, Ordering::Relaxed) + 1;
         (self.on_incident)(Incident::Evicted);
         if n_evicted.is_power_of_two() {
-            let (peer, max_connections) = (peer.0, self.n_places);
-            warn!(%peer, max_connections, n_evicted, "too many connections; closed one of the busiest peer");
+            let (peer, max_connections) = (peer.0, self.n_slots);
+            warn!(%peer, max_connections, n_evicted, "too many connections; closed one of the peer with most");
         }
     }
 
-    /// Notes that a connection could not be accepted; waits where the next one could not either.
+    /// Reports that a connection could not be accepted. Waits if the next one could not be accepted either.
     pub(super) async fn not_accepted(&self, error: &io::Error) {
         let n_failures = self.n_not_accepted.fetch_add(1, Ordering::Relaxed) + 1;
         (self.on_incident)(Incident::NotAccepted);
@@ -147,42 +147,44 @@ impl Admission {
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, Table> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open(&self) -> MutexGuard<'_, OpenConnections> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many connections there are.
+    /// How many connections are open.
     #[cfg(test)]
-    pub(super) fn n_held(&self) -> usize {
-        self.held().n
+    pub(super) fn n_open(&self) -> usize {
+        self.open().n
     }
 }
 
-impl Table {
-    /// Which connection is closed for one of `peer`: one of the same peer when it has its share already,
-    /// else one of the busiest peer when all of `n_places` are taken.
-    fn victim(&self, peer: Peer, n_places: usize, now: Instant) -> Option<(Peer, u64)> {
+impl OpenConnections {
+    /// Peer and number of the connection to close for a new one of `peer`: one of `peer` if it has its share already,
+    /// else, if all of `n_slots` are taken, one of the peer with most connections.
+    fn victim(&self, peer: Peer, n_slots: usize, now: Instant) -> Option<(Peer, u64)> {
         let n_own = self.by_peer.get(&peer).map_or(0, Vec::len);
-        let has_share = n_own >= (n_places / PEER_SHARE).max(1);
-        if !has_share && self.n < n_places {
+        let has_share = n_own >= (n_slots / PEER_SHARE).max(1);
+        if !has_share && self.n < n_slots {
             return None;
         }
         let n_most = self.by_peer.values().map(Vec::len).max()?;
-        let is_candidate =
-            |(of, held): &(&Peer, &Vec<Held>)| if has_share { **of == peer } else { held.len() == n_most };
+        let is_candidate = |(of, open): &(&Peer, &Vec<OpenConnection>)| {
+            if has_share { **of == peer } else { open.len() == n_most }
+        };
         let candidates = self.by_peer.iter().filter(is_candidate);
-        let each = candidates.flat_map(|(peer, held)| held.iter().map(move |held| (*peer, held)));
-        each.min_by_key(|(_, held)| held.worth(now)).map(|(peer, held)| (peer, held.id))
+        let each = candidates.flat_map(|(peer, open)| open.iter().map(move |connection| (*peer, connection)));
+        each.min_by_key(|(_, connection)| connection.worth(now))
+            .map(|(peer, connection)| (peer, connection.id))
     }
 
-    fn insert(&mut self, peer: Peer, held: Held) {
-        self.by_peer.entry(peer).or_default().push(held);
+    fn insert(&mut self, peer: Peer, connection: OpenConnection) {
+        self.by_peer.entry(peer).or_default().push(connection);
         self.n += 1;
     }
 
-    fn remove(&mut self, peer: Peer, id: u64) -> Option<Held> {
+    fn remove(&mut self, peer: Peer, id: u64) -> Option<OpenConnection> {
         let of_peer = self.by_peer.get_mut(&peer)?;
-        let at = of_peer.iter().position(|held| held.id == id)?;
+        let at = of_peer.iter().position(|connection| connection.id == id)?;
         let removed = of_peer.swap_remove(at);
         if of_peer.is_empty() {
             self.by_peer.remove(&peer);
@@ -192,23 +194,23 @@ impl Table {
     }
 }
 
-impl Held {
-    /// Connections of least worth are closed first: without a whole head for a while, idle, without a whole
-    /// head yet, in use; of these the oldest.
+impl OpenConnection {
+    /// The connection with the least value is closed first: stalled before a complete head, then idle, then without a
+    /// complete head yet, then in use; of equal ones the oldest.
     fn worth(&self, now: Instant) -> (u8, Instant, u64) {
         let (stage, since) = self.progress.state();
         let rank = match stage {
-            Stage::Head if now.saturating_duration_since(since) >= FRESH => 0,
-            Stage::Idle => 1,
-            Stage::Head => 2,
-            Stage::Answering | Stage::Sending => 3,
+            ConnectionStage::Head if now.saturating_duration_since(since) >= STALLED_AFTER => 0,
+            ConnectionStage::Idle => 1,
+            ConnectionStage::Head => 2,
+            ConnectionStage::Answering | ConnectionStage::Sending => 3,
         };
         (rank, since, self.id)
     }
 }
 
-/// The place of one connection; dropped, it is free again.
-pub(super) struct Place {
+/// The slot of one connection; dropping it frees the slot.
+pub(super) struct ConnectionSlot {
     admission: Arc<Admission>,
     peer: Peer,
     id: u64,
@@ -217,27 +219,27 @@ pub(super) struct Place {
     permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Place {
-    /// Waits until the connection has to make room for another.
+impl ConnectionSlot {
+    /// Waits until the connection has to make room for a new one.
     pub(super) async fn evicted(&self) {
         self.eviction.notified().await;
     }
 
-    /// Whether idle connections should end soon.
+    /// Whether so many slots are taken that idle connections should end soon.
     pub(super) fn are_scarce(&self) -> bool {
-        self.admission.held().n > self.admission.n_places / 2
+        self.admission.open().n > self.admission.n_slots / 2
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.admission.held().remove(self.peer, self.id);
+        self.admission.open().remove(self.peer, self.id);
         drop(self.permit.take());
     }
 }
 
-/// Where a connection is from, as far as one sender can choose it: an IPv4 address, the first 64 bits of
-/// an IPv6 address. Addresses of this machine count one by one, also where pods share their network.
+/// The source of a connection, as coarse as one host can choose it: an IPv4 address, or the first 64 bits of an IPv6
+/// address. Each address of this machine is a peer, although pods may share its 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Peer(IpAddr);
 

@@ -1,4 +1,4 @@
-//! Answers as `curl -i` shows them, for tests that compare ours with those recorded.
+//! Answers in the form of `curl -i`, for tests that compare ours with recorded ones.
 
 use std::collections::BTreeMap;
 
@@ -8,18 +8,18 @@ use axum::http::Request;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// An answer. Of headers, `date` and `content-length` are checked to be there, their values not.
+/// An answer. The values of the headers `date` and `content-length` are emptied: tests check only that they exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct RecordedAnswer {
     pub status: u16,
     /// By lower case names.
     pub headers: BTreeMap<String, String>,
     pub body: String,
 }
 
-impl Answer {
+impl RecordedAnswer {
     /// Reads status line, headers, empty line and body.
-    pub fn read(text: &str) -> Answer {
+    pub fn read(text: &str) -> RecordedAnswer {
         let (head, body) = text.split_once("\n\n").unwrap_or((text.trim_end(), ""));
         let mut lines = head.lines();
         let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
@@ -32,12 +32,12 @@ impl Answer {
                 value.clear();
             }
         }
-        Answer { status, headers, body: body.to_owned() }
+        RecordedAnswer { status, headers, body: body.to_owned() }
     }
 }
 
-/// Asks `router` over a real connection: `request` is `METHOD PATH`, and headers on lines of their own.
-pub async fn ask(router: &Router, request: &str) -> Answer {
+/// The answer of `router` over an in-memory connection; `request` is `METHOD PATH`, then each header on a line.
+pub async fn ask(router: &Router, request: &str) -> RecordedAnswer {
     let (mut client, server) = tokio::io::duplex(1 << 20);
     let service = hyper_util::service::TowerToHyperService::new(router.clone());
     tokio::spawn(async move {
@@ -50,12 +50,11 @@ pub async fn ask(router: &Router, request: &str) -> Answer {
     client.write_all(text.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     client.read_to_end(&mut answer).await.unwrap();
-    let mut answer = Answer::read(&String::from_utf8_lossy(&answer).replace("\r\n", "\n"));
+    let mut answer = RecordedAnswer::read(&String::from_utf8_lossy(&answer).replace("\r\n", "\n"));
     answer.headers.remove("connection");
     answer
 }
 
-/// A request is what `ask` makes of it.
 #[tokio::test]
 async fn requests_arrive_as_they_are_written() {
     let echo = |request: Request<Body>| async move {

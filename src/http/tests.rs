@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::connection::{EXCHANGE, IDLE, MAX_HEAD, MAX_HEADERS, PATIENCE};
+use super::connection::{MAX_HEAD, MAX_HEADERS};
+use super::progress::{EXCHANGE_LIMIT, HEAD_LIMIT, IDLE_LIMIT};
 use super::*;
 
-/// What a process with `max_open_files` lets in.
+/// The admission of a process with `max_open_files`.
 fn admission_of(max_open_files: u64) -> Arc<Admission> {
     Arc::new(Admission::new(max_open_files, Box::new(|_| {})))
 }
@@ -36,13 +37,13 @@ fn any(ip: &str) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), 0)
 }
 
-/// Whether somebody listens on `port` of each of the two loopback addresses.
+/// Whether each of the two loopback addresses accepts connections on `port`.
 fn answers(port: u16) -> [bool; 2] {
     ["127.0.0.1", "::1"].map(|ip| Client::connect((ip, port)).is_ok())
 }
 
 #[tokio::test]
-async fn an_unspecified_address_takes_both_families_or_its_own() {
+async fn an_unspecified_address_accepts_both_families_or_its_own() {
     for (ip, wildcard, expected) in [
         ("0.0.0.0", Wildcard::DualStack, [true, true]),
         ("::", Wildcard::DualStack, [true, true]),
@@ -67,21 +68,21 @@ async fn both_families_listen_on_one_port_each_with_a_socket_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_not_taken_by_halves() {
+async fn a_port_in_use_in_one_family_is_not_bound_in_the_other() {
     let taken = bind(any("0.0.0.0"), Wildcard::OneFamily).unwrap();
     let address = SocketAddr::new(any("0.0.0.0").ip(), taken.local_addr().unwrap().port());
     assert_eq!(bind(address, Wildcard::DualStack).unwrap_err().kind(), io::ErrorKind::AddrInUse);
 }
 
 #[tokio::test]
-async fn an_address_that_cannot_be_bound_is_tried_again_until_it_can_and_each_time_told() {
+async fn an_address_that_cannot_be_bound_is_retried_and_each_failure_reported() {
     let taken = bind(any("127.0.0.1"), Wildcard::OneFamily).unwrap();
     let address = taken.local_addr().unwrap();
     tokio::time::pause();
     let n_failures = Arc::new(AtomicUsize::new(0));
     let counted = n_failures.clone();
     tokio::spawn(async move {
-        let failed = |failure: &Failure<'_>| {
+        let failed = |failure: &BindFailure<'_>| {
             assert_eq!((failure.error.kind(), failure.is_final), (io::ErrorKind::AddrInUse, false));
             let n = counted.fetch_add(1, Ordering::Relaxed) as u64;
             let lasted = Duration::from_secs((failure.lasted.as_secs_f64() / 5.0).round() as u64 * 5);
@@ -103,7 +104,7 @@ async fn an_address_that_cannot_be_bound_is_tried_again_until_it_can_and_each_ti
 async fn with_hard_fail_an_address_that_cannot_be_bound_is_an_error() {
     let taken = bind(any("127.0.0.1"), Wildcard::OneFamily).unwrap();
     let address = taken.local_addr().unwrap();
-    let failed = |failure: &Failure<'_>| {
+    let failed = |failure: &BindFailure<'_>| {
         assert!(failure.is_final);
         std::future::ready(())
     };
@@ -112,15 +113,15 @@ async fn with_hard_fail_an_address_that_cannot_be_bound_is_an_error() {
 }
 
 #[tokio::test]
-async fn who_says_nothing_is_hung_up_on() {
+async fn a_silent_connection_is_closed() {
     let (_server, _, mut client) = connected(Router::new().fallback(not_found), "").await;
     tokio::time::pause();
     let kept = kept(&mut client).await;
-    assert!(kept >= PATIENCE / 2 && kept < PATIENCE * 2, "{kept:?}");
+    assert!(kept >= HEAD_LIMIT / 2 && kept < HEAD_LIMIT * 2, "{kept:?}");
 }
 
 #[tokio::test]
-async fn a_server_that_ends_ends_its_connections() {
+async fn a_server_that_ends_closes_its_connections() {
     let listener = bind(any("127.0.0.1"), Wildcard::OneFamily).unwrap();
     let address = listener.local_addr().unwrap();
     let mut server = JoinSet::new();
@@ -134,10 +135,10 @@ async fn a_server_that_ends_ends_its_connections() {
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(10), client.read_to_end(&mut rest)).await;
     assert!(ended.is_ok(), "the connection was kept open");
-    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(address).await.is_err(), "the socket is closed");
 }
 
-/// A server of this router, and a connection to it on which a request was answered if there is one.
+/// A server of this router, and a connection to it on which `request` was sent.
 async fn connected(router: Router, request: &str) -> (JoinSet<()>, SocketAddr, TcpStream) {
     let listener = bind(any("127.0.0.1"), Wildcard::OneFamily).unwrap();
     let address = listener.local_addr().unwrap();
@@ -148,10 +149,10 @@ async fn connected(router: Router, request: &str) -> (JoinSet<()>, SocketAddr, T
     (server, address, client)
 }
 
-/// How long the server keeps `client`, whatever it sends meanwhile; time passes by itself.
+/// How long the server keeps the connection, whatever it sends meanwhile, in paused time.
 async fn kept(client: &mut TcpStream) -> Duration {
     let started = Instant::now();
-    // A connection that is dropped with bytes unread is reset.
+    // Closing a connection with unread bytes resets it.
     let _ = client.read_to_end(&mut Vec::new()).await;
     started.elapsed()
 }
@@ -159,12 +160,12 @@ async fn kept(client: &mut TcpStream) -> Duration {
 const REQUEST: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
 #[tokio::test]
-async fn a_connection_that_is_kept_outlives_the_time_between_two_scrapes() {
+async fn an_idle_connection_outlives_the_interval_between_two_scrapes() {
     let (_server, _, mut client) = connected(Router::new().fallback(not_found), REQUEST).await;
     let mut head = [0; 12];
     client.read_exact(&mut head).await.unwrap();
     tokio::time::pause();
-    // Answered again after each pause, and idle from then on.
+    // A request after each pause: the connection is idle again after its answer.
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(120)).await;
         client.write_all(REQUEST.as_bytes()).await.unwrap();
@@ -172,12 +173,12 @@ async fn a_connection_that_is_kept_outlives_the_time_between_two_scrapes() {
         assert!(client.read(&mut some).await.unwrap() > 0);
     }
     let kept = kept(&mut client).await;
-    assert!(kept > IDLE / 2 && kept < IDLE * 2, "{kept:?}");
+    assert!(kept > IDLE_LIMIT / 2 && kept < IDLE_LIMIT * 2, "{kept:?}");
 }
 
 #[tokio::test]
-async fn idle_connections_make_room_where_they_are_many() {
-    // 16 places, 4 for each peer.
+async fn idle_connections_end_earlier_while_slots_are_scarce() {
+    // 16 slots, 4 for each peer.
     let (_server, address) = served(&admission_of(160));
     let mut clients = Vec::new();
     for peer in 2..5 {
@@ -190,7 +191,7 @@ async fn idle_connections_make_room_where_they_are_many() {
     }
     tokio::time::pause();
     let kept = kept(&mut clients[0]).await;
-    assert!(kept < PATIENCE * 2, "{kept:?}");
+    assert!(kept < HEAD_LIMIT * 2, "{kept:?}");
 }
 
 /// A server on loopback.
@@ -209,7 +210,7 @@ async fn connect_from(ip: [u8; 4], to: SocketAddr) -> TcpStream {
     socket.connect(to).await.unwrap()
 }
 
-/// The status line of the answer to a whole request from `ip`, which has to come within 10 s.
+/// The status line of the answer to a complete request from `ip`; it has to arrive within 10 s.
 async fn status_for(ip: [u8; 4], to: SocketAddr) -> String {
     let ask = async {
         let mut client = connect_from(ip, to).await;
@@ -221,7 +222,7 @@ async fn status_for(ip: [u8; 4], to: SocketAddr) -> String {
     tokio::time::timeout(Duration::from_secs(10), ask).await.expect("an answer at once")
 }
 
-/// Holds as many half-open connections from `ip` as it can: one that is closed is opened again.
+/// Keeps `n` connections with half a head open from `ip`: one that is closed is opened again.
 fn hold(ip: [u8; 4], to: SocketAddr, n: usize, holders: &mut JoinSet<()>) {
     for _ in 0..n {
         holders.spawn(async move {
@@ -235,7 +236,7 @@ fn hold(ip: [u8; 4], to: SocketAddr, n: usize, holders: &mut JoinSet<()>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn addresses_that_hold_every_place_and_come_again_keep_no_other_out() {
+async fn peers_that_take_every_slot_and_reconnect_keep_no_other_peer_out() {
     let admission = admission_of(160);
     let (_one, at) = served(&admission);
     let (_other, other) = served(&admission);
@@ -243,26 +244,26 @@ async fn addresses_that_hold_every_place_and_come_again_keep_no_other_out() {
     for peer in 2..6 {
         hold([127, 0, 0, peer], at, 8, &mut holders);
     }
-    while admission.n_held() < 16 {
+    while admission.n_open() < 16 {
         tokio::task::yield_now().await;
     }
     for _ in 0..50 {
         assert_eq!(status_for([127, 0, 0, 1], at).await, "HTTP/1.1 404 Not Found");
         assert_eq!(status_for([127, 0, 0, 9], other).await, "HTTP/1.1 404 Not Found", "of another server");
-        assert!(admission.n_held() <= 16, "{}", admission.n_held());
+        assert!(admission.n_open() <= 16, "{}", admission.n_open());
     }
     holders.shutdown().await;
 }
 
 #[tokio::test]
-async fn one_address_has_a_share_and_its_oldest_connection_goes_first() {
+async fn one_peer_has_a_share_and_its_oldest_connection_is_closed_first() {
     let admission = admission_of(160);
     let (_server, at) = served(&admission);
     let mut clients = Vec::new();
     for _ in 0..6 {
         clients.push(connect_from([127, 0, 0, 2], at).await);
     }
-    // The answer comes after all of them were accepted.
+    // By the time of this answer all of them have been accepted.
     assert_eq!(status_for([127, 0, 0, 3], at).await, "HTTP/1.1 404 Not Found");
     for (n, client) in clients.iter_mut().enumerate() {
         let is_closed = tokio::time::timeout(Duration::from_millis(300), client.read(&mut [0])).await.is_ok();
@@ -271,17 +272,17 @@ async fn one_address_has_a_share_and_its_oldest_connection_goes_first() {
 }
 
 #[tokio::test]
-async fn without_descriptors_for_listeners_a_port_is_not_opened() {
+async fn without_permits_for_listeners_a_port_is_not_opened() {
     let admission = admission_of(160);
     let open = || super::bind(&admission, any("127.0.0.1"), Wildcard::OneFamily);
     let listeners: Vec<Listener> = (0..16).map(|_| open().unwrap()).collect();
-    let error = open().expect_err("no place is left").to_string();
+    let error = open().expect_err("no permit is left").to_string();
     assert_eq!(error, "the limit of open files leaves no more than 16 for listeners");
     drop(listeners);
     assert!(open().is_ok());
 }
 
-/// What is answered to the head `head`, which may never end; until the server closes.
+/// The status line of the answer to `head`, which may be incomplete; reads until the server closes.
 async fn answered(head: String) -> String {
     let (_server, _, mut client) = connected(Router::new().fallback(not_found), "").await;
     let _ = client.write_all(head.as_bytes()).await;
@@ -292,7 +293,7 @@ async fn answered(head: String) -> String {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_answered_431_before_it_ends() {
+async fn a_head_that_is_too_large_is_answered_431_before_it_is_complete() {
     let head = |n: usize| format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}", "x".repeat(n));
     assert_eq!(answered(head(MAX_HEAD)).await, "HTTP/1.1 431 Request Header Fields Too Large");
     let whole = format!("{}\r\nconnection: close\r\n\r\n", head(MAX_HEAD - 200));
@@ -306,26 +307,26 @@ async fn a_head_that_is_too_large_is_answered_431_before_it_ends() {
 }
 
 #[tokio::test]
-async fn a_request_that_comes_in_drops_is_hung_up_on() {
+async fn a_connection_with_an_incomplete_head_is_closed() {
     let (_server, _, mut client) = connected(Router::new().fallback(not_found), "GET / HT").await;
     tokio::time::pause();
     let kept = kept(&mut client).await;
-    assert!(kept >= PATIENCE / 2 && kept < PATIENCE * 2, "{kept:?}");
+    assert!(kept >= HEAD_LIMIT / 2 && kept < HEAD_LIMIT * 2, "{kept:?}");
 }
 
 #[tokio::test]
-async fn who_does_not_take_the_answer_or_has_none_made_is_hung_up_on_after_a_minute() {
+async fn an_answer_that_is_not_read_or_not_made_ends_the_connection_after_a_minute() {
     let large = Router::new().fallback(async || "x".repeat(64 << 20));
     let never = Router::new().fallback(std::future::pending::<String>);
     for (router, is_large) in [(large, true), (never, false)] {
         let (_server, _, mut client) = connected(router, REQUEST).await;
         if is_large {
-            // The answer has begun, and what the kernel takes of it is sent.
+            // The answer has begun, and fills the buffers of the kernel.
             client.read_exact(&mut [0; 12]).await.unwrap();
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         tokio::time::pause();
-        tokio::time::sleep(EXCHANGE + Duration::from_secs(2)).await;
+        tokio::time::sleep(EXCHANGE_LIMIT + Duration::from_secs(2)).await;
         tokio::time::resume();
         let mut rest = Vec::new();
         let ended = tokio::time::timeout(Duration::from_secs(10), client.read_to_end(&mut rest)).await;

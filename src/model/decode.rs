@@ -11,6 +11,7 @@
 //!
 //! [`manifest`] reads objects from YAML or JSON; objects of an API server come from `watch`.
 
+mod decoded;
 mod field_reader;
 mod field_value;
 mod grammar;
@@ -21,6 +22,7 @@ mod object;
 mod service_decoder;
 mod slice_decoder;
 
+pub use decoded::Decoded;
 pub use field_value::{FieldType, FieldValue};
 pub use interner::Interner;
 pub use node_decoder::node;
@@ -28,24 +30,7 @@ pub use object::{ApiNode, ApiObject, ApiService, ApiSlice, require_usable};
 pub use service_decoder::service;
 pub use slice_decoder::slice;
 
-use super::{Change, ObjectName, Problem};
-
-/// The result of decoding one object.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decoded<T> {
-    /// Its name, and its value if it is relevant. `Some((name, None))` is equivalent to a deleted object (a
-    /// headless Service, a slice without a Service). `None` without a usable name.
-    pub named: Option<(ObjectName, Option<T>)>,
-    /// Its problems, in the order of its fields.
-    pub problems: Vec<Problem>,
-}
-
-impl<T> Decoded<T> {
-    /// The value, if the object has a name and is relevant.
-    pub fn value(self) -> Option<T> {
-        self.named.and_then(|(_, value)| value)
-    }
-}
+use super::{Change, Problem};
 
 /// Decodes an object of any of the three kinds to the change that sets it.
 ///

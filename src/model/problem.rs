@@ -97,9 +97,9 @@ pub fn needs_escape(c: char) -> bool {
 /// A value of an object for a message: shortened if too long, with everything escaped that could end a
 /// quotation or a line, move a terminal's cursor or change the direction of writing.
 #[derive(Clone, Copy, Debug)]
-pub struct Escaped<'a>(pub &'a str);
+pub struct EscapedValue<'a>(pub &'a str);
 
-impl fmt::Display for Escaped<'_> {
+impl fmt::Display for EscapedValue<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut n_left = MAX_ESCAPED_CHARS;
         for char in self.0.chars() {
@@ -122,17 +122,17 @@ impl fmt::Display for Escaped<'_> {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Problem { kind, object, field, text, what, n_fields, more_texts } = self;
-        write!(f, "{kind} {}: {}", Escaped(object), Escaped(field))?;
+        write!(f, "{kind} {}: {}", EscapedValue(object), EscapedValue(field))?;
         if !text.is_empty() {
-            write!(f, ": \"{}\"", Escaped(text))?;
+            write!(f, ": \"{}\"", EscapedValue(text))?;
         }
-        write!(f, " {}", Escaped(what))?;
+        write!(f, " {}", EscapedValue(what))?;
         if *n_fields == 1 {
             return Ok(());
         }
         write!(f, " (and {} more", n_fields - 1)?;
         for (i, text) in more_texts.iter().enumerate() {
-            write!(f, "{} \"{}\"", if i == 0 { ":" } else { "," }, Escaped(text))?;
+            write!(f, "{} \"{}\"", if i == 0 { ":" } else { "," }, EscapedValue(text))?;
         }
         f.write_str(if more_texts.is_empty() || n_fields - 1 == more_texts.len() { ")" } else { ", ...)" })
     }
@@ -174,12 +174,12 @@ mod tests {
             assert_eq!(shown.matches(&format!("… ({} bytes)", text.len())).count(), 4);
         }
         let quoted = quote(&"x".repeat(1_000));
-        assert_eq!(Escaped(&quoted).to_string(), quoted);
+        assert_eq!(EscapedValue(&quoted).to_string(), quoted);
     }
 
     #[test]
     fn letters_of_any_language_are_kept_and_quotes_are_escaped() {
-        assert_eq!(Escaped("it's ünïcode 名").to_string(), "it's ünïcode 名");
-        assert_eq!(Escaped(r#"a" \ b"#).to_string(), r#"a\" \\ b"#);
+        assert_eq!(EscapedValue("it's ünïcode 名").to_string(), "it's ünïcode 名");
+        assert_eq!(EscapedValue(r#"a" \ b"#).to_string(), r#"a\" \\ b"#);
     }
 }

@@ -1,7 +1,15 @@
 //! Whether hints narrow down the endpoints of a service port, and to which.
 
-use super::Place;
 use crate::model::{Endpoint, Hints};
+
+/// The node that the decision is made on.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Its name; empty when it is not known, and then nothing is local.
+    pub node: &'a str,
+    /// Its zone (`topology.kubernetes.io/zone`).
+    pub zone: Option<&'a str>,
+}
 
 /// How the ready endpoints of a service port are narrowed down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

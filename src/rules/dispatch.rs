@@ -5,52 +5,13 @@
 
 mod tree;
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-
 use super::layout::Layout;
 use super::names::{self, PortChain};
-use super::{Settings, SharedChain, fixed};
-use crate::iptables::{ChainName, L4Protocol, Match, Rule, Table};
-use crate::net::Protocol;
+use super::shared::SharedChain;
+use super::{Settings, fixed};
+use crate::iptables::{ChainName, Rule, Table};
 
-/// Which packets an entry of a shared chain is for. In the order of the tree's leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
-    /// To which address; `None`: to any of the node's, which the rule itself tells.
-    pub ip: Option<IpAddr>,
-    /// Of which protocol.
-    pub protocol: Protocol,
-    /// To which port.
-    pub port: u16,
-}
-
-impl Key {
-    /// The key of the entry `rule`; `None` for a rule that is no entry.
-    pub fn of(rule: &Rule) -> Option<Key> {
-        let host = |ip: IpAddr, length| (length == crate::net::IpFamily::of(ip).bits()).then_some(ip);
-        let ip = rule.destination.and_then(|to| host(to.value.address(), to.value.length()));
-        let Some(L4Protocol::Service(protocol)) = rule.protocol.as_ref().map(|is| &is.value) else {
-            return None;
-        };
-        let port = rule.matches.iter().find_map(|part| match part {
-            Match::L4 { destination_ports: Some(ports), .. } => Some(ports.first),
-            _ => None,
-        })?;
-        Some(Key { ip, protocol: *protocol, port })
-    }
-}
-
-/// `<ip>:<port>/<protocol>`, or `node port <port>/<protocol>`.
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.ip {
-            Some(ip) => write!(f, "{}", SocketAddr::new(ip, self.port))?,
-            None => write!(f, "node port {}", self.port)?,
-        }
-        write!(f, "/{}", self.protocol)
-    }
-}
+pub use super::shared::Key;
 
 /// What stands in a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]

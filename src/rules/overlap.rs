@@ -8,8 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::SharedChain;
-use super::dispatch::Key;
+use super::shared::{Key, SharedChain};
 use crate::model::{Service, ServiceName, ServicePortName};
 use crate::net::IpFamily;
 

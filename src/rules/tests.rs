@@ -10,7 +10,7 @@ use super::ownership::Owner;
 use super::*;
 use crate::compile::ruleset;
 use crate::config::{Config, Flags};
-use crate::iptables::{Match, Ruleset, write};
+use crate::iptables::{ChainName, Match, Rule, Ruleset, Table, write};
 use crate::model::Inventory;
 use crate::model::decode::{Interner, manifest};
 use crate::model::host::Host;

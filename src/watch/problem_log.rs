@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use tracing::warn;
 
-use crate::model::{Escaped, Problem};
+use crate::model::{EscapedValue, Problem};
 
 /// The problems of each object that were logged last.
 #[derive(Debug, Default)]
@@ -59,7 +59,7 @@ impl ProblemLog {
 /// Logs one problem at warn.
 pub fn log_problem(problem: &Problem) {
     let Problem { kind, object, field, text, what, n_fields, more_texts } = problem;
-    let (object, field, what) = (Escaped(object), Escaped(field), Escaped(what));
+    let (object, field, what) = (EscapedValue(object), EscapedValue(field), EscapedValue(what));
     if *n_fields == 1 {
         warn!(%kind, %object, %field, ?text, %what, "bad field in object");
     } else {

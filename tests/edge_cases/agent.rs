@@ -48,7 +48,7 @@ impl Agent {
         }
         self.sync.set_settings(lab.settings(&self.cluster, self.family));
         if touched.node {
-            self.sync.touch_everything(false);
+            self.sync.touch_everything();
         }
         self.sync.touch(touched.services.get(self.family).clone());
         touched

@@ -111,7 +111,7 @@ fn repair(damage: impl FnOnce(&mut FakeIptables)) -> String {
     agent.sees(&whole);
     let n_before = agent.sync.kernel().inputs.len();
     damage(agent.sync.kernel());
-    agent.sync.touch_everything(true);
+    agent.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
     assert_eq!(agent.sync().outcome, Ok(()));
     for table in Table::ALL {
         agent.sync.kernel().ruleset.chain_mut(table, chainsmith::rules::names::KUBE_PROXY_CANARY);
@@ -170,7 +170,7 @@ fn rules_of_others_in_our_chains_are_wiped() {
         let mut foreign = parse::save(V4, &line).unwrap();
         let rules = &mut foreign.chain_mut(table, ChainName::literal("X")).rules;
         agent.sync.kernel().ruleset.chain_mut(table, ChainName::literal(chain)).rules.append(rules);
-        agent.sync.touch_everything(true);
+        agent.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
         assert_eq!(agent.sync().outcome, Ok(()));
         agent.save().contains("1.2.3.4")
     };
@@ -226,7 +226,7 @@ fn a_large_cluster_is_compared_as_a_small_one() {
     agent.sees(&with_endpoints(1002));
     let n_before = agent.sync.kernel().inputs.len();
     agent.sync.kernel().ruleset.chain_mut(Table::Nat, ChainName::new(&svc()).unwrap()).rules.clear();
-    agent.sync.touch_everything(true);
+    agent.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
     assert!(agent.sync().outcome.is_ok());
     let input = agent.sync.kernel().inputs[n_before..].concat();
     assert!(touches(&input, &svc()) && input.lines().count() < 10, "{input}");

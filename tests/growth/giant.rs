@@ -1,5 +1,5 @@
-//! A Service of very many ports and slices: what it costs to compile grows with what it holds, and
-//! others do not wait for it.
+//! A Service of very many ports and slices: the cost of compiling it grows linearly, and other Services do
+//! not wait for it.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use chainsmith::sync::{FamilySync, Report};
 use crate::cluster::Cluster;
 use crate::sink::{self, Sink};
 
-/// How many ports a slice may have.
+/// The largest number of ports in a slice.
 const PORTS_OF_SLICE: usize = 100;
 
 fn name() -> ServiceName {
@@ -50,7 +50,7 @@ fn service(n_ports: usize) -> Change {
     Change::Service(name(), Some(service))
 }
 
-/// The slice of number `n`, for the next hundred of its `n_ports` ports, with `n_endpoints`.
+/// Slice number `n`, for the next hundred of its `n_ports` ports, with `n_endpoints`.
 fn slice(n: usize, n_ports: usize, n_endpoints: usize) -> Change {
     let first = n * PORTS_OF_SLICE;
     let port = |at: usize| SlicePort {
@@ -74,7 +74,7 @@ fn slice(n: usize, n_ports: usize, n_endpoints: usize) -> Change {
     Change::Slice(ObjectName::new("tenant", &format!("giant-{n:04}")), Some(slice))
 }
 
-/// How many port entries are looked at when a slice of a Service of so many ports and slices changes.
+/// How many port entries are read when a slice of a Service with this many ports and slices changes.
 fn read(n_ports: usize, n_slices: usize, n_endpoints: usize) -> usize {
     let mut cluster = Cluster::new(10, 1, LayoutChoice::Compact);
     let mut family = sink::fresh(&cluster, Backend::Nft);
@@ -93,18 +93,18 @@ fn read(n_ports: usize, n_slices: usize, n_endpoints: usize) -> usize {
 }
 
 #[test]
-fn compiling_a_service_looks_at_each_port_entry_of_its_slices_a_few_times_whatever_its_ports() {
+fn compiling_a_service_reads_each_port_entry_of_its_slices_once_at_every_number_of_ports() {
     assert_eq!(read(100, 10, 1), 10 * PORTS_OF_SLICE);
     assert_eq!(read(1_000, 10, 1), 10 * PORTS_OF_SLICE);
     assert_eq!(read(5_000, 50, 1), 50 * PORTS_OF_SLICE);
-    // In two parts, once each.
+    // In two parts: once for each.
     assert_eq!(read(1_000, 100, 1), 2 * 100 * PORTS_OF_SLICE);
-    // Slices without endpoints say nothing of any port.
+    // Slices without endpoints add nothing to any port.
     assert_eq!(read(20_000, 1_000, 0), 0);
 }
 
-/// A cluster of 100 Services that is in force, and one of `n_ports` ports with `n_slices` slices that is
-/// not yet. Its weight: the ports, and a hundred endpoints a slice.
+/// A cluster of 100 Services whose rules are in force, and a Service of `n_ports` ports with `n_slices`
+/// slices that is not compiled yet. Its weight: the ports, and a hundred endpoints for each slice.
 fn touched_giant(n_ports: usize, n_slices: usize) -> (Cluster, FamilySync<Sink>) {
     let mut cluster = Cluster::new(100, 10, LayoutChoice::Compact);
     let mut family = sink::fresh(&cluster, Backend::Nft);
@@ -122,24 +122,24 @@ fn touch(cluster: &mut Cluster, family: &mut FamilySync<Sink>, change: Change) {
     family.touch(touched.services.v4);
 }
 
-/// Whether a sync was about the large Service, or about others.
+/// Whether a sync wrote the large Service.
 fn is_of_giant(report: &Report) -> bool {
     report.scope == SyncScope::Partial([name()].into())
 }
 
 #[test]
-fn others_are_in_force_before_a_large_service_and_between_its_parts() {
+fn other_services_are_synced_before_a_large_service_and_between_its_parts() {
     let (mut cluster, mut family) = touched_giant(20_000, 400);
     let (mut order, mut n_of_others) = (String::new(), Vec::new());
     let (mut n_ports, mut n) = (0, 0);
-    // Something else changes all the time.
+    // Another Service changes all the time.
     while n == 0 || family.is_unfinished() {
         n += 1;
         let change = cluster.endpoint_change(n % 100, n as u64);
         touch(&mut cluster, &mut family, change);
         let report = sink::sync(&mut family, &cluster);
         if is_of_giant(&report) {
-            // A part: 10 000 of 60 000, in whole service ports of three.
+            // One part: 10 000 of 60 000, in whole service ports of three.
             assert!(report.tally.n_rules < 25_000, "{report:?}");
             assert!(report.n_service_ports > n_ports, "{report:?}");
             n_ports = report.n_service_ports;
@@ -155,11 +155,11 @@ fn others_are_in_force_before_a_large_service_and_between_its_parts() {
 }
 
 #[test]
-fn a_large_service_that_changes_all_the_time_gets_to_its_end_and_holds_up_no_other() {
+fn a_large_service_that_keeps_changing_is_completed_and_delays_no_other() {
     let (mut cluster, mut family) = touched_giant(20_000, 400);
     let mut n_of_giant = 0;
     for n in 1..=20 {
-        // One of its slices is another each time, and so is another Service.
+        // One of its slices changes each time, and so does another Service.
         touch(&mut cluster, &mut family, slice(n % 400, 20_000, 2));
         let change = cluster.endpoint_change(n, n as u64);
         touch(&mut cluster, &mut family, change);
@@ -169,11 +169,11 @@ fn a_large_service_that_changes_all_the_time_gets_to_its_end_and_holds_up_no_oth
         n_of_giant += 1;
     }
     let report = sink::sync(&mut family, &cluster);
-    assert_eq!((n_of_giant, report.n_service_ports), (20, 20_100), "all is in force");
+    assert_eq!((n_of_giant, report.n_service_ports), (20, 20_100), "all rules are in force");
 }
 
 #[test]
-fn a_start_puts_all_others_in_force_before_a_large_service() {
+fn at_a_start_all_other_services_are_synced_before_a_large_service() {
     let (cluster, _) = touched_giant(20_000, 400);
     let mut family = sink::fresh(&cluster, Backend::Nft);
     let first = sink::sync(&mut family, &cluster);
@@ -185,14 +185,14 @@ fn a_start_puts_all_others_in_force_before_a_large_service() {
         n_parts += 1;
     }
     assert_eq!(n_parts, 7);
-    // Nothing is left to be written.
-    family.touch_everything(false);
+    // Nothing remains to be written.
+    family.touch_everything();
     let again = sink::sync(&mut family, &cluster);
     assert_eq!((again.tally.n_rules, again.n_service_ports), (0, 20_100));
 }
 
 #[test]
-fn a_large_service_that_is_gone_is_taken_out_in_parts() {
+fn a_deleted_large_service_is_removed_in_parts() {
     let (mut cluster, mut family) = touched_giant(20_000, 400);
     while family.is_dirty() {
         sink::sync(&mut family, &cluster);

@@ -1,5 +1,5 @@
-//! A start on a node without rules, in a cluster of any size: what is urgent comes first, with a
-//! commit that does not grow, and nobody is refused who is not served yet.
+//! A start on a node without rules, in a cluster of any size: urgent Services come first, with a commit of
+//! constant size, and no client is rejected before its Service works.
 
 use std::sync::atomic::AtomicBool;
 
@@ -15,13 +15,13 @@ use chainsmith::sync::FamilySync;
 use crate::sink;
 use crate::starting::{self, Claims, FAMILY, service_chains, urgent_chains};
 
-/// Tables in memory that are looked at after every commit.
+/// Tables in memory that are checked after every commit.
 struct Watched<F> {
     fake: FakeIptables,
     n_commits: usize,
     /// Whether the process after the first is killed.
     is_cut: bool,
-    /// Is told how many commits were before, and what the tables hold.
+    /// Called with the number of commits so far, and the content of the tables.
     look: F,
 }
 
@@ -29,7 +29,7 @@ impl<F: FnMut(usize, &Ruleset)> Restore for Watched<F> {
     type Error = RestoreError;
 
     fn begin(&mut self) {
-        // What was sent before is of no interest any more.
+        // Earlier input no longer matters.
         self.fake.inputs.clear();
         self.fake.begin();
     }
@@ -102,18 +102,18 @@ impl<F: FnMut(usize, &Ruleset) + Send> Iptables for Watched<F> {
     }
 }
 
-/// The first nat commit of the first sync: that of filter comes before it.
+/// The first nat commit of the first sync; that of filter comes before it.
 const FIRST_NAT: usize = 1;
 
-/// Looks at `n_services` with two endpoints each, one in `every` of them, after every commit; if
-/// the first sync `is_cut` short, also of the next one.
+/// Checks `n_services` with two endpoints each, one in `every` of them, after every commit; if the first
+/// sync `is_cut` short, after those of the next one too.
 fn check(n_services: usize, every: usize, layout: LayoutChoice, backend: Backend, is_cut: bool) {
     let cluster = starting::cluster(n_services, 2, layout);
     let claims = Claims::new(&cluster, n_services, every);
     let mut served = Vec::new();
     let look = |n: usize, now: &Ruleset| {
         let what = format!("{n_services} Services, {layout:?}, {backend:?}, commit {n}");
-        served.push(claims.others_are_as_before_or_as_in_the_end(&what, now));
+        served.push(claims.others_have_their_first_or_final_fate(&what, now));
         if n == FIRST_NAT {
             assert_eq!(service_chains(now), urgent_chains(&cluster), "{what}: these and no others");
         }
@@ -134,13 +134,13 @@ fn check(n_services: usize, every: usize, layout: LayoutChoice, backend: Backend
     }
     assert_eq!((report.outcome, n_commits), (Ok(()), family.kernel().n_commits));
     drop(family);
-    assert_eq!(served[..=FIRST_NAT], [0, 0], "nobody else is in force with the first commit");
-    assert_eq!(served.last(), Some(&claims.n_others()), "in the end everybody is: {served:?}");
+    assert_eq!(served[..=FIRST_NAT], [0, 0], "no other Service works after the first commit");
+    assert_eq!(served.last(), Some(&claims.n_others()), "at the end all do: {served:?}");
     assert!(claims.n_others() > 100, "{}", claims.n_others());
 }
 
 #[test]
-fn what_is_urgent_is_in_force_first_and_nobody_else_is_refused_meanwhile() {
+fn urgent_services_work_first_and_no_other_client_is_rejected_meanwhile() {
     for backend in [Backend::Nft, Backend::Legacy] {
         check(10_000, 167, LayoutChoice::Auto, backend, false);
         check(1_000, 17, LayoutChoice::Classic, backend, false);
@@ -148,7 +148,7 @@ fn what_is_urgent_is_in_force_first_and_nobody_else_is_refused_meanwhile() {
 }
 
 #[test]
-fn a_first_sync_that_is_cut_short_is_gone_on_with_in_the_same_order() {
+fn an_interrupted_first_sync_continues_in_the_same_order() {
     for backend in [Backend::Nft, Backend::Legacy] {
         check(1_500, 17, LayoutChoice::Auto, backend, true);
         check(1_000, 17, LayoutChoice::Classic, backend, true);
@@ -163,7 +163,7 @@ fn the_first_commit_is_the_same_whatever_the_size() {
                 let cluster = starting::cluster(n_services, 2, layout);
                 let mut family = sink::fresh(&cluster, backend);
                 sink::sync(&mut family, &cluster);
-                family.kernel().first.take().expect("something was sent")
+                family.kernel().first.take().expect("some input")
             });
             assert!(small.contains("default/kubernetes:tcp-443 cluster IP"), "{small}");
             assert!(small.lines().count() < 150, "{small}");

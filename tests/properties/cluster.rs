@@ -1,5 +1,5 @@
-//! Random clusters, small enough that their parts often meet: the same address in two Services, the
-//! same endpoint in two slices, a port of a slice that its Service has not.
+//! Random clusters, small enough that their parts often overlap: the same address in two Services, the same
+//! endpoint in two slices, a port of a slice that its Service lacks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,11 +21,11 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-/// The node that rules are made for.
+/// The node for which rules are made.
 pub const NODE: &str = "node-a";
-/// Where its pods are.
+/// Its pod CIDRs.
 pub const POD_CIDRS: [&str; 2] = ["10.180.0.0/16", "fd00:10:180::/48"];
-/// Source ranges; the first holds [`ALLOWED`], the second the node.
+/// Source ranges; the first contains [`ALLOWED`], the second the node.
 const RANGES: [[&str; 3]; 2] = [
     ["203.0.113.0/25", "192.168.0.0/24", "10.180.0.0/16"],
     ["2001:db8:113::/48", "2001:db8::/64", "fd00:10:180::/48"],
@@ -53,7 +53,7 @@ pub fn cidr(text: &str) -> Cidr {
     Cidr::parse(text).expect("a CIDR")
 }
 
-/// A cluster, and the node from which it is seen.
+/// A cluster, and the node whose view is used.
 #[derive(Clone, Debug)]
 pub struct World {
     pub services: BTreeMap<ServiceName, Service>,
@@ -63,7 +63,7 @@ pub struct World {
     pub host: Host,
 }
 
-/// Something that happens to a [`World`].
+/// A change of a [`World`].
 #[derive(Clone, Debug)]
 pub enum Edit {
     Service(ServiceName, Option<Service>),
@@ -102,7 +102,7 @@ impl World {
         compile::ruleset(&self.settings(family), &self.snapshot(), self.place())
     }
 
-    /// The change of the cluster that `edit` is, if it is one.
+    /// The change of the cluster in `edit`, if it is one.
     pub fn edit(&mut self, edit: &Edit) -> Option<Change> {
         match edit.clone() {
             Edit::Service(name, service) => {
@@ -155,7 +155,7 @@ pub fn worlds() -> impl Strategy<Value = World> {
     })
 }
 
-/// Changes of Services and slices, now and then of node and configuration.
+/// Changes of Services and slices, and sometimes of node and configuration.
 pub fn edits() -> impl Strategy<Value = Edit> {
     prop_oneof![
         8 => (select(&SERVICES[..]).prop_flat_map(services))
@@ -176,7 +176,7 @@ pub fn service_name(text: &str) -> ServiceName {
     ServiceName::new(namespace, name)
 }
 
-/// The name of a slice, and of the Service it belongs to (nearly always).
+/// The name of a slice, and of its Service (nearly always).
 fn slice_names() -> impl Strategy<Value = (SliceName, ServiceName)> {
     (select(&SERVICES[..]), 0..3u8, proptest::bool::weighted(0.05)).prop_map(|(owner, n, is_astray)| {
         let owner_name = service_name(if is_astray { SERVICES[0] } else { owner });
@@ -219,7 +219,8 @@ fn frontends(family: IpFamily) -> impl Strategy<Value = Frontend> {
         IpFamily::V4 => IpAddr::from(Ipv4Addr::new(172, 30, net as u8, n as u8)),
         IpFamily::V6 => IpAddr::from(Ipv6Addr::new(0xfd00, 0x10, net, 0, 0, 0, 0, n)),
     };
-    // External and load balancer addresses are from one pool, the node's own and cluster IPs among them.
+    // External and load balancer addresses come from one pool, which includes the node's addresses and
+    // cluster IPs.
     let outside = move || {
         (0..7u16).prop_map(move |n| match n {
             4 => ip(NODE_IPS[index(family)][0]),

@@ -1,4 +1,4 @@
-//! What becomes of the first packet of a connection under a ruleset, told by `iptables::trace`.
+//! The fate of the first packet of a connection under a ruleset, from `iptables::trace`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -7,7 +7,7 @@ use chainsmith::iptables::Ruleset;
 use chainsmith::iptables::trace::{self, Node, Origin, RecentLists, Verdict};
 use chainsmith::net::Protocol;
 
-/// A packet that begins a connection.
+/// The first packet of a connection.
 #[derive(Clone, Debug)]
 pub struct Packet {
     pub source: IpAddr,
@@ -17,10 +17,10 @@ pub struct Packet {
     pub in_interface: Option<&'static str>,
 }
 
-/// How it ends.
+/// Its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fate {
-    /// It goes on to where it was sent to, or to an endpoint.
+    /// It reaches its destination, or an endpoint.
     Delivered {
         to: SocketAddr,
         is_masqueraded: bool,
@@ -32,7 +32,7 @@ pub enum Fate {
 /// Each fate with its probability.
 pub type Fates = BTreeMap<Fate, f64>;
 
-/// What becomes of `packet` under `ruleset` on a node that has the addresses `local`.
+/// The fates of `packet` under `ruleset` on a node with the addresses `local`.
 pub fn fates(ruleset: &Ruleset, local: &BTreeSet<IpAddr>, packet: &Packet) -> Fates {
     let origin = match packet.in_interface {
         None => Origin::Node,
@@ -50,15 +50,15 @@ pub fn fates(ruleset: &Ruleset, local: &BTreeSet<IpAddr>, packet: &Packet) -> Fa
             }
             Verdict::Rejected => Fate::Rejected,
             Verdict::Dropped => Fate::Dropped,
-            Verdict::Unknown(step) => panic!("{packet:?} cannot be followed beyond {step}"),
+            Verdict::Unknown(step) => panic!("{packet:?} cannot be traced beyond {step}"),
         };
         *fates.entry(fate).or_default() += branch.weight.to_f64();
     }
     fates
 }
 
-/// Whether both are the same, but for the kernel's rounding of probabilities: 2^-31 for each choice on
-/// the way.
+/// Whether both are equal, except for the kernel's rounding of probabilities: 2^-31 for each choice on the
+/// way.
 pub fn are_same(a: &Fates, b: &Fates) -> bool {
     let is_near = |(a, b): ((&Fate, &f64), (&Fate, &f64))| a.0 == b.0 && (a.1 - b.1).abs() < 1e-8;
     a.len() == b.len() && a.iter().zip(b).all(is_near)

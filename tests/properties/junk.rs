@@ -1,5 +1,5 @@
-//! Whatever an agent finds in the kernel when it starts, it ends with the rules that are wanted and
-//! leaves alone what is not its own.
+//! Whatever rules an agent finds in the kernel when it starts, it reaches the desired rules and leaves
+//! foreign rules alone.
 
 use std::collections::BTreeMap;
 
@@ -16,22 +16,22 @@ use crate::cluster::{edits, worlds};
 use crate::for_all;
 use crate::live::{Flaky, Live, backends, families, limits, same};
 
-/// Something that another program, another release or an accident did to the tables.
+/// A change of the tables by another program, another release or an accident.
 #[derive(Clone, Debug)]
 enum Junk {
-    /// A jump of ours is gone.
+    /// A jump of the agent is missing.
     NoJump(Index),
-    /// All rules of a chain from the n-th on are gone.
+    /// All rules of a chain from the n-th on are missing.
     Cut(Index, usize),
-    /// A rule stands in a chain of ours that nobody wants there.
+    /// A chain of the agent contains an additional rule.
     Foreign(Index, Index),
-    /// Chains with our prefixes that call each other, each those of a higher number.
+    /// Chains with the agent's prefixes that jump to each other, each to chains of a higher number.
     Stale(Vec<(&'static str, Vec<Index>)>),
-    /// A dispatch rule leads to the stale chain of this number.
+    /// A dispatch rule jumps to the stale chain of this number.
     StaleCaller(Index),
-    /// What belongs to others.
+    /// Foreign rules.
     Others,
-    /// The kubelet was there before us.
+    /// The kubelet's rules exist already.
     Kubelet,
 }
 
@@ -61,7 +61,7 @@ fn foreign_rule() -> Rule {
     Rule { matches: vec![Match::Comment("not ours".into())], target: Some(Target::Accept), ..Rule::default() }
 }
 
-/// Chains of `table` that the agent may empty.
+/// Chains of `table` that the agent may flush.
 fn ours(ruleset: &Ruleset, table: Table) -> Vec<ChainName> {
     ruleset.tables[&table].keys().copied().filter(|name| Owner::of(table, name).is_ours()).collect()
 }
@@ -118,8 +118,8 @@ fn spoil(ruleset: &mut Ruleset, junk: &Junk) {
     }
 }
 
-/// The part of `ruleset` that is not the agent's, and its own: nat and filter chains, without jumps.
-fn parts(ruleset: &Ruleset, jumps_wanted: usize) -> (Ruleset, Ruleset, Vec<usize>) {
+/// The foreign part of `ruleset`, and the agent's: nat and filter chains, without jumps.
+fn parts(ruleset: &Ruleset, n_expected_jumps: usize) -> (Ruleset, Ruleset, Vec<usize>) {
     let (mut others, mut own) = (Ruleset::default(), Ruleset::default());
     let jumps = fixed::jumps();
     for (table, chains) in &ruleset.tables {
@@ -138,14 +138,14 @@ fn parts(ruleset: &Ruleset, jumps_wanted: usize) -> (Ruleset, Ruleset, Vec<usize
             .chain(jump.table, &jump.from)
             .map_or(0, |c| c.rules.iter().filter(|rule| **rule == jump.rule).count())
     };
-    (others, own, (0..jumps_wanted).map(count).collect())
+    (others, own, (0..n_expected_jumps).map(count).collect())
 }
 
 #[test]
-fn whatever_was_there_the_wanted_rules_come_and_the_rest_stays() {
+fn from_any_rules_the_agent_reaches_the_desired_rules_and_foreign_rules_stay() {
     let starts = (worlds(), vec(edits(), 0..3), junk(), families(), backends(), limits(), any::<bool>());
     for_all(1920, starts, |(world, edits, junk, family, backend, limits, is_readable)| {
-        // What an earlier agent left, of a cluster that was a little different.
+        // Rules that an earlier agent left of a slightly different cluster.
         let mut fake = FakeIptables::new(family, backend);
         fake.ruleset = world.ruleset(family);
         junk.iter().for_each(|junk| spoil(&mut fake.ruleset, junk));
@@ -158,17 +158,17 @@ fn whatever_was_there_the_wanted_rules_come_and_the_rest_stays() {
         let n_jumps = fixed::jumps().len();
         let (others, own, jumps) = parts(&live.tables(), n_jumps);
         let (mut others_before, _, _) = parts(&before, n_jumps);
-        let (others_wanted, own_wanted, jumps_wanted) = parts(&live.wanted(), n_jumps);
+        let (others_wanted, own_wanted, n_expected_jumps) = parts(&live.desired(), n_jumps);
         same(family, "own chains", &own, &own_wanted)?;
-        prop_assert_eq!(jumps, jumps_wanted);
-        // The kubelet's chain is its own, unless we have a rule in it.
+        prop_assert_eq!(jumps, n_expected_jumps);
+        // The kubelet's chain is foreign, unless the agent has a rule in it.
         let firewall = &others_wanted.tables[&Table::Filter][&names::KUBE_FIREWALL];
         let kubelets = others_before.chain_mut(Table::Filter, names::KUBE_FIREWALL);
         if !firewall.rules.is_empty() {
             *kubelets = firewall.clone();
         }
         same(family, "others' chains", &others, &others_before)?;
-        live.sync.touch_everything(true);
+        live.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
         let report = live.sync();
         prop_assert_eq!(
             (report.outcome, report.tally.n_processes),

@@ -1,4 +1,4 @@
-//! Both layouts mean the same: every packet fares in compact as in classic.
+//! Both layouts are equivalent: every packet has the same fates in compact as in classic.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,7 +16,7 @@ use crate::for_all;
 use crate::live::families;
 use crate::order::{frontends, local, packets};
 
-/// Numbers that look random, from a seed.
+/// Pseudo-random numbers from a seed.
 struct Dice(u64);
 
 impl Dice {
@@ -26,7 +26,7 @@ impl Dice {
     }
 }
 
-/// An address near `ip`, or far from it: another in some of its last 4 to 24 bits.
+/// An address near `ip`, or far from it: different in some of its last 4 to 24 bits.
 fn moved(ip: IpAddr, dice: &mut Dice) -> IpAddr {
     let bits = 4 * (1 + dice.roll(6));
     let change = dice.roll(1 << bits);
@@ -36,7 +36,7 @@ fn moved(ip: IpAddr, dice: &mut Dice) -> IpAddr {
     }
 }
 
-/// The Services of `world` many times over, at other addresses and ports; some have many endpoints.
+/// Many copies of the Services of `world`, at other addresses and ports; some have many endpoints.
 fn crowd(world: &mut World, n_copies: usize, mut dice: Dice) {
     let (services, slices) = (world.services.clone(), world.slices.clone());
     for copy in 0..n_copies {
@@ -71,7 +71,7 @@ fn crowd(world: &mut World, n_copies: usize, mut dice: Dice) {
     }
 }
 
-/// What others may have put beside our rules.
+/// Foreign rules beside the agent's.
 fn with_foreign_rules(mut ruleset: Ruleset, family: IpFamily, drops: bool) -> Ruleset {
     if drops {
         ruleset.chain_mut(Table::Filter, ChainName::literal("FORWARD")).policy = Some(Policy::Drop);
@@ -97,7 +97,7 @@ fn laid_out(world: &World, family: IpFamily, layout: LayoutChoice) -> Ruleset {
     world.ruleset(family)
 }
 
-/// Packets for every frontend, for those that are nearly one, and back to the sender himself.
+/// Packets to every frontend, to near misses, and from endpoints to themselves.
 fn all_packets(world: &World, family: IpFamily, dice: &mut Dice) -> Vec<Packet> {
     let mut to = frontends(world, family);
     for (frontend, protocol) in to.clone() {
@@ -112,7 +112,7 @@ fn all_packets(world: &World, family: IpFamily, dice: &mut Dice) -> Vec<Packet> 
 }
 
 #[test]
-fn every_packet_fares_in_compact_as_in_classic() {
+fn every_packet_has_the_same_fates_in_compact_as_in_classic() {
     let crowds = (worlds(), families(), 0..25usize, any::<u64>(), any::<bool>());
     for_all(150, crowds, |(mut world, family, n_copies, seed, drops)| {
         crowd(&mut world, n_copies, Dice(seed));
@@ -121,7 +121,7 @@ fn every_packet_fares_in_compact_as_in_classic() {
         let local = local(family);
         let mut dice = Dice(seed);
         let mut packets = all_packets(&world, family, &mut dice);
-        // Enough of them, spread over all frontends.
+        // A sample, spread over all frontends.
         while packets.len() > 600 {
             let n = dice.roll(packets.len() as u64) as usize;
             packets.swap_remove(n);
@@ -134,14 +134,14 @@ fn every_packet_fares_in_compact_as_in_classic() {
     });
 }
 
-/// How many user chains lie on the longest path from `chain`, itself counted.
+/// How many user-defined chains are on the longest path from `chain`, itself included.
 fn depth(ruleset: &Ruleset, table: Table, chain: &ChainName) -> usize {
     let rules = ruleset.chain(table, chain).map_or(&[][..], |chain| &chain.rules);
     1 + rules.iter().filter_map(|rule| rule.callee()).map(|to| depth(ruleset, table, &to)).max().unwrap_or(0)
 }
 
 #[test]
-fn no_path_is_longer_than_nf_tables_takes() {
+fn no_path_is_longer_than_nf_tables_accepts() {
     let crowds = (worlds(), families(), 0..40usize, any::<u64>());
     for_all(60, crowds, |(mut world, family, n_copies, seed)| {
         crowd(&mut world, n_copies, Dice(seed));

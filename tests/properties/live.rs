@@ -1,5 +1,5 @@
-//! An agent of one family over its life: changes of a random cluster, synced into tables in memory,
-//! with restores that fail.
+//! An agent of one family over its life: changes of a random cluster, synced to tables in memory, with
+//! restores that fail.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
@@ -18,15 +18,14 @@ use proptest::sample::select;
 
 use crate::cluster::{Edit, World};
 
-/// How a restore fails. What it does before is given as the number of tables that it commits, taken
-/// modulo how many there are.
+/// How a restore fails. The number of tables that it commits before is taken modulo the number of tables.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     NotStarted,
     Locked(usize),
-    /// Without a word on which line.
+    /// Without naming a line.
     Failed(usize),
-    /// At a line that has nothing to do with it. Who is blamed for it is left out for a while.
+    /// At a random line. The service port of that line is left out for a while.
     Refused(usize),
     /// All of its tables may have been committed.
     Killed(usize),
@@ -44,7 +43,7 @@ pub fn faults() -> impl Strategy<Value = Fault> {
     ]
 }
 
-/// What one restore is given: everything, or so little that each sync is many.
+/// The input limits of one restore: unlimited, or so low that each sync needs many.
 pub fn limits() -> impl Strategy<Value = Limits> {
     prop_oneof![
         Just(Limits::LEGACY),
@@ -61,10 +60,10 @@ pub fn backends() -> impl Strategy<Value = Backend> {
     select(vec![Backend::Nft, Backend::Legacy])
 }
 
-/// Tables in memory whose restores fail as told.
+/// Tables in memory whose restores fail as configured.
 pub struct Flaky {
     pub fake: FakeIptables,
-    /// How each of the next restores goes, the last one first.
+    /// The result of each of the next restores, the last one first.
     pub faults: Vec<Option<Fault>>,
 }
 
@@ -77,7 +76,7 @@ impl Flaky {
         Flaky { fake, faults: Vec::new() }
     }
 
-    /// Carries out the first tables of the input that `end` would have carried out.
+    /// Applies the first tables of the input.
     fn end_after(&mut self, n_tables: usize) -> Result<(), RestoreError> {
         let input = self.fake.inputs.last_mut().expect("begin comes before end");
         let end = input
@@ -177,7 +176,7 @@ impl Iptables for Flaky {
     }
 }
 
-/// The agent, with the cluster as it knows it.
+/// The agent, with its view of the cluster.
 pub struct Live {
     pub sync: FamilySync<Flaky>,
     pub world: World,
@@ -201,7 +200,7 @@ impl Live {
         self.sync.set_settings(self.world.settings(self.family()));
     }
 
-    /// Takes note of `edits`, as the loop does.
+    /// Records `edits`, as the loop does.
     pub fn edit(&mut self, edits: &[Edit]) {
         for edit in edits {
             let zone = self.world.node.zone.clone();
@@ -212,7 +211,7 @@ impl Live {
             let services: BTreeSet<ServiceName> = touched.services.get(self.family()).clone();
             self.sync.touch(services);
             if self.world.node.zone != zone {
-                self.sync.touch_everything(false);
+                self.sync.touch_everything();
             }
         }
         self.settle();
@@ -232,9 +231,9 @@ impl Live {
         self.fake().ruleset.clone()
     }
 
-    /// What the tables hold after a full sync from empty ones; but KUBE-FIREWALL, which is the
-    /// kubelet's too, keeps what it held when no rule is wanted there.
-    pub fn wanted(&mut self) -> Ruleset {
+    /// The tables after a full sync from empty ones; but KUBE-FIREWALL, which belongs to the kubelet too,
+    /// keeps its content when no rule is desired there.
+    pub fn desired(&mut self) -> Ruleset {
         let mut wanted = self.world.ruleset(self.family());
         let firewall = wanted.chain_mut(Table::Filter, names::KUBE_FIREWALL);
         if firewall.rules.is_empty()
@@ -247,18 +246,18 @@ impl Live {
 
     /// The tables after each commit since the last call.
     pub fn history(&mut self) -> Vec<Ruleset> {
-        std::mem::take(self.fake().history.as_mut().expect("history is kept"))
+        std::mem::take(self.fake().history.as_mut().expect("recorded history"))
     }
 }
 
-/// Tables that hold nothing but what is built in, with `limits`.
+/// Tables with only built-in chains, with `limits`.
 pub fn empty(family: IpFamily, backend: Backend, limits: Limits) -> Flaky {
     let mut fake = FakeIptables::new(family, backend);
     fake.limits = limits;
     Flaky::new(fake)
 }
 
-/// Fails with what differs.
+/// Fails with the differences.
 pub fn same(family: IpFamily, what: &str, actual: &Ruleset, expected: &Ruleset) -> Result<(), TestCaseError> {
     if actual == expected {
         return Ok(());

@@ -1,4 +1,4 @@
-//! After every single commit each packet fares by the old or by the new rules.
+//! After every commit each packet has its fates under the old or the new rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -37,7 +37,7 @@ pub fn frontends(world: &World, family: IpFamily) -> BTreeSet<(SocketAddr, Proto
     all
 }
 
-/// Packets to `frontends` from everybody who may be treated differently.
+/// Packets to `frontends` from every kind of source.
 pub fn packets(frontends: &BTreeSet<(SocketAddr, Protocol)>, family: IpFamily) -> Vec<Packet> {
     let stranger = if family == IpFamily::V4 { "192.0.2.99" } else { "2001:db8:99::99" };
     let sources: [(IpAddr, Option<&'static str>); 5] = [
@@ -60,28 +60,27 @@ pub fn local(family: IpFamily) -> BTreeSet<IpAddr> {
     NODE_IPS[index(family)].iter().map(|text| ip(text)).collect()
 }
 
-/// How all `packets` fare under `ruleset`.
+/// The fates of all `packets` under `ruleset`.
 fn fates(ruleset: &Ruleset, packets: &[Packet], local: &BTreeSet<IpAddr>) -> Vec<Fates> {
     packets.iter().map(|packet| fates::fates(ruleset, local, packet)).collect()
 }
 
-fn is_refused(fates: &Fates) -> bool {
+fn is_rejected(fates: &Fates) -> bool {
     fates.keys().all(|fate| matches!(fate, Fate::Dropped | Fate::Rejected))
 }
 
-/// Whether filter refuses some packet to the address and port of `packet`, which nat may send
-/// elsewhere before.
-fn has_refusal(ruleset: &Ruleset, packet: &Packet, local: &BTreeSet<IpAddr>) -> bool {
+/// Whether filter rejects some packet to the address and port of `packet`, which nat may translate before.
+fn has_rejection(ruleset: &Ruleset, packet: &Packet, local: &BTreeSet<IpAddr>) -> bool {
     let mut filter_only = ruleset.clone();
     filter_only.tables.insert(Table::Nat, Ruleset::with_built_in_chains().tables[&Table::Nat].clone());
-    is_refused(&fates::fates(&filter_only, local, packet))
+    is_rejected(&fates::fates(&filter_only, local, packet))
 }
 
-/// Claims that `now` treats each packet as one of `allowed`, the states between old and new, does.
+/// Claims that `now` treats each packet like one of `allowed`, the states between old and new.
 ///
-/// One thing may be between: where a Service address appears or vanishes that is refused to some
-/// (source ranges, policy Local), it may for a moment be refused to all. A packet is never let through
-/// to where none of them sends it.
+/// One intermediate state is allowed: where a Service address that is rejected for some sources (source
+/// ranges, policy Local) appears or disappears, it may be rejected for all sources for a moment. A packet
+/// never reaches a destination that no state allows.
 fn is_allowed(
     what: &str,
     packets: &[Packet],
@@ -92,11 +91,11 @@ fn is_allowed(
     let is = fates(now, packets, local);
     let may_be: Vec<Vec<Fates>> = allowed.iter().map(|ruleset| fates(ruleset, packets, local)).collect();
     for (n, packet) in packets.iter().enumerate() {
-        let is_refused_only =
-            || is_refused(&is[n]) && allowed.iter().any(|ruleset| has_refusal(ruleset, packet, local));
+        let is_rejected_only =
+            || is_rejected(&is[n]) && allowed.iter().any(|ruleset| has_rejection(ruleset, packet, local));
         let may_be: Vec<&Fates> = may_be.iter().map(|fates| &fates[n]).collect();
         prop_assert!(
-            may_be.iter().any(|fates| fates::are_same(fates, &is[n])) || is_refused_only(),
+            may_be.iter().any(|fates| fates::are_same(fates, &is[n])) || is_rejected_only(),
             "{what}: {packet:?}\nis {:?}\nmay be {may_be:#?}",
             is[n]
         );
@@ -104,7 +103,7 @@ fn is_allowed(
     Ok(())
 }
 
-/// What holds of the kernel's tables at any moment.
+/// Invariants of the kernel's tables at any moment.
 fn is_sound(ruleset: &Ruleset) -> TestCaseResult {
     for chains in ruleset.tables.values() {
         for (name, chain) in chains {
@@ -125,7 +124,7 @@ fn is_sound(ruleset: &Ruleset) -> TestCaseResult {
     Ok(())
 }
 
-/// The frontends that one service port claims in both worlds, or in one of them.
+/// The frontends that the same service port claims in both worlds, or in one of them.
 fn unmoved(old: &World, new: &World, family: IpFamily) -> BTreeSet<(SocketAddr, Protocol)> {
     let claims = |world: &World| {
         let mut claims = BTreeMap::<_, BTreeSet<ServicePortName>>::new();
@@ -152,7 +151,7 @@ fn unmoved(old: &World, new: &World, family: IpFamily) -> BTreeSet<(SocketAddr, 
     old.keys().chain(new.keys()).filter(|frontend| is_unmoved(frontend)).copied().collect()
 }
 
-/// Syncs `edits` until it succeeds, and looks at the tables after every commit.
+/// Syncs `edits` until that succeeds, and checks the tables after every commit.
 fn check_commits(live: &mut Live, family: IpFamily, edits: &[Edit]) -> TestCaseResult {
     let mut to = frontends(&live.world, family);
     live.edit(edits);
@@ -160,7 +159,7 @@ fn check_commits(live: &mut Live, family: IpFamily, edits: &[Edit]) -> TestCaseR
     check_each_commit(live, family, &to)
 }
 
-/// As [`check_commits`], but for frontends that go from one service port to another.
+/// As [`check_commits`], but for frontends that move from one service port to another.
 fn check_parts(live: &mut Live, family: IpFamily, edits: &[Edit]) -> TestCaseResult {
     let old = live.world.clone();
     live.edit(edits);
@@ -177,7 +176,7 @@ fn check_each_commit(
     let packets = packets(to, family);
     live.history();
     loop {
-        let (old, new) = (live.tables(), live.wanted());
+        let (old, new) = (live.tables(), live.desired());
         let outcome = live.sync().outcome;
         for (n, now) in live.history().iter().enumerate() {
             is_sound(now)?;
@@ -204,7 +203,7 @@ fn each_commit_treats_every_packet_as_before_or_as_after() {
 }
 
 #[test]
-fn failures_on_the_way_do_not_change_that() {
+fn that_holds_with_failures_too() {
     let plans = vec(option::weighted(0.5, faults()), 0..8);
     let lives = (worlds(), vec(vec(edits(), 1..4), 1..4), plans, families(), backends());
     for_all(960, lives, |(world, steps, faults, family, backend)| {
@@ -219,7 +218,7 @@ fn failures_on_the_way_do_not_change_that() {
 }
 
 #[test]
-fn in_many_processes_too_after_each_of_them() {
+fn that_holds_after_each_of_many_processes() {
     let limits =
         (25..40usize, 100..200usize).prop_map(|(max_names, max_rules)| Limits { max_names, max_rules });
     let plans = vec(option::weighted(0.3, faults()), 0..8);
@@ -258,7 +257,7 @@ fn a_restart_leaves_large_services_in_force_until_their_turn_comes() {
         let mut again = Live::start(Flaky::new(live.fake().clone()), live.world.clone());
         again.sync.set_turn_limit(turn);
         if !is_readable {
-            // Everything is written once more then.
+            // Then all rules are written again.
             again.fake().readable = Readable::NamesOnly;
         }
         check_commits(&mut again, family, &[])?;

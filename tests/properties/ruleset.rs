@@ -1,4 +1,4 @@
-//! What holds of the rules of every cluster.
+//! Invariants of the rules of every cluster.
 
 use std::collections::BTreeMap;
 
@@ -16,12 +16,12 @@ use crate::for_all;
 use crate::live::{Live, empty, families};
 
 #[test]
-fn the_order_in_which_objects_come_makes_no_difference() {
+fn the_order_of_objects_makes_no_difference() {
     let worlds = worlds().prop_flat_map(|world| {
         let mut changes: Vec<Change> = vec![Change::Node(Some(world.node.clone()))];
         changes.extend(world.services.iter().map(|(name, s)| Change::Service(name.clone(), Some(s.clone()))));
         changes.extend(world.slices.iter().map(|(name, s)| Change::Slice(name.clone(), Some(s.clone()))));
-        // And something that came and went.
+        // And an object that was added and deleted.
         changes.extend(world.slices.iter().map(|(name, s)| Change::Slice(name.clone(), Some(s.clone()))));
         (Just(world), Just(changes).prop_shuffle())
     });
@@ -37,13 +37,13 @@ fn the_order_in_which_objects_come_makes_no_difference() {
     });
 }
 
-/// The bytes that are sent, too: nothing of a hash map's order is in them.
+/// The input bytes, too, do not depend on the order of a hash map.
 #[test]
 fn the_same_cluster_gives_the_same_input() {
     for_all(240, (worlds(), families()), |(world, family)| {
         let inputs = || {
             let mut live = Live::start(empty(family, Backend::Nft, Limits::NFT), world.clone());
-            live.sync().outcome.expect("tables in memory take it");
+            live.sync().outcome.expect("tables in memory accept it");
             live.fake().inputs.clone()
         };
         prop_assert_eq!(inputs(), inputs());
@@ -52,7 +52,7 @@ fn the_same_cluster_gives_the_same_input() {
 }
 
 #[test]
-fn every_jump_has_its_chain_and_no_path_is_longer_than_nf_tables_takes() {
+fn every_jump_has_its_chain_and_no_path_is_longer_than_nf_tables_accepts() {
     for_all(1280, (worlds(), families()), |(world, family)| {
         let ruleset = world.ruleset(family);
         for (table, chains) in &ruleset.tables {
@@ -67,8 +67,8 @@ fn every_jump_has_its_chain_and_no_path_is_longer_than_nf_tables_takes() {
     });
 }
 
-/// How many chains a packet can be in at once below `name`: KUBE-SERVICES, FW, EXT, SVC, SEP,
-/// MARK-MASQ, and one more for KUBE-NODEPORTS.
+/// How many chains a packet can be in at once below `name`: KUBE-SERVICES, FW, EXT, SVC, SEP, MARK-MASQ,
+/// and one more for KUBE-NODEPORTS.
 fn depth(chains: &BTreeMap<ChainName, ChainContent>, name: &ChainName) -> usize {
     let callees = chains[name].rules.iter().filter_map(|rule| rule.callee());
     callees.map(|callee| 1 + depth(chains, &callee)).max().unwrap_or(0)
@@ -103,7 +103,7 @@ fn names_fit_and_only_chains_that_kube_proxy_leaves_empty_are_empty() {
 }
 
 #[test]
-fn a_family_knows_nothing_of_the_other() {
+fn rules_of_a_family_do_not_depend_on_the_other() {
     for_all(320, worlds(), |world| {
         for family in IpFamily::BOTH {
             let mut alone = world.clone();

@@ -1,4 +1,4 @@
-//! Syncing in steps leaves what one full sync would have left, whatever happens on the way.
+//! Partial syncs have the result of one full sync, whatever happens in between.
 
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::Table;
@@ -13,22 +13,22 @@ use crate::cluster::{Edit, World, edits, worlds};
 use crate::for_all;
 use crate::live::{Fault, Flaky, Live, backends, empty, families, faults, limits, same};
 
-/// Changes of a cluster: those that come together in one list.
+/// Changes of a cluster; those of one list arrive together.
 fn lives() -> impl Strategy<Value = (World, Vec<Vec<Edit>>)> {
     (worlds(), vec(vec(edits(), 1..4), 0..6))
 }
 
 #[test]
-fn the_first_sync_leaves_the_whole_ruleset() {
+fn the_first_sync_writes_the_whole_ruleset() {
     for_all(960, (worlds(), families(), backends(), limits()), |(world, family, backend, limits)| {
         let mut live = Live::start(empty(family, backend, limits), world);
         prop_assert_eq!(live.sync().outcome, Ok(()));
-        same(family, "kernel", &live.tables(), &live.wanted())
+        same(family, "kernel", &live.tables(), &live.desired())
     });
 }
 
 #[test]
-fn partial_syncs_end_where_a_full_one_ends() {
+fn partial_syncs_have_the_result_of_a_full_sync() {
     for_all(
         1280,
         (lives(), families(), backends(), limits()),
@@ -38,7 +38,7 @@ fn partial_syncs_end_where_a_full_one_ends() {
             for edits in steps {
                 live.edit(&edits);
                 prop_assert_eq!(live.sync().outcome, Ok(()));
-                same(family, "kernel", &live.tables(), &live.wanted())?;
+                same(family, "kernel", &live.tables(), &live.desired())?;
             }
             Ok(())
         },
@@ -46,7 +46,7 @@ fn partial_syncs_end_where_a_full_one_ends() {
 }
 
 #[test]
-fn large_services_in_parts_end_where_a_full_sync_ends_whatever_changes_between_the_parts() {
+fn large_services_in_parts_have_the_result_of_a_full_sync_whatever_changes_between_the_parts() {
     let lives = (lives(), families(), backends(), limits(), 1..12usize);
     for_all(960, lives, |((world, steps), family, backend, limits, turn)| {
         let mut live = Live::start(empty(family, backend, limits), world);
@@ -58,12 +58,12 @@ fn large_services_in_parts_end_where_a_full_sync_ends_whatever_changes_between_t
         while live.sync.is_dirty() {
             prop_assert_eq!(live.sync().outcome, Ok(()));
         }
-        same(family, "kernel", &live.tables(), &live.wanted())
+        same(family, "kernel", &live.tables(), &live.desired())
     });
 }
 
 #[test]
-fn failures_are_made_good_by_the_next_sync() {
+fn failures_are_repaired_by_the_next_sync() {
     let faults = prop_oneof![6 => faults(), 1 => (0..4usize).prop_map(Fault::Refused)];
     let plans = vec(proptest::option::weighted(0.6, faults), 0..8);
     let lives = (lives(), plans, families(), backends(), limits(), any::<bool>());
@@ -76,23 +76,23 @@ fn failures_are_made_good_by_the_next_sync() {
         for edits in steps {
             live.edit(&edits);
             if live.sync().outcome.is_ok() && live.sync.n_quarantined() == 0 {
-                same(family, "kernel", &live.tables(), &live.wanted())?;
+                same(family, "kernel", &live.tables(), &live.desired())?;
             }
         }
         live.sync.kernel().faults.clear();
         if live.sync.n_quarantined() > 0 {
-            // As an audit does.
-            live.sync.touch_everything(true);
+            // As in an audit.
+            live.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
         }
         while live.sync.is_dirty() {
             prop_assert_eq!(live.sync().outcome, Ok(()));
         }
-        same(family, "kernel in the end", &live.tables(), &live.wanted())
+        same(family, "kernel in the end", &live.tables(), &live.desired())
     });
 }
 
 #[test]
-fn a_cluster_that_becomes_large_and_small_again_looks_like_a_new_one() {
+fn a_cluster_that_becomes_large_and_small_again_has_the_rules_of_a_new_one() {
     for_all(
         60,
         (worlds(), vec(prop_oneof![Just(999usize), 1000..1002usize, Just(5)], 1..5)),
@@ -104,7 +104,7 @@ fn a_cluster_that_becomes_large_and_small_again_looks_like_a_new_one() {
             for size in sizes {
                 live.edit(&[crowd(size)]);
                 prop_assert_eq!(live.sync().outcome, Ok(()));
-                same(IpFamily::V4, "kernel", &live.tables(), &live.wanted())?;
+                same(IpFamily::V4, "kernel", &live.tables(), &live.desired())?;
             }
             Ok(())
         },
@@ -112,7 +112,7 @@ fn a_cluster_that_becomes_large_and_small_again_looks_like_a_new_one() {
 }
 
 #[test]
-fn auto_goes_over_above_a_thousand_endpoints_and_back_below_eight_hundred_at_a_full_sync() {
+fn auto_switches_to_compact_above_a_thousand_endpoints_and_back_below_eight_hundred_at_a_full_sync() {
     let sizes = vec((prop_oneof![Just(1001usize), Just(1000), Just(801), Just(799)], any::<bool>()), 1..7);
     for_all(40, (worlds(), sizes), |(mut world, sizes)| {
         world.config.layout = LayoutChoice::Auto;
@@ -123,7 +123,7 @@ fn auto_goes_over_above_a_thousand_endpoints_and_back_below_eight_hundred_at_a_f
         for (n_endpoints, is_full) in sizes {
             live.edit(&[crowd(n_endpoints)]);
             if is_full {
-                live.sync.touch_everything(false);
+                live.sync.touch_everything();
             }
             let report = live.sync();
             prop_assert_eq!(report.outcome, Ok(()));
@@ -132,12 +132,12 @@ fn auto_goes_over_above_a_thousand_endpoints_and_back_below_eight_hundred_at_a_f
             wanted.config.layout = if is_compact { LayoutChoice::Compact } else { LayoutChoice::Classic };
             prop_assert_eq!(live.sync.layout() == Layout::Compact, is_compact);
             std::mem::swap(&mut live.world, &mut wanted);
-            same(IpFamily::V4, "kernel", &live.tables(), &live.wanted())?;
+            same(IpFamily::V4, "kernel", &live.tables(), &live.desired())?;
             std::mem::swap(&mut live.world, &mut wanted);
             if report.n_endpoints < 800 {
                 continue;
             }
-            // One that starts now finds what there is, and leaves it.
+            // An agent that starts now finds these rules, and keeps them.
             let kernel = Flaky::new(live.fake().clone());
             let mut again = Live::start(kernel, live.world.clone());
             let report = again.sync();
@@ -148,7 +148,7 @@ fn auto_goes_over_above_a_thousand_endpoints_and_back_below_eight_hundred_at_a_f
     });
 }
 
-/// As many endpoints of one Service.
+/// This many endpoints of one Service.
 fn crowd(n_endpoints: usize) -> Edit {
     let Edit::Slice(name, Some(mut slice)) = one_slice() else { unreachable!("it is one") };
     let endpoint = slice.endpoints[0].clone();
@@ -207,7 +207,7 @@ fn without_a_change_nothing_is_read_and_no_process_started() {
             live.edit(&edits);
             prop_assert_eq!(live.sync().outcome, Ok(()));
             let (n_inputs, n_saves) = (live.fake().inputs.len(), live.fake().n_saves);
-            // The same objects once more, as after a watch that was cut.
+            // The same objects again, as after a cut watch.
             let again: Vec<Edit> = live
                 .world
                 .services
@@ -218,12 +218,12 @@ fn without_a_change_nothing_is_read_and_no_process_started() {
             prop_assert!(!live.sync.is_dirty());
             let report = live.sync();
             prop_assert_eq!((report.outcome, report.tally.n_processes), (Ok(()), 0));
-            // And everything compared, without reading.
-            live.sync.touch_everything(false);
+            // And all chains compared, without reading.
+            live.sync.touch_everything();
             prop_assert_eq!(live.sync().tally.n_processes, 0);
             prop_assert_eq!((live.fake().inputs.len(), live.fake().n_saves), (n_inputs, n_saves));
             // A restart reads, and has nothing to write.
-            live.sync.touch_everything(true);
+            live.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             prop_assert_eq!(live.sync().tally.n_processes, 0);
             prop_assert_eq!(live.fake().n_saves, n_saves + 2);
         }
@@ -236,10 +236,10 @@ fn a_family_without_a_change_starts_no_process() {
     for_all(480, (worlds(), vec(edits(), 1..3), families()), |(world, edits, family)| {
         let mut live = Live::start(empty(family, Backend::Nft, Limits::NFT), world);
         prop_assert_eq!(live.sync().outcome, Ok(()));
-        let before = live.wanted();
+        let before = live.desired();
         live.edit(&edits);
         let report = live.sync();
-        let is_same = live.wanted() == before;
+        let is_same = live.desired() == before;
         prop_assert_eq!(report.tally.n_processes == 0, is_same, "{:?}", report);
         Ok(())
     });
@@ -268,7 +268,7 @@ fn one_changed_endpoint_is_one_process_with_its_own_lines_only() {
     });
 }
 
-/// How many lines it takes to write the chains that differ, both of filter's steps counted.
+/// How many lines it takes to write the chains that differ, with both of filter's steps.
 fn changed_lines(before: &chainsmith::iptables::Ruleset, after: &chainsmith::iptables::Ruleset) -> usize {
     let (mut n_lines, empty) = (2 * 3, Default::default());
     for table in Table::ALL {
@@ -297,7 +297,7 @@ fn a_flush_is_repaired_also_where_the_rules_cannot_be_read() {
             let mut live = Live::start(empty(family, backend, backend.limits()), world);
             live.fake().readable = if is_readable { Readable::Rules } else { Readable::NamesOnly };
             prop_assert_eq!(live.sync().outcome, Ok(()));
-            let nat = live.fake().ruleset.tables.get_mut(&Table::Nat).expect("nat is there");
+            let nat = live.fake().ruleset.tables.get_mut(&Table::Nat).expect("table nat");
             for (which, what) in damage {
                 let names: Vec<_> =
                     nat.keys().copied().filter(|name| name.as_str().starts_with("KUBE-S")).collect();
@@ -306,8 +306,8 @@ fn a_flush_is_repaired_also_where_the_rules_cannot_be_read() {
                 }
                 let name = names[which.index(names.len())];
                 match what {
-                    0 => nat.get_mut(&name).expect("it is there").rules.clear(),
-                    1 => drop(nat.get_mut(&name).expect("it is there").rules.pop()),
+                    0 => nat.get_mut(&name).expect("an existing chain").rules.clear(),
+                    1 => drop(nat.get_mut(&name).expect("an existing chain").rules.pop()),
                     _ => {
                         nat.values_mut()
                             .for_each(|chain| chain.rules.retain(|rule| rule.callee() != Some(name)));
@@ -315,10 +315,10 @@ fn a_flush_is_repaired_also_where_the_rules_cannot_be_read() {
                     }
                 }
             }
-            live.sync.touch_everything(true);
+            live.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             prop_assert_eq!(live.sync().outcome, Ok(()));
-            let (mut actual, mut wanted) = (live.tables(), live.wanted());
-            // Jumps that were missing come back, in whatever order.
+            let (mut actual, mut wanted) = (live.tables(), live.desired());
+            // Missing jumps are inserted again, in any order.
             for ruleset in [&mut actual, &mut wanted] {
                 for chains in ruleset.tables.values_mut() {
                     chains

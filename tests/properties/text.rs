@@ -1,4 +1,4 @@
-//! What is written is read back as the same values.
+//! Written rules are read back as the same values.
 
 use chainsmith::iptables::{ChainName, parse, write};
 use chainsmith::kernel::Backend;
@@ -36,7 +36,7 @@ fn any_ruleset_is_read_back_from_its_text() {
             let text = write::save(family, &ruleset);
             let read = parse::save(family, &text);
             prop_assert!(read.is_ok(), "{:?}\n{}", read, text);
-            same(family, "read back", &read.expect("just looked"), &ruleset)
+            same(family, "read back", &read.expect("checked above"), &ruleset)
         });
     }
 }
@@ -55,9 +55,9 @@ fn rules_of_any_cluster_are_read_back_from_both_forms() {
     });
 }
 
-/// Lines that are none must not stop a reader, which takes what it finds in the kernel.
+/// Unparsable lines must not stop a reader, since it reads foreign rules from the kernel.
 #[test]
-fn no_text_makes_the_reader_panic() {
+fn no_text_makes_the_parser_panic() {
     let starts = select(vec![
         "-A X ",
         ":X ",

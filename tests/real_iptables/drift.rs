@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use chainsmith::compile::SyncScope;
 use chainsmith::config::{Config, LayoutChoice};
+use chainsmith::drift::Drift;
 use chainsmith::iptables::{ChainName, Table};
 use chainsmith::kernel::nft::{Commit, CommitNotifications};
 use chainsmith::model::Change;
 use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
 use chainsmith::plan::RestoreCounts;
-use chainsmith::sync::{Drift, Inputs, Loop, Observer, Parts, Patience, Synced};
+use chainsmith::sync::{Inputs, Loop, Observer, Parts, Patience, Synced};
 use chainsmith::watch::WatchEvent;
 use tokio::sync::mpsc;
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use chainsmith::compile::View;
 use chainsmith::config::Config;
+use chainsmith::drift::{Comparison, Depth, Drift};
 use chainsmith::iptables::{ChainName, Table, parse};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::programs::{Programs, open};
@@ -14,7 +15,7 @@ use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
 use chainsmith::rules::Settings;
-use chainsmith::sync::{Depth, Drift, FamilySync, Report};
+use chainsmith::sync::{FamilySync, Report};
 
 use super::compact::{PLACE, small};
 use super::large::{Calls, Recorded, service, slice};
@@ -58,7 +59,7 @@ fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
 
         // At an audit it is tried again.
         others("*nat\n:MINE - [0:0]\nCOMMIT\n");
-        sync.touch_everything(true);
+        sync.distrust(chainsmith::drift::ReadReason::AuditDue);
         assert_eq!(run(&mut sync, &snapshot).outcome, Ok(()));
         assert!(!chains(family).tables[&Table::Nat].contains_key(&held));
     });
@@ -142,7 +143,7 @@ fn all_chains_that_others_lead_to_are_found_by_one_reading_and_remembered_at_aud
             assert!(n_programs <= 3, "two more than without references: {n_programs}");
             assert_eq!(node.service_chains(), chains);
             // At an audit that reads.
-            node.sync.touch_everything(true);
+            node.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             let (report, _) = node.run();
             assert_eq!((report.held.len(), report.n_failed_restores, report.tally.n_processes), (0, 0, 0));
             // Another change while they are held.
@@ -154,8 +155,9 @@ fn all_chains_that_others_lead_to_are_found_by_one_reading_and_remembered_at_aud
             assert_eq!((report.n_failed_restores, n_programs), (0, 1));
             // When the foreign rules are gone.
             node.others("*nat\n:MINE - [0:0]\nCOMMIT\n");
-            assert!(node.sync.look(Depth::Whole).is_unread, "only reading tells");
-            node.sync.touch_everything(true);
+            let incomplete = Comparison::Partial { n_left: 0, is_complete: false };
+            assert_eq!(node.sync.tables().compare(Depth::Whole), incomplete, "only reading tells");
+            node.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             node.run();
             assert_eq!(node.service_chains(), []);
         });
@@ -177,7 +179,7 @@ fn a_foreign_comment_with_a_newline_is_no_drift() {
         }
         assert!(saved(family, backend).contains("\n:KUBE-MARK-MASQ - [0:0]\nCOMMIT\n*mangle\n"));
         for _ in 0..2 {
-            node.sync.touch_everything(true);
+            node.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             let (report, _) = node.run();
             assert_eq!((report.drift, report.tally.n_processes), (Drift::default(), 0));
         }

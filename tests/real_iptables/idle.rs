@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chainsmith::config::{Config, LayoutChoice};
+use chainsmith::drift::canary;
 use chainsmith::iptables::{ChainName, Table, parse};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::nft::{Commit, CommitNotifications};
@@ -14,7 +15,7 @@ use chainsmith::kernel::programs::{KernelIptables, Programs};
 use chainsmith::model::Change;
 use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
-use chainsmith::sync::{Inputs, Loop, Parts, Patience, canary};
+use chainsmith::sync::{Inputs, Loop, Parts, Patience};
 use chainsmith::watch::WatchEvent;
 use tokio::sync::mpsc;
 

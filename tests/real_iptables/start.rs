@@ -47,7 +47,7 @@ fn what_is_urgent_is_in_force_first_and_nobody_else_is_refused_meanwhile() {
                 if noted.is_empty() {
                     assert_eq!(service_chains(&now), urgent, "{what}: these and no others");
                 }
-                noted.push(claims.others_are_as_before_or_as_in_the_end(&what, &now));
+                noted.push(claims.others_have_their_first_or_final_fate(&what, &now));
             };
             let kernel = open(FAMILY, Some(backend)).expect("iptables works");
             let mut family = FamilySync::new(Recorded::new(kernel, look));

@@ -1,4 +1,4 @@
-//! The recorded cases, and how their rules are compared; for tests in memory and on real tables.
+//! The recorded cases and the comparison of their rules, for tests in memory and on real tables.
 #![allow(clippy::disallowed_methods, reason = "tests read files")]
 
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ impl Case {
 
     fn read(folder: PathBuf) -> Case {
         let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect(name);
-        // What is recorded is kube-proxy's layout, also of large clusters.
+        // The recorded layout is kube-proxy's, also for large clusters.
         let flags = Flags::default().with("layout", "classic");
         let (config, _) = Config::resolve(Some(&read("config.yaml")), &flags).expect("a good config");
         let host = Host::parse(&read("host.yaml")).expect("a good host");
@@ -97,8 +97,8 @@ pub fn version(family: IpFamily) -> &'static str {
     }
 }
 
-/// The text with tables in one order and, in chains where kube-proxy's order is chance, service ports
-/// by name. The order of rules of one service port stays, and the node ports' tail stays last.
+/// The text with tables in a fixed order and, in chains where kube-proxy's order is random, service ports
+/// by name. The order of rules of one service port is kept, and the node ports' tail stays last.
 fn normalised(text: &str) -> String {
     const UNORDERED: [&str; 4] =
         ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-FIREWALL"];
@@ -112,7 +112,7 @@ fn normalised(text: &str) -> String {
     let owner = |line: &str| {
         let comment = line.split("--comment ").nth(1).unwrap_or("").trim_start_matches('"');
         let is_tail = comment.starts_with("kubernetes service nodeports;");
-        // Among tail rules kube-proxy's order is chance too.
+        // kube-proxy's order of tail rules is random too.
         (
             is_tail,
             if is_tail { line.to_owned() } else { comment.split([' ', '"']).next().unwrap_or("").to_owned() },
@@ -151,7 +151,7 @@ pub fn assert_same(what: &str, actual: &str, expected: &str) {
     );
 }
 
-/// What a source tells when it lists everything.
+/// The events of a source that lists everything.
 fn whole_state(snapshot: &Snapshot) -> [Change; 3] {
     [
         Change::Node(snapshot.node().cloned()),
@@ -162,11 +162,11 @@ fn whole_state(snapshot: &Snapshot) -> [Change; 3] {
     ]
 }
 
-/// One agent over its life on `kernel`, which holds the case's initial rules: each state is synced on
-/// what the one before left, and `save` shows what is expected. A restart then writes nothing.
+/// One agent over its life on `kernel`, which contains the case's initial rules: each state is synced on
+/// the result of the one before, and `save` shows the expected rules. A restart then writes nothing.
 pub fn live<K: Iptables>(case: &Case, mut kernel: K, save: impl Fn(&mut K) -> String) {
     for table in Table::ALL {
-        kernel.ensure_chain(table, names::KUBE_PROXY_CANARY).expect("a canary can be made");
+        kernel.ensure_chain(table, names::KUBE_PROXY_CANARY).expect("a new canary");
     }
     let (family, backend) = (kernel.family(), kernel.backend());
     let mut sync = FamilySync::new(kernel);
@@ -179,7 +179,7 @@ pub fn live<K: Iptables>(case: &Case, mut kernel: K, save: impl Fn(&mut K) -> St
         }
         sync.set_settings(case.settings(&cluster, family));
         if touched.node {
-            sync.touch_everything(false);
+            sync.touch_everything();
         }
         sync.touch(touched.services.get(family).clone());
         let view = View { snapshot: &cluster, place: place(case, &cluster) };
@@ -187,7 +187,7 @@ pub fn live<K: Iptables>(case: &Case, mut kernel: K, save: impl Fn(&mut K) -> St
         assert_eq!(report.outcome, Ok(()), "{what}");
         assert!(report.tally.n_processes <= 1, "{what}: {} processes", report.tally.n_processes);
         assert_same(&what, &save(sync.kernel()), &expected[version(family)]);
-        sync.touch_everything(true);
+        sync.distrust(chainsmith::drift::ReadReason::AuditDue);
         let report = sync.sync(view, &AtomicBool::new(false));
         let is_done = (report.outcome, report.tally.n_processes);
         assert_eq!(is_done, (Ok(()), 0), "{what}: a restart writes something");

@@ -1,8 +1,8 @@
-//! Objects with something in every field that is read, and text that is hostile wherever it stands.
+//! Objects with a value in every field that is read, and hostile text.
 
 use serde_json::{Value, json};
 
-/// What an attacker, or a careless hand, may write.
+/// Text that an attacker, or a careless user, may write.
 pub fn hostile() -> Vec<String> {
     let long = "a".repeat(10_000);
     let texts = [
@@ -38,7 +38,7 @@ pub fn hostile() -> Vec<String> {
     texts.map(str::to_owned).to_vec()
 }
 
-/// A Service with something in every field that is read.
+/// A Service with a value in every field that is read.
 pub fn full_service() -> Value {
     json!({
         "metadata": {"name": "web", "namespace": "ns"},

@@ -1,4 +1,4 @@
-//! Random rules and rulesets: everything that [`Rule`] can say, whether iptables would take it or not.
+//! Random rules and rulesets: every possible [`Rule`], whether iptables accepts it or not.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -20,13 +20,13 @@ fn chains() -> impl Strategy<Value = ChainName> {
     select(&CHAINS[..]).prop_map(|name| ChainName::new(name).expect("a name"))
 }
 
-/// Text with everything that is special to a shell, to iptables or to this parser.
+/// Text with all characters that are special to a shell, to iptables or to this parser.
 pub fn texts() -> impl Strategy<Value = String> {
     let characters = "ab-_/:.!+ \t\"'\\#*[]{}()$`;é😀~0,".chars().collect::<Vec<_>>();
     vec(select(characters), 0..12).prop_map(|characters| characters.into_iter().collect())
 }
 
-/// Options of an extension and their values; no value looks like an option of a rule.
+/// Options of an extension and their values; no value resembles an option of a rule.
 fn words() -> impl Strategy<Value = Box<[Box<str>]>> {
     let is_value = |text: &String| text != "!" && !text.starts_with('-');
     let options = (
@@ -126,7 +126,7 @@ fn targets(family: IpFamily) -> impl Strategy<Value = Target> {
     ]
 }
 
-/// Rules of everything that is known here, and of what is not.
+/// Rules with known and unknown parts.
 pub fn rules(family: IpFamily) -> impl Strategy<Value = Rule> {
     let protocol = maybe_not(prop_oneof![
         protocols().prop_map(L4Protocol::Service),
@@ -151,7 +151,7 @@ pub fn rules(family: IpFamily) -> impl Strategy<Value = Rule> {
     )
 }
 
-/// Every table, with chains of its own and rules in its built-in ones.
+/// Every table, with user-defined chains and rules in built-in ones.
 pub fn rulesets(family: IpFamily) -> impl Strategy<Value = Ruleset> {
     let built_in =
         |table: Table| table.built_in().iter().map(|name| ChainName::literal(name)).collect::<Vec<_>>();

@@ -1,5 +1,5 @@
-//! A node that starts without rules in a large cluster: what packets must meet after each commit of
-//! the first sync. For tests in memory and on real tables.
+//! A node that starts without rules in a large cluster: the fates of packets after each commit of the first
+//! sync. For tests in memory and on real tables.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::cluster::{self, Cluster};
 use crate::fates::{Fates, Packet, are_same, fates};
 
-/// The Services that everything else needs to come up, all of IPv4.
+/// The Services that the other Services need to start, all of IPv4.
 const URGENT: [Urgent; 3] = [
     Urgent { service: ["default", "kubernetes"], ip: "172.31.0.1", ports: &[(443, 6443, Protocol::Tcp)] },
     Urgent {
@@ -86,13 +86,12 @@ fn slice(namespace: &str, name: &str, ports: Vec<Value>, endpoints: Vec<Value>) 
     })
 }
 
-/// Addresses of a load balancer that lets one range in, and of a Service without endpoints.
+/// Addresses of a load balancer with one allowed range, and of a Service without endpoints.
 const RANGED: &str = "203.0.114.1";
 const ALLOWED: &str = "198.51.100.7";
 const EMPTY: &str = "172.31.0.77";
 
-/// Services that rules of filter are about, beside those of the cluster: not urgent, whatever they are
-/// called.
+/// Services with rules in filter, besides those of the cluster; not urgent, whatever their names.
 fn guarded() -> Vec<Value> {
     let port = || vec![json!({"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"})];
     let of_slice = vec![json!({"name": "http", "port": 8080, "protocol": "TCP"})];
@@ -116,21 +115,20 @@ fn apply(snapshot: &mut Snapshot, objects: &[Value]) {
             let service = serde_json::from_value(object.clone()).expect("a Service");
             let decoded = decode::service(&service, &mut interner);
             assert_eq!(decoded.problems, []);
-            let (name, service) = decoded.named.expect("a good name");
+            let (name, service) = decoded.named.expect("a usable name");
             Change::Service(name, service)
         } else {
             let slice = serde_json::from_value(object.clone()).expect("an EndpointSlice");
             let decoded = decode::slice(&slice, &mut interner);
             assert_eq!(decoded.problems, []);
-            let (name, slice) = decoded.named.expect("a good name");
+            let (name, slice) = decoded.named.expect("a usable name");
             Change::Slice(name, slice)
         };
         snapshot.apply(change, &mut Touched::default());
     }
 }
 
-/// A cluster of `n_services` with `n_endpoints` each, the urgent ones and some with rules of filter
-/// beside them.
+/// A cluster of `n_services` with `n_endpoints` each, the urgent ones, and some with rules in filter.
 pub fn cluster(n_services: usize, n_endpoints: usize, layout: LayoutChoice) -> Cluster {
     let mut cluster = Cluster::new(n_services, n_endpoints, layout);
     for urgent in &URGENT {
@@ -140,7 +138,7 @@ pub fn cluster(n_services: usize, n_endpoints: usize, layout: LayoutChoice) -> C
     cluster
 }
 
-/// The chains that the urgent Services have in nat, laid out as in `cluster`, which is a large one.
+/// The nat chains of the urgent Services in the layout of `cluster`, which is a large one.
 pub fn urgent_chains(cluster: &Cluster) -> BTreeSet<ChainName> {
     let mut alone = Snapshot::default();
     URGENT.iter().for_each(|urgent| apply(&mut alone, &urgent.objects()));
@@ -151,13 +149,13 @@ pub fn urgent_chains(cluster: &Cluster) -> BTreeSet<ChainName> {
     service_chains(&compile::ruleset(&settings, &alone, cluster.place()))
 }
 
-/// Chains of nat that service ports have.
+/// The nat chains of service ports.
 pub fn service_chains(ruleset: &Ruleset) -> BTreeSet<ChainName> {
     let names = ruleset.tables[&Table::Nat].keys();
     names.filter(|name| Owner::of(Table::Nat, name).depends_on_services()).copied().collect()
 }
 
-/// Packets and their fates, before the first commit and after the last.
+/// Packets with their fates before the first commit and after the last.
 pub struct Claims {
     urgent: Vec<Claim>,
     others: Vec<Claim>,
@@ -174,8 +172,8 @@ struct Claim {
 const NODE_IP: [u8; 4] = [192, 168, 0, 1];
 
 impl Claims {
-    /// Packets to the urgent Services of `cluster`, and to one in `every` of its `n_services`: every kind
-    /// is among them when that is prime.
+    /// Packets to the urgent Services of `cluster`, and to one in `every` of its `n_services`; a prime
+    /// number covers every kind.
     pub fn new(cluster: &Cluster, n_services: usize, every: usize) -> Claims {
         let local: BTreeSet<IpAddr> = [NODE_IP.into()].into();
         let empty = Ruleset::with_built_in_chains();
@@ -193,7 +191,7 @@ impl Claims {
         let mut others: Vec<(SocketAddr, Protocol)> = Vec::new();
         for n in (0..n_services).step_by(every) {
             others.push((cluster::frontend(n), Protocol::Tcp));
-            // As the cluster makes them: node ports, and load balancers with policy Local.
+            // As the cluster creates them: node ports, and load balancers with policy Local.
             if let Some(port) = cluster::node_port(n) {
                 others.push((SocketAddr::from((NODE_IP, port)), Protocol::Tcp));
             }
@@ -208,7 +206,7 @@ impl Claims {
         let others = claims(others);
         let says_something = |packets: &[Claim]| packets.iter().any(|claim| claim.before != claim.after);
         let n_packets = packets((SocketAddr::from((NODE_IP, 1)), Protocol::Tcp)).len();
-        assert!(others.chunks(n_packets).all(says_something), "each is somebody's");
+        assert!(others.chunks(n_packets).all(says_something), "each belongs to a Service");
         Claims { urgent, others, local }
     }
 
@@ -221,10 +219,10 @@ impl Claims {
         }
     }
 
-    /// Every other packet fares as it did without rules, or as it will in the end. How many fare as
-    /// in the end, and not as before.
+    /// Every other packet has its fate without rules, or its final fate. Returns how many have the final
+    /// fate where it differs.
     #[track_caller]
-    pub fn others_are_as_before_or_as_in_the_end(&self, what: &str, now: &Ruleset) -> usize {
+    pub fn others_have_their_first_or_final_fate(&self, what: &str, now: &Ruleset) -> usize {
         let mut n_served = 0;
         for Claim { packet, before, after } in &self.others {
             let is = fates(now, &self.local, packet);
@@ -238,13 +236,13 @@ impl Claims {
         n_served
     }
 
-    /// Packets that fare otherwise in the end than without rules.
+    /// Packets whose final fate differs from that without rules.
     pub fn n_others(&self) -> usize {
         self.others.iter().filter(|claim| !are_same(&claim.before, &claim.after)).count()
     }
 }
 
-/// From a pod, the node itself, somebody outside, and somebody whom source ranges let in.
+/// Packets from a pod, from the node itself, from an external client, and from a client in a source range.
 fn packets((to, protocol): (SocketAddr, Protocol)) -> [Packet; 4] {
     [
         ("10.200.0.77", Some("cni0")),
@@ -260,5 +258,5 @@ fn packets((to, protocol): (SocketAddr, Protocol)) -> [Packet; 4] {
     })
 }
 
-/// The only family there is here.
+/// The only family in these tests.
 pub const FAMILY: IpFamily = IpFamily::V4;

@@ -1,4 +1,4 @@
-//! How a file is written.
+//! The syntax of files.
 
 use super::*;
 
@@ -176,7 +176,7 @@ fn sections_of_other_modes_are_named_and_ignored() {
     assert_eq!(warnings(&text, &[]), expected);
     let (config, _) = Config::resolve(Some(&text), &Flags::default()).unwrap();
     assert_eq!(config, Config { effective: config.effective.clone(), ..Config::default() });
-    // Upstream does not check values of modes that do not run.
+    // kube-proxy does not check values of modes that do not run.
     let unchecked = file("ipvs: {tcpTimeout: -1s, excludeCIDRs: [x]}\nnftables: {masqueradeBit: 99}\n");
     assert!(Config::resolve(Some(&unchecked), &Flags::default()).is_ok());
 }
@@ -188,14 +188,14 @@ fn documents_after_the_first_are_ignored() {
 }
 
 #[test]
-fn a_file_that_grows_when_read_is_refused() {
+fn a_file_that_grows_when_read_is_an_error() {
     let mut text = file("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for i in 1..9 {
         let aliases = vec![format!("*a{}", i - 1); 10].join(", ");
         text.push_str(&format!("a{i}: &a{i} [{aliases}]\n"));
     }
     assert_eq!(error_texts(Config::resolve(Some(&text), &Flags::default())).len(), 1);
-    // Fewer of them, which still are 50 MB when they are written out.
+    // Fewer of them, which still expand to 50 MB.
     let levels: String =
         (0..8).map(|n| format!("l{}: &l{} [*l{n}, *l{n}, *l{n}, *l{n}]\n", n + 1, n + 1)).collect();
     let text = file(&format!("l0: &l0 [x, x]\n{levels}"));
@@ -209,10 +209,9 @@ fn a_file_that_grows_when_read_is_refused() {
 }
 
 proptest::proptest! {
-    /// Whatever stands in the file or in a flag is read or refused, in lines that hold no control
-    /// characters.
+    /// Any text of a file or a flag is read or is an error; no message has control characters.
     #[test]
-    fn any_text_is_read_or_refused(
+    fn any_text_is_read_or_is_an_error(
         text in "(a|:| |\n|- |\\[|\\]|\\{|\\}|\"|'|&|\\*|!|#|,|0|1|iptables|mode|\\PC){0,40}",
         name in 0..FLAGS.len(),
     ) {

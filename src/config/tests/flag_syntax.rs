@@ -1,4 +1,4 @@
-//! How flags are written.
+//! The syntax of flags.
 
 use super::*;
 
@@ -74,7 +74,7 @@ fn underscores_in_flag_names_are_dashes() {
 }
 
 #[test]
-fn booleans_are_gos() {
+fn booleans_are_as_in_go() {
     for (text, expected) in
         [("--masquerade-all", true), ("--masquerade-all=T", true), ("--masquerade-all=0", false)]
     {
@@ -110,7 +110,7 @@ fn the_last_of_a_repeated_flag_counts_and_lists_add_up() {
 }
 
 #[test]
-fn integers_are_gos() {
+fn integers_are_as_in_go() {
     for (text, bit) in [("0x0e", 14), ("016", 14), ("0b1", 1), ("+3", 3), ("0", 0)] {
         let config = of_flags(&[&format!("--iptables-masquerade-bit={text}")]);
         assert_eq!(config.mark.value(), 1 << bit, "{text}");
@@ -191,46 +191,50 @@ fn render_takes_the_flags_that_shape_rules_and_no_others() {
 }
 
 #[test]
-fn every_setting_of_the_table_has_its_place_its_default_and_its_help() {
-    let mut paths: Vec<&str> = table::SETTINGS.iter().map(|setting| setting.path).collect();
-    paths.retain(|path| !path.is_empty());
+fn every_setting_of_the_table_has_a_path_or_a_flag_a_default_and_help() {
     let mut command = <Flags as clap::Args>::augment_args(clap::Command::new("run"));
     command.clone().debug_assert();
     let help = command.render_long_help().to_string();
+    let readme = include_str!("../../../README.md");
     for setting in table::SETTINGS.iter() {
-        assert!(!setting.path.is_empty() || !setting.flag.is_empty(), "{setting:?}");
+        let (path, flag) = (setting.path, setting.flag);
+        assert!(!path.is_empty() || !flag.is_empty(), "{setting:?}");
         assert!(!setting.help.is_empty(), "{setting:?}");
-        if !setting.flag.is_empty() {
+        assert_eq!(flag.is_empty(), setting.value_name.is_empty(), "{setting:?}");
+        assert!(flag.is_empty() || help.contains(&format!("--{flag}")), "{setting:?}");
+        if let Some(key) = path.strip_prefix("chainsmith.") {
             assert!(
-                help.contains(&format!("--{} <", setting.flag))
-                    || help.contains(&format!("--{}[=", setting.flag))
+                readme.contains(&format!("`{key}` (`--{flag}"))
+                    || readme.contains(&format!("`{key}`\n(`--{flag}")),
+                "{setting:?}"
             );
-            assert!(!setting.value_name.is_empty(), "{setting:?}");
         }
         // A flag with the default changes nothing.
-        let is_flagged = !setting.flag.is_empty() && !["", "[]"].contains(&setting.flag_default);
-        let flags = Flags::default();
-        let flags = if is_flagged { flags.with(setting.flag, setting.flag_default) } else { flags };
-        let (config, _) = Config::resolve(None, &flags).unwrap();
-        assert_eq!(config.differences().len(), 0, "{setting:?}");
+        if !flag.is_empty() && !["", "[]"].contains(&setting.flag_default) {
+            let flags = Flags::default().with(flag, setting.flag_default);
+            let (config, _) = Config::resolve(None, &flags).unwrap();
+            assert_eq!(config.differences().len(), 0, "{setting:?}");
+        }
     }
-    // Settings of one section follow each other, or `/configz` would show it twice.
-    let sections: Vec<&str> =
-        paths.iter().map(|path| path.rsplit_once('.').map_or("", |(section, _)| section)).collect();
-    for section in &sections {
-        let n_parts = sections
-            .chunk_by(|a, b| a.starts_with(section) == b.starts_with(section))
-            .filter(|part| part[0].starts_with(section))
-            .count();
-        assert!(section.is_empty() || n_parts == 1, "{section}");
+    for name in [|setting: &Setting| setting.path, |setting: &Setting| setting.flag] {
+        let mut names: Vec<&str> = table::SETTINGS.iter().map(name).filter(|name| !name.is_empty()).collect();
+        let n_names = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), n_names, "a name occurs twice");
     }
-    paths.sort_unstable();
-    paths.dedup();
-    assert_eq!(paths.len(), table::SETTINGS.iter().filter(|setting| !setting.path.is_empty()).count());
-    let mut names: Vec<&str> = FLAGS.iter().map(|setting| setting.flag).collect();
-    names.sort_unstable();
-    names.dedup();
-    assert_eq!(names.len(), FLAGS.len());
+}
+
+/// Else `/configz` would have a section twice.
+#[test]
+fn settings_of_a_section_follow_each_other() {
+    let paths: Vec<&str> = table::SETTINGS.iter().map(|setting| setting.path).collect();
+    let sections = paths.iter().flat_map(|path| path.match_indices('.').map(|(end, _)| &path[..=end]));
+    for section in sections {
+        let is_inside = |path: &&str| path.starts_with(section);
+        let runs = paths.chunk_by(|left, right| is_inside(left) == is_inside(right));
+        assert_eq!(runs.filter(|run| is_inside(&run[0])).count(), 1, "{section}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Which of file and flags counts.
+//! Precedence of file and flags.
 
 use super::*;
 
@@ -44,7 +44,7 @@ fn a_file_with_no_field_is_the_defaults() {
 }
 
 #[test]
-fn kubeadms_file_loads_without_a_word() {
+fn kubeadms_file_loads_without_a_warning() {
     let (config, warnings) = Config::resolve(Some(KUBEADM), &Flags::default()).unwrap();
     assert_eq!(warnings, []);
     let expected = Config {
@@ -69,7 +69,7 @@ fn kubeadms_command_line_names_the_node() {
 }
 
 #[test]
-fn beside_a_file_kube_proxys_flags_are_ignored_and_said_once() {
+fn beside_a_file_kube_proxys_flags_are_ignored_with_one_warning() {
     let arguments = [
         "--config=x",
         "--masquerade-all",
@@ -110,14 +110,14 @@ fn beside_a_file_some_flags_still_count() {
 }
 
 #[test]
-fn an_empty_hostname_flag_leaves_the_files() {
+fn an_empty_hostname_flag_does_not_override_the_file() {
     let (config, _) =
         Config::resolve(Some(&file("hostnameOverride: a")), &flags(&["--hostname-override="])).unwrap();
     assert_eq!(config.hostname_override.as_deref(), Some("a"));
 }
 
 #[test]
-fn chainsmiths_flags_win_over_the_file() {
+fn chainsmiths_flags_override_the_file() {
     let fields = "chainsmith: {manifests: [/a, /b], iptablesBackend: nft, layout: classic, auditPeriod: 1m, debugBindAddress: 127.0.0.1:1}";
     let (config, warnings) = Config::resolve(Some(&file(fields)), &Flags::default()).unwrap();
     let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();

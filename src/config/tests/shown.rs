@@ -1,4 +1,4 @@
-//! How the outcome is shown.
+//! The texts that show the settings in force.
 
 use super::*;
 

@@ -1,9 +1,9 @@
-//! Which values are refused.
+//! The checks of values.
 
 use super::*;
 
 #[test]
-fn other_modes_are_refused_with_what_to_do() {
+fn other_modes_are_errors_with_advice() {
     for mode in ["ipvs", "nftables"] {
         let errors = errors(&format!("mode: {mode}"), &[]);
         let start = format!(
@@ -85,7 +85,7 @@ fn bounds_are_kube_proxys() {
 }
 
 #[test]
-fn periods_that_leave_no_rest_are_raised_to_a_second_and_said() {
+fn short_periods_are_raised_to_a_second_with_a_warning() {
     let fields = "iptables: {syncPeriod: 1ns, minSyncPeriod: 1ns}\nchainsmith: {auditPeriod: 999ms}";
     let (config, warnings) = Config::resolve(Some(&file(fields)), &Flags::default()).unwrap();
     let second = Duration::from_secs(1);
@@ -97,7 +97,7 @@ fn periods_that_leave_no_rest_are_raised_to_a_second_and_said() {
         "chainsmith.auditPeriod: 999ms is too short; raised to 1s",
     ];
     assert_eq!(warnings, expected);
-    // What is shown and written is what is used.
+    // `/configz` and the written file show the raised period.
     assert!(config.effective.configz().contains("\"syncPeriod\":\"1s\",\"minSyncPeriod\":\"1ns\""));
     assert!(config.effective.to_file().contains("auditPeriod: 1s"), "{}", config.effective.to_file());
     let none =
@@ -135,7 +135,7 @@ fn servers_listen_where_the_file_says() {
 }
 
 #[test]
-fn a_bind_address_is_one_that_was_given() {
+fn an_unspecified_bind_address_is_none() {
     let address =
         |text: &str| of_file(&format!("bindAddress: {}", yaml(text))).bind_address.map(|ip| ip.to_string());
     assert_eq!(address("0.0.0.0"), None);
@@ -181,7 +181,7 @@ fn cluster_cidrs_are_one_of_each_family() {
 }
 
 #[test]
-fn cluster_cidrs_are_not_looked_at_in_other_modes() {
+fn cluster_cidrs_are_not_checked_in_other_modes() {
     let config = of_file("detectLocalMode: NodeCIDR\nclusterCIDR: whatever");
     assert_eq!(config.cluster_cidrs, []);
     assert_eq!(of_flags(&["--detect-local-mode=NodeCIDR", "--cluster-cidr="]).cluster_cidrs, []);
@@ -278,7 +278,7 @@ fn interface_names_have_their_grammar() {
     }
     assert_eq!(errors(&bridge("+"), &[]).len(), 1);
     assert_eq!(errors(&prefix("123456789012345"), &[]).len(), 1);
-    // Not looked at in another mode.
+    // Not checked in another mode.
     of_file("detectLocal: {bridgeInterface: 'a b'}");
 }
 
@@ -299,7 +299,7 @@ fn host_names_are_trimmed_and_lower_cased() {
 }
 
 #[test]
-fn hostile_text_in_any_field_is_refused_or_reaches_nothing() {
+fn hostile_text_in_any_field_is_an_error_on_one_line() {
     let hostile = ["\"", "a\nb", "\\", "\u{0}", "-j DROP", "\u{e4}\u{f6}", "'; reboot"];
     let long = "x".repeat(10_000);
     for text in hostile.into_iter().chain([long.as_str()]) {
@@ -330,7 +330,7 @@ fn hostile_text_in_any_field_is_refused_or_reaches_nothing() {
 }
 
 #[test]
-fn gates_that_are_unknown_are_a_word_and_locked_ones_stay() {
+fn unknown_gates_are_a_warning_and_locked_gates_stay() {
     let text = file(
         "featureGates: {AllowServiceExternalIPs: false, DRAAdminAccess: true, NFTablesProxyMode: true, ComponentFlagz: false}",
     );
@@ -397,7 +397,7 @@ fn vmodule_is_for_text_and_every_malformed_pattern_is_named() {
 }
 
 #[test]
-fn another_content_type_is_said_not_to_be_used() {
+fn another_content_type_is_a_warning() {
     let expected = ["clientConnection.contentType: Chainsmith asks the API server for JSON"];
     assert_eq!(warnings(&file("clientConnection: {contentType: application/cbor}"), &[]), expected);
     of_file("clientConnection: {contentType: application/vnd.kubernetes.protobuf}");

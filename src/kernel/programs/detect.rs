@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use super::{KernelIptables, Programs, child, stderr_message, watchdog};
+use super::child::{self, stderr_message};
+use super::kernel_iptables::{KernelIptables, Programs};
+use super::watchdog;
 use crate::iptables::{ChainName, Rule, Table, write};
 use crate::kernel::{Backend, Iptables, RestoreError};
 use crate::net::IpFamily;

@@ -10,6 +10,9 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::process_registry::PROCESSES;
 
+/// How long a program waits for the xtables lock.
+pub(super) const LOCK_WAIT: Duration = Duration::from_secs(5);
+
 /// How often a held lock is checked.
 const POLL: Duration = Duration::from_millis(5);
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use nix::unistd::gettid;
 
-use super::LOCK_WAIT;
+use super::lock::LOCK_WAIT;
 use super::process_registry::{PROCESSES, ProcessRole, kill_children};
 use crate::iptables::Table;
 use crate::log::v;

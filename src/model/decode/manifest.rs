@@ -29,7 +29,7 @@ use super::object::{ApiNode, ApiObject, ApiService, ApiSlice, require_usable};
 use crate::model::ObjectKind;
 use crate::model::problem::quote;
 use documents::{Documents, LineCounter, MAX_OBJECT_BYTES, ReplayReader};
-use list::{DocumentSeed, LineSource};
+use list::{DocumentSeed, LineSource, ListKind, ValueSink};
 
 /// An object of one of the three kinds, with defaults.
 #[derive(Clone, Debug, PartialEq)]
@@ -167,7 +167,7 @@ impl ManifestParser<'_> {
 
     fn parse_yaml(&mut self, text: impl Read, first: usize) -> Result<(), ParseFailure> {
         serde_saphyr::with_deserializer_from_reader_with_options(text, yaml_options(), |deserializer| {
-            DocumentSeed { parser: self, position: LineSource::Yaml { first } }.deserialize(deserializer)
+            DocumentSeed { sink: self, position: LineSource::Yaml { first } }.deserialize(deserializer)
         })
         .map_err(|error| {
             // Line 0 means an unknown location.
@@ -186,7 +186,7 @@ impl ManifestParser<'_> {
         let before = self.outcome.n_seen();
         while deserializer.end().is_err() {
             self.n_bytes.set(0);
-            let seed = DocumentSeed { parser: self, position: LineSource::Json(&line) };
+            let seed = DocumentSeed { sink: self, position: LineSource::Json(&line) };
             seed.deserialize(&mut deserializer).map_err(|error| ParseFailure {
                 place: (error.line().max(1), error.column()),
                 what: format!("cannot be read as JSON: {}", strip_location(&error.to_string())),
@@ -211,6 +211,25 @@ impl ManifestParser<'_> {
         self.outcome.problems.push(TextProblem { source, line, object, what });
     }
 
+    fn decode_as<T: ApiObject>(&mut self, value: &Value, line: usize, finish: impl FnOnce(T) -> Object) {
+        let given = match FieldValue::<T>::deserialize(value) {
+            Ok(given) => given,
+            Err(error) => return self.report_malformed(line, &quote(&error.to_string())),
+        };
+        match require_usable(given) {
+            Ok(object) => {
+                self.outcome.n_objects += 1;
+                (self.each)(finish(object));
+            }
+            Err(problem) => {
+                let what = format!("{}: {:?} {}", problem.field, problem.text, problem.what);
+                self.report(line, Some((T::KIND, claimed_name(value, T::KIND))), what);
+            }
+        }
+    }
+}
+
+impl ValueSink for ManifestParser<'_> {
     /// Handles one object, or the items of a list, at `line`. An object without a kind gets it from its
     /// list, `list`.
     fn handle_value(&mut self, value: Value, line: usize, list: Option<&ListKind>) {
@@ -252,35 +271,8 @@ impl ManifestParser<'_> {
         }
     }
 
-    fn decode_as<T: ApiObject>(&mut self, value: &Value, line: usize, finish: impl FnOnce(T) -> Object) {
-        let given = match FieldValue::<T>::deserialize(value) {
-            Ok(given) => given,
-            Err(error) => return self.report_malformed(line, &quote(&error.to_string())),
-        };
-        match require_usable(given) {
-            Ok(object) => {
-                self.outcome.n_objects += 1;
-                (self.each)(finish(object));
-            }
-            Err(problem) => {
-                let what = format!("{}: {:?} {}", problem.field, problem.text, problem.what);
-                self.report(line, Some((T::KIND, claimed_name(value, T::KIND))), what);
-            }
-        }
-    }
-}
-
-/// Kind and version of a list, which apply to items that have none.
-struct ListKind {
-    kind: Option<String>,
-    api_version: Option<String>,
-}
-
-impl ListKind {
-    /// `Service` for a `ServiceList`.
-    fn item(&self) -> Option<String> {
-        let item = self.kind.as_deref()?.strip_suffix("List")?;
-        (!item.is_empty()).then(|| item.to_owned())
+    fn item_read(&mut self) {
+        self.n_bytes.set(0);
     }
 }
 

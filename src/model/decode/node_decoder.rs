@@ -1,8 +1,8 @@
 //! Decodes Nodes. Source: kube-proxy v1.36, `pkg/proxy/node.go` and `GetNodeHostIPs`.
 
-use super::Interner;
 use super::field_reader::{FieldReader, NOT_A_CIDR, NOT_AN_IP};
 use super::grammar::{is_dns_subdomain, is_label_value};
+use super::interner::Interner;
 use super::object::{ApiNode, ApiObject, Metadata};
 use crate::model::{Node, ObjectKind, Problem};
 

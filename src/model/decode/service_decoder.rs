@@ -6,11 +6,13 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
+use super::decoded::Decoded;
 use super::field_reader::{FieldReader, NOT_A_CIDR, NOT_AN_IP};
 use super::field_value::FieldValue;
 use super::grammar::is_dns_label;
+use super::interner::Interner;
 use super::object::{ApiObject, ApiService, Ingress, Metadata, ServicePortEntry, ServiceSpec};
-use super::{Decoded, Interner};
+
 use crate::model::{Frontend, ObjectKind, ObjectName, Port, Service, TrafficPolicy};
 use crate::net::{Cidr, IpFamily, PerFamily, Protocol};
 

@@ -5,11 +5,13 @@ use std::time::SystemTime;
 
 use jiff::Timestamp;
 
+use super::decoded::Decoded;
 use super::field_reader::FieldReader;
 use super::field_value::FieldValue;
 use super::grammar::{is_dns_label, is_dns_subdomain, is_label_value};
+use super::interner::Interner;
 use super::object::{ApiObject, ApiSlice, EndpointEntry, Labels, Metadata, NamedEntry};
-use super::{Decoded, Interner};
+
 use crate::model::{Conditions, Hints, ObjectKind, ObjectName, Slice, SliceEndpoint, SliceName, SlicePort};
 use crate::net::IpFamily;
 

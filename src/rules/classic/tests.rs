@@ -1,4 +1,5 @@
 use super::*;
+use crate::net::IpFamily;
 
 /// 2^31 of what the kernel keeps for a probability that is printed as `text`.
 fn kept(text: &str) -> u32 {

@@ -11,6 +11,7 @@ use crate::iptables::{ChainName, Match, RecentAction, Table, Target, write};
 use crate::model::host::{Host, Kernel};
 use crate::model::{Conditions, Endpoint, Frontend, ObjectName, Port, Service, SliceEndpoint};
 use crate::net::{Cidr, IpFamily, PerFamily, Protocol};
+use crate::rules::Settings;
 use crate::rules::names::PortNames;
 use crate::rules::ownership::Owner;
 
@@ -55,7 +56,7 @@ fn compile(service: &Service, endpoints: &[Endpoint<'_>], bpf: bool) -> BTreeMap
     let port = service.ports_in(IpFamily::V4).next().unwrap();
     let place = crate::policy::Place { node: "n", zone: None };
     let selection = Selection::new(&port, endpoints, place);
-    let chains = chains(&settings, &port, &selection);
+    let chains = chains(&PortContext::new(&settings, &port, selection.verdicts(&port)), &selection);
     for (n, chain) in chains.iter().enumerate() {
         for callee in
             chain.rules.iter().filter_map(Rule::callee).filter(|name| name.as_str() != "KUBE-MARK-MASQ")

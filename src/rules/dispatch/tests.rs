@@ -1,13 +1,13 @@
 //! The shape of the tree: few rules a chain, few chains a path, small changes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
 use crate::config::Config;
 use crate::iptables::Target;
 use crate::model::host::Host;
-use crate::net::IpFamily;
+use crate::net::{IpFamily, Protocol};
 
 fn settings(family: IpFamily) -> Settings {
     Settings::new(&Config::default(), None, &Host::default(), family)

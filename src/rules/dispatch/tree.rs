@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::{Key, Part, SharedPart, goes_on_by_goto, stem};
 use crate::iptables::{ChainName, L4Protocol, Match, MaybeNot, PortRange, Rule, Target};
 use crate::net::{Cidr, IpFamily, Protocol};
-use crate::rules::SharedChain;
+use crate::rules::shared::SharedChain;
 
 /// How many rules a chain holds before it splits: as many as it has branches then.
 const MAX_RULES: usize = 16;

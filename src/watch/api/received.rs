@@ -3,8 +3,7 @@
 
 use serde::{Deserialize, Deserializer};
 
-use super::tracker::WatchedKind;
-use crate::model::decode::{FieldValue, require_usable};
+use crate::model::decode::{ApiObject, FieldValue, require_usable};
 use crate::model::{ObjectName, Problem};
 
 /// An object of kind `K`, or any other value in its place.
@@ -13,7 +12,7 @@ pub struct ReceivedObject<K> {
     given: FieldValue<K>,
 }
 
-impl<K: WatchedKind> ReceivedObject<K> {
+impl<K: ApiObject> ReceivedObject<K> {
     /// The name in its metadata; a Node's namespace is empty.
     pub fn name(&self) -> ObjectName {
         self.given.get().map_or_else(|| ObjectName::new("", ""), K::claimed_name)
@@ -30,7 +29,7 @@ impl<K: WatchedKind> ReceivedObject<K> {
     }
 }
 
-impl<'de, K: WatchedKind> Deserialize<'de> for ReceivedObject<K> {
+impl<'de, K: ApiObject> Deserialize<'de> for ReceivedObject<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ReceivedObject<K>, D::Error> {
         Ok(ReceivedObject { given: FieldValue::deserialize(deserializer)? })
     }

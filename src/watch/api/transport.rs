@@ -53,10 +53,10 @@ impl RequestLimit {
 /// The layer around an HTTP client that applies all of this.
 #[derive(Clone)]
 pub struct Transport {
-    shared: Arc<Shared>,
+    shared: Arc<TransportState>,
 }
 
-struct Shared {
+struct TransportState {
     /// `addr:port` of the API server.
     host: String,
     bucket: Option<RateLimiter>,
@@ -72,7 +72,7 @@ impl Transport {
         let reconnect = Arc::new(ReconnectTimes::new(observer.clone()));
         let bucket = limit.bucket();
         let n_start = AtomicU32::new(START_REQUESTS);
-        Transport { shared: Arc::new(Shared { host, bucket, n_start, observer, reconnect }) }
+        Transport { shared: Arc::new(TransportState { host, bucket, n_start, observer, reconnect }) }
     }
 }
 
@@ -87,7 +87,7 @@ impl<S> Layer<S> for Transport {
 /// An HTTP client `S` within its [`Transport`].
 pub struct LimitedClient<S> {
     inner: S,
-    shared: Arc<Shared>,
+    shared: Arc<TransportState>,
 }
 
 type ResponseFuture<B> = Pin<Box<dyn Future<Output = Result<Response<B>, BoxError>> + Send>>;
@@ -113,7 +113,7 @@ where
     }
 }
 
-impl Shared {
+impl TransportState {
     async fn send<S, B>(
         &self,
         inner: S,
@@ -178,7 +178,7 @@ fn is_list_or_watch(request: &Request<Body>) -> bool {
     request.method() == Method::GET && request.uri().query().is_some()
 }
 
-impl Shared {
+impl TransportState {
     /// Whether this is one of the lists and watches of a start. These do not wait, however low the limit.
     fn is_start_request(&self, request: &Request<Body>) -> bool {
         let one_less = |n: u32| n.checked_sub(1);

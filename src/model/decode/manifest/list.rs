@@ -9,7 +9,27 @@ use serde::{Deserialize, de};
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 
-use super::{ListKind, ManifestParser};
+/// Kind and version of a list, which apply to items that have none.
+pub struct ListKind {
+    pub kind: Option<String>,
+    pub api_version: Option<String>,
+}
+
+impl ListKind {
+    /// `Service` for a `ServiceList`.
+    pub fn item(&self) -> Option<String> {
+        let item = self.kind.as_deref()?.strip_suffix("List")?;
+        (!item.is_empty()).then(|| item.to_owned())
+    }
+}
+
+/// Receives the objects of a document.
+pub trait ValueSink {
+    /// Handles one object, or the items of a list, at `line`. An object without a kind gets it from its list, `list`.
+    fn handle_value(&mut self, value: Value, line: usize, list: Option<&ListKind>);
+    /// The current item of a list was read to its end.
+    fn item_read(&mut self);
+}
 
 /// Where the line of an object comes from.
 #[derive(Clone, Copy)]
@@ -48,14 +68,14 @@ impl LineSource<'_> {
 }
 
 /// Reads a document: an object, or a list whose items are objects.
-pub struct DocumentSeed<'a, 'r> {
-    /// The parser that receives the objects.
-    pub parser: &'a mut ManifestParser<'r>,
+pub struct DocumentSeed<'a, S> {
+    /// Receives the objects.
+    pub sink: &'a mut S,
     /// Where their lines come from.
     pub position: LineSource<'a>,
 }
 
-impl<'de> DeserializeSeed<'de> for DocumentSeed<'_, '_> {
+impl<'de, S: ValueSink> DeserializeSeed<'de> for DocumentSeed<'_, S> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -63,7 +83,7 @@ impl<'de> DeserializeSeed<'de> for DocumentSeed<'_, '_> {
     }
 }
 
-impl<'de> Visitor<'de> for DocumentSeed<'_, '_> {
+impl<'de, S: ValueSink> Visitor<'de> for DocumentSeed<'_, S> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -80,19 +100,19 @@ impl<'de> Visitor<'de> for DocumentSeed<'_, '_> {
         let mut without_kind = None;
         while let Some(key) = map.next_key::<String>()? {
             if key == "items" && without_kind.is_none() {
-                let seed = ItemsSeed { document: &mut *self.parser, position: self.position, own: &object };
+                let seed = ItemsSeed { sink: &mut *self.sink, position: self.position, own: &object };
                 without_kind = Some(map.next_value_seed(seed)?);
             } else {
                 object.insert(key, map.next_value()?);
             }
         }
         let Some(without_kind) = without_kind else {
-            self.parser.handle_value(Value::Object(object), line, None);
+            self.sink.handle_value(Value::Object(object), line, None);
             return Ok(());
         };
         let kind = list_kind(&object);
         for (line, value) in without_kind {
-            self.parser.handle_value(value, line, Some(&kind));
+            self.sink.handle_value(value, line, Some(&kind));
         }
         Ok(())
     }
@@ -105,14 +125,14 @@ fn list_kind(object: &Map<String, Value>) -> ListKind {
 
 /// Reads the `items` of a list. Passes on each item with a kind, or whose list stated the kind already;
 /// returns the others, whose list states it after them.
-struct ItemsSeed<'a, 'r> {
-    document: &'a mut ManifestParser<'r>,
+struct ItemsSeed<'a, S> {
+    sink: &'a mut S,
     position: LineSource<'a>,
     /// The list's own fields read so far.
     own: &'a Map<String, Value>,
 }
 
-impl<'de> DeserializeSeed<'de> for ItemsSeed<'_, '_> {
+impl<'de, S: ValueSink> DeserializeSeed<'de> for ItemsSeed<'_, S> {
     type Value = Vec<(usize, Value)>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -120,7 +140,7 @@ impl<'de> DeserializeSeed<'de> for ItemsSeed<'_, '_> {
     }
 }
 
-impl<'de> Visitor<'de> for ItemsSeed<'_, '_> {
+impl<'de, S: ValueSink> Visitor<'de> for ItemsSeed<'_, S> {
     type Value = Vec<(usize, Value)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -136,8 +156,8 @@ impl<'de> Visitor<'de> for ItemsSeed<'_, '_> {
         let mut without_kind = Vec::new();
         while let Some((line, value)) = items.next_element_seed(ItemSeed(self.position))? {
             if value.get("kind").is_some() || list.kind.is_some() {
-                self.document.handle_value(value, line, Some(&list));
-                self.document.n_bytes.set(0);
+                self.sink.handle_value(value, line, Some(&list));
+                self.sink.item_read();
             } else {
                 // Kept until their list states the kind; together they count as one object.
                 without_kind.push((line, value));

@@ -23,7 +23,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use super::*;
 
 /// A certificate authority.
-pub struct Authority {
+pub struct TestAuthority {
     issuer: Issuer<'static, KeyPair>,
     pub pem: String,
 }
@@ -34,13 +34,13 @@ pub struct Identity {
     pub key: String,
 }
 
-impl Authority {
-    pub fn new() -> Authority {
+impl TestAuthority {
+    pub fn new() -> TestAuthority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).unwrap().pem();
-        Authority { issuer: Issuer::new(params, key), pem }
+        TestAuthority { issuer: Issuer::new(params, key), pem }
     }
 
     /// A certificate for `name`, at 127.0.0.1.
@@ -85,8 +85,8 @@ impl TlsServer {
     /// Serves the responses of `handler`, with a certificate of `authority`; requires client certificates
     /// of `clients` if given.
     pub async fn start(
-        authority: &Authority,
-        clients: Option<&Authority>,
+        authority: &TestAuthority,
+        clients: Option<&TestAuthority>,
         protocols: &[&str],
         handler: impl Fn(&Request<Incoming>) -> Response<AxumBody> + Send + Sync + 'static,
     ) -> TlsServer {
@@ -178,11 +178,11 @@ impl TrafficObserver for Connections {
 }
 
 /// A link to `address`, which is `server` or forwards to it.
-fn link_to(address: SocketAddr, authority: &Authority, observer: &Arc<dyn TrafficObserver>) -> Link {
+fn link_to(address: SocketAddr, authority: &TestAuthority, observer: &Arc<dyn TrafficObserver>) -> Link {
     Link::new(&config(address, authority), None, observer).unwrap()
 }
 
-fn config(address: SocketAddr, authority: &Authority) -> Config {
+fn config(address: SocketAddr, authority: &TestAuthority) -> Config {
     let mut config = Config::new(format!("https://{address}").parse().unwrap());
     config.root_cert = Some(vec![der(&authority.pem).to_vec()]);
     config
@@ -227,7 +227,7 @@ async fn next(body: &mut Unzipped) -> Option<Result<Frame<Bytes>, BoxError>> {
 
 #[tokio::test]
 async fn all_requests_share_one_connection() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let server = TlsServer::start(&authority, None, &["h2", "http/1.1"], quiet).await;
     let connections = Arc::new(Connections::default());
     let link = link_to(server.address, &authority, &(connections.clone() as Arc<dyn TrafficObserver>));
@@ -244,7 +244,7 @@ async fn all_requests_share_one_connection() {
 
 #[tokio::test]
 async fn a_server_without_http2_gets_http1() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     for protocols in [&["http/1.1"][..], &[]] {
         let server = TlsServer::start(&authority, None, protocols, quiet).await;
         let link = link_to(server.address, &authority, &(Arc::new(()) as Arc<dyn TrafficObserver>));
@@ -261,7 +261,7 @@ async fn a_server_without_http2_gets_http1() {
 
 #[tokio::test]
 async fn after_a_goaway_requests_use_a_new_connection_and_watches_continue() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<&str>();
     let receiver = Mutex::new(Some(receiver));
     let server = TlsServer::start(&authority, None, &["h2"], move |request| {
@@ -359,7 +359,7 @@ async fn forward(
 
 #[tokio::test(start_paused = true)]
 async fn a_watch_without_events_continues_and_a_dead_one_is_detected_within_45_s() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let server = TlsServer::start(&authority, None, &["h2"], quiet).await;
     let cut = watch::Sender::new(false);
     let (serving, is_cut) = (server.clone(), cut.clone());
@@ -416,7 +416,7 @@ async fn compressed_events_arrive_one_by_one_in_both_forms_of_compression() {
     };
     let members = [compressed("first\n"), compressed("second\n")];
     let pieces = [flushed("first\n"), flushed("second\n")];
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     for bytes in [members, pieces] {
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<Vec<u8>>();
         let receiver = Mutex::new(Some(receiver));
@@ -445,7 +445,7 @@ async fn a_compressed_response_that_is_cut_off_is_an_error() {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(&[b'x'; 10_000]).unwrap();
     let whole_body = encoder.finish().unwrap();
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     for (n, is_whole) in [(whole_body.len(), true), (whole_body.len() - 1, false), (5, false)] {
         let body = whole_body[..n].to_vec();
         let server = TlsServer::start(&authority, None, &["h2"], move |_| {

@@ -14,14 +14,14 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 use super::*;
-use crate::watch::api::link::tests::{Authority, Identity, ReceivedRequest, TlsServer};
+use crate::watch::api::link::tests::{Identity, ReceivedRequest, TestAuthority, TlsServer};
 use crate::watch::api::{RequestLimit, connect, follow};
 
 /// A folder with a kubeconfig, certificates and a key.
 struct CredentialFolder(tempfile::TempDir);
 
 impl CredentialFolder {
-    fn new(server: &TlsServer, authority: &Authority, client: &Identity) -> CredentialFolder {
+    fn new(server: &TlsServer, authority: &TestAuthority, client: &Identity) -> CredentialFolder {
         let folder = CredentialFolder(tempfile::tempdir().unwrap());
         folder.write("ca.crt", &authority.pem);
         folder.put(client);
@@ -90,7 +90,7 @@ fn der(identity: &Identity) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_replaced_client_certificate_is_used_and_watches_move_over_to_it() {
-    let (authority, clients) = (Authority::new(), Authority::new());
+    let (authority, clients) = (TestAuthority::new(), TestAuthority::new());
     let (one, two) = (clients.issue("one"), clients.issue("two"));
     let server = TlsServer::start(&authority, Some(&clients), &["h2"], quiet).await;
     let folder = CredentialFolder::new(&server, &authority, &one);
@@ -111,7 +111,7 @@ async fn a_replaced_client_certificate_is_used_and_watches_move_over_to_it() {
 
 #[tokio::test]
 async fn unusable_files_keep_the_last_usable_ones_in_use() {
-    let (authority, clients) = (Authority::new(), Authority::new());
+    let (authority, clients) = (TestAuthority::new(), TestAuthority::new());
     let (one, two) = (clients.issue("one"), clients.issue("two"));
     let server = TlsServer::start(&authority, Some(&clients), &["h2"], quiet).await;
     let folder = CredentialFolder::new(&server, &authority, &one);
@@ -145,11 +145,11 @@ async fn unusable_files_keep_the_last_usable_ones_in_use() {
 
 #[tokio::test]
 async fn a_kubeconfig_replaced_by_rename_or_symlink_is_reloaded() {
-    let (authority, clients) = (Authority::new(), Authority::new());
+    let (authority, clients) = (TestAuthority::new(), TestAuthority::new());
     let one = clients.issue("one");
     let first = TlsServer::start(&authority, Some(&clients), &["h2"], quiet).await;
     // The second server has another authority.
-    let other = Authority::new();
+    let other = TestAuthority::new();
     let second = TlsServer::start(&other, Some(&clients), &["h2"], quiet).await;
     let folder = CredentialFolder::new(&first, &authority, &one);
 
@@ -191,7 +191,7 @@ async fn after_a_change_of_server_lists_are_as_of_now() {
             Response::new(AxumBody::from_stream(lines.chain(futures::stream::pending())))
         }
     };
-    let (authority, clients) = (Authority::new(), Authority::new());
+    let (authority, clients) = (TestAuthority::new(), TestAuthority::new());
     let one = clients.issue("one");
     let first = TlsServer::start(&authority, Some(&clients), &["h2"], serve(1_000)).await;
     let second = TlsServer::start(&authority, Some(&clients), &["h2"], serve(10)).await;
@@ -223,7 +223,7 @@ async fn after_a_change_of_server_lists_are_as_of_now() {
 
 #[tokio::test]
 async fn after_rejected_credentials_the_wait_ends_when_they_change() {
-    let (authority, clients) = (Authority::new(), Authority::new());
+    let (authority, clients) = (TestAuthority::new(), TestAuthority::new());
     let server = TlsServer::start(&authority, Some(&clients), &["h2"], quiet).await;
     let folder = CredentialFolder::new(&server, &authority, &clients.issue("one"));
     let renewal = folder.renewal().await;
@@ -238,7 +238,7 @@ async fn after_rejected_credentials_the_wait_ends_when_they_change() {
 
 #[tokio::test]
 async fn each_request_carries_the_token_in_the_file() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let server = TlsServer::start(&authority, None, &["h2"], |request| {
         let token = request.headers()["authorization"].to_str().unwrap().to_owned();
         assert_eq!(request.headers()["user-agent"], concat!("chainsmith/", env!("CARGO_PKG_VERSION")));

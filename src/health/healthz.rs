@@ -1,4 +1,4 @@
-//! `/healthz` and `/livez`, to the byte as kube-proxy answers.
+//! `/healthz` and `/livez`, byte for byte as in kube-proxy.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use serde::ser::SerializeMap;
 
-use super::state::FamilyHealth;
-use super::{Health, Moment};
+use super::health_state::{FamilyHealth, Moment};
+use super::proxy_health::Health;
 use crate::http::{JSON, not_found, reply};
 use crate::metrics::Metrics;
 
-/// What Go shows for a time that never was.
+/// Go's zero time.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// Everything that is served on `healthzBindAddress`.
@@ -37,38 +37,45 @@ pub fn router(health: Arc<Health>, metrics: Arc<Metrics>) -> Router {
     Router::new().route("/healthz", any(healthz)).route("/livez", any(livez)).fallback(not_found)
 }
 
-fn answer(health: &Health, asks_for_node: bool) -> Response {
+/// The answer of `/healthz`, or of `/livez`, which leaves the Node out.
+fn answer(health: &Health, includes_node: bool) -> Response {
     let now = Moment::now();
     let state = health.state();
-    let mut body =
-        Body::new(&state.families(now), state.last_updated(), state.is_node_eligible(), asks_for_node, now);
+    let mut body = HealthBody::new(
+        &state.families(now),
+        state.last_updated(),
+        state.is_node_eligible(),
+        includes_node,
+        now,
+    );
     drop(state);
-    if asks_for_node {
-        body.stale_watches = (health.stale)().into_iter().map(|(kind, age)| (kind, age.as_secs())).collect();
+    if includes_node {
+        body.stale_watches = health.stale_kinds().collect();
     }
     let status = if body.is_good() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     reply(status, JSON, body.text())
 }
 
-/// The body; the order of the fields is the order of the keys.
+/// The body; its keys are in the order of the fields.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Body {
+struct HealthBody {
     last_updated: String,
     current_time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     node_eligible: Option<bool>,
     healthy: bool,
-    #[serde(skip_serializing_if = "Families::is_empty")]
-    status: Families,
-    /// Kinds of objects that are not followed, and for how many seconds. Not kube-proxy's.
+    #[serde(skip_serializing_if = "FamilyStatus::is_empty")]
+    status: FamilyStatus,
+    /// Kinds of objects whose watch is lost, and for how many seconds. kube-proxy has no such key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     stale_watches: BTreeMap<&'static str, u64>,
 }
 
-struct Families(Vec<FamilyHealth>);
+/// The health of each family, as a map by family.
+struct FamilyStatus(Vec<FamilyHealth>);
 
-impl Families {
+impl FamilyStatus {
     fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -81,7 +88,7 @@ struct FamilyBody {
     healthy: bool,
 }
 
-impl Serialize for Families {
+impl Serialize for FamilyStatus {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
         for FamilyHealth { family, updated, is_healthy } in &self.0 {
@@ -92,23 +99,23 @@ impl Serialize for Families {
     }
 }
 
-impl Body {
+impl HealthBody {
     fn new(
         families: &[FamilyHealth],
         last_updated: Option<SystemTime>,
         is_eligible: bool,
-        asks_for_node: bool,
+        includes_node: bool,
         now: Moment,
-    ) -> Body {
-        let mut body = Body {
+    ) -> HealthBody {
+        let mut body = HealthBody {
             last_updated: String::new(),
             current_time: time(Some(now.wall)),
-            node_eligible: asks_for_node.then_some(is_eligible),
+            node_eligible: includes_node.then_some(is_eligible),
             healthy: families.iter().all(|family| family.is_healthy),
-            status: Families(families.to_vec()),
+            status: FamilyStatus(families.to_vec()),
             stale_watches: BTreeMap::new(),
         };
-        // A good answer is up to date by itself.
+        // A positive answer counts as updated now, as in kube-proxy.
         body.last_updated = if body.is_good() { time(Some(now.wall)) } else { time(last_updated) };
         body
     }
@@ -122,7 +129,7 @@ impl Body {
     }
 }
 
-/// RFC 3339 with as many digits as there are, in this process's time zone.
+/// RFC 3339 with no more digits than needed, in the time zone of this process.
 fn time(at: Option<SystemTime>) -> String {
     let Some(at) = at.and_then(|at| Timestamp::try_from(at).ok()) else { return NEVER.to_owned() };
     let offset = TimeZone::system().to_offset(at);

@@ -1,6 +1,11 @@
-//! When a node is healthy: no change waits for its rules too long, and the Node is to stay.
+//! When a node is healthy: no change waits too long for its rules, and the Node is not about to leave.
+//!
+//! Time comes in as [`Moment`]s. The age of a change is measured by the monotonic clock, so that setting the wall clock
+//! makes no node unhealthy.
 //!
 //! Source: kube-proxy v1.36, `pkg/proxy/healthcheck/proxy_health.go`; KEP 3836.
+
+#![allow(clippy::disallowed_methods, reason = "health depends on time")]
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,19 +14,19 @@ use crate::net::{IpFamily, PerFamily};
 /// Now, by both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// For durations: nobody sets it.
+    /// For durations.
     pub monotonic: Instant,
-    /// For people.
+    /// For display.
     pub wall: SystemTime,
 }
 
 impl Moment {
-    /// By this machine's clocks.
+    /// Read from this machine's clocks.
     pub fn now() -> Moment {
         Moment { monotonic: Instant::now(), wall: SystemTime::now() }
     }
 
-    /// So much before.
+    /// The moment `duration` earlier.
     pub fn earlier_by(self, duration: Duration) -> Moment {
         Moment {
             monotonic: self.monotonic.checked_sub(duration).unwrap_or(self.monotonic),
@@ -30,80 +35,85 @@ impl Moment {
     }
 }
 
+/// How current the rules of one family are.
 #[derive(Clone, Copy, Debug)]
-struct Family {
+struct FamilyProgress {
     updated: Moment,
-    /// Since when a change waits, or a sync runs.
+    /// Since when a change waits or a sync runs.
     pending_since: Option<Instant>,
-    /// Whether a sync of it succeeded.
+    /// Whether a sync has succeeded.
     is_synced: bool,
 }
 
-/// What is known of the health of a node.
+/// What the health of a node depends on.
 #[derive(Debug)]
-pub struct State {
+pub struct HealthState {
     timeout: Duration,
-    /// `None` before the loop begins, and for a family that is not proxied.
-    families: PerFamily<Option<Family>>,
-    /// Whether there has to be a Node.
+    /// `None` before the loop starts, and for a family that is not proxied.
+    families: PerFamily<Option<FamilyProgress>>,
+    /// Whether the node is eligible only once its Node is seen.
     expects_node: bool,
-    /// `None` while the Node was never seen.
+    /// `None` before the Node is seen.
     is_leaving: Option<bool>,
 }
 
-/// A family, as shown.
+/// The health of one family, as answers show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FamilyHealth {
-    /// Which.
+    /// The family.
     pub family: IpFamily,
-    /// When its rules were last in step.
+    /// When its rules last matched all changes.
     pub updated: SystemTime,
-    /// Whether none of its changes waits for too long.
+    /// Whether no change waits for too long.
     pub is_healthy: bool,
 }
 
-impl State {
-    /// A change may wait for less than `timeout`. Where no Node is expected (a folder of manifests need not
-    /// hold one) its absence is no reason to leave.
-    pub fn new(timeout: Duration, expects_node: bool) -> State {
-        State { timeout, families: PerFamily::default(), expects_node, is_leaving: None }
+impl HealthState {
+    /// A change has to wait for less than `timeout`. If no Node is expected (a folder of manifests may lack one), its
+    /// absence leaves the node eligible.
+    pub fn new(timeout: Duration, expects_node: bool) -> HealthState {
+        HealthState { timeout, families: PerFamily::default(), expects_node, is_leaving: None }
     }
 
-    /// The loop of `family` begins.
+    /// The sync loop starts and will sync `family`.
     pub fn started(&mut self, family: IpFamily, now: Moment) {
-        *self.families.get_mut(family) = Some(Family { updated: now, pending_since: None, is_synced: false });
+        self.set(family, now, false);
     }
 
-    /// The rules of `family` are in step with all that was queued.
+    /// The rules of `family` match all changes that were queued.
     pub fn updated(&mut self, family: IpFamily, now: Moment) {
-        *self.families.get_mut(family) = Some(Family { updated: now, pending_since: None, is_synced: true });
+        self.set(family, now, true);
     }
 
-    /// A sync of `family` begins. It counts as a change that waits, so that one which never ends makes its
-    /// family sick: nothing is queued meanwhile. The first one counts only once it failed, as for
-    /// kube-proxy: where it takes minutes, a liveness probe would begin it again and again.
-    pub fn syncing(&mut self, family: IpFamily, now: Moment) {
+    fn set(&mut self, family: IpFamily, updated: Moment, is_synced: bool) {
+        *self.families.get_mut(family) = Some(FamilyProgress { updated, pending_since: None, is_synced });
+    }
+
+    /// A sync of `family` begins. It counts as a waiting change, so that a sync which never ends makes its family
+    /// unhealthy: no change is queued meanwhile. The first sync counts only after it failed, as in kube-proxy: if it
+    /// takes minutes, a liveness probe would restart it for ever.
+    pub fn sync_began(&mut self, family: IpFamily, now: Moment) {
         if self.families.get(family).is_some_and(|family| family.is_synced) {
             self.queued(family, now);
         }
     }
 
-    /// A change of `family` waits from now on. One that waits already is older.
+    /// A change of `family` waits from now on, unless an older one waits already.
     pub fn queued(&mut self, family: IpFamily, now: Moment) {
         if let Some(family) = self.families.get_mut(family) {
             family.pending_since.get_or_insert(now.monotonic);
         }
     }
 
-    /// The Node was seen, and is to go, or not.
-    pub fn node_is_leaving(&mut self, is_leaving: bool) {
+    /// The Node is seen, and is about to leave the cluster or not.
+    pub fn set_node_leaving(&mut self, is_leaving: bool) {
         self.is_leaving = Some(is_leaving);
     }
 
-    /// Each family that is proxied.
+    /// The health of each family that is proxied.
     pub fn families(&self, now: Moment) -> Vec<FamilyHealth> {
         let family = |family| {
-            let Family { updated, pending_since, .. } = (*self.families.get(family))?;
+            let FamilyProgress { updated, pending_since, .. } = (*self.families.get(family))?;
             let waits = pending_since.map(|since| now.monotonic.saturating_duration_since(since));
             let is_healthy = waits.is_none_or(|waits| waits < self.timeout);
             Some(FamilyHealth { family, updated: updated.wall, is_healthy })
@@ -111,17 +121,17 @@ impl State {
         IpFamily::BOTH.into_iter().filter_map(family).collect()
     }
 
-    /// Whether all families are healthy. True before the loop begins.
+    /// Whether all families are healthy. True before the loop starts.
     pub fn is_healthy(&self, now: Moment) -> bool {
         self.families(now).iter().all(|family| family.is_healthy)
     }
 
-    /// Whether the Node is known, if it has to be, and is to stay.
+    /// Whether the Node is not about to leave, and is known if one is expected.
     pub fn is_node_eligible(&self) -> bool {
         !self.is_leaving.unwrap_or(self.expects_node)
     }
 
-    /// When rules were last in step, of any family.
+    /// The latest time at which the rules of a family matched all changes.
     pub fn last_updated(&self) -> Option<SystemTime> {
         let families = IpFamily::BOTH.into_iter().filter_map(|family| *self.families.get(family));
         families
@@ -138,15 +148,15 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(60);
 
-    /// A state and a clock that stands until it is moved.
+    /// A state, and a clock that the test moves.
     struct Clock {
-        state: State,
+        state: HealthState,
         now: Moment,
     }
 
     impl Clock {
         fn started() -> Clock {
-            let mut clock = Clock { state: State::new(TIMEOUT, true), now: Moment::now() };
+            let mut clock = Clock { state: HealthState::new(TIMEOUT, true), now: Moment::now() };
             clock.updated(V4).updated(V6);
             clock
         }
@@ -177,20 +187,20 @@ mod tests {
     }
 
     #[test]
-    fn before_the_loop_begins_a_proxy_is_healthy_and_has_no_families() {
-        let mut state = State::new(TIMEOUT, true);
+    fn before_the_loop_starts_a_proxy_is_healthy_and_has_no_families() {
+        let mut state = HealthState::new(TIMEOUT, true);
         state.queued(V4, Moment::now());
         assert!(state.is_healthy(Moment::now().earlier_by(TIMEOUT * 9)));
         assert_eq!((state.families(Moment::now()), state.last_updated()), (vec![], None));
     }
 
     #[test]
-    fn whoever_has_nothing_to_do_stays_healthy() {
+    fn a_proxy_without_changes_stays_healthy() {
         Clock::started().wait(TIMEOUT * 1000).is([true, true]);
     }
 
     #[test]
-    fn a_change_that_waits_for_the_timeout_makes_its_family_sick_until_it_is_synced() {
+    fn a_change_that_waits_for_the_timeout_makes_its_family_unhealthy_until_it_is_synced() {
         let just_before = TIMEOUT - Duration::from_nanos(1);
         let mut clock = Clock::started();
         clock.queued(V4).wait(just_before).is([true, true]).wait(Duration::from_nanos(1)).is([false, true]);
@@ -200,17 +210,17 @@ mod tests {
     }
 
     #[test]
-    fn a_sync_that_does_not_end_makes_its_family_sick_except_the_first() {
-        let mut clock = Clock { state: State::new(TIMEOUT, true), now: Moment::now() };
+    fn a_sync_that_does_not_end_makes_its_family_unhealthy_except_the_first() {
+        let mut clock = Clock { state: HealthState::new(TIMEOUT, true), now: Moment::now() };
         IpFamily::BOTH.into_iter().for_each(|family| clock.state.started(family, clock.now));
-        clock.state.syncing(V4, clock.now);
+        clock.state.sync_began(V4, clock.now);
         clock.wait(TIMEOUT * 9).is([true, true]).updated(V4).wait(TIMEOUT);
-        clock.state.syncing(V4, clock.now);
+        clock.state.sync_began(V4, clock.now);
         clock.wait(TIMEOUT - Duration::from_nanos(1)).is([true, true]);
         clock.wait(Duration::from_nanos(1)).is([false, true]).updated(V4).is([true, true]);
-        // What waited before it began is older.
+        // A change that waited before the sync began is older.
         clock.queued(V4).wait(TIMEOUT / 2);
-        clock.state.syncing(V4, clock.now);
+        clock.state.sync_began(V4, clock.now);
         clock.wait(TIMEOUT / 2).is([false, true]);
     }
 
@@ -240,16 +250,16 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_eligible_once_it_was_seen_and_while_it_is_to_stay() {
-        let mut state = State::new(TIMEOUT, true);
+    fn a_node_is_eligible_once_seen_and_while_it_is_not_leaving() {
+        let mut state = HealthState::new(TIMEOUT, true);
         assert!(!state.is_node_eligible());
-        state.node_is_leaving(false);
+        state.set_node_leaving(false);
         assert!(state.is_node_eligible());
-        state.node_is_leaving(true);
+        state.set_node_leaving(true);
         assert!(!state.is_node_eligible() && state.is_healthy(Moment::now()));
-        let mut state = State::new(TIMEOUT, false);
+        let mut state = HealthState::new(TIMEOUT, false);
         assert!(state.is_node_eligible(), "none is expected");
-        state.node_is_leaving(true);
+        state.set_node_leaving(true);
         assert!(!state.is_node_eligible());
     }
 }

@@ -1,4 +1,4 @@
-//! Notices that somebody flushed the tables: an empty chain that we made is gone.
+//! Detects that another process flushed the tables: an empty chain that the agent made is gone.
 //!
 //! Source: kube-proxy v1.36, `iptables.Monitor`.
 
@@ -6,30 +6,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::iptables::Table;
 use crate::kernel::Iptables;
+use crate::log::v;
 use crate::net::IpFamily;
 use crate::rules::names::KUBE_PROXY_CANARY;
 
-/// The tables with a canary; the first is looked at.
+/// The tables with a canary; the first is checked each period.
 const TABLES: [Table; 3] = [Table::Mangle, Table::Nat, Table::Filter];
-/// How often to look whether a flush has reached the other tables too.
+/// How often to check whether a flush has reached the other tables.
 const FLUSH_POLL: Duration = Duration::from_millis(100);
-/// For how long.
+/// How many times.
 const FLUSH_POLLS: u32 = 50;
 
-/// Makes the canaries in `kernel`, and from then on looks every `period` whether they are still
-/// there; tells `flushed` when they are not. Ends when nobody listens any more.
+/// Makes the canaries in `kernel`, and from then on checks every `period` whether they exist; sends the family to
+/// `flushed` when they do not. Ends when the receiver is gone.
 ///
-/// A look that fails tells nothing (the xtables lock may be held): the next one will.
+/// A check that fails says nothing (the xtables lock may be held): the next one does.
 pub async fn watch<K: Iptables + 'static>(kernel: K, period: Duration, flushed: mpsc::Sender<IpFamily>) {
     let family = kernel.family();
     let kernel = Arc::new(Mutex::new(kernel));
     loop {
         while let Err(error) = make_all(&kernel).await {
-            warn!(%family, error = %format!("{error:#}"), "cannot make the canary chains; will try again");
+            warn!(%family, retry_in = ?period, error = %format!("{error:#}"), "cannot make the canary chains; retrying");
             tokio::time::sleep(period).await;
         }
         loop {
@@ -38,7 +39,7 @@ pub async fn watch<K: Iptables + 'static>(kernel: K, period: Duration, flushed: 
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
-                    debug!(%family, error = %format!("{error:#}"), "cannot look at the canary chain")
+                    v!(3, %family, error = %format!("{error:#}"), "cannot check the canary chain")
                 }
             }
             if flushed.is_closed() {
@@ -52,8 +53,8 @@ pub async fn watch<K: Iptables + 'static>(kernel: K, period: Duration, flushed: 
     }
 }
 
-/// Whoever flushes one table mostly goes on with the others: waits until they are done, so that the
-/// rules are not written into their way.
+/// A process that flushes one table mostly goes on with the others: waits until it is done, so that rules are not written
+/// while it flushes.
 async fn wait_for_the_rest<K: Iptables + 'static>(kernel: &Arc<Mutex<K>>, family: IpFamily) {
     for _ in 0..FLUSH_POLLS {
         let mut n_left = 0;
@@ -65,7 +66,7 @@ async fn wait_for_the_rest<K: Iptables + 'static>(kernel: &Arc<Mutex<K>>, family
         }
         tokio::time::sleep(FLUSH_POLL).await;
     }
-    warn!(%family, "the canary chain is gone from mangle only; looking at everything all the same");
+    warn!(%family, "the canary chain is gone from mangle only; checking all tables");
 }
 
 async fn make_all<K: Iptables + 'static>(kernel: &Arc<Mutex<K>>) -> anyhow::Result<()> {

@@ -1,15 +1,15 @@
-//! Health check node ports on this machine's loopback.
+//! Health check node ports on loopback.
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use prometheus::Registry;
 
-use super::wanted::WantedPort;
+use super::desired_ports::DesiredPort;
 use super::*;
 use crate::compile::View;
 use crate::config::Config;
-use crate::http::recorded::{Answer, ask};
+use crate::http::recorded::{RecordedAnswer, ask};
 use crate::iptables::Ruleset;
 use crate::kernel::Backend;
 use crate::kernel::fake::FakeIptables;
@@ -25,10 +25,10 @@ fn name(text: &str) -> ServiceName {
     ObjectName::new("default", text)
 }
 
-/// A proxy that is healthy, or has a change that waits for hours.
+/// A proxy that is healthy, or has a change that waits for too long.
 fn proxy(is_healthy: bool) -> Arc<Health> {
     let health = Health::new(Duration::from_secs(30), true);
-    let long_ago = crate::health::Moment::now().earlier_by(Duration::from_secs(60));
+    let long_ago = crate::health::health_state::Moment::now().earlier_by(Duration::from_secs(60));
     health.state().updated(IpFamily::V4, long_ago);
     if !is_healthy {
         health.state().queued(IpFamily::V4, long_ago);
@@ -53,14 +53,14 @@ async fn answers_are_those_of_kube_proxy() {
         ("remote", 0, "GET /", include_str!("../../../testdata/http/service-health-remote.txt")),
     ] {
         let router = answers(name(service), Arc::new(AtomicUsize::new(n_local)), proxy(true));
-        let (ours, recorded) = (ask(&router, request).await, Answer::read(file.trim_end()));
+        let (ours, recorded) = (ask(&router, request).await, RecordedAnswer::read(file.trim_end()));
         assert_eq!((ours.status, &ours.headers), (recorded.status, &recorded.headers), "{request}");
         assert_eq!(ours.body.trim_end(), recorded.body.trim_end(), "{request}");
     }
 }
 
 #[tokio::test]
-async fn a_proxy_that_is_behind_serves_nobody_well() {
+async fn an_unhealthy_proxy_answers_503_for_every_service() {
     let router = answers(name("front"), Arc::new(AtomicUsize::new(2)), proxy(false));
     let answer = ask(&router, "GET /").await;
     assert_eq!((answer.status, answer.headers["x-load-balancing-endpoint-weight"].as_str()), (503, "2"));
@@ -92,25 +92,26 @@ fn snapshot_of(yaml: &str) -> Snapshot {
     snapshot
 }
 
-/// What node-1 wants of `family` for objects in YAML.
-fn wanted_of(yaml: &str, config: &Config, family: IpFamily) -> Wanted {
+/// The ports of `family` that node-1 desires for objects in YAML.
+fn desired_of(yaml: &str, config: &Config, family: IpFamily) -> DesiredPorts {
     let snapshot = snapshot_of(yaml);
     let host = Host {
         addresses: ["10.0.0.1", "127.0.0.1", "192.0.2.1"].map(|ip| ip.parse().unwrap()).into(),
         ..Host::default()
     };
     let settings = Settings::new(config, snapshot.node(), &host, family);
-    wanted(View { snapshot: &snapshot, place: PLACE }, &settings, &Quarantine::new())
+    desired_ports(View { snapshot: &snapshot, place: PLACE }, &settings, &Quarantine::new())
 }
 
 const RECORDED: &str = include_str!("../../../testdata/http/objects.yaml");
 
 #[test]
-fn the_recorded_objects_want_the_recorded_ports() {
+fn the_recorded_objects_desire_the_recorded_ports() {
     let ports = |family| {
-        let wanted = wanted_of(RECORDED, &Config::default(), family);
-        let port = |(name, port): (ServiceName, WantedPort)| format!("{name} {} {}", port.port, port.n_local);
-        (wanted.addresses, wanted.services.into_iter().map(port).collect::<Vec<_>>())
+        let desired = desired_of(RECORDED, &Config::default(), family);
+        let port =
+            |(name, port): (ServiceName, DesiredPort)| format!("{name} {} {}", port.port, port.n_local);
+        (desired.addresses, desired.services.into_iter().map(port).collect::<Vec<_>>())
     };
     let any = |ip: &str| vec![ip.parse::<IpAddr>().unwrap()];
     // Of the two Services only one has a cluster IP of IPv6; at the end of the recording one endpoint of
@@ -131,10 +132,10 @@ fn objects(spec: &str, endpoints: &str) -> String {
     )
 }
 
-/// Local endpoints that are counted.
+/// The number of local endpoints.
 fn n_local_of(endpoints: &str) -> usize {
-    let wanted = wanted_of(&objects("", endpoints), &Config::default(), IpFamily::V4);
-    wanted.services[&name("web")].n_local
+    let desired = desired_of(&objects("", endpoints), &Config::default(), IpFamily::V4);
+    desired.services[&name("web")].n_local
 }
 
 /// Case 124.
@@ -154,35 +155,35 @@ fn only_ready_endpoints_of_this_node_count() {
     assert_eq!(n_local_of("{addresses: [10.1.0.1], nodeName: node-1, conditions: {ready: true}}"), 1);
 }
 
-/// A load balancer is not told to send what no rule takes up.
+/// A load balancer must not send packets here that no rule forwards.
 #[tokio::test]
-async fn endpoints_of_service_ports_that_the_kernel_refuses_do_not_count() {
+async fn endpoints_of_quarantined_service_ports_do_not_count() {
     let snapshot = snapshot_of(&objects("", "{addresses: [10.1.0.1], nodeName: node-1}"));
-    let (v4, told) = watch::channel(Wanted::default());
-    let ports = HealthPorts { wanted: PerFamily { v4, v6: watch::channel(Wanted::default()).0 } };
+    let (v4, desired) = watch::channel(DesiredPorts::default());
+    let ports = HealthPorts { desired: PerFamily { v4, v6: watch::channel(DesiredPorts::default()).0 } };
     let mut family = FamilySync::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
     family.set_settings(Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4));
-    // Status and weight while the kernel refuses rules with these words, and how many ports are left out.
-    for (refused, expected) in [
+    // Status and weight while the kernel rejects rules with these texts, and how many ports are quarantined.
+    for (rejected, expected) in [
         (&[][..], (200, "1", 0)),
         (&["10.1.0.1:8080"], (200, "1", 1)),
         (&["10.1.0.1:8080", "10.1.0.1:8081"], (503, "0", 2)),
         (&[], (200, "1", 0)),
     ] {
-        family.kernel().rejected_texts = refused.iter().map(|text| (*text).to_owned()).collect();
-        // The kernel may have been flushed: everything is written again.
+        family.kernel().rejected_texts = rejected.iter().map(|text| (*text).to_owned()).collect();
+        // An empty kernel, and a full rewrite.
         family.kernel().ruleset = Ruleset::with_built_in_chains();
-        family.touch_everything(true);
+        family.distrust(crate::drift::ReadReason::AuditDue);
         let view = View { snapshot: &snapshot, place: PLACE };
         let report = family.sync(view, &AtomicBool::new(false));
-        assert_eq!(report.outcome, Ok(()), "{refused:?}");
+        assert_eq!(report.outcome, Ok(()), "{rejected:?}");
         let (settings, quarantine) = (family.settings().expect("set above"), family.quarantine());
         ports.synced(&Synced { report: &report, view, settings, quarantine, elapsed: Duration::ZERO });
-        let n_local = told.borrow().services[&name("web")].n_local;
+        let n_local = desired.borrow().services[&name("web")].n_local;
         let router = answers(name("web"), Arc::new(AtomicUsize::new(n_local)), proxy(true));
         let answer = ask(&router, "GET /").await;
         let weight = answer.headers["x-load-balancing-endpoint-weight"].as_str();
-        assert_eq!((answer.status, weight, quarantine.len()), expected, "{refused:?}: {answer:?}");
+        assert_eq!((answer.status, weight, quarantine.len()), expected, "{rejected:?}: {answer:?}");
         let end = format!("\"localEndpoints\": {weight},\n\t\"serviceProxyHealthy\": true\n}}");
         assert!(answer.body.ends_with(&end), "{answer:?}");
     }
@@ -190,46 +191,49 @@ async fn endpoints_of_service_ports_that_the_kernel_refuses_do_not_count() {
 
 #[test]
 fn a_service_without_ports_or_of_another_kind_has_no_health_port() {
-    let wanted = |objects: &str| wanted_of(objects, &Config::default(), IpFamily::V4).services.len();
+    let desired = |objects: &str| desired_of(objects, &Config::default(), IpFamily::V4).services.len();
     let objects = objects("", "");
-    assert_eq!(wanted(&objects), 1);
-    assert_eq!(wanted(&objects.replace("ports: [{name: a, port: 80}, {name: b, port: 81}]", "ports: []")), 0);
-    assert_eq!(wanted(&objects.replace("Policy: Local", "Policy: Cluster")), 0);
-    assert_eq!(wanted(&objects.replace("LoadBalancer", "NodePort")), 0);
+    assert_eq!(desired(&objects), 1);
+    assert_eq!(
+        desired(&objects.replace("ports: [{name: a, port: 80}, {name: b, port: 81}]", "ports: []")),
+        0
+    );
+    assert_eq!(desired(&objects.replace("Policy: Local", "Policy: Cluster")), 0);
+    assert_eq!(desired(&objects.replace("LoadBalancer", "NodePort")), 0);
 }
 
 #[test]
-fn node_port_addresses_decide_where_health_is_answered() {
+fn health_ports_listen_on_the_node_port_addresses() {
     let yaml = "kind: KubeProxyConfiguration\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nnodePortAddresses: [10.0.0.0/8]\n";
     let (config, _) = Config::resolve(Some(yaml), &crate::config::Flags::default()).unwrap();
-    let addresses = wanted_of(&objects("", ""), &config, IpFamily::V4).addresses;
+    let addresses = desired_of(&objects("", ""), &config, IpFamily::V4).addresses;
     assert_eq!(addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
 }
 
-/// Ports on loopback, and what is told of refusals.
+/// Ports on loopback, and the failures reported.
 struct Rig {
-    ports: Ports,
-    refused: Arc<Mutex<Vec<String>>>,
+    ports: PortServers,
+    failed: Arc<Mutex<Vec<String>>>,
     registry: Registry,
 }
 
 impl Rig {
     fn new() -> Rig {
         let registry = Registry::new();
-        let refused = Arc::new(Mutex::new(Vec::new()));
-        let told = refused.clone();
-        let ports = Ports {
+        let failed = Arc::new(Mutex::new(Vec::new()));
+        let reported = failed.clone();
+        let ports = PortServers {
             admission: Arc::new(Admission::new(1024, Box::new(|_| {}))),
             family: IpFamily::V4,
             health: proxy(true),
             metrics: Arc::new(Metrics::register(&registry).unwrap()),
-            on_refused: Arc::new(move |refused: &Refused<'_>| {
-                told.lock().unwrap().push(refused.service.to_string())
+            on_failure: Arc::new(move |failure: &HealthPortFailure<'_>| {
+                reported.lock().unwrap().push(failure.service.to_string())
             }),
             open: BTreeMap::new(),
             failures: BTreeMap::new(),
         };
-        Rig { ports, refused, registry }
+        Rig { ports, failed, registry }
     }
 
     fn metric(&self, name: &str) -> String {
@@ -238,32 +242,32 @@ impl Rig {
         line.rsplit_once(' ').unwrap().1.to_owned()
     }
 
-    fn n_refused(&self) -> usize {
-        self.refused.lock().unwrap().len()
+    fn n_failed(&self) -> usize {
+        self.failed.lock().unwrap().len()
     }
 }
 
-/// These Services with so many local endpoints, on loopback.
-fn wants(services: &[(&str, u16, usize)]) -> Wanted {
+/// Desired ports on loopback: name, port and local endpoints of each Service.
+fn desire(services: &[(&str, u16, usize)]) -> DesiredPorts {
     let port = |(text, port, n_local): &(&str, u16, usize)| {
-        (name(text), WantedPort { port: *port, n_local: *n_local })
+        (name(text), DesiredPort { port: *port, n_local: *n_local })
     };
-    Wanted { addresses: vec![[127, 0, 0, 1].into()], services: services.iter().map(port).collect() }
+    DesiredPorts { addresses: vec![[127, 0, 0, 1].into()], services: services.iter().map(port).collect() }
 }
 
-/// A port that is free now.
+/// A port that no socket has now.
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Status and weight that `port` answers; `None` when nobody listens.
+/// Status and weight of the answer on `port`; `None` if it is closed.
 async fn weight(port: u16) -> Option<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut client = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
     client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut text = String::new();
     client.read_to_string(&mut text).await.unwrap();
-    let answer = Answer::read(&text.replace("\r\n", "\n"));
+    let answer = RecordedAnswer::read(&text.replace("\r\n", "\n"));
     Some((answer.status, answer.headers["x-load-balancing-endpoint-weight"].clone()))
 }
 
@@ -272,74 +276,74 @@ async fn weight(port: u16) -> Option<(u16, String)> {
 async fn another_port_closes_the_old_one_and_opens_the_new() {
     let (mut rig, now) = (Rig::new(), Instant::now());
     let (old, new) = (free_port(), free_port());
-    rig.ports.update(&wants(&[("a", old, 1)]), now).await;
+    rig.ports.update(&desire(&[("a", old, 1)]), now).await;
     assert_eq!(weight(old).await, Some((200, "1".to_owned())));
-    rig.ports.update(&wants(&[("a", new, 1)]), now).await;
+    rig.ports.update(&desire(&[("a", new, 1)]), now).await;
     assert_eq!((weight(old).await, weight(new).await), (None, Some((200, "1".to_owned()))));
-    rig.ports.update(&wants(&[("a", new, 0)]), now).await;
+    rig.ports.update(&desire(&[("a", new, 0)]), now).await;
     assert_eq!(weight(new).await, Some((503, "0".to_owned())), "the same socket, another count");
     assert_eq!(rig.metric("chainsmith_service_health_ports{"), "1");
-    rig.ports.update(&wants(&[]), now).await;
+    rig.ports.update(&desire(&[]), now).await;
     assert_eq!(weight(new).await, None);
     assert_eq!(rig.metric("chainsmith_service_health_ports{"), "0");
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_told_and_tried_again_ever_later_while_others_are_served() {
+async fn a_port_in_use_is_reported_and_retried_ever_later_while_others_are_served() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (mut rig, now, port) = (Rig::new(), Instant::now(), taken.local_addr().unwrap().port());
     let other = free_port();
-    let wanted = wants(&[("a", port, 1), ("b", other, 3)]);
+    let desired = desire(&[("a", port, 1), ("b", other, 3)]);
     let at = |seconds| now + Duration::from_secs(seconds);
-    rig.ports.update(&wanted, now).await;
+    rig.ports.update(&desired, now).await;
     assert_eq!(weight(other).await, Some((200, "3".to_owned())));
-    assert_eq!(*rig.refused.lock().unwrap(), ["default/a"]);
+    assert_eq!(*rig.failed.lock().unwrap(), ["default/a"]);
     assert_eq!(rig.metric("chainsmith_service_health_ports_failed"), "1");
     // 1, 2, 4, 8 s after each other: at 1, 3, 7 and 15 s.
-    for (second, n_refused) in [(0, 1), (1, 2), (2, 2), (3, 3), (6, 3), (7, 4), (14, 4), (15, 5)] {
-        rig.ports.update(&wanted, at(second)).await;
-        assert_eq!(rig.n_refused(), n_refused, "after {second} s");
+    for (second, n_failed) in [(0, 1), (1, 2), (2, 2), (3, 3), (6, 3), (7, 4), (14, 4), (15, 5)] {
+        rig.ports.update(&desired, at(second)).await;
+        assert_eq!(rig.n_failed(), n_failed, "after {second} s");
     }
     assert_eq!(rig.metric("chainsmith_bind_failures_total{server=\"service_health\"}"), "5");
     drop(taken);
-    rig.ports.update(&wanted, at(31)).await;
+    rig.ports.update(&desired, at(31)).await;
     assert_eq!(weight(port).await, Some((200, "1".to_owned())));
-    assert_eq!((rig.n_refused(), rig.metric("chainsmith_service_health_ports_failed")), (5, "0".to_owned()));
+    assert_eq!((rig.n_failed(), rig.metric("chainsmith_service_health_ports_failed")), (5, "0".to_owned()));
 }
 
 #[tokio::test]
-async fn a_port_that_changes_its_owner_is_never_refused() {
+async fn a_port_that_moves_to_another_service_never_fails_to_open() {
     let (mut rig, now, port) = (Rig::new(), Instant::now(), free_port());
     for n in 0..20 {
         let owner = if n % 2 == 0 { "a" } else { "b" };
-        rig.ports.update(&wants(&[(owner, port, 1)]), now).await;
-        assert_eq!((rig.n_refused(), weight(port).await), (0, Some((200, "1".to_owned()))), "{n}");
+        rig.ports.update(&desire(&[(owner, port, 1)]), now).await;
+        assert_eq!((rig.n_failed(), weight(port).await), (0, Some((200, "1".to_owned()))), "{n}");
     }
 }
 
 #[tokio::test]
-async fn a_service_that_is_gone_is_not_tried_again() {
+async fn the_port_of_a_service_that_is_gone_is_not_retried() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (mut rig, now, port) = (Rig::new(), Instant::now(), taken.local_addr().unwrap().port());
-    rig.ports.update(&wants(&[("a", port, 1)]), now).await;
-    rig.ports.update(&wants(&[]), now).await;
+    rig.ports.update(&desire(&[("a", port, 1)]), now).await;
+    rig.ports.update(&desire(&[]), now).await;
     assert!(rig.ports.failures.is_empty());
 }
 
 #[tokio::test]
-async fn the_task_follows_what_is_wanted_and_tries_again_by_itself() {
+async fn the_task_follows_the_desired_ports_and_retries() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let (rig, (sender, receiver)) = (Rig::new(), watch::channel(Wanted::default()));
-    let refused = rig.refused.clone();
+    let (rig, (sender, receiver)) = (Rig::new(), watch::channel(DesiredPorts::default()));
+    let failed = rig.failed.clone();
     tokio::spawn(rig.ports.follow(receiver));
-    sender.send(wants(&[("a", port, 1)])).unwrap();
+    sender.send(desire(&[("a", port, 1)])).unwrap();
     let until = async |condition: &dyn Fn() -> bool| {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    until(&|| !refused.lock().unwrap().is_empty()).await;
+    until(&|| !failed.lock().unwrap().is_empty()).await;
     drop(taken);
     while weight(port).await.is_none() {
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -1,4 +1,4 @@
-//! Which health check node ports are to be open, and what they say.
+//! The health check node ports that should be open, and the counts that they answer with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,28 +10,28 @@ use crate::net::IpFamily;
 use crate::rules::{NodePorts, Settings};
 use crate::sync::Quarantine;
 
-/// The health check node ports of one family.
+/// The desired health check node ports of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// On which addresses all of them listen: an unspecified one for all.
-    pub addresses: Vec<IpAddr>,
+pub(super) struct DesiredPorts {
+    /// The addresses that every port listens on; the unspecified address stands for all.
+    pub(super) addresses: Vec<IpAddr>,
     /// The port of each Service that has one.
-    pub services: BTreeMap<ServiceName, WantedPort>,
+    pub(super) services: BTreeMap<ServiceName, DesiredPort>,
 }
 
 /// The health check node port of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WantedPort {
+pub(super) struct DesiredPort {
     /// The port; not 0.
-    pub port: u16,
-    /// Endpoints of the Service that are ready and on this node, and to which rules may lead, by address:
-    /// one that serves several ports counts once.
-    pub n_local: usize,
+    pub(super) port: u16,
+    /// Addresses of ready endpoints of the Service on this node that rules can lead to; one that serves several ports
+    /// counts once.
+    pub(super) n_local: usize,
 }
 
-/// What `view` asks for in the family of `settings`. A load balancer had better not send here what no rule
-/// takes up: endpoints of a service port in `quarantine` do not count for it.
-pub fn wanted(view: View<'_>, settings: &Settings, quarantine: &Quarantine) -> Wanted {
+/// The ports that the objects of `view` ask for in the family of `settings`. Endpoints count only for service ports
+/// outside `quarantine`: a load balancer should not send packets here that no rule forwards.
+pub(super) fn desired_ports(view: View<'_>, settings: &Settings, quarantine: &Quarantine) -> DesiredPorts {
     let family = settings.family;
     let unspecified = match family {
         IpFamily::V4 => IpAddr::from([0; 4]),
@@ -43,12 +43,12 @@ pub fn wanted(view: View<'_>, settings: &Settings, quarantine: &Quarantine) -> W
     };
     let port = |service: &Arc<Service>| {
         let port = service.health_check_node_port?;
-        // In the family at all: it has a cluster IP there, and a port.
+        // Only a Service with a cluster IP of the family and a port.
         service.ports_in(family).next()?;
         let n_local = n_local(service, view, family, quarantine);
-        Some((service.name.clone(), WantedPort { port, n_local }))
+        Some((service.name.clone(), DesiredPort { port, n_local }))
     };
-    Wanted { addresses, services: view.snapshot.services().filter_map(port).collect() }
+    DesiredPorts { addresses, services: view.snapshot.services().filter_map(port).collect() }
 }
 
 fn n_local(service: &Service, view: View<'_>, family: IpFamily, quarantine: &Quarantine) -> usize {

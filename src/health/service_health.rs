@@ -1,11 +1,11 @@
-//! Health check node ports: for load balancers that ask each node whether it has endpoints of a
-//! Service with external policy Local.
+//! Health check node ports: load balancers ask each node whether it has endpoints of a Service with external policy
+//! Local.
 //!
-//! One task a family owns the sockets. It is told after each sync what is wanted, the newest only,
-//! and tries again what could not be bound. Source: kube-proxy v1.36,
-//! `pkg/proxy/healthcheck/service_health.go`; KEP 3836 for the weight.
+//! One task for each family owns the sockets. After each sync it receives the desired ports, only the newest, and it
+//! retries ports that could not be bound. Source: kube-proxy v1.36, `pkg/proxy/healthcheck/service_health.go`; KEP 3836
+//! for the weight.
 
-mod wanted;
+mod desired_ports;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,53 +22,53 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use super::Health;
+use super::proxy_health::Health;
 use crate::http::{self, Admission, JSON, Wildcard, reply};
 use crate::metrics::Metrics;
 use crate::model::ServiceName;
 use crate::net::{IpFamily, PerFamily};
 use crate::sync::{Observer, Synced};
-pub use wanted::{Wanted, wanted};
+use desired_ports::{DesiredPorts, desired_ports};
 
-/// The first wait after a port could not be bound; doubled each time.
+/// The pause after the first failure to bind a port; doubled after each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
-/// A health check node port that cannot be opened on an address.
-pub struct Refused<'a> {
-    /// Whose port it is.
+/// A failure to open a health check node port on an address.
+pub struct HealthPortFailure<'a> {
+    /// The Service of the port.
     pub service: &'a ServiceName,
-    /// Where it should listen.
+    /// The address.
     pub address: SocketAddr,
-    /// What is wrong.
+    /// Why.
     pub error: &'a io::Error,
 }
 
-/// Is told of each port that cannot be opened, each time that it is tried.
-pub type OnRefused = Arc<dyn Fn(&Refused<'_>) + Send + Sync>;
+/// Called for each failure to open a port.
+pub type OnHealthPortFailure = Arc<dyn Fn(&HealthPortFailure<'_>) + Send + Sync>;
 
-/// Opens and closes health check node ports as syncs tell.
+/// The observer that opens and closes health check node ports after each sync.
 pub struct HealthPorts {
-    wanted: PerFamily<watch::Sender<Wanted>>,
+    desired: PerFamily<watch::Sender<DesiredPorts>>,
 }
 
 impl HealthPorts {
-    /// Starts a task for each family; they end with `tasks`, and their servers share `admission`.
+    /// Starts a task for each family among `tasks`. Their servers share `admission`.
     pub fn start(
         admission: &Arc<Admission>,
         health: &Arc<Health>,
         metrics: &Arc<Metrics>,
-        on_refused: &OnRefused,
+        on_failure: &OnHealthPortFailure,
         tasks: &mut JoinSet<anyhow::Result<()>>,
     ) -> HealthPorts {
         let mut start = |family| {
-            let (sender, receiver) = watch::channel(Wanted::default());
-            let ports = Ports {
+            let (sender, receiver) = watch::channel(DesiredPorts::default());
+            let ports = PortServers {
                 family,
                 admission: admission.clone(),
                 health: health.clone(),
                 metrics: metrics.clone(),
-                on_refused: on_refused.clone(),
+                on_failure: on_failure.clone(),
                 open: BTreeMap::new(),
                 failures: BTreeMap::new(),
             };
@@ -78,60 +78,61 @@ impl HealthPorts {
             });
             sender
         };
-        HealthPorts { wanted: PerFamily { v4: start(IpFamily::V4), v6: start(IpFamily::V6) } }
+        HealthPorts { desired: PerFamily { v4: start(IpFamily::V4), v6: start(IpFamily::V6) } }
     }
 }
 
 impl Observer for HealthPorts {
-    /// What is not put into force yet is not claimed: after a failure all stays as it is, and a Service
-    /// that waits stays as it was.
+    /// Ports follow the rules in force: after a failed sync they stay as they are, and so does the port of a Service
+    /// that waits for its sync.
     fn synced(&self, synced: &Synced<'_>) {
         if synced.report.outcome.is_ok() {
-            let mut wanted = wanted(synced.view, synced.settings, synced.quarantine);
-            let sender = self.wanted.get(synced.report.family);
+            let mut desired = desired_ports(synced.view, synced.settings, synced.quarantine);
+            let sender = self.desired.get(synced.report.family);
             sender.send_if_modified(|old| {
                 for service in &synced.report.waiting {
-                    wanted.services.remove(service);
-                    wanted.services.extend(old.services.get(service).map(|port| (service.clone(), *port)));
+                    desired.services.remove(service);
+                    desired.services.extend(old.services.get(service).map(|port| (service.clone(), *port)));
                 }
-                let is_modified = wanted != *old;
-                *old = std::mem::take(&mut wanted);
+                let is_modified = desired != *old;
+                *old = std::mem::take(&mut desired);
                 is_modified
             });
         }
     }
 }
 
-/// What identifies a socket: whose it is and where it listens.
-type Key = (ServiceName, SocketAddr);
+/// The Service and address of a socket.
+type ServiceAddress = (ServiceName, SocketAddr);
 
-struct Ports {
+/// The open ports of one family.
+struct PortServers {
     family: IpFamily,
     admission: Arc<Admission>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
-    on_refused: OnRefused,
-    open: BTreeMap<Key, Open>,
-    failures: BTreeMap<Key, Failures>,
+    on_failure: OnHealthPortFailure,
+    open: BTreeMap<ServiceAddress, OpenPort>,
+    failures: BTreeMap<ServiceAddress, PortFailures>,
 }
 
-/// A port that is open on one address; dropped, it is closed and its connections end.
-struct Open {
+/// A port that is open on one address. Dropping it closes the port and its connections.
+struct OpenPort {
     n_local: Arc<AtomicUsize>,
     server: JoinSet<()>,
 }
 
-/// What could not be opened.
-struct Failures {
+/// Failures to open a port on one address.
+struct PortFailures {
     n: u32,
     retry_at: Instant,
 }
 
-impl Ports {
-    /// Follows what is wanted until nobody can tell it any more.
-    async fn follow(mut self, mut wanted: watch::Receiver<Wanted>) {
+impl PortServers {
+    /// Follows the desired ports until their sender is gone.
+    async fn follow(mut self, mut desired: watch::Receiver<DesiredPorts>) {
         loop {
-            let now = wanted.borrow_and_update().clone();
+            let now = desired.borrow_and_update().clone();
             self.update(&now, Instant::now()).await;
             let retry_at = self.failures.values().map(|failures| failures.retry_at).min();
             let retry = async {
@@ -141,32 +142,33 @@ impl Ports {
                 }
             };
             tokio::select! {
-                changed = wanted.changed() => if changed.is_err() { return },
+                changed = desired.changed() => if changed.is_err() { return },
                 () = retry => {}
             }
         }
     }
 
-    /// Closes what is no longer wanted, opens what is missing unless it has to wait, and passes on
-    /// how many endpoints there are.
-    async fn update(&mut self, wanted: &Wanted, now: Instant) {
-        let keys: BTreeMap<Key, usize> = wanted
+    /// Closes ports that are no longer desired, opens missing ones unless their retry is due later, and sets the
+    /// number of endpoints of each.
+    async fn update(&mut self, desired: &DesiredPorts, now: Instant) {
+        let keys: BTreeMap<ServiceAddress, usize> = desired
             .services
             .iter()
             .flat_map(|(name, service)| {
                 let at =
                     move |ip: &IpAddr| ((name.clone(), SocketAddr::new(*ip, service.port)), service.n_local);
-                wanted.addresses.iter().map(at)
+                desired.addresses.iter().map(at)
             })
             .collect();
-        let gone: Vec<Key> = self.open.keys().filter(|key| !keys.contains_key(*key)).cloned().collect();
+        let gone: Vec<ServiceAddress> =
+            self.open.keys().filter(|key| !keys.contains_key(*key)).cloned().collect();
         for key in gone {
             if let Some(mut open) = self.open.remove(&key) {
-                // Waited for: the port may be another Service's from now on.
+                // Awaited, because the port may belong to another Service now.
                 open.server.shutdown().await;
             }
             let (service, address) = key;
-            info!(%service, %address, "health check node port closed");
+            info!(%service, %address, "closed health check node port");
         }
         self.failures.retain(|key, _| keys.contains_key(key));
         for (key, n_local) in &keys {
@@ -175,7 +177,7 @@ impl Ports {
                 None => self.open(key, *n_local, now),
             }
         }
-        let n_of = |keys: &mut dyn Iterator<Item = &Key>| {
+        let n_of = |keys: &mut dyn Iterator<Item = &ServiceAddress>| {
             let mut services: Vec<&ServiceName> = keys.map(|(service, _)| service).collect();
             services.dedup();
             services.len()
@@ -184,7 +186,7 @@ impl Ports {
         self.metrics.node.set_health_ports(self.family, n_open, n_failed);
     }
 
-    fn open(&mut self, key: &Key, n_local: usize, now: Instant) {
+    fn open(&mut self, key: &ServiceAddress, n_local: usize, now: Instant) {
         if self.failures.get(key).is_some_and(|failures| failures.retry_at > now) {
             return;
         }
@@ -196,24 +198,24 @@ impl Ports {
                 let router = answers(service.clone(), n_local.clone(), self.health.clone());
                 let mut server = JoinSet::new();
                 server.spawn(http::serve(self.admission.clone(), listener, router));
-                self.open.insert(key.clone(), Open { n_local, server });
-                info!(%service, %address, "health check node port open");
+                self.open.insert(key.clone(), OpenPort { n_local, server });
+                info!(%service, %address, "opened health check node port");
             }
             Err(error) => {
                 self.metrics.node.count_bind_failure("service_health");
                 let n = self.failures.get(key).map_or(1, |failures| failures.n.saturating_add(1));
                 let wait = (FIRST_RETRY * 2u32.pow((n - 1).min(16))).min(LONGEST_RETRY);
                 if n == 1 {
-                    error!(%service, %address, %error, "cannot open the health check node port; will be tried again");
+                    error!(%service, %address, %error, retry_in = ?wait, "cannot open health check node port; retrying");
                 }
-                (self.on_refused)(&Refused { service, address: *address, error: &error });
-                self.failures.insert(key.clone(), Failures { n, retry_at: now + wait });
+                (self.on_failure)(&HealthPortFailure { service, address: *address, error: &error });
+                self.failures.insert(key.clone(), PortFailures { n, retry_at: now + wait });
             }
         }
     }
 }
 
-/// Any path, any method.
+/// Answers every path and method.
 fn answers(service: ServiceName, n_local: Arc<AtomicUsize>, health: Arc<Health>) -> Router {
     Router::new().fallback(move || {
         std::future::ready(answer(&service, n_local.load(Ordering::Relaxed), health.is_healthy()))
@@ -223,7 +225,7 @@ fn answers(service: ServiceName, n_local: Arc<AtomicUsize>, health: Arc<Health>)
 fn answer(service: &ServiceName, n_local: usize, is_healthy: bool) -> Response {
     let is_good = n_local > 0 && is_healthy;
     let status = if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    // Names are DNS labels: nothing in them has to be escaped.
+    // Names are DNS labels, so JSON needs no escapes.
     let body = format!(
         "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{}\",\n\t\t\"name\": \"{}\"\n\t}},\n\t\
          \"localEndpoints\": {n_local},\n\t\"serviceProxyHealthy\": {is_healthy}\n}}",

@@ -1,20 +1,20 @@
-//! Bodies and headers beside those that kube-proxy gave.
+//! Bodies and headers compared with recorded answers of kube-proxy.
 
 use std::time::Duration;
 
 use prometheus::Registry;
 
 use super::*;
-use crate::http::recorded::{Answer, ask};
+use crate::http::recorded::{RecordedAnswer, ask};
 use crate::metrics::exposition;
 use crate::net::IpFamily;
 
 const SYNC_PERIOD: Duration = Duration::from_secs(30);
 
-/// A proxy with both families in step, on a Node that is to stay.
+/// A proxy whose families have no waiting changes, on a Node that is not leaving.
 fn healthy() -> Arc<Health> {
     let health = Health::new(SYNC_PERIOD, true);
-    health.state().node_is_leaving(false);
+    health.state().set_node_leaving(false);
     for family in IpFamily::BOTH {
         health.state().updated(family, Moment::now());
     }
@@ -27,7 +27,7 @@ fn served(health: &Arc<Health>) -> (Router, Registry) {
     (router(health.clone(), metrics), registry)
 }
 
-/// Times made `T`, whatever they are.
+/// The body with each time replaced by `T`.
 fn without_times(body: &str) -> String {
     let mut parts: Vec<String> = body.split('"').map(str::to_owned).collect();
     for part in &mut parts {
@@ -38,12 +38,12 @@ fn without_times(body: &str) -> String {
     parts.join("\"")
 }
 
-fn comparable(answer: Answer) -> Answer {
-    Answer { body: without_times(&answer.body), ..answer }
+fn comparable(answer: RecordedAnswer) -> RecordedAnswer {
+    RecordedAnswer { body: without_times(&answer.body), ..answer }
 }
 
-fn recorded(text: &str) -> Answer {
-    comparable(Answer::read(text.trim_end()))
+fn recorded(text: &str) -> RecordedAnswer {
+    comparable(RecordedAnswer::read(text.trim_end()))
 }
 
 #[tokio::test]
@@ -64,7 +64,7 @@ async fn answers_are_those_of_kube_proxy() {
         assert_eq!((ours.status, &ours.headers), (expected.status, &expected.headers), "{request}");
         assert_eq!(ours.body.trim_end(), expected.body.trim_end(), "{request}");
     }
-    health.state().node_is_leaving(true);
+    health.state().set_node_leaving(true);
     for (request, file) in [
         ("GET /healthz", include_str!("../../../testdata/http/healthz-node-to-be-deleted.txt")),
         ("GET /livez", include_str!("../../../testdata/http/livez-node-to-be-deleted.txt")),
@@ -74,7 +74,7 @@ async fn answers_are_those_of_kube_proxy() {
 }
 
 #[tokio::test]
-async fn before_the_loop_begins_there_is_no_status_and_a_node_that_was_never_seen_is_not_eligible() {
+async fn before_the_loop_starts_there_is_no_status_and_an_unseen_node_is_not_eligible() {
     let (router, _) = served(&Arc::new(Health::new(SYNC_PERIOD, true)));
     let livez = ask(&router, "GET /livez").await;
     let expected = r#"{"lastUpdated":"T","currentTime":"T","healthy":true}"#;
@@ -86,7 +86,7 @@ async fn before_the_loop_begins_there_is_no_status_and_a_node_that_was_never_see
 }
 
 #[tokio::test]
-async fn a_family_that_is_behind_is_named_and_the_requests_are_counted() {
+async fn an_unhealthy_family_is_shown_and_requests_are_counted() {
     let health = healthy();
     let (router, registry) = served(&health);
     let long_ago = Moment::now().earlier_by(SYNC_PERIOD * 2);
@@ -111,9 +111,9 @@ async fn a_family_that_is_behind_is_named_and_the_requests_are_counted() {
 }
 
 #[tokio::test]
-async fn a_sync_that_does_not_end_is_told_once_there_was_one_that_did() {
+async fn a_sync_that_does_not_end_is_unhealthy_after_the_first_sync() {
     use crate::sync::Observer;
-    // Nothing may wait at all.
+    // No change may wait at all.
     let health = Arc::new(Health::new(Duration::ZERO, false));
     let (router, _) = served(&health);
     let mut statuses = Vec::new();
