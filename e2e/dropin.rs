@@ -157,7 +157,7 @@ pub fn leftovers_go_once_our_rules_are_in_force(backend: Backend) {
     let options = AgentOptions { kubeconfig, ..AgentOptions::default() };
     let agent = lab.start_chainsmith(node, &options).expect("an agent");
     poll::until("they are found", SOON, || {
-        agent.log().matches("it goes once our rules are in force").count() == 4
+        agent.log().matches("\"found leftover; removing it once our rules are in force\"").count() == 4
     });
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(left(), (2, 2));
@@ -172,7 +172,7 @@ pub fn leftovers_go_once_our_rules_are_in_force(backend: Backend) {
     }
     assert!(nft("list tables").contains("table ip mine"));
     let log = agent.stop();
-    assert_eq!(log.matches("] removed ").count(), 4, "{log}");
+    assert_eq!(log.matches("] \"removed leftover\" ").count(), 4, "{log}");
 }
 
 /// With a read-only /proc/sys each failed sysctl is logged with key and value, and nothing else fails.
