@@ -73,7 +73,11 @@ const MISTAKES: &[Mistake] = &[
     ("refuses instead of drops", ["-j DROP", "-j REJECT"], traffic::local_policy_keeps_the_client),
     ("Local binds pods", ["-s 10.128.0.0/14 -j", ""], traffic::local_policy_is_cluster_for_pods),
     ("no hairpin", ["-A KUBE-SEP-OWN-TCP-web-1 -s", ""], traffic::hairpin_works),
-    ("drops instead of refuses", ["-j REJECT", "-j DROP"], traffic::without_endpoints_clients_are_rejected_at_once),
+    (
+        "drops instead of refuses",
+        ["-j REJECT", "-j DROP"],
+        traffic::without_endpoints_clients_are_rejected_at_once,
+    ),
     (
         "marks all",
         ["-A PREROUTING", "-A PREROUTING -j KUBE-MARK-MASQ\n-A PREROUTING"],
