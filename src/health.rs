@@ -8,4 +8,4 @@ mod service_health;
 
 pub use healthz::router;
 pub use proxy_health::Health;
-pub use service_health::{HealthPorts, OnRefused, Refused};
+pub use service_health::{HealthPortFailure, HealthPorts, OnHealthPortFailure};

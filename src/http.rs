@@ -21,8 +21,9 @@ use tokio::net::TcpListener;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::info;
 
+use crate::log::failure;
 use admission::Peer;
 
 /// How long to wait before trying again to bind an address.
@@ -132,9 +133,7 @@ pub async fn serve_at<F: Future<Output = ()>>(
                     let message = format!("cannot serve {server} on {address}");
                     return Err(anyhow::Error::new(error).context(message));
                 }
-                if n_failures.is_power_of_two() {
-                    warn!(%address, server, %error, n_failures, retry_in = ?RETRY, "cannot listen; retrying");
-                }
+                failure!(n_failures, %address, server, %error, retry_in = ?RETRY, "cannot listen");
                 tokio::time::sleep(RETRY).await;
             }
         }

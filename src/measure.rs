@@ -19,11 +19,11 @@ use triggers::Triggers;
 /// The observer that records the sync loop in the metrics.
 pub struct SyncMeter {
     metrics: Arc<Metrics>,
-    pending: Mutex<Pending>,
+    pending: Mutex<PendingChanges>,
 }
 
 /// Changes that wait for a sync.
-struct Pending {
+struct PendingChanges {
     /// kube-proxy counts a change of a Service once for each family.
     n_families: usize,
     services: BTreeSet<ServiceName>,
@@ -36,7 +36,7 @@ impl SyncMeter {
     /// Without pending changes. Changes of endpoints that began before now are not measured.
     pub fn new(metrics: Arc<Metrics>) -> SyncMeter {
         let now = SystemTime::now();
-        let pending = Pending {
+        let pending = PendingChanges {
             n_families: 1,
             services: BTreeSet::new(),
             n_slices: 0,
@@ -46,7 +46,7 @@ impl SyncMeter {
         SyncMeter { metrics, pending: Mutex::new(pending) }
     }
 
-    fn pending(&self) -> MutexGuard<'_, Pending> {
+    fn pending(&self) -> MutexGuard<'_, PendingChanges> {
         // Consistent even after a panic: no method changes it in two steps that belong together.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -131,6 +131,9 @@ impl Observer for SyncMeter {
             n_dropped_internal: report.n_dropped_internal,
             n_dropped_external: report.n_dropped_external,
         });
+        for reason in &report.reads {
+            self.metrics.syncs.count_kernel_read(family, reason.as_str());
+        }
         self.metrics.syncs.set_layout(family, report.backend.as_str(), report.layout.as_str());
         self.metrics.cluster.set_objects(ObjectKind::Service.as_str(), view.snapshot.n_services());
         self.metrics.cluster.set_objects(ObjectKind::EndpointSlice.as_str(), view.snapshot.n_slices());

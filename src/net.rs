@@ -52,7 +52,7 @@ impl IpFamily {
     }
 
     /// `ipv4` or `ipv6`: the spelling on the command line and in headings.
-    pub fn lower(self) -> &'static str {
+    pub(crate) fn lower(self) -> &'static str {
         match self {
             IpFamily::V4 => "ipv4",
             IpFamily::V6 => "ipv6",
@@ -115,7 +115,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// Reads Kubernetes' spelling (`TCP`, `UDP`, `SCTP`; case matters).
-    pub fn from_kubernetes(text: &str) -> Option<Protocol> {
+    pub(crate) fn from_kubernetes(text: &str) -> Option<Protocol> {
         match text {
             "TCP" => Some(Protocol::Tcp),
             "UDP" => Some(Protocol::Udp),
@@ -158,11 +158,11 @@ impl fmt::Display for Protocol {
 /// The text that is not an IP address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an IP address")]
-pub struct BadAddress(pub String);
+pub(crate) struct BadAddress(String);
 
 /// Reads an address as Go's `ParseIPSloppy` does: IPv4 octets with leading zeros are decimal (`010.0.0.1` is 10.0.0.1), an
 /// IPv4-mapped IPv6 address is IPv4, an address with a zone is an error.
-pub fn parse_ip(text: &str) -> Result<IpAddr, BadAddress> {
+pub(crate) fn parse_ip(text: &str) -> Result<IpAddr, BadAddress> {
     read_ip(text).map(|ip| ip.to_canonical()).ok_or_else(|| BadAddress(text.to_owned()))
 }
 
@@ -213,7 +213,7 @@ pub struct Cidr(IpNet);
 /// The text that is not a CIDR.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a CIDR")]
-pub struct BadCidr(pub String);
+pub struct BadCidr(String);
 
 impl Cidr {
     /// The network of `length` bits that contains `address`; a greater length than the family's counts as the family's.
@@ -222,7 +222,7 @@ impl Cidr {
     }
 
     /// The network of one address: /32 or /128.
-    pub fn host(address: IpAddr) -> Cidr {
+    pub(crate) fn host(address: IpAddr) -> Cidr {
         Cidr(address.into())
     }
 
@@ -281,12 +281,12 @@ impl fmt::Display for Cidr {
 }
 
 /// Appends `number` in decimal.
-pub fn push_number(out: &mut String, number: u32) {
+pub(crate) fn push_number(out: &mut String, number: u32) {
     out.push_str(itoa::Buffer::new().format(number));
 }
 
 /// Appends `ip` in the form of its `Display`, but faster: most text of rules is IPv4 addresses.
-pub fn push_ip(out: &mut String, ip: IpAddr) {
+pub(crate) fn push_ip(out: &mut String, ip: IpAddr) {
     match ip {
         IpAddr::V4(ip) => {
             for (n, octet) in ip.octets().into_iter().enumerate() {
@@ -299,7 +299,7 @@ pub fn push_ip(out: &mut String, ip: IpAddr) {
 }
 
 /// Appends `<ip>:<port>` or `[<ip6>]:<port>`.
-pub fn push_socket(out: &mut String, address: SocketAddr) {
+pub(crate) fn push_socket(out: &mut String, address: SocketAddr) {
     let (open, close) = if address.is_ipv4() { ("", ":") } else { ("[", "]:") };
     out.push_str(open);
     push_ip(out, address.ip());

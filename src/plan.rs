@@ -19,7 +19,7 @@ mod steps;
 
 pub use committed::Committed;
 pub use desired::{DesiredRules, FixedNat, SharedNat, When};
-pub use fingerprints::{Fingerprints, Pending};
+pub use fingerprints::{Fingerprints, PendingFingerprints};
 pub use planner::Planner;
 
 pub use restore_process::{FailureEffect, Limits, LineIndex, Restore, RestoreCounts, RestoreFailure};

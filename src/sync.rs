@@ -3,26 +3,19 @@
 //! A node's rules are one thing, so they are reconciled as a whole by one loop and not an object at
 //! a time. Whatever wakes it is an [`Event`]. Changes that come together are synced together.
 
-mod affinity;
-pub mod canary;
 mod family;
 mod log;
-mod lookout;
 mod observer;
 mod pacer;
 mod quarantine;
 mod report;
 mod stopwatch;
-mod sweep;
-mod tables;
 mod threads;
 
 pub use family::FamilySync;
-pub use observer::{Finding, News, Observer, Synced};
-pub use report::{Drift, Quarantine, Refusal, Report, SyncError};
+pub use observer::{Finding, News, Observer, Sweep, Synced};
+pub use report::{Quarantine, Refusal, Report, SyncError};
 pub use stopwatch::Stages;
-pub use sweep::{Sweep, Sweeper};
-pub use tables::{Depth, Look};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,16 +27,14 @@ use tracing::{info, warn};
 
 use crate::compile::View;
 use crate::config::{Config, DetectLocal};
+use crate::drift::{DriftDetector, FamilyTables, ReadReason};
 use crate::kernel::Iptables;
-use crate::kernel::affinity_lists::{AffinityLists, FullLists};
 use crate::model::host::Host;
 use crate::model::{Change, Node, Snapshot, Touched};
 use crate::net::IpFamily;
 use crate::policy::Place;
 use crate::rules::Settings;
 use crate::watch::WatchEvent;
-use affinity::Affinity;
-use lookout::Lookout;
 use pacer::Pacer;
 
 /// Whatever wakes the loop.
@@ -58,12 +49,8 @@ pub enum Event {
     TablesWritten(Option<u32>),
     /// The node's addresses may have changed.
     AddressesChanged,
-    /// It is time to look whether anybody else wrote to the tables.
-    LookDue,
-    /// It is time to look whether the kernel still remembers all clients with session affinity.
-    AffinityLookDue,
-    /// Everything is to be compared once more with what the kernel holds.
-    FullSyncDue,
+    /// It is time to check the kernel's tables for drift, or to audit them.
+    DriftCheckDue,
     /// A sync may start: a change waited for the minimum period to pass.
     SyncDue,
     /// A failed sync is to be tried again.
@@ -145,6 +132,14 @@ impl Patience {
 struct State<K> {
     families: Vec<FamilySync<K>>,
     snapshot: Snapshot,
+    drift: DriftDetector,
+}
+
+impl<K: Iptables> State<K> {
+    /// The drift detector, and the tables that it is about.
+    fn drift(&mut self) -> (&mut DriftDetector, Vec<&mut FamilyTables<K>>) {
+        (&mut self.drift, self.families.iter_mut().map(FamilySync::tables).collect())
+    }
 }
 
 /// The loop.
@@ -158,8 +153,6 @@ pub struct Loop<K> {
     are_slices_listed: bool,
     /// When it was known whether there is a Node.
     node_listed_at: Option<Instant>,
-    lookout: Lookout,
-    affinity: Affinity,
     /// Whether an object changed since the last sync.
     is_changed: bool,
     stop: Arc<AtomicBool>,
@@ -170,11 +163,10 @@ impl<K: Iptables + 'static> Loop<K> {
     pub fn new(parts: Parts<K>) -> Loop<K> {
         let Parts { config, node_name, host, kernels, observers, patience, is_notified } = parts;
         let families = kernels.into_iter().map(FamilySync::new).collect();
+        let drift = DriftDetector::new(is_notified, config.audit_period);
         Loop {
             pacer: Pacer::new(config.min_sync_period, config.sync_period),
-            state: State { families, snapshot: Snapshot::default() },
-            lookout: Lookout::new(is_notified, config.audit_period, Instant::now()),
-            affinity: Affinity::new(AffinityLists::of_kernel(), config.audit_period, Instant::now()),
+            state: State { families, snapshot: Snapshot::default(), drift },
             parts: Parts { config, node_name, host, kernels: Vec::new(), observers, patience, is_notified },
             settled_node: None,
             are_services_listed: false,
@@ -188,7 +180,6 @@ impl<K: Iptables + 'static> Loop<K> {
     /// Runs until it is told to end, or cannot go on.
     pub async fn run(mut self, inputs: Inputs) -> Ended {
         let Inputs { mut watch, mut flushed, mut written, mut addresses, mut shutdown } = inputs;
-        let mut affinity_reading = None;
         let families: Vec<IpFamily> = self.state.families.iter().map(FamilySync::family).collect();
         self.tell(|observer| observer.started(&families));
         loop {
@@ -202,25 +193,14 @@ impl<K: Iptables + 'static> Loop<K> {
                     Some(event) => Event::Watch(event),
                     None => return Ended::SourcesGone,
                 },
-                found = heard(&mut affinity_reading) => {
-                    affinity_reading = None;
-                    self.affinity_read(found);
-                    continue;
-                }
                 event = self.due() => event,
             };
             // Changes wait for the minimum period; these have waited, or cannot.
             let is_urgent = match event {
                 Event::TablesFlushed(_) | Event::SyncDue | Event::RetryDue => true,
-                Event::FullSyncDue => self.audit().await,
-                Event::LookDue => self.look().await,
+                Event::DriftCheckDue => self.check_drift().await,
                 _ => false,
             };
-            if matches!(event, Event::AffinityLookDue) {
-                // There may be very many lists; nobody waits for them.
-                let lists = self.affinity.begin(Instant::now());
-                affinity_reading = Some(tokio::task::spawn_blocking(move || lists.full()));
-            }
             let mut ended = self.take(event);
             // What came together is synced together.
             while let (None, Ok(event)) = (&ended, watch.try_recv()) {
@@ -246,12 +226,8 @@ impl<K: Iptables + 'static> Loop<K> {
             _ if self.is_waiting() => Some((self.may_start().unwrap_or_else(Instant::now), Event::SyncDue)),
             retry_at => retry_at.map(|at| (at, Event::RetryDue)),
         };
-        // A retry looks for itself, and not before its time.
-        let look = self.lookout.look_at().filter(|_| self.pacer.retry_at().is_none());
-        let look = look.map(|at| (at, Event::LookDue));
-        let audit = Some((self.lookout.audit_at(), Event::FullSyncDue));
-        let affinity = Some((self.affinity.look_at(), Event::AffinityLookDue));
-        let next = [node_wait, sync, look, audit, affinity].into_iter().flatten().min_by_key(|(at, _)| *at);
+        let drift = Some((self.state.drift.next_at(), Event::DriftCheckDue));
+        let next = [node_wait, sync, drift].into_iter().flatten().min_by_key(|(at, _)| *at);
         match next {
             Some((at, event)) => {
                 tokio::time::sleep_until(at).await;
@@ -274,20 +250,18 @@ impl<K: Iptables + 'static> Loop<K> {
             Event::Watch(WatchEvent::NodeListed) => self.node_listed_at = Some(Instant::now()),
             Event::NodeWaitOver => return self.node_wait_over(),
             Event::TablesFlushed(family) => {
-                warn!(%family, "somebody flushed the tables; writing everything again");
+                warn!(%family, "another process flushed the tables; comparing all rules with the kernel");
                 for sync in self.state.families.iter_mut().filter(|sync| sync.family() == family) {
-                    sync.touch_everything(true);
+                    sync.distrust(ReadReason::CanaryFlushed);
                 }
             }
-            Event::TablesWritten(generation) => self.lookout.committed(generation, Instant::now()),
+            Event::TablesWritten(generation) => {
+                let (drift, mut tables) = self.state.drift();
+                drift.notified(generation, &mut tables);
+            }
             // The first sync looks for itself.
             Event::AddressesChanged if self.is_listed() => self.addresses_changed(),
-            Event::AddressesChanged
-            | Event::RetryDue
-            | Event::SyncDue
-            | Event::LookDue
-            | Event::FullSyncDue
-            | Event::AffinityLookDue => {}
+            Event::AddressesChanged | Event::RetryDue | Event::SyncDue | Event::DriftCheckDue => {}
         }
         None
     }
@@ -315,7 +289,7 @@ impl<K: Iptables + 'static> Loop<K> {
             return None;
         }
         if zone != old_zone {
-            self.state.families.iter_mut().for_each(|sync| sync.touch_everything(false));
+            self.state.families.iter_mut().for_each(|sync| sync.touch_everything());
         }
         self.node_changed()
     }
@@ -343,7 +317,7 @@ impl<K: Iptables + 'static> Loop<K> {
         if settled.addresses.is_empty() && !node.addresses.is_empty() {
             info!(node = %node.name, addresses = ?node.addresses, "the Node's addresses are known");
             settled.addresses = node.addresses.clone();
-            self.state.families.iter_mut().for_each(|sync| sync.touch_everything(false));
+            self.state.families.iter_mut().for_each(|sync| sync.touch_everything());
         }
         if settled.pod_cidrs.is_empty() {
             settled.pod_cidrs = node.pod_cidrs.clone();
@@ -416,114 +390,31 @@ impl<K: Iptables + 'static> Loop<K> {
         if goes_on { None } else { self.pacer.may_start() }
     }
 
-    /// The ruleset's generation, on the nft back-end; `None` also when it cannot be had.
-    fn generation(&mut self) -> Option<u32> {
-        let found = generation(&mut self.state);
-        self.note_generation(found)
-    }
-
-    fn note_generation(&mut self, found: anyhow::Result<Option<u32>>) -> Option<u32> {
-        found.map(|generation| self.lookout.found(generation)).unwrap_or_else(|error| {
-            let n_failures = self.lookout.lost();
-            if n_failures.is_power_of_two() {
-                warn!(n_failures, error = %format!("{error:#}"), "cannot read the generation of the ruleset; keeping the last one");
-            }
-            None
+    /// Checks the kernel's tables for drift; whether a sync is to follow at once.
+    async fn check_drift(&mut self) -> bool {
+        let (state, checked) = on_thread(self.take_state(), |state| {
+            let (drift, mut tables) = state.drift();
+            drift.check(&mut tables)
         })
-    }
-
-    /// Looks whether somebody else changed anything of ours; a family of which that may be is read, at once.
-    async fn look(&mut self) -> bool {
-        let started = Instant::now();
-        let seen = self.generation();
-        if self.lookout.is_lost() {
-            self.lookout.look_later(Instant::now());
-            return false;
-        }
-        if let Some(generation) = seen.filter(|_| self.lookout.is_settled(seen)) {
-            return self.look_on(generation, started).await;
-        }
-        let looks = self.on_families(|sync| sync.look(Depth::Quick)).await;
-        for (sync, look) in self.state.families.iter_mut().zip(&looks).filter(|(_, look)| look.is_wrong) {
-            // What the look could not compare is left to the audit, where it is much.
-            if look.is_unread { sync.suspect() } else { sync.touch_everything(true) }
-        }
-        let is_unread = looks.iter().any(|look| look.is_unread);
-        self.lookout.looked(seen, is_unread, started, Instant::now());
-        let is_wrong = looks.iter().any(|look| look.is_wrong);
-        if is_wrong {
-            self.lookout.suspected(started);
-        } else if self.has_more_to_look_at() {
-            self.lookout.look_on(Instant::now());
-        }
-        is_wrong
-    }
-
-    /// Goes on, while nobody else writes, with what takes too long to be done at once: a slice of it.
-    async fn look_on(&mut self, generation: u32, started: Instant) -> bool {
-        if self.state.families.iter().any(FamilySync::has_due_prints) {
-            self.on_families(move |sync| sync.take_prints(generation)).await;
-            self.lookout.taken(started, Instant::now());
-        } else {
-            let looks = self.on_families(FamilySync::scan).await;
-            for (sync, _) in self.state.families.iter_mut().zip(&looks).filter(|(_, look)| look.is_wrong) {
-                sync.suspect();
-            }
-            let is_over = !self.state.families.iter().any(FamilySync::is_scanning);
-            let is_wrong = looks.iter().any(|look| look.is_wrong);
-            let is_compared = is_over && !is_wrong && looks.iter().all(|look| !look.is_unread);
-            self.lookout.scanned(is_compared, started, Instant::now());
-            if is_wrong {
-                return true;
-            }
-        }
-        if self.has_more_to_look_at() {
-            self.lookout.look_on(Instant::now());
-        }
-        false
-    }
-
-    fn has_more_to_look_at(&self) -> bool {
-        self.state.families.iter().any(|sync| sync.is_scanning() || sync.has_due_prints())
-    }
-
-    /// Compares everything, if anybody else wrote since that was done last; a family of which a look does
-    /// not tell all is read.
-    async fn audit(&mut self) -> bool {
-        let started = Instant::now();
-        let seen = self.generation();
-        if self.lookout.begin_audit(seen, started) {
-            let looks = self.on_families(|sync| sync.look(Depth::Whole)).await;
-            let is_read = |look: &Look| look.is_wrong || look.is_unread;
-            for (sync, _) in self.state.families.iter_mut().zip(&looks).filter(|(_, look)| is_read(look)) {
-                sync.touch_everything(true);
-            }
-            self.lookout.audited(seen, started, Instant::now());
-        }
-        self.state.families.iter_mut().for_each(FamilySync::full_sync_due);
-        true
-    }
-
-    /// Does `work` on each family, on a thread where it may block.
-    async fn on_families<T: Send + 'static>(
-        &mut self,
-        mut work: impl FnMut(&mut FamilySync<K>) -> T + Send + 'static,
-    ) -> Vec<T> {
-        let work = move |state: &mut State<K>| state.families.iter_mut().map(&mut work).collect();
-        let (state, done) = on_thread(self.take_state(), work).await;
+        .await;
         self.state = state;
-        done
-    }
-
-    /// Notes which clients lose their session affinity.
-    fn affinity_read(&mut self, found: std::io::Result<FullLists>) {
-        let observers = &self.parts.observers;
-        let tell = |family, n| observers.iter().for_each(|observer| observer.affinity_lists_full(family, n));
-        self.affinity.looked(found, &self.state.families, &tell);
+        for sync in &mut self.state.families {
+            if checked.resync.contains(&sync.family()) {
+                sync.touch_changed_tables();
+            }
+            if checked.is_audit {
+                sync.full_sync_due();
+            }
+        }
+        checked.is_audit || !checked.resync.is_empty()
     }
 
     fn take_state(&mut self) -> State<K> {
-        let empty = State { families: Vec::new(), snapshot: Snapshot::default() };
+        let empty = State {
+            families: Vec::new(),
+            snapshot: Snapshot::default(),
+            drift: DriftDetector::new(true, Duration::ZERO),
+        };
         std::mem::replace(&mut self.state, empty)
     }
 
@@ -550,21 +441,17 @@ impl<K: Iptables + 'static> Loop<K> {
     async fn sync(&mut self, shutdown: &mut tokio::sync::watch::Receiver<bool>) {
         self.settle();
         self.is_changed = false;
-        let before = self.generation();
-        if !self.lookout.is_continued(before) {
-            self.state.families.iter_mut().for_each(FamilySync::give_up_prints);
-        }
+        let (drift, mut tables) = self.state.drift();
+        drift.sync_begins(&mut tables);
         let (node_name, stop, observers) =
             (self.parts.node_name.clone(), self.stop.clone(), self.parts.observers.clone());
         let mut work = Box::pin(on_thread(self.take_state(), move |state| {
             let done = sync_families(state, &node_name, &stop, &observers);
-            let after = generation(state);
-            let number = after.as_ref().ok().copied().flatten();
-            let alone = number.filter(|_| lookout::is_alone(before, number, done.n_commits));
-            let has_due_prints = take_prints_soon(state, alone);
-            (done, after, has_due_prints)
+            let (drift, mut tables) = state.drift();
+            drift.sync_ended(done.n_commits, done.is_success, done.is_drifted, &mut tables);
+            done
         }));
-        let (state, (done, after, has_due_prints)) = tokio::select! {
+        let (state, done) = tokio::select! {
             done = &mut work => done,
             () = until_set(shutdown) => {
                 // A restore that has begun is left to end; no other is begun.
@@ -573,39 +460,7 @@ impl<K: Iptables + 'static> Loop<K> {
             }
         };
         self.state = state;
-        let after = self.note_generation(after);
-        let now = Instant::now();
-        self.pacer.ended(now, done.is_success);
-        if done.is_drifted {
-            self.lookout.drifted();
-        }
-        self.lookout.synced(before, after, done.n_commits, now);
-        if has_due_prints || self.has_more_to_look_at() {
-            self.lookout.look_on(now);
-        }
-    }
-}
-
-/// The ruleset's generation, which all families share.
-fn generation<K: Iptables>(state: &mut State<K>) -> anyhow::Result<Option<u32>> {
-    state.families.first_mut().map_or(Ok(None), |sync| sync.kernel().generation())
-}
-
-/// Takes prints of what was written up to the generation `alone`, at which nobody else had written
-/// meanwhile; whether some are left for later.
-fn take_prints_soon<K: Iptables>(state: &mut State<K>, alone: Option<u32>) -> bool {
-    let take = |sync: &mut FamilySync<K>| sync.take_prints_soon(alone);
-    state.families.iter_mut().map(take).fold(false, |any, one| any | one)
-}
-
-/// What a reading that was begun comes to; waits for ever where none was.
-async fn heard<T>(reading: &mut Option<tokio::task::JoinHandle<T>>) -> T {
-    match reading {
-        Some(reading) => match reading.await {
-            Ok(found) => found,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        },
-        None => std::future::pending().await,
+        self.pacer.ended(Instant::now(), done.is_success);
     }
 }
 
@@ -648,7 +503,7 @@ fn sync_families<K: Iptables>(
     stop: &AtomicBool,
     observers: &[Arc<dyn Observer>],
 ) -> Done {
-    let State { families, snapshot } = state;
+    let State { families, snapshot, .. } = state;
     let zone = snapshot.node().and_then(|node| node.zone.clone());
     let view = View { snapshot, place: Place { node: node_name, zone: zone.as_deref() } };
     let dirty = families.iter_mut().filter(|sync| sync.is_dirty());
@@ -673,7 +528,8 @@ fn sync_family<K: Iptables>(
     log::synced(&report, elapsed);
     if let Some(settings) = sync.settings() {
         let quarantine = sync.quarantine();
-        let synced = Synced { report: &report, view, settings, quarantine, elapsed };
+        let compiled = sync.compiled();
+        let synced = Synced { report: &report, view, settings, quarantine, compiled, elapsed };
         observers.iter().for_each(|observer| observer.synced(&synced));
     }
     report

@@ -10,12 +10,13 @@ use serde_json::Value;
 
 use super::*;
 use crate::compile::SyncScope;
+use crate::drift::Drift;
 use crate::iptables::{ChainName, Table};
 use crate::kernel::Backend;
 use crate::metrics::exposition;
 use crate::model::{ObjectName, ServicePortName};
 use crate::net::{IpFamily, Protocol};
-use crate::sync::{Drift, Refusal};
+use crate::sync::Refusal;
 
 fn metrics() -> (Arc<Metrics>, Registry) {
     let registry = Registry::new();

@@ -34,8 +34,8 @@ use desired_ports::{DesiredPorts, desired_ports};
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
-/// A health check node port that cannot be opened on an address.
-pub struct Refused<'a> {
+/// A failure to open a health check node port on an address.
+pub struct HealthPortFailure<'a> {
     /// The Service of the port.
     pub service: &'a ServiceName,
     /// The address.
@@ -45,7 +45,7 @@ pub struct Refused<'a> {
 }
 
 /// Called for each failure to open a port.
-pub type OnRefused = Arc<dyn Fn(&Refused<'_>) + Send + Sync>;
+pub type OnHealthPortFailure = Arc<dyn Fn(&HealthPortFailure<'_>) + Send + Sync>;
 
 /// The observer that opens and closes health check node ports after each sync.
 pub struct HealthPorts {
@@ -58,7 +58,7 @@ impl HealthPorts {
         admission: &Arc<Admission>,
         health: &Arc<Health>,
         metrics: &Arc<Metrics>,
-        on_refused: &OnRefused,
+        on_failure: &OnHealthPortFailure,
         tasks: &mut JoinSet<anyhow::Result<()>>,
     ) -> HealthPorts {
         let mut start = |family| {
@@ -68,7 +68,7 @@ impl HealthPorts {
                 admission: admission.clone(),
                 health: health.clone(),
                 metrics: metrics.clone(),
-                on_refused: on_refused.clone(),
+                on_failure: on_failure.clone(),
                 open: BTreeMap::new(),
                 failures: BTreeMap::new(),
             };
@@ -111,7 +111,7 @@ struct PortServers {
     admission: Arc<Admission>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
-    on_refused: OnRefused,
+    on_failure: OnHealthPortFailure,
     open: BTreeMap<ServiceAddress, OpenPort>,
     failures: BTreeMap<ServiceAddress, PortFailures>,
 }
@@ -208,7 +208,7 @@ impl PortServers {
                 if n == 1 {
                     error!(%service, %address, %error, retry_in = ?wait, "cannot open health check node port; retrying");
                 }
-                (self.on_refused)(&Refused { service, address: *address, error: &error });
+                (self.on_failure)(&HealthPortFailure { service, address: *address, error: &error });
                 self.failures.insert(key.clone(), PortFailures { n, retry_at: now + wait });
             }
         }

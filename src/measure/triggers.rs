@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_service_waits_for_is_measured_when_its_rules_are_in_force() {
+    fn a_change_is_measured_when_its_rules_are_in_force() {
         let mut triggers = Triggers::new(at(100));
         [change("a", Some(150)), change("b", Some(160))].iter().for_each(|change| triggers.add(change));
         assert_eq!(triggers.take_elapsed(at(200), &[ObjectName::new("ns", "b")].into()), [50.0]);
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_that_goes_takes_its_services_along_and_no_others() {
+    fn a_slice_that_is_gone_drops_the_changes_of_its_service_only() {
         check(&[change("a", Some(150)), change("b", Some(160)), gone("a")], &[40.0]);
         check(&[change("a", Some(150)), gone("a"), change("a", Some(170))], &[30.0]);
         check(&[gone("a")], &[]);

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_are_read_as_the_kernel_writes_them() {
+    fn the_files_are_read_in_the_form_of_the_kernel() {
         let proc = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
             let path = proc.path().join(name);

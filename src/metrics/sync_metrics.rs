@@ -72,6 +72,7 @@ pub struct SyncMetrics {
     chains_written: IntCounterVec,
     processes: IntCounterVec,
     drift: IntCounterVec,
+    kernel_reads: IntCounterVec,
     quarantined: GaugeVec,
     overlaps: GaugeVec,
     service_ports: GaugeVec,
@@ -162,6 +163,11 @@ impl SyncMetrics {
                 "Chains and jumps repaired after another process changed them",
                 family,
             )?,
+            kernel_reads: define.counters(
+                "chainsmith_kernel_reads_total",
+                "Reads of the kernel's tables with iptables-save or by chain names, by reason",
+                &["ip_family", "reason"],
+            )?,
             quarantined: define.gauges(
                 "chainsmith_quarantined_service_ports",
                 "Service ports without rules because iptables or the kernel rejected them",
@@ -245,6 +251,11 @@ impl SyncMetrics {
     /// less than zero where clocks differ.
     pub fn record_latency(&self, family: IpFamily, seconds: f64) {
         self.latency.with_label_values(&[family.as_str()]).observe(seconds);
+    }
+
+    /// Counts a read of the tables of `family`, by reason (`audit_due`, `fingerprint_differs`).
+    pub fn count_kernel_read(&self, family: IpFamily, reason: &str) {
+        self.kernel_reads.with_label_values(&[family.as_str(), reason]).inc();
     }
 
     /// Sets how many endpoints of `family` have a full affinity list.

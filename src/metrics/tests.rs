@@ -1,4 +1,4 @@
-//! The exposition: as Prometheus wants it, as kube-proxy has it, and pinned.
+//! The exposition: valid for Prometheus, compatible with kube-proxy, and pinned.
 
 mod valid;
 
@@ -15,7 +15,7 @@ use valid::assert_valid;
 const RECORDED: &str = include_str!("../../testdata/http/metrics.txt");
 const PINNED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/http/our-metrics.txt");
 
-/// What kube-proxy shows of the Go runtime and of libraries that it is linked with; metrics.md 4.2.
+/// Metrics of the Go runtime and of libraries linked into kube-proxy, which Chainsmith leaves out.
 const NOT_OURS: [&str; 17] = [
     "aggregator_",
     "apiserver_",
@@ -36,7 +36,7 @@ const NOT_OURS: [&str; 17] = [
     "promhttp_",
 ];
 
-/// A registry in which every metric was observed.
+/// A registry in which every metric has a sample.
 fn everything() -> (Registry, Metrics) {
     let registry = Registry::new();
     let metrics = Metrics::register(&registry).unwrap();
@@ -56,6 +56,7 @@ fn everything() -> (Registry, Metrics) {
         metrics.syncs.record(&sample(family, false));
         metrics.syncs.record_queued(family);
         metrics.syncs.set_affinity_lists_full(family, 1);
+        metrics.syncs.count_kernel_read(family, "start");
         metrics.syncs.record_wait(family, second);
         metrics.syncs.record_latency(family, 0.3);
         metrics.syncs.set_layout(family, "nft", "classic");
@@ -121,7 +122,7 @@ struct Shape {
     buckets: Vec<String>,
 }
 
-/// The shapes of all metrics of an exposition that have samples.
+/// The shape of each metric with samples in an exposition.
 fn shapes(exposition: &str) -> BTreeMap<String, Shape> {
     let mut shapes = BTreeMap::new();
     let (mut kinds, mut helps) = (BTreeMap::new(), BTreeMap::new());
@@ -193,11 +194,11 @@ fn names_types_helps_labels_and_buckets_are_pinned() {
         std::fs::write(PINNED, &text).unwrap();
     }
     let pinned = std::fs::read_to_string(PINNED).unwrap();
-    assert_eq!(text, pinned, "if this is meant: UPDATE_GOLDEN=1 cargo test --lib metrics");
+    assert_eq!(text, pinned, "if intended: UPDATE_GOLDEN=1 cargo test --lib metrics");
 }
 
 #[test]
-fn the_exposition_is_what_prometheus_reads() {
+fn the_exposition_is_valid_for_prometheus() {
     let (registry, _metrics) = everything();
     assert_valid(&exposition(&registry).unwrap());
     assert_valid(RECORDED);

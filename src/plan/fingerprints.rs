@@ -23,7 +23,7 @@ pub struct Fingerprints {
 
 /// Which chains' fingerprints are pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pending<'a> {
+pub enum PendingFingerprints<'a> {
     /// None.
     Nothing,
     /// These; at least one.
@@ -68,11 +68,11 @@ impl Fingerprints {
     }
 
     /// Which fingerprints are pending.
-    pub fn pending(&self) -> Pending<'_> {
+    pub fn pending(&self) -> PendingFingerprints<'_> {
         match (self.is_many, self.few.is_empty()) {
-            (true, _) => Pending::Many,
-            (false, false) => Pending::Few(&self.few),
-            (false, true) => Pending::Nothing,
+            (true, _) => PendingFingerprints::Many,
+            (false, false) => PendingFingerprints::Few(&self.few),
+            (false, true) => PendingFingerprints::Nothing,
         }
     }
 
@@ -119,7 +119,7 @@ mod tests {
         fingerprints.record(Table::Nat, &name(1), fingerprint);
         assert_eq!(fingerprints.of(Table::Nat, &name(1)), None, "what the chain held then is not known");
         fingerprints.mark_pending(Table::Nat, name(1));
-        assert_eq!(fingerprints.pending(), Pending::Few(&[(Table::Nat, name(1))]));
+        assert_eq!(fingerprints.pending(), PendingFingerprints::Few(&[(Table::Nat, name(1))]));
         assert!(
             fingerprints.is_pending(Table::Nat, &name(1))
                 && !fingerprints.is_pending(Table::Filter, &name(1))
@@ -130,7 +130,7 @@ mod tests {
         fingerprints.drop_pending();
         assert_eq!(
             (fingerprints.pending(), fingerprints.of(Table::Nat, &name(1))),
-            (Pending::Nothing, Some(fingerprint))
+            (PendingFingerprints::Nothing, Some(fingerprint))
         );
         assert_eq!(fingerprints.of(Table::Filter, &name(1)), None);
         fingerprints.record(Table::Nat, &name(1), Fingerprint::new(8));
@@ -144,10 +144,10 @@ mod tests {
         for n in [1, FEW, FEW + 1] {
             let mut fingerprints = Fingerprints::default();
             (0..n).for_each(|n| fingerprints.mark_pending(Table::Nat, name(n)));
-            assert_eq!(matches!(fingerprints.pending(), Pending::Many), n > FEW);
+            assert_eq!(matches!(fingerprints.pending(), PendingFingerprints::Many), n > FEW);
             fingerprints.drop_pending();
             (1_000..1_000 + 2 * FEW).for_each(|n| fingerprints.mark_pending(Table::Nat, name(n)));
-            assert_eq!(fingerprints.pending(), Pending::Many);
+            assert_eq!(fingerprints.pending(), PendingFingerprints::Many);
             (0..2_000).for_each(|n| fingerprints.record(Table::Nat, &name(n), Fingerprint::new(1)));
             fingerprints.drop_pending();
             assert_eq!(fingerprints.of(Table::Nat, &name(0)), None);
@@ -160,7 +160,7 @@ mod tests {
         let mut fingerprints = Fingerprints::default();
         fingerprints.mark_pending(Table::Nat, name(1));
         fingerprints.remove(Table::Nat, name(1));
-        assert_eq!(fingerprints.pending(), Pending::Nothing);
+        assert_eq!(fingerprints.pending(), PendingFingerprints::Nothing);
         fingerprints.record(Table::Nat, &name(1), Fingerprint::new(1));
         assert_eq!(fingerprints.of(Table::Nat, &name(1)), None);
     }

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 use super::quarantine::{Scene, held_chain, is_refusal};
 use super::report::{Quarantine, Refusal, Report, SyncError};
 use super::stopwatch::{Stopwatch, Timed};
-use super::tables::{Depth, Look, Tables};
 use crate::compile::{Changed, Compiled, Group, InForce, SharedContent, Source, SyncScope, View};
+use crate::drift::{FamilyTables, ReadReason, References};
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{Chain, ChainName, Digest, Table};
-use crate::kernel::{Backend, Iptables, RestoreError};
+use crate::kernel::{Iptables, RestoreError};
 use crate::model::ServiceName;
 use crate::net::IpFamily;
 use crate::plan::{
@@ -26,12 +26,11 @@ use crate::rules::{Layout, Settings};
 
 /// The rules of one family on one node.
 pub struct FamilySync<K> {
-    pub(super) tables: Tables<K>,
+    pub(super) tables: FamilyTables<K>,
     pub(super) settings: Option<Settings>,
     pub(super) compiled: Compiled,
     /// Of the sync that is under way.
     pub(super) clock: Stopwatch,
-    held: Held,
     /// Drift that was found by syncs that failed.
     n_unrepaired: usize,
     /// Service ports that the kernel refuses, and what it said; left out.
@@ -40,26 +39,14 @@ pub struct FamilySync<K> {
     order: StepOrder,
 }
 
-/// Stale chains of nat that foreign rules refer to.
-#[derive(Debug, Default)]
-struct Held {
-    /// Chains that foreign rules refer to, as far as that is known. Once stale they are flushed, not deleted.
-    chains: BTreeSet<ChainName>,
-    /// Those of them that were flushed so far, and reported.
-    flushed: BTreeSet<ChainName>,
-    /// Whether this sync keeps all stale chains.
-    keeps_all: bool,
-}
-
 impl<K: Iptables> FamilySync<K> {
     /// Starts without knowing anything of the kernel's state.
     pub fn new(kernel: K) -> FamilySync<K> {
         FamilySync {
-            tables: Tables::new(kernel),
+            tables: FamilyTables::new(kernel),
             settings: None,
             compiled: Compiled::default(),
             clock: Stopwatch::default(),
-            held: Held::default(),
             n_unrepaired: 0,
             quarantine: Quarantine::new(),
             order: StepOrder::FilterAroundNat,
@@ -82,15 +69,22 @@ impl<K: Iptables> FamilySync<K> {
         self.compiled.touch(names);
     }
 
-    /// Notes that every service port has to be compared; with `reread`, with what is found in the
-    /// kernel, because somebody else wrote there. What cannot be read is written again.
-    pub fn touch_everything(&mut self, reread: bool) {
+    /// Has the next sync read the kernel and compare every service port with it, because another process wrote.
+    pub fn distrust(&mut self, reason: ReadReason) {
+        self.tables.distrust(reason);
+        self.touch_changed_tables();
+    }
+
+    /// Has the next sync compare every service port, after a check found that the tables are to be read.
+    pub(super) fn touch_changed_tables(&mut self) {
+        self.touch_everything();
+        self.quarantine.clear();
+        self.tables.references.referenced.clear();
+    }
+
+    /// Has the next sync compare every service port with what is known of the kernel.
+    pub fn touch_everything(&mut self) {
         self.compiled.touch_everything();
-        if reread {
-            self.tables.forget();
-            self.quarantine.clear();
-            self.held.chains.clear();
-        }
     }
 
     /// Lets the service ports that are left out be tried once more: what refused them may have
@@ -106,7 +100,7 @@ impl<K: Iptables> FamilySync<K> {
     pub fn full_sync_due(&mut self) {
         self.retry_quarantined();
         if self.settings.as_ref().is_some_and(|settings| self.compiled.may_change_layout(settings)) {
-            self.touch_everything(false);
+            self.touch_everything();
         }
     }
 
@@ -134,7 +128,7 @@ impl<K: Iptables> FamilySync<K> {
 
     /// Whether a sync has anything to look at.
     pub fn is_dirty(&self) -> bool {
-        self.tables.committed().is_none() || self.compiled.is_dirty()
+        !self.tables.is_known() || self.compiled.is_dirty()
     }
 
     /// Whether the last sync left a part of a large Service to the next one.
@@ -142,61 +136,9 @@ impl<K: Iptables> FamilySync<K> {
         self.compiled.is_unfinished()
     }
 
-    /// Has every service port compared with what is found in the kernel, after a look that found
-    /// something wrong. What can neither be read there nor compared by its print is left alone.
-    pub fn suspect(&mut self) {
-        self.compiled.touch_everything();
-        self.tables.suspect();
-        self.quarantine.clear();
-        self.held.chains.clear();
-    }
-
-    /// Whether somebody else, who wrote to the tables, changed anything of ours.
-    pub fn look(&mut self, depth: Depth) -> Look {
-        let mut look = self.tables.look(depth);
-        // Foreign rules may have changed: only reading tells whether they still lead there.
-        look.is_unread |= !self.held.flushed.is_empty() && self.tables.is_nat_changed();
-        look
-    }
-
-    /// Notes how the chains that were written look in the kernel, where the ruleset is at the generation
-    /// `alone` and no other process wrote since before the sync. With `None` they are given up on nft; legacy
-    /// has no generations. What would take longer than a few milliseconds is left for when nothing else is to be done;
-    /// `true` when something is left.
-    pub fn take_prints_soon(&mut self, alone: Option<u32>) -> bool {
-        match (alone, self.tables.kernel.backend()) {
-            (None, Backend::Nft) => self.tables.give_up_prints(),
-            (_, Backend::Legacy) => self.tables.take_prints(None),
-            (Some(_), _) if self.tables.are_due_prints_quick() => self.tables.take_prints(alone),
-            _ => {}
-        }
-        self.tables.has_due_prints()
-    }
-
-    /// Whether chains were written whose look in the kernel is not noted.
-    pub fn has_due_prints(&self) -> bool {
-        self.tables.has_due_prints()
-    }
-
-    /// Whether chains wait to be compared, because somebody else wrote and they are many.
-    pub fn is_scanning(&self) -> bool {
-        self.tables.is_scanning()
-    }
-
-    /// Compares some of them.
-    pub fn scan(&mut self) -> Look {
-        self.tables.scan()
-    }
-
-    /// As [`FamilySync::take_prints_soon`], some thousand chains at a time.
-    pub fn take_prints(&mut self, generation: u32) {
-        self.tables.take_prints(Some(generation));
-    }
-
-    /// Notes that somebody else wrote since the last sync: how the chains that it wrote look now says
-    /// nothing.
-    pub fn give_up_prints(&mut self) {
-        self.tables.give_up_prints();
+    /// The tables, for drift detection.
+    pub fn tables(&mut self) -> &mut FamilyTables<K> {
+        &mut self.tables
     }
 
     /// How many service ports are left out because the kernel refuses them.
@@ -210,7 +152,7 @@ impl<K: Iptables> FamilySync<K> {
     }
 
     /// What is compiled.
-    pub(super) fn compiled(&self) -> &Compiled {
+    pub fn compiled(&self) -> &Compiled {
         &self.compiled
     }
 
@@ -234,7 +176,7 @@ impl<K: Iptables> FamilySync<K> {
         while matches!(&outcome, Err(failure) if matches!(failure.error, RestoreError::TooLarge(_)))
             && self.tables.kernel.shrink_limits()
         {
-            self.tables.doubt();
+            self.tables.distrust(ReadReason::RestoreFailed);
             outcome = self.restore_everything(scene, &mut report);
         }
         for attempt in 0..2 {
@@ -242,13 +184,13 @@ impl<K: Iptables> FamilySync<K> {
             self.hold(chain, attempt > 0);
             outcome = self.restore_everything(scene, &mut report);
         }
-        self.held.keeps_all = false;
+        self.tables.references.keeps_all = false;
         outcome = match outcome {
             Err(failure) if is_refusal(&failure) => self.narrow(scene, &mut report),
             outcome => outcome,
         };
         if outcome.is_ok() && !report.drift.is_empty() {
-            self.clock.reading(|| self.tables.learn_dialects(&mut report.drift));
+            self.clock.reading(|| self.tables.learn_equivalents(&mut report.drift));
         }
         self.n_unrepaired += report.drift.len();
         report.layout = self.layout();
@@ -258,30 +200,31 @@ impl<K: Iptables> FamilySync<K> {
         report.n_dropped_internal = sums.n_dropped_internal;
         report.n_dropped_external = sums.n_dropped_external;
         match outcome {
-            Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(false),
+            Ok(()) if stop.load(Ordering::Relaxed) => self.touch_everything(),
             Ok(()) => {
                 self.order = StepOrder::FilterAroundNat;
                 if report.is_full() {
                     self.tables.kernel.relax_limits();
                 }
                 self.compiled.confirm();
-                self.held.flushed.retain(|chain| self.held.chains.contains(chain));
+                self.tables.references.drop_unreferenced();
                 report.n_repaired = std::mem::take(&mut self.n_unrepaired);
                 report.inherited = self.tables.take_inherited();
             }
             Err(failure) => {
                 // A refusal may mean that the kernel is not as it was: somebody flushed it. Unless
                 // nothing was tried, the old rules of filter are needed to go on from.
-                let reread = FailureEffect::from(&failure.error) != FailureEffect::NothingApplied;
+                let effect = FailureEffect::from(&failure.error);
                 report.outcome = Err(self.explain(failure));
-                self.touch_everything(false);
-                if reread {
-                    self.tables.doubt();
+                self.touch_everything();
+                if effect != FailureEffect::NothingApplied {
+                    self.tables.distrust(ReadReason::after_failure(effect));
                 }
             }
         }
         report.stages = self.clock.stop(self.tables.kernel.lock_wait());
         report.waiting = self.compiled.waiting();
+        report.reads = self.tables.take_reads();
         report.n_quarantined = self.quarantine.len();
         report.n_overlaps = self.compiled.n_overlaps();
         report.n_filter_rules = self.tables.n_rules(Table::Filter);
@@ -297,9 +240,9 @@ impl<K: Iptables> FamilySync<K> {
     ) -> Result<(), RestoreFailure<RestoreError>> {
         let committed = self.take_committed(report);
         let outcome = self.attempt(scene, Attempt::Everything, committed, report);
-        if outcome.is_err() {
+        if let Err(failure) = &outcome {
             // Which of its tables were committed, jumps among them, only the kernel knows.
-            self.tables.doubt();
+            self.tables.distrust(ReadReason::after_failure(FailureEffect::from(&failure.error)));
         }
         outcome
     }
@@ -322,8 +265,8 @@ impl<K: Iptables> FamilySync<K> {
         if what == Attempt::Pending {
             report.scope = changed.scope();
         }
-        let (tables, clock, held) = (&mut self.tables, &mut self.clock, &mut self.held);
-        let mut writer = Writer { tables, clock, held, order: self.order, stop: scene.stop };
+        let (tables, clock) = (&mut self.tables, &mut self.clock);
+        let mut writer = Writer { tables, clock, order: self.order, stop: scene.stop };
         let mut outcome = Ok(());
         if what == Attempt::Pending
             && let Some(mut urgent) = changed.urgent(&committed)
@@ -347,16 +290,7 @@ impl<K: Iptables> FamilySync<K> {
     pub(super) fn take_committed(&mut self, report: &mut Report) -> Committed {
         let (committed, drift) = self.clock.reading(|| self.tables.take());
         report.drift.add(drift);
-        self.note_referenced();
         committed
-    }
-
-    /// Holds what foreign rules refer to, if that was just read.
-    fn note_referenced(&mut self) {
-        if let Some(referenced) = self.tables.take_referenced() {
-            self.held.flushed.retain(|chain| referenced.contains(chain));
-            self.held.chains = referenced;
-        }
     }
 
     /// Goes on after `chain` could not be deleted: reads nat once for all chains that foreign rules refer to.
@@ -364,10 +298,9 @@ impl<K: Iptables> FamilySync<K> {
     fn hold(&mut self, chain: ChainName, all: bool) {
         if !all {
             self.clock.reading(|| self.tables.read_referenced());
-            self.note_referenced();
         }
-        self.held.chains.insert(chain);
-        self.held.keeps_all = all;
+        self.tables.references.referenced.insert(chain);
+        self.tables.references.keeps_all = all;
     }
 
     /// Says what a failed restore is about.
@@ -420,9 +353,8 @@ impl InForce for Committed {
 
 /// Writes to the kernel what changed.
 struct Writer<'a, K> {
-    tables: &'a mut Tables<K>,
+    tables: &'a mut FamilyTables<K>,
     clock: &'a mut Stopwatch,
-    held: &'a mut Held,
     order: StepOrder,
     stop: &'a AtomicBool,
 }
@@ -439,7 +371,7 @@ impl<K: Iptables> Writer<'_, K> {
         let planner = Planner::new(family, committed, &self.tables.jumps, limits, &mut kernel);
         let mut desired = Desired {
             changed,
-            held: self.held,
+            held: &mut self.tables.references,
             stop: self.stop,
             flushed: Vec::new(),
             compiling: Duration::ZERO,
@@ -457,7 +389,7 @@ impl<K: Iptables> Writer<'_, K> {
 /// What changed, as the planner asks for it.
 struct Desired<'a, 'c> {
     changed: &'a mut Changed<'c>,
-    held: &'a mut Held,
+    held: &'a mut References,
     stop: &'a AtomicBool,
     /// Stale chains that are flushed for the first time.
     flushed: Vec<ChainName>,
@@ -512,7 +444,7 @@ impl DesiredRules for Desired<'_, '_> {
     }
 
     fn keeps_stale(&mut self, name: ChainName) -> bool {
-        let Held { chains, flushed, keeps_all } = &mut *self.held;
+        let References { referenced: chains, flushed, keeps_all } = &mut *self.held;
         if *keeps_all {
             chains.insert(name);
         }

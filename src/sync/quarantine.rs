@@ -10,6 +10,7 @@ use super::family::FamilySync;
 use super::report::Report;
 use super::stopwatch::Timed;
 use crate::compile::{PortCompiler, Source, fixed_nat_chains};
+use crate::drift::ReadReason;
 use crate::iptables::{Chain, ChainName, Rule, Table};
 use crate::kernel::{Iptables, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
@@ -35,7 +36,7 @@ impl<K: Iptables> FamilySync<K> {
         report: &mut Report,
     ) -> Result<(), RestoreFailure<RestoreError>> {
         // The kernel may not be as it was left, or have been short of something for a moment.
-        self.tables.doubt();
+        self.tables.distrust(ReadReason::RestoreFailed);
         let mut failure = match self.restore_everything(scene, report) {
             Err(again) if is_refusal(&again) => again,
             result => return result,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::stopwatch::Stages;
 use crate::compile::SyncScope;
+use crate::drift::{Drift, ReadReason};
 use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
@@ -49,52 +50,6 @@ pub enum SyncError {
     Restore(RestoreError),
 }
 
-/// What the kernel held otherwise than we had left it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Drift {
-    /// Chains with other rules, or gone.
-    pub chains: Vec<(Table, ChainName)>,
-    /// Jumps from built-in chains that were gone.
-    pub n_jumps: usize,
-}
-
-impl Drift {
-    /// Adds what was found later.
-    pub fn add(&mut self, mut more: Drift) {
-        self.chains.append(&mut more.chains);
-        self.n_jumps += more.n_jumps;
-    }
-
-    /// How many chains and jumps.
-    pub fn len(&self) -> usize {
-        self.chains.len() + self.n_jumps
-    }
-
-    /// Whether there was none.
-    pub fn is_empty(&self) -> bool {
-        self.chains.is_empty() && self.n_jumps == 0
-    }
-}
-
-/// The first few chains by name, and how many more there are.
-impl std::fmt::Display for Drift {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        const SHOWN: usize = 5;
-        let names: Vec<String> =
-            self.chains.iter().take(SHOWN).map(|(table, chain)| format!("{table} {chain}")).collect();
-        f.write_str(&names.join(", "))?;
-        match self.chains.len() {
-            n if n > SHOWN => write!(f, " and {} more", n - SHOWN)?,
-            _ => {}
-        }
-        match self.n_jumps {
-            0 => Ok(()),
-            n if self.chains.is_empty() => write!(f, "{n} jumps from built-in chains"),
-            n => write!(f, "; {n} jumps from built-in chains"),
-        }
-    }
-}
-
 /// What a sync of one family did.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -131,7 +86,9 @@ pub struct Report {
     pub n_filter_rules: usize,
     /// Rules of ours that nat holds afterwards.
     pub n_nat_rules: usize,
-    /// What was found changed by somebody else, and is repaired unless the sync failed.
+    /// Why the kernel was read, for each read.
+    pub reads: Vec<ReadReason>,
+    /// What another process had changed; repaired unless the sync failed.
     pub drift: Drift,
     /// Chains and jumps that were found changed, by this sync or by failed ones before it, and that this sync
     /// repaired; none unless it succeeded.
@@ -170,6 +127,7 @@ impl Report {
             n_quarantined: 0,
             n_filter_rules: 0,
             n_nat_rules: 0,
+            reads: Vec::new(),
             drift: Drift::default(),
             n_repaired: 0,
             held: Vec::new(),

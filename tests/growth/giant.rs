@@ -186,7 +186,7 @@ fn at_a_start_all_other_services_are_synced_before_a_large_service() {
     }
     assert_eq!(n_parts, 7);
     // Nothing remains to be written.
-    family.touch_everything(false);
+    family.touch_everything();
     let again = sink::sync(&mut family, &cluster);
     assert_eq!((again.tally.n_rules, again.n_service_ports), (0, 20_100));
 }

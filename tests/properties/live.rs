@@ -211,7 +211,7 @@ impl Live {
             let services: BTreeSet<ServiceName> = touched.services.get(self.family()).clone();
             self.sync.touch(services);
             if self.world.node.zone != zone {
-                self.sync.touch_everything(false);
+                self.sync.touch_everything();
             }
         }
         self.settle();

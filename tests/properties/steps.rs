@@ -82,7 +82,7 @@ fn failures_are_repaired_by_the_next_sync() {
         live.sync.kernel().faults.clear();
         if live.sync.n_quarantined() > 0 {
             // As in an audit.
-            live.sync.touch_everything(true);
+            live.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
         }
         while live.sync.is_dirty() {
             prop_assert_eq!(live.sync().outcome, Ok(()));
@@ -123,7 +123,7 @@ fn auto_switches_to_compact_above_a_thousand_endpoints_and_back_below_eight_hund
         for (n_endpoints, is_full) in sizes {
             live.edit(&[crowd(n_endpoints)]);
             if is_full {
-                live.sync.touch_everything(false);
+                live.sync.touch_everything();
             }
             let report = live.sync();
             prop_assert_eq!(report.outcome, Ok(()));
@@ -219,11 +219,11 @@ fn without_a_change_nothing_is_read_and_no_process_started() {
             let report = live.sync();
             prop_assert_eq!((report.outcome, report.tally.n_processes), (Ok(()), 0));
             // And all chains compared, without reading.
-            live.sync.touch_everything(false);
+            live.sync.touch_everything();
             prop_assert_eq!(live.sync().tally.n_processes, 0);
             prop_assert_eq!((live.fake().inputs.len(), live.fake().n_saves), (n_inputs, n_saves));
             // A restart reads, and has nothing to write.
-            live.sync.touch_everything(true);
+            live.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             prop_assert_eq!(live.sync().tally.n_processes, 0);
             prop_assert_eq!(live.fake().n_saves, n_saves + 2);
         }
@@ -315,7 +315,7 @@ fn a_flush_is_repaired_also_where_the_rules_cannot_be_read() {
                     }
                 }
             }
-            live.sync.touch_everything(true);
+            live.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             prop_assert_eq!(live.sync().outcome, Ok(()));
             let (mut actual, mut wanted) = (live.tables(), live.desired());
             // Missing jumps are inserted again, in any order.

@@ -1,4 +1,4 @@
-//! A rule of somebody else leads to a chain of ours that is no longer wanted.
+//! A foreign rule refers to a stale chain of ours.
 
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use chainsmith::compile::View;
 use chainsmith::config::Config;
+use chainsmith::drift::{Comparison, Depth, Drift};
 use chainsmith::iptables::{ChainName, Table, parse};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::programs::{Programs, open};
@@ -14,14 +15,14 @@ use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
 use chainsmith::rules::Settings;
-use chainsmith::sync::{Depth, Drift, FamilySync, Report};
+use chainsmith::sync::{FamilySync, Report};
 
 use super::compact::{PLACE, small};
 use super::large::{Calls, Recorded, service, slice};
 use super::namespace::{everywhere, in_namespace, saved};
 
 #[test]
-fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
+fn a_referenced_stale_chain_stays_empty_and_blocks_no_sync() {
     everywhere(|family, backend| {
         let mut snapshot = small(family);
         let settings = Settings::new(&Config::default(), None, &Host::default(), family);
@@ -34,7 +35,7 @@ fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
         let chains =
             |family: IpFamily| parse::save(family, &saved(family, backend)).expect("a save can be read");
         let is_service = |name: &&ChainName| name.as_str().starts_with("KUBE-SVC-");
-        let held = *chains(family).tables[&Table::Nat].keys().find(is_service).expect("there is a Service");
+        let held = *chains(family).tables[&Table::Nat].keys().find(is_service).expect("a Service's chain");
         let others = |text: &str| {
             let mut kernel = open(family, Some(backend)).expect("iptables works");
             kernel.begin();
@@ -56,15 +57,15 @@ fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
         assert_eq!(left, [&held]);
         assert!(there.chain(Table::Nat, &held).is_some_and(|chain| chain.rules.is_empty()));
 
-        // At an audit it is tried again.
+        // An audit tries again.
         others("*nat\n:MINE - [0:0]\nCOMMIT\n");
-        sync.touch_everything(true);
+        sync.distrust(chainsmith::drift::ReadReason::AuditDue);
         assert_eq!(run(&mut sync, &snapshot).outcome, Ok(()));
         assert!(!chains(family).tables[&Table::Nat].contains_key(&held));
     });
 }
 
-/// A node of `n` Services on real tables, and what they were asked for.
+/// A node of `n` Services on real tables, with a record of calls.
 struct Node {
     family: IpFamily,
     backend: Backend,
@@ -94,7 +95,7 @@ impl Node {
         self.sync.touch(touched.services.get(self.family).clone());
     }
 
-    /// A sync that succeeds; how many programs it started.
+    /// A sync that must succeed; returns the number of programs started.
     fn run(&mut self) -> (Report, usize) {
         let n_before = self.n_calls();
         let view = View { snapshot: &self.snapshot, place: PLACE };
@@ -109,8 +110,8 @@ impl Node {
         calls.inputs.len() + calls.saved.len()
     }
 
-    /// Another program restores this.
-    fn others(&self, text: &str) {
+    /// Restores `text` as another program.
+    fn restore_externally(&self, text: &str) {
         let mut kernel = open(self.family, Some(self.backend)).expect("iptables works");
         kernel.begin();
         kernel.write(text);
@@ -125,7 +126,7 @@ impl Node {
 }
 
 #[test]
-fn all_chains_that_others_lead_to_are_found_by_one_reading_and_remembered_at_audits() {
+fn all_referenced_stale_chains_are_found_by_one_read_and_kept_at_audits() {
     const N: usize = 30;
     for backend in [Backend::Nft, Backend::Legacy] {
         in_namespace(|| {
@@ -133,7 +134,7 @@ fn all_chains_that_others_lead_to_are_found_by_one_reading_and_remembered_at_aud
             let chains = node.service_chains();
             assert_eq!(chains.len(), N);
             let jumps: String = chains.iter().map(|chain| format!("-A MINE -j {chain}\n")).collect();
-            node.others(&format!("*nat\n:MINE - [0:0]\n{jumps}COMMIT\n"));
+            node.restore_externally(&format!("*nat\n:MINE - [0:0]\n{jumps}COMMIT\n"));
             for n in 0..N {
                 node.change(Change::Service(service(n).name, None));
             }
@@ -142,20 +143,21 @@ fn all_chains_that_others_lead_to_are_found_by_one_reading_and_remembered_at_aud
             assert!(n_programs <= 3, "two more than without references: {n_programs}");
             assert_eq!(node.service_chains(), chains);
             // At an audit that reads.
-            node.sync.touch_everything(true);
+            node.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             let (report, _) = node.run();
             assert_eq!((report.held.len(), report.n_failed_restores, report.tally.n_processes), (0, 0, 0));
-            // Another change while they are held.
+            // Another change while they are referenced.
             node.change(Change::Service(service(N).name, Some(service(N))));
             node.change(slice(N, 0..1));
             node.run();
             node.change(Change::Service(service(N).name, None));
             let (report, n_programs) = node.run();
             assert_eq!((report.n_failed_restores, n_programs), (0, 1));
-            // When the foreign rules are gone.
-            node.others("*nat\n:MINE - [0:0]\nCOMMIT\n");
-            assert!(node.sync.look(Depth::Whole).is_unread, "only reading tells");
-            node.sync.touch_everything(true);
+            // After the foreign rules are deleted.
+            node.restore_externally("*nat\n:MINE - [0:0]\nCOMMIT\n");
+            let incomplete = Comparison::Partial { n_left: 0, is_complete: false };
+            assert_eq!(node.sync.tables().compare(Depth::Whole), incomplete, "only reading shows it");
+            node.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             node.run();
             assert_eq!(node.service_chains(), []);
         });
@@ -163,7 +165,7 @@ fn all_chains_that_others_lead_to_are_found_by_one_reading_and_remembered_at_aud
 }
 
 #[test]
-fn a_foreign_comment_with_a_newline_is_no_drift() {
+fn a_foreign_comment_with_a_newline_is_not_drift() {
     everywhere(|family, backend| {
         let mut node = match family {
             IpFamily::V4 => Node::new(family, backend, 3),
@@ -177,7 +179,7 @@ fn a_foreign_comment_with_a_newline_is_no_drift() {
         }
         assert!(saved(family, backend).contains("\n:KUBE-MARK-MASQ - [0:0]\nCOMMIT\n*mangle\n"));
         for _ in 0..2 {
-            node.sync.touch_everything(true);
+            node.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             let (report, _) = node.run();
             assert_eq!((report.drift, report.tally.n_processes), (Drift::default(), 0));
         }

@@ -164,26 +164,28 @@ async fn endpoints_of_quarantined_service_ports_do_not_count() {
     let mut family = FamilySync::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
     family.set_settings(Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4));
     // Status and weight while the kernel rejects rules with these texts, and how many ports are quarantined.
-    for (refused, expected) in [
+    for (rejected, expected) in [
         (&[][..], (200, "1", 0)),
         (&["10.1.0.1:8080"], (200, "1", 1)),
         (&["10.1.0.1:8080", "10.1.0.1:8081"], (503, "0", 2)),
         (&[], (200, "1", 0)),
     ] {
-        family.kernel().refused_texts = refused.iter().map(|text| (*text).to_owned()).collect();
+        family.kernel().rejected_texts = rejected.iter().map(|text| (*text).to_owned()).collect();
         // An empty kernel, and a full rewrite.
         family.kernel().ruleset = Ruleset::with_built_in_chains();
-        family.touch_everything(true);
+        family.distrust(crate::drift::ReadReason::AuditDue);
         let view = View { snapshot: &snapshot, place: PLACE };
         let report = family.sync(view, &AtomicBool::new(false));
-        assert_eq!(report.outcome, Ok(()), "{refused:?}");
+        assert_eq!(report.outcome, Ok(()), "{rejected:?}");
         let (settings, quarantine) = (family.settings().expect("set above"), family.quarantine());
-        ports.synced(&Synced { report: &report, view, settings, quarantine, elapsed: Duration::ZERO });
+        let compiled = family.compiled();
+        let elapsed = Duration::ZERO;
+        ports.synced(&Synced { report: &report, view, settings, quarantine, compiled, elapsed });
         let n_local = desired.borrow().services[&name("web")].n_local;
         let router = answers(name("web"), Arc::new(AtomicUsize::new(n_local)), proxy(true));
         let answer = ask(&router, "GET /").await;
         let weight = answer.headers["x-load-balancing-endpoint-weight"].as_str();
-        assert_eq!((answer.status, weight, quarantine.len()), expected, "{refused:?}: {answer:?}");
+        assert_eq!((answer.status, weight, quarantine.len()), expected, "{rejected:?}: {answer:?}");
         let end = format!("\"localEndpoints\": {weight},\n\t\"serviceProxyHealthy\": true\n}}");
         assert!(answer.body.ends_with(&end), "{answer:?}");
     }
@@ -213,27 +215,27 @@ fn health_ports_listen_on_the_node_port_addresses() {
 /// Ports on loopback, and the failures reported.
 struct Rig {
     ports: PortServers,
-    refused: Arc<Mutex<Vec<String>>>,
+    failed: Arc<Mutex<Vec<String>>>,
     registry: Registry,
 }
 
 impl Rig {
     fn new() -> Rig {
         let registry = Registry::new();
-        let refused = Arc::new(Mutex::new(Vec::new()));
-        let reported = refused.clone();
+        let failed = Arc::new(Mutex::new(Vec::new()));
+        let reported = failed.clone();
         let ports = PortServers {
             admission: Arc::new(Admission::new(1024, Box::new(|_| {}))),
             family: IpFamily::V4,
             health: proxy(true),
             metrics: Arc::new(Metrics::register(&registry).unwrap()),
-            on_refused: Arc::new(move |refused: &Refused<'_>| {
-                reported.lock().unwrap().push(refused.service.to_string())
+            on_failure: Arc::new(move |failure: &HealthPortFailure<'_>| {
+                reported.lock().unwrap().push(failure.service.to_string())
             }),
             open: BTreeMap::new(),
             failures: BTreeMap::new(),
         };
-        Rig { ports, refused, registry }
+        Rig { ports, failed, registry }
     }
 
     fn metric(&self, name: &str) -> String {
@@ -242,8 +244,8 @@ impl Rig {
         line.rsplit_once(' ').unwrap().1.to_owned()
     }
 
-    fn n_refused(&self) -> usize {
-        self.refused.lock().unwrap().len()
+    fn n_failed(&self) -> usize {
+        self.failed.lock().unwrap().len()
     }
 }
 
@@ -297,27 +299,27 @@ async fn a_port_in_use_is_reported_and_retried_ever_later_while_others_are_serve
     let at = |seconds| now + Duration::from_secs(seconds);
     rig.ports.update(&desired, now).await;
     assert_eq!(weight(other).await, Some((200, "3".to_owned())));
-    assert_eq!(*rig.refused.lock().unwrap(), ["default/a"]);
+    assert_eq!(*rig.failed.lock().unwrap(), ["default/a"]);
     assert_eq!(rig.metric("chainsmith_service_health_ports_failed"), "1");
     // 1, 2, 4, 8 s after each other: at 1, 3, 7 and 15 s.
-    for (second, n_refused) in [(0, 1), (1, 2), (2, 2), (3, 3), (6, 3), (7, 4), (14, 4), (15, 5)] {
+    for (second, n_failed) in [(0, 1), (1, 2), (2, 2), (3, 3), (6, 3), (7, 4), (14, 4), (15, 5)] {
         rig.ports.update(&desired, at(second)).await;
-        assert_eq!(rig.n_refused(), n_refused, "after {second} s");
+        assert_eq!(rig.n_failed(), n_failed, "after {second} s");
     }
     assert_eq!(rig.metric("chainsmith_bind_failures_total{server=\"service_health\"}"), "5");
     drop(taken);
     rig.ports.update(&desired, at(31)).await;
     assert_eq!(weight(port).await, Some((200, "1".to_owned())));
-    assert_eq!((rig.n_refused(), rig.metric("chainsmith_service_health_ports_failed")), (5, "0".to_owned()));
+    assert_eq!((rig.n_failed(), rig.metric("chainsmith_service_health_ports_failed")), (5, "0".to_owned()));
 }
 
 #[tokio::test]
-async fn a_port_that_changes_its_owner_is_never_refused() {
+async fn a_port_that_moves_to_another_service_never_fails_to_open() {
     let (mut rig, now, port) = (Rig::new(), Instant::now(), free_port());
     for n in 0..20 {
         let owner = if n % 2 == 0 { "a" } else { "b" };
         rig.ports.update(&desire(&[(owner, port, 1)]), now).await;
-        assert_eq!((rig.n_refused(), weight(port).await), (0, Some((200, "1".to_owned()))), "{n}");
+        assert_eq!((rig.n_failed(), weight(port).await), (0, Some((200, "1".to_owned()))), "{n}");
     }
 }
 
@@ -335,7 +337,7 @@ async fn the_task_follows_the_desired_ports_and_retries() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let (rig, (sender, receiver)) = (Rig::new(), watch::channel(DesiredPorts::default()));
-    let refused = rig.refused.clone();
+    let failed = rig.failed.clone();
     tokio::spawn(rig.ports.follow(receiver));
     sender.send(desire(&[("a", port, 1)])).unwrap();
     let until = async |condition: &dyn Fn() -> bool| {
@@ -343,7 +345,7 @@ async fn the_task_follows_the_desired_ports_and_retries() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    until(&|| !refused.lock().unwrap().is_empty()).await;
+    until(&|| !failed.lock().unwrap().is_empty()).await;
     drop(taken);
     while weight(port).await.is_none() {
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -52,7 +52,7 @@ async fn answers_are_those_of_kube_proxy() {
 }
 
 #[tokio::test]
-async fn metrics_come_with_kube_proxys_headers_and_packed_for_who_takes_it() {
+async fn metrics_have_kube_proxys_headers_and_are_compressed_on_request() {
     let router = served(pages());
     let recorded = recorded::RecordedAnswer::read(include_str!("../../../testdata/http/metrics-headers.txt"));
     let plain = ask(&router, "GET /metrics").await;
@@ -68,7 +68,7 @@ async fn metrics_come_with_kube_proxys_headers_and_packed_for_who_takes_it() {
 }
 
 #[tokio::test]
-async fn flags_are_a_page_or_an_object_and_nothing_else() {
+async fn flags_are_a_page_or_an_object() {
     let router = served(pages());
     let page = ask(&router, "GET /flagz").await;
     let recorded = recorded::RecordedAnswer::read(FLAGS);
@@ -110,7 +110,7 @@ async fn status_is_a_page_or_an_object() {
 }
 
 #[tokio::test]
-async fn pages_behind_gates_are_not_there_without_them() {
+async fn pages_behind_gates_are_not_served_without_them() {
     let router = served(Pages { flags: None, has_statusz: false, ..pages() });
     for path in ["/flagz", "/statusz"] {
         assert_eq!(ask(&router, &format!("GET {path}")).await.status, 404);
@@ -118,7 +118,7 @@ async fn pages_behind_gates_are_not_there_without_them() {
 }
 
 #[tokio::test]
-async fn profiles_that_are_asked_for_are_honestly_not_there() {
+async fn profiles_are_answered_501() {
     let router = served(Pages { is_profiling: true, ..pages() });
     for request in ["GET /debug/pprof", "GET /debug/pprof/", "GET /debug/pprof/heap"] {
         assert_eq!(ask(&router, request).await.status, 501, "{request}");
@@ -153,7 +153,7 @@ async fn the_verbosity_of_the_log_is_put_and_only_with_profiling() {
 }
 
 #[tokio::test]
-async fn health_of_the_server_is_said_at_length_and_counted() {
+async fn health_of_the_server_has_a_verbose_form_and_is_counted() {
     let router = served(pages());
     let slis = ask(&router, "GET /metrics/slis").await.body;
     assert!(
@@ -174,7 +174,7 @@ async fn health_of_the_server_is_said_at_length_and_counted() {
 }
 
 #[test]
-fn what_accept_asks_for_is_understood() {
+fn accept_selects_the_form_of_a_page() {
     let object = |is_yaml, version| Some(PageForm::Object { is_yaml, version });
     for (accept, expected) in [
         ("", Some(PageForm::Text)),

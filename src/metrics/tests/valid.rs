@@ -1,8 +1,8 @@
-//! What `promtool check metrics` and a scrape would object to.
+//! Checks of `promtool check metrics` and of a scrape.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// kube-proxy has gauges whose names end like counters; dashboards ask for them.
+/// Gauges of kube-proxy whose names end like those of counters; dashboards use them.
 const GAUGES_CALLED_TOTAL: [&str; 2] =
     ["kubeproxy_sync_proxy_rules_iptables_total", "kubeproxy_sync_proxy_rules_no_local_endpoints_total"];
 
@@ -18,7 +18,7 @@ impl Sample {
     /// Reads `name{label="value",...} number`.
     ///
     /// # Panics
-    /// If it is anything else.
+    /// If the line has another form.
     pub fn read(line: &str) -> Sample {
         let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no value: {line:?}"));
         let (name, labels) = match series.split_once('{') {
@@ -49,9 +49,9 @@ fn is_name(text: &str, with_colons: bool) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || with_colons && b == b':')
 }
 
-/// A family: from its `# TYPE` line to the next.
+/// The lines from a `# TYPE` line to the next.
 #[derive(Debug, Default)]
-struct Family {
+struct ParsedFamily {
     name: String,
     kind: String,
     has_help: bool,
@@ -59,11 +59,11 @@ struct Family {
 }
 
 /// # Panics
-/// If Prometheus could not read `exposition`, or `promtool` would complain of it.
+/// If Prometheus cannot read `exposition`, or `promtool` reports a problem of it.
 #[track_caller]
 pub fn assert_valid(exposition: &str) {
-    assert!(exposition.ends_with('\n'), "the last line is not ended");
-    let mut families: Vec<Family> = Vec::new();
+    assert!(exposition.ends_with('\n'), "the last line has no end");
+    let mut families: Vec<ParsedFamily> = Vec::new();
     let mut help = None;
     for line in exposition.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
@@ -73,13 +73,18 @@ pub fn assert_valid(exposition: &str) {
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap_or_else(|| panic!("no type: {line:?}"));
             let has_help = help.take().as_deref() == Some(name);
-            families.push(Family { name: name.to_owned(), kind: kind.to_owned(), has_help, samples: vec![] });
+            families.push(ParsedFamily {
+                name: name.to_owned(),
+                kind: kind.to_owned(),
+                has_help,
+                samples: vec![],
+            });
         } else {
             let family = families.last_mut().unwrap_or_else(|| panic!("of no family: {line:?}"));
             family.samples.push(Sample::read(line));
         }
     }
-    // Recorded expositions were cut to what is of interest.
+    // Recorded expositions are shortened: some families have a type line only.
     families.retain(|family| family.has_help || !family.samples.is_empty());
     assert!(!families.is_empty());
     let names: Vec<&str> = families.iter().map(|family| family.name.as_str()).collect();
@@ -88,13 +93,13 @@ pub fn assert_valid(exposition: &str) {
 }
 
 #[track_caller]
-fn check(family: &Family) {
-    let Family { name, kind, has_help, samples } = family;
+fn check(family: &ParsedFamily) {
+    let ParsedFamily { name, kind, has_help, samples } = family;
     assert!(["counter", "gauge", "histogram"].contains(&kind.as_str()), "{name}: {kind}");
     assert!(has_help, "{name} has no help");
     let is_called_total = name.ends_with("_total");
-    let is_odd = GAUGES_CALLED_TOTAL.contains(&name.as_str());
-    assert_eq!(is_called_total, kind == "counter" || is_odd, "{name} is a {kind}");
+    let is_named_total = GAUGES_CALLED_TOTAL.contains(&name.as_str());
+    assert_eq!(is_called_total, kind == "counter" || is_named_total, "{name} is a {kind}");
     for word in ["milliseconds", "millis", "minutes", "kilobytes", "kib"] {
         assert!(!name.contains(word), "{name}: seconds and bytes are the base units");
     }
@@ -136,9 +141,8 @@ fn check_histogram(name: &str, samples: &[Sample]) {
     }
 }
 
-/// The checks notice what they are for.
 #[test]
-fn what_prometheus_cannot_read_is_noticed() {
+fn invalid_expositions_are_detected() {
     let good = "# HELP a_total x\n# TYPE a_total counter\na_total{b=\"c\"} 1\n";
     assert_valid(good);
     let histogram = |lines: &str| format!("# HELP h x\n# TYPE h histogram\n{lines}h_sum 1\nh_count 2\n");

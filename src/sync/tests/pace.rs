@@ -225,11 +225,11 @@ async fn a_chain_that_was_written_while_somebody_else_wrote_is_not_taken_for_wha
 #[tokio::test(start_paused = true)]
 async fn what_was_changed_is_repaired_soon_when_it_was_told() {
     let rig = Rig::settled().await;
-    let before = rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_looks));
+    let before = rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_checks));
     rig.written_by_somebody().await;
     rig.after(SECOND * 60).await;
     assert_eq!(rig.take_syncs(), []);
-    assert_eq!(rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_looks)), before, "no process is started");
+    assert_eq!(rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_checks)), before, "no process is started");
     let now = rig.now();
     rig.kernel(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
     rig.written_by_somebody().await;
@@ -331,4 +331,25 @@ async fn a_generation_that_cannot_be_had_at_the_first_sync_does_not_stop_the_loo
     rig.written_by_somebody().await;
     rig.after(SECOND * 5).await;
     assert_ne!(rig.rules(Table::Nat, "KUBE-SERVICES"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_read_of_the_kernel_is_counted_with_its_reason() {
+    let rig = Rig::settled().await;
+    let reads = |reason: &str| {
+        rig.metric(&format!("chainsmith_kernel_reads_total{{ip_family=\"IPv4\",reason=\"{reason}\"}}"))
+    };
+    assert_eq!(reads("start"), 1.0);
+    rig.kernel(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
+    rig.written_by_somebody().await;
+    rig.after(SECOND).await;
+    // Nat is read once more after the repair: a chain that still differs is spelled otherwise.
+    assert_eq!((reads("fingerprint_differs"), reads("repair_written")), (1.0, 1.0));
+    rig.flushed.send(IpFamily::V4).await.unwrap();
+    rig.after(SECOND).await;
+    assert_eq!(reads("canary_flushed"), 1.0);
+    rig.kernel(|kernel| kernel.failures = vec![crate::kernel::RestoreError::Killed(9)]);
+    rig.change(service("t", 2)).await;
+    rig.after(SECOND * 10).await;
+    assert_eq!((reads("restore_effect_unknown"), reads("start")), (1.0, 1.0));
 }

@@ -38,7 +38,7 @@ fn what_udp_rules_of_the_process_before_answered_on_is_told_once() {
             kernel.with(|kernel| kernel.failures = failures);
             let reports: Vec<Report> = (0..3)
                 .map(|_| {
-                    sync.touch_everything(false);
+                    sync.touch_everything();
                     sync.sync(view, &AtomicBool::new(false))
                 })
                 .collect();
