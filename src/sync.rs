@@ -5,7 +5,6 @@
 
 mod affinity;
 mod family;
-mod log;
 mod observer;
 mod pacer;
 mod quarantine;
@@ -568,7 +567,6 @@ fn sync_family<K: Iptables>(
     let started = Instant::now();
     let report = sync.sync(view, stop);
     let elapsed = started.elapsed();
-    log::synced(&report, elapsed);
     if let Some(settings) = sync.settings() {
         let quarantine = sync.quarantine();
         let synced = Synced { report: &report, view, settings, quarantine, elapsed };
