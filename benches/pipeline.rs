@@ -19,7 +19,7 @@ use chainsmith::kernel::Backend;
 use chainsmith::net::IpFamily;
 use chainsmith::plan::{Committed, DesiredRules, Limits, Planner, RestoreCounts, StepOrder, When};
 use chainsmith::rules::fixed;
-use chainsmith::rules::ownership::Owner;
+use chainsmith::rules::ownership::ChainOwner;
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
     measurement::WallTime,
@@ -105,7 +105,7 @@ fn now() -> std::time::Instant {
 fn plan(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
     let chains: Vec<Chain> = ruleset.tables[&Table::Nat]
         .iter()
-        .filter(|(name, _)| Owner::of(Table::Nat, name).depends_on_services())
+        .filter(|(name, _)| ChainOwner::of(Table::Nat, name).depends_on_services())
         .map(|(name, chain)| Chain { table: Table::Nat, name: *name, rules: chain.rules.clone() })
         .collect();
     let jumps = fixed::jumps();

@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use crate::config::Config;
 use crate::log::{failure, v};
 use crate::net::{IpFamily, PerFamily};
-use crate::rules::advice::advice;
+use crate::rules::config_warnings;
 use crate::sync::{Observer, Report, Synced};
 
 /// How many Services that lost frontends are named after one sync: a single tenant can make any number.
@@ -40,7 +40,7 @@ impl Observer for SyncLog {
     fn synced(&self, synced: &Synced<'_>) {
         // The Node is known by the first sync, successful or not.
         if !self.is_advised.swap(true, Ordering::Relaxed) {
-            let warnings = advice(&self.config, synced.view.snapshot.node(), &self.families);
+            let warnings = config_warnings(&self.config, synced.view.snapshot.node(), &self.families);
             warnings.iter().for_each(|warning| warn!("{warning}"));
         }
         let report = synced.report;

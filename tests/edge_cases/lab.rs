@@ -8,7 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use chainsmith::compile;
 use chainsmith::config::{Config, Flags};
-use chainsmith::iptables::trace::{self, Branch, Delivery, Node, Origin, Packet, RecentLists, Verdict};
+use chainsmith::iptables::trace::{
+    self, Branch, Delivery, Origin, Packet, PacketVerdict, RecentLists, TracedNode,
+};
 use chainsmith::iptables::{CtStates, Ruleset, Table, parse, write};
 use chainsmith::model::decode::{Interner, manifest};
 use chainsmith::model::host::Host;
@@ -128,7 +130,7 @@ impl Lab {
 
     pub fn trace(&self, packet: &Packet) -> Vec<Branch> {
         let ruleset = self.in_force(IpFamily::of(packet.destination.ip()));
-        let node = Node { ruleset: &ruleset, local_addresses: &self.local_addresses(), routes: &[] };
+        let node = TracedNode { ruleset: &ruleset, local_addresses: &self.local_addresses(), routes: &[] };
         trace::trace(&node, packet, &self.recent)
     }
 
@@ -273,13 +275,13 @@ pub fn fates_text(branches: &[Branch]) -> String {
     let mut masqueraded = BTreeSet::new();
     for Branch { outcome, .. } in branches {
         let text = match (outcome.verdict, outcome.dnat) {
-            (Verdict::Accepted(_), Some(_)) => outcome.destination.to_string(),
-            (Verdict::Accepted(Delivery::Local | Delivery::Forwarded), None) => "untouched".to_owned(),
-            (Verdict::Dropped, _) => "dropped".to_owned(),
-            (Verdict::Rejected, _) => "rejected".to_owned(),
-            (Verdict::Unknown(step), _) => format!("unknown at {step}"),
+            (PacketVerdict::Accepted(_), Some(_)) => outcome.destination.to_string(),
+            (PacketVerdict::Accepted(Delivery::Local | Delivery::Forwarded), None) => "untouched".to_owned(),
+            (PacketVerdict::Dropped, _) => "dropped".to_owned(),
+            (PacketVerdict::Rejected, _) => "rejected".to_owned(),
+            (PacketVerdict::Unknown(step), _) => format!("unknown at {step}"),
         };
-        let is_through = matches!(outcome.verdict, Verdict::Accepted(_));
+        let is_through = matches!(outcome.verdict, PacketVerdict::Accepted(_));
         if is_through && outcome.masquerade {
             masqueraded.insert(text)
         } else {

@@ -1,6 +1,6 @@
 //! I. Syncing: what is written when, on a fake kernel.
 
-use chainsmith::iptables::trace::{self, Node};
+use chainsmith::iptables::trace::{self, TracedNode};
 use chainsmith::iptables::{ChainName, Table, parse};
 use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::kernel::{Backend, RestoreError};
@@ -256,7 +256,7 @@ fn a_restart_leaves_no_gap_and_no_stale_chains() {
     assert!(!touches(&input, "KUBE-POSTROUTING") && !input.contains("-I "), "{input}");
     let local = now.host.addresses.iter().copied().collect();
     for ruleset in second.sync.kernel().history.take().unwrap() {
-        let node = Node { ruleset: &ruleset, local_addresses: &local, routes: &[] };
+        let node = TracedNode { ruleset: &ruleset, local_addresses: &local, routes: &[] };
         let fates_text = fates_text(&trace::trace(&node, &now.packet("pod -> 10.96.0.10:80"), &now.recent));
         assert!(
             ["10.180.1.5:80", "10.180.1.5:80, 10.180.2.7:80"].contains(&fates_text.as_str()),

@@ -23,7 +23,7 @@ use chainsmith::net::{Cidr, IpFamily, PerFamily, Protocol};
 use chainsmith::plan::Restore;
 use chainsmith::policy::Place;
 use chainsmith::rules::names::{self, PortNames};
-use chainsmith::rules::ownership::Owner;
+use chainsmith::rules::ownership::ChainOwner;
 use chainsmith::rules::{Settings, fixed};
 use chainsmith::sync::FamilySync;
 
@@ -147,7 +147,7 @@ fn assert_in_force(family: IpFamily, backend: Backend, snapshot: &Snapshot, sett
             let rules = there.chain(table, name).map(|chain| &chain.rules);
             assert!(is_canary || rules == Some(&chain.rules), "{table} {name}: {rules:#?}");
         }
-        for name in there.tables[&table].keys().filter(|name| Owner::of(table, name).is_ours()) {
+        for name in there.tables[&table].keys().filter(|name| ChainOwner::of(table, name).is_ours()) {
             assert!(wanted.chain(table, name).is_some(), "{table} {name} is left over");
         }
     }
