@@ -7,12 +7,15 @@
 //!
 //! ARCHITECTURE.md has the table of modules and the invariants.
 
+mod affinity;
 pub mod agent;
 pub mod cli;
 pub mod compile;
 pub mod config;
+mod conntrack;
 pub mod drift;
 mod events;
+pub mod flows;
 mod health;
 mod http;
 pub mod iptables;
