@@ -110,7 +110,7 @@ fn iptables(node: &Node, family: Family, args: &[&str]) {
 }
 
 /// The agent repairs every external change of our rules, and writes nothing else.
-pub fn wrecked_tables_are_repaired(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn damaged_tables_are_repaired(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::start(backend).expect("a cluster starts");
     let mut findings = Vec::new();
     let (flushes, others): (Vec<_>, Vec<_>) = WRECKS.iter().partition(|wreck| wreck.is_flush);
@@ -161,7 +161,7 @@ fn try_wreck(running: &Running, wreck: &Wreck, extent: Extent) -> Finding {
         written.insert(n_chains);
     }
     let tally = load.stop();
-    assert!(agent.log().contains("somebody else changed our rules"), "{} was not logged", wreck.name);
+    assert!(agent.log().contains("rules changed by another process"), "{} was not logged", wreck.name);
     let written: Vec<String> = written.iter().map(u64::to_string).collect();
     Finding {
         fault: wreck.name.to_owned(),
@@ -216,7 +216,7 @@ pub fn held_lock_is_waited_for(backend: Backend, extent: Extent) -> Vec<Finding>
     holder.expect("a thread starts").join().expect("the holder ends");
     let tally = load.stop();
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
-    assert!(!agent.log().contains("refuses this service port"), "a held lock is no service port's fault");
+    assert!(!agent.log().contains("service port quarantined"), "a held lock is no service port's fault");
     let observed = match backend {
         Backend::Legacy => "rules in force stay; the sync is retried and catches up",
         Backend::Nft => "no lock there: the change is in force at once",
@@ -233,7 +233,7 @@ pub fn held_lock_is_waited_for(backend: Backend, extent: Extent) -> Vec<Finding>
 
 /// Another process writes its own chains five times a second: our changes take effect all the same,
 /// and our rules are not rewritten for it.
-pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn competing_writer_is_not_disturbed(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
     let to = OWN.cluster_ip(Family::V4);
@@ -273,7 +273,7 @@ pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<F
     let tally = load.stop();
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
     let log = agent.log();
-    assert!(!log.contains("somebody else changed our rules"), "foreign rules are no drift");
+    assert!(!log.contains("rules changed by another process"), "foreign rules are no drift");
     assert!(!log.contains("sync failed"), "no sync was blocked");
     let syncs = &agent.syncs()[n_before..];
     let n_writing = syncs.iter().filter(|sync| sync.processes > 0).count();
@@ -293,7 +293,7 @@ pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<F
 }
 
 /// While nothing happens, no program is started on either back-end.
-pub fn nothing_is_started_while_nothing_happens(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn an_idle_node_starts_no_program(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::start(backend).expect("a cluster starts");
     let agent = &running.agents[0];
     let quiet_for = Duration::from_secs(extent.of(3, 20));
