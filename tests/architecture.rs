@@ -19,7 +19,7 @@ const MAY_USE: [(&str, &[&str]); 23] = [
     ("drift", &["log", "net", "iptables", "rules", "plan", "kernel"]),
     ("leftovers", &["log", "net", "iptables", "plan", "rules", "kernel"]),
     ("http", &["log"]),
-    ("metrics", &["log", "net", "http"]),
+    ("metrics", &["net", "http"]),
     ("watch", &["log", "net", "model"]),
     (
         "sync",
@@ -28,9 +28,9 @@ const MAY_USE: [(&str, &[&str]); 23] = [
             "drift", "metrics", "watch",
         ],
     ),
-    ("measure", &["log", "net", "iptables", "model", "compile", "metrics", "sync"]),
+    ("measure", &["net", "iptables", "model", "compile", "metrics", "sync"]),
     ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "sync"]),
-    ("events", &["log", "model", "metrics", "sync"]),
+    ("events", &["model", "metrics", "sync"]),
     (
         "agent",
         &[
