@@ -1,8 +1,8 @@
-//! A cluster of any size, the same at every run: API objects, and the model made from them.
+//! A cluster of any size, the same in every run: API objects and their model.
 //!
-//! Services are as a large cluster has them: most have a cluster IP and one port; every tenth has a
-//! node port (as long as there are any), every fiftieth a load balancer with policy Local, every
-//! hundredth affinity.
+//! Services are distributed as in a large cluster: most have a cluster IP and one port; every tenth has a
+//! node port (while there are free ones), every fiftieth a load balancer with policy Local, every hundredth
+//! affinity.
 
 #![allow(dead_code, reason = "each bench uses a part of this module")]
 
@@ -17,13 +17,13 @@ use chainsmith::policy::Place;
 use chainsmith::rules::Settings;
 use serde_json::{Value, json};
 
-/// The node that the rules are made for.
+/// The node for which rules are made.
 pub const NODE: &str = "node-1";
 const N_NODES: u64 = 100;
-/// How many node ports an API server has to give (30000-32767).
+/// How many node ports an API server can allocate (30000-32767).
 const N_NODE_PORTS: usize = 2_768;
 
-/// A small generator (SplitMix64), so that every run sees the same cluster.
+/// A small random number generator (SplitMix64), so that the cluster is the same in every run.
 struct Random(u64);
 
 impl Random {
@@ -47,7 +47,7 @@ fn service_name(n: usize) -> String {
     format!("backend-service-{n:05}")
 }
 
-/// `10.<n>` as an address: each number its own.
+/// `10.<n>` as an address, different for each number.
 fn address(first: u8, n: u64) -> String {
     format!("{first}.{}.{}.{}", n >> 16 & 255, n >> 8 & 255, n & 255)
 }
@@ -67,18 +67,18 @@ fn metadata(name: &str, n: usize, kind: &str) -> Value {
     })
 }
 
-/// The cluster IP of the Service of number `n`, with its port.
+/// The cluster IP of Service number `n`, with its port.
 pub fn frontend(n: usize) -> SocketAddr {
     SocketAddr::new(address(172, 0x10_0000 + n as u64).parse().expect("an address"), 80)
 }
 
-/// The node port of the Service of number `n`, if it has one.
+/// The node port of Service number `n`, if it has one.
 pub fn node_port(n: usize) -> Option<u16> {
     let has_one = n % 10 == 3 && n / 10 < N_NODE_PORTS;
-    has_one.then(|| 30_000 + u16::try_from(n / 10).expect("there are fewer"))
+    has_one.then(|| 30_000 + u16::try_from(n / 10).expect("fewer node ports"))
 }
 
-/// The Service of number `n`.
+/// Service number `n`.
 pub fn service(n: usize) -> Value {
     let mut service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": metadata(&service_name(n), n, "Service"),
@@ -109,8 +109,8 @@ pub fn service(n: usize) -> Value {
     service
 }
 
-/// The EndpointSlice of the Service of number `n`, with `n_endpoints` endpoints. Each `version`
-/// differs from the others in its last endpoint.
+/// The EndpointSlice of Service number `n`, with `n_endpoints` endpoints. Each `version` has a different
+/// last endpoint.
 pub fn slice(n: usize, n_endpoints: usize, version: u64) -> Value {
     let mut random = Random(n as u64);
     let endpoint = |at: usize| {
@@ -150,11 +150,11 @@ pub fn node() -> Value {
     })
 }
 
-/// The decoded cluster and the place from which it is seen.
+/// The decoded cluster and the node whose view is used.
 pub struct Cluster {
     /// Its objects.
     pub snapshot: Snapshot,
-    /// What IPv4 rules depend on beside them.
+    /// The other inputs of IPv4 rules.
     pub settings: Settings,
     n_endpoints: usize,
     interner: Interner,
@@ -168,7 +168,7 @@ impl Cluster {
         let mut touched = Touched::default();
         for n in 0..n_services {
             let service = serde_json::from_value(service(n)).expect("a Service");
-            let (name, service) = decode::service(&service, &mut interner).named.expect("a good name");
+            let (name, service) = decode::service(&service, &mut interner).named.expect("a usable name");
             snapshot.apply(Change::Service(name, service), &mut touched);
             let change = slice_change(n, n_endpoints, 0, &mut interner);
             snapshot.apply(change, &mut touched);
@@ -195,13 +195,13 @@ impl Cluster {
         all.max().expect("there are Services")
     }
 
-    /// The change that takes the Service of number `n` away; its endpoints stay.
+    /// The change that deletes Service number `n`; its endpoints stay.
     pub fn service_deletion(&self, n: usize) -> Change {
         let mut names = self.snapshot.services().map(|service| service.name.clone());
-        Change::Service(names.nth(n).expect("there is one"), None)
+        Change::Service(names.nth(n).expect("a Service"), None)
     }
 
-    /// The change that gives the Service of number `n` another last endpoint.
+    /// The change that replaces the last endpoint of Service number `n`.
     pub fn endpoint_change(&mut self, n: usize, version: u64) -> Change {
         slice_change(n, self.n_endpoints, version, &mut self.interner)
     }
@@ -209,6 +209,6 @@ impl Cluster {
 
 fn slice_change(n: usize, n_endpoints: usize, version: u64, interner: &mut Interner) -> Change {
     let slice = serde_json::from_value(slice(n, n_endpoints, version)).expect("an EndpointSlice");
-    let (name, slice) = decode::slice(&slice, interner).named.expect("a good name");
+    let (name, slice) = decode::slice(&slice, interner).named.expect("a usable name");
     Change::Slice(name, slice)
 }

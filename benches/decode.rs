@@ -1,5 +1,5 @@
-//! JSON of API objects to what is read of them: into the API's whole types, as it was done before, and
-//! into types of our own that name the fields rules need.
+//! Decoding JSON of API objects: to the complete API types, as in earlier releases, and to our own types
+//! with only the fields that rules need.
 
 use std::hint::black_box;
 
@@ -17,7 +17,7 @@ const N_ENDPOINTS: usize = 10;
 /// Objects of each kind.
 const N_OBJECTS: usize = 500;
 
-/// The texts of Services and of slices.
+/// The JSON of Services and slices.
 struct Texts {
     services: Vec<String>,
     slices: Vec<String>,
@@ -29,8 +29,7 @@ impl Texts {
     }
 }
 
-/// A way to read the texts, by its name; it returns how much came of it, so that nothing is optimized
-/// away.
+/// A way to decode the texts, with its name; it returns a count, so that nothing is optimized away.
 type Way = (&'static str, fn(&Texts) -> usize);
 
 const WAYS: [Way; 4] = [
@@ -70,14 +69,14 @@ fn model(texts: &Texts) -> usize {
     n
 }
 
-/// CPU time of this thread so far, in ns. The kernel brings it up to date at each of its ticks.
+/// CPU time of this thread so far, in ns. The kernel updates it at each of its ticks.
 #[allow(clippy::disallowed_methods, reason = "a bench reads its own clock")]
 fn cpu_ns() -> u64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("a kernel with schedstat");
     text.split(' ').next().and_then(|word| word.parse().ok()).expect("nanoseconds come first")
 }
 
-/// Prints CPU time and memory of each way, then has criterion measure them.
+/// Prints CPU time and memory of each way, then measures them with criterion.
 pub fn bench(c: &mut Criterion) {
     let texts = Texts {
         services: (0..N_OBJECTS).map(|n| cluster::service(n).to_string()).collect(),

@@ -1,7 +1,7 @@
-//! From JSON to the decoded model, from there to the bytes to restore, and the steps between: `cargo bench
-//! --bench pipeline`.
+//! Benchmarks of the pipeline: JSON to the decoded model, the model to restore input, and the steps
+//! between: `cargo bench --bench pipeline`.
 //!
-//! Figures to hold on a machine of 2 cores: `compile/classic/10000` 300 ms, `one_endpoint/classic/10000` 2 ms.
+//! Targets on a machine of 2 cores: `compile/classic/10000` 300 ms, `one_endpoint/classic/10000` 2 ms.
 
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 
@@ -19,7 +19,7 @@ use chainsmith::kernel::Backend;
 use chainsmith::net::IpFamily;
 use chainsmith::plan::{Committed, DesiredRules, Limits, Planner, RestoreCounts, StepOrder, When};
 use chainsmith::rules::fixed;
-use chainsmith::rules::ownership::Owner;
+use chainsmith::rules::ownership::ChainOwner;
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
     measurement::WallTime,
@@ -30,7 +30,7 @@ use crate::sink::Sink;
 
 const SIZES: [usize; 3] = [100, 1_000, 10_000];
 const N_ENDPOINTS: usize = 10;
-/// How much one changed endpoint may send.
+/// The largest input for one changed endpoint.
 const MAX_LINES: usize = 100;
 
 fn all(c: &mut Criterion) {
@@ -57,7 +57,7 @@ fn endpoints(n_services: usize) -> Throughput {
     Throughput::Elements((n_services * N_ENDPOINTS) as u64)
 }
 
-/// Decoded model to restore text: a first sync whose text goes nowhere.
+/// Decoded model to restore input: a first sync whose input is discarded.
 fn compile(c: &mut Criterion, id: BenchmarkId, cluster: &Cluster) {
     let mut group = group(c, "compile", endpoints(cluster.snapshot.services().count()));
     group.bench_function(id, |bencher| {
@@ -72,7 +72,7 @@ fn compile(c: &mut Criterion, id: BenchmarkId, cluster: &Cluster) {
     });
 }
 
-/// One endpoint of the cluster becomes another.
+/// One endpoint of the cluster is replaced.
 fn one_endpoint(c: &mut Criterion, id: BenchmarkId, cluster: &mut Cluster) {
     let n_services = cluster.snapshot.services().count();
     let mut family = sink::fresh(cluster, Backend::Nft);
@@ -101,11 +101,11 @@ fn now() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-/// Rules of nat to inputs: everything is new, and nothing is.
+/// Rules of nat to inputs: all new, and all unchanged.
 fn plan(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
     let chains: Vec<Chain> = ruleset.tables[&Table::Nat]
         .iter()
-        .filter(|(name, _)| Owner::of(Table::Nat, name).depends_on_services())
+        .filter(|(name, _)| ChainOwner::of(Table::Nat, name).depends_on_services())
         .map(|(name, chain)| Chain { table: Table::Nat, name: *name, rules: chain.rules.clone() })
         .collect();
     let jumps = fixed::jumps();
@@ -146,7 +146,7 @@ fn send(chains: &[Chain], jumps: &[Jump], committed: &mut Committed) -> RestoreC
     let mut sink = Sink::new(Backend::Nft);
     let planner = Planner::new(IpFamily::V4, committed, jumps, Limits::NFT, &mut sink);
     let (counts, result) = planner.run(StepOrder::FilterAroundNat, &mut Groups(chains));
-    result.expect("a sink takes everything");
+    result.expect("a sink accepts everything");
     counts
 }
 
@@ -158,7 +158,7 @@ fn text(c: &mut Criterion, n_services: usize, ruleset: &Ruleset) {
         bencher.iter(|| write::save(IpFamily::V4, black_box(ruleset)));
     });
     group(c, "parse", bytes()).bench_function(BenchmarkId::from_parameter(n_services), |bencher| {
-        bencher.iter(|| parse::save(IpFamily::V4, black_box(&text)).expect("text of our own"));
+        bencher.iter(|| parse::save(IpFamily::V4, black_box(&text)).expect("our own text"));
     });
 }
 

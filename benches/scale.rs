@@ -1,11 +1,11 @@
 //! The agent at size, on real iptables: `make bench`, or `cargo bench --bench scale`, as root.
 //!
-//! For each back-end, layout and size: a network namespace with a simulated API server full of Services
-//! and EndpointSlices (a real one with `KUBEBUILDER_ASSETS`), the release binary in it, and a row of
-//! figures on stdout. Each case is a process of its own, so that nothing is left of it.
+//! For each back-end, layout and size: a network namespace with a simulated API server full of Services and
+//! EndpointSlices (a real one with `KUBEBUILDER_ASSETS`), the release binary in it, and a row of figures on
+//! stdout. Each case is a process of its own, so that it starts clean.
 //!
 //! `cargo bench --bench scale -- [--backend nft|legacy] [--layout classic|compact] [--changes N]
-//! [N_SERVICESxN_ENDPOINTS ...]`; with `--starts` first: only starts, with streaming lists and without.
+//! [N_SERVICESxN_ENDPOINTS ...]`; with `--starts` first: only starts, with and without streaming lists.
 
 #![allow(clippy::disallowed_methods, reason = "starts programs, reads files and measures time")]
 
@@ -35,7 +35,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
-/// How long one sync may take.
+/// Time limit for one sync.
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// What to measure.
@@ -85,7 +85,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Those that the figures to reach are about.
+/// The cases of the performance targets.
 const SIZES: [(usize, usize); 5] = [(1_000, 10), (5_000, 10), (5_000, 50), (30_000, 4), (44_000, 1)];
 
 fn cases(arguments: &[String]) -> anyhow::Result<Vec<Case>> {
@@ -128,11 +128,11 @@ largest child, MB | read from the API server, MB | restart: rules written | \
 connect bare / hit / miss p50, us | p99, us | per second |\n\
 |---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|";
 
-/// Runs one case in namespaces of its own and prints its row.
+/// Runs one case in its own namespaces and prints its row.
 fn measure(case: &Case) -> anyhow::Result<()> {
     enter_namespaces()?;
     let pod = Pod::serve()?;
-    // What a node has on that has any Services: connection tracking and NAT.
+    // Features that are in use on any node with Services: connection tracking and NAT.
     let off = switch_netfilter_on(case)?;
     let bare = pod.connect_to(pod.address())?;
     off()?;
@@ -150,12 +150,12 @@ fn measure(case: &Case) -> anyhow::Result<()> {
     }
     let (synced, first) = agent.wait("synced", |line| line["family"] == "IPv4")?;
     let n_bytes_read = server.simulator().map(|simulator| simulator.counters().wire_bytes);
-    // What ends after the first sync (the other family, trimming) is not part of a change.
+    // Work that ends after the first sync (the other family, trimming) is not part of a change.
     std::thread::sleep(Duration::from_secs(1));
     let cpu = agent.cpu()?;
 
     let change = |n: usize, put: &dyn Fn() -> u64| -> anyhow::Result<(f64, Value)> {
-        // A sync that found nothing to do, because somebody else wrote (ours among them: the canaries).
+        // A sync without changes, caused by an external commit (also by our canaries).
         agent.forget_log();
         let changed_at = Instant::now();
         put();
@@ -166,7 +166,7 @@ fn measure(case: &Case) -> anyhow::Result<()> {
         Ok(((at - changed_at).as_secs_f64() * 1e3, line))
     };
     let (mut endpoint, mut n_lines) = (Vec::new(), 0);
-    // At first the kernel takes memory for tables that it never had.
+    // At first the kernel allocates memory for tables that it never had.
     for version in 1..=case.n_changes + N_WARM_UP {
         let slice = cluster::slice(version * 97 % case.n_services, case.n_endpoints, version as u64);
         let (latency, line) = change(version, &|| server.put(slice.clone()))?;
@@ -178,7 +178,7 @@ fn measure(case: &Case) -> anyhow::Result<()> {
     let (mut service, mut n_service_lines) = (Vec::new(), 0);
     for n in 0..10 {
         let n = case.n_services + n;
-        // Nobody's yet; the sync that looks at it writes nothing.
+        // No Service uses it yet; its sync writes nothing.
         server.put(cluster::slice(n, case.n_endpoints, 0));
         agent.wait("synced", |line| line["family"] == "IPv4")?;
         let (latency, line) = change(n, &|| server.put(cluster::service(n)))?;
@@ -188,7 +188,7 @@ fn measure(case: &Case) -> anyhow::Result<()> {
     let memory = agent.memory()?;
     let mut restores = bare_restores(case)?;
 
-    // The last Service leads to the one endpoint that is there, and is asked for all the time.
+    // The last Service leads to the one real endpoint, and is contacted all the time.
     let last = case.n_services - 1;
     let mut slice = cluster::slice(last, 1, 0);
     slice["endpoints"][0]["addresses"][0] = pod.address().ip().to_string().into();
@@ -238,11 +238,11 @@ fn measure(case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Changes that are made before any is measured.
+/// Changes that are made before measuring.
 const N_WARM_UP: usize = 5;
 
-/// Has the kernel track connections and look into the base chains of nat and filter, by a rule that no
-/// packet meets; what takes the rule away again.
+/// Enables connection tracking and the base chains of nat and filter, by a rule that no packet matches;
+/// returns a function that removes the rule.
 fn switch_netfilter_on(case: &Case) -> anyhow::Result<impl FnOnce() -> anyhow::Result<()>> {
     let program = format!("iptables-{}", case.backend);
     let all = move |action: &str| -> anyhow::Result<()> {
@@ -259,14 +259,14 @@ fn switch_netfilter_on(case: &Case) -> anyhow::Result<impl FnOnce() -> anyhow::R
     Ok(move || all("-D"))
 }
 
-/// When the kernel told of commits to nf_tables; of the legacy back-end it tells nothing.
+/// Times of the kernel's notifications of nf_tables commits; the legacy back-end has none.
 #[derive(Default)]
 struct Commits {
     last: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Commits {
-    /// Listens from now on, for as long as this process lives.
+    /// Listens until this process ends.
     fn listen(case: &Case) -> anyhow::Result<Commits> {
         let commits = Commits::default();
         if case.backend != "nft" {
@@ -281,16 +281,16 @@ impl Commits {
         std::thread::spawn(move || {
             runtime.block_on(async {
                 while let Ok(Commit::Made { .. } | Commit::Missed) = notifications.next().await {
-                    *last.lock().expect("nobody panics with it") = Some(Instant::now());
+                    *last.lock().expect("no panic while locked") = Some(Instant::now());
                 }
             });
         });
         Ok(commits)
     }
 
-    /// When the last commit was told of, if that was after `moment`.
+    /// When the last commit was notified, if that was after `moment`.
     fn last_since(&self, moment: Instant) -> Option<Instant> {
-        self.last.lock().expect("nobody panics with it").filter(|at| *at > moment)
+        self.last.lock().expect("no panic while locked").filter(|at| *at > moment)
     }
 }
 
@@ -300,8 +300,8 @@ fn percentile(values: &mut [f64], p: usize) -> f64 {
     values[(values.len() * p / 100).min(values.len() - 1)]
 }
 
-/// How long `iptables-restore` alone takes, in ms, for what one changed endpoint sends: made by the same
-/// code for the same cluster, and restored into the tables that the agent has filled.
+/// How long `iptables-restore` alone takes, in ms, for the input of one changed endpoint: made by the same
+/// code for the same cluster, and restored into the agent's tables.
 fn bare_restores(case: &Case) -> anyhow::Result<Vec<f64>> {
     let layout = if case.layout == "compact" { LayoutChoice::Compact } else { LayoutChoice::Classic };
     let mut cluster = cluster::Cluster::new(case.n_services, case.n_endpoints, layout);
@@ -330,13 +330,13 @@ fn number(line: &Value, key: &str) -> u64 {
     line[key].as_u64().unwrap_or_default()
 }
 
-/// A network of our own, and a `/run` of our own for the lock of the legacy back-end.
+/// Enters a new network namespace with its own `/run` for the lock of the legacy back-end.
 fn enter_namespaces() -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("making namespaces (as root?)")?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
     mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), none).context("mounting /run")?;
-    // The client is a pod, so that nothing is masqueraded, and has another address than the one that serves.
+    // The client is a pod, so that it is not masqueraded, and has another address than the server.
     let client = "10.255.255.8";
     let route = format!("route add default dev lo src {client}");
     let addresses =
@@ -363,7 +363,7 @@ struct Agent {
     child: Child,
     started: Instant,
     log: mpsc::Receiver<(Instant, Value)>,
-    /// The most memory that a child of it had, in KB.
+    /// The peak memory of its children, in KB.
     peak_child_memory: Arc<AtomicU64>,
     is_over: Arc<AtomicBool>,
 }
@@ -382,7 +382,7 @@ struct Memory {
 
 impl Agent {
     fn start(case: &Case, kubeconfig: &std::path::Path) -> anyhow::Result<Agent> {
-        // Another one, to compare with.
+        // Another program, to compare with.
         let program = std::env::var_os("CHAINSMITH").unwrap_or(env!("CARGO_BIN_EXE_chainsmith").into());
         let mut child = Command::new(program)
             .arg("run")
@@ -416,7 +416,7 @@ impl Agent {
         Ok(Agent { child, started, log, peak_child_memory, is_over })
     }
 
-    /// The next line of the log that says `message` and for which `claim` holds.
+    /// The next log line with `message` for which `claim` holds.
     fn wait(&self, message: &str, claim: impl Fn(&Value) -> bool) -> anyhow::Result<(Instant, Value)> {
         loop {
             let (at, line) = self.log.recv_timeout(LIMIT).with_context(|| format!("no {message:?}"))?;
@@ -431,7 +431,7 @@ impl Agent {
         }
     }
 
-    /// Drops what was said so far.
+    /// Discards the log so far.
     fn forget_log(&self) {
         while self.log.try_recv().is_ok() {}
     }
@@ -466,7 +466,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // After a failure; otherwise it has ended already.
+        // After a failure; otherwise it has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -482,14 +482,14 @@ fn status_kb(pid: u32, key: &str) -> Option<u64> {
     status(pid, key)?.split(' ').next()?.parse().ok()
 }
 
-/// The highest peak among the children that `pid` has now, in KB.
+/// The highest peak memory of the current children of `pid`, in KB.
 fn children_peak(pid: u32) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     let pids: Vec<u32> = children
         .flat_map(|line| line.split_whitespace().map_while(|word| word.parse().ok()).collect::<Vec<_>>())
         .collect();
-    // Between fork and exec a child is still the agent.
+    // Between fork and exec a child still has the agent's memory.
     let is_program = |pid: &u32| status(*pid, "Name:").is_some_and(|name| name.starts_with("ip"));
     pids.into_iter()
         .filter(is_program)

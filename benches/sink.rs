@@ -1,4 +1,4 @@
-//! Tables that take every restore and keep nothing of it.
+//! Tables that accept every restore and store nothing.
 
 #![allow(dead_code, reason = "each bench uses a part of this module")]
 
@@ -15,13 +15,13 @@ use chainsmith::sync::{FamilySync, Report};
 
 use crate::cluster::Cluster;
 
-/// Empty tables of IPv4 that stay empty.
+/// IPv4 tables that stay empty.
 #[derive(Debug)]
 pub struct Sink {
     backend: Backend,
-    /// The last input, as long as it is a small one.
+    /// The last input, if it is small.
     pub last: String,
-    /// The first input, likewise.
+    /// The first input, if it is small.
     pub first: Option<String>,
 }
 
@@ -97,7 +97,7 @@ impl Iptables for Sink {
     }
 }
 
-/// A family that has seen nothing yet.
+/// A family before its first sync.
 pub fn fresh(cluster: &Cluster, backend: Backend) -> FamilySync<Sink> {
     let mut family = FamilySync::new(Sink::new(backend));
     family.set_settings(cluster.settings.clone());
@@ -112,7 +112,7 @@ pub fn sync(family: &mut FamilySync<Sink>, cluster: &Cluster) -> Report {
     report
 }
 
-/// One change of the cluster, and the sync that follows.
+/// One change of the cluster, and its sync.
 pub fn change(family: &mut FamilySync<Sink>, cluster: &mut Cluster, change: Change) -> Report {
     let mut touched = Touched::default();
     cluster.snapshot.apply(change, &mut touched);

@@ -71,9 +71,13 @@ const MISTAKES: &[Mistake] = &[
         traffic::local_policy_keeps_the_client,
     ),
     ("refuses instead of drops", ["-j DROP", "-j REJECT"], traffic::local_policy_keeps_the_client),
-    ("Local binds pods", ["-s 10.128.0.0/14 -j", ""], traffic::local_policy_is_cluster_from_within),
+    ("Local binds pods", ["-s 10.128.0.0/14 -j", ""], traffic::local_policy_is_cluster_for_pods),
     ("no hairpin", ["-A KUBE-SEP-OWN-TCP-web-1 -s", ""], traffic::hairpin_works),
-    ("drops instead of refuses", ["-j REJECT", "-j DROP"], traffic::no_endpoints_refuse_at_once),
+    (
+        "drops instead of refuses",
+        ["-j REJECT", "-j DROP"],
+        traffic::without_endpoints_clients_are_rejected_at_once,
+    ),
     (
         "marks all",
         ["-A PREROUTING", "-A PREROUTING -j KUBE-MARK-MASQ\n-A PREROUTING"],
@@ -91,7 +95,7 @@ pub fn the_lab_itself_passes_with_hand_written_rules(backend: Backend) {
 }
 
 /// Wrong rules do not pass: for each mistake the claim that forbids it fails.
-pub fn the_claims_notice_rules_that_are_wrong(backend: Backend) {
+pub fn the_claims_detect_wrong_rules(backend: Backend) {
     thread::scope(|scope| {
         for (mistake, change, claim) in MISTAKES {
             scope.spawn(move || {

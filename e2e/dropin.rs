@@ -66,7 +66,7 @@ fn make_hint(node: &Node) {
 
 /// kubeadm's DaemonSet and ConfigMap unchanged, on node-1: the same command line, the program
 /// called kube-proxy, the same files.
-pub fn kubeadm_daemonset_runs_as_it_stands(backend: Backend) {
+pub fn kubeadm_daemonset_runs_unchanged(backend: Backend) {
     let lab = cluster::build(backend).expect("a lab");
     let api = start_cluster(listen(), Some(lab.fabric().fd().expect("a namespace"))).expect("an API server");
     api.put_yaml(cluster::OBJECTS);
@@ -129,7 +129,7 @@ fn unreachable_kubeconfig() -> String {
 
 /// Leftovers of an earlier kube-proxy in the other back-end and in nftables are removed once our rules are in
 /// force, and not before; foreign rules stay.
-pub fn leftovers_go_once_our_rules_are_in_force(backend: Backend) {
+pub fn leftovers_are_removed_once_our_rules_are_in_force(backend: Backend) {
     let lab = cluster::build(backend).expect("a lab");
     let node = lab.node(1);
     let other = match backend {
@@ -157,7 +157,7 @@ pub fn leftovers_go_once_our_rules_are_in_force(backend: Backend) {
     let options = AgentOptions { kubeconfig, ..AgentOptions::default() };
     let agent = lab.start_chainsmith(node, &options).expect("an agent");
     poll::until("they are found", SOON, || {
-        agent.log().matches("it goes once our rules are in force").count() == 4
+        agent.log().matches("\"found leftover; removing it once our rules are in force\"").count() == 4
     });
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(left(), (2, 2));
@@ -172,11 +172,11 @@ pub fn leftovers_go_once_our_rules_are_in_force(backend: Backend) {
     }
     assert!(nft("list tables").contains("table ip mine"));
     let log = agent.stop();
-    assert_eq!(log.matches("] removed ").count(), 4, "{log}");
+    assert_eq!(log.matches("] \"removed leftover\" ").count(), 4, "{log}");
 }
 
 /// With a read-only /proc/sys each failed sysctl is logged with key and value, and nothing else fails.
-pub fn read_only_proc_sys_is_survived(backend: Backend) {
+pub fn read_only_proc_sys_is_tolerated(backend: Backend) {
     let lab = cluster::build(backend).expect("a lab");
     let node = lab.node(1);
     node.namespace().sysctl("net/ipv4/conf/all/route_localnet", "0").expect("a sysctl");
@@ -215,7 +215,7 @@ pub fn read_only_proc_sys_is_survived(backend: Backend) {
 
 /// The agent repairs each time chains of ours that another process changes again and again, and reports a conflicting
 /// proxy once.
-pub fn a_second_proxy_is_noticed(backend: Backend) {
+pub fn a_conflicting_proxy_is_reported(backend: Backend) {
     let running = Running::with_flags(backend, &["--audit-period=1s"]).expect("a cluster starts");
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
     for _ in 0..5 {
@@ -234,7 +234,7 @@ pub fn a_second_proxy_is_noticed(backend: Backend) {
 }
 
 /// `--init-only` sets the sysctls that it can set, names the others, and writes no rule.
-pub fn init_only_sets_parameters_and_ends(backend: Backend) {
+pub fn init_only_sets_sysctls_and_exits(backend: Backend) {
     let lab = Lab::plan(backend).node(&[]).build().expect("a lab");
     let node = lab.node(1);
     let run = |flags: &[&str]| {

@@ -233,7 +233,7 @@ pub fn flows_end_with_the_node_port(backend: Backend) {
 }
 
 /// A restart deletes only wrong flows (k/k#122740).
-pub fn flows_live_through_a_restart(backend: Backend) {
+pub fn flows_survive_a_restart(backend: Backend) {
     let mut running = Running::start(backend).expect("a cluster starts");
     all_answered_by(&running, "web-1");
     let to_web = [WEB.cluster_ip(Family::V4), WEB.cluster_ip(Family::V6)];

@@ -9,7 +9,7 @@ use fuzz::{KINDS, attempt, try_all};
 const N_CASES: u64 = 10_000;
 
 #[test]
-fn nothing_that_is_read_panics_harms_a_neighbour_or_takes_memory_beyond_its_bound() {
+fn no_input_panics_affects_other_objects_or_exceeds_its_memory_limit() {
     if let Ok(case) = std::env::var("FUZZ_CASE") {
         let (name, number) = case.split_once(':').expect("FUZZ_CASE=<kind>:<number>");
         let kind = KINDS.iter().find(|kind| kind.name == name).expect("a kind of case");

@@ -126,7 +126,7 @@ fn tainted(node: &Node, taints: &Value) -> Value {
 }
 
 /// Load balancers leave a node that is about to be removed; its agent is not restarted for that.
-pub fn a_node_that_is_to_go_is_unhealthy_but_alive(backend: Backend) {
+pub fn a_node_that_is_leaving_is_unhealthy_but_alive(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     let node = running.lab.node(1);
     for family in FAMILIES {
@@ -183,7 +183,7 @@ fn metric(node: &Node, series: &str) -> Option<f64> {
 }
 
 /// Occupied ports are reported and retried; everything else goes on.
-pub fn taken_ports_are_told_and_tried_again(backend: Backend) {
+pub fn ports_in_use_are_reported_and_retried(backend: Backend) {
     let mut running = Running::start(backend).expect("a cluster starts");
     running.agents.remove(0).stop();
     let listen = |address: String| TcpListener::bind(address).expect("a port is free");
@@ -242,7 +242,7 @@ pub fn taken_ports_are_told_and_tried_again(backend: Backend) {
 }
 
 /// With `bindAddressHardFail` an occupied port ends the process, and an event gives the reason.
-pub fn with_hard_fail_a_taken_port_ends_the_process(backend: Backend) {
+pub fn with_hard_fail_a_port_in_use_ends_the_process(backend: Backend) {
     let mut running = Running::with_flags(backend, &["--bind-address-hard-fail"]).expect("a cluster starts");
     running.agents.remove(0).stop();
     let node = running.lab.node(1);
@@ -259,7 +259,7 @@ pub fn with_hard_fail_a_taken_port_ends_the_process(backend: Backend) {
 }
 
 /// The metrics show the rules in the kernel, their latency, and the changes behind them.
-pub fn metrics_tell_what_is_in_the_kernel(backend: Backend) {
+pub fn metrics_show_the_rules_in_the_kernel(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     let node = running.lab.node(1);
     let mut slice = own_slice(&["10.128.1.5"]);
@@ -321,7 +321,7 @@ const REFUSE: &str = r#"case "$program $1" in *-restore\ -w)
 
 /// Events report a quarantined service port, and another process that writes to our chains; the
 /// proxy stays healthy.
-pub fn quarantine_and_drift_are_told_by_events(backend: Backend) {
+pub fn quarantine_and_drift_are_reported_by_events(backend: Backend) {
     let running = Running::start(backend).expect("a cluster starts");
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
     let event = |reason: &str| {

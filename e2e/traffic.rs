@@ -43,9 +43,9 @@ pub const CLAIMS: &[(&str, Claim)] = &[
     ("a node port is served by every node", node_port_is_served_by_every_node),
     ("load balancer and external IPs are served", load_balancer_and_external_ips_are_served),
     ("policy Local keeps the client and drops elsewhere", local_policy_keeps_the_client),
-    ("policy Local is Cluster for pods and nodes", local_policy_is_cluster_from_within),
+    ("policy Local is Cluster for pods and nodes", local_policy_is_cluster_for_pods),
     ("a pod reaches itself through its Service", hairpin_works),
-    ("a Service without endpoints refuses at once", no_endpoints_refuse_at_once),
+    ("a Service without endpoints refuses at once", without_endpoints_clients_are_rejected_at_once),
     ("other traffic is untouched and never marked", other_traffic_is_untouched),
 ];
 
@@ -171,7 +171,7 @@ pub fn local_policy_keeps_the_client(lab: &Lab) {
 
 /// externalTrafficPolicy Local restricts traffic from outside: pods and nodes reach all endpoints from
 /// everywhere, pods as themselves, nodes masqueraded.
-pub fn local_policy_is_cluster_from_within(lab: &Lab) {
+pub fn local_policy_is_cluster_for_pods(lab: &Lab) {
     for (family, protocol) in cases() {
         for (node, client) in lab.nodes().iter().zip(CLIENTS) {
             for to in [LOCAL.load_balancer(family), LOCAL.external_ip(family), LOCAL.node_port(node, family)]
@@ -249,7 +249,7 @@ pub fn a_foreign_redirection_keeps_its_source(lab: &Lab) {
 }
 
 /// Without endpoints, each address of a Service rejects at once, for every client.
-pub fn no_endpoints_refuse_at_once(lab: &Lab) {
+pub fn without_endpoints_clients_are_rejected_at_once(lab: &Lab) {
     let node = lab.node(1);
     lab.outside().enter_by(node).expect("routes can be set");
     let hosts: [&(dyn Host + Sync); 3] = [lab.outside(), lab.pod(CLIENTS[0]), node];

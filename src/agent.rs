@@ -1,23 +1,23 @@
-//! The agent: finds out where it runs, starts the tasks, joins them.
-#![allow(clippy::disallowed_methods, reason = "reads what the machine knows of itself")]
+//! The agent: finds out what the node supports, starts the tasks, joins them.
+#![allow(clippy::disallowed_methods, reason = "reads the host name and /proc")]
 
 mod config_file;
+mod conflicting_proxy;
 mod counters;
 mod families;
 mod first_sync;
-mod host;
+mod host_lookup;
+mod leftover_removal;
 mod memory;
-mod rivals;
+mod reporting;
+mod runtime;
 mod shutdown;
-mod surroundings;
-mod takeover;
-mod threads;
-mod tune;
+mod sysctls;
 
 pub use config_file::ConfigFile;
+pub use conflicting_proxy::conflicting_proxies;
 pub use memory::share_one_heap;
-pub use rivals::others;
-pub use threads::runtime;
+pub use runtime::runtime;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -40,20 +40,20 @@ use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
 use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper};
 use crate::watch::{self, api::Connection};
+use conflicting_proxy::ConflictDetector;
 use first_sync::FirstSyncLog;
-use host::Lookups;
-use memory::Trimmer;
-use rivals::Rivals;
-use shutdown::Signals;
-use takeover::FirstSyncs;
-use tune::Roots;
+use host_lookup::HostLookup;
+use leftover_removal::FirstSyncNotifier;
+use memory::HeapTrimmer;
+use shutdown::ExitSignals;
+use sysctls::SettingsFolders;
 
 const PROC: &str = "/proc";
 const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
 const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
-/// Runs until SIGTERM or SIGINT, which is success; the rules stay as they are. `flags` is every flag
-/// with its value, for `/flagz`; `file` is where the configuration was read from.
+/// Runs until SIGTERM or SIGINT, which is success; the rules stay in force. `flags` is every flag with its value, for
+/// `/flagz`; `file` is the file of the configuration.
 pub async fn run(
     config: Config,
     flags: Vec<(&'static str, String)>,
@@ -62,13 +62,13 @@ pub async fn run(
     let started = Instant::now();
     let config = Arc::new(config);
     let node_name = node_name(&config)?;
-    let mut signals = Signals::listen()?;
-    // It may take minutes, in which signals are obeyed.
+    let mut signals = ExitSignals::listen()?;
+    // Preparing may take minutes; a signal ends it.
     let prepared = tokio::select! {
-        () = signals.next() => return shutdown::at_start(),
+        () = signals.next() => return shutdown::exit_at_start(),
         prepared = prepare(config.clone()) => prepared?,
     };
-    let Prepared { kernels, kernel, findings } = prepared;
+    let PreparedNode { kernels, kernel, findings } = prepared;
     let families: Vec<IpFamily> = kernels.iter().map(Iptables::family).collect();
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
@@ -77,7 +77,7 @@ pub async fn run(
     }
     let score = config.oom_score_adj;
     tasks.spawn(async move {
-        tune::oom_score(Path::new("/proc/self"), score).await;
+        sysctls::set_oom_score(Path::new("/proc/self"), score).await;
         Ok(())
     });
     let (shutdown_sender, shutdown) = watch_channel::channel(false);
@@ -89,72 +89,73 @@ pub async fn run(
             Ok(())
         });
     }
+    let family_names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();
     info!(
-        node = %node_name, families = ?families, backend = kernels.first().map(|kernel| kernel.backend().as_str()),
-        version = env!("CARGO_PKG_VERSION"), "starting"
+        node = %node_name, families = family_names.join(","), version = env!("CARGO_PKG_VERSION"),
+        backend = kernels.first().map(|kernel| kernel.backend().as_str()), "starting"
     );
     let registry = prometheus::Registry::new();
     let metrics = Arc::new(Metrics::register(&registry)?);
     let connection = tokio::select! {
-        () = signals.next() => return shutdown::at_start(),
+        () = signals.next() => return shutdown::exit_at_start(),
         connection = connect(config.clone(), metrics.clone()) => connection?,
     };
-    let about = surroundings::About {
+    let facts = reporting::AgentFacts {
         config: &config,
         flags,
         node: &node_name,
-        machine: &machine_name()?,
+        machine: &host_name()?,
         server: connection.as_ref().map(events_server),
         freshness: connection.as_ref().map(|connection| connection.freshness.clone()),
         counters: kernel.counters,
         max_open_files: open_files::limit(),
     };
-    let told = surroundings::start(about, registry, metrics, &mut tasks)?;
+    let reports = reporting::start(facts, registry, metrics, &mut tasks)?;
     let changes = start_source(connection, &config, &node_name, &mut tasks);
     let patience = if config.manifests.is_empty() { Patience::CLUSTER } else { Patience::NONE };
-    let lookups = Arc::new(Lookups::of_machine(kernel));
+    let lookup = Arc::new(HostLookup::new(kernel));
     tokio::select! {
-        () = signals.next() => return shutdown::at_start(),
-        () = lookups.begin() => {}
+        () = signals.next() => return shutdown::exit_at_start(),
+        () = lookup.wait_known() => {}
     }
     let (addresses_sender, addresses) = mpsc::channel(1);
-    tasks.spawn(lookups.clone().follow(addresses_sender));
-    let host: HostSource = Arc::new(move || lookups.host());
+    tasks.spawn(lookup.clone().follow(addresses_sender));
+    let host: HostSource = Arc::new(move || lookup.host());
     let (written_sender, written) = mpsc::channel(64);
-    let is_notified = notify(&kernels, written_sender, &mut tasks);
+    let is_notified = forward_commits(&kernels, written_sender, &mut tasks);
     for finding in &findings {
-        told.iter().for_each(|observer| observer.noticed(finding));
+        reports.iter().for_each(|observer| observer.noticed(finding));
     }
-    let mut observers = observers(told, &host, kernels.first().map(Iptables::backend), &mut tasks);
+    let mut observers = observers(reports, &host, kernels.first().map(Iptables::backend), &mut tasks);
     observers.push(Arc::new(FirstSyncLog::new(config.clone(), families, started)));
-    observers.push(Arc::new(Trimmer::new()));
+    observers.push(Arc::new(HeapTrimmer::new()));
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
     let inputs = Inputs { watch: changes, flushed, written, addresses, shutdown };
-    let looping = tokio::spawn(Loop::new(parts).run(inputs));
-    end(looping, tasks, signals, &shutdown_sender).await
+    let sync_loop = tokio::spawn(Loop::new(parts).run(inputs));
+    wait_for_end(sync_loop, tasks, signals, &shutdown_sender).await
 }
 
-/// What is known before anything is started.
-struct Prepared {
+/// What the node supports, and what could not be prepared.
+struct PreparedNode {
     kernels: Vec<KernelIptables>,
     kernel: Kernel,
     findings: Vec<Finding>,
 }
 
-/// Finds out what the machine can do, and lets it do what the configuration needs.
-async fn prepare(config: Arc<Config>) -> anyhow::Result<Prepared> {
+/// Finds out what the node supports, and sets the sysctls that the configuration needs.
+async fn prepare(config: Arc<Config>) -> anyhow::Result<PreparedNode> {
     let (mut kernels, lost) = families::usable(&config).await?;
     blocking(move || {
         let (mut kernel, mut findings) = prepare_kernel(&config);
         findings.extend(lost);
         kernel.counters = counters::usable(&mut kernels);
-        kernel.bpf = config.layout == LayoutChoice::Classic || kernels.iter_mut().all(takes_bpf);
-        Ok(Prepared { kernels, kernel, findings })
+        kernel.bpf = config.layout == LayoutChoice::Classic || kernels.iter_mut().all(accepts_bpf);
+        Ok(PreparedNode { kernels, kernel, findings })
     })
     .await
 }
 
-/// Does `work`, which may take long, on a thread where it may block; a panic there is one here.
+/// Runs `work`, which may take long, on a blocking thread; passes a panic on.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
@@ -162,41 +163,41 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
-/// Whether rules may have the `bpf` match that compact tells a hairpin by.
-fn takes_bpf(kernel: &mut KernelIptables) -> bool {
+/// Whether rules may have the `bpf` match, by which compact detects a hairpin.
+fn accepts_bpf(kernel: &mut KernelIptables) -> bool {
     let family = kernel.family();
-    let taken = programs::accepts_rule(kernel, &fixed::hairpin_probe(family));
-    if let Err(error) = &taken {
-        warn!(%family, %error, "no match bpf; in layout compact each endpoint keeps a chain of its own");
+    let accepted = programs::accepts_rule(kernel, &fixed::hairpin_probe(family));
+    if let Err(error) = &accepted {
+        warn!(%family, %error, "iptables does not accept the bpf match; the compact layout makes a chain for each endpoint");
     }
-    taken.is_ok()
+    accepted.is_ok()
 }
 
-/// Those who are `told`, and those who do something of their own with what they hear, as tasks.
+/// All observers of the loop: `reports`, and those that act with tasks of their own.
 fn observers(
-    told: Vec<Arc<dyn Observer>>,
+    reports: Vec<Arc<dyn Observer>>,
     host: &HostSource,
     backend: Option<Backend>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> Vec<Arc<dyn Observer>> {
-    let sweeper = Arc::new(Sweeper::new(host.clone(), told.clone()));
-    let rivals = Arc::new(Rivals::new(told.clone()));
-    let (first_syncs, synced) = FirstSyncs::new();
-    let mut observers = told.clone();
-    observers.extend([sweeper.clone() as Arc<dyn Observer>, rivals.clone(), Arc::new(first_syncs)]);
+    let sweeper = Arc::new(Sweeper::new(host.clone(), reports.clone()));
+    let conflicts = Arc::new(ConflictDetector::new(reports.clone()));
+    let (first_syncs, synced) = FirstSyncNotifier::new();
+    let mut observers = reports.clone();
+    observers.extend([sweeper.clone() as Arc<dyn Observer>, conflicts.clone(), Arc::new(first_syncs)]);
     tasks.spawn(async move {
         sweeper.run().await;
         Ok(())
     });
-    tasks.spawn(rivals.run());
+    tasks.spawn(conflicts.run());
     if let Some(backend) = backend {
-        tasks.spawn(takeover::clear(backend, synced, told));
+        tasks.spawn(leftover_removal::remove_leftovers(backend, synced, reports));
     }
     observers
 }
 
-/// Does what needs more privileges than running: sets kernel parameters. Needs neither the API server
-/// nor iptables' tables. An error names every parameter that could not be set.
+/// Sets the sysctls, which needs more privileges than running. Needs neither the API server nor iptables. An error
+/// names every sysctl that could not be set.
 pub fn init_only(config: &Config) -> anyhow::Result<()> {
     let (_, findings) = prepare_kernel(config);
     let unset: Vec<String> = findings
@@ -207,14 +208,14 @@ pub fn init_only(config: &Config) -> anyhow::Result<()> {
         })
         .collect();
     if !unset.is_empty() {
-        bail!("cannot set kernel parameters: {}", unset.join("; "));
+        bail!("cannot set sysctls: {}", unset.join("; "));
     }
     Ok(())
 }
 
-/// Passes commits to nf_tables on to `written`; `false` where they are not to be had, and the tables
-/// are looked at instead.
-fn notify(
+/// Forwards notifications of commits to nf_tables to `written`. `false` if there are none, and the tables must be
+/// compared instead.
+fn forward_commits(
     kernels: &[KernelIptables],
     written: mpsc::Sender<Option<u32>>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
@@ -225,7 +226,7 @@ fn notify(
     let mut notifications = match nft::CommitNotifications::listen() {
         Ok(notifications) => notifications,
         Err(error) => {
-            warn!(%error, "cannot listen to nf_tables; looking at the tables every second instead");
+            warn!(%error, "cannot listen to nf_tables; comparing the tables every second");
             return false;
         }
     };
@@ -239,69 +240,70 @@ fn notify(
     true
 }
 
-/// Waits for the loop, for a signal, or for a task that ends although it should not.
-async fn end(
-    mut looping: JoinHandle<Ended>,
+/// Waits for the end of the loop, a signal, or a task that fails.
+async fn wait_for_end(
+    mut sync_loop: JoinHandle<Ended>,
     mut tasks: JoinSet<anyhow::Result<()>>,
-    mut signals: Signals,
+    mut signals: ExitSignals,
     shutdown_sender: &watch_channel::Sender<bool>,
 ) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             biased;
-            ended = &mut looping => return match ended.context("the sync loop panicked")? {
+            ended = &mut sync_loop => return match ended.context("the sync loop panicked")? {
                 Ended::Shutdown => Ok(()),
-                Ended::PodCidrsChanged => bail!("the Node's pod CIDRs changed; start again with the new ones"),
-                Ended::NoPodCidrs => bail!("the Node got no pod CIDRs, which detectLocalMode NodeCIDR needs"),
-                Ended::SourcesGone => bail!("nothing tells of Services and EndpointSlices any more"),
+                Ended::PodCidrsChanged => bail!("the Node's pod CIDRs changed; exiting, to be restarted with the new ones"),
+                Ended::NoPodCidrs => bail!("the Node has no pod CIDRs, which detectLocalMode NodeCIDR needs"),
+                Ended::SourcesGone => bail!("the watches of Services and EndpointSlices ended"),
             },
             Some(ended) = tasks.join_next() => ended.context("a task panicked")??,
             () = signals.next() => {
-                return shutdown::of_loop(looping, signals, shutdown_sender).await;
+                return shutdown::end_loop(sync_loop, signals, shutdown_sender).await;
             }
         }
     }
 }
 
-fn machine_name() -> anyhow::Result<String> {
+fn host_name() -> anyhow::Result<String> {
     Ok(nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().into_owned())
 }
 
-/// The configured name, else the kernel's; lower case.
+/// The configured name of the Node, else the host name; lower case.
 fn node_name(config: &Config) -> anyhow::Result<Arc<str>> {
     let name = match &config.hostname_override {
         Some(name) => name.clone(),
-        None => machine_name()?,
+        None => host_name()?,
     };
     let name = name.trim().to_lowercase();
     if name.is_empty() {
-        bail!("the host name is empty; give the Node's name with --hostname-override");
+        bail!("the host name is empty; set the Node's name with --hostname-override");
     }
     Ok(name.into())
 }
 
-/// Finds out what the kernel can do, and lets it do what the configuration needs; what it would not.
+/// Sets the sysctls that the configuration needs, and finds out what the kernel supports.
 fn prepare_kernel(config: &Config) -> (Kernel, Vec<Finding>) {
-    let roots = Roots::of_kernel();
-    let mut unset = tune::conntrack(&roots, &config.conntrack);
-    let tcp_be_liberal = roots.sysctls.get::<i64>(BE_LIBERAL).is_ok_and(|value| value != 0);
+    let folders = SettingsFolders::of_kernel();
+    let mut failures = sysctls::set_conntrack(&folders, &config.conntrack);
+    let tcp_be_liberal = folders.sysctls.get::<i64>(BE_LIBERAL).is_ok_and(|value| value != 0);
     let kernel = Kernel { tcp_be_liberal, ..Kernel::default() };
-    // What the node's addresses are plays no role in whether loopback is among those configured.
-    let wanted = Settings::new(config, None, &Host { addresses: Vec::new(), kernel }, IpFamily::V4);
-    let refused = wanted.localhost_node_ports.then(|| tune::set(&roots.sysctls, ROUTE_LOCALNET, 1)).flatten();
-    let route_localnet = refused.is_none();
-    unset.extend(refused);
-    tune::warn_of(&unset);
-    let mut findings: Vec<Finding> = unset.into_iter().map(tune::Unset::finding).collect();
+    // Whether node ports answer on loopback depends on the configuration, not on the node's addresses.
+    let settings = Settings::new(config, None, &Host { addresses: Vec::new(), kernel }, IpFamily::V4);
+    let failure =
+        settings.localhost_node_ports.then(|| sysctls::set(&folders.sysctls, ROUTE_LOCALNET, 1)).flatten();
+    let route_localnet = failure.is_none();
+    failures.extend(failure);
+    sysctls::log_failures(&failures);
+    let mut findings: Vec<Finding> = failures.into_iter().map(sysctls::SetError::finding).collect();
     if !route_localnet {
-        warn!("node ports do not answer on 127.0.0.1, as the kernel does not route it");
+        warn!("node ports do not answer on 127.0.0.1: route_localnet cannot be set");
         findings.push(Finding::NoLocalhostNodePorts);
     }
     (Kernel { route_localnet, ..kernel }, findings)
 }
 
-/// The API server; `None` when objects come from folders. Its traffic is counted in `metrics`. On a thread of
-/// its own, as a kubeconfig may name a program to be run for credentials.
+/// Connects to the API server, whose traffic `metrics` count; `None` if objects come from folders. Works on a blocking
+/// thread, because a kubeconfig may name a program that fetches credentials.
 async fn connect(config: Arc<Config>, metrics: Arc<Metrics>) -> anyhow::Result<Option<Connection>> {
     if !config.manifests.is_empty() {
         return Ok(None);
@@ -311,16 +313,16 @@ async fn connect(config: Arc<Config>, metrics: Arc<Metrics>) -> anyhow::Result<O
         let client = &config.client;
         let limit = watch::api::RequestLimit { qps: client.qps, burst: client.burst };
         let (kubeconfig, master) = (client.kubeconfig.as_deref(), client.master.as_deref());
-        let observer = Arc::new(surroundings::Traffic(metrics));
+        let observer = Arc::new(reporting::TrafficMeter(metrics));
         let connection = runtime.block_on(watch::api::connect(kubeconfig, master, limit, observer))?;
-        // As old as a change may become before the node is unhealthy.
+        // The age at which an unsynced change makes the node unhealthy.
         let freshness = Arc::new(watch::api::Freshness::new(config.sync_period * 2));
         Ok(Some(Connection { freshness, ..connection }))
     };
     blocking(connect).await
 }
 
-/// Where events go.
+/// The API server that receives events.
 fn events_server(connection: &Connection) -> events::EventTarget {
     events::EventTarget { client: connection.client.clone(), host: connection.host.clone() }
 }

@@ -1,19 +1,19 @@
 //! Access to the kernel: each program or kernel file is behind one small trait or function, so that tests
 //! can replace it.
 
-pub mod addrs;
-pub mod affinity_lists;
+pub(crate) mod addrs;
+pub(crate) mod affinity_lists;
 pub mod conntrack;
 #[cfg(any(test, feature = "fake-kernel"))]
 pub mod fake;
-pub mod ipset;
-pub mod ipvs;
+pub(crate) mod ipset;
+pub(crate) mod ipvs;
 mod netlink;
 pub mod nfacct;
 pub mod nft;
-pub mod open_files;
+pub(crate) mod open_files;
 pub mod programs;
-pub mod sysctl;
+pub(crate) mod sysctl;
 mod xtables;
 
 #[cfg(test)]

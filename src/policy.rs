@@ -1,4 +1,5 @@
-//! Which endpoints serve which traffic of a service port from this node, and what the rest meets.
+//! Which endpoints serve which traffic of a service port from this node, and the verdict on traffic
+//! that none serves.
 //!
 //! Source: kube-proxy v1.36, `CategorizeEndpoints`; KEPs 1669, 2086, 2433 and 3015.
 
@@ -10,23 +11,22 @@ use topology::Topology;
 
 pub use topology::Place;
 
-/// The endpoints of one service port, by what they are for. Lists keep the order of the input.
+/// The endpoints of one service port, by the traffic that they serve. Lists keep the order of the input.
 #[derive(Clone, Debug, Default)]
 pub struct Selection<'a> {
     /// For traffic under policy Cluster.
     pub cluster: Vec<Endpoint<'a>>,
     /// For traffic under policy Local: those on this node.
     pub local: Vec<Endpoint<'a>>,
-    /// Whether anybody anywhere could serve, so that what is refused here is dropped, not rejected.
+    /// Whether any node has an endpoint that could serve: then traffic that this node cannot serve is
+    /// dropped, not rejected.
     pub has_endpoints: bool,
-    /// How many endpoints the port has, whatever their conditions.
-    pub n_all: usize,
 }
 
 impl<'a> Selection<'a> {
-    /// Sorts out `endpoints` (all those of `port`) for a node at `place`.
+    /// Selects from `endpoints` (all those of `port`) for a node at `place`.
     pub fn new(port: &ServicePort<'_>, endpoints: &[Endpoint<'a>], place: Place<'_>) -> Selection<'a> {
-        let mut selection = Selection { n_all: endpoints.len(), ..Selection::default() };
+        let mut selection = Selection::default();
         if port.uses_cluster_endpoints() {
             selection.cluster = cluster_endpoints(endpoints, place);
             selection.has_endpoints = !selection.cluster.is_empty();
@@ -39,7 +39,7 @@ impl<'a> Selection<'a> {
         selection
     }
 
-    /// Every endpoint that this node may send to: the union of both lists, each once.
+    /// Every endpoint that this node may send to: the union of both lists, without duplicates.
     pub fn reachable(&self) -> Vec<Endpoint<'a>> {
         let mut all: Vec<Endpoint<'a>> = self.cluster.iter().chain(&self.local).copied().collect();
         all.sort_by_key(|endpoint| endpoint.address);
@@ -47,7 +47,7 @@ impl<'a> Selection<'a> {
         all
     }
 
-    /// What this node does with packets for `port`.
+    /// The verdicts of this node on packets for `port`.
     pub fn verdicts(&self, port: &ServicePort<'_>) -> Verdicts {
         let verdict = |policy| match policy {
             _ if !self.has_endpoints => Verdict::Reject,
@@ -61,7 +61,7 @@ impl<'a> Selection<'a> {
     }
 }
 
-/// Ready endpoints that fit the topology, else all that are serving while they terminate.
+/// Ready endpoints that fit the topology, else all endpoints that serve while they terminate.
 fn cluster_endpoints<'a>(endpoints: &[Endpoint<'a>], place: Place<'_>) -> Vec<Endpoint<'a>> {
     let topology = Topology::of(endpoints, place);
     let ready: Vec<Endpoint<'a>> =
@@ -72,8 +72,8 @@ fn cluster_endpoints<'a>(endpoints: &[Endpoint<'a>], place: Place<'_>) -> Vec<En
     endpoints.iter().filter(|endpoint| endpoint.is_serving_terminating()).copied().collect()
 }
 
-/// Ready endpoints of this node, else those of it that are serving while they terminate. Hints
-/// play no role.
+/// Ready endpoints of this node, else its endpoints that serve while they terminate, whatever the
+/// hints.
 fn local_endpoints<'a>(endpoints: &[Endpoint<'a>], place: Place<'_>) -> Vec<Endpoint<'a>> {
     let here = || endpoints.iter().filter(|endpoint| endpoint.is_on(place.node)).copied();
     let ready: Vec<Endpoint<'a>> = here().filter(Endpoint::is_ready).collect();
@@ -83,14 +83,14 @@ fn local_endpoints<'a>(endpoints: &[Endpoint<'a>], place: Place<'_>) -> Vec<Endp
     here().filter(Endpoint::is_serving_terminating).collect()
 }
 
-/// What a packet for a service port meets on this node.
+/// The verdict of this node on a packet for a service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It goes to an endpoint.
     Serve,
-    /// Nobody anywhere serves: the client is told at once.
+    /// No node has an endpoint: the client gets an error at once.
     Reject,
-    /// Others serve, but not here: the packet vanishes, so that a load balancer tries elsewhere.
+    /// Only other nodes have endpoints: the packet is dropped, so that a load balancer tries another node.
     Drop,
 }
 
@@ -104,7 +104,7 @@ pub struct Verdicts {
 }
 
 impl Verdicts {
-    /// Whether anybody anywhere serves the port.
+    /// Whether any node has an endpoint of the port.
     pub fn has_endpoints(&self) -> bool {
         self.internal != Verdict::Reject
     }

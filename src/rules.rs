@@ -1,9 +1,9 @@
 //! What a node's rules are: the fixed chains, and for each service port its own chains and its entries in
 //! the shared chains, laid out in one of two ways ([`Layout`]). Every `KUBE-` word is in this module.
 
-pub mod advice;
 mod classic;
 mod compact;
+mod config_warnings;
 pub mod dispatch;
 mod entries;
 mod external;
@@ -14,11 +14,12 @@ pub mod overlap;
 pub mod ownership;
 mod port_context;
 mod settings;
-mod shared;
+mod shared_chain;
 
+pub use config_warnings::config_warnings;
 pub use layout::{LARGE_CLUSTER_ENDPOINTS, Layout, SMALL_CLUSTER_ENDPOINTS};
 pub use settings::{Detector, NodePorts, Settings};
-pub use shared::{Entry, SharedChain};
+pub use shared_chain::{Entry, SharedChain};
 
 use port_context::PortContext;
 

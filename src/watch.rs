@@ -2,7 +2,7 @@
 //! send [`WatchEvent`]s over one channel. `model::Snapshot` combines them; `sync` acts on them.
 
 pub mod api;
-pub mod files;
+pub(crate) mod files;
 mod problem_log;
 
 use crate::model::{Change, ObjectKind};

@@ -180,7 +180,7 @@ fn nothing_that_waits_uses_the_time_of_day() {
     for (module, file, text) in sources() {
         let file_name = file.to_string_lossy();
         // The start time is displayed as a time of day; nothing waits for it.
-        let tells = file_name == "agent/surroundings";
+        let tells = file_name == "agent/reporting";
         let waits = ["kernel", "drift", "sync", "agent", "leftovers"].contains(&module.as_str()) && !tells;
         if waits && !file_name.contains("tests") {
             n_files += 1;

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use chainsmith::compile;
 use chainsmith::config::{DetectLocal, LayoutChoice};
 use chainsmith::iptables::trace::{
-    self, Delivery, Node, Origin, Outcome, Packet, RecentLists, Verdict, Weight,
+    self, Delivery, Origin, Outcome, Packet, PacketVerdict, RecentLists, TracedNode, Weight,
 };
 use chainsmith::iptables::{ChainName, CtStates, Policy, Ruleset, Table, parse, write};
 use chainsmith::kernel::Backend;
@@ -136,7 +136,7 @@ fn our_rulesets(case: &Case, family: IpFamily) -> Vec<Ruleset> {
 
 fn fates(case: &Case, ruleset: &Ruleset, packet: &Packet) -> Vec<(Weight, Outcome)> {
     let local = case.host.addresses.iter().copied().collect();
-    let node = Node { ruleset, local_addresses: &local, routes: &[] };
+    let node = TracedNode { ruleset, local_addresses: &local, routes: &[] };
     let branches = trace::trace(&node, packet, &RecentLists::default());
     branches.into_iter().map(|branch| (branch.weight, branch.outcome.visible())).collect()
 }
@@ -158,10 +158,10 @@ impl Met {
         let any = |is: &dyn Fn(&Outcome) -> bool| usize::from(fates.iter().any(|(_, outcome)| is(outcome)));
         self.n_to_endpoints += any(&|outcome| outcome.dnat.is_some());
         self.n_masqueraded += any(&|outcome| outcome.masquerade);
-        self.n_rejected += any(&|outcome| outcome.verdict == Verdict::Rejected);
-        self.n_dropped += any(&|outcome| outcome.verdict == Verdict::Dropped);
+        self.n_rejected += any(&|outcome| outcome.verdict == PacketVerdict::Rejected);
+        self.n_dropped += any(&|outcome| outcome.verdict == PacketVerdict::Dropped);
         self.n_untouched += any(&|outcome| {
-            outcome.dnat.is_none() && outcome.verdict == Verdict::Accepted(Delivery::Forwarded)
+            outcome.dnat.is_none() && outcome.verdict == PacketVerdict::Accepted(Delivery::Forwarded)
         });
     }
 }
@@ -187,7 +187,8 @@ fn packets_have_the_same_fates_as_under_kube_proxys_rules() {
         for packet in packets(case, snapshot, family) {
             let fate = fates(case, &theirs, &packet);
             assert_eq!(fates(case, &ours, &packet), fate, "{what}: {packet:?}");
-            let is_known = |(_, outcome): &(Weight, Outcome)| !matches!(outcome.verdict, Verdict::Unknown(_));
+            let is_known =
+                |(_, outcome): &(Weight, Outcome)| !matches!(outcome.verdict, PacketVerdict::Unknown(_));
             assert!(fate.iter().all(is_known), "{what}: {packet:?} {fate:?}");
             met.count(&fate);
         }

@@ -19,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use chainsmith::compile;
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::Ruleset;
-use chainsmith::iptables::trace::{self, Node, Origin, Packet, RecentLists};
+use chainsmith::iptables::trace::{self, Origin, Packet, RecentLists, TracedNode};
 use chainsmith::kernel::Backend;
 use chainsmith::net::Protocol;
 use chainsmith::plan::RestoreCounts;
@@ -100,7 +100,7 @@ fn legacy_writes_all_but_the_urgent_rules_in_one_process() {
 /// The most rules that the first packet of a connection from a pod is compared with, in all tables.
 fn rules_met(ruleset: &Ruleset, to: SocketAddr) -> usize {
     let local = [IpAddr::from([192, 0, 2, 1])].into();
-    let node = Node { ruleset, local_addresses: &local, routes: &[] };
+    let node = TracedNode { ruleset, local_addresses: &local, routes: &[] };
     let from = SocketAddr::from(([10, 128, 0, 77], 40_000));
     let packet = Packet::new(Origin::Arrives(Some("cni0".into())), from, to, Protocol::Tcp);
     let branches = trace::trace(&node, &packet, &RecentLists::default());

@@ -66,7 +66,7 @@ fn check(n: usize, text: &str, is_vague: bool, bad: &str, max_extra: usize) {
     let snapshot = cluster(n);
     let start = |refused: &[String]| {
         let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
-        kernel.refused_texts = refused.to_vec();
+        kernel.rejected_texts = refused.to_vec();
         kernel.is_vague = is_vague;
         let mut family = FamilySync::new(kernel);
         family.set_settings(settings());
@@ -97,7 +97,7 @@ fn check(n: usize, text: &str, is_vague: bool, bad: &str, max_extra: usize) {
 
     // It stays quarantined, without further attempts, until its Service changes.
     assert!(!family.is_dirty());
-    family.kernel().refused_texts.clear();
+    family.kernel().rejected_texts.clear();
     family.touch(BTreeSet::from([ObjectName::new(namespace, name)]));
     let report = sync(&mut family, &snapshot);
     assert_eq!((report.outcome, family.n_quarantined()), (Ok(()), 0));
@@ -131,7 +131,7 @@ fn a_rejected_entry_is_also_found_by_halving() {
 fn two_service_ports_with_rejected_entries_are_quarantined() {
     let snapshot = cluster(20);
     let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
-    kernel.refused_texts = vec!["-d 10.96.0.8/32".to_owned(), "-d 10.96.0.11/32".to_owned()];
+    kernel.rejected_texts = vec!["-d 10.96.0.8/32".to_owned(), "-d 10.96.0.11/32".to_owned()];
     let mut family = FamilySync::new(kernel);
     family.set_settings(settings());
     let report = sync(&mut family, &snapshot);
@@ -152,7 +152,7 @@ fn a_rejected_reject_rule_quarantines_its_service_port() {
     }
     for is_vague in [true, false] {
         let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
-        kernel.refused_texts = vec!["-j REJECT".to_owned()];
+        kernel.rejected_texts = vec!["-j REJECT".to_owned()];
         kernel.is_vague = is_vague;
         let mut family = FamilySync::new(kernel);
         family.set_settings(settings());
@@ -166,7 +166,7 @@ fn a_held_lock_during_the_search_removes_no_rules() {
     let snapshot = cluster(20);
     for n_before in 1..6 {
         let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Legacy);
-        kernel.refused_texts = vec!["10.1.0.8/32".to_owned()];
+        kernel.rejected_texts = vec!["10.1.0.8/32".to_owned()];
         kernel.is_vague = true;
         let refused = || RestoreError::Refused { line: 1, text: None, message: "no".to_owned() };
         let mut failures = vec![RestoreError::Locked(std::time::Duration::from_secs(5))];
@@ -192,13 +192,13 @@ fn one_bad_service_among_5000_leaves_4999_programmed() {
 fn a_failure_without_a_responsible_service_port_quarantines_none() {
     let snapshot = cluster(10);
     let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
-    kernel.refused_texts = vec!["-A KUBE-POSTROUTING".to_owned()];
+    kernel.rejected_texts = vec!["-A KUBE-POSTROUTING".to_owned()];
     let mut family = FamilySync::new(kernel);
     family.set_settings(settings());
     let report = sync(&mut family, &snapshot);
     assert!(report.outcome.is_err());
     assert_eq!((report.quarantined.len(), family.n_quarantined()), (0, 0));
-    family.kernel().refused_texts.clear();
+    family.kernel().rejected_texts.clear();
     assert_eq!(sync(&mut family, &snapshot).outcome, Ok(()));
 }
 
@@ -251,7 +251,7 @@ fn endpoints_of_a_retried_service_port_count_once_for_the_layout() {
     });
     let snapshot = read(&format!("{}{crowd}\n", (0..200).map(service).collect::<String>()));
     let mut kernel = FakeIptables::new(IpFamily::V4, Backend::Nft);
-    kernel.refused_texts = vec!["-d 10.96.0.8/32".to_owned()];
+    kernel.rejected_texts = vec!["-d 10.96.0.8/32".to_owned()];
     let mut family = FamilySync::new(kernel);
     family.set_settings(settings());
     for _ in 0..3 {

@@ -20,8 +20,6 @@ mod held;
 mod idle;
 #[path = "real_iptables/large.rs"]
 mod large;
-#[path = "real_iptables/log.rs"]
-mod log;
 #[path = "real_iptables/namespace.rs"]
 mod namespace;
 #[path = "real_iptables/restore.rs"]
@@ -34,6 +32,8 @@ mod start;
 mod starting;
 #[path = "real_iptables/unusable.rs"]
 mod unusable;
+#[path = "real_iptables/unwritable_log.rs"]
+mod unwritable_log;
 #[path = "real_iptables/verbosity.rs"]
 mod verbosity;
 

@@ -1,4 +1,4 @@
-//! A pod that answers, and how long it takes to connect to it.
+//! A pod with a server, and the time to connect to it.
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,18 +10,18 @@ use socket2::{Domain, Socket, Type};
 /// Connections for one figure.
 const N_CONNECTS: usize = 5_000;
 
-/// A program that listens on the node's own address and closes each connection at once.
+/// A server that listens on the node's own address and closes each connection at once.
 pub struct Pod {
     address: SocketAddr,
 }
 
-/// How long connecting took.
+/// The time to connect.
 pub struct Connects {
     /// The median, in microseconds.
     pub p50_us: f64,
     /// The 99th percentile, in microseconds.
     pub p99_us: f64,
-    /// How many a second, one after the other.
+    /// Connections per second, one after another.
     pub per_second: f64,
 }
 
@@ -34,16 +34,16 @@ impl Pod {
         Ok(Pod { address })
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Connects to `to` until it is answered, for at most `limit`.
+    /// Connects to `to` until that succeeds, for at most `limit`.
     pub fn first_packet(&self, to: SocketAddr, limit: Duration) -> anyhow::Result<()> {
         let started = Instant::now();
         loop {
-            // From an address of its own: attempts that fail leave flows to endpoints that are gone.
+            // From a different address each time: failed attempts leave flows to endpoints that are gone.
             let client = Socket::new(Domain::IPV4, Type::STREAM, None)?;
             client.bind(&SocketAddr::from(([10, 255, 255, 7], 0)).into())?;
             if client.connect_timeout(&to.into(), Duration::from_millis(20)).is_ok() {
@@ -62,9 +62,10 @@ impl Pod {
             let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))
                 .with_context(|| format!("connecting to {to}"))?;
             times.push(begun.elapsed().as_secs_f64() * 1e6);
-            // Until it was taken: else the listener's queue overflows, and that is what is measured.
+            // Until the connection was accepted: otherwise the listener's queue overflows, and that is what
+            // is measured.
             (&stream).read_to_end(&mut Vec::new())?;
-            // Without a state of waiting: ports would run out.
+            // Without TIME_WAIT, since ports would run out.
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         }
         let per_second = N_CONNECTS as f64 / started.elapsed().as_secs_f64();

@@ -1,5 +1,5 @@
-//! How long a start takes, from exec to rules in force, from an API server that serves streaming lists
-//! and from one that does not (etcd before 3.4.25), in turns: `cargo bench --bench scale -- --starts`.
+//! The time of a start, from exec to rules in force, with an API server that supports streaming lists and
+//! with one that does not (etcd before 3.4.25), alternately: `cargo bench --bench scale -- --starts`.
 
 use std::fs;
 use std::process::Command;
@@ -9,12 +9,12 @@ use anyhow::{Context, ensure};
 use crate::apiserver::{ApiServer, Etcd, start_cluster};
 use crate::{Agent, Case, enter_namespaces, fill, percentile};
 
-/// How often each is tried.
+/// Number of starts of each kind.
 const N_STARTS: usize = 7;
 
 const ETCDS: [(&str, Etcd); 2] = [("3.6", Etcd::V3_6), ("3.4", Etcd::V3_4)];
 
-/// Starts an agent in turns in both ways, each time in a process of its own, and prints a row.
+/// Starts an agent alternately in both ways, each time in a process of its own, and prints a row.
 pub fn compare(case: &Case) -> anyhow::Result<()> {
     let mut times = [Vec::new(), Vec::new()];
     let mut requests = [String::new(), String::new()];
@@ -48,7 +48,7 @@ pub fn compare(case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One start from a server with this etcd; prints seconds and the number of requests.
+/// One start with a server with this etcd; prints seconds and the number of requests.
 pub fn one(etcd: &str, case: &Case) -> anyhow::Result<()> {
     enter_namespaces()?;
     let server = start_cluster(([127, 0, 0, 1], 0).into(), None)?;

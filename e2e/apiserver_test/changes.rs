@@ -31,7 +31,7 @@ async fn an_event_is_recorded_and_its_repetition_counted() {
 }
 
 #[tokio::test]
-async fn status_and_the_rest_are_written_apart() {
+async fn status_and_spec_are_written_separately() {
     let server = start();
     server.put(node("a", "192.0.2.1"));
     let nodes: Api<Node> = Api::all(client(&server.kubeconfig()).await);
@@ -64,7 +64,7 @@ async fn status_and_the_rest_are_written_apart() {
 }
 
 #[tokio::test]
-async fn writes_that_collide_are_refused() {
+async fn conflicting_writes_are_rejected() {
     let server = start();
     let services: Api<Service> = Api::default_namespaced(client(&server.kubeconfig()).await);
     let given: Service = serde_json::from_value(service("a", "10.96.0.1")).unwrap();
@@ -99,7 +99,7 @@ async fn an_object_keeps_its_identity_and_its_version_until_it_differs() {
 }
 
 #[tokio::test]
-async fn what_a_real_server_would_refuse_is_stored_as_given() {
+async fn objects_that_a_real_server_would_reject_are_stored_as_given() {
     let server = start();
     let mut broken = service("a", "10.96.0.1");
     broken["spec"]["ports"] = json!("none");
@@ -113,7 +113,7 @@ async fn what_a_real_server_would_refuse_is_stored_as_given() {
 }
 
 #[test]
-fn what_a_real_server_refuses_is_not_applied() {
+fn objects_that_a_real_server_rejects_are_not_applied() {
     let server = start();
     let mut refused = crate::slice("six", "fd00:10:128:0::5");
     refused["addressType"] = "IPv6".into();
@@ -133,7 +133,7 @@ fn what_a_real_server_refuses_is_not_applied() {
 }
 
 #[test]
-fn empty_lists_of_a_slice_come_back_as_null() {
+fn empty_lists_of_a_slice_are_returned_as_null() {
     let server = start();
     let mut empty = crate::slice("a", "10.0.0.1");
     empty["endpoints"] = json!([]);
@@ -142,7 +142,7 @@ fn empty_lists_of_a_slice_come_back_as_null() {
 }
 
 #[tokio::test]
-async fn it_is_healthy_and_says_its_version() {
+async fn it_is_healthy_and_reports_its_version() {
     let server = start();
     let client = client(&server.kubeconfig()).await;
     assert_eq!(client.apiserver_version().await.unwrap().minor, "36");

@@ -32,7 +32,7 @@ async fn check_catches_up(server: &ApiServer, mirror: &mut Mirror<Service>) {
 }
 
 #[tokio::test]
-async fn a_connection_cut_at_any_byte_is_made_again_and_nothing_is_lost() {
+async fn a_connection_cut_at_any_byte_is_reopened_and_nothing_is_lost() {
     let (server, mut mirror) = followed(Config::default()).await;
     for after in (0..1200).step_by(61) {
         server.set_fault(Some(Fault::Cut { after, times: 1 }));
@@ -58,7 +58,7 @@ async fn server_count(server: &ApiServer) -> Option<usize> {
 }
 
 #[tokio::test]
-async fn a_list_cut_at_any_byte_is_taken_again() {
+async fn a_list_cut_at_any_byte_is_repeated() {
     for config in [Config::default().page_size(1), Config::default().streaming_lists()] {
         for after in (0..1600).step_by(173) {
             let server = start();
@@ -84,7 +84,7 @@ async fn an_idle_connection_is_cut_too() {
 }
 
 #[tokio::test]
-async fn a_server_away_loses_its_clients_and_gets_them_back() {
+async fn clients_return_after_an_outage_of_the_server() {
     let (server, mut mirror) = followed(Config::default()).await;
     server.set_fault(Some(Fault::Away));
     server.put(service("meanwhile", "10.96.0.1"));
@@ -98,7 +98,7 @@ async fn a_server_away_loses_its_clients_and_gets_them_back() {
 }
 
 #[tokio::test]
-async fn a_silent_server_keeps_its_connections_and_says_nothing() {
+async fn a_silent_server_keeps_its_connections_open() {
     let (server, mut mirror) = followed(Config::default()).await;
     server.set_fault(Some(Fault::Silent));
     // A write is counted after it was made: the client can have it before.
@@ -128,7 +128,7 @@ async fn a_slow_server_takes_its_time() {
 }
 
 #[tokio::test]
-async fn while_all_is_gone_lists_are_taken_again_and_again() {
+async fn while_all_versions_are_gone_lists_are_repeated() {
     let (server, mut mirror) = followed(Config::default()).await;
     server.set_fault(Some(Fault::Gone));
     mirror.until("listed again", |mirror| mirror.n_lists > 3).await;
@@ -139,7 +139,7 @@ async fn while_all_is_gone_lists_are_taken_again_and_again() {
 }
 
 #[tokio::test]
-async fn a_status_is_given_to_one_resource_or_to_all() {
+async fn an_error_status_applies_to_one_resource_or_to_all() {
     let server = start();
     let client = client(&server.kubeconfig()).await;
     for code in [401, 403, 500, 503] {
@@ -154,7 +154,7 @@ async fn a_status_is_given_to_one_resource_or_to_all() {
 }
 
 #[tokio::test]
-async fn garbage_is_an_error_and_costs_no_event() {
+async fn garbage_is_an_error_and_loses_no_event() {
     for bytes in [&b"<html>bad gateway</html>"[..], b"\xff\xfe\x00", b"{\"type\":\"ADDED\",\"object\":7}"] {
         let (server, mut mirror) = followed(Config::default()).await;
         server.set_fault(Some(Fault::Garbage(bytes.to_vec())));
@@ -168,7 +168,7 @@ async fn garbage_is_an_error_and_costs_no_event() {
 }
 
 #[tokio::test]
-async fn half_an_object_is_not_taken_for_a_whole_one() {
+async fn an_incomplete_object_is_not_accepted() {
     let (server, mut mirror) = followed(Config::default()).await;
     server.set_fault(Some(Fault::HalfObject));
     server.put(service("meanwhile", "10.96.0.1"));
@@ -184,7 +184,7 @@ async fn half_an_object_is_not_taken_for_a_whole_one() {
 }
 
 #[tokio::test]
-async fn a_stale_list_shows_the_past_and_the_watch_leads_out_of_it() {
+async fn a_stale_list_shows_old_state_and_the_watch_updates_it() {
     // The kube client omits version 0 in lists in pages.
     let any = Config { page_size: None, ..Config::default().any_semantic() };
     for config in [any, Config::default().streaming_lists()] {
@@ -240,7 +240,7 @@ async fn a_proxy_has_the_faults_of_connections() {
 }
 
 #[tokio::test]
-async fn streaming_lists_can_be_refused() {
+async fn streaming_lists_can_be_rejected() {
     let server = start();
     server.put(service("a", "10.96.0.1"));
     server.set_fault(Some(Fault::RefuseStreamingLists));
@@ -269,7 +269,7 @@ async fn streaming_lists_can_be_misunderstood() {
 }
 
 #[tokio::test]
-async fn a_token_is_asked_for() {
+async fn a_token_is_required() {
     let server = start();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");

@@ -24,7 +24,7 @@ async fn asked(server: &ApiServer) -> Asked {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_has_one_connection_starts_with_three_requests_and_then_asks_for_nothing() {
+async fn a_node_has_one_connection_and_starts_with_three_requests_and_then_sends_none() {
     for compression in [None, Some(Gzip::Flushed), Some(Gzip::MemberPerEvent)] {
         let server = start();
         server.set_compression(compression);
@@ -37,7 +37,7 @@ async fn a_node_has_one_connection_starts_with_three_requests_and_then_asks_for_
 /// With an etcd before 3.4.25 a streaming list is rejected once; then the client lists the cache and watches
 /// from there. Nothing is read from etcd.
 #[tokio::test(flavor = "multi_thread")]
-async fn where_streaming_lists_are_refused_nothing_is_read_from_etcd() {
+async fn without_streaming_lists_nothing_is_read_from_etcd() {
     let server = start();
     server.set_etcd(Etcd::V3_4);
     let Asked { start, idle, churn, .. } = asked(&server).await;

@@ -9,7 +9,7 @@ use crate::raw::{self, Request};
 use crate::{client, get, names, service, start};
 
 #[tokio::test]
-async fn items_of_a_list_leave_out_what_they_are_and_an_object_does_not() {
+async fn items_of_a_list_have_no_kind_and_an_object_has() {
     let server = start();
     let version = server.put(service("a", "10.96.0.1"));
     let client = client(&server.kubeconfig()).await;
@@ -174,7 +174,7 @@ items:
 }
 
 #[tokio::test]
-async fn a_large_list_is_compressed_for_who_asks() {
+async fn a_large_list_is_compressed_on_request() {
     let server = start();
     for index in 0..1000 {
         server.put(service(&format!("s{index:04}"), "10.96.0.1"));

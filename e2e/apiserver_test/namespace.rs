@@ -27,7 +27,7 @@ fn it_listens_in_the_namespace_that_it_is_given() {
 }
 
 #[test]
-fn it_leaves_its_port_when_it_is_dropped() {
+fn it_releases_its_port_when_dropped() {
     let server = ApiServer::start(([127, 0, 0, 1], 0).into(), None).unwrap();
     let address = server.address();
     assert!(ApiServer::start(address, None).is_err());
@@ -38,7 +38,7 @@ fn it_leaves_its_port_when_it_is_dropped() {
 }
 
 #[test]
-fn the_chosen_cluster_takes_and_gives_up_objects() {
+fn the_chosen_cluster_creates_and_deletes_objects() {
     let cluster = start_cluster(([127, 0, 0, 1], 0).into(), None).unwrap();
     assert!(cluster.put(service("a", "10.96.0.77")) > 0);
     assert!(cluster.delete("Service", Some("default"), "a"));

@@ -19,7 +19,7 @@ const OTHER_WORDS: [&str; 4] =
     ["list/accept-unknown", "list/continue-garbage", "list/label-selector-bad", "refused/slice-loopback"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_answers_as_a_real_server_was_recorded() {
+async fn it_responds_as_a_recorded_real_server() {
     let exchanges: Vec<Value> =
         RECORDED.lines().map(|line| serde_json::from_str(line).expect("an exchange a line")).collect();
     let mut by_server: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();

@@ -126,7 +126,7 @@ async fn one_connection_carries_all_requests_over_http2() {
 }
 
 #[tokio::test]
-async fn after_goaway_a_watch_goes_on_and_requests_need_another_connection() {
+async fn after_goaway_a_watch_continues_and_requests_need_another_connection() {
     let server = start();
     server.put(service("a", "10.96.0.1"));
     let (mut sender, ended) = http2(&server, tls(&server, None)).await.unwrap();
@@ -149,7 +149,7 @@ async fn after_goaway_a_watch_goes_on_and_requests_need_another_connection() {
 }
 
 #[tokio::test]
-async fn a_server_that_shuts_down_refuses_connections_and_ends_watches_in_order() {
+async fn a_server_that_shuts_down_rejects_connections_and_ends_watches_normally() {
     let server = start();
     server.put(service("a", "10.96.0.1"));
     let (mut sender, ended) = http2(&server, tls(&server, None)).await.unwrap();
@@ -190,7 +190,7 @@ async fn an_idle_connection_is_closed_and_one_with_a_watch_is_not() {
 }
 
 #[tokio::test]
-async fn certificates_of_clients_are_asked_for_and_can_be_refused() {
+async fn client_certificates_are_requested_and_can_be_rejected() {
     let server = start();
     let [old, new] = ["old", "new"].map(|name| server.client_certificate(name));
     server.require_certificate(Some(vec![old.clone()]));
@@ -207,7 +207,7 @@ async fn certificates_of_clients_are_asked_for_and_can_be_refused() {
 }
 
 #[tokio::test]
-async fn who_knows_another_authority_does_not_connect() {
+async fn a_client_with_another_authority_does_not_connect() {
     let server = start();
     let before = tls(&server, None);
     http2(&server, before.clone()).await.unwrap();
@@ -217,7 +217,7 @@ async fn who_knows_another_authority_does_not_connect() {
 }
 
 #[tokio::test]
-async fn kubeconfigs_lead_there_by_https() {
+async fn kubeconfigs_use_https() {
     let server = start();
     server.require_token(Some("right"));
     let kubeconfig = |user: &User| server.kubeconfig_https(server.reachable(), user);

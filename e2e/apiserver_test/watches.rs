@@ -58,7 +58,7 @@ async fn nodes_are_followed() {
 }
 
 #[tokio::test]
-async fn both_strategies_ask_as_expected() {
+async fn both_strategies_send_the_expected_requests() {
     let server = start();
     server.put(service("a", "10.96.0.1"));
     let api: Api<Service> = Api::all(client(&server.kubeconfig()).await);
@@ -158,7 +158,7 @@ async fn bookmarks_carry_versions_of_other_kinds_on() {
 }
 
 #[tokio::test]
-async fn with_an_old_etcd_bookmarks_tell_of_nothing_but_events_of_the_kind() {
+async fn with_an_old_etcd_bookmarks_only_reflect_events_of_the_kind() {
     let server = start();
     server.set_etcd(Etcd::V3_4);
     server.set_bookmark_interval(Duration::from_millis(5));
@@ -200,7 +200,7 @@ async fn streaming_lists_are_compressed_by_servers_that_do() {
 }
 
 #[tokio::test]
-async fn a_watch_ends_after_its_time_and_goes_on_from_its_last_bookmark() {
+async fn a_watch_ends_on_time_and_continues_from_its_last_bookmark() {
     let server = start();
     server.put(service("a", "10.96.0.1"));
     let api: Api<Service> = Api::all(client(&server.kubeconfig()).await);
@@ -233,7 +233,7 @@ async fn a_dropped_watch_resumes_without_a_list_and_without_loss() {
 }
 
 #[tokio::test]
-async fn a_watcher_behind_the_history_is_told_gone_and_lists_again() {
+async fn a_watcher_behind_the_history_gets_gone_and_lists_again() {
     for config in [Config::default(), Config::default().streaming_lists()] {
         let server = start();
         server.put(service("a", "10.96.0.1"));
@@ -253,7 +253,7 @@ async fn a_watcher_behind_the_history_is_told_gone_and_lists_again() {
 }
 
 #[tokio::test]
-async fn what_a_real_server_refuses_in_a_watch_is_refused() {
+async fn watches_that_a_real_server_rejects_are_rejected() {
     let server = start();
     let client = client(&server.kubeconfig()).await;
     let code = async |query: &str| get(&client, &format!("/api/v1/services?{query}")).await.unwrap_err();

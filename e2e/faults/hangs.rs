@@ -52,7 +52,7 @@ fn wait_for_end(agent: &Agent, child: &str, signalled: Instant, limit: Duration)
 
 /// SIGTERM ends the agent at once while a program hangs; only a restore that has begun may take 20 s, or
 /// until a second signal.
-pub fn sigterm_is_obeyed_whatever_hangs(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn sigterm_ends_the_agent_whatever_hangs(backend: Backend, extent: Extent) -> Vec<Finding> {
     let n_times = extent.of(1, 5);
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     running.agents.remove(0).stop();

@@ -110,7 +110,7 @@ fn iptables(node: &Node, family: Family, args: &[&str]) {
 }
 
 /// The agent repairs every external change of our rules, and writes nothing else.
-pub fn wrecked_tables_are_repaired(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn damaged_tables_are_repaired(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::start(backend).expect("a cluster starts");
     let mut findings = Vec::new();
     let (flushes, others): (Vec<_>, Vec<_>) = WRECKS.iter().partition(|wreck| wreck.is_flush);
@@ -233,7 +233,7 @@ pub fn held_lock_is_waited_for(backend: Backend, extent: Extent) -> Vec<Finding>
 
 /// Another process writes its own chains five times a second: our changes take effect all the same,
 /// and our rules are not rewritten for it.
-pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn competing_writer_is_not_disturbed(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let (node, agent) = (running.lab.node(1), &running.agents[0]);
     let to = OWN.cluster_ip(Family::V4);
@@ -293,7 +293,7 @@ pub fn competing_writer_is_left_alone(backend: Backend, extent: Extent) -> Vec<F
 }
 
 /// While nothing happens, no program is started on either back-end.
-pub fn nothing_is_started_while_nothing_happens(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn an_idle_node_starts_no_program(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::start(backend).expect("a cluster starts");
     let agent = &running.agents[0];
     let quiet_for = Duration::from_secs(extent.of(3, 20));

@@ -17,7 +17,7 @@ const LONGEST_MS: u64 = 30;
 
 /// Killed in the middle of a sync: rules in force stay, and after the first sync of the next agent
 /// the desired rules are in force.
-pub fn killed_at_any_moment_it_goes_on(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn after_a_kill_at_any_moment_it_continues(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let n_times = extent.of(6, 100);
     let load = Load::on(&running.lab, WEB);

@@ -116,7 +116,7 @@ fn lab(backend: Backend) -> Lab {
 
 /// A start on kube-proxy's rules in the compact layout, then kube-proxy's own rules over ours, then a
 /// start in the classic layout, which adopts the rules: no step loses a connection.
-pub fn its_rules_are_taken_over_and_given_back(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn rules_are_taken_over_from_kube_proxy_and_back(backend: Backend, extent: Extent) -> Vec<Finding> {
     let n_times = extent.of(1, 20);
     RECORDED.iter().flat_map(|recorded| take_over_and_give_back(backend, n_times, recorded)).collect()
 }

@@ -68,7 +68,7 @@ fn is_alive(node: &Node) -> bool {
 
 /// A change of another Service is in force almost as soon as without it, and no probe would restart the
 /// agent.
-pub fn large_service_holds_up_no_other(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn large_service_delays_no_other(backend: Backend, extent: Extent) -> Vec<Finding> {
     let running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     // Synced in two parts. The simulated API server of a debug build needs minutes for more.
     let (n_ports, n_slices) = (10_500, 300);

@@ -31,7 +31,7 @@ pub(super) fn is_laid_out(node: &Node, layout: Layout) -> bool {
 }
 
 /// A restart with another layout costs no connection.
-pub fn going_over_disturbs_no_connection(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn changing_the_layout_disturbs_no_connection(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let n_times = extent.of(2, 50);
     let load = Load::on(&running.lab, WEB);

@@ -129,7 +129,7 @@ fn is_in_force(node: &Node, n: usize) -> bool {
 }
 
 /// Resident memory after many changes is that after the first thousand.
-pub fn changes_without_end_take_no_memory(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn endless_changes_take_no_memory(backend: Backend, extent: Extent) -> Vec<Finding> {
     let lab = Lab::plan(backend).node(&[]).build().expect("a lab can be made");
     let listen = SocketAddr::new(address::fabric().v4.into(), 6443);
     let api = ApiServer::start(listen, Some(lab.fabric().fd().expect("a descriptor"))).expect("it starts");

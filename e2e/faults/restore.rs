@@ -50,7 +50,7 @@ fn only_restores(script: &str) -> String {
 }
 
 /// A failed restore costs time; rules in force stay meanwhile.
-pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn failing_restores_are_retried(backend: Backend, extent: Extent) -> Vec<Finding> {
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");
     let findings = SABOTAGES
         .iter()
@@ -95,7 +95,7 @@ pub fn failing_restores_are_tried_again(backend: Backend, extent: Extent) -> Vec
 
 /// iptables rejects every line with one address: its service port is quarantined and named, all
 /// others are programmed; once iptables accepts it, the next change of the Service restores it.
-pub fn refused_service_port_is_left_out_alone(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn only_the_rejected_service_port_is_quarantined(backend: Backend, extent: Extent) -> Vec<Finding> {
     const BAD: &str = "10.128.0.99";
     // A real iptables names the last line that has it, or one near it.
     let script = only_restores(

@@ -29,7 +29,7 @@ pub fn rules_follow_the_api_server(backend: Backend, extent: Extent) -> Vec<Find
         quiet_watches(&running, extent),
         goaway_during_changes(&running, extent),
         orderly_end(&running, extent),
-        refused_in_the_stream(&mut running),
+        rejected_in_the_stream(&mut running),
         rotated_certificates(&mut running),
         replaced_kubeconfig(&mut running),
     ];
@@ -135,7 +135,7 @@ fn orderly_end(running: &Running, extent: Extent) -> Finding {
 }
 
 /// A start where an event of the stream rejects streaming lists.
-fn refused_in_the_stream(running: &mut Running) -> Finding {
+fn rejected_in_the_stream(running: &mut Running) -> Finding {
     let (address, pod) = TURNS[0];
     let load = Load::on(&running.lab, WEB);
     running.simulator().set_etcd(Etcd::V3_4);

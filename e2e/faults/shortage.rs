@@ -258,7 +258,7 @@ impl Drop for PidsCgroup {
 }
 
 /// In a cgroup that allows no further thread, syncs fail and are retried; a start waits.
-pub fn threads_that_cannot_be_made_are_a_retry(backend: Backend, extent: Extent) -> Vec<Finding> {
+pub fn threads_that_cannot_be_created_cause_a_retry(backend: Backend, extent: Extent) -> Vec<Finding> {
     // Dropped after the agents in it.
     let cgroup = PidsCgroup::new(backend.flag());
     let mut running = Running::with_flags(backend, &[AT_ONCE]).expect("a cluster starts");

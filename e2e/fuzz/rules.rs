@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use chainsmith::iptables::trace::{Node, Origin, Packet, RecentLists, trace};
+use chainsmith::iptables::trace::{Origin, Packet, RecentLists, TracedNode, trace};
 use chainsmith::iptables::{Match, Rule, Ruleset, parse, write};
 use chainsmith::net::{IpFamily, Protocol};
 use proptest::strategy::{BoxedStrategy, Strategy};
@@ -75,7 +75,7 @@ fn check(family: IpFamily, ruleset: &Ruleset, to: SocketAddr) -> Result<(), Stri
         return Err(format!("written as\n{text}\nand read back otherwise"));
     }
     let own: BTreeSet<IpAddr> = ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().expect("an address")).into();
-    let node = Node { ruleset, local_addresses: &own, routes: &[] };
+    let node = TracedNode { ruleset, local_addresses: &own, routes: &[] };
     let source = SocketAddr::new(
         match family {
             IpFamily::V4 => IpAddr::from([192, 0, 2, 99]),

@@ -67,7 +67,7 @@ fn gauge(node: &Node) -> String {
 
 /// Of 120 clients of one endpoint the kernel's list holds the last 100. The agent logs that once; when
 /// an endpoint is added, the first clients lose their affinity and the others keep it.
-pub fn full_list_of_clients_is_said(backend: Backend) {
+pub fn full_list_of_clients_is_reported(backend: Backend) {
     let flags = ["--iptables-min-sync-period=1ms", "--audit-period=1s"];
     let running = Running::with_flags(backend, &flags).expect("a cluster starts");
     let (node, agent) = (running.lab.node(1), &running.agents[0]);

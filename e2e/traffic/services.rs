@@ -208,7 +208,7 @@ pub fn internal_policy_local_stays_on_the_node(backend: Backend) {
 
 /// sessionAffinity ClientIP: a client keeps its pod as long as it returns in time, by cluster
 /// IP and by node port, and is balanced again afterwards.
-pub fn affinity_sticks_and_expires(backend: Backend) {
+pub fn affinity_holds_and_expires(backend: Backend) {
     const TIMEOUT: Duration = Duration::from_secs(1);
     let mut spec = with_node_port("NodePort");
     spec["sessionAffinity"] = "ClientIP".into();
@@ -259,7 +259,7 @@ pub fn sctp_is_translated(backend: Backend) {
 }
 
 /// A Service without a selector leads to the address outside that its slice names.
-pub fn service_without_selector_leads_outside(backend: Backend) {
+pub fn service_without_selector_leads_to_an_external_address(backend: Backend) {
     let address = json!({
         "addresses": FAMILIES.map(|family| outside().of(family)),
         "conditions": {"ready": true, "serving": true, "terminating": false},
@@ -327,7 +327,7 @@ pub fn hints_keep_traffic_in_the_zone(backend: Backend) {
 
 /// loadBalancerSourceRanges: the load balancer's address serves sources in them, and drops other sources;
 /// the Service's other addresses serve all.
-pub fn source_ranges_bind_the_load_balancer(backend: Backend) {
+pub fn source_ranges_restrict_the_load_balancer(backend: Backend) {
     const VIPS: [&str; 2] = ["203.0.113.77", "2001:db8:113::77"];
     let vips = VIPS.map(|vip| SocketAddr::new(vip.parse().expect("an address"), 80));
     let with_ranges = |ranges: [&str; 2]| {
@@ -367,7 +367,7 @@ pub fn source_ranges_bind_the_load_balancer(backend: Backend) {
 
 /// Node ports answer on every address of a node, also 127.0.0.1; with --nodeport-addresses only on the
 /// chosen ones.
-pub fn node_ports_answer_on_loopback_unless_others_are_chosen(backend: Backend) {
+pub fn node_ports_are_served_on_loopback_unless_limited(backend: Backend) {
     let port = WEB.node_port_number();
     let loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
     let mut running = Running::start(backend).expect("a cluster starts");

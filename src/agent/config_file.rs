@@ -1,8 +1,8 @@
-//! The configuration file is read once. When it is written in place or moved away, the process ends,
-//! as kube-proxy does, for whoever restarts it with the new one.
+//! The configuration file is read once. When it is written in place or moved, the process exits, as
+//! kube-proxy does, so that it is restarted with the new configuration.
 //!
-//! A ConfigMap volume swaps links instead: what was opened neither is written nor moves, and the
-//! process goes on (config.md 2.4).
+//! A ConfigMap volume swaps links instead: the file that was opened is neither written nor moved, and the
+//! process continues.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Begins to watch the file that `path` leads to; to be done before it is read.
+    /// Starts to watch the file at `path`, links followed. To be called before the file is read.
     pub fn watch(path: &Path) -> anyhow::Result<ConfigFile> {
         let watching = || format!("cannot watch the configuration {}", path.display());
         let events = Inotify::init().with_context(watching)?;
@@ -25,8 +25,8 @@ impl ConfigFile {
         Ok(ConfigFile { path: path.to_owned(), events })
     }
 
-    /// Waits until the file is written or moved, or cannot be watched any more; that is the error. Ends
-    /// well when the file is gone, which is nothing: there is nothing left to watch.
+    /// Waits until the file is written or moved, or can no longer be watched; each is an error. `Ok` when the
+    /// file is deleted: nothing is left to watch.
     pub(super) async fn until_changed(self) -> anyhow::Result<()> {
         let path = self.path.display().to_string();
         let mut events: EventStream<[u8; 1024]> =
@@ -35,7 +35,7 @@ impl ConfigFile {
             let mask = event.with_context(|| format!("cannot watch {path}"))?.mask;
             if mask.contains(EventMask::Q_OVERFLOW) {
                 bail!(
-                    "events about the configuration {path} were lost; ending, to be started with what it holds now"
+                    "events of the configuration {path} were lost; exiting, to be restarted with its current content"
                 );
             }
             if mask.contains(EventMask::IGNORED) {
@@ -43,7 +43,7 @@ impl ConfigFile {
             }
             if mask.intersects(EventMask::MODIFY | EventMask::MOVE_SELF) {
                 bail!(
-                    "the configuration {path} was changed or moved; ending, to be started with the new one"
+                    "the configuration {path} was changed or moved; exiting, to be restarted with the new one"
                 );
             }
         }
@@ -60,7 +60,7 @@ mod tests {
 
     use super::*;
 
-    /// What watching a file says within a moment when `change` is done to it.
+    /// The error of watching a file, within 300 ms after `change`.
     async fn after(change: impl FnOnce(&Path)) -> Option<String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.conf");

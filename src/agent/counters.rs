@@ -1,4 +1,4 @@
-//! Which nfacct counters rules may name: those that the kernel has, and the programs take.
+//! Which nfacct counters rules may name: those that the kernel has and the iptables programs accept.
 
 use tracing::warn;
 
@@ -7,7 +7,7 @@ use crate::kernel::{Iptables, nfacct};
 use crate::model::host::Counters;
 use crate::rules::fixed;
 
-/// Which counters the kernel has, and the programs of all `kernels` take in a rule.
+/// The counters that the kernel has and the programs of all `kernels` accept in a rule.
 pub(super) fn usable(kernels: &mut [KernelIptables]) -> Counters {
     if !nfacct::is_supported() {
         return Counters::default();
@@ -17,20 +17,20 @@ pub(super) fn usable(kernels: &mut [KernelIptables]) -> Counters {
     if !made.invalid {
         return Counters::default();
     }
-    let takes = |kernel: &mut KernelIptables| {
-        let taken = programs::accepts_rule(kernel, &fixed::counter_probe());
-        if let Err(error) = &taken {
-            warn!(family = %kernel.family(), %error, "no match nfacct; rules do without counters");
+    let accepts = |kernel: &mut KernelIptables| {
+        let accepted = programs::accepts_rule(kernel, &fixed::counter_probe());
+        if let Err(error) = &accepted {
+            warn!(family = %kernel.family(), %error, "iptables does not accept the nfacct match; rules have no counters");
         }
-        taken.is_ok()
+        accepted.is_ok()
     };
-    if kernels.iter_mut().all(takes) { made } else { Counters::default() }
+    if kernels.iter_mut().all(accepts) { made } else { Counters::default() }
 }
 
 fn is_made(name: &str) -> bool {
     let made = nfacct::ensure(name);
     if let Err(error) = &made {
-        warn!(counter = name, %error, "no nfacct counter; rules do without");
+        warn!(counter = name, %error, "cannot make the nfacct counter; rules do not have it");
     }
     made.is_ok()
 }
@@ -44,14 +44,14 @@ mod tests {
     use crate::net::IpFamily;
 
     #[test]
-    fn a_program_that_refuses_the_match_costs_the_counters_and_nothing_else() {
+    fn a_program_that_rejects_the_match_costs_only_the_counters() {
         in_new_namespace(|| {
             let real =
                 |family| KernelIptables::new(family, Backend::Nft, Programs::new(family, Some(Backend::Nft)));
             let mut kernels = IpFamily::BOTH.map(real);
             assert_eq!(usable(&mut kernels), Counters { invalid: true, localhost: true });
-            let refuses = Programs { restore: "false", ..Programs::new(IpFamily::V6, Some(Backend::Nft)) };
-            kernels[1] = KernelIptables::new(IpFamily::V6, Backend::Nft, refuses);
+            let rejecting = Programs { restore: "false", ..Programs::new(IpFamily::V6, Some(Backend::Nft)) };
+            kernels[1] = KernelIptables::new(IpFamily::V6, Backend::Nft, rejecting);
             assert_eq!(usable(&mut kernels), Counters::default());
         });
     }

@@ -1,5 +1,5 @@
-//! Which families can be proxied on this machine. What fails at start and may pass (a held lock) is
-//! tried again for a while: a family that is given up is not proxied as long as the process lives.
+//! Which IP families can be proxied on this node. A transient failure at start (a held lock) is retried for a
+//! minute, because a family that is given up is not proxied until the process restarts.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,27 +17,27 @@ use crate::sync::Finding;
 
 use super::{PROC, blocking};
 
-/// How long a family is tried.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// The pause after the first attempt; each is twice the one before, up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// How long the start tries to use a family.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// The delay after the first attempt; each delay is twice the one before, up to the maximum.
+const MIN_DELAY: Duration = Duration::from_millis(500);
+const MAX_DELAY: Duration = Duration::from_secs(8);
 
-/// The tables of the families that can be proxied, all of one back-end, and the family that is lost.
-/// It is an error when that is the primary one, or the only one of the pods.
+/// The tables of the families that can be proxied, all of one back-end, and a finding for a family that cannot.
+/// It is an error if that is the primary family, or the only family of the pods.
 pub(super) async fn usable(config: &Config) -> anyhow::Result<(Vec<KernelIptables>, Option<Finding>)> {
     let backend = match config.backend {
         BackendChoice::Nft => Some(Backend::Nft),
         BackendChoice::Legacy => Some(Backend::Legacy),
-        BackendChoice::Auto => blocking(in_use).await,
+        BackendChoice::Auto => blocking(detect_backend).await,
     };
-    let deadline = Instant::now() + PATIENCE;
-    let v4 = patiently(deadline, async || blocking(move || open(IpFamily::V4, backend)).await).await;
+    let deadline = Instant::now() + START_TIMEOUT;
+    let v4 = retry_transient(deadline, async || blocking(move || open(IpFamily::V4, backend)).await).await;
     let v6 = if programs::is_ipv6_disabled(Path::new(PROC)) {
-        info!("IPv6 is switched off in the kernel; proxying IPv4 only");
+        info!("IPv6 is disabled in the kernel; proxying IPv4 only");
         None
     } else {
-        Some(patiently(deadline, async || blocking(move || open(IpFamily::V6, backend)).await).await)
+        Some(retry_transient(deadline, async || blocking(move || open(IpFamily::V6, backend)).await).await)
     };
     let (kernels, lost) = choose(primary(config), v4, v6)?;
     let families: Vec<IpFamily> = kernels.iter().map(crate::kernel::Iptables::family).collect();
@@ -45,8 +45,8 @@ pub(super) async fn usable(config: &Config) -> anyhow::Result<(Vec<KernelIptable
     Ok((kernels, lost))
 }
 
-/// The back-end that the kubelet uses, or another kube-proxy used.
-fn in_use() -> Option<Backend> {
+/// The back-end that the kubelet uses, or an earlier kube-proxy used.
+fn detect_backend() -> Option<Backend> {
     programs::detect_backend(&[
         names::KUBE_IPTABLES_HINT,
         names::KUBE_KUBELET_CANARY,
@@ -54,26 +54,26 @@ fn in_use() -> Option<Backend> {
     ])
 }
 
-/// Tries `open` until it succeeds, fails for good, or fails after `deadline`.
-async fn patiently<T>(
+/// Tries `open` until it succeeds, fails permanently, or fails after `deadline`.
+async fn retry_transient<T>(
     deadline: Instant,
     mut open: impl AsyncFnMut() -> Result<T, Unusable>,
 ) -> Result<T, Unusable> {
-    let mut pause = FIRST_PAUSE;
+    let mut delay = MIN_DELAY;
     loop {
         match open().await {
-            Err(error) if error.is_transient() && Instant::now() + pause <= deadline => {
-                warn!(%error, again_in = ?pause, "cannot use iptables yet");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+            Err(error) if error.is_transient() && Instant::now() + delay <= deadline => {
+                warn!(%error, retry_in = ?delay, "cannot use iptables yet");
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(MAX_DELAY);
             }
             outcome => return outcome,
         }
     }
 }
 
-/// The family that has to be proxied. The Node's addresses, which kube-proxy goes by, are not known
-/// yet: that of `bindAddress`, else the only one of the pods, else IPv4.
+/// The family that has to be proxied: that of `bindAddress`, else the only family of the pods, else IPv4.
+/// kube-proxy uses the Node's addresses, which are not known yet.
 fn primary(config: &Config) -> IpFamily {
     if let Some(bound) = config.bind_address.filter(|ip| !ip.is_unspecified()) {
         return IpFamily::of(bound);
@@ -85,14 +85,14 @@ fn primary(config: &Config) -> IpFamily {
     }
 }
 
-/// Those that could be opened, and what is lost thereby. `v6` is `None` where there is no IPv6.
+/// The families that could be opened, and a finding for one that could not. `v6` is `None` if the kernel has no IPv6.
 fn choose<T>(
     primary: IpFamily,
     v4: Result<T, Unusable>,
     v6: Option<Result<T, Unusable>>,
 ) -> Result<(Vec<T>, Option<Finding>), Unusable> {
     let lost = |family: IpFamily, error: Unusable| {
-        warn!(%family, %error, "the family is not proxied");
+        warn!(%family, %error, "cannot use iptables; family not proxied");
         Some(Finding::FamilyNotProxied { family, error: error.to_string() })
     };
     match (v4, v6) {
@@ -104,12 +104,12 @@ fn choose<T>(
     }
 }
 
-/// Refuses a configuration whose pods are all of a family that this machine cannot proxy.
+/// Rejects a configuration whose pods are all of a family that this node cannot proxy.
 fn check(config: &Config, families: &[IpFamily]) -> anyhow::Result<()> {
     let [only] = families else { return Ok(()) };
     let cidrs = &config.cluster_cidrs;
     if !cidrs.is_empty() && cidrs.iter().all(|cidr| cidr.family() != *only) {
-        bail!("clusterCIDR has no network of {only}, the only family that this machine can proxy");
+        bail!("clusterCIDR has no network of {only}, the only family that this node can proxy");
     }
     Ok(())
 }
@@ -127,23 +127,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lock_held_for_half_a_minute_costs_no_family() {
+    async fn a_lock_held_for_half_a_minute_loses_no_family() {
         let start = Instant::now();
         let free_at = start + Duration::from_secs(30);
         let open = async || if Instant::now() < free_at { Err(busy()) } else { Ok("nat") };
-        assert_eq!(patiently(start + PATIENCE, open).await.unwrap(), "nat");
+        assert_eq!(retry_transient(start + START_TIMEOUT, open).await.unwrap(), "nat");
         assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lock_held_for_ever_is_given_up_and_what_stays_is_tried_once() {
+    async fn a_lock_held_for_ever_is_given_up_and_a_permanent_failure_is_tried_once() {
         let start = Instant::now();
-        let error = patiently(start + PATIENCE, async || Err::<(), _>(busy())).await.unwrap_err();
+        let error = retry_transient(start + START_TIMEOUT, async || Err::<(), _>(busy())).await.unwrap_err();
         assert!(error.is_transient(), "{error}");
         let elapsed = start.elapsed();
-        assert!(elapsed <= PATIENCE && elapsed > PATIENCE - LONGEST_PAUSE, "{elapsed:?}");
+        assert!(elapsed <= START_TIMEOUT && elapsed > START_TIMEOUT - MAX_DELAY, "{elapsed:?}");
         let (mut n, again) = (0, Instant::now());
-        let outcome = patiently(again + PATIENCE, async || {
+        let outcome = retry_transient(again + START_TIMEOUT, async || {
             n += 1;
             Err::<(), _>(missing())
         });
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_primary_family_it_ends_and_the_other_one_is_told() {
+    fn without_the_primary_family_it_is_an_error_and_a_lost_other_family_is_a_finding() {
         use IpFamily::{V4, V6};
         let kept = |primary, v4, v6| choose(primary, v4, v6).map(|(kept, lost)| (kept, lost.is_some()));
         assert_eq!(kept(V4, Ok(4), Some(Ok(6))).unwrap(), (vec![4, 6], false));

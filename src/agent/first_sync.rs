@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::net::{IpFamily, PerFamily};
-use crate::rules::advice::advice;
+use crate::rules::config_warnings;
 use crate::sync::{Observer, Synced};
 
 /// Observes each family's first syncs.
@@ -33,7 +33,7 @@ impl Observer for FirstSyncLog {
     fn synced(&self, synced: &Synced<'_>) {
         // The Node is known by the first sync, well or not.
         if !self.is_advised.swap(true, Ordering::Relaxed) {
-            let warnings = advice(&self.config, synced.view.snapshot.node(), &self.families);
+            let warnings = config_warnings(&self.config, synced.view.snapshot.node(), &self.families);
             warnings.iter().for_each(|warning| warn!("{warning}"));
         }
         let report = synced.report;

@@ -1,6 +1,6 @@
-//! Gives memory back to the kernel: a node has little to spare, and many threads that take and give
-//! back much at once (a list of all objects, the rules of all Services) leave heaps full of holes.
-#![allow(unsafe_code, reason = "the allocator is told by C functions alone")]
+//! Returns free memory to the kernel. Threads that allocate and free much at once (a list of all objects, the
+//! rules of all Services) leave fragmented heaps, and a node has little memory to spare.
+#![allow(unsafe_code, reason = "only C functions configure the allocator")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,37 +9,37 @@ use tokio::runtime::Handle;
 
 use crate::sync::{Observer, Synced};
 
-/// Has all threads share one heap, instead of up to eight for each core; before any other is started.
-/// Sharing costs nothing to speak of: each thread keeps small pieces of its own.
+/// Makes all threads share one heap, instead of up to eight heaps for each core. To be called before another
+/// thread starts. The cost is low: each thread caches small pieces.
 #[cfg(target_env = "gnu")]
 pub fn share_one_heap() {
     // SAFETY: sets a number under the allocator's own lock. Source: mallopt(3).
     let is_set = unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1) } == 1;
     if !is_set {
-        tracing::debug!("the allocator keeps a heap for each thread");
+        crate::log::v!(2, "cannot make threads share one heap");
     }
 }
 
-/// Other allocators have nothing to be told.
+/// Other allocators need no setting.
 #[cfg(not(target_env = "gnu"))]
 pub fn share_one_heap() {}
 
-/// Gives back what the heap does not use after each full sync: the list that led to it, and what it
-/// took to compile everything, are gone then.
-pub(super) struct Trimmer {
+/// Returns the free memory of the heap after each full sync, when the list of objects before it and the
+/// memory for compiling are free again.
+pub(super) struct HeapTrimmer {
     runtime: Handle,
     is_pending: Arc<AtomicBool>,
 }
 
-impl Trimmer {
-    /// Inside a runtime, on whose threads it will work. Whoever takes or gives back memory meanwhile waits
-    /// for some milliseconds.
-    pub(super) fn new() -> Trimmer {
-        Trimmer { runtime: Handle::current(), is_pending: Arc::default() }
+impl HeapTrimmer {
+    /// Must be called inside the runtime on whose threads it works. Other threads that allocate or free memory
+    /// meanwhile wait for some milliseconds.
+    pub(super) fn new() -> HeapTrimmer {
+        HeapTrimmer { runtime: Handle::current(), is_pending: Arc::default() }
     }
 }
 
-impl Observer for Trimmer {
+impl Observer for HeapTrimmer {
     fn synced(&self, synced: &Synced<'_>) {
         if synced.report.is_full() && !self.is_pending.swap(true, Ordering::Relaxed) {
             let is_pending = self.is_pending.clone();

@@ -1,4 +1,4 @@
-//! How the agent ends when it gets SIGTERM or SIGINT: at once, but for a restore that has begun.
+//! How the agent exits on SIGTERM or SIGINT: at once, except that it waits for a running restore.
 
 use std::time::Duration;
 
@@ -12,45 +12,44 @@ use tracing::{info, warn};
 use crate::kernel::programs;
 use crate::sync::Ended;
 
-/// How long a restore that has begun may take to end; then it is killed. Less than the 30 s that the
-/// kubelet grants.
-const LIMIT: Duration = Duration::from_secs(20);
-/// How long the loop may take to end while no restore runs: it may be between two of them, or read.
+/// How long a running restore may take before it is killed. Less than the 30 s that the kubelet grants.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the loop may take to end while no restore runs: it may be between two restores, or reading.
 const GRACE: Duration = Duration::from_millis(500);
-/// How often that is looked at.
-const LOOK: Duration = Duration::from_millis(20);
-/// How long programs that were killed are waited for.
-const REAP: Duration = Duration::from_millis(200);
+/// How often to check for both.
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
+/// How long to wait for killed programs.
+const REAP_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// SIGTERM and SIGINT, which are the same here.
-pub(super) struct Signals([Signal; 2]);
+/// SIGTERM and SIGINT, which have the same effect.
+pub(super) struct ExitSignals([Signal; 2]);
 
-impl Signals {
-    /// From now on they end nothing by themselves.
-    pub(super) fn listen() -> anyhow::Result<Signals> {
-        let listen = |kind| signal(kind).context("cannot listen to signals");
-        Ok(Signals([listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?]))
+impl ExitSignals {
+    /// Replaces the default effect of both signals, which ends the process.
+    pub(super) fn listen() -> anyhow::Result<ExitSignals> {
+        let listen = |kind| signal(kind).context("cannot handle signals");
+        Ok(ExitSignals([listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?]))
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub(super) async fn next(&mut self) {
         let [terminate, interrupt] = &mut self.0;
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     }
 }
 
-/// Ends before there is a loop: whatever was started only looks, or undoes what it did.
-pub(super) fn at_start() -> anyhow::Result<()> {
+/// Exits before the loop has started. Programs that run only read, or make chains that are removed again.
+pub(super) fn exit_at_start() -> anyhow::Result<()> {
     info!("received a signal at start; exiting");
-    programs::kill_programs(REAP);
+    programs::kill_programs(REAP_TIMEOUT);
     Ok(())
 }
 
-/// Ends the loop. A restore that has begun goes on, as long as the limit and no second signal allow: a
-/// table is changed wholly or not at all, but half of the tables may be changed when it is killed.
-pub(super) async fn of_loop(
-    mut looping: JoinHandle<Ended>,
-    mut signals: Signals,
+/// Ends the loop. A running restore continues until [`RESTORE_TIMEOUT`] or a second signal: each table changes
+/// as a whole or not at all, but a killed restore may have changed some tables and not the others.
+pub(super) async fn end_loop(
+    mut sync_loop: JoinHandle<Ended>,
+    mut signals: ExitSignals,
     shutdown: &watch::Sender<bool>,
 ) -> anyhow::Result<()> {
     info!("received a signal; exiting, rules left in place");
@@ -62,7 +61,7 @@ pub(super) async fn of_loop(
     loop {
         tokio::select! {
             biased;
-            ended = &mut looping => {
+            ended = &mut sync_loop => {
                 ended.context("the sync loop panicked")?;
                 break;
             }
@@ -70,10 +69,10 @@ pub(super) async fn of_loop(
                 info!("received a second signal; exiting at once");
                 break;
             }
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(CHECK_INTERVAL) => {}
         }
-        if begun.elapsed() >= LIMIT {
-            warn!(limit = ?LIMIT, "a restore does not end; killing it");
+        if begun.elapsed() >= RESTORE_TIMEOUT {
+            warn!(limit = ?RESTORE_TIMEOUT, "restore does not end; killing it");
             break;
         }
         if programs::is_restoring() {
@@ -82,6 +81,6 @@ pub(super) async fn of_loop(
             break;
         }
     }
-    programs::kill_programs(REAP);
+    programs::kill_programs(REAP_TIMEOUT);
     Ok(())
 }

@@ -19,7 +19,7 @@ pub struct CleanupArguments {
 /// Removes all leftovers that can be removed. Exit status 1 when one stays that is known as kube-proxy's or
 /// Chainsmith's, or a search failed.
 pub fn main(arguments: &CleanupArguments) -> ExitCode {
-    match agent::others() {
+    match agent::conflicting_proxies() {
         Ok(others) => others.into_iter().for_each(|other| {
             print_error(format!(
                 "{other} runs in this network namespace and restores its rules; stop it first"

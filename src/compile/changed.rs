@@ -12,7 +12,7 @@ use super::turns::Work;
 use crate::iptables::{Chain, ChainName, Table};
 use crate::model::{ServiceName, ServicePortName};
 use crate::rules::overlap::Loss;
-use crate::rules::ownership::Owner;
+use crate::rules::ownership::ChainOwner;
 use crate::rules::{Layout, Settings, SharedChain, fixed, names};
 
 /// Up to how many service ports and endpoints are put in force all together on a node without rules: what
@@ -172,8 +172,9 @@ impl Changed<'_> {
         let is_everything = self.work.is_everything();
         let mut stale: BTreeSet<ChainName> = match turns.is_empty() {
             true if is_everything || *has_unknown_chains => {
-                let is_of_port =
-                    |name: &ChainName| matches!(nat_owner(name), Owner::ServicePort(_) | Owner::Group);
+                let is_of_port = |name: &ChainName| {
+                    matches!(nat_owner(name), ChainOwner::ServicePort(_) | ChainOwner::Group)
+                };
                 let mut stale: BTreeSet<ChainName> = in_force.nat_chains().filter(is_of_port).collect();
                 records.values().flat_map(|it| &it.chains).for_each(|chain| _ = stale.remove(chain));
                 stale
@@ -183,7 +184,7 @@ impl Changed<'_> {
             _ => self.difference.chains_before(),
         };
         if self.difference.touches(Table::Nat) {
-            stale.extend(in_force.nat_chains().filter(|name| nat_owner(name) == Owner::Dispatch));
+            stale.extend(in_force.nat_chains().filter(|name| nat_owner(name) == ChainOwner::Dispatch));
         }
         stale
     }
@@ -201,8 +202,8 @@ pub fn fixed_nat_chains(
     chains.partition(|chain| !(leaves_compact && chain.name == names::KUBE_POSTROUTING))
 }
 
-fn nat_owner(name: &ChainName) -> Owner {
-    Owner::of(Table::Nat, name)
+fn nat_owner(name: &ChainName) -> ChainOwner {
+    ChainOwner::of(Table::Nat, name)
 }
 
 /// Whether others need the Service to come up, as the API server and DNS.

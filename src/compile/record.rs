@@ -10,7 +10,7 @@ use crate::model::{Service, ServiceName, ServicePortName};
 use crate::net::Protocol;
 use crate::policy::{Verdict, Verdicts};
 use crate::rules::dispatch::Key;
-use crate::rules::ownership::Owner;
+use crate::rules::ownership::ChainOwner;
 use crate::rules::{self, Entry, Settings, SharedChain};
 
 /// The records of service ports, by name.
@@ -102,7 +102,8 @@ impl Record {
     pub(super) fn owns(&self, (table, chain): (Table, ChainName), rule: Option<&Rule>) -> bool {
         // In compact, entries stand in chains behind the shared ones.
         let is_it = |shared: SharedChain| {
-            shared.table() == table && (shared.name() == chain || Owner::of(table, &chain) == Owner::Dispatch)
+            shared.table() == table
+                && (shared.name() == chain || ChainOwner::of(table, &chain) == ChainOwner::Dispatch)
         };
         table == Table::Nat && self.chains.contains(&chain)
             || rule.is_some_and(|rule| {

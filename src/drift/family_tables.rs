@@ -10,7 +10,7 @@ use crate::iptables::{ChainName, Digest, Fingerprint, Jump, Table};
 use crate::kernel::{Backend, Iptables, Outline};
 use crate::plan::{Committed, PendingFingerprints, UdpFrontends};
 use crate::rules::fixed;
-use crate::rules::ownership::Owner;
+use crate::rules::ownership::ChainOwner;
 
 /// The tables that hold our chains, in the order in which they are read.
 pub(super) const TABLES: [Table; 2] = [Table::Filter, Table::Nat];
@@ -189,7 +189,7 @@ impl<K: Iptables> FamilyTables<K> {
 
 /// Whether a chain's content is compared: it is ours, or the kubelet's that we may write to.
 pub(super) fn is_compared(table: Table, name: &ChainName) -> bool {
-    Owner::of(table, name).is_compared()
+    ChainOwner::of(table, name).is_compared()
 }
 
 /// The names of the chains of `table`.

@@ -3,7 +3,7 @@
 //!
 //! Rules with `statistic` split a packet's life, so the answer is a distribution with exact weights.
 //! Nothing is guessed: where a match or a target is not known here, or depends on what was not
-//! said, that part of the distribution ends in [`Verdict::Unknown`] and names the rule.
+//! said, that part of the distribution ends in [`PacketVerdict::Unknown`] and names the rule.
 //!
 //! What is beside the rules stays simple. 127.0.0.0/8 and ::1 are always the node's. MASQUERADE, and
 //! REDIRECT of what arrives, take the first of the node's other addresses. The nat table is met by
@@ -63,7 +63,7 @@ impl Packet {
 
 /// A node: its rules, and what they ask about it.
 #[derive(Clone, Copy, Debug)]
-pub struct Node<'a> {
+pub struct TracedNode<'a> {
     /// The rules of the packet's family.
     pub ruleset: &'a Ruleset,
     /// The node's own addresses.
@@ -73,7 +73,7 @@ pub struct Node<'a> {
     pub routes: &'a [(Cidr, Interface)],
 }
 
-impl Node<'_> {
+impl TracedNode<'_> {
     /// Whether `ip` is the node's own.
     pub fn is_local(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.local_addresses.contains(&ip)
@@ -147,7 +147,7 @@ impl fmt::Display for Step {
 
 /// How a packet's way ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Verdict {
+pub enum PacketVerdict {
     /// It gets through.
     Accepted(Delivery),
     /// It vanishes.
@@ -171,7 +171,7 @@ pub enum Delivery {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Outcome {
     /// How its way ends.
-    pub verdict: Verdict,
+    pub verdict: PacketVerdict,
     /// Where DNAT or REDIRECT sent it, even if that is where it was going.
     pub dnat: Option<SocketAddr>,
     /// Whether it gets an address of the node as its source.
@@ -190,7 +190,7 @@ impl Outcome {
     /// The same without what nobody can see: what had happened to a packet that then vanished, and
     /// its mark.
     pub fn visible(mut self) -> Outcome {
-        if !matches!(self.verdict, Verdict::Accepted(_)) {
+        if !matches!(self.verdict, PacketVerdict::Accepted(_)) {
             (self.dnat, self.masquerade, self.source, self.mark) = (None, false, None, 0);
         }
         self
@@ -215,7 +215,7 @@ pub struct Branch {
 ///
 /// `recent` is what the lists of `recent` remember; it is not changed, since which branch comes true
 /// is not decided here: see [`RecentLists::remember`].
-pub fn trace(node: &Node<'_>, packet: &Packet, recent: &RecentLists) -> Vec<Branch> {
+pub fn trace(node: &TracedNode<'_>, packet: &Packet, recent: &RecentLists) -> Vec<Branch> {
     let mut merged: BTreeMap<Outcome, Branch> = BTreeMap::new();
     walk::walk(node, packet, recent, &mut |branch| {
         merged

@@ -1,5 +1,5 @@
-//! Tables in memory that refuse what the kernel refuses. For tests and for property tests of plans;
-//! strict, so that a plan that passes here passes there.
+//! Tables in memory that reject what iptables or the kernel rejects. For tests; strict, so that a plan that
+//! passes here passes in the kernel.
 
 use std::collections::BTreeMap;
 
@@ -12,44 +12,44 @@ use crate::plan::{Limits, Restore};
 /// The longest path of user-defined chains that nf_tables takes.
 const MAX_DEPTH: usize = 15;
 
-/// A kernel without a kernel.
+/// The tables of one family in memory.
 #[derive(Clone, Debug)]
 pub struct FakeIptables {
     family: IpFamily,
     backend: Backend,
-    /// What [`Iptables::limits`] answers: those of the back-end, unless changed.
+    /// What [`Iptables::limits`] returns; the limits of the back-end, unless a test sets others.
     pub limits: Limits,
     /// The tables.
     pub ruleset: Ruleset,
-    /// The inputs of all restores so far, also of failed ones.
+    /// The inputs of all restores so far, failed ones included.
     pub inputs: Vec<String>,
-    /// The tables after every single commit, when they are wanted.
+    /// The tables after each commit; recorded if a test sets it.
     pub history: Option<Vec<Ruleset>>,
-    /// A line that holds one of these texts is refused, for whatever reason a kernel may have.
-    pub refused_texts: Vec<String>,
-    /// Whether a refusal names the line of the `COMMIT`, as nft may, and not the one at fault.
+    /// Lines with one of these texts are rejected.
+    pub rejected_texts: Vec<String>,
+    /// Whether a rejection names the line of the `COMMIT`, as nft may, instead of the rejected line.
     pub is_vague: bool,
-    /// An input of more bytes is too large, as in a user namespace.
+    /// Inputs of more bytes fail as too large, as in a user namespace.
     pub max_bytes: usize,
-    /// What the next restores answer instead of being carried out; the last one first.
+    /// Errors of the next restores, which then change nothing; the last one first.
     pub failures: Vec<RestoreError>,
-    /// Whether saves fail.
+    /// Whether `iptables-save` fails.
     pub is_save_broken: bool,
-    /// What [`Iptables::readable`] answers.
+    /// What [`Iptables::readable`] returns.
     pub readable: Readable,
-    /// Saves so far.
+    /// Calls of `iptables-save` so far.
     pub n_saves: usize,
-    /// Whether the rules cannot be dumped.
+    /// Whether dumps over netlink fail.
     pub is_dump_broken: bool,
-    /// Whether the number of the ruleset cannot be had.
+    /// Whether reading the generation fails.
     pub is_generation_broken: bool,
-    /// Dumps so far.
+    /// Dumps over netlink so far.
     pub n_dumps: usize,
-    /// Whether jumps cannot be looked for.
+    /// Whether `iptables -C` fails.
     pub is_check_broken: bool,
-    /// Jumps that were looked for so far.
-    pub n_jump_looks: usize,
-    /// Commits so far, of anybody: raise it to stand in for a foreign one.
+    /// Calls of `iptables -C` so far.
+    pub n_jump_checks: usize,
+    /// Commits so far, which is the generation. A test raises it for a commit of another process.
     pub n_commits: u32,
 }
 
@@ -65,7 +65,7 @@ impl FakeIptables {
             history: None,
             failures: Vec::new(),
             max_bytes: usize::MAX,
-            refused_texts: Vec::new(),
+            rejected_texts: Vec::new(),
             is_vague: false,
             is_save_broken: false,
             readable: Readable::Rules,
@@ -74,7 +74,7 @@ impl FakeIptables {
             is_generation_broken: false,
             n_dumps: 0,
             is_check_broken: false,
-            n_jump_looks: 0,
+            n_jump_checks: 0,
             n_commits: 0,
         }
     }
@@ -94,27 +94,27 @@ impl FakeIptables {
 
     fn run(&mut self, input: &str) -> Result<(), RestoreError> {
         let mut open: Option<(Table, BTreeMap<ChainName, ChainContent>)> = None;
-        let mut refused_here = None;
+        let mut pending_rejection = None;
         for (n, text) in input.lines().enumerate() {
-            let refused =
+            let rejected =
                 |message: String| RestoreError::Refused { line: n + 1, text: Some(text.to_owned()), message };
-            if self.refused_texts.iter().any(|refused| text.contains(refused.as_str())) {
+            if self.rejected_texts.iter().any(|rejected| text.contains(rejected.as_str())) {
                 match self.is_vague {
-                    false => return Err(refused("the kernel does not like it".to_owned())),
-                    true => refused_here = Some("the kernel does not like something".to_owned()),
+                    false => return Err(rejected("rejected by the test".to_owned())),
+                    true => pending_rejection = Some("rejected by the test".to_owned()),
                 }
             }
-            match (parse::line(self.family, text).map_err(|e| refused(e.to_string()))?, &mut open) {
+            match (parse::line(self.family, text).map_err(|e| rejected(e.to_string()))?, &mut open) {
                 (Line::Blank, _) => {}
                 (Line::Table(word), None) => {
-                    let table = Table::parse(&word).ok_or_else(|| refused("no such table".to_owned()))?;
+                    let table = Table::parse(&word).ok_or_else(|| rejected("no such table".to_owned()))?;
                     open = Some((table, self.ruleset.tables.get(&table).cloned().unwrap_or_default()));
                 }
                 (Line::Commit, Some((table, chains))) => {
-                    if let Some(message) = refused_here.take() {
-                        return Err(refused(message));
+                    if let Some(message) = pending_rejection.take() {
+                        return Err(rejected(message));
                     }
-                    self.check_depth(chains).map_err(refused)?;
+                    self.check_depth(chains).map_err(rejected)?;
                     self.ruleset.tables.insert(*table, std::mem::take(chains));
                     open = None;
                     self.n_commits += 1;
@@ -122,8 +122,8 @@ impl FakeIptables {
                         history.push(self.ruleset.clone());
                     }
                 }
-                (line, Some((_, chains))) => carry_out(line, chains).map_err(refused)?,
-                (_, None) => return Err(refused("outside of a table".to_owned())),
+                (line, Some((_, chains))) => apply_line(line, chains).map_err(rejected)?,
+                (_, None) => return Err(rejected("outside of a table".to_owned())),
             }
         }
         match open {
@@ -165,7 +165,7 @@ fn depth(
     Ok(deepest)
 }
 
-fn carry_out(line: Line, chains: &mut BTreeMap<ChainName, ChainContent>) -> Result<(), String> {
+fn apply_line(line: Line, chains: &mut BTreeMap<ChainName, ChainContent>) -> Result<(), String> {
     match line {
         Line::Declaration(name, policy) => {
             let chain = chains.entry(name).or_default();
@@ -266,7 +266,7 @@ impl Iptables for FakeIptables {
     }
 
     fn has_jump(&mut self, jump: &Jump) -> anyhow::Result<bool> {
-        self.n_jump_looks += 1;
+        self.n_jump_checks += 1;
         if self.is_check_broken {
             anyhow::bail!("iptables -C is broken");
         }

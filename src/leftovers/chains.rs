@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainName, Rule, Table};
 use crate::net::IpFamily;
-use crate::rules::ownership::{self, Owner};
+use crate::rules::ownership::{self, ChainOwner};
 
 /// Chains of kube-proxy (any mode) and Chainsmith (either layout) in one table, and the jumps to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl LeftoverChains {
     /// Reads the next line that `iptables-save -t <table>` prints; declarations come first.
     pub fn read_line(&mut self, line: &str) {
         match parse::line(self.family, line) {
-            Ok(Line::Declaration(name, _)) if Owner::of(self.table, &name).is_removable() => {
+            Ok(Line::Declaration(name, _)) if ChainOwner::of(self.table, &name).is_removable() => {
                 self.chains.insert(name);
             }
             Ok(Line::Append(from, rule)) if !self.chains.contains(&from) => self.read_rule(from, &rule, line),

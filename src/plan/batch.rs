@@ -2,18 +2,10 @@
 //! kept until the process has ended.
 
 use super::committed::ChainChange;
-use super::pending::PendingChains;
+use super::pending::{BatchSize, PendingChains};
 use super::restore_process::{Limits, LineIndex, Restore, RestoreCounts};
 use crate::iptables::{ChainName, Digest, Rule, Table, write};
 use crate::net::IpFamily;
-
-/// A part of a batch: what there has to be room for.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct BatchSize {
-    /// Chains named, about.
-    pub(super) n_names: usize,
-    pub(super) n_rules: usize,
-}
 
 /// How much text may be pending before it is passed on, where order across service ports does not matter.
 const STREAMING_BYTES: usize = 1 << 20;
@@ -100,19 +92,14 @@ impl<'a, R: Restore> Batch<'a, R> {
         n_names: usize,
         each_rule: impl FnOnce(&mut dyn FnMut(&Rule)),
     ) {
-        self.add_size(BatchSize { n_names, n_rules: digest.n_rules as usize });
+        self.used.add(BatchSize { n_names, n_rules: digest.n_rules as usize });
         self.pending.push(self.family, name, digest, n_names, each_rule);
     }
 
     /// Adds chains of nat, as [`Batch::push`].
     pub(super) fn push_all(&mut self, chains: PendingChains) {
-        self.add_size(BatchSize { n_names: chains.n_names(), n_rules: chains.n_rules() });
+        self.used.add(chains.size);
         self.pending.append(chains);
-    }
-
-    fn add_size(&mut self, size: BatchSize) {
-        self.used.n_names = self.used.n_names.saturating_add(size.n_names);
-        self.used.n_rules = self.used.n_rules.saturating_add(size.n_rules);
     }
 
     /// Drains the batch where one process takes everything, so that memory stays bounded.
@@ -134,7 +121,7 @@ impl<'a, R: Restore> Batch<'a, R> {
 
     /// Passes on lines about `chain` at once.
     pub(super) fn lines(&mut self, table: Table, chain: ChainName, text: &str, change: ChainChange) {
-        self.add_size(BatchSize { n_names: 1, n_rules: change.n_rules() });
+        self.used.add(BatchSize { n_names: 1, n_rules: change.n_rules() });
         self.piece(table, chain, text, change);
     }
 

@@ -15,28 +15,24 @@ pub trait DesiredRules {
         Vec::new()
     }
 
-    /// Whether only the presence of `chain`, which is one of filter's, is desired, and its rules are another
-    /// program's.
-    fn is_shared(&self, chain: &Chain) -> bool {
-        let _ = chain;
+    /// Whether only the presence of a chain of filter is desired, and its rules are another program's.
+    fn is_shared(&self, _chain: &Chain) -> bool {
         false
     }
 
-    /// The chains of nat that no Service changes. `committed` is what is in force.
-    fn fixed_nat(&mut self, committed: &Committed) -> FixedNat {
-        let _ = committed;
+    /// The chains of nat that no Service changes.
+    fn fixed_nat(&mut self, _committed: &Committed) -> FixedNat {
         FixedNat::default()
     }
 
-    /// Passes the chains of each service port that changed to `write`, callees first, one service port a call.
+    /// Writes the chains of each service port that changed, callees first, one service port a call.
     ///
-    /// Returns the first error of `write`. With `Break`, because the agent is asked to stop, no other step
+    /// Returns the first error of writing. With `Break`, because the agent is asked to stop, no other step
     /// follows; what was passed is committed.
     fn service_ports<E>(
         &mut self,
-        write: &mut dyn FnMut(&[Chain], When) -> Result<(), E>,
+        _write: &mut dyn FnMut(&[Chain], When) -> Result<(), E>,
     ) -> Result<ControlFlow<()>, E> {
-        let _ = write;
         Ok(ControlFlow::Continue(()))
     }
 
@@ -46,22 +42,19 @@ pub trait DesiredRules {
         Vec::new()
     }
 
-    /// Chains of nat in `committed` that are stale unless they are passed to the planner. Asked before
+    /// Committed chains of nat that are stale unless they are passed to the planner. Asked before
     /// the first step.
-    fn stale_candidates(&mut self, committed: &Committed) -> BTreeSet<ChainName> {
-        let _ = committed;
+    fn stale_candidates(&mut self, _committed: &Committed) -> BTreeSet<ChainName> {
         BTreeSet::new()
     }
 
-    /// Whether foreign rules refer to the stale chain `name` of nat: it is flushed, not deleted.
-    fn keeps_stale(&mut self, name: ChainName) -> bool {
-        let _ = name;
+    /// Whether foreign rules refer to a stale chain of nat: it is flushed, not deleted.
+    fn keeps_stale(&mut self, _name: ChainName) -> bool {
         false
     }
 
-    /// Entries to try in `table`, in a chain that does not exist; `None` where there are none.
-    fn probe(&mut self, table: Table) -> Option<Chain> {
-        let _ = table;
+    /// Entries to try in a table, in a chain that does not exist; `None` where there are none.
+    fn probe(&mut self, _table: Table) -> Option<Chain> {
         None
     }
 }

@@ -6,9 +6,25 @@ use super::call_order::callees_first;
 use crate::iptables::{ChainName, Digest, Rule, write};
 use crate::net::IpFamily;
 
+/// A part of a batch: what there has to be room for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct BatchSize {
+    /// Chains named, about.
+    pub(super) n_names: usize,
+    pub(super) n_rules: usize,
+}
+
+impl BatchSize {
+    pub(super) fn add(&mut self, other: BatchSize) {
+        self.n_names = self.n_names.saturating_add(other.n_names);
+        self.n_rules = self.n_rules.saturating_add(other.n_rules);
+    }
+}
+
 /// Chains of nat as text, in any order.
 #[derive(Debug, Default)]
 pub(super) struct PendingChains {
+    pub(super) size: BatchSize,
     chains: Vec<PendingChain>,
     text: String,
     callees: Vec<ChainName>,
@@ -18,8 +34,6 @@ pub(super) struct PendingChains {
 struct PendingChain {
     name: ChainName,
     digest: Digest,
-    /// How many chains its text names, about.
-    n_names: usize,
     /// Its place in [`PendingChains::text`].
     text: Range<usize>,
     /// The place of its callees in [`PendingChains::callees`].
@@ -36,7 +50,8 @@ impl PendingChains {
         n_names: usize,
         each_rule: impl FnOnce(&mut dyn FnMut(&Rule)),
     ) {
-        let PendingChains { chains, text, callees } = self;
+        self.size.add(BatchSize { n_names, n_rules: digest.n_rules as usize });
+        let PendingChains { chains, text, callees, .. } = self;
         let (text_start, callees_start) = (text.len(), callees.len());
         write::declaration(text, &name);
         each_rule(&mut |rule| {
@@ -44,11 +59,12 @@ impl PendingChains {
             write::append(text, family, &name, rule);
         });
         let (text, callees) = (text_start..text.len(), callees_start..callees.len());
-        chains.push(PendingChain { name, digest, n_names, text, callees });
+        chains.push(PendingChain { name, digest, text, callees });
     }
 
     /// Adds all chains of `other`.
     pub(super) fn append(&mut self, other: PendingChains) {
+        self.size.add(other.size);
         let (n_bytes, n_callees) = (self.text.len(), self.callees.len());
         self.text.push_str(&other.text);
         self.callees.extend(other.callees);
@@ -68,16 +84,6 @@ impl PendingChains {
         self.text.len()
     }
 
-    /// Chains that the text names, about.
-    pub(super) fn n_names(&self) -> usize {
-        self.chains.iter().map(|chain| chain.n_names).sum()
-    }
-
-    /// Rules of all chains.
-    pub(super) fn n_rules(&self) -> usize {
-        self.chains.iter().map(|chain| chain.digest.n_rules as usize).sum()
-    }
-
     /// Passes each chain with its text to `each`, callees first.
     pub(super) fn in_order(&self, mut each: impl FnMut(ChainName, Digest, &str)) {
         let chains = self.chains.iter();
@@ -90,6 +96,7 @@ impl PendingChains {
 
     /// Removes all chains; keeps the memory.
     pub(super) fn clear(&mut self) {
+        self.size = BatchSize::default();
         self.chains.clear();
         self.text.clear();
         self.callees.clear();

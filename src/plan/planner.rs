@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::batch::{Batch, BatchEnd, BatchSize};
+use super::batch::{Batch, BatchEnd};
 use super::call_order::callees_first;
 use super::committed::{ChainChange, Committed};
 use super::delta::{self, Union};
 use super::desired::{DesiredRules, FixedNat, SharedNat, When};
-use super::pending::PendingChains;
+use super::pending::{BatchSize, PendingChains};
 use super::restore_process::{FailureEffect, Limits, Restore, RestoreCounts, RestoreFailure};
 use super::steps::{PlanStep, StepOrder};
 use crate::iptables::{Chain, ChainName, Digest, Jump, Rule, Table, write};
@@ -16,20 +16,19 @@ use crate::net::IpFamily;
 /// Brings one family's tables from [`Committed`] to [`DesiredRules`], step by step ([`PlanStep`]).
 ///
 /// ```
-/// use std::convert::Infallible;
-///
 /// use chainsmith::iptables::{Chain, ChainName, Digest, Table};
+/// use chainsmith::kernel::RestoreError;
 /// use chainsmith::net::IpFamily;
 /// use chainsmith::plan::{Committed, DesiredRules, FixedNat, Limits, Planner, Restore, StepOrder};
 ///
 /// struct Text(String);
 /// impl Restore for Text {
-///     type Error = Infallible;
+///     type Error = RestoreError;
 ///     fn begin(&mut self) {}
 ///     fn write(&mut self, text: &str) {
 ///         self.0.push_str(text);
 ///     }
-///     fn end(&mut self) -> Result<(), Infallible> {
+///     fn end(&mut self) -> Result<(), RestoreError> {
 ///         Ok(())
 ///     }
 /// }
@@ -58,10 +57,9 @@ pub struct Planner<'a, R: Restore> {
     committed: &'a mut Committed,
     jumps: &'a [Jump],
     batch: Batch<'a, R>,
-    /// Chains of filter as desired, from the union on.
-    filter: Vec<Chain>,
-    /// Set when the union holds more than is desired.
-    has_obsolete: bool,
+    /// Chains of filter, as desired, whose unions hold more than that.
+    obsolete_filter: Vec<Chain>,
+    stale_filter: Vec<ChainName>,
     fixed_last: Vec<Chain>,
     /// Chains of nat that wait for the dispatch.
     deferred: PendingChains,
@@ -89,8 +87,8 @@ where
             committed,
             jumps,
             batch: Batch::new(family, limits, restore),
-            filter: Vec::new(),
-            has_obsolete: false,
+            obsolete_filter: Vec::new(),
+            stale_filter: Vec::new(),
             fixed_last: Vec::new(),
             deferred: PendingChains::default(),
             is_atomic: false,
@@ -140,7 +138,7 @@ where
                     self.is_atomic = false;
                 }
                 PlanStep::StaleNat => self.stale_nat(desired)?,
-                PlanStep::FilterDesired => self.filter_desired(desired)?,
+                PlanStep::FilterDesired => self.filter_desired()?,
                 PlanStep::ProbeFilter => self.probe(desired.probe(Table::Filter)),
                 PlanStep::ProbeNat => self.probe(desired.probe(Table::Nat)),
             }
@@ -149,19 +147,22 @@ where
     }
 
     fn filter_union(&mut self, desired: &mut impl DesiredRules) -> Result<(), RestoreFailure<R::Error>> {
-        self.filter = desired.filter();
-        let mut contents = Vec::new();
-        for chain in &self.filter {
-            match delta::union(self.committed, chain, desired.is_shared(chain)) {
-                Union::InForce { has_obsolete } => self.has_obsolete |= has_obsolete,
-                Union::Write { rules, has_obsolete } => {
-                    self.has_obsolete |= has_obsolete;
-                    contents.push((chain.name, rules));
-                }
+        let chains = desired.filter();
+        if !chains.is_empty() {
+            let names: BTreeSet<ChainName> = chains.iter().map(|chain| chain.name).collect();
+            let stale = self.committed.filter.keys().filter(|name| !names.contains(*name));
+            self.stale_filter = stale.copied().collect();
+        }
+        let mut unions = Vec::new();
+        for chain in chains {
+            let Union { rules, has_obsolete } =
+                delta::union(self.committed, &chain, desired.is_shared(&chain));
+            unions.extend(rules.map(|rules| Chain { rules, ..chain }));
+            if has_obsolete {
+                self.obsolete_filter.push(chain);
             }
         }
-        self.has_obsolete |= !self.filter.is_empty() && !self.stale_filter().is_empty();
-        self.write_filter(contents)?;
+        self.write_filter(unions)?;
         self.insert_jumps(Table::Filter);
         Ok(())
     }
@@ -269,39 +270,24 @@ where
         self.nat_chains(&[Chain { table: Table::Nat, name, rules: Vec::new() }], When::Now)
     }
 
-    fn filter_desired(&mut self, desired: &mut impl DesiredRules) -> Result<(), RestoreFailure<R::Error>> {
-        if !self.has_obsolete {
-            return Ok(());
-        }
-        let has_obsolete =
-            |chain: &&Chain| delta::has_obsolete(self.committed, chain, desired.is_shared(chain));
-        let chains = self.filter.iter().filter(has_obsolete);
-        let contents = chains.map(|chain| (chain.name, chain.rules.clone())).collect();
-        let stale = self.stale_filter();
+    fn filter_desired(&mut self) -> Result<(), RestoreFailure<R::Error>> {
         self.batch.drain();
-        self.write_filter(contents)?;
-        if !stale.is_empty() {
-            self.batch.delete(Table::Filter, &stale);
+        let chains = std::mem::take(&mut self.obsolete_filter);
+        self.write_filter(chains)?;
+        if !self.stale_filter.is_empty() {
+            self.batch.delete(Table::Filter, &self.stale_filter);
         }
         Ok(())
     }
 
-    /// Chains of filter that are not desired.
-    fn stale_filter(&self) -> Vec<ChainName> {
-        let desired: BTreeSet<ChainName> = self.filter.iter().map(|chain| chain.name).collect();
-        self.committed.filter.keys().filter(|name| !desired.contains(*name)).copied().collect()
-    }
-
     /// Writes chains of filter; between two commits of it every rule in force is still there.
-    fn write_filter(
-        &mut self,
-        mut contents: Vec<(ChainName, Vec<Rule>)>,
-    ) -> Result<(), RestoreFailure<R::Error>> {
+    fn write_filter(&mut self, mut chains: Vec<Chain>) -> Result<(), RestoreFailure<R::Error>> {
         let callees: Vec<Vec<ChainName>> =
-            contents.iter().map(|(_, rules)| rules.iter().filter_map(Rule::callee).collect()).collect();
-        let chains = contents.iter().zip(&callees).map(|((name, _), callees)| (*name, &callees[..]));
-        for at in callees_first(chains) {
-            let (name, rules) = (contents[at].0, std::mem::take(&mut contents[at].1));
+            chains.iter().map(|chain| chain.rules.iter().filter_map(Rule::callee).collect()).collect();
+        let order =
+            callees_first(chains.iter().map(|chain| chain.name).zip(callees.iter().map(Vec::as_slice)));
+        for at in order {
+            let (name, rules) = (chains[at].name, std::mem::take(&mut chains[at].rules));
             let size = BatchSize { n_names: 1, n_rules: rules.len() };
             if !self.batch.has_room_for(size) && self.batch.may_ever_have_room_for(size) {
                 self.end_batch()?;

@@ -1,7 +1,5 @@
 //! One iptables-restore process: what takes its input, how much it is given, and what a failed one leaves.
 
-use std::convert::Infallible;
-
 use crate::iptables::{ChainName, Table};
 
 /// Takes the text of one restore after another. Implemented by the kernel and by its fake.
@@ -25,12 +23,6 @@ pub enum FailureEffect {
     EarlierTablesApplied,
     /// Each table was applied or not; which ones is unknown.
     Unknown,
-}
-
-impl From<&Infallible> for FailureEffect {
-    fn from(never: &Infallible) -> FailureEffect {
-        match *never {}
-    }
 }
 
 /// A restore that failed. [`Committed`](super::Committed) holds what was committed before it.
@@ -98,24 +90,14 @@ pub struct RestoreCounts {
 
 impl std::ops::AddAssign for RestoreCounts {
     fn add_assign(&mut self, other: RestoreCounts) {
-        let RestoreCounts {
-            n_processes,
-            n_commits,
-            n_lines,
-            n_bytes,
-            n_rules,
-            n_filter_rules,
-            n_chains,
-            n_deleted,
-        } = other;
-        self.n_processes += n_processes;
-        self.n_commits += n_commits;
-        self.n_lines += n_lines;
-        self.n_bytes += n_bytes;
-        self.n_rules += n_rules;
-        self.n_filter_rules += n_filter_rules;
-        self.n_chains += n_chains;
-        self.n_deleted += n_deleted;
+        self.n_processes += other.n_processes;
+        self.n_commits += other.n_commits;
+        self.n_lines += other.n_lines;
+        self.n_bytes += other.n_bytes;
+        self.n_rules += other.n_rules;
+        self.n_filter_rules += other.n_filter_rules;
+        self.n_chains += other.n_chains;
+        self.n_deleted += other.n_deleted;
     }
 }
 

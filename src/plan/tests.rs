@@ -1,7 +1,7 @@
-mod failures;
-mod filter;
-mod nat;
-mod reader;
+mod failure_effects;
+mod filter_steps;
+mod nat_steps;
+mod saved_text;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;

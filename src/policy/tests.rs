@@ -22,7 +22,7 @@ fn endpoint(text: &str) -> (u8, SliceEndpoint) {
         let Conditions { is_ready, is_serving, is_terminating } = &mut endpoint.conditions;
         match (word, word.split_once('=')) {
             ("unready", _) => (*is_ready, *is_serving) = (false, false),
-            // What `ready: false` alone means.
+            // `ready: false` without other conditions.
             ("serving", _) => *is_ready = false,
             ("terminating", _) => (*is_ready, *is_terminating) = (false, true),
             ("dying", _) => (*is_ready, *is_serving, *is_terminating) = (false, false, true),
@@ -36,8 +36,8 @@ fn endpoint(text: &str) -> (u8, SliceEndpoint) {
     (n, endpoint)
 }
 
-/// Reads `internal=Local external=Cluster node-port`; what is not said is Cluster and no frontend
-/// but the cluster IP.
+/// Reads `internal=Local external=Cluster node-port`; the default is policy Cluster, and the cluster IP as
+/// the only frontend.
 fn service(text: &str) -> Service {
     let has = |word: &str| text.split(' ').any(|other| other == word);
     let policy = |word| if has(word) { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
@@ -60,7 +60,7 @@ fn service(text: &str) -> Service {
     }
 }
 
-/// What `service` with `endpoints` comes to at `place`, as in
+/// The selection for `service` with `endpoints` at `place`, as in
 /// `cluster 1 2, local 1, internal Serve, external Drop`.
 fn outcome(place: Place<'_>, service_text: &str, endpoints: &[&str]) -> String {
     let service = service(service_text);
@@ -71,7 +71,6 @@ fn outcome(place: Place<'_>, service_text: &str, endpoints: &[&str]) -> String {
         .map(|(_, source)| Endpoint { address: SocketAddr::new(source.ip, 80), source })
         .collect();
     let selection = Selection::new(&port, &all, place);
-    assert_eq!(selection.n_all, endpoints.len());
     let last = |endpoint: &Endpoint<'_>| match endpoint.address.ip() {
         std::net::IpAddr::V4(ip) => format!(" {}", ip.octets()[3]),
         std::net::IpAddr::V6(ip) => unreachable!("{ip}"),
@@ -82,7 +81,7 @@ fn outcome(place: Place<'_>, service_text: &str, endpoints: &[&str]) -> String {
     let mut union: Vec<String> = selection.cluster.iter().chain(&selection.local).map(last).collect();
     union.sort();
     union.dedup();
-    assert_eq!(reachable, union, "an endpoint has a chain when somebody may be sent to it");
+    assert_eq!(reachable, union, "an endpoint has a chain if clients may be sent to it");
     assert_eq!(verdicts.has_endpoints(), selection.has_endpoints);
     format!(
         "cluster{}, local{}, internal {:?}, external {:?}",
@@ -113,7 +112,7 @@ fn ready_endpoints_of_all_nodes_serve_under_policy_cluster() {
 }
 
 #[test]
-fn nobody_at_all_is_a_reject_for_every_policy() {
+fn a_service_without_endpoints_is_a_reject_for_every_policy() {
     for service in
         ["", "internal=Local", "node-port external=Local", "node-port internal=Local external=Local"]
     {
@@ -127,18 +126,18 @@ fn nobody_at_all_is_a_reject_for_every_policy() {
 
 /// 90 to 92, 55 to 59.
 #[test]
-fn terminating_endpoints_serve_when_nobody_is_ready() {
+fn terminating_endpoints_serve_if_none_is_ready() {
     check_cluster(HERE, &["1 here terminating", "2 there terminating", "3 dying"], "cluster 1 2");
     check_cluster(HERE, &["1 here terminating", "2 there"], "cluster 2");
     check_cluster(HERE, &["1 here terminating", "2 there serving"], "cluster 1");
     check_cluster(HERE, &["1 published", "2 terminating"], "cluster 1");
-    // Hints play no role among them.
+    // Hints do not count for them.
     check_cluster(HERE, &["1 terminating zone=west", "2 terminating zone=east node=here"], "cluster 1 2");
 }
 
 /// 77, 78, 84, 85.
 #[test]
-fn external_policy_local_serves_here_and_drops_where_only_others_serve() {
+fn external_policy_local_serves_here_and_drops_where_only_other_nodes_have_endpoints() {
     let check = |endpoints: &[&str], expected| check("node-port external=Local", endpoints, expected);
     check(&["1 here", "2 there"], "cluster 1 2, local 1, internal Serve, external Serve");
     check(&["2 there"], "cluster 2, local, internal Serve, external Drop");
@@ -147,7 +146,7 @@ fn external_policy_local_serves_here_and_drops_where_only_others_serve() {
 
 /// 80 to 83.
 #[test]
-fn internal_policy_local_serves_here_and_drops_where_only_others_serve() {
+fn internal_policy_local_serves_here_and_drops_where_only_other_nodes_have_endpoints() {
     check("internal=Local", &["1 here", "2 there"], "cluster, local 1, internal Serve, external Serve");
     check("internal=Local", &["2 there"], "cluster, local, internal Drop, external Serve");
     check("internal=Local", &["2 there terminating"], "cluster, local, internal Drop, external Serve");
@@ -159,7 +158,7 @@ fn internal_policy_local_serves_here_and_drops_where_only_others_serve() {
 
 /// 89, 93.
 #[test]
-fn the_local_fallback_to_terminating_ones_is_independent_of_the_other() {
+fn the_local_fallback_to_terminating_endpoints_does_not_depend_on_other_nodes() {
     let check = |endpoints: &[&str], expected| check("node-port external=Local", endpoints, expected);
     check(&["1 here terminating", "2 there"], "cluster 2, local 1, internal Serve, external Serve");
     check(&["1 here", "2 here terminating"], "cluster 1, local 1, internal Serve, external Serve");
@@ -167,9 +166,9 @@ fn the_local_fallback_to_terminating_ones_is_independent_of_the_other() {
     check(&["1 here dying", "2 there terminating"], "cluster 2, local, internal Serve, external Drop");
 }
 
-/// 16, 17: without a way in from outside its policy asks for nothing.
+/// 16, 17: without a frontend for outside traffic its policy has no effect.
 #[test]
-fn external_policy_without_external_addresses_means_nothing() {
+fn external_policy_without_external_addresses_has_no_effect() {
     check("external=Local", &["1 here", "2 there"], "cluster 1 2, local, internal Serve, external Drop");
 }
 
@@ -196,7 +195,7 @@ fn zone_hints_narrow_when_all_ready_endpoints_have_them_and_one_fits() {
 
 /// 97 to 99.
 #[test]
-fn endpoints_that_are_not_ready_have_no_say_about_hints() {
+fn hints_of_endpoints_that_are_not_ready_do_not_count() {
     check_cluster(HERE, &["1 zone=east", "2 zone=west", "3 unready", "4 terminating"], "cluster 1");
     check_cluster(HERE, &["1 zone=west", "2 zone=north"], "cluster 1 2");
     check_cluster(HERE, &["1 zone=west", "2 unready zone=east", "3 terminating zone=east"], "cluster 1");

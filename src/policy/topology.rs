@@ -1,30 +1,30 @@
-//! Whether hints narrow down the endpoints of a service port, and to which.
+//! The node's place in the cluster, and the endpoints that topology hints leave for it.
 
 use crate::model::{Endpoint, Hints};
 
-/// The node that the decision is made on.
+/// The node for which endpoints are selected.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
-    /// Its name; empty when it is not known, and then nothing is local.
+    /// Its name; empty if unknown, and then no endpoint is local.
     pub node: &'a str,
     /// Its zone (`topology.kubernetes.io/zone`).
     pub zone: Option<&'a str>,
 }
 
-/// How the ready endpoints of a service port are narrowed down.
+/// The subset of a service port's ready endpoints that serves a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Topology<'p> {
-    /// To those meant for the node.
+    /// Those with a hint for the node.
     SameNode(&'p str),
-    /// To those meant for the zone.
+    /// Those with a hint for the zone.
     SameZone(&'p str),
-    /// Not at all.
+    /// All.
     Anywhere,
 }
 
 impl<'p> Topology<'p> {
-    /// Hints count only if every ready endpoint has one of the kind and one of them is for this
-    /// place, so that nobody is left without an endpoint or without clients.
+    /// Hints count only if every ready endpoint has one of the kind and at least one is for this
+    /// place, so that no node is without an endpoint and no endpoint without clients.
     pub(super) fn of(endpoints: &[Endpoint<'_>], place: Place<'p>) -> Topology<'p> {
         let ready = || endpoints.iter().filter(|endpoint| endpoint.is_ready());
         let all_have = |has: fn(&Hints) -> bool| {
@@ -45,7 +45,7 @@ impl<'p> Topology<'p> {
         Topology::Anywhere
     }
 
-    /// Whether `endpoint` is meant for this place.
+    /// Whether `endpoint` is in the subset.
     pub(super) fn fits(self, endpoint: &Endpoint<'_>) -> bool {
         let hints = endpoint.source.hints.as_deref();
         match self {

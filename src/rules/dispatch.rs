@@ -1,46 +1,46 @@
-//! The shared chains: which service port a packet is for.
+//! The shared chains, which find the service port of a packet.
 //!
-//! classic holds one rule for each entry, in the order of service ports. compact holds the same rules
-//! as the leaves of a tree over address, protocol and port, so that a packet meets few of them.
+//! In classic they are lists of entries, in the order of service ports. In compact the same entries are
+//! the leaves of a tree over address, protocol and port, so that a packet meets few of them.
 
-mod tree;
+mod prefix_tree;
 
 use super::layout::Layout;
 use super::names::{self, PortChain};
-use super::shared::SharedChain;
+use super::shared_chain::SharedChain;
 use super::{Settings, fixed};
 use crate::iptables::{ChainName, Rule, Table};
 
-pub use super::shared::Key;
+pub use super::shared_chain::Key;
 
-/// What stands in a chain.
+/// A rule of a shared chain or of a chain behind one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The entry of this number.
+    /// The entry with this index.
     Entry(usize),
-    /// A rule that is nobody's.
+    /// An internal dispatch rule, not an entry of a service port.
     Rule(Box<Rule>),
 }
 
-/// A chain that is shared, or a part of one.
+/// A shared chain, or a chain of the compact layout behind one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedPart {
     /// Its name.
     pub name: ChainName,
-    /// What stands in it.
+    /// Its rules.
     pub parts: Vec<Part>,
 }
 
-/// The shared chain `chain` and those that lead on from it, callees before callers: itself last.
-/// `keys` are those of its entries, in the order of their service ports.
+/// The shared chain `chain` and the chains behind it, callees before callers: itself last. `keys` are
+/// those of its entries, in the order of their service ports.
 pub fn shared_chains(
     settings: &Settings,
     layout: Layout,
     chain: SharedChain,
     keys: &[Key],
 ) -> Vec<SharedPart> {
-    // Of a refused external IP and a refused node port of the same address and port, the first is
-    // meant. kube-proxy's order is random here.
+    // An unserved external IP comes before an unserved node port of the same address and port.
+    // kube-proxy's order is random here.
     let (addresses, node_ports): (Vec<usize>, Vec<usize>) = match chain {
         SharedChain::FilterExternalServices => (0..keys.len()).partition(|n| keys[*n].ip.is_some()),
         _ => ((0..keys.len()).collect(), Vec::new()),
@@ -50,7 +50,9 @@ pub fn shared_chains(
     for entries in [addresses, node_ports] {
         match layout {
             Layout::Classic { .. } => root.extend(entries.into_iter().map(Part::Entry)),
-            Layout::Compact => root.extend(tree::grow(settings.family, chain, keys, entries, &mut parts)),
+            Layout::Compact => {
+                root.extend(prefix_tree::grow(settings.family, chain, keys, entries, &mut parts))
+            }
         }
     }
     if chain == SharedChain::NatServices {
@@ -61,10 +63,10 @@ pub fn shared_chains(
     parts
 }
 
-/// What the names of the chains behind `chain` begin with.
+/// The beginning of the names of the chains behind `chain`.
 fn stem(chain: SharedChain) -> String {
     let kind = match chain {
-        // kube-proxy removes these chains when it starts: its own have that prefix.
+        // kube-proxy removes these chains when it starts: the prefix is its own.
         SharedChain::NatServices | SharedChain::NatNodePorts => PortChain::External,
         SharedChain::FilterExternalServices => PortChain::External,
         SharedChain::FilterServices => PortChain::Cluster,
@@ -74,10 +76,10 @@ fn stem(chain: SharedChain) -> String {
     format!("{}{}", kind.prefix(), names::DISPATCH_DIGIT)
 }
 
-/// Whether chains go on to others with `-g`, so that a packet for nobody is back in the first chain
-/// at once. Not in filter, where old and new rules stand together for a moment: whatever order they
-/// are in, all that apply have to be met.
-fn goes_on_by_goto(chain: SharedChain) -> bool {
+/// Whether chains lead to others with `-g`, so that a packet without an entry returns to the first chain
+/// at once. Not in filter, where old and new rules are in force together for a moment: a packet has
+/// to meet all that apply, whatever their order.
+fn uses_goto(chain: SharedChain) -> bool {
     chain.table() == Table::Nat
 }
 

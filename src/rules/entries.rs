@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use super::fixed;
 use super::names::PortChain;
 use super::port_context::{PortContext, rule_to_port};
-use super::shared::{Entry, SharedChain};
+use super::shared_chain::{Entry, SharedChain};
 use crate::iptables::{AddressSide, Match, MaybeNot, Rule, Target};
 use crate::net::{Cidr, IpFamily, Protocol};
 use crate::policy::Verdict;

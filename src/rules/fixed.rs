@@ -1,5 +1,5 @@
-//! What is there whatever the Services are: jumps from the built-in chains, fixed chains, and the
-//! tail of nat `KUBE-SERVICES` that leads to the node ports.
+//! Rules that do not depend on Services: jumps from the built-in chains, fixed chains, and the tail
+//! of nat `KUBE-SERVICES` that leads to the node ports.
 
 use super::names::{
     KUBE_EXTERNAL_SERVICES, KUBE_FIREWALL, KUBE_FORWARD, KUBE_MARK_MASQ, KUBE_NODEPORTS, KUBE_POSTROUTING,
@@ -16,13 +16,13 @@ pub const LOCALHOST_COUNTER: &str = "localhost_nps_accepted_pkts";
 
 const TAIL_COMMENT: &str = "kubernetes service nodeports; NOTE: this must be the last rule in this chain";
 
-/// The jumps, in the order in which each is put at the head of its chain where it is missing.
+/// The jumps, in the order in which missing ones are inserted at the heads of their chains.
 pub fn jumps() -> Vec<Jump> {
     let new = || Match::CtState(MaybeNot::is(CtStates::NEW));
-    let said = |text: &str| Match::Comment(text.into());
-    let external = || vec![new(), said("kubernetes externally-visible service portals")];
-    let portals = || vec![new(), said("kubernetes service portals")];
-    let firewall = || vec![new(), said("kubernetes load balancer firewall")];
+    let comment = |text: &str| Match::Comment(text.into());
+    let external = || vec![new(), comment("kubernetes externally-visible service portals")];
+    let portals = || vec![new(), comment("kubernetes service portals")];
+    let firewall = || vec![new(), comment("kubernetes load balancer firewall")];
     let jump = |table, from, to, matches| Jump {
         table,
         from: ChainName::literal(from),
@@ -32,16 +32,16 @@ pub fn jumps() -> Vec<Jump> {
     vec![
         jump(Filter, "INPUT", KUBE_EXTERNAL_SERVICES, external()),
         jump(Filter, "FORWARD", KUBE_EXTERNAL_SERVICES, external()),
-        jump(Filter, "INPUT", KUBE_NODEPORTS, vec![said("kubernetes health check service ports")]),
+        jump(Filter, "INPUT", KUBE_NODEPORTS, vec![comment("kubernetes health check service ports")]),
         jump(Filter, "FORWARD", KUBE_SERVICES, portals()),
         jump(Filter, "OUTPUT", KUBE_SERVICES, portals()),
-        jump(Filter, "FORWARD", KUBE_FORWARD, vec![said("kubernetes forwarding rules")]),
+        jump(Filter, "FORWARD", KUBE_FORWARD, vec![comment("kubernetes forwarding rules")]),
         jump(Filter, "INPUT", KUBE_PROXY_FIREWALL, firewall()),
         jump(Filter, "OUTPUT", KUBE_PROXY_FIREWALL, firewall()),
         jump(Filter, "FORWARD", KUBE_PROXY_FIREWALL, firewall()),
-        jump(Nat, "OUTPUT", KUBE_SERVICES, vec![said("kubernetes service portals")]),
-        jump(Nat, "PREROUTING", KUBE_SERVICES, vec![said("kubernetes service portals")]),
-        jump(Nat, "POSTROUTING", KUBE_POSTROUTING, vec![said("kubernetes postrouting rules")]),
+        jump(Nat, "OUTPUT", KUBE_SERVICES, vec![comment("kubernetes service portals")]),
+        jump(Nat, "PREROUTING", KUBE_SERVICES, vec![comment("kubernetes service portals")]),
+        jump(Nat, "POSTROUTING", KUBE_POSTROUTING, vec![comment("kubernetes postrouting rules")]),
         jump(Filter, "INPUT", KUBE_FIREWALL, Vec::new()),
         jump(Filter, "OUTPUT", KUBE_FIREWALL, Vec::new()),
     ]
@@ -66,8 +66,8 @@ pub fn chains(settings: &Settings, layout: Layout) -> Vec<Chain> {
     ]
 }
 
-/// With node ports on 127.0.0.1 the kernel routes 127/8 between interfaces; nobody outside may use
-/// that to reach what listens on loopback.
+/// With node ports on 127.0.0.1 the kernel routes 127/8 between interfaces; this rule keeps packets from
+/// outside away from programs that listen on loopback.
 fn martian_rule() -> Rule {
     let loopback = || Cidr::new(IpFamily::V4.localhost(), 8);
     let known = CtStates::RELATED.and(CtStates::ESTABLISHED).and(CtStates::DNAT);
@@ -98,12 +98,12 @@ fn hairpin(family: IpFamily, target: Target) -> Rule {
     }
 }
 
-/// A rule that asks of the kernel and of iptables what compact asks of them.
+/// A rule that only a program and a kernel with the match for hairpins accept.
 pub fn hairpin_probe(family: IpFamily) -> Rule {
     hairpin(family, Target::Return)
 }
 
-/// A rule that only a program and a kernel with the match `nfacct` take, once [`INVALID_COUNTER`] is there.
+/// A rule that only a program and a kernel with the match `nfacct` accept, once [`INVALID_COUNTER`] exists.
 pub fn counter_probe() -> Rule {
     Rule {
         matches: vec![Match::Nfacct(INVALID_COUNTER.into())],
@@ -134,7 +134,7 @@ fn forward_rules(settings: &Settings, by_one_rule: bool) -> Vec<Rule> {
     ] {
         rules.push(Rule { matches, target: Some(Target::Accept), ..Rule::default() });
     }
-    // Marked in POSTROUTING only, so the first of the two does not know it.
+    // A hairpin gets its mark in POSTROUTING only, so the rule on the mark does not match it here.
     rules.extend(by_one_rule.then(|| hairpin(settings.family, Target::Accept)));
     rules
 }
@@ -144,7 +144,7 @@ fn set_mark(settings: &Settings) -> Rule {
     Rule { target: Some(Target::SetXmark { value: mark, mask: mark }), ..Rule::default() }
 }
 
-/// The mark is taken off before masquerading, so that a packet that passes the stack again (in a
+/// The mark is cleared before masquerading, so that a packet that passes the stack again (in a
 /// tunnel) is not masqueraded again.
 fn postrouting_rules(settings: &Settings, by_one_rule: bool) -> Vec<Rule> {
     let mark = settings.mark.value();
@@ -167,7 +167,7 @@ fn postrouting_rules(settings: &Settings, by_one_rule: bool) -> Vec<Rule> {
     rules
 }
 
-/// The last rules of nat `KUBE-SERVICES`: what leads to the node ports. They stand last, so that an
+/// The last rules of nat `KUBE-SERVICES`, which lead to the node ports. They stand last, so that an
 /// external IP that is the node's own address wins.
 pub fn node_ports_tail(settings: &Settings) -> Vec<Rule> {
     let rule = |destination, is_local: bool| {

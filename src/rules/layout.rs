@@ -1,16 +1,16 @@
-//! The two ways to lay the same rules out.
+//! The two layouts of the same rules, and which of them applies.
 
 use crate::config::LayoutChoice;
 
-/// Above how many endpoints of a family kube-proxy leaves comments out of endpoint rules, and we go
-/// over to compact where we may. Source: kube-proxy v1.36, `largeClusterEndpointsThreshold`.
+/// With more endpoints than this in a family, kube-proxy omits the comments of endpoint rules, and layout
+/// `auto` becomes compact. Source: kube-proxy v1.36, `largeClusterEndpointsThreshold`.
 pub const LARGE_CLUSTER_ENDPOINTS: usize = 1000;
 
-/// Below how many endpoints a family goes back to classic, so that a cluster of about
-/// [`LARGE_CLUSTER_ENDPOINTS`] does not go back and forth.
+/// With fewer endpoints than this, layout `auto` returns to classic, so that a cluster of about
+/// [`LARGE_CLUSTER_ENDPOINTS`] does not alternate.
 pub const SMALL_CLUSTER_ENDPOINTS: usize = 800;
 
-/// How the rules of a family are laid out.
+/// The layout of a family's rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// kube-proxy's own rules, to the byte.
@@ -18,12 +18,12 @@ pub enum Layout {
         /// Without comments in rules for endpoints, as kube-proxy writes them in a large cluster.
         is_large: bool,
     },
-    /// The same fate for every packet, with short walks and a third of the rules.
+    /// The same verdict for every packet, with shorter paths and a third of the rules.
     Compact,
 }
 
 impl Layout {
-    /// What an agent that knows no history takes for `n_endpoints`.
+    /// The layout for `n_endpoints` where none is in force.
     pub fn plain(choice: LayoutChoice, n_endpoints: usize) -> Layout {
         let is_large = n_endpoints > LARGE_CLUSTER_ENDPOINTS;
         match choice {
@@ -33,8 +33,8 @@ impl Layout {
         }
     }
 
-    /// What an agent takes that has `current`: between both thresholds, and without a full sync, it
-    /// stays with compact.
+    /// The layout for `n_endpoints` where `current` is in force: between the thresholds, and without a
+    /// full sync, compact stays.
     pub fn next(choice: LayoutChoice, n_endpoints: usize, current: Layout, is_full: bool) -> Layout {
         let may_go_back = is_full && n_endpoints < SMALL_CLUSTER_ENDPOINTS;
         match (choice, current) {
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layout_that_is_asked_for_stays() {
+    fn a_configured_layout_stays() {
         for (choice, n_endpoints, expected) in [
             (LayoutChoice::Classic, 5000, Layout::Classic { is_large: true }),
             (LayoutChoice::Classic, 5, CLASSIC),

@@ -16,19 +16,19 @@ pub const KUBE_EXTERNAL_SERVICES: ChainName = ChainName::literal("KUBE-EXTERNAL-
 pub const KUBE_NODEPORTS: ChainName = ChainName::literal("KUBE-NODEPORTS");
 /// Accepts what Services forward.
 pub const KUBE_FORWARD: ChainName = ChainName::literal("KUBE-FORWARD");
-/// Drops what source ranges do not let in.
+/// Drops packets from outside the source ranges.
 pub const KUBE_PROXY_FIREWALL: ChainName = ChainName::literal("KUBE-PROXY-FIREWALL");
 /// Drops martians; shared with the kubelet.
 pub const KUBE_FIREWALL: ChainName = ChainName::literal("KUBE-FIREWALL");
-/// Masquerades what is marked.
+/// Masquerades marked packets.
 pub const KUBE_POSTROUTING: ChainName = ChainName::literal("KUBE-POSTROUTING");
 /// Sets the masquerade mark.
 pub const KUBE_MARK_MASQ: ChainName = ChainName::literal("KUBE-MARK-MASQ");
-/// Empty; its absence tells that somebody flushed the tables.
+/// Empty; its absence shows that another process flushed the table.
 pub const KUBE_PROXY_CANARY: ChainName = ChainName::literal("KUBE-PROXY-CANARY");
-/// Made by the kubelet in mangle: tells which back-end the node uses.
+/// The kubelet makes it in mangle of the back-end that the node uses.
 pub const KUBE_IPTABLES_HINT: ChainName = ChainName::literal("KUBE-IPTABLES-HINT");
-/// The kubelet's canary: the same, from older kubelets.
+/// The canary of older kubelets, which shows the same.
 pub const KUBE_KUBELET_CANARY: ChainName = ChainName::literal("KUBE-KUBELET-CANARY");
 
 /// The kinds of chains that a service port may have, callees before callers.
@@ -60,20 +60,20 @@ impl PortChain {
         }
     }
 
-    /// The kind of chain that `name` is, and what stands behind its prefix; `None` for a name without
-    /// any of the five prefixes.
+    /// The kind of the chain `name`, and the text behind its prefix; `None` for a name without any of
+    /// the five prefixes.
     pub(super) fn split(name: &ChainName) -> Option<(PortChain, &str)> {
         PortChain::ALL.into_iter().find_map(|kind| Some((kind, name.as_str().strip_prefix(kind.prefix())?)))
     }
 }
 
-/// A chain of nat in which rules are tried, gone with the same commit.
+/// A chain of nat for rules that are tried; the commit that adds it deletes it.
 pub const NAT_PROBE: ChainName = ChainName::literal("KUBE-EXT-0PROBE");
 /// The same in filter.
 pub const FILTER_PROBE: ChainName = ChainName::literal("KUBE-SVC-0PROBE");
 
-/// What the name of a chain of the compact layout's dispatch begins with, behind the prefix of its
-/// kind: no hash in base32 has a 0.
+/// The first character behind the prefix in names of the compact layout's dispatch chains: no hash in
+/// base32 has a 0.
 pub(super) const DISPATCH_DIGIT: &str = "0";
 
 /// The chains of one service port. All but the endpoints' share one hash.
@@ -84,7 +84,7 @@ pub(super) const DISPATCH_DIGIT: &str = "0";
 pub struct PortNames {
     /// `<ns>/<name>[:<port>]` and the protocol in lower case, run together.
     seed: String,
-    /// How much of `seed` is the name alone.
+    /// Length of the name at the head of `seed`, in bytes.
     name_length: usize,
     hash: [u8; HASH_LENGTH],
 }
@@ -98,7 +98,7 @@ impl PortNames {
         PortNames { seed, name_length: name.len(), hash }
     }
 
-    /// `<ns>/<name>[:<port>]`, as comments show it.
+    /// `<ns>/<name>[:<port>]`, as in comments.
     pub fn text(&self) -> &str {
         &self.seed[..self.name_length]
     }
@@ -113,8 +113,8 @@ impl PortNames {
         prefixed(PortChain::Endpoint, &hash(&[self.seed.as_bytes(), text.as_bytes()]))
     }
 
-    /// The chain of a group of endpoints under the one of `kind`: those whose hash begins with these
-    /// hexadecimal digits, at most three.
+    /// The chain of a group of endpoints below the chain of `kind`: endpoints whose hash begins with
+    /// these hexadecimal digits, at most three.
     pub fn group(&self, kind: PortChain, digits: &[u8]) -> ChainName {
         let mut name = self.chain(kind).as_str().to_owned();
         name.extend(digits.iter().map(|digit| char::from(b"0123456789ABCDEF"[usize::from(digit & 15)])));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_hashed_as_they_are_shown() {
+    fn endpoints_are_hashed_as_text() {
         let check = |names: PortNames, address: &str, expected: &str| {
             assert_eq!(names.endpoint_at(address.parse().unwrap()).as_str(), expected);
         };

@@ -1,29 +1,29 @@
-//! Frontends that several service ports claim: which of them owns each.
+//! Frontends that several service ports claim, and which of them owns each.
 //!
 //! Any user who may create Services may give one an external IP that is another Service's cluster IP. The
-//! owner keeps such a frontend (see [`Seniority`](crate::model::Seniority)); the entries of the others for
-//! it are left out, in nat and in filter, whether the owner has endpoints or not. kube-proxy v1.36 writes
+//! owner keeps such a frontend (see [`Seniority`](crate::model::Seniority)); the other service ports' entries
+//! for it are omitted, in nat and in filter, whether the owner has endpoints or not. kube-proxy v1.36 writes
 //! all entries in random order.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::shared::{Key, SharedChain};
+use super::shared_chain::{Key, SharedChain};
 use crate::model::{Service, ServiceName, ServicePortName};
 use crate::net::IpFamily;
 
-/// What service ports answer on, gathered to find what several claim.
+/// The frontends of service ports, gathered to find overlaps.
 #[derive(Default)]
 pub struct Claims<'a> {
     /// In the order of names.
     owners: Vec<(&'a ServicePortName, &'a Service)>,
-    /// Each frontend, with the place of its owner in `owners`.
+    /// Each frontend, with the index of its service port in `owners`.
     frontends: Vec<(Key, u32)>,
 }
 
 impl<'a> Claims<'a> {
-    /// Adds the frontends of a service port of `service`: the keys of its entries. Names are added in
-    /// their order.
+    /// Adds the frontends of a service port of `service`: the keys of its entries. Service ports are added
+    /// in the order of their names.
     pub fn add(
         &mut self,
         name: &'a ServicePortName,
@@ -32,12 +32,12 @@ impl<'a> Claims<'a> {
     ) {
         let owner = self.owners.len() as u32;
         self.owners.push((name, service));
-        // Where health check node ports are let in, nothing is decided between Services.
+        // Entries for health check node ports accept packets for every Service alike.
         let entries = entries.filter(|(chain, _)| *chain != SharedChain::FilterNodePorts);
         self.frontends.extend(entries.map(|(_, key)| (key, owner)));
     }
 
-    /// What more than one claims.
+    /// The frontends that more than one service port claims.
     pub fn overlaps(mut self, family: IpFamily) -> Overlaps {
         self.frontends.sort_unstable();
         self.frontends.dedup();
@@ -58,29 +58,29 @@ impl<'a> Claims<'a> {
 /// A frontend that several service ports claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlap {
-    /// The service port that answers there.
+    /// The service port that answers on it.
     pub owner: ServicePortName,
-    /// The others, by name.
+    /// The other service ports, by name.
     pub losers: Box<[ServicePortName]>,
 }
 
-/// All frontends that several service ports claim; mostly there are none.
+/// All frontends that several service ports claim; usually none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overlaps(BTreeMap<Key, Overlap>);
 
 impl Overlaps {
-    /// Whether the entry of `name` for `key` in `chain` is left out.
+    /// Whether the entry of `name` for `key` in `chain` is omitted.
     pub fn leave_out(&self, name: &ServicePortName, chain: SharedChain, key: &Key) -> bool {
         chain != SharedChain::FilterNodePorts && self.0.get(key).is_some_and(|overlap| overlap.owner != *name)
     }
 
-    /// How many entries of losers there are to leave out, one a frontend.
+    /// The number of omitted claims: one for each frontend and loser.
     pub fn n_lost(&self) -> usize {
         self.0.values().map(|overlap| overlap.losers.len()).sum()
     }
 
-    /// The frontends that have another owner, or other losers, than in `before`, with all service ports that
-    /// claim or claimed them.
+    /// The frontends whose owner or losers differ from `before`, with all service ports that claim or
+    /// claimed them.
     pub fn changed_since<'a>(
         &'a self,
         before: &'a Overlaps,
@@ -93,7 +93,7 @@ impl Overlaps {
         })
     }
 
-    /// What Services lost that they had not lost `before`: one for each two Services.
+    /// The frontends that Services lost since `before`: one value for each two Services.
     pub fn losses_since(&self, before: &Overlaps) -> Vec<Loss> {
         let mut losses: BTreeMap<(&ServiceName, &ServiceName), (Key, usize)> = BTreeMap::new();
         for (key, overlap) in &self.0 {
@@ -114,16 +114,16 @@ impl Overlaps {
     }
 }
 
-/// Frontends of a Service that another Service has.
+/// Frontends that a Service claims and another Service owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {
-    /// The Service that does not answer there.
+    /// The Service that does not answer on them.
     pub service: ServiceName,
     /// The Service that does.
     pub owner: ServiceName,
     /// One of the frontends.
     pub first: Key,
-    /// How many they are.
+    /// Their number.
     pub n: usize,
 }
 

@@ -24,7 +24,7 @@ const IPVS_CHAINS: [ChainName; 5] = [
 
 /// Who makes a chain, and what for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
+pub enum ChainOwner {
     /// Ours: one of the chains that every node has, as `KUBE-SERVICES` and `KUBE-MARK-MASQ`.
     Fixed,
     /// Ours: a chain of one service port. Any name with the prefix counts, as it does for
@@ -45,51 +45,53 @@ pub enum Owner {
     Foreign,
 }
 
-impl Owner {
+impl ChainOwner {
     /// The owner of the chain `name` of `table`.
-    pub fn of(table: Table, name: &ChainName) -> Owner {
+    pub fn of(table: Table, name: &ChainName) -> ChainOwner {
         use Table::{Filter, Nat};
         match (table, PortChain::split(name)) {
-            (Nat, Some((PortChain::External, rest))) if rest.starts_with(DISPATCH_DIGIT) => Owner::Dispatch,
-            (Filter, Some((_, rest))) if rest.starts_with(DISPATCH_DIGIT) => Owner::Dispatch,
-            (Nat, Some((PortChain::Local | PortChain::Cluster, rest))) if rest.len() > HASH_LENGTH => {
-                Owner::Group
+            (Nat, Some((PortChain::External, rest))) if rest.starts_with(DISPATCH_DIGIT) => {
+                ChainOwner::Dispatch
             }
-            (Nat, Some((kind, _))) => Owner::ServicePort(kind),
-            (Filter, Some(_)) => Owner::OtherMode,
-            (Nat, None) if FIXED_IN_NAT.contains(name) => Owner::Fixed,
-            (Filter, None) if FIXED_IN_FILTER.contains(name) => Owner::Fixed,
-            (Filter, None) if *name == KUBE_FIREWALL => Owner::SharedWithKubelet,
-            (_, None) if *name == KUBE_PROXY_CANARY => Owner::Canary,
-            (Nat | Filter, None) if IPVS_CHAINS.contains(name) => Owner::OtherMode,
-            _ => Owner::Foreign,
+            (Filter, Some((_, rest))) if rest.starts_with(DISPATCH_DIGIT) => ChainOwner::Dispatch,
+            (Nat, Some((PortChain::Local | PortChain::Cluster, rest))) if rest.len() > HASH_LENGTH => {
+                ChainOwner::Group
+            }
+            (Nat, Some((kind, _))) => ChainOwner::ServicePort(kind),
+            (Filter, Some(_)) => ChainOwner::OtherMode,
+            (Nat, None) if FIXED_IN_NAT.contains(name) => ChainOwner::Fixed,
+            (Filter, None) if FIXED_IN_FILTER.contains(name) => ChainOwner::Fixed,
+            (Filter, None) if *name == KUBE_FIREWALL => ChainOwner::SharedWithKubelet,
+            (_, None) if *name == KUBE_PROXY_CANARY => ChainOwner::Canary,
+            (Nat | Filter, None) if IPVS_CHAINS.contains(name) => ChainOwner::OtherMode,
+            _ => ChainOwner::Foreign,
         }
     }
 
     /// Whether a restore may flush and delete the chain.
     pub fn is_ours(self) -> bool {
-        self == Owner::Fixed || self.depends_on_services()
+        self == ChainOwner::Fixed || self.depends_on_services()
     }
 
     /// Whether the chain comes and goes with Services.
     pub fn depends_on_services(self) -> bool {
-        self.is_compact() || matches!(self, Owner::ServicePort(_))
+        self.is_compact() || matches!(self, ChainOwner::ServicePort(_))
     }
 
     /// Whether only the compact layout has the chain.
     pub fn is_compact(self) -> bool {
-        matches!(self, Owner::Group | Owner::Dispatch)
+        matches!(self, ChainOwner::Group | ChainOwner::Dispatch)
     }
 
     /// Whether the agent compares the chain's rules with those that it wrote.
     pub fn is_compared(self) -> bool {
-        self.is_ours() || self == Owner::SharedWithKubelet
+        self.is_ours() || self == ChainOwner::SharedWithKubelet
     }
 
     /// Whether the chain is removed where this node is proxied no more: it belongs to any mode of
     /// kube-proxy or to Chainsmith alone.
     pub fn is_removable(self) -> bool {
-        self.is_ours() || matches!(self, Owner::Canary | Owner::OtherMode)
+        self.is_ours() || matches!(self, ChainOwner::Canary | ChainOwner::OtherMode)
     }
 }
 
@@ -107,7 +109,7 @@ pub fn is_compact(
     mut nat_chains: impl Iterator<Item = ChainName>,
     postrouting: impl FnOnce(&[Rule]) -> bool,
 ) -> bool {
-    nat_chains.any(|name| Owner::of(Table::Nat, &name).is_compact())
+    nat_chains.any(|name| ChainOwner::of(Table::Nat, &name).is_compact())
         || settings.bpf
             && fixed::chains(settings, Layout::Compact)
                 .iter()
@@ -121,40 +123,43 @@ mod tests {
 
     #[test]
     fn only_kube_proxys_chains_may_be_deleted() {
-        let check = |table, name, expected: Owner| {
-            let owner = Owner::of(table, &ChainName::literal(name));
+        let check = |table, name, expected: ChainOwner| {
+            let owner = ChainOwner::of(table, &ChainName::literal(name));
             assert_eq!(owner, expected, "{table} {name}");
             let is_ours = !matches!(
                 owner,
-                Owner::Canary | Owner::SharedWithKubelet | Owner::OtherMode | Owner::Foreign
+                ChainOwner::Canary
+                    | ChainOwner::SharedWithKubelet
+                    | ChainOwner::OtherMode
+                    | ChainOwner::Foreign
             );
             assert_eq!(owner.is_ours(), is_ours, "{table} {name}");
         };
-        check(Table::Nat, "KUBE-SERVICES", Owner::Fixed);
-        check(Table::Nat, "KUBE-SVC-FOO", Owner::ServicePort(PortChain::Cluster));
-        check(Table::Nat, "KUBE-FW-FOO", Owner::ServicePort(PortChain::Firewall));
-        check(Table::Nat, "KUBE-SVC-2CMXP7HKUVJN7L6M", Owner::ServicePort(PortChain::Cluster));
-        check(Table::Nat, "KUBE-SVL-2CMXP7HKUVJN7L6M7F", Owner::Group);
-        check(Table::Nat, "KUBE-EXT-00A6000", Owner::Dispatch);
-        check(Table::Nat, "KUBE-FOO", Owner::Foreign);
-        check(Table::Nat, "KUBE-HOSTPORTS", Owner::Foreign);
-        check(Table::Nat, "KUBE-MARK-DROP", Owner::Foreign);
-        check(Table::Nat, "KUBE-FIREWALL", Owner::Foreign);
-        check(Table::Nat, "KUBE-NODE-PORT", Owner::OtherMode);
-        check(Table::Filter, "KUBE-FIREWALL", Owner::SharedWithKubelet);
-        check(Table::Filter, "KUBE-FORWARD", Owner::Fixed);
-        check(Table::Filter, "KUBE-SVC-FOO", Owner::OtherMode);
-        check(Table::Filter, "KUBE-SVC-0FOO", Owner::Dispatch);
-        check(Table::Filter, "KUBE-MARK-MASQ", Owner::Foreign);
-        check(Table::Mangle, "KUBE-SERVICES", Owner::Foreign);
-        check(Table::Mangle, "KUBE-SVC-FOO", Owner::Foreign);
-        check(Table::Mangle, "KUBE-IPVS-FILTER", Owner::Foreign);
-        check(Table::Mangle, "KUBE-PROXY-CANARY", Owner::Canary);
+        check(Table::Nat, "KUBE-SERVICES", ChainOwner::Fixed);
+        check(Table::Nat, "KUBE-SVC-FOO", ChainOwner::ServicePort(PortChain::Cluster));
+        check(Table::Nat, "KUBE-FW-FOO", ChainOwner::ServicePort(PortChain::Firewall));
+        check(Table::Nat, "KUBE-SVC-2CMXP7HKUVJN7L6M", ChainOwner::ServicePort(PortChain::Cluster));
+        check(Table::Nat, "KUBE-SVL-2CMXP7HKUVJN7L6M7F", ChainOwner::Group);
+        check(Table::Nat, "KUBE-EXT-00A6000", ChainOwner::Dispatch);
+        check(Table::Nat, "KUBE-FOO", ChainOwner::Foreign);
+        check(Table::Nat, "KUBE-HOSTPORTS", ChainOwner::Foreign);
+        check(Table::Nat, "KUBE-MARK-DROP", ChainOwner::Foreign);
+        check(Table::Nat, "KUBE-FIREWALL", ChainOwner::Foreign);
+        check(Table::Nat, "KUBE-NODE-PORT", ChainOwner::OtherMode);
+        check(Table::Filter, "KUBE-FIREWALL", ChainOwner::SharedWithKubelet);
+        check(Table::Filter, "KUBE-FORWARD", ChainOwner::Fixed);
+        check(Table::Filter, "KUBE-SVC-FOO", ChainOwner::OtherMode);
+        check(Table::Filter, "KUBE-SVC-0FOO", ChainOwner::Dispatch);
+        check(Table::Filter, "KUBE-MARK-MASQ", ChainOwner::Foreign);
+        check(Table::Mangle, "KUBE-SERVICES", ChainOwner::Foreign);
+        check(Table::Mangle, "KUBE-SVC-FOO", ChainOwner::Foreign);
+        check(Table::Mangle, "KUBE-IPVS-FILTER", ChainOwner::Foreign);
+        check(Table::Mangle, "KUBE-PROXY-CANARY", ChainOwner::Canary);
     }
 
     #[test]
     fn the_kubelets_rules_are_compared_and_stay() {
-        let owner = Owner::of(Table::Filter, &KUBE_FIREWALL);
+        let owner = ChainOwner::of(Table::Filter, &KUBE_FIREWALL);
         assert!(owner.is_compared() && !owner.is_removable() && !is_top_level(&KUBE_FIREWALL));
     }
 }

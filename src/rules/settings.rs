@@ -1,5 +1,5 @@
-//! What shapes a family's rules beside the objects: configuration, Node and host, brought to the
-//! point where rules are written.
+//! Inputs of rule generation other than Services and endpoints, for one IP family: from configuration,
+//! Node and host to [`Settings`].
 
 use std::net::IpAddr;
 
@@ -9,12 +9,12 @@ use crate::model::host::{Counters, Host};
 use crate::model::{Node, ServicePort};
 use crate::net::{Cidr, IpFamily, MasqueradeMark};
 
-/// How traffic of this node's pods is told from other traffic.
+/// How rules recognize traffic of this node's pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Detector {
     /// By its source.
     Source(Cidr),
-    /// By the interface it comes in on.
+    /// By the interface on which it arrives.
     Interface(Interface),
 }
 
@@ -24,7 +24,7 @@ impl Detector {
         self.restrict(rule, false);
     }
 
-    /// Makes `rule` match all but pods' traffic.
+    /// Makes `rule` match all traffic but pods'.
     pub fn restrict_to_others(&self, rule: &mut Rule) {
         self.restrict(rule, true);
     }
@@ -39,48 +39,48 @@ impl Detector {
     }
 }
 
-/// On which of the node's addresses node ports answer.
+/// The addresses of the node on which node ports answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodePorts {
-    /// On every address that is the node's.
+    /// Every address of the node.
     EveryAddress,
-    /// On these, sorted; none at all when empty.
+    /// These, sorted; node ports do not answer when empty.
     Addresses(Vec<IpAddr>),
 }
 
-/// What the rules of one family on one node depend on beside Services and endpoints.
+/// Inputs of rule generation other than Services and endpoints, for one family on one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The family.
     pub family: IpFamily,
-    /// The mark that asks for masquerading.
+    /// The mark of packets that are to be masqueraded.
     pub mark: MasqueradeMark,
-    /// Masquerade everything that is sent to a cluster IP.
+    /// Whether all traffic to cluster IPs is masqueraded.
     pub masquerade_all: bool,
-    /// How pods' traffic is known; `None` when it is not.
+    /// How rules recognize pods' traffic; `None` if they cannot.
     pub detector: Option<Detector>,
-    /// Where node ports answer.
+    /// The addresses on which node ports answer.
     pub node_ports: NodePorts,
-    /// Whether they answer on 127.0.0.0/8 too.
+    /// Whether node ports answer on 127.0.0.0/8 too.
     pub localhost_node_ports: bool,
-    /// The node's own address, localhost when it is not known.
+    /// The node's own address; localhost if it is unknown.
     pub node_ip: IpAddr,
     /// Whether packets that conntrack calls INVALID are dropped.
     pub drops_invalid: bool,
-    /// Which counters there are.
+    /// The nfacct counters that exist.
     pub counters: Counters,
     /// Whether masquerading picks source ports at random.
     pub random_fully: bool,
     /// Whether external IPs are served (gate AllowServiceExternalIPs).
     pub external_ips: bool,
-    /// Which layout is asked for.
+    /// The configured layout.
     pub layout: LayoutChoice,
-    /// Whether rules may have a `bpf` match, by which compact tells a hairpin.
+    /// Whether rules may have a `bpf` match, which compact uses for hairpins.
     pub bpf: bool,
 }
 
 impl Settings {
-    /// Settles `config` for `family` on the node `node` (as far as it is known) and `host`.
+    /// The settings of `family` for `config`, the Node (if it is known) and `host`.
     pub fn new(config: &Config, node: Option<&Node>, host: &Host, family: IpFamily) -> Settings {
         let cidrs = node_port_cidrs(config, node, family);
         let localhost_node_ports = family == IpFamily::V4
@@ -110,7 +110,7 @@ impl Settings {
     }
 }
 
-/// `bindAddress` when it is one address of the family, else the Node's; `None` when neither is known.
+/// `bindAddress` if it is one address of the family, else the Node's; `None` if neither is known.
 pub(super) fn node_ip(config: &Config, node: Option<&Node>, family: IpFamily) -> Option<IpAddr> {
     let bound = config.bind_address.filter(|ip| IpFamily::of(*ip) == family && !ip.is_unspecified());
     bound.or_else(|| *node?.ips().get(family))
@@ -119,7 +119,7 @@ pub(super) fn node_ip(config: &Config, node: Option<&Node>, family: IpFamily) ->
 fn detector(config: &Config, node: Option<&Node>, family: IpFamily) -> Option<Detector> {
     let first = |cidrs: &[Cidr]| {
         let cidr = cidrs.iter().copied().find(|cidr| cidr.family() == family);
-        // iptables refuses `! -s 0.0.0.0/0`. Everything is a pod then, and nothing needs a rule.
+        // iptables rejects `! -s 0.0.0.0/0`. All traffic counts as pods' then, and needs no rule.
         cidr.filter(|cidr| !cidr.is_everything()).map(Detector::Source)
     };
     match &config.detect_local {
@@ -132,8 +132,8 @@ fn detector(config: &Config, node: Option<&Node>, family: IpFamily) -> Option<De
     }
 }
 
-/// The CIDRs of the family that node ports answer on; `None` when they answer everywhere, as they do
-/// when no CIDR is of the family.
+/// The CIDRs of the family on which node ports answer; `None` if they answer on every address, as they
+/// do if no CIDR is of the family.
 fn node_port_cidrs(config: &Config, node: Option<&Node>, family: IpFamily) -> Option<Vec<Cidr>> {
     let cidrs: Vec<Cidr> = match &config.node_port_addresses {
         NodePortAddresses::All => return None,

@@ -1,12 +1,12 @@
 //! Numbers in comments are those of the edge cases in the specification. The corpus holds whole
-//! rulesets; here is one claim at a time.
+//! rulesets; each test here makes one claim.
 
 mod counts;
 mod external;
 mod node_ports;
 mod pods;
 
-use super::ownership::Owner;
+use super::ownership::ChainOwner;
 use super::*;
 use crate::compile::ruleset;
 use crate::config::{Config, Flags};
@@ -33,7 +33,7 @@ struct Case {
     host: String,
 }
 
-/// A Service `ns/s` with the cluster IP 172.30.0.1, and what else `spec` says.
+/// A Service `ns/s` with the cluster IP 172.30.0.1 and the fields in `spec`.
 fn service(spec: &str) -> Case {
     Case::new().and_service("s", &format!("clusterIP: 172.30.0.1, {spec}"), "")
 }
@@ -51,7 +51,7 @@ impl Case {
         self
     }
 
-    /// The last Service has got these load balancer addresses.
+    /// Sets the load balancer addresses of the last Service.
     fn with_ingress(mut self, ingress: &str) -> Case {
         let service = self.objects.last_mut().unwrap();
         *service = service.replace("ingress: []", &format!("ingress: [{ingress}]"));
@@ -126,7 +126,7 @@ impl Case {
         let ruleset = self.ruleset(IpFamily::V4);
         let chains: Vec<String> = ruleset.tables[&Table::Nat]
             .keys()
-            .filter(|name| Owner::of(Table::Nat, name).depends_on_services())
+            .filter(|name| ChainOwner::of(Table::Nat, name).depends_on_services())
             .map(short)
             .collect();
         assert_eq!(chains.join(" "), expected);

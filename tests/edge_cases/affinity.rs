@@ -1,4 +1,4 @@
-//! Session affinity, which the numbered cases touch in passing.
+//! Session affinity, which the numbered cases cover only partly.
 
 use chainsmith::iptables::trace::RecentLists;
 
@@ -19,7 +19,7 @@ fn after(lab: &Lab, packet: &str, endpoint: &str) -> RecentLists {
 }
 
 #[test]
-fn a_client_stays_with_its_endpoint_until_the_time_is_over() {
+fn a_client_stays_with_its_endpoint_until_the_timeout() {
     let mut lab = lab([web(STICKY), pods(&PODS)]);
     lab.check(&[("pod -> 10.96.0.10:80", BOTH)]);
     lab.recent = after(&lab, "pod -> 10.96.0.10:80", "10.180.2.7:80");
@@ -31,7 +31,7 @@ fn a_client_stays_with_its_endpoint_until_the_time_is_over() {
 }
 
 #[test]
-fn each_connection_starts_the_time_again() {
+fn each_connection_restarts_the_timeout() {
     let mut lab = lab([web(STICKY), pods(&PODS)]);
     lab.recent = after(&lab, "pod -> 10.96.0.10:80", "10.180.2.7:80");
     lab.recent.now = 200;
@@ -41,7 +41,7 @@ fn each_connection_starts_the_time_again() {
 }
 
 #[test]
-fn a_client_stays_whichever_address_of_the_service_it_uses() {
+fn a_client_keeps_its_endpoint_on_all_addresses_of_the_service() {
     let mut lab = lab([open(STICKY), pods(&PODS)]);
     lab.recent = after(&lab, "outside -> 203.0.113.80:80", "10.180.2.7:80");
     lab.check(&[
@@ -52,7 +52,7 @@ fn a_client_stays_whichever_address_of_the_service_it_uses() {
 }
 
 #[test]
-fn a_client_whose_endpoint_is_gone_is_given_another() {
+fn a_client_of_a_removed_endpoint_gets_another() {
     let mut before = lab([web(STICKY), pods(&PODS)]);
     before.recent = after(&before, "pod -> 10.96.0.10:80", "10.180.2.7:80");
     let mut now = lab([web(STICKY), pods(&["10.180.1.5@node-1", "10.180.2.8@node-2"])]);
@@ -61,11 +61,11 @@ fn a_client_whose_endpoint_is_gone_is_given_another() {
 }
 
 #[test]
-fn local_policy_comes_before_affinity() {
+fn local_policy_has_precedence_over_affinity() {
     let local = format!("{STICKY}, externalTrafficPolicy: Local, healthCheckNodePort: 30999");
     let mut lab = lab([open(&local), pods(&PODS)]);
     lab.recent = after(&lab, "pod -> 203.0.113.80:80", "10.180.2.7:80");
-    // The same address, seen as an outsider's: only local endpoints are asked for.
+    // The same address as an external client: only local endpoints are used.
     lab = lab.without_flag("cluster-cidr");
     lab.check(&[("pod -> 203.0.113.80:80", "10.180.1.5:80")]);
 }

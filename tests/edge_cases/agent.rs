@@ -1,5 +1,4 @@
-//! The agent of the node, on a kernel of paper: what it writes from one state of the cluster to the
-//! next.
+//! The agent of the node on a fake kernel: what it writes from one state of the cluster to the next.
 
 use std::sync::atomic::AtomicBool;
 
@@ -33,8 +32,8 @@ impl Agent {
         Agent { sync: FamilySync::new(kernel), cluster: Snapshot::default(), family }
     }
 
-    /// Takes over the objects of `lab` and says which Services that touched.
-    pub fn hear(&mut self, lab: &Lab) -> Touched {
+    /// Applies the objects of `lab`; returns the Services that changed.
+    pub fn apply(&mut self, lab: &Lab) -> Touched {
         let (snapshot, _) = lab.read();
         let mut touched = Touched::default();
         for change in [
@@ -60,19 +59,19 @@ impl Agent {
         self.sync.sync(view, &AtomicBool::new(false))
     }
 
-    /// Takes over `lab`, syncs, checks that the kernel then holds its rules, and gives what was
-    /// written to get there: the inputs of the restores.
+    /// Applies `lab`, syncs, checks that the kernel then has its rules, and returns the inputs of the
+    /// restores.
     #[track_caller]
-    pub fn sees(&mut self, lab: &Lab) -> String {
+    pub fn sync_to(&mut self, lab: &Lab) -> String {
         let n_before = self.sync.kernel().inputs.len();
-        self.hear(lab);
+        self.apply(lab);
         let report = self.sync();
         assert_eq!(report.outcome, Ok(()));
         assert_eq!(self.save(), lab.save(self.family), "the kernel holds other rules");
         self.sync.kernel().inputs[n_before..].concat()
     }
 
-    /// What the kernel holds.
+    /// The rules of the fake kernel.
     pub fn save(&mut self) -> String {
         let family = self.family;
         write::save(family, &self.sync.kernel().ruleset)

@@ -3,7 +3,7 @@
 use crate::agent::Agent;
 use crate::lab::*;
 
-/// What a packet to the Service meets, with these endpoints in one slice.
+/// Checks the fates of a packet to the Service with these endpoints in one slice.
 #[track_caller]
 fn check(endpoints: &[&str], expected: &str) {
     lab([web(""), pods(endpoints)]).check(&[("pod -> 10.96.0.10:80", expected)]);
@@ -18,7 +18,7 @@ fn second(endpoints: &[&str]) -> String {
     slice("default/web", "b", "{name: p, port: 80}", endpoints)
 }
 
-/// A slice as the API server may hand it out, before any defaults.
+/// A slice as an API server may send it, without defaults.
 fn raw_slice(ports: serde_json::Value) -> (Option<chainsmith::model::Slice>, Vec<String>) {
     let object = serde_json::from_value(serde_json::json!({
         "metadata": {
@@ -34,14 +34,14 @@ fn raw_slice(ports: serde_json::Value) -> (Option<chainsmith::model::Slice>, Vec
 
 /// Case 48.
 #[test]
-fn a_slice_that_names_no_service_is_ignored() {
+fn a_slice_without_a_service_is_ignored() {
     let nobodys = pods(&["10.180.1.5"]).replace("kubernetes.io/service-name: web", "app: web");
     check_slices(&[nobodys], "rejected");
 }
 
 /// Case 49.
 #[test]
-fn a_slice_port_without_a_name_is_ignored_and_said() {
+fn a_slice_port_without_a_name_is_ignored_and_reported() {
     let (slice, problems) = raw_slice(serde_json::json!([{"port": 80, "protocol": "TCP"}]));
     assert!(
         slice.unwrap().ports.is_empty() && problems[0].contains("ports[0].name is absent"),
@@ -53,7 +53,7 @@ fn a_slice_port_without_a_name_is_ignored_and_said() {
 
 /// Case 50.
 #[test]
-fn a_named_slice_port_is_not_for_an_unnamed_service_port() {
+fn a_named_slice_port_does_not_serve_an_unnamed_service_port() {
     let unnamed = service("default/web", "clusterIP: 10.96.0.10, ports: [{port: 80}]", &[]);
     let http = slice("default/web", "a", "{name: http, port: 80}", &["10.180.1.5"]);
     lab([unnamed, http]).check(&[("pod -> 10.96.0.10:80", "rejected")]);
@@ -61,7 +61,7 @@ fn a_named_slice_port_is_not_for_an_unnamed_service_port() {
 
 /// Case 51.
 #[test]
-fn a_slice_port_without_a_number_is_ignored_and_said() {
+fn a_slice_port_without_a_number_is_ignored_and_reported() {
     for ports in [serde_json::json!([{"name": "p"}]), serde_json::json!([{"name": "p", "port": 0}])] {
         let (slice, problems) = raw_slice(ports);
         assert!(slice.unwrap().ports.is_empty() && problems.len() == 1, "{problems:?}");
@@ -70,7 +70,7 @@ fn a_slice_port_without_a_number_is_ignored_and_said() {
 
 /// Case 52.
 #[test]
-fn a_slice_port_of_another_protocol_is_not_for_the_port() {
+fn a_slice_port_of_another_protocol_does_not_serve_the_port() {
     check_slices(
         &[slice("default/web", "a", "{name: p, port: 80, protocol: UDP}", &["10.180.1.5"])],
         "rejected",
@@ -79,7 +79,7 @@ fn a_slice_port_of_another_protocol_is_not_for_the_port() {
 
 /// Case 53.
 #[test]
-fn of_an_endpoints_addresses_the_first_counts() {
+fn the_first_address_of_an_endpoint_is_used() {
     check_slices(
         &[pods(&["10.180.1.5"]).replace("'10.180.1.5'", "'10.180.1.5', '10.180.1.6'")],
         "10.180.1.5:80",
@@ -88,7 +88,7 @@ fn of_an_endpoints_addresses_the_first_counts() {
 
 /// Case 54.
 #[test]
-fn an_endpoint_without_addresses_costs_itself_only() {
+fn an_endpoint_without_addresses_is_ignored() {
     let lab = lab([web(""), pods(&["10.180.1.5", "10.180.1.6"]).replace("'10.180.1.5'", "")]);
     lab.check_problem("endpoints[0].addresses is empty");
     lab.check(&[("pod -> 10.96.0.10:80", "10.180.1.6:80")]);
@@ -109,7 +109,7 @@ fn an_unready_endpoint_that_is_not_terminating_is_not_used() {
 
 /// Case 57.
 #[test]
-fn a_terminating_endpoint_serves_unless_it_says_otherwise() {
+fn a_terminating_endpoint_serves_by_default() {
     check(&["10.180.1.5 unready terminating"], "10.180.1.5:80");
 }
 
@@ -127,7 +127,7 @@ fn a_ready_endpoint_is_used_even_if_terminating() {
 
 /// Case 60.
 #[test]
-fn the_slices_of_a_service_are_taken_together() {
+fn the_slices_of_a_service_are_merged() {
     let lab = lab([web(""), pods(&["10.180.1.7"]), second(&["10.180.1.5"])]);
     lab.check(&[("pod -> 10.96.0.10:80", "10.180.1.5:80, 10.180.1.7:80")]);
     assert!(lab.nat(&svc())[1].contains("-> 10.180.1.5:80"), "sorted together");
@@ -144,21 +144,21 @@ fn an_address_that_terminates_in_one_slice_and_is_ready_in_another_is_ready() {
 
 /// Case 62; kube-proxy leaves it open which slice wins.
 #[test]
-fn an_address_unready_in_one_slice_and_ready_in_another_is_as_the_last_slice_by_name_says() {
+fn an_address_unready_in_one_slice_and_ready_in_another_has_the_state_of_the_last_slice_by_name() {
     check_slices(&[pods(&["10.180.1.5 unready"]), second(&["10.180.1.5"])], "10.180.1.5:80");
     check_slices(&[second(&["10.180.1.5 unready"]), pods(&["10.180.1.5"])], "rejected");
 }
 
 /// Case 63.
 #[test]
-fn of_one_address_twice_in_a_slice_the_later_counts() {
+fn of_one_address_twice_in_a_slice_the_later_is_used() {
     check(&["10.180.1.5 unready", "10.180.1.5"], "10.180.1.5:80");
     check(&["10.180.1.5", "10.180.1.5 unready"], "rejected");
 }
 
 /// Case 64.
 #[test]
-fn an_address_does_not_terminate_because_it_is_listed_so_a_second_time() {
+fn a_second_terminating_entry_does_not_make_an_address_terminating() {
     check(&["10.180.1.5", "10.180.1.5 unready terminating", "10.180.1.9"], "10.180.1.5:80, 10.180.1.9:80");
 }
 
@@ -194,20 +194,20 @@ fn an_endpoint_without_a_node_is_never_local() {
 
 /// Case 68.
 #[test]
-fn names_of_nodes_are_compared_letter_by_letter() {
+fn names_of_nodes_are_compared_exactly() {
     let lab = lab([web("internalTrafficPolicy: Local"), pods(&["10.180.1.5@Node-1"])]);
     lab.check(&[("pod -> 10.96.0.10:80", "dropped")]);
 }
 
 /// Case 69, replaced: kube-proxy leaves the old Service with a stale copy for good.
 #[test]
-fn a_slice_that_goes_to_another_service_leaves_the_old_one() {
+fn a_slice_that_moves_to_another_service_leaves_the_old_one() {
     let other = service("default/other", "clusterIP: 10.96.0.11, ports: [{name: p, port: 80}]", &[]);
     let moved = pods(&["10.180.1.5"]).replace("service-name: web", "service-name: other");
     let mut agent = Agent::new();
-    agent.sees(&lab([web(""), other.clone(), pods(&["10.180.1.5"])]));
+    agent.sync_to(&lab([web(""), other.clone(), pods(&["10.180.1.5"])]));
     let after = lab([web(""), other, moved]);
-    agent.sees(&after);
+    agent.sync_to(&after);
     after.check(&[("pod -> 10.96.0.10:80", "rejected"), ("pod -> 10.96.0.11:80", "10.180.1.5:80")]);
 }
 
@@ -215,36 +215,36 @@ fn a_slice_that_goes_to_another_service_leaves_the_old_one() {
 #[test]
 fn an_endpoint_stays_while_any_slice_has_it() {
     let mut agent = Agent::new();
-    agent.sees(&lab([web(""), pods(&["10.180.1.5"]), second(&["10.180.1.5"])]));
-    assert_eq!(agent.sees(&lab([web(""), second(&["10.180.1.5"])])), "");
+    agent.sync_to(&lab([web(""), pods(&["10.180.1.5"]), second(&["10.180.1.5"])]));
+    assert_eq!(agent.sync_to(&lab([web(""), second(&["10.180.1.5"])])), "");
 }
 
-/// Case 71, but that nothing is looked at: kube-proxy syncs.
+/// Case 71, except that nothing is compared: kube-proxy syncs.
 #[test]
-fn a_slice_that_only_has_a_new_version_touches_nothing() {
+fn a_slice_with_only_a_new_version_touches_nothing() {
     let mut agent = Agent::new();
-    agent.sees(&lab([web(""), pods(&["10.180.1.5"])]));
+    agent.sync_to(&lab([web(""), pods(&["10.180.1.5"])]));
     let newer = pods(&["10.180.1.5"]).replace("metadata: {", "metadata: {resourceVersion: '7', ");
-    assert!(agent.hear(&lab([web(""), newer])).is_empty());
+    assert!(agent.apply(&lab([web(""), newer])).is_empty());
 }
 
 /// Case 72.
 #[test]
-fn a_slice_made_and_deleted_between_two_syncs_has_no_effect() {
+fn a_slice_created_and_deleted_between_two_syncs_has_no_effect() {
     let (mut agent, before) = (Agent::new(), lab([web(""), pods(&["10.180.1.5"])]));
-    agent.sees(&before);
-    agent.hear(&lab([web(""), pods(&["10.180.1.5"]), second(&["10.180.1.6"])]));
-    assert_eq!(agent.sees(&before), "");
+    agent.sync_to(&before);
+    agent.apply(&lab([web(""), pods(&["10.180.1.5"]), second(&["10.180.1.6"])]));
+    assert_eq!(agent.sync_to(&before), "");
 }
 
 /// Case 73.
 #[test]
-fn without_slices_the_chains_go_and_clients_are_told_in_one_restore() {
+fn without_slices_one_restore_deletes_the_chains_and_rejects_clients() {
     let mut agent = Agent::new();
-    agent.sees(&lab([web(""), pods(&["10.180.1.5"])]));
+    agent.sync_to(&lab([web(""), pods(&["10.180.1.5"])]));
     let n_before = agent.sync.kernel().inputs.len();
     let after = lab([web("")]);
-    let input = agent.sees(&after);
+    let input = agent.sync_to(&after);
     assert_eq!(agent.sync.kernel().inputs.len(), n_before + 1, "one process");
     for name in [svc(), sep("default/web:p", "10.180.1.5:80")] {
         assert!(input.contains(&format!("-X {name}\n")), "{input}");

@@ -17,7 +17,7 @@ fn v6_pods() -> String {
 
 /// Case 33.
 #[test]
-fn a_service_of_one_family_is_nothing_to_the_other() {
+fn a_service_of_one_family_has_no_rules_in_the_other() {
     let lab = lab([
         web("type: NodePort").replace("port: 80}", "port: 80, nodePort: 30080}"),
         pods(&V4_POD),
@@ -41,7 +41,7 @@ fn a_family_without_endpoints_rejects() {
 
 /// Case 35.
 #[test]
-fn cluster_ips_stand_in_the_order_of_the_families() {
+fn cluster_ips_are_in_the_order_of_the_families() {
     let spec = "clusterIP: 'fd00:10:96::10', clusterIPs: ['fd00:10:96::10', 10.96.0.10], \
                 ipFamilies: [IPv6, IPv4], ports: [{name: p, port: 80}]";
     let lab = lab([service("default/web", spec, &[]), pods(&V4_POD), v6_pods()]);
@@ -62,7 +62,7 @@ fn a_family_without_a_cluster_ip_is_not_served() {
 
 /// Case 37.
 #[test]
-fn without_families_the_cluster_ip_tells() {
+fn without_families_the_cluster_ip_decides_the_family() {
     let object = serde_json::from_value(serde_json::json!({
         "metadata": {"namespace": "default", "name": "web"},
         "spec": {"clusterIP": "fd00:10:96::10", "ports": [{"port": 80}]},
@@ -74,7 +74,7 @@ fn without_families_the_cluster_ip_tells() {
 
 /// Case 38.
 #[test]
-fn external_ips_of_both_families_are_each_served_in_their_own() {
+fn external_ips_are_served_in_their_own_family() {
     let lab = lab([dual("externalIPs: [203.0.113.80, '2001:db8::80']", &[]), pods(&V4_POD), v6_pods()]);
     assert_eq!(lab.read().1, [""; 0]);
     lab.check(&[
@@ -96,7 +96,7 @@ fn load_balancer_addresses_of_a_family_the_service_lacks_are_ignored() {
 
 /// Case 40.
 #[test]
-fn source_ranges_of_the_other_family_only_allow_everybody() {
+fn source_ranges_of_only_the_other_family_allow_all_sources() {
     let lab = lab([open("loadBalancerSourceRanges: ['2001:db8::/32']"), pods(&V4_POD)]);
     lab.check(&[("outside -> 203.0.113.90:80", "masqueraded 10.180.1.5:80")]);
     assert_eq!(lab.chains(V4, "KUBE-FW-"), [""; 0]);
@@ -104,7 +104,7 @@ fn source_ranges_of_the_other_family_only_allow_everybody() {
 
 /// Case 41.
 #[test]
-fn everybody_in_one_family_is_not_everybody_in_the_other() {
+fn all_sources_in_one_family_are_not_all_sources_in_the_other() {
     let lab = lab([open("loadBalancerSourceRanges: [10.0.0.0/8, '::/0']"), pods(&V4_POD)]);
     lab.check(&[
         ("10.1.2.3 -> 203.0.113.90:80", "masqueraded 10.180.1.5:80"),
@@ -114,7 +114,7 @@ fn everybody_in_one_family_is_not_everybody_in_the_other() {
 
 /// Case 42.
 #[test]
-fn a_range_for_everybody_needs_no_firewall() {
+fn a_range_of_all_addresses_needs_no_firewall() {
     let lab = lab([open("loadBalancerSourceRanges: [10.0.0.0/8, 0.0.0.0/0]"), pods(&V4_POD)]);
     lab.check(&[("outside -> 203.0.113.90:80", "masqueraded 10.180.1.5:80")]);
     assert_eq!(lab.chains(V4, "KUBE-FW-"), [""; 0]);
@@ -130,7 +130,7 @@ fn slices_of_a_family_the_service_lacks_are_not_used() {
 
 /// Case 44.
 #[test]
-fn a_slice_of_host_names_is_a_problem_and_no_endpoint() {
+fn a_slice_of_host_names_is_a_problem_and_has_no_endpoint() {
     let names = pods(&["10.180.1.5"]).replace("IPv4", "FQDN").replace("10.180.1.5", "pod.example.org");
     let lab = lab([web(""), names]);
     lab.check_problem("addressType: \"FQDN\"");
@@ -158,7 +158,7 @@ fn ipv6_endpoints_stand_in_brackets_where_a_port_follows() {
 
 /// Case 47.
 #[test]
-fn chains_have_the_same_names_in_both_families_but_for_endpoints() {
+fn chains_have_the_same_names_in_both_families_except_those_of_endpoints() {
     let lab = lab([dual("type: NodePort, externalTrafficPolicy: Local", &[]), pods(&V4_POD), v6_pods()]);
     for prefix in ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-"] {
         assert_eq!(lab.chains(V4, prefix), lab.chains(V6, prefix));

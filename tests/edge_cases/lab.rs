@@ -1,14 +1,16 @@
-//! A node of a small cluster, on paper: objects as short YAML, packets as short text.
+//! A node of a small cluster in memory: objects as short YAML, packets as short text.
 //!
-//! The node is `node-1` (192.0.2.1, 2001:db8::1, zone-a, pods in 10.180.1.0/24 behind `cbr0`);
-//! pods anywhere are in 10.180.0.0/16 and fd00:10:180::/48.
+//! The node is `node-1` (192.0.2.1, 2001:db8::1, zone-a, pods in 10.180.1.0/24 behind `cbr0`); pods of all
+//! nodes are in 10.180.0.0/16 and fd00:10:180::/48.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use chainsmith::compile;
 use chainsmith::config::{Config, Flags};
-use chainsmith::iptables::trace::{self, Branch, Delivery, Node, Origin, Packet, RecentLists, Verdict};
+use chainsmith::iptables::trace::{
+    self, Branch, Delivery, Origin, Packet, PacketVerdict, RecentLists, TracedNode,
+};
 use chainsmith::iptables::{CtStates, Ruleset, Table, parse, write};
 use chainsmith::model::decode::{Interner, manifest};
 use chainsmith::model::host::Host;
@@ -48,7 +50,7 @@ pub fn lab(objects: impl IntoIterator<Item = String>) -> Lab {
 }
 
 impl Lab {
-    /// The same with another value of a flag.
+    /// The same lab with another value of a flag.
     pub fn flag(mut self, name: &str, value: &str) -> Lab {
         self.flags.insert(name.to_owned(), value.to_owned());
         self
@@ -59,19 +61,19 @@ impl Lab {
         self
     }
 
-    /// The same with another Node object; with none when `text` is empty.
+    /// The same lab with another Node object; with none when `text` is empty.
     pub fn on(mut self, text: &str) -> Lab {
         self.node = text.to_owned();
         self
     }
 
-    /// The same without nfacct counters in the kernel.
+    /// The same lab without nfacct counters in the kernel.
     pub fn without_counters(mut self) -> Lab {
         self.host.kernel.counters = Default::default();
         self
     }
 
-    /// The same with lines of `iptables-save` put before ours in their chains, or with policies.
+    /// The same lab with lines of `iptables-save` before ours in their chains, or with policies.
     pub fn beside(mut self, foreign: &str) -> Lab {
         self.foreign = foreign.to_owned();
         self
@@ -82,7 +84,7 @@ impl Lab {
         Config::resolve(None, &flags).unwrap().0
     }
 
-    /// The objects, and what was wrong with them.
+    /// The objects and their problems.
     pub fn read(&self) -> (Snapshot, Vec<String>) {
         let (mut inventory, mut interner) = (Inventory::default(), Interner::default());
         let mut problems = Vec::new();
@@ -104,12 +106,12 @@ impl Lab {
         compile::ruleset(&self.settings(&snapshot, family), &snapshot, place(&snapshot))
     }
 
-    /// What `iptables-save` shows.
+    /// The rules as `iptables-save` prints them.
     pub fn save(&self, family: IpFamily) -> String {
         write::save(family, &self.ruleset(family))
     }
 
-    /// Our rules with what others have put beside them.
+    /// Our rules with the foreign ones.
     fn in_force(&self, family: IpFamily) -> Ruleset {
         let mut ruleset = self.ruleset(family);
         for (table, chains) in parse::save(family, &self.foreign).unwrap().tables {
@@ -128,7 +130,7 @@ impl Lab {
 
     pub fn trace(&self, packet: &Packet) -> Vec<Branch> {
         let ruleset = self.in_force(IpFamily::of(packet.destination.ip()));
-        let node = Node { ruleset: &ruleset, local_addresses: &self.local_addresses(), routes: &[] };
+        let node = TracedNode { ruleset: &ruleset, local_addresses: &self.local_addresses(), routes: &[] };
         trace::trace(&node, packet, &self.recent)
     }
 
@@ -191,15 +193,14 @@ impl Lab {
         Packet::new(origin, SocketAddr::new(source, 40_000), destination, protocol)
     }
 
-    /// What becomes of each packet. `expected` is `rejected`, `dropped`, `untouched`, or the endpoints
-    /// in the order of their text, joined by commas, with `masqueraded ` before those whose clients
-    /// get the node's address; `;` stands between the two kinds. Endpoints of one client get equal
-    /// shares.
+    /// Checks the fate of each packet. `expected` is `rejected`, `dropped`, `untouched`, or the endpoints
+    /// in alphabetical order, joined by commas, with the prefix `masqueraded ` for those whose clients get
+    /// the node's address; `;` separates the two kinds. Endpoints of one client must have equal shares.
     #[track_caller]
     pub fn check(&self, packets: &[(&str, &str)]) {
         for (text, expected) in packets {
             let branches = self.trace(&self.packet(text));
-            assert_eq!(told(&branches), *expected, "{text}");
+            assert_eq!(fates_text(&branches), *expected, "{text}");
             let targets = branches.iter().filter(|branch| branch.outcome.dnat.is_some());
             let n = targets.clone().count() as f64;
             for branch in targets {
@@ -208,14 +209,14 @@ impl Lab {
         }
     }
 
-    /// The same as [`Lab::check`] for a packet of a connection in another state.
+    /// As [`Lab::check`], for a packet of a connection in another state.
     #[track_caller]
     pub fn check_in_state(&self, state: CtStates, text: &str, expected: &str) {
         let packet = Packet { state, ..self.packet(text) };
-        assert_eq!(told(&self.trace(&packet)), expected, "{text}");
+        assert_eq!(fates_text(&self.trace(&packet)), expected, "{text}");
     }
 
-    /// The lines of `table` that begin with `-A <chain>`, without that.
+    /// The lines of `table` that begin with `-A <chain>`, without that prefix.
     pub fn rules(&self, family: IpFamily, table: Table, chain: &str) -> Vec<String> {
         let mut ruleset = self.ruleset(family);
         ruleset.tables.retain(|name, _| *name == table);
@@ -234,7 +235,7 @@ impl Lab {
         self.rules(V4, Table::Filter, chain)
     }
 
-    /// The chains of nat whose names begin so.
+    /// The nat chains with this prefix.
     pub fn chains(&self, family: IpFamily, prefix: &str) -> Vec<String> {
         let ruleset = self.ruleset(family);
         let names = ruleset.tables[&Table::Nat].keys().map(ToString::to_string);
@@ -256,7 +257,7 @@ impl Lab {
         assert_eq!(self.save(family), nothing.save(family));
     }
 
-    /// Asserts that exactly one thing is wrong with the objects, and what.
+    /// Asserts that the objects have exactly this problem.
     #[track_caller]
     pub fn check_problem(&self, expected: &str) {
         let (_, problems) = self.read();
@@ -268,19 +269,19 @@ pub fn place(snapshot: &Snapshot) -> Place<'_> {
     Place { node: "node-1", zone: snapshot.node().and_then(|node| node.zone.as_deref()) }
 }
 
-/// What became of a packet, as [`Lab::check`] expects it.
-pub fn told(branches: &[Branch]) -> String {
+/// The fates of a packet, in the form of [`Lab::check`].
+pub fn fates_text(branches: &[Branch]) -> String {
     let mut plain = BTreeSet::new();
     let mut masqueraded = BTreeSet::new();
     for Branch { outcome, .. } in branches {
         let text = match (outcome.verdict, outcome.dnat) {
-            (Verdict::Accepted(_), Some(_)) => outcome.destination.to_string(),
-            (Verdict::Accepted(Delivery::Local | Delivery::Forwarded), None) => "untouched".to_owned(),
-            (Verdict::Dropped, _) => "dropped".to_owned(),
-            (Verdict::Rejected, _) => "rejected".to_owned(),
-            (Verdict::Unknown(step), _) => format!("unknown at {step}"),
+            (PacketVerdict::Accepted(_), Some(_)) => outcome.destination.to_string(),
+            (PacketVerdict::Accepted(Delivery::Local | Delivery::Forwarded), None) => "untouched".to_owned(),
+            (PacketVerdict::Dropped, _) => "dropped".to_owned(),
+            (PacketVerdict::Rejected, _) => "rejected".to_owned(),
+            (PacketVerdict::Unknown(step), _) => format!("unknown at {step}"),
         };
-        let is_through = matches!(outcome.verdict, Verdict::Accepted(_));
+        let is_through = matches!(outcome.verdict, PacketVerdict::Accepted(_));
         if is_through && outcome.masquerade {
             masqueraded.insert(text)
         } else {

@@ -47,7 +47,7 @@ fn ranges_are_trimmed_and_masked() {
 
 /// Case 112.
 #[test]
-fn a_range_that_is_none_costs_itself_only() {
+fn an_invalid_range_is_ignored() {
     let some = ranged("bad, 198.51.100.0/24");
     some.check_problem("spec.loadBalancerSourceRanges[0]: \"bad\"");
     some.check(&[("outside -> 203.0.113.90:80", ALL), ("192.0.2.77 -> 203.0.113.90:80", "dropped")]);
@@ -58,7 +58,7 @@ fn a_range_that_is_none_costs_itself_only() {
 
 /// Case 113.
 #[test]
-fn a_range_with_the_node_in_it_lets_in_the_load_balancers_own_address() {
+fn a_range_with_the_node_allows_the_load_balancers_own_address() {
     let lab = ranged("192.0.2.0/24");
     lab.check(&[
         ("node -> 203.0.113.90:80", ALL),
@@ -87,7 +87,7 @@ fn a_range_with_the_node_in_it_lets_in_the_load_balancers_own_address() {
 
 /// Case 114.
 #[test]
-fn a_range_with_the_load_balancer_in_it_adds_nothing() {
+fn a_range_with_the_load_balancer_adds_nothing() {
     let lab = ranged("203.0.113.0/24");
     lab.check(&[("203.0.113.90%eth0 -> 203.0.113.90:80", ALL), ("node -> 203.0.113.90:80", "dropped")]);
     assert_eq!(lab.nat(&fw()).len(), 2);
@@ -95,7 +95,7 @@ fn a_range_with_the_load_balancer_in_it_adds_nothing() {
 
 /// Case 115.
 #[test]
-fn a_node_whose_address_is_not_known_counts_as_localhost() {
+fn a_node_with_an_unknown_address_counts_as_localhost() {
     let lab = ranged("127.0.0.0/8");
     assert_eq!(lab.nat(&fw()).len(), 2);
     assert_eq!(lab.on("").nat(&fw()).len(), 3);
@@ -159,7 +159,7 @@ fn a_pod_outside_of_all_ranges_is_dropped() {
 
 /// Case 121.
 #[test]
-fn health_checks_are_let_in_once_for_each_port() {
+fn health_checks_are_allowed_once_for_each_port() {
     let spec = "type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30999, clusterIP: 10.96.0.10, \
                 ports: [{name: p, port: 80}, {name: q, port: 81, protocol: UDP}]";
     let lab = lab([service("default/web", spec, &[])]).beside("*filter\n:INPUT DROP [0:0]\nCOMMIT\n");
@@ -182,7 +182,7 @@ fn a_missing_health_check_port_is_a_problem_and_no_rule() {
 
 /// Case 123.
 #[test]
-fn a_health_check_port_counts_for_a_load_balancer_with_policy_local_only() {
+fn a_health_check_port_is_used_only_for_a_load_balancer_with_policy_local() {
     let cluster = balanced("healthCheckNodePort: 30999", &[]);
     let spec = SPEC.replace("LoadBalancer", "NodePort");
     let spec = format!("{spec}, externalTrafficPolicy: Local, healthCheckNodePort: 30999");

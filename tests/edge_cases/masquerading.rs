@@ -17,7 +17,7 @@ fn with_policy(more: &str) -> Lab {
 }
 
 #[test]
-fn pods_keep_their_address_towards_a_cluster_ip_and_others_do_not() {
+fn pods_keep_their_address_to_a_cluster_ip_and_other_clients_do_not() {
     for policy in ["", LOCAL_POLICY] {
         let lab = with_policy(policy);
         for (from, expected) in [
@@ -53,7 +53,7 @@ fn external_traffic_under_policy_local_keeps_its_source_unless_the_node_sends_it
 
 /// Case 141.
 #[test]
-fn masquerade_all_masquerades_whatever_goes_to_a_cluster_ip() {
+fn masquerade_all_masquerades_all_packets_to_a_cluster_ip() {
     let lab = with_policy(LOCAL_POLICY).flag("masquerade-all", "true");
     for from in ["pod", "elsewhere", "node", "outside"] {
         lab.check(&[(&format!("{from} -> {CLUSTER_IP}"), &masqueraded(BOTH))]);
@@ -68,7 +68,7 @@ fn masquerade_all_masquerades_whatever_goes_to_a_cluster_ip() {
 
 /// Case 142.
 #[test]
-fn without_a_detector_nothing_to_a_cluster_ip_is_masqueraded_but_a_hairpin() {
+fn without_a_detector_only_hairpins_to_a_cluster_ip_are_masqueraded() {
     let lab = with_policy("").without_flag("cluster-cidr");
     for from in ["pod", "node", "outside"] {
         lab.check(&[(&format!("{from} -> {CLUSTER_IP}"), BOTH)]);
@@ -98,7 +98,7 @@ fn detecting(mode: &str, more: &[(&str, &str)]) -> Lab {
 
 /// Case 144.
 #[test]
-fn pods_may_be_known_by_their_bridge() {
+fn pods_may_be_detected_by_their_bridge() {
     let lab = detecting("BridgeInterface", &[("pod-bridge-interface", "cbr0")]);
     lab.check(&[
         ("pod -> 10.96.0.10:80", BOTH),
@@ -117,7 +117,7 @@ fn pods_may_be_known_by_their_bridge() {
 
 /// Case 145.
 #[test]
-fn pods_may_be_known_by_the_beginning_of_their_interfaces() {
+fn pods_may_be_detected_by_an_interface_prefix() {
     let lab = detecting("InterfaceNamePrefix", &[("pod-interface-name-prefix", "cali")]);
     lab.check(&[
         ("10.180.1.99%cali12 -> 10.96.0.10:80", BOTH),
@@ -129,7 +129,7 @@ fn pods_may_be_known_by_the_beginning_of_their_interfaces() {
 
 /// Case 146.
 #[test]
-fn pods_may_be_known_by_the_nodes_own_cidr() {
+fn pods_may_be_detected_by_the_nodes_own_cidr() {
     let lab = detecting("NodeCIDR", &[]);
     lab.check(&[
         ("pod -> 10.96.0.10:80", BOTH),
@@ -155,7 +155,7 @@ fn any_bit_may_be_the_mark() {
 
 /// Case 148.
 #[test]
-fn old_iptables_masquerade_without_random_ports() {
+fn old_iptables_masquerades_without_random_ports() {
     let mut lab = with_policy("");
     let last = "-m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE";
     assert_eq!(lab.nat("KUBE-POSTROUTING")[2], format!("{last} --random-fully"));
@@ -188,7 +188,7 @@ fn a_pod_that_reaches_itself_is_masqueraded_in_every_configuration() {
 }
 
 #[test]
-fn the_mark_is_gone_when_a_packet_has_left() {
+fn the_mark_is_removed_when_a_packet_leaves() {
     let lab = with_policy("");
     for branch in lab.trace(&lab.packet("outside -> 203.0.113.80:80")) {
         assert!(branch.outcome.masquerade && branch.outcome.mark == 0, "{branch:?}");
@@ -196,11 +196,11 @@ fn the_mark_is_gone_when_a_packet_has_left() {
 }
 
 #[test]
-fn service_traffic_passes_a_node_that_forwards_nothing_else() {
+fn service_traffic_passes_a_node_that_forwards_no_other_traffic() {
     let lab = with_policy("").beside("*filter\n:FORWARD DROP [0:0]\nCOMMIT\n");
     lab.check(&[
         ("outside -> 203.0.113.80:80", &masqueraded(BOTH)),
-        // What is not masqueraded carries no mark; kube-proxy leaves it to the policy too.
+        // Packets that are not masqueraded have no mark; kube-proxy leaves them to the policy too.
         ("pod -> 10.96.0.10:80", "dropped"),
         ("outside -> 10.180.1.5:80", "dropped"),
         ("10.180.1.5 -> 10.96.0.10:80", "dropped; masqueraded 10.180.1.5:80"),
@@ -217,7 +217,7 @@ fn invalid_packets_are_not_forwarded() {
 }
 
 #[test]
-fn rules_of_others_before_ours_keep_their_meaning() {
+fn foreign_rules_before_ours_keep_their_effect() {
     let redirect = with_policy("").beside(
         "*nat\n-A OUTPUT -d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 15001\nCOMMIT\n",
     );

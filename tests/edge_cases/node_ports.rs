@@ -17,7 +17,7 @@ fn with_node_port() -> Lab {
     lab([service("default/web", SPEC, &[]), pods(&["10.180.1.5"]), v6])
 }
 
-/// The rules of nat `KUBE-SERVICES` that lead to node ports; the others must stand before them.
+/// The rules of nat `KUBE-SERVICES` that jump to node ports; they must come after all others.
 #[track_caller]
 fn tail(lab: &Lab, family: chainsmith::net::IpFamily) -> Vec<String> {
     let rules = lab.rules(family, Table::Nat, "KUBE-SERVICES");
@@ -25,9 +25,9 @@ fn tail(lab: &Lab, family: chainsmith::net::IpFamily) -> Vec<String> {
     rules[first..].to_vec()
 }
 
-/// Case 127, but for the sysctl.
+/// Case 127, without the sysctl.
 #[test]
-fn node_ports_answer_on_all_addresses_localhost_included() {
+fn node_ports_are_served_on_all_addresses_including_localhost() {
     let lab = with_node_port();
     for to in ["192.0.2.1:30080", "198.18.0.1:30080"] {
         for from in ["outside", "pod", "node"] {
@@ -41,7 +41,7 @@ fn node_ports_answer_on_all_addresses_localhost_included() {
         ("outside -> [2001:db8::1]:30080", SERVED_V6),
         ("localhost -> [::1]:30080", "untouched"),
     ]);
-    // What listens on loopback stays out of reach.
+    // Programs that listen on loopback stay unreachable.
     lab.check(&[("outside%eth0 -> 127.0.0.1:9999", "dropped"), ("localhost -> 127.0.0.1:9999", "untouched")]);
     assert_eq!(tail(&lab, V4), [format!("{SAID} -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")]);
     assert_eq!(
@@ -68,7 +68,7 @@ fn node_ports_answer_on_all_addresses_localhost_included() {
 
 /// Case 128.
 #[test]
-fn node_ports_on_localhost_can_be_switched_off() {
+fn node_ports_on_localhost_can_be_disabled() {
     let lab = with_node_port().flag("iptables-localhost-nodeports", "false");
     lab.check(&[("localhost -> 127.0.0.1:30080", "untouched"), ("node -> 192.0.2.1:30080", SERVED)]);
     assert_eq!(
@@ -84,7 +84,7 @@ fn node_ports_on_localhost_can_be_switched_off() {
 
 /// Case 129.
 #[test]
-fn node_ports_may_answer_on_the_nodes_primary_address_only() {
+fn node_ports_may_be_limited_to_the_nodes_primary_address() {
     let lab = with_node_port().flag("nodeport-addresses", "primary");
     lab.check(&[
         ("outside -> 192.0.2.1:30080", SERVED),
@@ -98,7 +98,7 @@ fn node_ports_may_answer_on_the_nodes_primary_address_only() {
 
 /// Case 130.
 #[test]
-fn node_ports_may_answer_on_chosen_networks() {
+fn node_ports_may_be_limited_to_chosen_networks() {
     let lab = with_node_port().flag("nodeport-addresses", "198.18.0.0/16,127.0.0.0/8");
     lab.check(&[
         ("outside -> 198.18.0.1:30080", SERVED),
@@ -114,7 +114,7 @@ fn node_ports_may_answer_on_chosen_networks() {
 
 /// Case 131.
 #[test]
-fn localhost_in_a_chosen_network_stays_off_when_switched_off() {
+fn localhost_in_a_chosen_network_stays_off_when_disabled() {
     let lab = with_node_port()
         .flag("nodeport-addresses", "192.0.2.0/24,127.0.0.0/8")
         .flag("iptables-localhost-nodeports", "false");
@@ -124,7 +124,7 @@ fn localhost_in_a_chosen_network_stays_off_when_switched_off() {
 
 /// Case 132.
 #[test]
-fn without_an_address_in_the_chosen_network_node_ports_answer_nowhere() {
+fn without_an_address_in_the_chosen_network_node_ports_are_not_served() {
     let lab = with_node_port().flag("nodeport-addresses", "10.99.0.0/16");
     lab.check(&[
         ("outside -> 192.0.2.1:30080", "untouched"),
@@ -143,7 +143,7 @@ fn networks_of_one_family_restrict_that_family_only() {
 
 /// Case 134.
 #[test]
-fn a_wide_network_may_hold_localhost() {
+fn a_wide_network_may_include_localhost() {
     let lab = with_node_port().flag("nodeport-addresses", "64.0.0.0/2");
     lab.check(&[("localhost -> 127.0.0.1:30080", SERVED), ("outside -> 192.0.2.1:30080", "untouched")]);
     assert_eq!(lab.filter("KUBE-FIREWALL").len(), 1);
@@ -151,7 +151,7 @@ fn a_wide_network_may_hold_localhost() {
 
 /// Case 135.
 #[test]
-fn a_node_without_an_address_of_the_family_answers_on_all() {
+fn a_node_without_an_address_of_the_family_serves_node_ports_on_all() {
     let v4_only = NODE.replace(", {type: InternalIP, address: '2001:db8::1'}", "");
     let lab = with_node_port().on(&v4_only).flag("nodeport-addresses", "primary");
     lab.check(&[("outside -> [2001:db8::1]:30080", SERVED_V6), ("outside -> 198.18.0.1:30080", "untouched")]);
@@ -167,7 +167,7 @@ fn node_ports_never_answer_on_ipv6_localhost() {
 
 /// Case 137.
 #[test]
-fn the_way_to_node_ports_is_there_without_any() {
+fn the_jump_to_node_ports_exists_without_any() {
     let lab = lab([web(""), pods(&["10.180.1.5"])]);
     assert_eq!((tail(&lab, V4).len(), lab.nat("KUBE-NODEPORTS").len()), (1, 0));
 }
@@ -189,7 +189,7 @@ fn a_node_port_without_endpoints_rejects_on_all_addresses() {
 
 /// Case 139.
 #[test]
-fn a_node_port_is_one_of_its_protocol() {
+fn a_node_port_is_only_of_its_protocol() {
     let ports = "{name: p, port: 80, nodePort: 30080}, {name: u, port: 80, nodePort: 30080, protocol: UDP}";
     let spec = format!("type: NodePort, clusterIP: 10.96.0.10, ports: [{ports}]");
     let udp = slice("default/web", "b", "{name: u, port: 53, protocol: UDP}", &["10.180.1.6"]);
@@ -208,15 +208,15 @@ fn a_new_address_in_a_chosen_network_is_served_from_the_next_sync_on() {
     let mut after = before.clone();
     after.host.addresses.push("198.18.0.2".parse().unwrap());
     let mut agent = Agent::new();
-    agent.sees(&before);
-    let input = agent.sees(&after);
+    agent.sync_to(&before);
+    let input = agent.sync_to(&after);
     after.check(&[("outside -> 198.18.0.2:30080", SERVED)]);
     assert!(input.contains("-d 198.18.0.2/32"), "{input}");
 }
 
-/// An external IP may be the node's own address: it is asked before node ports.
+/// An external IP may be the node's own address: its rule comes before node ports.
 #[test]
-fn an_external_ip_that_is_the_nodes_address_wins_over_a_node_port() {
+fn an_external_ip_that_is_the_nodes_address_has_precedence_over_a_node_port() {
     let spec = "clusterIP: 10.96.0.11, externalIPs: [192.0.2.1], ports: [{name: p, port: 30080}]";
     let other = slice("default/other", "a", "{name: p, port: 80}", &["10.180.1.6"]);
     let node_port = service("default/web", SPEC, &[]);

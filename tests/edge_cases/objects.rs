@@ -9,7 +9,7 @@ spec: {podCIDRs: [10.180.1.0/24, 'fd00:10:180:1::/64']}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}, {type: InternalIP, address: '2001:db8::1'}]}
 ";
 
-/// A Service: `<namespace>/<name>`, what stands in its `spec`, and the addresses of its status.
+/// A Service: `<namespace>/<name>`, the text of its `spec`, and the addresses of its status.
 pub fn service(name: &str, spec: &str, ingress: &[&str]) -> String {
     let (namespace, name) = name.split_once('/').unwrap();
     let ingress: Vec<String> = ingress
@@ -23,27 +23,27 @@ pub fn service(name: &str, spec: &str, ingress: &[&str]) -> String {
     )
 }
 
-/// Service `default/web` on 10.96.0.10:80, named `p`; `more` stands in its spec too.
+/// Service `default/web` on 10.96.0.10:80, named `p`; `more` is added to its spec.
 pub fn web(more: &str) -> String {
     service("default/web", &format!("clusterIP: 10.96.0.10, ports: [{{name: p, port: 80}}], {more}"), &[])
 }
 
-/// The same with all that leads to it from outside: external IP 203.0.113.80, load balancer IP
-/// 203.0.113.90, node port 30080.
+/// The same with all external frontends: external IP 203.0.113.80, load balancer IP 203.0.113.90, node port
+/// 30080.
 pub fn open(more: &str) -> String {
     let spec = "type: LoadBalancer, clusterIP: 10.96.0.10, ports: [{name: p, port: 80, nodePort: 30080}], \
                 externalIPs: [203.0.113.80]";
     service("default/web", &format!("{spec}, {more}"), &["203.0.113.90"])
 }
 
-/// What leads to [`open`].
+/// The external frontends of [`open`].
 pub const CLUSTER_IP: &str = "10.96.0.10:80";
 pub const EXTERNAL_IP: &str = "203.0.113.80:80";
 pub const LOAD_BALANCER_IP: &str = "203.0.113.90:80";
 pub const NODE_PORT: &str = "192.0.2.1:30080";
 pub const EXTERNAL: [&str; 3] = [EXTERNAL_IP, LOAD_BALANCER_IP, NODE_PORT];
 
-/// A slice: `<namespace>/<service>`, an id of its own, what stands in its `ports`, its endpoints.
+/// A slice: `<namespace>/<service>`, an ID, the text of its `ports`, its endpoints.
 ///
 /// An endpoint is `<ip>[@<node>]` and words: `ready`, `unready`, `unserving`, `terminating`,
 /// `zone=<hint>[,<hint>]`, `node=<hint>`.

@@ -1,11 +1,11 @@
-//! Frontends that several Services claim: one of them has each, and no name decides which.
+//! Frontends that several Services claim: each has one owner, which names do not decide.
 
 use chainsmith::iptables::Table;
 
 use crate::lab::*;
 
-/// `default/kubernetes`, which is as old as the cluster, and a Service of a tenant whose name sorts first
-/// and that takes the same address and port as its external IP and load balancer IP.
+/// `default/kubernetes`, which is as old as the cluster, and a tenant's Service whose name sorts first and
+/// that claims the same address and port as external IP and load balancer IP.
 fn taken(owner: &[&str], layout: &str) -> Lab {
     let kubernetes = "clusterIP: 10.96.0.1, ports: [{name: https, port: 443}]";
     let tenant = "type: LoadBalancer, clusterIP: 10.96.0.66, externalIPs: [10.96.0.1], \
@@ -34,7 +34,7 @@ fn a_cluster_ip_is_not_lost_to_an_external_ip_of_an_older_service_whose_name_sor
         lab.check(&[
             ("pod -> 10.96.0.1:443", "10.180.2.6:6443"),
             ("outside -> 10.96.0.1:443", "masqueraded 10.180.2.6:6443"),
-            // What no other Service claims is the tenant's.
+            // Frontends without another claim are the tenant's.
             ("pod -> 10.96.0.66:443", "10.180.1.66:8443"),
             ("pod -> 10.96.0.1:80", "masqueraded 10.180.1.66:8080"),
             ("outside -> 192.0.2.1:30443", "masqueraded 10.180.1.66:8443"),
@@ -54,7 +54,7 @@ fn a_cluster_ip_without_endpoints_is_rejected_and_not_served_by_another_service(
 }
 
 #[test]
-fn of_two_external_ips_and_of_two_node_ports_the_older_service_has_it() {
+fn the_older_service_owns_a_shared_external_ip_or_node_port() {
     let claim = |name: &str, ip: &str, endpoint: &str| {
         let spec = format!(
             "type: NodePort, clusterIP: {ip}, externalIPs: [203.0.113.80], \
@@ -79,13 +79,13 @@ fn of_two_external_ips_and_of_two_node_ports_the_older_service_has_it() {
     let at = |hour: u8, service: &str| created(&format!("2025-01-01T{hour:02}:00:00Z"), service.to_owned());
     check(at(2, &a), at(1, &b), "10.180.1.3:80");
     check(at(1, &a), at(2, &b), "10.180.1.2:80");
-    // Without a time, as in a file, a Service counts as the youngest.
+    // Without a creation time, as in a file, a Service counts as the youngest.
     check(a.clone(), at(2, &b), "10.180.1.3:80");
     check(a, b, "10.180.1.2:80");
 }
 
 #[test]
-fn the_same_port_of_another_protocol_is_no_conflict() {
+fn the_same_port_of_another_protocol_is_not_a_conflict() {
     let claim = |name: &str, ip: &str, protocol: &str| {
         let ports = format!("ports: [{{name: p, port: 53, protocol: {protocol}}}]");
         service(name, &format!("clusterIP: {ip}, externalIPs: [203.0.113.53], {ports}"), &[])

@@ -11,7 +11,7 @@ fn internal_local(more: &str) -> String {
     web(&format!("internalTrafficPolicy: Local, {more}"))
 }
 
-/// Packets from `from` to all that leads to [`open`] from outside.
+/// Checks packets from `from` to all external frontends of [`open`].
 #[track_caller]
 fn check_external(lab: &Lab, from: &str, expected: &str) {
     for to in EXTERNAL {
@@ -21,7 +21,7 @@ fn check_external(lab: &Lab, from: &str, expected: &str) {
 
 /// Case 77.
 #[test]
-fn external_policy_local_sends_outsiders_to_local_endpoints_and_pods_anywhere() {
+fn external_policy_local_sends_external_clients_to_local_endpoints_and_pods_to_all() {
     let lab = lab([open(LOCAL_POLICY), pods(&PODS)]);
     check_external(&lab, "outside", "10.180.1.5:80");
     check_external(&lab, "pod", BOTH);
@@ -47,7 +47,7 @@ fn external_policy_local_sends_outsiders_to_local_endpoints_and_pods_anywhere() 
 
 /// Case 78.
 #[test]
-fn external_policy_local_without_local_endpoints_drops_outsiders() {
+fn external_policy_local_without_local_endpoints_drops_external_clients() {
     let lab = lab([open(LOCAL_POLICY), pods(&REMOTE)]);
     let all = "10.180.2.7:80, 10.180.3.8:80";
     check_external(&lab, "outside", "dropped");
@@ -105,7 +105,7 @@ fn internal_policy_local_without_any_endpoints_rejects() {
 
 /// Case 83.
 #[test]
-fn internal_policy_local_leaves_outsiders_alone() {
+fn internal_policy_local_does_not_affect_external_clients() {
     let lab = lab([open("internalTrafficPolicy: Local"), pods(&REMOTE)]);
     lab.check(&[("pod -> 10.96.0.10:80", "dropped")]);
     check_external(&lab, "outside", "masqueraded 10.180.2.7:80, 10.180.3.8:80");
@@ -127,7 +127,7 @@ fn with_both_policies_local_each_kind_of_traffic_has_its_chain() {
 
 /// Case 85.
 #[test]
-fn with_both_policies_local_and_remote_endpoints_outsiders_are_dropped() {
+fn with_both_policies_local_and_remote_endpoints_external_clients_are_dropped() {
     let ranges = "loadBalancerSourceRanges: [198.51.100.0/24]";
     let lab = lab([open(&format!("internalTrafficPolicy: Local, {LOCAL_POLICY}, {ranges}")), pods(&REMOTE)]);
     lab.check(&[("pod -> 10.96.0.10:80", "dropped")]);
@@ -146,7 +146,7 @@ fn with_both_policies_local_and_remote_endpoints_outsiders_are_dropped() {
 
 /// Case 86.
 #[test]
-fn without_a_detector_pods_are_treated_as_outsiders() {
+fn without_a_detector_pods_are_treated_as_external_clients() {
     let lab = lab([open(LOCAL_POLICY), pods(&PODS)]).without_flag("cluster-cidr");
     check_external(&lab, "pod", "10.180.1.5:80");
     assert!(!lab.nat(&ext()).join("\n").contains("pod traffic"));
@@ -154,7 +154,7 @@ fn without_a_detector_pods_are_treated_as_outsiders() {
 
 /// Case 87.
 #[test]
-fn external_policy_cluster_masquerades_everybody() {
+fn external_policy_cluster_masquerades_all_clients() {
     let with = lab([open(""), pods(&PODS)]);
     for lab in [with.clone(), with.without_flag("cluster-cidr")] {
         for from in ["pod", "elsewhere", "node", "outside"] {
@@ -169,7 +169,7 @@ fn external_policy_cluster_masquerades_everybody() {
 
 /// Case 88.
 #[test]
-fn a_pod_reaches_its_service_from_outside_as_from_inside() {
+fn a_pod_reaches_its_service_on_external_frontends_as_on_the_cluster_ip() {
     let lab = lab([open(LOCAL_POLICY), pods(&PODS)]);
     lab.check(&[
         ("pod -> 203.0.113.90:80", BOTH),
@@ -179,7 +179,7 @@ fn a_pod_reaches_its_service_from_outside_as_from_inside() {
 
 /// Case 89.
 #[test]
-fn a_terminating_local_endpoint_serves_outsiders_while_others_are_ready_elsewhere() {
+fn a_terminating_local_endpoint_serves_external_clients_while_others_are_ready_elsewhere() {
     let lab =
         lab([open(LOCAL_POLICY), pods(&["10.180.1.5@node-1 unready terminating", "10.180.2.7@node-2"])]);
     check_external(&lab, "outside", "10.180.1.5:80");
@@ -189,7 +189,7 @@ fn a_terminating_local_endpoint_serves_outsiders_while_others_are_ready_elsewher
 
 /// Case 90.
 #[test]
-fn when_nobody_is_ready_all_that_terminate_serve_whatever_their_hints() {
+fn when_no_endpoint_is_ready_all_terminating_ones_serve_whatever_their_hints() {
     let lab = lab([
         open(""),
         pods(&[
@@ -203,14 +203,14 @@ fn when_nobody_is_ready_all_that_terminate_serve_whatever_their_hints() {
 
 /// Case 91.
 #[test]
-fn one_ready_endpoint_is_preferred_to_all_that_terminate() {
+fn one_ready_endpoint_is_preferred_to_all_terminating_ones() {
     let lab = lab([web(""), pods(&["10.180.2.7@node-2", "10.180.1.5@node-1 unready terminating"])]);
     lab.check(&[("pod -> 10.96.0.10:80", "10.180.2.7:80")]);
 }
 
 /// Case 92.
 #[test]
-fn endpoints_that_terminate_without_serving_are_none() {
+fn endpoints_that_terminate_without_serving_are_not_used() {
     let lab = lab([open(""), pods(&["10.180.1.5@node-1 unready unserving terminating"])]);
     lab.check(&[("pod -> 10.96.0.10:80", "rejected")]);
     check_external(&lab, "outside", "rejected");
@@ -218,7 +218,7 @@ fn endpoints_that_terminate_without_serving_are_none() {
 
 /// Case 93.
 #[test]
-fn an_unready_local_endpoint_does_not_serve_outsiders() {
+fn an_unready_local_endpoint_does_not_serve_external_clients() {
     let lab = lab([
         open(LOCAL_POLICY),
         pods(&["10.180.1.5@node-1 unready", "10.180.2.7@node-2 unready terminating"]),
@@ -230,7 +230,7 @@ fn an_unready_local_endpoint_does_not_serve_outsiders() {
 
 /// Case 94.
 #[test]
-fn a_local_endpoint_meant_for_another_zone_serves_local_traffic() {
+fn a_local_endpoint_with_a_hint_for_another_zone_serves_local_traffic() {
     let lab =
         lab([open(LOCAL_POLICY), pods(&["10.180.1.5@node-1 zone=zone-b", "10.180.2.7@node-2 zone=zone-a"])]);
     check_external(&lab, "outside", "10.180.1.5:80");

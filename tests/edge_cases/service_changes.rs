@@ -12,7 +12,7 @@ const BOTH: &str = "10.180.1.5:80, 10.180.2.7:80";
 #[test]
 fn a_change_that_no_rule_depends_on_touches_nothing() {
     let mut agent = Agent::new();
-    agent.sees(&lab([web(""), pods(&PODS)]));
+    agent.sync_to(&lab([web(""), pods(&PODS)]));
     let annotated = web("").replace("name: web}", "name: web, labels: {a: b}, annotations: {c: d}}");
     for object in [
         annotated,
@@ -20,21 +20,21 @@ fn a_change_that_no_rule_depends_on_touches_nothing() {
         web("publishNotReadyAddresses: true"),
         service("default/web", "clusterIP: 10.96.0.10, ports: [{name: p, port: 80, targetPort: 99}]", &[]),
     ] {
-        assert!(agent.hear(&lab([object, pods(&PODS)])).is_empty());
+        assert!(agent.apply(&lab([object, pods(&PODS)])).is_empty());
         assert_eq!(agent.sync().tally.n_processes, 0);
     }
 }
 
 /// Case 20.
 #[test]
-fn another_affinity_timeout_rewrites_the_rules_and_keeps_the_names() {
+fn a_changed_affinity_timeout_rewrites_the_rules_and_keeps_the_names() {
     let sticky = |seconds: u32| {
         let config = format!("sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {seconds}}}}}");
         lab([web(&format!("sessionAffinity: ClientIP, {config}")), pods(&PODS)])
     };
     let mut agent = Agent::new();
-    agent.sees(&sticky(100));
-    let input = agent.sees(&sticky(200));
+    agent.sync_to(&sticky(100));
+    let input = agent.sync_to(&sticky(200));
     assert!(touches(&input, &svc()) && input.contains("--rcheck --seconds 200 --reap"));
     assert!(!input.contains("-X "), "{input}");
     assert_eq!(sticky(100).chains(V4, "KUBE-SEP-"), sticky(200).chains(V4, "KUBE-SEP-"));
@@ -42,11 +42,11 @@ fn another_affinity_timeout_rewrites_the_rules_and_keeps_the_names() {
 
 /// Case 21.
 #[test]
-fn without_affinity_the_recent_rules_are_gone_with_the_next_sync() {
+fn without_affinity_the_next_sync_removes_the_affinity_rules() {
     let mut agent = Agent::new();
-    agent.sees(&lab([web("sessionAffinity: ClientIP"), pods(&PODS)]));
+    agent.sync_to(&lab([web("sessionAffinity: ClientIP"), pods(&PODS)]));
     assert!(agent.save().contains("-m recent --set"));
-    agent.sees(&lab([web(""), pods(&PODS)]));
+    agent.sync_to(&lab([web(""), pods(&PODS)]));
     assert!(!agent.save().contains("-m recent"));
 }
 
@@ -54,8 +54,8 @@ fn without_affinity_the_recent_rules_are_gone_with_the_next_sync() {
 #[test]
 fn a_renamed_port_gets_new_chains_and_rejects_until_its_slices_follow() {
     let (mut agent, renamed) = (Agent::new(), web("").replace("name: p,", "name: q,"));
-    agent.sees(&lab([web(""), pods(&PODS)]));
-    let input = agent.sees(&lab([renamed.clone(), pods(&PODS)]));
+    agent.sync_to(&lab([web(""), pods(&PODS)]));
+    let input = agent.sync_to(&lab([renamed.clone(), pods(&PODS)]));
     for name in [svc(), sep("default/web:p", "10.180.1.5:80")] {
         assert!(input.contains(&format!("-X {name}\n")), "{input}");
     }
@@ -66,32 +66,32 @@ fn a_renamed_port_gets_new_chains_and_rejects_until_its_slices_follow() {
 
 /// Case 23.
 #[test]
-fn another_protocol_is_another_service_port() {
+fn a_changed_protocol_is_another_service_port() {
     let (mut agent, udp) = (Agent::new(), web("").replace("port: 80}", "port: 80, protocol: UDP}"));
-    agent.sees(&lab([web(""), pods(&PODS)]));
+    agent.sync_to(&lab([web(""), pods(&PODS)]));
     let after = lab([udp, pods(&PODS)]);
-    let input = agent.sees(&after);
+    let input = agent.sync_to(&after);
     assert!(input.contains(&format!("-X {}\n", svc())), "{input}");
     after.check(&[("pod -> 10.96.0.10:80/udp", "rejected"), ("pod -> 10.96.0.10:80/tcp", "untouched")]);
 }
 
-/// Case 24, but that the chains of the port that stays are not written: nothing in them changed.
+/// Case 24, except that the chains of the remaining port are not written: they are unchanged.
 #[test]
 fn removing_one_port_deletes_the_chains_of_that_port_only() {
     let ports = slice("default/web", "a", "{name: p, port: 80}, {name: q, port: 81}", &PODS);
     let both = "clusterIP: 10.96.0.10, ports: [{name: p, port: 80}, {name: q, port: 81}]";
     let mut agent = Agent::new();
-    agent.sees(&lab([service("default/web", both, &[]), ports.clone()]));
-    let input = agent.sees(&lab([web(""), ports]));
+    agent.sync_to(&lab([service("default/web", both, &[]), ports.clone()]));
+    let input = agent.sync_to(&lab([web(""), ports]));
     let gone = chain(PortChain::Cluster, "default/web:q");
     assert!(input.contains(&format!("-X {gone}\n")) && !touches(&input, &svc()), "{input}");
 }
 
 /// Case 25.
 #[test]
-fn a_service_deleted_and_made_again_between_two_syncs_is_not_written() {
+fn a_service_deleted_and_created_again_between_two_syncs_is_not_written() {
     let (mut agent, whole) = (Agent::new(), lab([web(""), pods(&PODS)]));
-    agent.sees(&whole);
-    agent.hear(&lab([pods(&PODS)]));
-    assert_eq!(agent.sees(&whole), "");
+    agent.sync_to(&whole);
+    agent.apply(&lab([pods(&PODS)]));
+    assert_eq!(agent.sync_to(&whole), "");
 }

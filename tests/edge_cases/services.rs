@@ -43,22 +43,22 @@ fn an_external_name_has_no_rules_even_with_a_cluster_ip() {
 fn a_service_of_another_proxy_loses_its_rules_while_it_has_the_label() {
     check_ignored(labelled(web("")));
     let mut agent = Agent::new();
-    agent.sees(&lab([web(""), pods(&PODS)]));
-    let input = agent.sees(&lab([labelled(web("")), pods(&PODS)]));
+    agent.sync_to(&lab([web(""), pods(&PODS)]));
+    let input = agent.sync_to(&lab([labelled(web("")), pods(&PODS)]));
     assert!(input.contains(&format!("-X {}", svc())), "{input}");
-    agent.sees(&lab([web(""), pods(&PODS)]));
+    agent.sync_to(&lab([web(""), pods(&PODS)]));
 }
 
 /// Case 5.
 #[test]
 fn a_service_that_becomes_headless_loses_its_chains_in_the_same_sync() {
     let mut agent = Agent::new();
-    agent.sees(&lab([
+    agent.sync_to(&lab([
         open("externalTrafficPolicy: Local, loadBalancerSourceRanges: [10.0.0.0/8]"),
         pods(&PODS),
     ]));
     let headless = service("default/web", "clusterIP: None, ports: [{name: p, port: 80}]", &[]);
-    let input = agent.sees(&lab([headless, pods(&PODS)]));
+    let input = agent.sync_to(&lab([headless, pods(&PODS)]));
     let local_pod = sep("default/web:p", "10.180.1.5:80");
     for name in [svc(), svl(), ext(), fw(), local_pod] {
         assert!(input.contains(&format!("-X {name}\n")), "{name} in {input}");
@@ -99,7 +99,7 @@ fn a_service_without_slices_is_rejected_on_all_its_addresses() {
 
 /// Case 8.
 #[test]
-fn an_unnamed_port_is_called_after_its_service_without_a_colon() {
+fn an_unnamed_port_has_the_name_of_its_service_without_a_colon() {
     let lab = lab([
         service("default/nginx", "clusterIP: 10.96.0.20, ports: [{port: 80}]", &[]),
         slice("default/nginx", "a", "{name: '', port: 80}", &PODS),
@@ -114,7 +114,7 @@ fn an_unnamed_port_is_called_after_its_service_without_a_colon() {
 
 /// Case 9.
 #[test]
-fn one_port_number_may_serve_each_protocol_on_its_own() {
+fn one_port_number_may_serve_each_protocol_separately() {
     let ports =
         "{name: t, port: 53}, {name: u, port: 53, protocol: UDP}, {name: s, port: 53, protocol: SCTP}";
     let lab = lab([
@@ -140,7 +140,7 @@ fn one_port_number_may_serve_each_protocol_on_its_own() {
 
 /// Case 10.
 #[test]
-fn ports_of_one_name_and_two_protocols_are_two_service_ports() {
+fn ports_with_one_name_and_two_protocols_are_two_service_ports() {
     let ports = "{name: p, port: 53}, {name: p, port: 53, protocol: UDP}";
     let lab = lab([
         service("default/dns", &format!("clusterIP: 10.96.0.30, ports: [{ports}]"), &[]),
@@ -174,7 +174,7 @@ fn two_ports_with_one_target_have_endpoint_chains_of_their_own() {
 
 /// Case 12.
 #[test]
-fn a_node_port_counts_whatever_the_type_is() {
+fn a_node_port_is_used_whatever_the_type() {
     let spec = "type: ClusterIP, clusterIP: 10.96.0.10, ports: [{name: p, port: 80, nodePort: 30080}]";
     let lab = lab([service("default/web", spec, &[]), pods(&PODS)]);
     lab.check(&[("outside -> 192.0.2.1:30080", &format!("masqueraded {BOTH}"))]);
@@ -182,7 +182,7 @@ fn a_node_port_counts_whatever_the_type_is() {
 
 /// Case 13.
 #[test]
-fn load_balancer_addresses_count_whatever_the_type_is() {
+fn load_balancer_addresses_are_used_whatever_the_type() {
     for kind in ["ClusterIP", "NodePort"] {
         let spec = format!("type: {kind}, clusterIP: 10.96.0.10, ports: [{{name: p, port: 80}}]");
         let lab = lab([service("default/web", &spec, &["203.0.113.90"]), pods(&PODS)]);
@@ -192,7 +192,7 @@ fn load_balancer_addresses_count_whatever_the_type_is() {
 
 /// Case 14.
 #[test]
-fn external_ips_count_whatever_the_type_is() {
+fn external_ips_are_used_whatever_the_type() {
     for kind in ["ClusterIP", "NodePort", "LoadBalancer"] {
         let lab = lab([web(&format!("type: {kind}, externalIPs: [203.0.113.80]")), pods(&PODS)]);
         lab.check(&[("outside -> 203.0.113.80:80", &format!("masqueraded {BOTH}"))]);
@@ -201,7 +201,7 @@ fn external_ips_count_whatever_the_type_is() {
 
 /// Case 15.
 #[test]
-fn external_policy_local_counts_for_a_cluster_ip_service_with_external_ips() {
+fn external_policy_local_applies_to_a_cluster_ip_service_with_external_ips() {
     let lab = lab([web("externalIPs: [203.0.113.80], externalTrafficPolicy: Local"), pods(&PODS)]);
     lab.check(&[("outside -> 203.0.113.80:80", "10.180.1.5:80"), ("pod -> 203.0.113.80:80", BOTH)]);
     assert_eq!((lab.nat(&ext()).len(), lab.nat(&svl()).len()), (4, 1));
@@ -209,7 +209,7 @@ fn external_policy_local_counts_for_a_cluster_ip_service_with_external_ips() {
 
 /// Case 16.
 #[test]
-fn external_policy_local_is_nothing_to_a_cluster_ip_service_without_external_ips() {
+fn external_policy_local_has_no_effect_on_a_cluster_ip_service_without_external_ips() {
     let spec = "type: ClusterIP, externalTrafficPolicy: Local, clusterIP: 10.96.0.10, \
                 ports: [{name: p, port: 80, nodePort: 30080}]";
     let lab = lab([service("default/web", spec, &["203.0.113.90"]), pods(&PODS)]);
@@ -240,7 +240,7 @@ fn without_an_internal_policy_all_endpoints_serve() {
     assert_eq!(service.internal_policy, chainsmith::model::TrafficPolicy::Cluster);
 }
 
-/// Case 26, replaced: kube-proxy writes both rules, and leaves it to chance which of the two serves.
+/// Case 26, replaced: kube-proxy writes both rules, and their random order decides which Service serves.
 #[test]
 fn of_two_services_with_one_external_ip_the_first_by_name_serves() {
     let claim = |name: &str, ip: &str| {
@@ -284,7 +284,7 @@ fn an_external_ip_that_is_also_a_load_balancer_ip_bypasses_the_firewall() {
 
 /// Case 29.
 #[test]
-fn an_external_ip_that_is_none_is_a_problem_and_an_empty_one_is_not() {
+fn an_invalid_external_ip_is_a_problem_and_an_empty_one_is_not() {
     let lab = lab([web("externalIPs: [bogus, '', 203.0.113.80]"), pods(&PODS)]);
     lab.check_problem("spec.externalIPs[0]: \"bogus\" is not an IP address");
     lab.check(&[("outside -> 203.0.113.80:80", &format!("masqueraded {BOTH}"))]);
@@ -317,7 +317,7 @@ fn leading_zeros_are_decimal_everywhere() {
 
 /// Case 32.
 #[test]
-fn a_load_balancer_ip_only_asked_for_is_not_served() {
+fn a_requested_load_balancer_ip_is_not_served() {
     let lab = lab([web("type: LoadBalancer, loadBalancerIP: 203.0.113.90"), pods(&PODS)]);
     lab.check(&[("outside -> 203.0.113.90:80", "untouched")]);
     assert!(!lab.save(V4).contains("203.0.113.90") && lab.rules(V4, Table::Nat, &ext()).is_empty());

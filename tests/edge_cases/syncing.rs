@@ -1,6 +1,6 @@
-//! I. Syncing: what is written when, on a kernel of paper.
+//! I. Syncing: what is written when, on a fake kernel.
 
-use chainsmith::iptables::trace::{self, Node};
+use chainsmith::iptables::trace::{self, TracedNode};
 use chainsmith::iptables::{ChainName, Table, parse};
 use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::kernel::{Backend, RestoreError};
@@ -26,7 +26,7 @@ fn failed() -> RestoreError {
     RestoreError::Failed { status: 1, message: "no".to_owned() }
 }
 
-/// A Service with so many endpoints.
+/// A Service with this many endpoints.
 fn with_endpoints(n: usize) -> Lab {
     let many: Vec<String> = (0..n).map(|n| format!("10.180.{}.{}", 4 + n / 250, 1 + n % 250)).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
@@ -39,7 +39,7 @@ fn with_endpoints(n: usize) -> Lab {
 #[test]
 fn the_first_sync_reads_once_and_writes_once() {
     let mut agent = Agent::new();
-    let input = agent.sees(&two_services(&[POD]));
+    let input = agent.sync_to(&two_services(&[POD]));
     assert_eq!(
         (agent.sync.kernel().n_saves, agent.sync.kernel().inputs.len()),
         (2, 1),
@@ -52,8 +52,8 @@ fn the_first_sync_reads_once_and_writes_once() {
 #[test]
 fn a_change_is_one_restore_and_no_reading() {
     let mut agent = Agent::new();
-    agent.sees(&two_services(&[POD]));
-    agent.sees(&two_services(&TWO));
+    agent.sync_to(&two_services(&[POD]));
+    agent.sync_to(&two_services(&TWO));
     assert_eq!((agent.sync.kernel().n_saves, agent.sync.kernel().inputs.len()), (2, 2));
 }
 
@@ -61,8 +61,8 @@ fn a_change_is_one_restore_and_no_reading() {
 #[test]
 fn what_does_not_change_is_not_written() {
     let mut agent = Agent::new();
-    agent.sees(&two_services(&[POD]));
-    let input = agent.sees(&two_services(&TWO));
+    agent.sync_to(&two_services(&[POD]));
+    let input = agent.sync_to(&two_services(&TWO));
     assert!(touches(&input, &svc()) && touches(&input, &sep("default/web:p", "10.180.2.7:80")), "{input}");
     let other = chain(chainsmith::rules::names::PortChain::Cluster, "default/other:p");
     for name in [other.as_str(), "KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-FORWARD"] {
@@ -75,8 +75,8 @@ fn what_does_not_change_is_not_written() {
 #[test]
 fn the_chain_of_an_endpoint_that_is_gone_is_deleted_in_the_same_restore() {
     let mut agent = Agent::new();
-    agent.sees(&two_services(&TWO));
-    let input = agent.sees(&two_services(&[POD]));
+    agent.sync_to(&two_services(&TWO));
+    let input = agent.sync_to(&two_services(&[POD]));
     let gone = sep("default/web:p", "10.180.2.7:80");
     assert!(
         input.contains(&format!(":{gone} - [0:0]\n")) && input.contains(&format!("-X {gone}\n")),
@@ -85,15 +85,15 @@ fn the_chain_of_an_endpoint_that_is_gone_is_deleted_in_the_same_restore() {
     assert_eq!(agent.sync.kernel().inputs.len(), 2);
 }
 
-/// Cases 156 and 157, replaced: whatever failed, the kernel is read and everything compared; what was
-/// in force stays in force meanwhile.
+/// Cases 156 and 157, replaced: after any failure the kernel is read and everything compared; the rules in
+/// force stay in force meanwhile.
 #[test]
 fn after_a_failed_restore_everything_is_compared_with_the_kernel() {
     let mut agent = Agent::new();
-    agent.sees(&two_services(&[POD]));
+    agent.sync_to(&two_services(&[POD]));
     let (before, n_saves) = (agent.save(), agent.sync.kernel().n_saves);
     for _ in 0..2 {
-        agent.hear(&two_services(&TWO));
+        agent.apply(&two_services(&TWO));
         agent.sync.kernel().failures.push(failed());
         assert!(agent.sync().outcome.is_err());
         assert_eq!(agent.save(), before);
@@ -105,10 +105,10 @@ fn after_a_failed_restore_everything_is_compared_with_the_kernel() {
     assert!(agent.sync.kernel().n_saves > n_saves);
 }
 
-/// What a look at everything writes after `damage`; it must put everything right.
+/// The input that an audit writes after `damage`; it must repair everything.
 fn repair(damage: impl FnOnce(&mut FakeIptables)) -> String {
     let (mut agent, whole) = (Agent::new(), two_services(&TWO));
-    agent.sees(&whole);
+    agent.sync_to(&whole);
     let n_before = agent.sync.kernel().inputs.len();
     damage(agent.sync.kernel());
     agent.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
@@ -122,16 +122,16 @@ fn repair(damage: impl FnOnce(&mut FakeIptables)) -> String {
 
 /// Case 158, replaced: the next audit finds it, not the next hour.
 #[test]
-fn a_jump_that_somebody_deleted_is_put_back() {
+fn a_deleted_jump_is_inserted_again() {
     let prerouting = ChainName::literal("PREROUTING");
     let input = repair(|kernel| kernel.ruleset.chain_mut(Table::Nat, prerouting).rules.clear());
     assert_eq!(input.lines().filter(|line| line.starts_with("-I ")).count(), 1, "{input}");
     assert!(!touches(&input, "KUBE-SERVICES") && !touches(&input, &svc()));
 }
 
-/// Case 159, replaced: kube-proxy does not notice.
+/// Case 159, replaced: kube-proxy does not detect it.
 #[test]
-fn a_nat_table_that_somebody_flushed_is_written_again() {
+fn a_flushed_nat_table_is_written_again() {
     let built_in = chainsmith::iptables::Ruleset::with_built_in_chains();
     let input = repair(|kernel| {
         kernel.ruleset.tables.insert(Table::Nat, built_in.tables[&Table::Nat].clone());
@@ -139,9 +139,9 @@ fn a_nat_table_that_somebody_flushed_is_written_again() {
     assert!(touches(&input, &svc()) && !input.contains("*filter"), "{input}");
 }
 
-/// Case 160, replaced: a canary is not what rules are judged by.
+/// Case 160, replaced: rules are not judged by a canary.
 #[test]
-fn a_missing_canary_alone_makes_nothing_be_written() {
+fn a_missing_canary_alone_causes_no_write() {
     let input = repair(|kernel| {
         let chains = kernel.ruleset.tables.get_mut(&Table::Mangle).unwrap();
         chains.remove(&chainsmith::rules::names::KUBE_PROXY_CANARY);
@@ -149,23 +149,23 @@ fn a_missing_canary_alone_makes_nothing_be_written() {
     assert_eq!(input, "");
 }
 
-/// Case 161, but that chains are looked for when the kernel is read, not at each sync.
+/// Case 161, except that chains are searched when the kernel is read, not at each sync.
 #[test]
-fn chains_that_look_like_ours_are_deleted_and_others_are_not() {
+fn stale_chains_with_our_prefixes_are_deleted_and_other_chains_are_not() {
     let foreign = "*nat\n:KUBE-SVC-FOO - [0:0]\n:KUBE-FOO - [0:0]\nCOMMIT\n";
     let mut agent = Agent::on(FakeIptables::holding(V4, Backend::Nft, foreign).unwrap());
-    agent.hear(&two_services(&[POD]));
+    agent.apply(&two_services(&[POD]));
     assert_eq!(agent.sync().outcome, Ok(()));
     let save = agent.save();
     assert!(!save.contains("KUBE-SVC-FOO") && save.contains(":KUBE-FOO "), "{save}");
 }
 
-/// Case 162, but that it is the next look at the kernel that wipes them.
+/// Case 162, except that the next reading of the kernel removes them.
 #[test]
-fn rules_of_others_in_our_chains_are_wiped() {
+fn foreign_rules_in_our_chains_are_removed() {
     let rule = |lab: Lab, table: Table, chain: &'static str| {
         let mut agent = Agent::new();
-        agent.sees(&lab);
+        agent.sync_to(&lab);
         let line = format!("*{table}\n-A X -s 1.2.3.4/32 -j RETURN\nCOMMIT\n");
         let mut foreign = parse::save(V4, &line).unwrap();
         let rules = &mut foreign.chain_mut(table, ChainName::literal("X")).rules;
@@ -201,29 +201,29 @@ fn above_a_thousand_endpoints_their_rules_have_no_comments() {
 
 /// Case 166, replaced: the same objects always give the same rules.
 #[test]
-fn a_cluster_that_grows_large_is_written_as_one_that_always_was() {
+fn a_cluster_that_grows_large_has_the_rules_of_one_that_always_was_large() {
     let mut agent = Agent::new();
-    agent.sees(&with_endpoints(999));
-    let input = agent.sees(&with_endpoints(1002));
+    agent.sync_to(&with_endpoints(999));
+    let input = agent.sync_to(&with_endpoints(1002));
     assert!(touches(&input, &svc()), "also a Service that did not change");
-    agent.sees(&with_endpoints(999));
+    agent.sync_to(&with_endpoints(999));
 }
 
 /// Case 167, replaced: kube-proxy leaves them for half a minute.
 #[test]
 fn in_a_large_cluster_too_stale_chains_are_deleted_at_once() {
     let mut agent = Agent::new();
-    agent.sees(&with_endpoints(1002));
+    agent.sync_to(&with_endpoints(1002));
     let alone = lab([web(""), pods(&[POD])]).flag("layout", "classic");
-    let input = agent.sees(&alone);
+    let input = agent.sync_to(&alone);
     assert_eq!(input.lines().filter(|line| line.starts_with("-X ")).count(), 1002);
 }
 
 /// Case 168, replaced: kube-proxy compares a large cluster as little as possible.
 #[test]
-fn a_large_cluster_is_compared_as_a_small_one() {
+fn a_large_cluster_is_compared_like_a_small_one() {
     let mut agent = Agent::new();
-    agent.sees(&with_endpoints(1002));
+    agent.sync_to(&with_endpoints(1002));
     let n_before = agent.sync.kernel().inputs.len();
     agent.sync.kernel().ruleset.chain_mut(Table::Nat, ChainName::new(&svc()).unwrap()).rules.clear();
     agent.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
@@ -236,33 +236,36 @@ fn a_large_cluster_is_compared_as_a_small_one() {
 #[test]
 fn without_a_change_nothing_is_written() {
     let mut agent = Agent::new();
-    agent.sees(&two_services(&TWO));
-    assert_eq!(agent.sees(&two_services(&TWO)), "");
+    agent.sync_to(&two_services(&TWO));
+    assert_eq!(agent.sync_to(&two_services(&TWO)), "");
 }
 
 /// Case 175.
 #[test]
 fn a_restart_leaves_no_gap_and_no_stale_chains() {
     let mut first = Agent::new();
-    first.sees(&two_services(&TWO));
+    first.sync_to(&two_services(&TWO));
     let mut kernel = FakeIptables::holding(V4, Backend::Nft, &first.save()).unwrap();
     kernel.history = Some(Vec::new());
-    // While nobody ran, `other` was deleted, and `web` lost an endpoint.
+    // While no agent ran, `other` was deleted, and `web` lost an endpoint.
     let now = lab([web(""), pods(&[POD])]);
     let mut second = Agent::on(kernel);
-    let input = second.sees(&now);
+    let input = second.sync_to(&now);
     let other = chain(chainsmith::rules::names::PortChain::Cluster, "default/other:p");
     assert!(input.contains(&format!("-X {other}\n")), "{input}");
     assert!(!touches(&input, "KUBE-POSTROUTING") && !input.contains("-I "), "{input}");
     let local = now.host.addresses.iter().copied().collect();
     for ruleset in second.sync.kernel().history.take().unwrap() {
-        let node = Node { ruleset: &ruleset, local_addresses: &local, routes: &[] };
-        let told = told(&trace::trace(&node, &now.packet("pod -> 10.96.0.10:80"), &now.recent));
-        assert!(["10.180.1.5:80", "10.180.1.5:80, 10.180.2.7:80"].contains(&told.as_str()), "{told}");
+        let node = TracedNode { ruleset: &ruleset, local_addresses: &local, routes: &[] };
+        let fates_text = fates_text(&trace::trace(&node, &now.packet("pod -> 10.96.0.10:80"), &now.recent));
+        assert!(
+            ["10.180.1.5:80", "10.180.1.5:80, 10.180.2.7:80"].contains(&fates_text.as_str()),
+            "{fates_text}"
+        );
     }
 }
 
-/// Case 176, but for what happens when it changes later.
+/// Case 176, except for later changes.
 #[test]
 fn where_tcp_is_liberal_invalid_packets_are_forwarded() {
     let state = chainsmith::iptables::CtStates::INVALID;
@@ -298,11 +301,11 @@ fn without_counters_in_the_kernel_only_their_matches_are_missing() {
 
 /// Case 178, replaced: kube-proxy leaves stale chains then.
 #[test]
-fn when_the_kernel_cannot_be_read_rules_are_written_and_stale_chains_still_go() {
+fn when_the_kernel_cannot_be_read_rules_are_written_and_stale_chains_still_deleted() {
     let mut kernel =
         FakeIptables::holding(V4, Backend::Nft, "*nat\n:KUBE-SVC-FOO - [0:0]\nCOMMIT\n").unwrap();
     kernel.is_save_broken = true;
     let mut agent = Agent::on(kernel);
-    agent.sees(&two_services(&TWO));
+    agent.sync_to(&two_services(&TWO));
     assert!(!agent.save().contains("KUBE-SVC-FOO"));
 }

@@ -1,4 +1,4 @@
-//! Scraping, alerts and the dashboard: they name what is there.
+//! Scraping, alerts and the dashboard refer only to existing metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::promql::names;
 use super::{container, documents, object, read};
 
-/// As much of a PodMonitor as is used here. Source: monitoring.coreos.com/v1.
+/// The used fields of a PodMonitor. Source: monitoring.coreos.com/v1.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PodMonitor {
@@ -49,7 +49,7 @@ struct Relabeling {
     target_label: String,
 }
 
-/// As much of a PrometheusRule as is used here. Source: monitoring.coreos.com/v1.
+/// The used fields of a PrometheusRule. Source: monitoring.coreos.com/v1.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PrometheusRule {
@@ -90,8 +90,8 @@ struct Metadata {
     labels: BTreeMap<String, String>,
 }
 
-/// Every series that can be asked for, with its labels: those of the golden file, a histogram as its
-/// three, and what Prometheus itself makes.
+/// Every series that can be queried, with its labels: those of the golden file, a histogram as its three
+/// series, and those that Prometheus itself adds.
 fn series() -> BTreeMap<String, BTreeSet<String>> {
     let mut series = BTreeMap::from([("up".to_owned(), BTreeSet::new())]);
     for line in read("testdata/http/our-metrics.txt").lines().filter(|line| !line.starts_with(' ')) {
@@ -115,7 +115,7 @@ fn series() -> BTreeMap<String, BTreeSet<String>> {
 /// Labels that scraping adds to every series.
 const SCRAPED: [&str; 2] = ["job", "node"];
 
-/// What of an expression is not there.
+/// The metrics and labels of an expression that do not exist.
 fn missing(expression: &str, series: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     let names = names(expression);
     let mut labels: BTreeSet<&str> = SCRAPED.into();
@@ -134,7 +134,7 @@ fn missing(expression: &str, series: &BTreeMap<String, BTreeSet<String>>) -> Vec
     missing
 }
 
-/// Labels that a template (`{{ $labels.node }}` or `{{node}}`) prints.
+/// Labels in a template (`{{ $labels.node }}` or `{{node}}`).
 fn templated(text: &str) -> Vec<String> {
     let parts = text.split("{{").skip(1).map(|part| part.split("}}").next().expect("a part").trim());
     parts
@@ -151,14 +151,14 @@ fn dashboard() -> Value {
     serde_json::from_str(&read("manifests/overlays/prometheus/dashboard.json")).expect("JSON")
 }
 
-/// Whether Prometheus reads it as a duration: `5m`.
+/// Whether Prometheus accepts it as a duration: `5m`.
 fn is_duration(text: &str) -> bool {
     let (number, unit) = text.split_at(text.len().saturating_sub(1));
     number.parse::<u32>().is_ok_and(|number| number > 0) && ["s", "m", "h"].contains(&unit)
 }
 
 #[test]
-fn names_that_are_nobody_s_are_found() {
+fn unknown_names_are_found() {
     let series = series();
     let check = |expression: &str, expected: &[&str]| assert_eq!(missing(expression, &series), expected);
     check("chainsmith_quarantined_service_ports > 0", &[]);
@@ -174,7 +174,7 @@ fn names_that_are_nobody_s_are_found() {
 }
 
 #[test]
-fn alerts_ask_for_metrics_that_exist() {
+fn alerts_query_existing_metrics() {
     let (series, rules) = (series(), rules());
     assert_eq!(
         (rules.api_version.as_str(), rules.kind.as_str()),
@@ -188,7 +188,7 @@ fn alerts_ask_for_metrics_that_exist() {
         assert!(is_duration(&alert.r#for), "{name}: for {}", alert.r#for);
         assert!(["critical", "warning", "info"].contains(&alert.labels["severity"].as_str()), "{name}");
         assert_eq!(alert.annotations.keys().collect::<Vec<_>>(), ["description", "summary"], "{name}");
-        // An alert prints no label that its expression has lost.
+        // An alert prints no label that its expression drops.
         let mut labels: BTreeSet<String> = SCRAPED.map(str::to_owned).into();
         let grouped = alert.expr.contains(" by (");
         for metric in names(&alert.expr).metrics {
@@ -209,7 +209,7 @@ fn alerts_ask_for_metrics_that_exist() {
 }
 
 #[test]
-fn what_the_page_on_observability_calls_worth_an_alert_has_one() {
+fn every_alert_of_the_observability_page_exists() {
     let alerted: BTreeSet<String> = rules()
         .spec
         .groups
@@ -229,7 +229,7 @@ fn what_the_page_on_observability_calls_worth_an_alert_has_one() {
 }
 
 #[test]
-fn the_dashboard_asks_for_metrics_that_exist() {
+fn the_dashboard_queries_existing_metrics() {
     let (series, dashboard) = (series(), dashboard());
     let panels = dashboard["panels"].as_array().expect("panels");
     assert!(panels.len() >= 12, "{}", panels.len());
@@ -290,7 +290,7 @@ fn the_pod_monitor_finds_the_pods_their_port_and_their_metrics() {
     let patch = object("overlays/prometheus/daemonset.yaml");
     let port = &container(&patch)["ports"][0];
     assert_eq!(port["name"], endpoint.port);
-    // In the host's network the two have to be the same.
+    // In the host's network both must be equal.
     assert_eq!(port["containerPort"], port["hostPort"]);
     let address = format!("metricsBindAddress: 0.0.0.0:{}\n", port["containerPort"]);
     let configuration = super::configuration("overlays/prometheus/configmap.yaml");

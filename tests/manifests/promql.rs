@@ -1,4 +1,4 @@
-//! Which metrics and labels an expression of PromQL names.
+//! Finds the metrics and labels in a PromQL expression.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ pub struct Names {
     pub labels: BTreeSet<String>,
 }
 
-/// Words after which a list of labels stands in parentheses.
+/// Words that are followed by a list of labels in parentheses.
 const BEFORE_LABELS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
 /// Words that are neither metrics nor functions.
 const KEYWORDS: [&str; 8] = ["and", "or", "unless", "bool", "offset", "atan2", "inf", "nan"];
@@ -23,7 +23,7 @@ enum Token {
     Sign(char),
 }
 
-/// Words begin with a letter; numbers, durations and operators are signs that nobody asks for.
+/// Words begin with a letter; numbers, durations and operators do not matter.
 fn tokens(expression: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut rest = expression.chars().peekable();
@@ -57,8 +57,7 @@ fn tokens(expression: &str) -> Vec<Token> {
 
 /// The names in `expression`.
 ///
-/// # Panics
-/// Its brackets do not fit together.
+/// # Panics If its brackets do not match.
 pub fn names(expression: &str) -> Names {
     let mut names = Names::default();
     let tokens = tokens(expression);
@@ -96,14 +95,14 @@ pub fn names(expression: &str) -> Names {
 }
 
 fn is_keyword(word: &str) -> bool {
-    // `sum by (a) (b)` and `sum(b) by (a)` are one; `sum` then stands before `by`.
+    // `sum by (a) (b)` and `sum(b) by (a)` are equivalent; `sum` is then followed by `by`.
     let aggregations = ["sum", "max", "min", "avg", "count", "topk", "quantile"];
     let word = word.to_ascii_lowercase();
     [&KEYWORDS[..], &BEFORE_LABELS[..], &aggregations[..]].iter().any(|list| list.contains(&word.as_str()))
 }
 
 #[test]
-fn metrics_and_labels_are_told_from_functions_and_words() {
+fn metrics_and_labels_are_distinguished_from_functions_and_keywords() {
     let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
     let check = |expression: &str, metrics: &[&str], labels: &[&str]| {
         let expected = Names { metrics: set(metrics), labels: set(labels) };
@@ -118,6 +117,6 @@ fn metrics_and_labels_are_told_from_functions_and_words() {
 
 #[test]
 #[should_panic(expected = "is not closed")]
-fn an_open_bracket_is_found() {
+fn an_unmatched_bracket_is_found() {
     names("sum(a");
 }

@@ -1,4 +1,5 @@
-//! What the agent asks an API server for, against what the ClusterRole of least-privilege grants.
+//! Compares the agent's requests to an API server with the permissions in the ClusterRole of
+//! least-privilege.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -21,7 +22,7 @@ use super::{documents, read};
 /// API group, resource, verb.
 type Right = (String, String, String);
 
-/// The ClusterRole `system:node-proxier`, which every API server makes. Source: Kubernetes 1.36.
+/// The ClusterRole `system:node-proxier`, which every API server creates. Source: Kubernetes 1.36.
 const NODE_PROXIER: [(&[&str], &[&str], &[&str]); 5] = [
     (&[""], &["services", "endpoints"], &["list", "watch"]),
     (&[""], &["nodes"], &["get", "list", "watch"]),
@@ -41,7 +42,7 @@ fn product<S: AsRef<str>>(groups: &[S], resources: &[S], verbs: &[S]) -> BTreeSe
     rights
 }
 
-/// What the ClusterRole of least-privilege grants.
+/// The permissions in the ClusterRole of least-privilege.
 fn granted() -> BTreeSet<Right> {
     let role = documents(&read("manifests/overlays/least-privilege/rbac.yaml")).remove(0);
     let role: ClusterRole = serde_json::from_value(role).expect("a ClusterRole");
@@ -53,7 +54,7 @@ fn granted() -> BTreeSet<Right> {
         .collect()
 }
 
-/// An API server with nothing but a Node that keeps to the ClusterRole.
+/// An API server with only a Node that enforces the ClusterRole.
 #[derive(Debug, Default)]
 struct Server {
     granted: BTreeSet<Right>,
@@ -61,7 +62,7 @@ struct Server {
     event: Mutex<Bytes>,
 }
 
-/// The right that a request needs.
+/// The permission that a request needs.
 fn right(method: &Method, path: &str, query: &str) -> Option<Right> {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let (group, rest) = match &parts[..] {
@@ -108,7 +109,7 @@ async fn serve(State(server): State<Arc<Server>>, request: Request) -> Response 
     }
     match right.2.as_str() {
         "list" => {
-            // A Node that is not there is waited for.
+            // The agent waits for a missing Node.
             let node = json!({
                 "metadata": {"name": "node-1", "resourceVersion": "1"},
                 "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
@@ -119,7 +120,7 @@ async fn serve(State(server): State<Arc<Server>>, request: Request) -> Response 
             });
             answer(StatusCode::OK, list.to_string())
         }
-        // As a server that does not serve streaming lists: pages are asked for then.
+        // Like a server without streaming lists; the agent then requests plain lists.
         "watch" if query.contains("sendInitialEvents") => status(StatusCode::UNPROCESSABLE_ENTITY, "Invalid"),
         "watch" => answer(
             StatusCode::OK,
@@ -137,7 +138,7 @@ async fn serve(State(server): State<Arc<Server>>, request: Request) -> Response 
 }
 
 impl Server {
-    /// Serves in the network namespace of this thread, from a thread that ends with the process.
+    /// Serves in the network namespace of this thread, on a thread that ends with the process.
     fn start(self: &Arc<Server>) -> SocketAddr {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a port");
@@ -157,7 +158,7 @@ struct Agent(Child);
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It may have ended.
+        // It may have exited.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -167,7 +168,7 @@ fn run(program: &str, args: &[&str]) -> bool {
     Command::new(program).args(args).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// How many rules the agent's chain has; none before its first sync.
+/// Number of rules in the agent's chain; 0 before its first sync.
 fn rules_of_postrouting() -> usize {
     let mut command = Command::new("iptables-nft");
     let output =
@@ -175,9 +176,9 @@ fn rules_of_postrouting() -> usize {
     String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.starts_with("-A ")).count()
 }
 
-/// Runs the agent until it asked for everything that was granted, or for a minute.
-fn what_an_agent_asks_for(log: &Path) -> BTreeSet<Right> {
-    unshare(CloneFlags::CLONE_NEWNET).expect("root may make namespaces");
+/// Runs the agent until it has used every permission, or for a minute.
+fn requested_rights(log: &Path) -> BTreeSet<Right> {
+    unshare(CloneFlags::CLONE_NEWNET).expect("root may create namespaces");
     assert!(run("ip", &["link", "set", "lo", "up"]));
     let server = Arc::new(Server { granted: granted(), ..Server::default() });
     let address = server.start();
@@ -191,8 +192,8 @@ fn what_an_agent_asks_for(log: &Path) -> BTreeSet<Right> {
     let mut agent = Agent(child);
     let end = Instant::now() + Duration::from_secs(60);
     let mut n_repaired = 0;
-    // Rules that others change are told by an event, which is patched from the second time on: whether
-    // that is granted or not, it is asked for.
+    // Rules changed by another process are reported by an event, which is patched from the second time on;
+    // the agent tries this whether it is permitted or not.
     while (server.asked() != server.granted || n_repaired < 4) && Instant::now() < end {
         assert!(agent.0.try_wait().expect("a child").is_none(), "the agent ended");
         if rules_of_postrouting() > 0 {
@@ -202,22 +203,22 @@ fn what_an_agent_asks_for(log: &Path) -> BTreeSet<Right> {
         std::thread::sleep(Duration::from_millis(300));
     }
     assert!(n_repaired >= 4, "the agent repaired nothing");
-    // Whatever else it would ask for, it asks for soon.
+    // Any other request follows soon.
     std::thread::sleep(Duration::from_secs(1));
     server.asked()
 }
 
 #[test]
-fn the_agent_asks_for_what_least_privilege_grants_and_for_nothing_else() {
+fn the_agent_uses_exactly_the_rights_of_least_privilege() {
     let folder = tempfile::tempdir().expect("a folder");
     let log = folder.path().join("log");
-    let asked = std::thread::scope(|scope| scope.spawn(|| what_an_agent_asks_for(&log)).join());
+    let asked = std::thread::scope(|scope| scope.spawn(|| requested_rights(&log)).join());
     let log = std::fs::read_to_string(&log).unwrap_or_default();
     assert_eq!(asked.unwrap_or_else(|_| panic!("{log}")), granted(), "{log}");
 }
 
 #[test]
-fn least_privilege_grants_nothing_that_kube_proxy_has_not() {
+fn least_privilege_grants_no_more_than_kube_proxy_has() {
     let all: BTreeSet<Right> = NODE_PROXIER
         .iter()
         .flat_map(|(groups, resources, verbs)| product(groups, resources, verbs))
@@ -245,7 +246,7 @@ fn roles_are_bound_to_the_service_account_of_the_pod() {
         assert_eq!(subject["namespace"], account["metadata"]["namespace"]);
     }
     assert_eq!(least[0]["metadata"]["name"], "chainsmith");
-    // What least-privilege takes away is what the base binds.
+    // Least-privilege removes what the base binds.
     let gone = super::object("overlays/least-privilege/binding.yaml");
     assert_eq!(gone["metadata"], super::object("base/rbac.yaml")["metadata"]);
     assert_eq!(gone["$patch"], "delete");

@@ -1,4 +1,4 @@
-//! Objects read as the API's types, with every field that those do not have.
+//! Reads objects as API types, with a list of unknown fields.
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
@@ -8,15 +8,15 @@ use serde_json::Value;
 
 use super::monitoring::{PodMonitor, PrometheusRule};
 
-/// Reads `value` as a `T`; with the paths of what a `T` does not have.
+/// Reads `value` as a `T`, with the paths of its unknown fields.
 pub fn read<T: DeserializeOwned>(value: Value) -> Result<(T, Vec<String>), serde_json::Error> {
     let mut ignored = Vec::new();
-    // `?` stands for each `Option` on the way.
+    // `?` marks each `Option` on the path.
     let read = serde_ignored::deserialize(value, |path| ignored.push(path.to_string().replace(".?", "")))?;
     Ok((read, ignored))
 }
 
-/// Says what of `object` its type does not have; patches may say `$patch`.
+/// Reports the fields of `object` that its type lacks; patches may contain `$patch`.
 pub fn check_known(mut object: Value) -> Result<(), String> {
     fn check<T: DeserializeOwned>(object: Value) -> Result<(), String> {
         match read::<T>(object) {

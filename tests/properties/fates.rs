@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use chainsmith::iptables::Ruleset;
-use chainsmith::iptables::trace::{self, Node, Origin, RecentLists, Verdict};
+use chainsmith::iptables::trace::{self, Origin, PacketVerdict, RecentLists, TracedNode};
 use chainsmith::net::Protocol;
 
 /// The first packet of a connection.
@@ -40,17 +40,17 @@ pub fn fates(ruleset: &Ruleset, local: &BTreeSet<IpAddr>, packet: &Packet) -> Fa
     };
     let from = SocketAddr::new(packet.source, 40_000);
     let first = trace::Packet::new(origin, from, packet.to, packet.protocol);
-    let node = Node { ruleset, local_addresses: local, routes: &[] };
+    let node = TracedNode { ruleset, local_addresses: local, routes: &[] };
     let mut fates = Fates::new();
     for branch in trace::trace(&node, &first, &RecentLists::default()) {
         let outcome = branch.outcome.visible();
         let fate = match outcome.verdict {
-            Verdict::Accepted(_) => {
+            PacketVerdict::Accepted(_) => {
                 Fate::Delivered { to: outcome.destination, is_masqueraded: outcome.masquerade }
             }
-            Verdict::Rejected => Fate::Rejected,
-            Verdict::Dropped => Fate::Dropped,
-            Verdict::Unknown(step) => panic!("{packet:?} cannot be traced beyond {step}"),
+            PacketVerdict::Rejected => Fate::Rejected,
+            PacketVerdict::Dropped => Fate::Dropped,
+            PacketVerdict::Unknown(step) => panic!("{packet:?} cannot be traced beyond {step}"),
         };
         *fates.entry(fate).or_default() += branch.weight.to_f64();
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use chainsmith::iptables::{ChainContent, ChainName, Match, Rule, Ruleset, Table, Target};
 use chainsmith::kernel::Readable;
 use chainsmith::kernel::fake::FakeIptables;
-use chainsmith::rules::ownership::Owner;
+use chainsmith::rules::ownership::ChainOwner;
 use chainsmith::rules::{fixed, names};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -63,7 +63,7 @@ fn foreign_rule() -> Rule {
 
 /// Chains of `table` that the agent may flush.
 fn ours(ruleset: &Ruleset, table: Table) -> Vec<ChainName> {
-    ruleset.tables[&table].keys().copied().filter(|name| Owner::of(table, name).is_ours()).collect()
+    ruleset.tables[&table].keys().copied().filter(|name| ChainOwner::of(table, name).is_ours()).collect()
 }
 
 fn spoil(ruleset: &mut Ruleset, junk: &Junk) {
@@ -128,7 +128,7 @@ fn parts(ruleset: &Ruleset, n_expected_jumps: usize) -> (Ruleset, Ruleset, Vec<u
             chain.rules.retain(|rule| {
                 !jumps.iter().any(|j| j.table == *table && j.from == *name && j.rule == *rule)
             });
-            let part = if Owner::of(*table, name).is_ours() { &mut own } else { &mut others };
+            let part = if ChainOwner::of(*table, name).is_ours() { &mut own } else { &mut others };
             part.tables.entry(*table).or_insert_with(BTreeMap::new).insert(*name, chain);
         }
     }

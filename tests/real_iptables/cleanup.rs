@@ -1,5 +1,5 @@
-//! `chainsmith cleanup` on tables full of kube-proxy's rules and of others', in both back-ends at
-//! once: what was there before kube-proxy came is what is left.
+//! `chainsmith cleanup` on tables with kube-proxy's rules and foreign rules, in both back-ends at once:
+//! exactly the rules from before kube-proxy remain.
 
 use std::process::Command;
 
@@ -53,7 +53,7 @@ COMMIT
 COMMIT
 "#;
 
-/// What kube-proxy's ipvs mode leaves in iptables.
+/// Leftovers of kube-proxy's ipvs mode in iptables.
 const IPVS: &str = "*filter
 :KUBE-IPVS-FILTER - [0:0]
 :KUBE-NODE-PORT - [0:0]
@@ -99,10 +99,10 @@ fn all() -> Vec<Vec<String>> {
     all
 }
 
-/// The recorded rules of a case without KUBE-FIREWALL, which cleanup leaves: the kubelet has its own.
+/// The recorded rules of a case without KUBE-FIREWALL, which cleanup keeps: it belongs to the kubelet too.
 fn recorded(name: &str, family: IpFamily) -> String {
     let case = Case::all().into_iter().find(|case| case.name() == name).expect("a case");
-    let text = case.file(&format!("expected.{}.save", version(family))).expect("it is recorded");
+    let text = case.file(&format!("expected.{}.save", version(family))).expect("a recorded case");
     let lines = text.lines().filter(|line| {
         let is_built_in = line.starts_with(':') && !line.contains(" - ");
         !is_built_in && !line.contains("KUBE-FIREWALL")
@@ -111,7 +111,7 @@ fn recorded(name: &str, family: IpFamily) -> String {
 }
 
 #[test]
-fn cleanup_takes_ours_out_of_both_back_ends_and_nothing_else() {
+fn cleanup_removes_our_rules_from_both_back_ends_and_nothing_else() {
     in_namespace(|| {
         for backend in [Backend::Nft, Backend::Legacy] {
             for family in IpFamily::BOTH {
@@ -133,7 +133,7 @@ fn cleanup_takes_ours_out_of_both_back_ends_and_nothing_else() {
             let made = Command::new("ipset").args(["create", name, "hash:ip"]).status();
             assert!(made.expect("ipset").success());
         }
-        // The kernel destroys no set that a rule refers to.
+        // The kernel does not destroy a set that a rule refers to.
         let refers =
             "*nat\n-A KUBE-POSTROUTING -m set --match-set KUBE-LOOP-BACK src -j MASQUERADE\nCOMMIT\n";
         restore_beside(IpFamily::V4, Backend::Nft, refers);
@@ -155,7 +155,7 @@ fn cleanup_takes_ours_out_of_both_back_ends_and_nothing_else() {
 
         let (status, removed, errors) = cleanup(&["cleanup"]);
         assert_eq!((status, errors.as_str()), (Some(0), ""), "{removed}");
-        // A dry run names each set on a line of its own.
+        // A dry run prints each set on a line of its own.
         let summed: String =
             listed.lines().filter(|line| !line.starts_with(' ')).map(|line| format!("{line}\n")).collect();
         assert!(listed.contains("\n  KUBE-LOOP-BACK\n  KUBE-NODE-PORT-TCP\n"), "{listed}");
@@ -168,7 +168,7 @@ fn cleanup_takes_ours_out_of_both_back_ends_and_nothing_else() {
         let sets = Command::new("ipset").args(["list", "-n"]).output().expect("ipset");
         assert_eq!(String::from_utf8(sets.stdout).expect("text"), "mine\n");
 
-        // Where there is nothing it is as good, and so is the flag of kube-proxy.
+        // Without leftovers it succeeds too, also with kube-proxy's flag.
         assert_eq!(cleanup(&["cleanup"]), (Some(0), "nothing to remove\n".to_owned(), String::new()));
         let (status, removed, _) = cleanup(&["run", "--cleanup"]);
         assert_eq!((status, removed.as_str()), (Some(0), "nothing to remove\n"));
@@ -183,9 +183,9 @@ fn sets() -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// kube-router and k3s keep network policies in sets whose names begin like kube-proxy's.
+/// kube-router and k3s keep network policies in sets with kube-proxy's prefix.
 #[test]
-fn sets_of_other_programs_stay_whatever_their_names_begin_with() {
+fn foreign_sets_stay_whatever_their_prefix() {
     in_namespace(|| {
         let of_others = ["KUBE-SRC-ZGOZKQUJLUWSN5R7", "KUBE-DST-ZGOZKQUJLUWSN5R7", "KUBE-LOOP-BACK-2"];
         let of_kube_proxy = ["KUBE-LOOP-BACK", "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS"];
@@ -208,9 +208,9 @@ fn sets_of_other_programs_stay_whatever_their_names_begin_with() {
     });
 }
 
-/// In the kernel's own words: `iptables-save` prints a comment of letters and dashes without quotes.
+/// Read from the kernel: `iptables-save` prints a comment of letters and dashes without quotes.
 #[test]
-fn a_rule_with_a_comment_like_an_option_still_holds_its_chain() {
+fn a_foreign_rule_with_a_comment_like_an_option_still_references_its_chain() {
     in_namespace(|| {
         let (family, backend) = (IpFamily::V4, Backend::Nft);
         restore_beside(family, backend, &recorded("mixed-5", family));
@@ -226,7 +226,7 @@ fn a_rule_with_a_comment_like_an_option_still_holds_its_chain() {
 }
 
 #[test]
-fn a_chain_that_others_lead_to_is_emptied_and_named() {
+fn a_chain_referenced_by_foreign_rules_is_flushed_and_reported() {
     in_namespace(|| {
         let (family, backend) = (IpFamily::V4, Backend::Nft);
         restore_beside(family, backend, &recorded("mixed-5", family));
@@ -244,14 +244,14 @@ fn a_chain_that_others_lead_to_is_emptied_and_named() {
 }
 
 #[test]
-fn cleanup_names_an_agent_that_runs_beside_it() {
+fn cleanup_reports_a_running_agent() {
     in_namespace(|| {
         let folder = tempfile::tempdir().expect("a folder");
         let agent = folder.path().join("kube-proxy");
-        std::os::unix::fs::symlink("/bin/sleep", &agent).expect("it is ours");
+        std::os::unix::fs::symlink("/bin/sleep", &agent).expect("our own file or process");
         let mut running = Command::new(&agent).arg("60").spawn().expect("it starts");
         let (status, said, errors) = cleanup(&["cleanup", "--dry-run"]);
-        running.kill().expect("it is ours");
+        running.kill().expect("our own file or process");
         running.wait().expect("it ends");
         assert_eq!((status, said.as_str()), (Some(0), "nothing to remove\n"));
         let expected = format!("process {} (kube-proxy) runs in this network namespace", running.id());
@@ -260,7 +260,7 @@ fn cleanup_names_an_agent_that_runs_beside_it() {
 }
 
 #[test]
-fn cleanup_without_iptables_says_that_there_is_nothing() {
+fn cleanup_without_iptables_reports_nothing_to_remove() {
     in_namespace(|| {
         let output =
             Command::new(env!("CARGO_BIN_EXE_chainsmith")).arg("cleanup").env("PATH", "/none").output();

@@ -1,5 +1,5 @@
-//! The compact layout in a real kernel: the worst that Services can ask for, going over to it, and
-//! kube-proxy going back.
+//! The compact layout in a real kernel: the worst case of Services, switching to it, and switching back to
+//! kube-proxy.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -23,7 +23,7 @@ use chainsmith::net::{Cidr, IpFamily, PerFamily, Protocol};
 use chainsmith::plan::Restore;
 use chainsmith::policy::Place;
 use chainsmith::rules::names::{self, PortNames};
-use chainsmith::rules::ownership::Owner;
+use chainsmith::rules::ownership::ChainOwner;
 use chainsmith::rules::{Settings, fixed};
 use chainsmith::sync::FamilySync;
 
@@ -83,9 +83,9 @@ fn service(family: IpFamily, name: &str, cluster_ip: IpAddr, load_balancer: IpAd
     }
 }
 
-/// Services whose addresses branch at every level, and one of them with 300 endpoints, of which so
-/// many have hashes that begin alike that they are grouped at every level too.
-fn worst(family: IpFamily) -> Snapshot {
+/// Services whose addresses branch at every level of the tree, one of them with 300 endpoints, many of
+/// which have hashes with a common prefix, so that they are grouped at every level too.
+fn worst_case(family: IpFamily) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let bits = u32::from(family.bits());
     let (base, pods) = match family {
@@ -100,9 +100,9 @@ fn worst(family: IpFamily) -> Snapshot {
         }
     }
     let mut crowded = service(family, "crowded", address(family, base, 0), address(family, base, 2));
-    // On another port than those that have its addresses too, so that each frontend has one owner.
+    // On another port than the others with its addresses, so that each frontend has one owner.
     crowded.ports = crowded.ports.iter().map(|port| Port { port: 81, ..port.clone() }).collect();
-    let port = crowded.ports_in(family).next().expect("it has a port").name();
+    let port = crowded.ports_in(family).next().expect("a port").name();
     let names = PortNames::new(&port);
     let digits = |ip: &IpAddr| names.endpoint_digits((*ip, 80).into());
     let all = || (2..200_000u128).map(|n| address(family, pods, n));
@@ -123,7 +123,7 @@ pub fn small(family: IpFamily) -> Snapshot {
     snapshot
 }
 
-/// How many user chains lie on the longest path from `chain`, itself counted.
+/// How many user-defined chains are on the longest path from `chain`, itself included.
 fn depth(ruleset: &Ruleset, table: Table, chain: &ChainName) -> usize {
     let rules = ruleset.chain(table, chain).map_or(&[][..], |chain| &chain.rules);
     1 + rules.iter().filter_map(|rule| rule.callee()).map(|to| depth(ruleset, table, &to)).max().unwrap_or(0)
@@ -136,7 +136,7 @@ fn sync(sync: &mut FamilySync<KernelIptables>, snapshot: &Snapshot, settings: Se
     assert_eq!(report.quarantined, []);
 }
 
-/// What the kernel holds is what `settings` make of `snapshot`, but for canaries.
+/// Asserts that the kernel has the rules of `snapshot` with `settings`, except canaries.
 #[track_caller]
 fn assert_in_force(family: IpFamily, backend: Backend, snapshot: &Snapshot, settings: &Settings) {
     let wanted = compile::ruleset(settings, snapshot, PLACE);
@@ -147,16 +147,16 @@ fn assert_in_force(family: IpFamily, backend: Backend, snapshot: &Snapshot, sett
             let rules = there.chain(table, name).map(|chain| &chain.rules);
             assert!(is_canary || rules == Some(&chain.rules), "{table} {name}: {rules:#?}");
         }
-        for name in there.tables[&table].keys().filter(|name| Owner::of(table, name).is_ours()) {
+        for name in there.tables[&table].keys().filter(|name| ChainOwner::of(table, name).is_ours()) {
             assert!(wanted.chain(table, name).is_some(), "{table} {name} is left over");
         }
     }
 }
 
 #[test]
-fn the_worst_that_services_can_ask_for_is_taken_by_both_back_ends() {
+fn both_back_ends_accept_the_worst_case_of_services() {
     everywhere(|family, backend| {
-        let snapshot = worst(family);
+        let snapshot = worst_case(family);
         for (bpf, longest) in [(true, 14), (false, 15)] {
             let settings = settings(family, LayoutChoice::Compact, bpf);
             let wanted = compile::ruleset(&settings, &snapshot, PLACE);
@@ -170,13 +170,13 @@ fn the_worst_that_services_can_ask_for_is_taken_by_both_back_ends() {
 }
 
 #[test]
-fn the_match_for_hairpins_is_there_and_another_is_not() {
+fn the_hairpin_match_is_accepted_and_an_unknown_match_is_not() {
     everywhere(|family, backend| {
         let mut kernel = open(family, Some(backend)).expect("iptables works");
         assert_eq!(accepts_rule(&mut kernel, &fixed::hairpin_probe(family)), Ok(()));
         let Ok(Line::Append(_, unknown)) = parse::line(family, "-A X -m nosuchmatch --option 1 -j RETURN")
         else {
-            panic!("a foreign rule is read");
+            panic!("a foreign rule is parsed");
         };
         let rejected = accepts_rule(&mut kernel, &unknown);
         let is_rejection =
@@ -186,7 +186,7 @@ fn the_match_for_hairpins_is_there_and_another_is_not() {
     });
 }
 
-/// Whether the kernel sends a UDP packet from `from` to `to`, and does not report that a rule drops it.
+/// Whether the kernel sends a UDP packet from `from` to `to` without reporting that a rule drops it.
 fn passes_output(from: &str, to: &str) -> bool {
     let socket =
         UdpSocket::bind(SocketAddr::new(from.parse().expect("an address"), 0)).expect("a local address");
@@ -198,7 +198,7 @@ fn passes_output(from: &str, to: &str) -> bool {
 }
 
 #[test]
-fn the_match_for_hairpins_compares_whole_addresses_and_reads_back_as_written() {
+fn the_hairpin_match_compares_whole_addresses_and_reads_back_as_written() {
     everywhere(|family, backend| {
         let rule = Rule { matches: vec![Match::Hairpin], target: Some(Target::Drop), ..Rule::default() };
         let text = write::rule_text(family, &rule);
@@ -208,7 +208,7 @@ fn the_match_for_hairpins_compares_whole_addresses_and_reads_back_as_written() {
 
         let (own, others) = match family {
             IpFamily::V4 => ("127.0.0.1", ["127.0.0.2", "127.0.1.1", "127.1.0.1"].as_slice()),
-            // One differs in the first 32 bits, one in the second, and so on.
+            // Each differs in other 32 bits.
             IpFamily::V6 => ("fd00::1", ["fd01::1", "fd00:0:1::1", "fd00::1:0:0:1", "fd00::2"].as_slice()),
         };
         let ip = |args: &[&str]| assert!(Command::new("ip").args(args).status().expect("ip runs").success());
@@ -224,16 +224,16 @@ fn the_match_for_hairpins_compares_whole_addresses_and_reads_back_as_written() {
 }
 
 #[test]
-fn an_agent_goes_over_to_compact_and_back() {
+fn an_agent_switches_to_compact_and_back() {
     everywhere(|family, backend| {
-        let snapshot = worst(family);
+        let snapshot = worst_case(family);
         let mut family_sync = FamilySync::new(open(family, Some(backend)).expect("iptables works"));
         for layout in [LayoutChoice::Classic, LayoutChoice::Compact, LayoutChoice::Classic] {
             let settings = settings(family, layout, true);
             sync(&mut family_sync, &snapshot, settings.clone());
             assert_in_force(family, backend, &snapshot, &settings);
         }
-        // A new agent finds what it wants, and writes nothing.
+        // A new agent finds its desired rules, and writes nothing.
         let mut again = FamilySync::new(open(family, Some(backend)).expect("iptables works"));
         again.set_settings(settings(family, LayoutChoice::Classic, true));
         let report = again.sync(View { snapshot: &snapshot, place: PLACE }, &AtomicBool::new(false));
@@ -244,7 +244,7 @@ fn an_agent_goes_over_to_compact_and_back() {
 /// The chains of nat that kube-proxy treats as its own.
 fn service_chains(family: IpFamily, backend: Backend) -> BTreeSet<String> {
     let text = saved(family, backend);
-    let nat = &text[text.find("*nat").expect("nat is there")..];
+    let nat = &text[text.find("*nat").expect("table nat")..];
     let declared = nat.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
     let prefixes = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"];
     declared
@@ -253,8 +253,8 @@ fn service_chains(family: IpFamily, backend: Backend) -> BTreeSet<String> {
         .collect()
 }
 
-/// What kube-proxy makes of its input `text` where there are `held` chains: those that it does not
-/// want it declares too, and deletes at the end (sync.md 5).
+/// kube-proxy's input `text` where the chains `held` exist: it declares stale ones too, and deletes them at
+/// the end (sync.md 5).
 fn with_stale_chains_deleted(text: &str, held: &BTreeSet<String>) -> String {
     let declared: BTreeSet<&str> =
         text.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next()).collect();
@@ -262,12 +262,12 @@ fn with_stale_chains_deleted(text: &str, held: &BTreeSet<String>) -> String {
     let (filter, nat) = text.split_once("*nat\n").expect("nat comes second");
     let declarations: String = stale.iter().map(|name| format!(":{name} - [0:0]\n")).collect();
     let deletions: String = stale.iter().map(|name| format!("-X {name}\n")).collect();
-    let nat = nat.strip_suffix("COMMIT\n").expect("it ends so");
+    let nat = nat.strip_suffix("COMMIT\n").expect("a final COMMIT");
     format!("{filter}*nat\n{declarations}{nat}{deletions}COMMIT\n")
 }
 
 #[test]
-fn kube_proxy_goes_back_with_its_own_input_and_nothing_of_ours_is_left() {
+fn kube_proxy_replaces_our_rules_with_its_own_input_and_nothing_of_ours_remains() {
     let family = IpFamily::V4;
     let case = Case::all().into_iter().find(|case| case.name() == "transition-endpoints-to-zero-and-back");
     let recorded = case.expect("the case").file("restore-input.v4.txt").expect("what kube-proxy wrote");
@@ -282,13 +282,13 @@ fn kube_proxy_goes_back_with_its_own_input_and_nothing_of_ours_is_left() {
         in_namespace(|| {
             let kernel = open(family, Some(backend)).expect("iptables works");
             let mut family_sync = FamilySync::new(kernel);
-            sync(&mut family_sync, &worst(family), settings(family, LayoutChoice::Compact, true));
+            sync(&mut family_sync, &worst_case(family), settings(family, LayoutChoice::Compact, true));
             let before = service_chains(family, backend);
             assert!(before.iter().any(|name| name.starts_with("KUBE-EXT-0")), "{before:?}");
             for input in &inputs {
                 let held = service_chains(family, backend);
                 let full = with_stale_chains_deleted(input, &held);
-                // A partial sync of kube-proxy names chains of changed Services only.
+                // A partial sync of kube-proxy contains only chains of changed Services.
                 let input = if input == &inputs[0] { &full } else { input };
                 let programs = Programs::new(family, Some(backend));
                 let mut kernel = KernelIptables::new(family, backend, programs);

@@ -1,4 +1,5 @@
-//! What others do to tables that are too large to be read: it is told apart from what they do to ours.
+//! External changes of tables that are too large to be read: changes of foreign rules are distinguished
+//! from changes of ours.
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -20,10 +21,10 @@ use tokio::sync::mpsc;
 use super::large::{Calls, Recorded, service, slice};
 use super::namespace::in_namespace;
 
-/// Two chains each: more than are read.
+/// Two chains each: more than the limit for reading.
 const N_SERVICES: usize = 6_000;
 
-/// What a sync did.
+/// The result of a sync.
 struct Done {
     family: IpFamily,
     is_full: bool,
@@ -31,7 +32,7 @@ struct Done {
     drift: Drift,
 }
 
-/// Writes down every sync.
+/// Records every sync.
 #[derive(Default)]
 struct Heard(Mutex<Vec<Done>>);
 
@@ -54,7 +55,7 @@ struct Running {
 }
 
 impl Running {
-    /// With IPv4 Services alone, and everything in force.
+    /// With IPv4 Services only; returns when all rules are in force.
     async fn start() -> Running {
         let (v4, calls_v4) = Recorded::open(IpFamily::V4);
         let (v6, calls_v6) = Recorded::open(IpFamily::V6);
@@ -125,24 +126,24 @@ impl Running {
         self.calls[0].lock().unwrap().n_dumped
     }
 
-    /// Dumps of whole tables of IPv6, which is small and looked at last: two each time.
+    /// Dumps of whole tables of IPv6, which is small and checked last: two each time.
     fn n_dumps(&self) -> usize {
         self.calls[1].lock().unwrap().n_dumps
     }
 
-    /// Syncs since this was asked last.
+    /// Syncs since the last call.
     fn take(&self) -> Vec<Done> {
         std::mem::take(&mut *self.heard.0.lock().unwrap())
     }
 
-    /// Restores and readings of a family so far.
+    /// Restores and reads of a family so far.
     fn n_calls(&self, family: usize) -> (usize, usize) {
         let calls = self.calls[family].lock().unwrap();
         (calls.inputs.len(), calls.saved.len())
     }
 
-    /// Somebody else runs these commands, and the loop has looked at what they did.
-    async fn meddle(&self, commands: &[&str]) {
+    /// Runs these commands as another process, and waits until the loop has checked the changes.
+    async fn change_externally(&self, commands: &[&str]) {
         let before = self.n_dumps();
         for command in commands {
             let mut words = command.split(' ');
@@ -164,14 +165,16 @@ fn in_a_table_of_12000_chains_what_others_do_is_not_written_over_and_what_they_d
             let before = [0, 1].map(|family| running.n_calls(family));
 
             // As a CNI plugin does it, in both families.
-            running.meddle(&["iptables-nft -t nat -N CNI-A"]).await;
-            running.meddle(&["iptables-nft -t nat -A CNI-A -j RETURN"]).await;
-            running.meddle(&["iptables-nft -t nat -I PREROUTING -j CNI-A"]).await;
-            running.meddle(&["ip6tables-nft -t nat -N CNI-A", "ip6tables-nft -t filter -N CNI-B"]).await;
+            running.change_externally(&["iptables-nft -t nat -N CNI-A"]).await;
+            running.change_externally(&["iptables-nft -t nat -A CNI-A -j RETURN"]).await;
+            running.change_externally(&["iptables-nft -t nat -I PREROUTING -j CNI-A"]).await;
+            running
+                .change_externally(&["ip6tables-nft -t nat -N CNI-A", "ip6tables-nft -t filter -N CNI-B"])
+                .await;
             let n_dumped = running.n_dumped();
             let is_compared = |running: &Running| running.n_dumped() >= n_dumped + 2 * N_SERVICES;
             running.until("every chain is compared", is_compared).await;
-            // What follows a look has begun before the next change is taken.
+            // The reaction to a check has begun before the next change is handled.
             running.send(slice(7, 0..2)).await;
             running
                 .until("the change is written", |running| !running.heard.0.lock().unwrap().is_empty())
@@ -182,15 +185,15 @@ fn in_a_table_of_12000_chains_what_others_do_is_not_written_over_and_what_they_d
             let after = [0, 1].map(|family| running.n_calls(family));
             assert_eq!(after, [(before[0].0 + 1, before[0].1), before[1]], "one restore, no reading");
 
-            // As nobody should do it.
+            // A harmful change.
             let chain = running.calls[0].lock().unwrap().inputs.last().unwrap().lines().find_map(|line| {
                 let chain = line.strip_prefix(":KUBE-SVC-")?.split(' ').next()?;
                 ChainName::new(&format!("KUBE-SVC-{chain}"))
             });
             let chain = chain.expect("the chain of the Service that changed was written");
-            running.meddle(&[&format!("iptables-nft -t nat -D {chain} 1")]).await;
+            running.change_externally(&[&format!("iptables-nft -t nat -D {chain} 1")]).await;
             running.until("it is repaired", |running| !running.heard.0.lock().unwrap().is_empty()).await;
-            running.meddle(&["iptables-nft -t nat -N CNI-C"]).await;
+            running.change_externally(&["iptables-nft -t nat -N CNI-C"]).await;
             running.send(slice(8, 0..2)).await;
             running
                 .until("the change is written", |running| running.heard.0.lock().unwrap().len() >= 2)

@@ -1,4 +1,4 @@
-//! A rule of somebody else leads to a chain of ours that is no longer wanted.
+//! A foreign rule refers to a stale chain of ours.
 
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -22,7 +22,7 @@ use super::large::{Calls, Recorded, service, slice};
 use super::namespace::{everywhere, in_namespace, saved};
 
 #[test]
-fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
+fn a_referenced_stale_chain_stays_empty_and_blocks_no_sync() {
     everywhere(|family, backend| {
         let mut snapshot = small(family);
         let settings = Settings::new(&Config::default(), None, &Host::default(), family);
@@ -35,7 +35,7 @@ fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
         let chains =
             |family: IpFamily| parse::save(family, &saved(family, backend)).expect("a save can be read");
         let is_service = |name: &&ChainName| name.as_str().starts_with("KUBE-SVC-");
-        let held = *chains(family).tables[&Table::Nat].keys().find(is_service).expect("there is a Service");
+        let held = *chains(family).tables[&Table::Nat].keys().find(is_service).expect("a Service's chain");
         let others = |text: &str| {
             let mut kernel = open(family, Some(backend)).expect("iptables works");
             kernel.begin();
@@ -57,7 +57,7 @@ fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
         assert_eq!(left, [&held]);
         assert!(there.chain(Table::Nat, &held).is_some_and(|chain| chain.rules.is_empty()));
 
-        // At an audit it is tried again.
+        // An audit tries again.
         others("*nat\n:MINE - [0:0]\nCOMMIT\n");
         sync.distrust(chainsmith::drift::ReadReason::AuditDue);
         assert_eq!(run(&mut sync, &snapshot).outcome, Ok(()));
@@ -65,7 +65,7 @@ fn a_chain_that_others_lead_to_stays_empty_and_holds_up_nobody() {
     });
 }
 
-/// A node of `n` Services on real tables, and what they were asked for.
+/// A node of `n` Services on real tables, with a record of calls.
 struct Node {
     family: IpFamily,
     backend: Backend,
@@ -95,7 +95,7 @@ impl Node {
         self.sync.touch(touched.services.get(self.family).clone());
     }
 
-    /// A sync that succeeds; how many programs it started.
+    /// A sync that must succeed; returns the number of programs started.
     fn run(&mut self) -> (Report, usize) {
         let n_before = self.n_calls();
         let view = View { snapshot: &self.snapshot, place: PLACE };
@@ -110,8 +110,8 @@ impl Node {
         calls.inputs.len() + calls.saved.len()
     }
 
-    /// Another program restores this.
-    fn others(&self, text: &str) {
+    /// Restores `text` as another program.
+    fn restore_externally(&self, text: &str) {
         let mut kernel = open(self.family, Some(self.backend)).expect("iptables works");
         kernel.begin();
         kernel.write(text);
@@ -126,7 +126,7 @@ impl Node {
 }
 
 #[test]
-fn all_chains_that_others_lead_to_are_found_by_one_reading_and_remembered_at_audits() {
+fn all_referenced_stale_chains_are_found_by_one_read_and_kept_at_audits() {
     const N: usize = 30;
     for backend in [Backend::Nft, Backend::Legacy] {
         in_namespace(|| {
@@ -134,7 +134,7 @@ fn all_chains_that_others_lead_to_are_found_by_one_reading_and_remembered_at_aud
             let chains = node.service_chains();
             assert_eq!(chains.len(), N);
             let jumps: String = chains.iter().map(|chain| format!("-A MINE -j {chain}\n")).collect();
-            node.others(&format!("*nat\n:MINE - [0:0]\n{jumps}COMMIT\n"));
+            node.restore_externally(&format!("*nat\n:MINE - [0:0]\n{jumps}COMMIT\n"));
             for n in 0..N {
                 node.change(Change::Service(service(n).name, None));
             }
@@ -146,17 +146,17 @@ fn all_chains_that_others_lead_to_are_found_by_one_reading_and_remembered_at_aud
             node.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             let (report, _) = node.run();
             assert_eq!((report.held.len(), report.n_failed_restores, report.tally.n_processes), (0, 0, 0));
-            // Another change while they are held.
+            // Another change while they are referenced.
             node.change(Change::Service(service(N).name, Some(service(N))));
             node.change(slice(N, 0..1));
             node.run();
             node.change(Change::Service(service(N).name, None));
             let (report, n_programs) = node.run();
             assert_eq!((report.n_failed_restores, n_programs), (0, 1));
-            // When the foreign rules are gone.
-            node.others("*nat\n:MINE - [0:0]\nCOMMIT\n");
+            // After the foreign rules are deleted.
+            node.restore_externally("*nat\n:MINE - [0:0]\nCOMMIT\n");
             let incomplete = Comparison::Partial { n_left: 0, is_complete: false };
-            assert_eq!(node.sync.tables().compare(Depth::Whole), incomplete, "only reading tells");
+            assert_eq!(node.sync.tables().compare(Depth::Whole), incomplete, "only reading shows it");
             node.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             node.run();
             assert_eq!(node.service_chains(), []);
@@ -165,7 +165,7 @@ fn all_chains_that_others_lead_to_are_found_by_one_reading_and_remembered_at_aud
 }
 
 #[test]
-fn a_foreign_comment_with_a_newline_is_no_drift() {
+fn a_foreign_comment_with_a_newline_is_not_drift() {
     everywhere(|family, backend| {
         let mut node = match family {
             IpFamily::V4 => Node::new(family, backend, 3),

@@ -1,4 +1,4 @@
-//! What a node costs on which nothing happens, and what is noticed all the same.
+//! The cost of an idle node, and the external changes that are still detected.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -24,21 +24,21 @@ use super::namespace::{in_namespace, saved};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Programs that write down that they were started.
-struct Spied {
+/// Programs that record each start.
+struct RecordedPrograms {
     folder: tempfile::TempDir,
 }
 
-impl Spied {
-    fn new() -> Spied {
-        Spied { folder: tempfile::tempdir().unwrap() }
+impl RecordedPrograms {
+    fn new() -> RecordedPrograms {
+        RecordedPrograms { folder: tempfile::tempdir().unwrap() }
     }
 
     fn note(&self) -> PathBuf {
         self.folder.path().join("started")
     }
 
-    /// A program that stands for `name`; its own name is never given back.
+    /// A program in place of `name`; its own name is leaked.
     fn stand_in(&self, name: &str) -> &'static str {
         let path = self.folder.path().join(name);
         let lines =
@@ -78,16 +78,16 @@ impl Spied {
     }
 }
 
-/// A loop and canaries on both families of this namespace, as the agent has them.
+/// A loop and canaries on both families of this namespace, as in the agent.
 struct Node {
-    spied: Spied,
+    spied: RecordedPrograms,
     events: mpsc::Sender<WatchEvent>,
     _stop: tokio::sync::watch::Sender<bool>,
 }
 
 impl Node {
     async fn start(backend: Backend, audit_period: Duration, canary_period: Duration) -> Node {
-        let spied = Spied::new();
+        let spied = RecordedPrograms::new();
         let kernels: Vec<_> = IpFamily::BOTH.map(|family| spied.kernel(family, backend)).into();
         let (events, watch) = mpsc::channel(64);
         let (flushed_sender, flushed) = mpsc::channel(2);
@@ -159,13 +159,13 @@ fn rules(backend: Backend) -> chainsmith::iptables::Ruleset {
 }
 
 #[test]
-fn while_nothing_changes_no_program_is_started_on_either_back_end() {
+fn while_idle_no_program_is_started_with_either_back_end() {
     const PERIOD: Duration = Duration::from_millis(700);
     for backend in [Backend::Nft, Backend::Legacy] {
         in_namespace(|| {
             block_on(async {
                 let node = Node::start(backend, PERIOD, PERIOD).await;
-                // Audits, looks at canaries, and on legacy looks at the tables, several of each.
+                // Several audits, checks of canaries, and on legacy checks of the tables.
                 node.spied.until_quiet(6 * PERIOD).await;
                 let names = rules(backend).tables[&Table::Nat].len();
                 assert!(names > 30, "{names} chains");
@@ -175,7 +175,7 @@ fn while_nothing_changes_no_program_is_started_on_either_back_end() {
 }
 
 #[test]
-fn on_legacy_what_others_do_to_our_rules_is_repaired_without_an_audit_and_what_they_do_to_theirs_starts_nothing()
+fn on_legacy_external_changes_of_our_rules_are_repaired_without_an_audit_and_changes_of_foreign_rules_start_nothing()
  {
     in_namespace(|| {
         block_on(async {
@@ -190,7 +190,7 @@ fn on_legacy_what_others_do_to_our_rules_is_repaired_without_an_audit_and_what_t
                 "iptables-legacy -w -t nat -D PREROUTING 1".to_owned(),
                 "iptables-legacy -w -t filter -D INPUT 1".to_owned(),
                 format!("iptables-legacy -w -t nat -D {chain} 1"),
-                // As many rules, of the same size.
+                // The same number of rules, of the same size.
                 format!("iptables-legacy -w -t nat -R {chain} 1 -s 10.9.9.9/32 -j MARK --or-mark 0x4000"),
                 format!("iptables-legacy -w -t nat -I {chain} -j RETURN"),
                 "iptables-legacy -w -t nat -F KUBE-MARK-MASQ".to_owned(),

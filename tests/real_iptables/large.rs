@@ -1,4 +1,4 @@
-//! A large first sync on nf_tables, and a small change of a large cluster.
+//! A large first sync with nf_tables, and a small change of a large cluster.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -24,24 +24,24 @@ use chainsmith::sync::FamilySync;
 
 use super::namespace::in_namespace;
 
-/// Real tables, and what they are asked for.
+/// Real tables with a record of calls.
 pub struct Recorded {
     kernel: KernelIptables,
     calls: Arc<Mutex<Calls>>,
-    /// Looks at them after each process.
+    /// Called after each process.
     look: Box<dyn FnMut() + Send + Sync>,
 }
 
-/// What tables were asked for.
+/// The recorded calls.
 #[derive(Default)]
 pub struct Calls {
     /// The inputs of all restores.
     pub inputs: Vec<String>,
-    /// Tables that were read, one entry each time.
+    /// Tables read, one entry for each read.
     pub saved: Vec<Table>,
     /// Dumps of a whole table.
     pub n_dumps: usize,
-    /// Chains that were dumped one by one.
+    /// Chains dumped one by one.
     pub n_dumped: usize,
 }
 
@@ -58,7 +58,7 @@ impl Recorded {
         (recorded, calls)
     }
 
-    /// These tables, at which `look` looks after each process.
+    /// These tables, with `look` called after each process.
     pub fn new(kernel: KernelIptables, look: impl FnMut() + Send + Sync + 'static) -> Recorded {
         Recorded { kernel, calls: Arc::default(), look: Box::new(look) }
     }
@@ -178,7 +178,7 @@ pub fn slice(n: usize, endpoints: impl Iterator<Item = usize>) -> Change {
     Change::Slice(service, Some(slice))
 }
 
-/// Chains that an input names: declarations, rules and their targets.
+/// Chains in an input: declarations, rules and their targets.
 fn names(input: &str) -> BTreeSet<ChainName> {
     let mut names = BTreeSet::new();
     for line in input.lines() {
@@ -216,8 +216,8 @@ fn a_large_first_sync_is_divided_and_one_endpoint_is_one_small_process() {
         let report = sync.sync(View { snapshot: &snapshot, place }, &AtomicBool::new(false));
         assert_eq!(report.outcome, Ok(()));
         let sizes: Vec<usize> = inputs().iter().map(|input| names(input).len()).collect();
-        // The first is a small one; what is urgent is in force with it. KUBE-MARK-MASQ and the
-        // built-in chains are named beside those that are written.
+        // The first is a small one with the urgent rules. KUBE-MARK-MASQ and the built-in chains appear in
+        // it besides the written chains.
         assert!(sizes.iter().all(|n| *n <= Limits::NFT.max_names + 10), "{sizes:?}");
         let n_chains = N_SERVICES * (1 + N_ENDPOINTS);
         assert_eq!(sizes.len(), n_chains.div_ceil(Limits::NFT.max_names) + 2, "{sizes:?}");

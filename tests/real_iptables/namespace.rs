@@ -1,4 +1,4 @@
-//! A network namespace with a `/run` of its own, and its tables.
+//! A network namespace with its own `/run`, and its tables.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -11,16 +11,15 @@ use chainsmith::rules::fixed;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-/// Runs `test` in fresh namespaces, in which nobody holds the xtables lock, with the counters that
-/// rules name.
+/// Runs `test` in new namespaces with a free xtables lock and the counters that rules refer to.
 pub fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_FS)
-                .expect("root may make namespaces");
+                .expect("root may create namespaces");
             let nothing = None::<&str>;
             mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
-                .expect("mounts are ours");
+                .expect("a mount in our namespace");
             mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), nothing)
                 .expect("a /run of our own");
             for counter in [fixed::INVALID_COUNTER, fixed::LOCALHOST_COUNTER] {
@@ -32,7 +31,7 @@ pub fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Puts what `iptables-save` printed into the tables.
+/// Loads the output of `iptables-save` into the tables.
 pub fn load(family: IpFamily, backend: Backend, rules: &str) {
     let mut command = Command::new(Programs::new(family, Some(backend)).restore);
     let mut child = command.stdin(Stdio::piped()).spawn().expect("iptables-restore runs");
@@ -40,7 +39,7 @@ pub fn load(family: IpFamily, backend: Backend, rules: &str) {
     assert!(child.wait().expect("it ends").success());
 }
 
-/// What `iptables-save` prints for the tables that are ours.
+/// The output of `iptables-save` for our tables.
 pub fn saved(family: IpFamily, backend: Backend) -> String {
     let save = Programs::new(family, Some(backend)).save;
     let table = |table: Table| {

@@ -28,16 +28,16 @@ fn restore(kernel: &mut KernelIptables, input: &str) -> Result<(), RestoreError>
 }
 
 #[test]
-fn a_refused_line_is_found_and_its_table_is_as_it_was() {
+fn a_rejected_line_is_found_and_its_table_is_unchanged() {
     everywhere(|family, backend| {
         let mut kernel = open(family, Some(backend)).expect("iptables works");
         load(family, backend, "*nat\n:KEPT - [0:0]\n-A KEPT -j RETURN\nCOMMIT\n");
         let before = saved(family, backend);
         let input = "*filter\n:F - [0:0]\nCOMMIT\n*nat\n:KEPT - [0:0]\n:X - [0:0]\n-A X -j NOWHERE\nCOMMIT\n";
         let Err(RestoreError::Refused { line, text, message }) = restore(&mut kernel, input) else {
-            panic!("{family} {backend:?}: it is not refused");
+            panic!("{family} {backend:?}: not rejected");
         };
-        // nf_tables looks for chains when it commits.
+        // nf_tables resolves chains when it commits.
         let expected = match backend {
             Backend::Nft => (8, "COMMIT"),
             Backend::Legacy => (7, "-A X -j NOWHERE"),
@@ -50,13 +50,13 @@ fn a_refused_line_is_found_and_its_table_is_as_it_was() {
     });
 }
 
-/// Without the lines that tell the time.
+/// Without lines with the time.
 fn without_notes(text: &str) -> Vec<String> {
     text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
 }
 
 #[test]
-fn what_iptables_cannot_read_is_refused_with_its_line() {
+fn invalid_input_is_rejected_with_its_line() {
     everywhere(|family, backend| {
         let mut kernel = open(family, Some(backend)).expect("iptables works");
         for bad in [
@@ -73,13 +73,13 @@ fn what_iptables_cannot_read_is_refused_with_its_line() {
 }
 
 #[test]
-fn a_lock_that_is_held_is_told_from_a_refusal() {
+fn a_held_lock_is_distinguished_from_a_rejection() {
     in_namespace(|| {
         let mut kernel = open(IpFamily::V4, Some(Backend::Legacy)).expect("iptables works");
         let input = "*nat\n:X - [0:0]\nCOMMIT\n";
         let file =
             OpenOptions::new().create(true).append(true).open("/run/xtables.lock").expect("a lock file");
-        let lock = Flock::lock(file, FlockArg::LockExclusive).expect("nobody else holds it");
+        let lock = Flock::lock(file, FlockArg::LockExclusive).expect("a free lock");
         assert_eq!(restore(&mut kernel, input), Err(RestoreError::Locked(std::time::Duration::from_secs(5))));
         assert!(!saved(IpFamily::V4, Backend::Legacy).contains(":X "));
         drop(lock);
@@ -89,7 +89,7 @@ fn a_lock_that_is_held_is_told_from_a_refusal() {
 }
 
 #[test]
-fn a_program_that_is_gone_is_not_started_and_nothing_changes() {
+fn a_missing_program_is_not_started_and_nothing_changes() {
     let programs = Programs { restore: "iptables-restore-that-is-gone", ..Programs::new(IpFamily::V4, None) };
     let mut kernel = KernelIptables::new(IpFamily::V4, Backend::Nft, programs);
     match restore(&mut kernel, "*nat\nCOMMIT\n") {
@@ -100,7 +100,7 @@ fn a_program_that_is_gone_is_not_started_and_nothing_changes() {
     }
 }
 
-/// A restore that is killed: `before` it does anything, or behind it.
+/// A restore that is killed `before` or after it takes effect.
 fn program(folder: &Path, restore: &str, before: bool) -> &'static str {
     let kill = "if [ ! -e \"$0.done\" ]; then : > \"$0.done\"; kill -9 $$; fi";
     let script = match before {
@@ -109,14 +109,14 @@ fn program(folder: &Path, restore: &str, before: bool) -> &'static str {
     };
     let path = folder.join(format!("{restore}-{before}"));
     fs::write(&path, script).expect("a script");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
-    // Another thread that forks just now may hold the script open for writing.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("our own file");
+    // Another thread that forks just now may have the script open for writing.
     drop(File::open(&path));
     String::leak(path.to_str().expect("text").to_owned())
 }
 
 #[test]
-fn a_restore_that_is_killed_is_made_good_whether_it_took_effect_or_not() {
+fn a_killed_restore_is_repaired_whether_it_took_effect_or_not() {
     let folder = tempfile::tempdir().expect("a folder");
     everywhere(|family, backend| {
         let clean = in_namespace(|| synced(family, backend, Programs::new(family, Some(backend)), 0));
@@ -129,7 +129,7 @@ fn a_restore_that_is_killed_is_made_good_whether_it_took_effect_or_not() {
     });
 }
 
-/// Syncs a cluster without Services until it works; `n_kills` times it is killed. Returns the rules.
+/// Syncs a cluster without Services until it succeeds; `n_kills` restores are killed. Returns the rules.
 fn synced(family: IpFamily, backend: Backend, programs: Programs, n_kills: usize) -> Vec<String> {
     let mut sync = FamilySync::new(KernelIptables::new(family, backend, programs));
     let host = Host::default();

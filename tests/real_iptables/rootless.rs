@@ -1,10 +1,10 @@
-//! In a user namespace the buffers of netlink sockets are small: the kernel refuses a large commit
-//! (EMSGSIZE), whatever is in it. It is split, and everything gets in force.
+//! In a user namespace the buffers of netlink sockets are small: the kernel rejects a large commit
+//! (EMSGSIZE), whatever its content. The commit is split, and all rules are written.
 
 use std::fmt::Write;
 use std::process::Command;
 
-/// Services with three endpoints each: more than fits into one commit there. (One chain must: with
+/// Services with three endpoints each, more than fits into one commit there. (A single chain must fit: with
 /// some 250 Services `KUBE-SERVICES` alone is too large.)
 const N_SERVICES: usize = 120;
 
@@ -18,7 +18,7 @@ fn objects() -> String {
              ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s{n}-1, labels: {{kubernetes.io/service-name: s{n}}}}}\n\
              addressType: IPv4\nports: [{{port: 8080}}]\nendpoints: [{{addresses: [10.{high}.{low}.1]}}, {{addresses: [10.{high}.{low}.2]}}, {{addresses: [10.{high}.{low}.3]}}]\n"
         )
-        .expect("a text grows");
+        .expect("writing to a string");
     }
     text
 }
@@ -46,7 +46,7 @@ fn in_a_user_namespace_large_commits_are_split() {
         .arg(folder.path())
         .status()
         .expect("unshare runs");
-    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect("it is there");
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect("a written file");
     let (log, nat) = (read("log"), read("nat"));
     assert!(status.success(), "{log}");
     assert_eq!(nat.matches("\n-A KUBE-SEP-").count(), 2 * 3 * N_SERVICES, "{log}");

@@ -16,7 +16,7 @@ use super::starting::{self, Claims, FAMILY, service_chains, urgent_chains};
 
 const N_SERVICES: usize = 3_000;
 
-/// The tables as a packet meets them now.
+/// The tables that a packet passes now.
 fn now(backend: Backend) -> Ruleset {
     let mut ruleset = Ruleset::with_built_in_chains();
     let there = parse::save(FAMILY, &saved(FAMILY, backend)).expect("a save can be read");
@@ -27,7 +27,7 @@ fn now(backend: Backend) -> Ruleset {
 }
 
 #[test]
-fn what_is_urgent_is_in_force_first_and_nobody_else_is_refused_meanwhile() {
+fn urgent_services_work_first_and_no_other_client_is_rejected_meanwhile() {
     for (backend, layout) in [
         (Backend::Nft, LayoutChoice::Auto),
         (Backend::Nft, LayoutChoice::Classic),
@@ -41,7 +41,7 @@ fn what_is_urgent_is_in_force_first_and_nobody_else_is_refused_meanwhile() {
             let served = Arc::new(Mutex::new(Vec::new()));
             let noted = Arc::clone(&served);
             let look = move || {
-                let (now, mut noted) = (now(backend), noted.lock().expect("nobody panics with it"));
+                let (now, mut noted) = (now(backend), noted.lock().expect("no panic while locked"));
                 let what = format!("{backend:?} {layout:?}, process {}", noted.len());
                 claims.urgent_are_served(&what, &now);
                 if noted.is_empty() {
@@ -55,7 +55,7 @@ fn what_is_urgent_is_in_force_first_and_nobody_else_is_refused_meanwhile() {
             let view = View { snapshot: &cluster.snapshot, place: cluster.place() };
             let report = family.sync(view, &AtomicBool::new(false));
             assert_eq!(report.outcome, Ok(()));
-            let served = served.lock().expect("nobody panics with it");
+            let served = served.lock().expect("no panic while locked");
             assert_eq!(served.len(), report.tally.n_processes);
             assert_eq!((served.first(), served.last()), (Some(&0), Some(&n_others)), "{served:?}");
         });

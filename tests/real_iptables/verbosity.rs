@@ -38,6 +38,7 @@ impl LoggedAgent {
         command.arg(folder.path().join("manifests")).args(arguments).stderr(log);
         let agent = LoggedAgent { child: command.spawn().expect("it starts"), folder };
         agent.wait_for_endpoint(0);
+        agent.poll("both families are in force", || agent.log().matches("rules in force").count() == 2);
         agent
     }
 
@@ -175,7 +176,8 @@ fn called_kube_proxy_every_line_has_klogs_form() {
         }
         for shown in [
             "] FLAG: --hostname-override=\"n\"\n",
-            "] \"configuration\" settings=\"chainsmith.iptablesBackend=",
+            "] \"configuration\" settings=\"",
+            "chainsmith.iptablesBackend=\\\"nft\\\" (",
             "] \"settings left at their defaults\" settings=\"",
             "] \"rules in force\" family=\"IPv4\" service_ports=1 endpoints=1 quarantined=0 elapsed_ms=",
             "] \"rules in force\" family=\"IPv6\" service_ports=0 endpoints=0 quarantined=0 elapsed_ms=",

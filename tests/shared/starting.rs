@@ -10,7 +10,7 @@ use chainsmith::iptables::{ChainName, Ruleset, Table};
 use chainsmith::model::decode::{self, Interner};
 use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::{IpFamily, Protocol};
-use chainsmith::rules::ownership::Owner;
+use chainsmith::rules::ownership::ChainOwner;
 use serde_json::{Value, json};
 
 use crate::cluster::{self, Cluster};
@@ -152,7 +152,7 @@ pub fn urgent_chains(cluster: &Cluster) -> BTreeSet<ChainName> {
 /// The nat chains of service ports.
 pub fn service_chains(ruleset: &Ruleset) -> BTreeSet<ChainName> {
     let names = ruleset.tables[&Table::Nat].keys();
-    names.filter(|name| Owner::of(Table::Nat, name).depends_on_services()).copied().collect()
+    names.filter(|name| ChainOwner::of(Table::Nat, name).depends_on_services()).copied().collect()
 }
 
 /// Packets with their fates before the first commit and after the last.

@@ -257,7 +257,7 @@ fn where_chains_cannot_be_dumped_their_names_are_compared() {
 #[test]
 fn jumps_are_searched_where_their_chain_changed() {
     let mut tables = fingerprinted(10);
-    assert_eq!((differs(&mut tables), tables.kernel.n_jump_looks), (false, 0));
+    assert_eq!((differs(&mut tables), tables.kernel.n_jump_checks), (false, 0));
     let jump = tables.jumps.iter().find(|jump| jump.from.as_str() == "PREROUTING").unwrap().clone();
     let rules = |tables: &mut FamilyTables<FakeIptables>| {
         std::mem::take(&mut tables.kernel.ruleset.chain_mut(jump.table, jump.from).rules)
@@ -266,8 +266,8 @@ fn jumps_are_searched_where_their_chain_changed() {
     let before = rules(&mut tables);
     let beside = [vec![crate::iptables::Rule::default()], before.clone()].concat();
     tables.kernel.ruleset.chain_mut(jump.table, jump.from).rules = beside.clone();
-    assert_eq!((differs(&mut tables), tables.kernel.n_jump_looks), (false, 1));
-    assert_eq!((differs(&mut tables), tables.kernel.n_jump_looks), (false, 1), "once");
+    assert_eq!((differs(&mut tables), tables.kernel.n_jump_checks), (false, 1));
+    assert_eq!((differs(&mut tables), tables.kernel.n_jump_checks), (false, 1), "once");
     rules(&mut tables);
     assert!(differs(&mut tables));
     // A search that fails is no reason to write, and is repeated.

@@ -55,7 +55,7 @@ fn what_was_read_undisturbed_is_not_read_again() {
     }
     tables.kernel.ruleset.chain_mut(Table::Nat, ChainName::literal("CNI-A"));
     assert_eq!(tables.compare(Depth::Whole), SAME, "another program's");
-    assert_eq!((tables.kernel.n_saves, tables.kernel.n_jump_looks), (n_saves, 0));
+    assert_eq!((tables.kernel.n_saves, tables.kernel.n_jump_checks), (n_saves, 0));
 }
 
 #[test]
@@ -156,8 +156,8 @@ fn tables_too_large_to_be_dumped_each_second_are_compared_by_their_outlines() {
 fn where_tables_cannot_be_dumped_a_jump_is_searched_and_audits_read() {
     let mut tables = read();
     tables.kernel.is_dump_broken = true;
-    assert_eq!((tables.compare(Depth::Quick), tables.kernel.n_jump_looks), (INCOMPLETE, 1));
-    assert_eq!((tables.compare(Depth::Whole), tables.kernel.n_jump_looks), (INCOMPLETE, 2));
+    assert_eq!((tables.compare(Depth::Quick), tables.kernel.n_jump_checks), (INCOMPLETE, 1));
+    assert_eq!((tables.compare(Depth::Whole), tables.kernel.n_jump_checks), (INCOMPLETE, 2));
     for jump in tables.jumps.clone() {
         tables.kernel.ruleset.chain_mut(jump.table, jump.from).rules.clear();
     }

@@ -170,7 +170,7 @@ async fn endpoints_of_quarantined_service_ports_do_not_count() {
         (&["10.1.0.1:8080", "10.1.0.1:8081"], (503, "0", 2)),
         (&[], (200, "1", 0)),
     ] {
-        family.kernel().refused_texts = rejected.iter().map(|text| (*text).to_owned()).collect();
+        family.kernel().rejected_texts = rejected.iter().map(|text| (*text).to_owned()).collect();
         // An empty kernel, and a full rewrite.
         family.kernel().ruleset = Ruleset::with_built_in_chains();
         family.distrust(crate::drift::ReadReason::AuditDue);

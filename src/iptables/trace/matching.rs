@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Hook, Node};
+use super::{Hook, TracedNode};
 use crate::iptables::{AddressSide, CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, Rule};
 use crate::net::Protocol;
 
 /// A packet at a hook, as rules see it.
-pub(super) struct Seen<'a> {
-    pub node: &'a Node<'a>,
+pub(super) struct PacketAtHook<'a> {
+    pub node: &'a TracedNode<'a>,
     pub hook: Hook,
     /// Made on the node, and not yet back through `lo`.
     pub is_from_node: bool,
@@ -24,7 +24,7 @@ pub(super) struct Seen<'a> {
 /// `None` means that it cannot be told.
 pub(super) type Answer = Option<bool>;
 
-impl Seen<'_> {
+impl PacketAtHook<'_> {
     /// Whether the packet fits the basic matches of `rule`, those that stand before all `-m`.
     pub(super) fn fits_basics(&self, rule: &Rule) -> Answer {
         let ip = |wanted: &Option<MaybeNot<_>>, ip: IpAddr| {

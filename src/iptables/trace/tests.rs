@@ -37,7 +37,7 @@ impl Lab {
     }
 
     fn trace(&self, packet: &Packet) -> Vec<Branch> {
-        let node = Node { ruleset: &self.ruleset, local_addresses: &self.local, routes: &self.routes };
+        let node = TracedNode { ruleset: &self.ruleset, local_addresses: &self.local, routes: &self.routes };
         trace(&node, packet, &self.recent)
     }
 
@@ -68,13 +68,13 @@ fn told(branches: &[Branch]) -> Vec<String> {
         .iter()
         .map(|Branch { weight, outcome, .. }| {
             let mut text = match outcome.verdict {
-                Verdict::Accepted(Delivery::Local) => format!("{weight} local {}", outcome.destination),
-                Verdict::Accepted(Delivery::Forwarded) => {
+                PacketVerdict::Accepted(Delivery::Local) => format!("{weight} local {}", outcome.destination),
+                PacketVerdict::Accepted(Delivery::Forwarded) => {
                     format!("{weight} forwarded {}", outcome.destination)
                 }
-                Verdict::Dropped => format!("{weight} dropped"),
-                Verdict::Rejected => format!("{weight} rejected"),
-                Verdict::Unknown(step) => format!("{weight} unknown at {step}"),
+                PacketVerdict::Dropped => format!("{weight} dropped"),
+                PacketVerdict::Rejected => format!("{weight} rejected"),
+                PacketVerdict::Unknown(step) => format!("{weight} unknown at {step}"),
             };
             text.push_str(if outcome.dnat.is_some() { " dnat" } else { "" });
             text.push_str(if outcome.masquerade { " masqueraded" } else { "" });

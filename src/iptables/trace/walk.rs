@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::matching::{Answer, Seen};
-use super::{Branch, Delivery, Hook, Node, Origin, Outcome, Packet, RecentLists, Step, Verdict, Weight};
+use super::matching::{Answer, PacketAtHook};
+use super::{
+    Branch, Delivery, Hook, Origin, Outcome, Packet, PacketVerdict, RecentLists, Step, TracedNode, Weight,
+};
 use crate::iptables::{ChainContent, ChainName, CtStates, Match, Policy, RecentAction, Rule, Table};
 
 /// Rules held against one packet, over all its branches, after which the rest is given up. Chains
@@ -19,7 +21,12 @@ const MAX_RULES: u64 = 20_000_000;
 const MAX_STEPS: u16 = 5_000;
 
 /// Walks all ways of `packet` and hands each one's end to `each`.
-pub(super) fn walk(node: &Node<'_>, packet: &Packet, recent: &RecentLists, each: &mut dyn FnMut(Branch)) {
+pub(super) fn walk(
+    node: &TracedNode<'_>,
+    packet: &Packet,
+    recent: &RecentLists,
+    each: &mut dyn FnMut(Branch),
+) {
     let mut walker = Walker { node, packet, recent, forks: vec![Walk::new(packet)], n_rules: 0 };
     while let Some(mut walk) = walker.forks.pop() {
         let verdict = loop {
@@ -139,7 +146,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn end(self, verdict: Verdict) -> Branch {
+    fn end(self, verdict: PacketVerdict) -> Branch {
         let mut path = Vec::new();
         let mut trail = &self.trail;
         while let Some(link) = trail {
@@ -206,7 +213,7 @@ enum Fit {
 }
 
 struct Walker<'a> {
-    node: &'a Node<'a>,
+    node: &'a TracedNode<'a>,
     packet: &'a Packet,
     recent: &'a RecentLists,
     forks: Vec<Walk<'a>>,
@@ -215,7 +222,7 @@ struct Walker<'a> {
 
 impl<'a> Walker<'a> {
     /// One rule, or one move between chains; the verdict when the packet's way ends.
-    fn step(&mut self, walk: &mut Walk<'a>) -> Option<Verdict> {
+    fn step(&mut self, walk: &mut Walk<'a>) -> Option<PacketVerdict> {
         let Some(frame) = walk.frames.last_mut() else { return self.enter_stage(walk) };
         let (name, chain) = (frame.name, frame.chain);
         let Some(rule) = chain.rules.get(frame.next) else { return leave_chain(walk) };
@@ -224,11 +231,11 @@ impl<'a> Walker<'a> {
         walk.n_rules += 1;
         self.n_rules += 1;
         if self.n_rules > MAX_RULES || walk.n_steps() > MAX_STEPS {
-            return Some(Verdict::Unknown(step));
+            return Some(PacketVerdict::Unknown(step));
         }
         match self.fit(walk, rule) {
             Fit::No => None,
-            Fit::Unknown => Some(Verdict::Unknown(step)),
+            Fit::Unknown => Some(PacketVerdict::Unknown(step)),
             Fit::Yes => {
                 walk.note(step);
                 rule.target.as_ref().and_then(|target| self.carry_out(walk, target, step))
@@ -237,11 +244,11 @@ impl<'a> Walker<'a> {
     }
 
     /// Enters the built-in chain of the next stage, or ends the way.
-    fn enter_stage(&self, walk: &mut Walk<'a>) -> Option<Verdict> {
+    fn enter_stage(&self, walk: &mut Walk<'a>) -> Option<PacketVerdict> {
         let Some((hook, table)) = walk.leg.stages().get(walk.stage).copied() else {
             match walk.leg.next(self.node.is_local(walk.destination.ip())) {
                 Ok(leg) => (walk.leg, walk.stage) = (leg, 0),
-                Err(delivery) => return Some(Verdict::Accepted(delivery)),
+                Err(delivery) => return Some(PacketVerdict::Accepted(delivery)),
             }
             if walk.leg == Leg::Looped {
                 walk.in_interface = Some("lo".into());
@@ -300,11 +307,11 @@ impl<'a> Walker<'a> {
         true
     }
 
-    fn seen<'w>(&self, walk: &'w Walk<'a>) -> Seen<'w>
+    fn seen<'w>(&self, walk: &'w Walk<'a>) -> PacketAtHook<'w>
     where
         'a: 'w,
     {
-        Seen {
+        PacketAtHook {
             node: self.node,
             hook: walk.here().0,
             is_from_node: walk.leg == Leg::Sending,
@@ -317,14 +324,20 @@ impl<'a> Walker<'a> {
         }
     }
 
-    fn enter(&self, walk: &mut Walk<'a>, name: ChainName, step: Step, is_goto: bool) -> Option<Verdict> {
+    fn enter(
+        &self,
+        walk: &mut Walk<'a>,
+        name: ChainName,
+        step: Step,
+        is_goto: bool,
+    ) -> Option<PacketVerdict> {
         let chains: Option<&'a BTreeMap<ChainName, ChainContent>> = self.node.ruleset.tables.get(&step.table);
         let depth = walk.frames.last().map_or(0, |frame| frame.depth) + 1;
         // A path that meets no chain twice has at most as many chains as there are; the kernel takes
         // no loops.
         let chain = chains.filter(|chains| depth <= chains.len()).and_then(|chains| chains.get(&name));
         let Some(chain) = chain.filter(|chain| chain.policy.is_none()) else {
-            return Some(Verdict::Unknown(step));
+            return Some(PacketVerdict::Unknown(step));
         };
         // After a goto the packet does not come back here. A built-in chain stays for its policy.
         if is_goto && let [.., frame] = &mut walk.frames[..] {
@@ -335,14 +348,14 @@ impl<'a> Walker<'a> {
     }
 }
 
-fn leave_chain(walk: &mut Walk<'_>) -> Option<Verdict> {
+fn leave_chain(walk: &mut Walk<'_>) -> Option<PacketVerdict> {
     let frame = walk.frames.pop()?;
     if !walk.frames.is_empty() {
         return None;
     }
     walk.note(walk.step_at(frame.name, None));
     match frame.chain.policy {
-        Some(Policy::Drop) => Some(Verdict::Dropped),
+        Some(Policy::Drop) => Some(PacketVerdict::Dropped),
         Some(Policy::Accept) | None => {
             walk.pass();
             None

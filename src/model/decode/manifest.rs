@@ -123,7 +123,7 @@ const MAX_REPLAY_BYTES: usize = 1 << 20;
 /// Why the rest of a document cannot be read.
 struct ParseFailure {
     /// Line and column within the document, from 1.
-    place: (usize, usize),
+    location: (usize, usize),
     what: String,
     /// No object was passed on, and the error is one of JSON syntax.
     may_be_yaml: bool,
@@ -147,7 +147,7 @@ impl ManifestParser<'_> {
         let Err(json) = self.parse_json(&mut text, first) else { return };
         let failure = match text.rewind() {
             Some(text) if json.may_be_yaml => match self.parse_yaml(text, first) {
-                Err(yaml) if yaml.place > json.place => yaml,
+                Err(yaml) if yaml.location > json.location => yaml,
                 Err(_) => json,
                 Ok(()) => return,
             },
@@ -162,7 +162,7 @@ impl ManifestParser<'_> {
             let limit = MAX_OBJECT_BYTES >> 20;
             return self.report_malformed(reached, &format!("holds an object longer than {limit} MiB"));
         }
-        self.report_malformed(first + failure.place.0 - 1, &failure.what);
+        self.report_malformed(first + failure.location.0 - 1, &failure.what);
     }
 
     fn parse_yaml(&mut self, text: impl Read, first: usize) -> Result<(), ParseFailure> {
@@ -171,11 +171,11 @@ impl ManifestParser<'_> {
         })
         .map_err(|error| {
             // Line 0 means an unknown location.
-            let place =
+            let location =
                 error.location().map_or((1, 0), |at| (at.line().max(1) as usize, at.column() as usize));
             let what =
                 format!("cannot be read as YAML: {}", strip_location(&error.without_snippet().to_string()));
-            ParseFailure { place, what, may_be_yaml: true }
+            ParseFailure { location, what, may_be_yaml: true }
         })
     }
 
@@ -188,7 +188,7 @@ impl ManifestParser<'_> {
             self.n_bytes.set(0);
             let seed = DocumentSeed { sink: self, position: LineSource::Json(&line) };
             seed.deserialize(&mut deserializer).map_err(|error| ParseFailure {
-                place: (error.line().max(1), error.column()),
+                location: (error.line().max(1), error.column()),
                 what: format!("cannot be read as JSON: {}", strip_location(&error.to_string())),
                 may_be_yaml: error.is_syntax() && self.outcome.n_seen() == before,
             })?;

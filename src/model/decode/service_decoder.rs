@@ -252,9 +252,9 @@ impl<K> Default for LatestIndex<K> {
 }
 
 impl<K: Ord> LatestIndex<K> {
-    /// Sets the index of `key` to `place`; returns the previous one.
-    fn replace(&mut self, key: K, place: usize) -> Option<usize> {
-        self.0.insert(key, place)
+    /// Sets the index of `key` to `index`; returns the previous one.
+    fn replace(&mut self, key: K, index: usize) -> Option<usize> {
+        self.0.insert(key, index)
     }
 }
 

@@ -1,14 +1,14 @@
 use super::*;
 use crate::net::IpFamily;
 
-/// 2^31 of what the kernel keeps for a probability that is printed as `text`.
+/// The kernel's value, in units of 2^-31, of a probability that is printed as `text`.
 fn kept(text: &str) -> u32 {
     let probability: f64 = text.parse().unwrap();
     (probability * 2_147_483_648.0).round() as u32
 }
 
 #[test]
-fn each_of_n_endpoints_is_as_likely_as_kube_proxy_makes_it() {
+fn each_of_n_endpoints_has_kube_proxys_probability() {
     for n in 2..=3_000usize {
         let threshold = kept(&format!("{:.10}", 1.0 / n as f64));
         assert_eq!(one_of(n), Some(Match::Random { threshold }), "{n}");
@@ -42,7 +42,7 @@ fn probabilities_are_saved_as_recorded() {
 }
 
 #[test]
-fn more_endpoints_than_anybody_has_are_still_one_in_n() {
+fn with_a_hundred_thousand_endpoints_each_still_has_one_in_n() {
     for (n, text) in [(10_000usize, "0.0001000000"), (100_000, "0.0000100000"), (100_001, "0.0000099999")] {
         assert_eq!(one_of(n), Some(Match::Random { threshold: kept(text) }), "{n}");
     }

@@ -1,4 +1,4 @@
-//! What a service port's chains hold in compact.
+//! The rules in a service port's chains in compact.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,7 +13,7 @@ use crate::model::{Conditions, Endpoint, Frontend, ObjectName, Port, Service, Sl
 use crate::net::{Cidr, IpFamily, PerFamily, Protocol};
 use crate::rules::Settings;
 use crate::rules::names::PortNames;
-use crate::rules::ownership::Owner;
+use crate::rules::ownership::ChainOwner;
 
 fn service(affinity_seconds: Option<u32>) -> Service {
     let frontend = Frontend {
@@ -38,7 +38,7 @@ fn address(n: usize) -> SocketAddr {
     (Ipv4Addr::from(0x0A80_0000 + n as u32), 8080).into()
 }
 
-/// Endpoints are known by their addresses here; what else they have is the same.
+/// Endpoints differ in their addresses only.
 static SOURCE: LazyLock<SliceEndpoint> = LazyLock::new(|| SliceEndpoint {
     ip: IpFamily::V4.localhost(),
     conditions: Conditions { is_ready: true, is_serving: true, is_terminating: false },
@@ -71,7 +71,7 @@ fn text(rules: &[Rule]) -> Vec<String> {
     rules.iter().map(|rule| write::rule_text(IpFamily::V4, rule)).collect()
 }
 
-/// How likely each endpoint is, from `chain` on, and the most rules a packet meets.
+/// The probability of each endpoint from `chain` on, and the most rules that a packet meets.
 fn odds(
     chains: &BTreeMap<ChainName, Vec<Rule>>,
     chain: &ChainName,
@@ -108,7 +108,7 @@ fn svc() -> ChainName {
 }
 
 #[test]
-fn every_endpoint_is_as_likely_as_the_others_in_few_rules() {
+fn all_endpoints_have_the_same_probability_in_few_rules() {
     for n in [1, 2, 3, 7, 64, 65, 300, 1_000, 5_000] {
         let endpoints: Vec<Endpoint<'_>> = (0..n).map(endpoint).collect();
         let chains = compile(&service(None), &endpoints, true);
@@ -145,7 +145,7 @@ fn a_change_of_one_endpoint_rewrites_one_path() {
 }
 
 #[test]
-fn endpoints_are_translated_to_without_chains_of_their_own() {
+fn dnat_to_endpoints_needs_no_endpoint_chains() {
     let chains = compile(&service(None), &[endpoint(2), endpoint(1)], true);
     assert_eq!(chains.len(), 2);
     assert_eq!(
@@ -177,20 +177,20 @@ fn without_bpf_each_endpoint_has_its_rule_for_hairpins() {
     let chains = compile(&service(None), &(0..100).map(endpoint).collect::<Vec<_>>(), false);
     let of_endpoints = chains
         .iter()
-        .filter(|(name, _)| Owner::of(Table::Nat, name) == Owner::ServicePort(PortChain::Endpoint));
+        .filter(|(name, _)| ChainOwner::of(Table::Nat, name) == ChainOwner::ServicePort(PortChain::Endpoint));
     let hairpins = of_endpoints.filter(|(_, rules)| rules[0].source.is_some() && rules.len() == 2).count();
     assert_eq!(hairpins, 100);
 }
 
 #[test]
-fn nothing_has_a_comment_and_nobody_without_endpoints_has_chains() {
+fn no_rule_has_a_comment_and_a_service_without_endpoints_has_no_chains() {
     let chains = compile(&service(Some(5)), &[endpoint(1)], false);
     assert!(chains.values().flatten().all(|rule| rule.comment().is_none()));
     assert_eq!(compile(&service(None), &[], true), BTreeMap::new());
 }
 
 #[test]
-fn a_firewall_chain_holds_no_rule_that_does_nothing() {
+fn a_firewall_chain_has_no_rule_without_effect() {
     let mut service = service(None);
     let frontend = service.frontends.v4.as_mut().unwrap();
     frontend.load_balancer_ips = [IpAddr::from([203, 0, 113, 7])].into();

@@ -21,7 +21,7 @@ fn v4(n: u32) -> Key {
     key(Ipv4Addr::from(n), Protocol::Tcp, 80)
 }
 
-/// The chains of the dispatch by address, with entries that are known by their keys.
+/// The chains of the dispatch by address, with the keys of their entries.
 fn grow(
     family: IpFamily,
     chain: SharedChain,
@@ -44,7 +44,7 @@ fn grow(
     };
     let by_name: BTreeMap<_, _> =
         chains.into_iter().map(|chain| (chain.name, chain.parts.into_iter().map(part).collect())).collect();
-    assert_eq!(by_name.len(), names.len(), "each name stands for one prefix");
+    assert_eq!(by_name.len(), names.len(), "each name is for one prefix");
     by_name
 }
 
@@ -52,7 +52,7 @@ fn nat(keys: &[Key]) -> BTreeMap<ChainName, Vec<Result<Key, Box<Rule>>>> {
     grow(IpFamily::V4, SharedChain::NatServices, keys)
 }
 
-/// How many chains lie on the longest path from `from`, itself not counted.
+/// The number of chains on the longest path from `from`, itself not counted.
 fn depth(chains: &BTreeMap<ChainName, Vec<Result<Key, Box<Rule>>>>, from: &ChainName) -> usize {
     let Some(parts) = chains.get(from) else { return 0 };
     let callees = parts.iter().filter_map(|part| part.as_ref().err()?.callee());
@@ -60,7 +60,7 @@ fn depth(chains: &BTreeMap<ChainName, Vec<Result<Key, Box<Rule>>>>, from: &Chain
     callees.map(|callee| 1 + depth(chains, &callee)).max().unwrap_or(0)
 }
 
-/// Numbers that look random, the same at every run.
+/// Pseudo-random numbers, the same in every run.
 fn scattered(n: usize) -> impl Iterator<Item = u32> {
     std::iter::successors(Some(0x9E37_79B9_u32), |x| {
         Some(x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223))
@@ -88,7 +88,8 @@ fn chains_are_named_by_their_prefixes() {
     let text = |part: &Result<Key, Box<Rule>>| {
         crate::iptables::write::rule_text(IpFamily::V4, part.as_ref().unwrap_err())
     };
-    // The first by a jump, so that a miss comes back; the next by goto, so that it does so at once.
+    // The first by a jump, so that a packet without an entry returns; the next by goto, so that it
+    // returns at once.
     assert_eq!(text(&chains[&names::KUBE_SERVICES][0]), "-d 10.96.1.0/24 -j KUBE-EXT-00A60010024");
     let inner = &chains[&ChainName::literal("KUBE-EXT-00A60010024")];
     assert_eq!(text(&inner[0]), "-d 10.96.1.0/28 -g KUBE-EXT-00A60010028");
@@ -143,7 +144,7 @@ fn chains_are_short_and_paths_too() {
     assert_eq!(entries.into_iter().collect::<Vec<_>>(), keys, "each entry once");
 }
 
-/// Whoever may make Services chooses addresses that branch at every level.
+/// A user who may create Services can choose addresses that branch at every level.
 #[test]
 fn addresses_that_branch_everywhere_make_a_long_chain_and_no_long_path() {
     for (family, base) in [(IpFamily::V4, 0u128), (IpFamily::V6, 0xfd00 << 112)] {
@@ -179,7 +180,7 @@ fn many_services_of_one_address_and_port_stand_in_a_chain_of_their_own_in_their_
 }
 
 #[test]
-fn one_address_more_or_less_touches_one_path() {
+fn one_address_more_or_less_changes_one_path() {
     let all: Vec<Key> = scattered(3_000).map(|x| v4(0x0A60_0000 | x >> 12)).collect();
     let mut most = 0;
     for n in (0..all.len()).step_by(97) {
@@ -189,8 +190,8 @@ fn one_address_more_or_less_touches_one_path() {
         let changed: Vec<&ChainName> =
             with.keys().chain(without.keys()).filter(|name| with.get(name) != without.get(name)).collect();
         let changed: BTreeSet<&ChainName> = changed.into_iter().collect();
-        // The chain that the address is in; those it splits into, if it was full; and those above
-        // whose branches are others now.
+        // The chain that holds the address; the chains that it splits into, if it was full; and the chains
+        // above whose branches changed.
         most = most.max(changed.len());
     }
     assert!(most <= 2 + 8, "{most} chains");
@@ -205,7 +206,7 @@ fn the_order_of_services_does_not_matter_for_the_chains() {
 }
 
 #[test]
-fn in_filter_nothing_is_skipped_and_addresses_stand_before_node_ports() {
+fn in_filter_no_chain_is_skipped_and_addresses_come_before_node_ports() {
     let node_port = |n| Key { ip: None, protocol: Protocol::Tcp, port: n };
     let keys: Vec<Key> =
         (0..40).flat_map(|n| [node_port(30_000 + n), v4(0x0A60_0000 + u32::from(n))]).collect();
@@ -219,7 +220,7 @@ fn in_filter_nothing_is_skipped_and_addresses_stand_before_node_ports() {
 }
 
 #[test]
-fn classic_keeps_the_order_of_services_but_for_node_ports_that_are_refused() {
+fn classic_keeps_the_order_of_services_except_for_unserved_node_ports() {
     let node_port = Key { ip: None, protocol: Protocol::Tcp, port: 30_000 };
     let order = |chain| {
         let layout = Layout::Classic { is_large: false };

@@ -32,7 +32,7 @@ fn rules_grow_with_services_and_endpoints_as_kube_proxys() {
 
 /// 165.
 #[test]
-fn comments_on_endpoints_go_above_a_thousand_of_them() {
+fn above_a_thousand_endpoints_their_rules_have_no_comments() {
     let comments = |n| {
         let config = format!("{CLUSTER_CIDR}\nchainsmith: {{layout: classic}}");
         let case = service("ports: [{port: 80}]").with_config(&config);
@@ -52,7 +52,7 @@ fn comments_on_endpoints_go_above_a_thousand_of_them() {
 fn each_port_and_protocol_has_chains_of_its_own() {
     let spec = "ports: [{name: a, port: 80}, {name: b, port: 80, protocol: UDP}, {name: c, port: 80, protocol: SCTP}]";
     let case = service(spec).and_slice("s", "a", "10.180.0.1").and_slice("s", "b", "10.180.0.1");
-    // The slices' port b is TCP: it is for nobody.
+    // The slices' port b is TCP: no service port uses it.
     case.check_chains("SEP SVC");
     case.check(
         Table::Nat,

@@ -1,4 +1,4 @@
-//! What comes from outside: external IPs, load balancers, source ranges, policies.
+//! Traffic from outside: external IPs, load balancers, source ranges, policies.
 
 use super::*;
 
@@ -27,7 +27,7 @@ fn an_external_ip_comes_before_the_same_load_balancer_ip() {
 
 /// 26, 27.
 #[test]
-fn an_address_given_twice_has_its_rules_twice() {
+fn an_address_listed_twice_has_its_rules_twice() {
     let case = service(LB).with_ingress("{ip: 1.2.3.4}, {ip: 1.2.3.4}").with_endpoints("10.180.0.1");
     let lb = "-d 1.2.3.4/32 -p tcp -m tcp --dport 80 -j EXT";
     case.check(
@@ -81,7 +81,7 @@ fn under_policy_local_pods_and_the_node_reach_every_endpoint() {
 
 /// 78.
 #[test]
-fn under_policy_local_a_node_without_endpoints_drops_what_comes_from_outside() {
+fn under_policy_local_a_node_without_endpoints_drops_traffic_from_outside() {
     let case = service(&format!("{LOCAL}, externalIPs: [1.2.3.4]")).with_endpoints("10.180.1.1@node-b");
     case.check(Table::Nat, "EXT", &["-s 10.180.0.0/16 -j SVC", FROM_NODE[0], FROM_NODE[1]]);
     case.check_chains("EXT SEP SVC");
@@ -98,7 +98,7 @@ fn under_policy_local_a_node_without_endpoints_drops_what_comes_from_outside() {
 
 /// 79, 121: the health check's port is open all the same, once for each port.
 #[test]
-fn under_policy_local_nobody_at_all_is_a_reject() {
+fn under_policy_local_a_service_without_endpoints_is_a_reject() {
     let spec = "type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 32000, \
                 ports: [{name: a, port: 80}, {name: b, port: 81, protocol: UDP}]";
     let case = service(spec).with_ingress("{ip: 1.2.3.4}");
@@ -117,7 +117,7 @@ fn under_policy_local_nobody_at_all_is_a_reject() {
 
 /// 111, 113, 114, 118, 119.
 #[test]
-fn source_ranges_let_in_who_is_listed_and_the_node_itself() {
+fn source_ranges_accept_the_listed_networks_and_the_node_itself() {
     let spec = |ranges: &str| format!("{LB}, loadBalancerSourceRanges: [{ranges}]");
     let firewall = |ranges: &str, expected: &[&str]| {
         let case =

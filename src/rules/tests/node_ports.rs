@@ -1,4 +1,4 @@
-//! Node ports: on which addresses they answer, and what they meet.
+//! Node ports: the addresses on which they answer, and the rules for their packets.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn with(config: &str) -> Case {
     Case::new().with_config(&format!("{CLUSTER_CIDR}{config}\n"))
 }
 
-/// Checks what leads to the node ports, and whether they answer on 127.0.0.1.
+/// Checks the rules that lead to the node ports, and whether they answer on 127.0.0.1.
 #[track_caller]
 fn check(case: &Case, family: IpFamily, tail: &[&str], on_localhost: bool) {
     case.check_in(family, Table::Nat, "KUBE-SERVICES", tail);
@@ -45,7 +45,7 @@ fn primary_is_the_nodes_address() {
 
 /// 130 to 134.
 #[test]
-fn networks_pick_addresses_of_the_interfaces() {
+fn networks_select_addresses_of_the_interfaces() {
     let loopback = "-d 127.0.0.1/32 -j KUBE-NODEPORTS";
     let first = "-d 192.168.0.2/32 -j KUBE-NODEPORTS";
     let case = with("nodePortAddresses: [192.168.0.0/16, 127.0.0.0/8]");
@@ -62,7 +62,7 @@ fn networks_pick_addresses_of_the_interfaces() {
 
 /// 136.
 #[test]
-fn loopback_is_left_out_in_ipv6() {
+fn in_ipv6_loopback_is_excluded() {
     let case = with("nodePortAddresses: ['::1/128', '2001:db8::/32']");
     check(&case, IpFamily::V6, &["-d 2001:db8::2/128 -j KUBE-NODEPORTS"], false);
     check(&with("nodePortAddresses: ['::1/128']"), IpFamily::V6, &[], false);
@@ -70,7 +70,7 @@ fn loopback_is_left_out_in_ipv6() {
 
 /// 127, 177.
 #[test]
-fn connections_on_localhost_are_counted_where_there_are_counters() {
+fn connections_on_localhost_are_counted_if_the_counter_exists() {
     let case = || service(NODE_PORT).with_endpoints("10.180.0.1");
     case().check(Table::Nat, "KUBE-NODEPORTS", &[LOCALHOST, PLAIN]);
     let primary = format!("{CLUSTER_CIDR}nodePortAddresses: [primary]\n");

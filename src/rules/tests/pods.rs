@@ -1,4 +1,4 @@
-//! How pods' traffic is told from other traffic, and what is masqueraded.
+//! How rules recognize pods' traffic, and which traffic they masquerade.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn check_masquerade(config: &str, family: IpFamily, expected: &str) {
 
 /// 141 to 146.
 #[test]
-fn what_does_not_come_from_a_pod_of_the_cluster_is_masqueraded() {
+fn traffic_that_does_not_come_from_a_pod_of_the_cluster_is_masqueraded() {
     let to = "-d 172.30.0.1/32";
     let end = "-p tcp -m tcp --dport 80 -j KUBE-MARK-MASQ";
     let check = |config: &str, expected: &str| check_masquerade(config, IpFamily::V4, expected);
@@ -53,9 +53,9 @@ fn each_family_has_its_own_pods() {
     );
 }
 
-/// iptables refuses `! -s 0.0.0.0/0`, which would make every restore fail.
+/// iptables rejects `! -s 0.0.0.0/0`, which would make every restore fail.
 #[test]
-fn where_everything_is_a_pod_no_rule_asks() {
+fn if_every_address_is_a_pod_no_rule_matches_on_it() {
     let mut config = Config::resolve(None, &Flags::default()).unwrap().0;
     config.cluster_cidrs = vec![crate::net::Cidr::parse("0.0.0.0/0").unwrap()];
     let settings = Settings::new(&config, None, &Host::default(), IpFamily::V4);
@@ -85,7 +85,7 @@ fn a_pod_that_reaches_itself_is_masqueraded() {
 
 /// 147, 148, 176.
 #[test]
-fn the_mark_is_one_bit_and_taken_off_before_masquerading() {
+fn the_mark_is_one_bit_and_cleared_before_masquerading() {
     let check = |bit: u32, mark: &str, host: &str, masquerade: &str| {
         let mut case = Case::new().with_config(&format!("iptables: {{masqueradeBit: {bit}}}\n"));
         case.host = format!("{HOST}kernel: {{{host}}}\n");
@@ -126,7 +126,7 @@ fn invalid_packets_are_dropped_unless_conntrack_is_liberal() {
 
 /// 20, 21, and the order of `recent` among the other extensions.
 #[test]
-fn clients_that_stay_are_looked_up_first() {
+fn affinity_rules_come_first() {
     let case = service("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}, ports: [{port: 80}]")
         .with_config("")
         .with_endpoints("10.180.0.1");

@@ -73,7 +73,7 @@ fn refusal(changes: &[Change], refused: &str) -> (SyncError, bool) {
     changes.iter().for_each(|change| snapshot.apply(change.clone(), &mut Touched::default()));
     let view = View { snapshot: &snapshot, place: Place { node: NODE, zone: None } };
     let mut sync = FamilySync::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
-    sync.kernel().refused_texts = vec![refused.to_owned()];
+    sync.kernel().rejected_texts = vec![refused.to_owned()];
     sync.set_settings(Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4));
     let report = sync.sync(view, &AtomicBool::new(false));
     match report.outcome {
@@ -99,7 +99,7 @@ fn a_refused_line_is_named_with_its_chain_and_service_port() {
     let check = |refused: &str, about: &str| {
         let (error, are_others_served) = refusal(&changes, refused);
         let said = error.to_string();
-        assert!(said.contains(refused) && said.contains("does not like it"), "{said}");
+        assert!(said.contains(refused) && said.contains("rejected by the test"), "{said}");
         assert!(said.contains(about), "{about:?} is not in {said:?}");
         assert_eq!(are_others_served, !about.contains("no single service port"), "{said}");
     };
@@ -114,7 +114,7 @@ fn a_refused_line_is_named_with_its_chain_and_service_port() {
 #[tokio::test(start_paused = true)]
 async fn a_service_port_that_was_refused_is_tried_again_at_each_audit_though_nobody_wrote() {
     let rig = Rig::settled().await;
-    rig.kernel(|kernel| kernel.refused_texts = vec!["-A KUBE-SVC-".to_owned()]);
+    rig.kernel(|kernel| kernel.rejected_texts = vec!["-A KUBE-SVC-".to_owned()]);
     rig.change(slice("s", &["east"])).await;
     rig.after(Duration::from_secs(60)).await;
     assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 1, "left out");
@@ -122,7 +122,7 @@ async fn a_service_port_that_was_refused_is_tried_again_at_each_audit_though_nob
     let n_failures = rig.metrics.syncs.restore_failures(IpFamily::V4);
     rig.after(AUDIT).await;
     assert!(rig.metrics.syncs.restore_failures(IpFamily::V4) > n_failures, "tried, and refused again");
-    rig.kernel(|kernel| kernel.refused_texts.clear());
+    rig.kernel(|kernel| kernel.rejected_texts.clear());
     rig.after(AUDIT).await;
     assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 2, "served");
 }

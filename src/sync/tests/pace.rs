@@ -225,11 +225,11 @@ async fn a_chain_that_was_written_while_somebody_else_wrote_is_not_taken_for_wha
 #[tokio::test(start_paused = true)]
 async fn what_was_changed_is_repaired_soon_when_it_was_told() {
     let rig = Rig::settled().await;
-    let before = rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_looks));
+    let before = rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_checks));
     rig.written_by_somebody().await;
     rig.after(SECOND * 60).await;
     assert_eq!(rig.take_syncs(), []);
-    assert_eq!(rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_looks)), before, "no process is started");
+    assert_eq!(rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_checks)), before, "no process is started");
     let now = rig.now();
     rig.kernel(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
     rig.written_by_somebody().await;

@@ -25,7 +25,7 @@ fn a_part_that_cannot_be_told_leaves_the_others_alone() {
 fn loops_end() {
     let check = |lines: &str| {
         let branches = Lab::filter(lines).trace(&outside());
-        assert!(matches!(branches[0].outcome.verdict, Verdict::Unknown(_)), "{branches:?}");
+        assert!(matches!(branches[0].outcome.verdict, PacketVerdict::Unknown(_)), "{branches:?}");
     };
     check("-A FORWARD -j A\n-A A -j A");
     check("-A FORWARD -j A\n-A A -g B\n-A B -g A");
@@ -156,7 +156,7 @@ fn what_a_vanished_packet_was_is_not_visible() {
         Lab::filter("-A FORWARD -j DROP").trace(&Packet { mark: 1, ..outside() }).remove(0).outcome;
     outcome.dnat = Some("10.0.0.1:80".parse().unwrap());
     let visible = outcome.visible();
-    assert_eq!((visible.dnat, visible.mark, visible.verdict), (None, 0, Verdict::Dropped));
+    assert_eq!((visible.dnat, visible.mark, visible.verdict), (None, 0, PacketVerdict::Dropped));
 }
 
 #[test]

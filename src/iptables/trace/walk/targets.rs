@@ -4,16 +4,21 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{Leg, Walk, Walker, leave_chain};
 use crate::iptables::Target;
-use crate::iptables::trace::{Step, Verdict};
+use crate::iptables::trace::{PacketVerdict, Step};
 use crate::net::IpFamily;
 
 impl<'a> Walker<'a> {
     /// Carries out the target of a rule that the packet matched at `step`.
-    pub(super) fn carry_out(&self, walk: &mut Walk<'a>, target: &Target, step: Step) -> Option<Verdict> {
+    pub(super) fn carry_out(
+        &self,
+        walk: &mut Walk<'a>,
+        target: &Target,
+        step: Step,
+    ) -> Option<PacketVerdict> {
         match target {
             Target::Accept => walk.pass(),
-            Target::Drop => return Some(Verdict::Dropped),
-            Target::Reject => return Some(Verdict::Rejected),
+            Target::Drop => return Some(PacketVerdict::Dropped),
+            Target::Reject => return Some(PacketVerdict::Rejected),
             Target::Return => return leave_chain(walk),
             Target::Jump(name) => return self.enter(walk, *name, step, false),
             Target::Goto(name) => return self.enter(walk, *name, step, true),
@@ -39,12 +44,12 @@ impl<'a> Walker<'a> {
     }
 
     /// Targets that others write.
-    fn foreign(&self, walk: &mut Walk<'a>, name: &str, words: &[&str], step: Step) -> Option<Verdict> {
-        let unknown = Some(Verdict::Unknown(step));
+    fn foreign(&self, walk: &mut Walk<'a>, name: &str, words: &[&str], step: Step) -> Option<PacketVerdict> {
+        let unknown = Some(PacketVerdict::Unknown(step));
         match (name, words) {
             // They look at the packet, or change what no rule here asks about.
             ("LOG" | "NFLOG" | "TRACE" | "CHECKSUM" | "TCPMSS", _) => {}
-            ("REJECT", _) => return Some(Verdict::Rejected),
+            ("REJECT", _) => return Some(PacketVerdict::Rejected),
             ("MASQUERADE", _) => self.masquerade(walk),
             ("REDIRECT", options) => {
                 let Some(port) = redirected_port(options, walk.destination.port()) else { return unknown };

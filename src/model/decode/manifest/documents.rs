@@ -22,7 +22,7 @@ pub struct Documents<R> {
     /// Number of the line of the next byte, from 1.
     line: usize,
     is_line_start: bool,
-    place: DocumentPosition,
+    position: DocumentPosition,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl<R: BufRead> Documents<R> {
             from_object: None,
             line: 1,
             is_line_start: true,
-            place: DocumentPosition::Between,
+            position: DocumentPosition::Between,
         }
     }
 
@@ -59,16 +59,16 @@ impl<R: BufRead> Documents<R> {
     /// neither blank nor a comment, `None` at the end. Errors are those of the input.
     pub fn next_document(&mut self) -> Option<io::Result<u8>> {
         loop {
-            match self.place {
+            match self.position {
                 DocumentPosition::End => return None,
-                DocumentPosition::Between => self.place = DocumentPosition::Inside,
+                DocumentPosition::Between => self.position = DocumentPosition::Inside,
                 DocumentPosition::Inside => {}
             }
             match self.skip_to_content() {
                 Ok(Some(byte)) => return Some(Ok(byte)),
                 Ok(None) => {}
                 Err(error) => {
-                    self.place = DocumentPosition::End;
+                    self.position = DocumentPosition::End;
                     return Some(Err(error));
                 }
             }
@@ -107,7 +107,7 @@ impl<R: BufRead> Documents<R> {
             };
             match first {
                 None => {
-                    self.place = DocumentPosition::End;
+                    self.position = DocumentPosition::End;
                     return Ok(None);
                 }
                 Some(b'\n' | b'#') => self.skip_line()?,
@@ -135,7 +135,7 @@ impl<R: BufRead> Documents<R> {
         }
         self.n_consumed += 3;
         self.is_line_start = false;
-        self.place = DocumentPosition::Between;
+        self.position = DocumentPosition::Between;
         Ok(true)
     }
 
@@ -195,12 +195,12 @@ fn copy_line_part(from: &[u8], to: &mut [u8]) -> usize {
 impl<R: BufRead> Read for Documents<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let mut n = 0;
-        while n < out.len() && self.place == DocumentPosition::Inside {
+        while n < out.len() && self.position == DocumentPosition::Inside {
             if self.is_line_start && self.is_at_marker()? {
                 break;
             }
             match self.read_line_part(&mut out[n..])? {
-                0 => self.place = DocumentPosition::End,
+                0 => self.position = DocumentPosition::End,
                 more => n += more,
             }
         }

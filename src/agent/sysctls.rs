@@ -1,96 +1,96 @@
-//! What the configuration asks of the kernel beside rules: conntrack's size and timeouts, loopback
-//! routing, the out-of-memory score. Best effort: kube-proxy 1.36 ends where /proc/sys is read-only
-//! (k/k#141943); here each failure is told with its key and value, and everything else goes on.
+//! Kernel settings other than rules: the sysctls of conntrack and of loopback routing, and the out-of-memory
+//! score. Best effort: kube-proxy 1.36 exits if /proc/sys is read-only (k/k#141943); here each failure is logged
+//! with its key and value, and the agent continues.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
 
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::config::Conntrack;
 use crate::kernel::sysctl::Sysctls;
+use crate::log::v;
 use crate::sync::Finding;
 
 const MAX: &str = "net/netfilter/nf_conntrack_max";
 const HASH_SIZE: &str = "module/nf_conntrack/parameters/hashsize";
 
-/// Buckets that the hash table has for each four entries.
+/// Conntrack entries for each bucket of the hash table.
 const ENTRIES_PER_BUCKET: u64 = 4;
 
-/// Where the kernel's parameters are files.
+/// The folders in which the kernel's settings are files.
 #[derive(Clone, Debug)]
-pub(super) struct Roots {
+pub(super) struct SettingsFolders {
     /// `/proc/sys`.
     pub(super) sysctls: Sysctls,
     /// `/sys`.
     pub(super) sys: PathBuf,
 }
 
-impl Roots {
-    /// Those of this machine.
-    pub(super) fn of_kernel() -> Roots {
-        Roots { sysctls: Sysctls::of_kernel(), sys: "/sys".into() }
+impl SettingsFolders {
+    /// Those of this node.
+    pub(super) fn of_kernel() -> SettingsFolders {
+        SettingsFolders { sysctls: Sysctls::of_kernel(), sys: "/sys".into() }
     }
 }
 
-/// A parameter that could not be set; the kernel has what it had.
+/// A sysctl that could not be set; it keeps its value.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set {key} to {value}: {error}")]
-pub(super) struct Unset {
+pub(super) struct SetError {
     /// Below `/proc/sys`, or `module/...` below `/sys`.
     pub(super) key: String,
-    /// What it was to be.
+    /// The value to set.
     pub(super) value: u64,
-    /// What the kernel said.
+    /// Why it could not be set.
     pub(super) error: io::Error,
 }
 
-impl Unset {
-    /// As observers are told.
+impl SetError {
+    /// The finding for observers.
     pub(super) fn finding(self) -> Finding {
         Finding::ParameterUnset { key: self.key, value: self.value, error: self.error.to_string() }
     }
 }
 
-/// Sets conntrack's parameters in kube-proxy's order, each only if it differs; what could not be set.
-pub(super) fn conntrack(roots: &Roots, wanted: &Conntrack) -> Vec<Unset> {
-    let mut unset = Vec::new();
-    if let Some(max) = wanted.max(n_cpus(&roots.sys)) {
-        unset.extend(set(&roots.sysctls, MAX, max));
-        unset.extend(grow_hash(&Sysctls::below(&roots.sys), max / ENTRIES_PER_BUCKET));
+/// Sets conntrack's sysctls in kube-proxy's order, each only if it differs; returns the failures.
+pub(super) fn set_conntrack(folders: &SettingsFolders, conntrack: &Conntrack) -> Vec<SetError> {
+    let mut failures = Vec::new();
+    if let Some(max) = conntrack.max(n_cpus(&folders.sys)) {
+        failures.extend(set(&folders.sysctls, MAX, max));
+        failures.extend(grow_hash(&Sysctls::below(&folders.sys), max / ENTRIES_PER_BUCKET));
     }
-    for (key, value) in wanted.sysctls() {
-        unset.extend(set(&roots.sysctls, &format!("net/netfilter/{key}"), value));
+    for (key, value) in conntrack.sysctls() {
+        failures.extend(set(&folders.sysctls, &format!("net/netfilter/{key}"), value));
     }
-    unset
+    failures
 }
 
-/// Sets `key`; says so when it was something else.
-pub(super) fn set(sysctls: &Sysctls, key: &str, value: u64) -> Option<Unset> {
+/// Sets `key`, and logs it if the value was another one.
+pub(super) fn set(sysctls: &Sysctls, key: &str, value: u64) -> Option<SetError> {
     match sysctls.ensure(key, value) {
         Ok(was_written) => {
             if was_written {
-                info!(key, value, "set a kernel parameter");
+                info!(key, value, "sysctl set");
             }
             None
         }
-        Err(error) => Some(Unset { key: key.to_owned(), value, error }),
+        Err(error) => Some(SetError { key: key.to_owned(), value, error }),
     }
 }
 
-/// Sees to it that the hash table has at least `n_buckets`; it is never made smaller.
-fn grow_hash(sys: &Sysctls, n_buckets: u64) -> Option<Unset> {
+/// Grows the hash table to `n_buckets`; never shrinks it.
+fn grow_hash(sys: &Sysctls, n_buckets: u64) -> Option<SetError> {
     match sys.get::<u64>(HASH_SIZE) {
         Ok(found) if found >= n_buckets => None,
         Ok(_) => set(sys, HASH_SIZE, n_buckets),
-        Err(error) => Some(Unset { key: HASH_SIZE.to_owned(), value: n_buckets, error }),
+        Err(error) => Some(SetError { key: HASH_SIZE.to_owned(), value: n_buckets, error }),
     }
 }
 
-/// The machine's online CPUs, whatever part of them this process may use; where sysfs does not tell,
-/// the CPUs it may run on.
+/// The online CPUs of the node, whichever of them this process may use; without sysfs the CPUs it may use.
 fn n_cpus(sys: &Path) -> u32 {
     let online = fs::read_to_string(sys.join("devices/system/cpu/online")).ok();
     let online = online.as_deref().and_then(parse_list);
@@ -128,25 +128,25 @@ fn n_usable_cpus() -> u32 {
     n.max(1) as u32
 }
 
-/// Says what could not be set.
-pub(super) fn warn_of(unset: &[Unset]) {
-    for Unset { key, value, error } in unset {
-        warn!(key, value, %error, "cannot set a kernel parameter; going on with what it is");
+/// Logs each failure.
+pub(super) fn log_failures(failures: &[SetError]) {
+    for SetError { key, value, error } in failures {
+        warn!(key, value, %error, "cannot set sysctl; keeping its value");
     }
 }
 
-/// Tells the kernel how ready it is to kill this process when memory is short: -1000 (never) to 1000.
-/// Less than now needs CAP_SYS_RESOURCE.
-pub(super) async fn oom_score(proc_self: &Path, score: i32) {
-    const PAUSE: Duration = Duration::from_millis(100);
+/// Sets how likely the kernel kills this process when memory is short: from -1000 (never) to 1000. A lower value
+/// than the current one needs CAP_SYS_RESOURCE.
+pub(super) async fn set_oom_score(proc_self: &Path, score: i32) {
+    const RETRY_DELAY: Duration = Duration::from_millis(100);
     let path = proc_self.join("oom_score_adj");
     let write = || fs::write(&path, score.to_string());
     if write().is_ok() {
         return;
     }
-    tokio::time::sleep(PAUSE).await;
+    tokio::time::sleep(RETRY_DELAY).await;
     if let Err(error) = write() {
-        debug!(path = %path.display(), value = score, %error, "cannot set the out-of-memory score");
+        v!(2, path = %path.display(), value = score, %error, "cannot set the out-of-memory score");
     }
 }
 

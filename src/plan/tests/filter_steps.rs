@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn held(chains: &[(&str, &[&str])]) -> Committed {
+fn in_force(chains: &[(&str, &[&str])]) -> Committed {
     let filter = chains.iter().map(|(text, texts)| (name(text), Some(rules(texts)))).collect();
     Committed { filter, ..Committed::default() }
 }
@@ -10,7 +10,7 @@ fn held(chains: &[(&str, &[&str])]) -> Committed {
 /// Plans filter from `old` to `new`, with a chain of nat between.
 fn around_nat(old: &[(&str, &[&str])], new: &[(&str, &[&str])]) -> Vec<String> {
     let mut desired = Desired { filter: filter_chains(new), ..Desired::groups(&[&[("N", &[])]]) };
-    let mut committed = held(old);
+    let mut committed = in_force(old);
     let (inputs, _) = plan(&mut committed, &[], UNLIMITED, &mut desired);
     let held: Vec<&Vec<Rule>> = committed.filter.values().flatten().collect();
     assert_eq!(held, desired.filter.iter().map(|chain| &chain.rules).collect::<Vec<_>>());
@@ -32,13 +32,13 @@ fn old_rejects_stay_until_nat_has_changed_and_stand_before_new_ones() {
 }
 
 #[test]
-fn what_only_goes_is_written_once_and_last() {
+fn rules_that_only_go_are_written_once_and_last() {
     let inputs = around_nat(&[("A", &["-p udp -j DROP", "-j RETURN"])], &[("A", &["-j RETURN"])]);
     check(&inputs, &[&format!("{NAT}*filter\n:A - [0:0]\n-A A -j RETURN\nCOMMIT")]);
 }
 
 #[test]
-fn what_only_comes_is_written_once_and_first() {
+fn rules_that_only_come_are_written_once_and_first() {
     let inputs = around_nat(&[("A", &["-j RETURN"])], &[("A", &["-p udp -j DROP", "-j RETURN"])]);
     check(&inputs, &[&format!("*filter\n:A - [0:0]\n-A A -p udp -j DROP\n-A A -j RETURN\nCOMMIT\n{NAT}")]);
 }
@@ -75,7 +75,7 @@ fn a_chain_of_unknown_content_is_written_once() {
 #[test]
 fn old_rejects_stay_until_nat_has_changed_also_after_a_commit_of_unknown_effect() {
     let (old, new) = (("A", &["-p udp -j DROP", "-j RETURN"][..]), ("A", &["-j RETURN"][..]));
-    let mut committed = held(&[old]);
+    let mut committed = in_force(&[old]);
     let failures = [Some(FailureEffect::Unknown)];
     fail(&mut committed, &[], UNLIMITED, &failures, &mut Desired::filter(&[new]));
     assert_eq!((&committed.filter[&name("A")], committed.uncertain_filter.len()), (&None, 1));
@@ -101,13 +101,13 @@ fn on_a_node_without_rules_filter_comes_after_nat() {
 }
 
 #[test]
-fn the_kubelets_chain_is_made_but_never_emptied() {
+fn the_kubelets_chain_is_added_but_never_flushed() {
     let from = |mut committed: Committed| {
         let mut desired = Desired { is_filter_shared: true, ..Desired::filter(&[("KUBE-FIREWALL", &[])]) };
         plan(&mut committed, &[], UNLIMITED, &mut desired).0
     };
     check(&from(Committed::default()), &["*filter\n:KUBE-FIREWALL - [0:0]\nCOMMIT"]);
-    check(&from(held(&[("KUBE-FIREWALL", &["-j DROP"])])), &[]);
+    check(&from(in_force(&[("KUBE-FIREWALL", &["-j DROP"])])), &[]);
     let unknown = Committed { filter: [(name("KUBE-FIREWALL"), None)].into(), ..Committed::default() };
     check(&from(unknown), &[]);
 }

@@ -13,7 +13,7 @@ const TWO_PORTS: [Chains; 2] = [
 ];
 
 #[test]
-fn callees_stand_before_callers_and_equals_in_descending_order_with_their_rules() {
+fn callees_come_first_and_equals_in_descending_order_with_their_rules() {
     let mut committed = Committed::default();
     let (inputs, counts) = plan(&mut committed, &[], UNLIMITED, &mut Desired::groups(&TWO_PORTS));
     let expected = "*nat\n:SEP-3 - [0:0]\n:SEP-2 - [0:0]\n:SEP-1 - [0:0]\n-A SEP-1 -p tcp -j RETURN\n\
@@ -50,7 +50,7 @@ fn only_chains_that_differ_are_written() {
 }
 
 #[test]
-fn the_chains_of_a_service_port_are_not_torn_apart_by_a_limit() {
+fn the_chains_of_a_service_port_stay_in_one_process_where_they_fit() {
     let names = |limits| {
         let (inputs, counts) = plan(&mut Committed::default(), &[], limits, &mut Desired::groups(&TWO_PORTS));
         assert_eq!(counts.n_processes, inputs.len());
@@ -62,14 +62,14 @@ fn the_chains_of_a_service_port_are_not_torn_apart_by_a_limit() {
     assert_eq!(names(limits(4, 100)), [3, 2]);
     assert_eq!(names(limits(100, 4)), [5]);
     assert_eq!(names(limits(100, 3)), [3, 2]);
-    // One that is too large alone is torn, callees first; a chain that is too large goes alone.
+    // A service port that is too large is split, callees first; a chain that is too large goes alone.
     assert_eq!(names(limits(2, 100)), [2, 1, 2]);
     assert_eq!(names(limits(100, 1)), [2, 1, 2]);
     assert_eq!(names(limits(1, 1)), [1, 1, 1, 1, 1]);
 }
 
 #[test]
-fn a_service_port_that_is_torn_apart_has_its_callees_in_the_earlier_process() {
+fn a_service_port_that_is_split_has_its_callees_in_the_earlier_process() {
     let limits = Limits { max_names: 2, max_rules: 100 };
     let (inputs, _) = plan(&mut Committed::default(), &[], limits, &mut Desired::groups(&TWO_PORTS[..1]));
     check(

@@ -1,4 +1,4 @@
-//! The log of a running agent: where it cannot be written, and what hostile objects put into it.
+//! The log of a running agent that cannot write it, and hostile objects in the log.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -11,16 +11,16 @@ use nix::unistd::Pid;
 
 use super::namespace::in_namespace;
 
-/// How long something may take on a busy machine.
+/// Time limit on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A Service with an annotation whose key forges a line and clears a screen, and a name that is no name.
+/// A Service with an annotation whose key forges a line and clears a screen, and an invalid name.
 const HOSTILE: &str = r#"{"apiVersion": "v1", "kind": "Service",
   "metadata": {"name": "web", "annotations": {"service.kubernetes.io/topology-mode": "x"}},
   "spec": {"clusterIP": "10.96.0.10\n2026-01-01T00:00:00Z ERROR forged: all is lost \u001b[2J\u009b1m\u202e",
            "ports": [{"port": 80}]}}"#;
 
-/// An agent in namespaces of its own, with loopback; its objects are in `manifests`.
+/// An agent in its own namespaces, with loopback; its objects are in `manifests`.
 fn agent(manifests: &tempfile::TempDir, arguments: &[&str], stderr: Stdio) -> Child {
     assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip runs").success());
     let mut command = Command::new(env!("CARGO_BIN_EXE_chainsmith"));
@@ -28,7 +28,7 @@ fn agent(manifests: &tempfile::TempDir, arguments: &[&str], stderr: Stdio) -> Ch
     command.args(arguments).stderr(stderr).spawn().expect("it starts")
 }
 
-/// What `/metrics` says, once it answers.
+/// The content of `/metrics`, once it is served.
 fn metrics(child: &mut Child) -> String {
     let until = Instant::now() + SOON;
     loop {
@@ -46,7 +46,7 @@ fn metrics(child: &mut Child) -> String {
     }
 }
 
-/// Waits until the agent has synced both families, and ends it; how many lines of the log were lost.
+/// Waits until the agent has synced both families, and stops it; returns the number of lost log lines.
 fn lost_until_synced(child: &mut Child) -> u64 {
     let until = Instant::now() + SOON;
     let lost = loop {
@@ -57,7 +57,7 @@ fn lost_until_synced(child: &mut Child) -> u64 {
             value(&name).is_some_and(|n: f64| n > 0.0)
         });
         if is_synced {
-            break value("chainsmith_log_lines_lost_total ").expect("the metric is there");
+            break value("chainsmith_log_lines_lost_total ").expect("the metric");
         }
         assert!(Instant::now() < until, "not synced: {text}");
         std::thread::sleep(Duration::from_millis(20));
@@ -68,7 +68,7 @@ fn lost_until_synced(child: &mut Child) -> u64 {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_costs_lines_and_nothing_else() {
+fn an_unwritable_log_loses_only_lines() {
     for format in ["--logging-format=text", "--logging-format=json"] {
         in_namespace(|| {
             let manifests = tempfile::tempdir().expect("a folder");
@@ -84,15 +84,15 @@ fn a_log_that_cannot_be_written_costs_lines_and_nothing_else() {
         in_namespace(|| {
             let manifests = tempfile::tempdir().expect("a folder");
             let mut child = agent(&manifests, &[format, "-v=4"], Stdio::piped());
-            // A pipe of one page, which is never read.
+            // A pipe of one page that is never read.
             let pipe = child.stderr.take().expect("a pipe");
-            nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).expect("it can be shrunk");
+            nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).expect("a smaller pipe");
             assert!(lost_until_synced(&mut child) > 3);
         });
     }
 }
 
-/// Nothing of `text` moves a cursor or forges a line.
+/// Checks that nothing in `text` moves a cursor or forges a line.
 #[track_caller]
 fn check_harmless(text: &str) {
     assert!(text.contains("all is lost"), "it is told: {text}");
@@ -102,7 +102,7 @@ fn check_harmless(text: &str) {
 }
 
 #[test]
-fn text_of_objects_forges_no_line_and_moves_no_cursor() {
+fn values_of_objects_forge_no_line_and_move_no_cursor() {
     let manifests = tempfile::tempdir().expect("a folder");
     let file = manifests.path().join("a.json");
     fs::write(&file, HOSTILE).expect("written");

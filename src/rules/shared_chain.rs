@@ -57,19 +57,19 @@ impl SharedChain {
 /// One rule in a shared chain.
 pub type Entry = (SharedChain, Rule);
 
-/// Which packets an entry of a shared chain is for. In the order of the tree's leaves.
+/// The packets that an entry of a shared chain is for. In the order of the tree's leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
-    /// To which address; `None`: to any of the node's, which the rule itself tells.
+    /// Their destination; `None` for every address of the node, which the rule itself matches.
     pub ip: Option<IpAddr>,
-    /// Of which protocol.
+    /// Their protocol.
     pub protocol: Protocol,
-    /// To which port.
+    /// Their destination port.
     pub port: u16,
 }
 
 impl Key {
-    /// The key of the entry `rule`; `None` for a rule that is no entry.
+    /// The key of the entry `rule`; `None` for any other rule.
     pub fn of(rule: &Rule) -> Option<Key> {
         let host = |ip: IpAddr, length| (length == IpFamily::of(ip).bits()).then_some(ip);
         let ip = rule.destination.and_then(|to| host(to.value.address(), to.value.length()));

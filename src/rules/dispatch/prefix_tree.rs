@@ -1,34 +1,34 @@
-//! The tree of chains over address, protocol and port: 4 bits a level, paths without branches
-//! shortened, at most 16 rules a chain.
+//! The tree of chains over address, protocol and port: 4 bits a level, without levels that have one
+//! branch, at most 16 rules a chain.
 //!
-//! It is a function of the keys alone. A chain is for the packets of one prefix, has its name from
-//! it, and holds all entries for these packets, or leads to them: so new content is right for callers
-//! that are still old. One key more or less changes the chains on one path, and those that a chain
-//! splits into when it is full.
+//! It is a function of the keys alone. A chain is for the packets of one prefix, from which it has its
+//! name, and holds all entries for these packets, or leads to them: so new rules are right for callers
+//! that still have old ones. One key more or less changes the chains on one path, and those that a full
+//! chain splits into.
 
 use std::net::IpAddr;
 
 use data_encoding::BASE32_NOPAD;
 use sha2::{Digest, Sha256};
 
-use super::{Key, Part, SharedPart, goes_on_by_goto, stem};
+use super::{Key, Part, SharedPart, stem, uses_goto};
 use crate::iptables::{ChainName, L4Protocol, Match, MaybeNot, PortRange, Rule, Target};
 use crate::net::{Cidr, IpFamily, Protocol};
-use crate::rules::shared::SharedChain;
+use crate::rules::shared_chain::SharedChain;
 
-/// How many rules a chain holds before it splits: as many as it has branches then.
+/// The most rules of a chain before it splits: as many as it can have branches.
 const MAX_RULES: usize = 16;
 
-/// How many chains of a tree lie on a packet's way at most. nf_tables takes 15 on the whole way; the
-/// others need 9: KUBE-SERVICES, FW, EXT, SVC, three groups, SEP, MARK-MASQ. What would go deeper
-/// stands in one chain, however long: nobody who may make Services can make a sync fail.
+/// The most chains of a tree on a packet's path. nf_tables accepts 15 on the whole path; 9 are needed
+/// outside the tree: KUBE-SERVICES, FW, EXT, SVC, three groups, SEP, MARK-MASQ. Entries that would go
+/// deeper share one chain, however long: no set of Services can make a sync fail.
 const MAX_DEPTH: usize = 6;
 
-/// Digits of a port.
+/// Hexadecimal digits of a port.
 const PORT_DIGITS: usize = 4;
 
-/// Grows the tree over `entries` (numbers of `keys`): what the chain at its root is to hold. The
-/// chains behind it are appended to `chains`, callees before callers.
+/// Grows the tree over `entries` (indices of `keys`) and returns the rules of its root. The chains
+/// behind it are appended to `chains`, callees before callers.
 pub(super) fn grow(
     family: IpFamily,
     chain: SharedChain,
@@ -40,14 +40,14 @@ pub(super) fn grow(
     entries.sort_by_key(|entry| keys[*entry]);
     let has_addresses = entries.first().is_some_and(|entry| keys[*entry].ip.is_some());
     let n_address_digits = if has_addresses { usize::from(family.bits()) / 4 } else { 0 };
-    let mut tree = Tree { chain, keys, n_address_digits, stem: stem(chain), chains };
+    let mut tree = DispatchTree { chain, keys, n_address_digits, stem: stem(chain), chains };
     tree.root(&entries)
 }
 
-struct Tree<'a> {
+struct DispatchTree<'a> {
     chain: SharedChain,
     keys: &'a [Key],
-    /// How many digits the address has; none where entries are told apart by ports alone.
+    /// Digits of the address; 0 where the entries are for every address of the node.
     n_address_digits: usize,
     stem: String,
     chains: &'a mut Vec<SharedPart>,
@@ -60,21 +60,20 @@ struct Prefix {
     n_digits: usize,
 }
 
-impl Tree<'_> {
+impl DispatchTree<'_> {
     fn root(&mut self, entries: &[usize]) -> Vec<Part> {
         if entries.len() <= MAX_RULES {
             return entries.iter().copied().map(Part::Entry).collect();
         }
         match self.common_digits(entries) {
             0 => self.branches(entries, 0, 0),
-            // One look tells all other packets that this is not for them.
+            // One prefix rule lets all other packets skip the tree.
             _ => vec![self.branch(entries, 0)],
         }
     }
 
-    /// What the chain for `entries` at `depth` (from 1) holds, which have their first `n_digits` in
-    /// common.
-    fn content(&mut self, entries: &[usize], n_digits: usize, depth: usize) -> Vec<Part> {
+    /// The rules of the chain at `depth` (from 1) for `entries`, which share their first `n_digits`.
+    fn chain_rules(&mut self, entries: &[usize], n_digits: usize, depth: usize) -> Vec<Part> {
         let is_leaf = entries.len() <= MAX_RULES || depth == MAX_DEPTH || n_digits == self.n_digits();
         if is_leaf {
             return entries.iter().copied().map(Part::Entry).collect();
@@ -97,10 +96,10 @@ impl Tree<'_> {
         }
         let n_digits = self.common_digits(entries);
         let prefix = Prefix { key: self.keys[entries[0]], n_digits };
-        let parts = self.content(entries, n_digits, depth + 1);
+        let parts = self.chain_rules(entries, n_digits, depth + 1);
         let name = self.name(prefix);
         self.chains.push(SharedPart { name, parts });
-        let target = match depth > 0 && goes_on_by_goto(self.chain) {
+        let target = match depth > 0 && uses_goto(self.chain) {
             true => Target::Goto(name),
             false => Target::Jump(name),
         };
@@ -112,7 +111,7 @@ impl Tree<'_> {
         self.n_address_digits + 1 + PORT_DIGITS
     }
 
-    /// How many digits sorted `entries` have in common.
+    /// The number of leading digits that sorted `entries` share.
     fn common_digits(&self, entries: &[usize]) -> usize {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return 0 };
         let (first, last) = (&self.keys[*first], &self.keys[*last]);

@@ -15,15 +15,15 @@ const BOTH: Kernel = Kernel {
     route_localnet: true,
 };
 
-/// How often addresses are listed and counters asked for, and whether that fails.
+/// Counts look-ups and decides which fail.
 #[derive(Default)]
-struct Source {
+struct FakeNode {
     are_lists_failing: AtomicBool,
     are_counters_failing: AtomicBool,
     n_lists: AtomicUsize,
 }
 
-fn refused() -> io::Error {
+fn failure() -> io::Error {
     io::Error::from_raw_os_error(nix::errno::Errno::EMFILE as i32)
 }
 
@@ -31,104 +31,108 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// Look-ups on a node with the address 192.0.2.7 and both counters, which fail when `source` says so.
-fn lookups(source: &Arc<Source>) -> Arc<Lookups> {
-    let (lists, counters) = (source.clone(), source.clone());
+/// A node with the address 192.0.2.7 and both counters; `fake` decides which look-ups fail.
+fn lookups(fake: &Arc<FakeNode>) -> Arc<HostLookup> {
+    let (lists, counters) = (fake.clone(), fake.clone());
     let list = move || {
         lists.n_lists.fetch_add(1, Ordering::Relaxed);
         if lists.are_lists_failing.load(Ordering::Relaxed) {
-            Err(refused())
+            Err(failure())
         } else {
             Ok(vec![ip("192.0.2.7")])
         }
     };
     let ensure = move |_: &str| {
         if counters.are_counters_failing.load(Ordering::Relaxed) {
-            Err(EnsureCounterError::Unknown(refused()))
+            Err(EnsureCounterError::Unknown(failure()))
         } else {
             Ok(())
         }
     };
-    Arc::new(Lookups::with(BOTH, Box::new(list), Box::new(ensure)))
+    Arc::new(HostLookup::with(BOTH, Box::new(list), Box::new(ensure)))
 }
 
 #[test]
-fn what_cannot_be_looked_up_is_as_it_was_last_known() {
-    let source = Arc::new(Source::default());
-    let lookups = lookups(&source);
+fn after_a_failed_look_up_the_last_known_value_stays_in_use() {
+    let fake = Arc::new(FakeNode::default());
+    let lookups = lookups(&fake);
     let known = lookups.host();
     assert_eq!(known, Host { addresses: vec![ip("192.0.2.7")], kernel: BOTH });
-    source.are_lists_failing.store(true, Ordering::Relaxed);
-    source.are_counters_failing.store(true, Ordering::Relaxed);
+    fake.are_lists_failing.store(true, Ordering::Relaxed);
+    fake.are_counters_failing.store(true, Ordering::Relaxed);
     assert_eq!(lookups.host(), known);
     assert_eq!(lookups.host(), known);
-    assert_eq!(lookups.retry_in(), Some(FIRST_RETRY * 2));
+    assert_eq!(lookups.retry_in(), Some(MIN_DELAY * 2));
     (0..100).for_each(|_| drop(lookups.host()));
-    assert_eq!(lookups.retry_in(), Some(LONGEST_RETRY));
-    source.are_lists_failing.store(false, Ordering::Relaxed);
+    assert_eq!(lookups.retry_in(), Some(MAX_DELAY));
+    fake.are_lists_failing.store(false, Ordering::Relaxed);
     assert_eq!(lookups.host(), known);
-    assert!(lookups.retry_in().is_some(), "the counters are still not known");
-    source.are_counters_failing.store(false, Ordering::Relaxed);
+    assert!(lookups.retry_in().is_some(), "the counters are still unknown");
+    fake.are_counters_failing.store(false, Ordering::Relaxed);
     assert_eq!((lookups.host(), lookups.retry_in()), (known, None));
 }
 
 #[test]
-fn a_counter_that_is_known_to_be_missing_stands_in_no_rule() {
+fn no_rule_names_a_counter_that_is_missing() {
     let is_there = Arc::new(AtomicBool::new(false));
     let there = is_there.clone();
     let ensure = move |_: &str| match there.load(Ordering::Relaxed) {
         true => Ok(()),
-        false => Err(EnsureCounterError::Absent(refused())),
+        false => Err(EnsureCounterError::Absent(failure())),
     };
-    let lookups = Lookups::with(BOTH, Box::new(|| Ok(Vec::new())), Box::new(ensure));
+    let lookups = HostLookup::with(BOTH, Box::new(|| Ok(Vec::new())), Box::new(ensure));
     assert_eq!(lookups.host().kernel.counters, Counters::default());
     is_there.store(true, Ordering::Relaxed);
     assert_eq!(lookups.host().kernel.counters, BOTH.counters);
 }
 
 #[test]
-fn counters_that_another_process_removed_are_made_again() {
+fn counters_removed_by_another_process_are_made_again() {
     in_new_namespace(|| {
         let none = Kernel { counters: Counters::default(), ..BOTH };
-        assert_eq!(Lookups::of_machine(none).host().kernel, none);
-        assert!(nfacct::packets(fixed::INVALID_COUNTER).is_err(), "what is not usable is not made");
-        // A namespace without any is one whose counters were flushed.
-        assert_eq!(Lookups::of_machine(BOTH).host(), Host { addresses: Vec::new(), kernel: BOTH });
+        assert_eq!(HostLookup::new(none).host().kernel, none);
+        assert!(nfacct::packets(fixed::INVALID_COUNTER).is_err(), "unusable counters are not made");
+        // A new namespace has no counters, as after a flush.
+        assert_eq!(HostLookup::new(BOTH).host(), Host { addresses: Vec::new(), kernel: BOTH });
         assert_eq!(nfacct::packets(fixed::INVALID_COUNTER).unwrap(), 0);
         assert_eq!(nfacct::packets(fixed::LOCALHOST_COUNTER).unwrap(), 0);
     });
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_waits_for_addresses_that_cannot_be_listed_but_not_for_ever() {
-    let source = Arc::new(Source::default());
+async fn the_start_waits_for_addresses_for_a_limited_time() {
+    let fake = Arc::new(FakeNode::default());
     let start = Instant::now();
-    lookups(&source).begin().await;
+    lookups(&fake).wait_known().await;
     assert_eq!(start.elapsed(), Duration::ZERO);
-    source.are_lists_failing.store(true, Ordering::Relaxed);
-    let waiting = lookups(&source);
+    fake.are_lists_failing.store(true, Ordering::Relaxed);
+    let waiting = lookups(&fake);
     let recovery = async {
         tokio::time::sleep(Duration::from_secs(5)).await;
-        source.are_lists_failing.store(false, Ordering::Relaxed);
+        fake.are_lists_failing.store(false, Ordering::Relaxed);
         std::future::pending::<()>().await;
     };
-    tokio::select! { () = waiting.begin() => {}, () = recovery => {} }
+    tokio::select! { () = waiting.wait_known() => {}, () = recovery => {} }
     assert_eq!(start.elapsed(), Duration::from_secs(7), "after 1, 3 and 7 s");
     assert_eq!(waiting.host().addresses, [ip("192.0.2.7")]);
-    source.are_lists_failing.store(true, Ordering::Relaxed);
+    fake.are_lists_failing.store(true, Ordering::Relaxed);
     let start = Instant::now();
-    lookups(&source).begin().await;
-    assert!(start.elapsed() <= PATIENCE && start.elapsed() >= PATIENCE / 4, "{:?}", start.elapsed());
+    lookups(&fake).wait_known().await;
+    assert!(
+        start.elapsed() <= START_TIMEOUT && start.elapsed() >= START_TIMEOUT / 4,
+        "{:?}",
+        start.elapsed()
+    );
 }
 
-/// Runs `test` in a network namespace of its own; it is given what [`Lookups::follow`] sends.
-fn following(lookups: Arc<Lookups>, test: impl AsyncFnOnce(mpsc::Receiver<()>) + Send) {
+/// Runs `test` in a new network namespace, with the receiver of [`HostLookup::follow`].
+fn following(lookups: Arc<HostLookup>, test: impl AsyncFnOnce(mpsc::Receiver<()>) + Send) {
     in_new_namespace(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (sender, receiver) = mpsc::channel(1);
             let following = tokio::spawn(lookups.follow(sender));
-            // The task listens before anything changes.
+            // The task must listen before the first change.
             tokio::task::yield_now().await;
             test(receiver).await;
             following.abort();
@@ -136,7 +140,7 @@ fn following(lookups: Arc<Lookups>, test: impl AsyncFnOnce(mpsc::Receiver<()>) +
     });
 }
 
-/// Waits for a notification; a minute without one is a failure.
+/// Waits for a notification, at most a minute.
 async fn notification(changed: &mut mpsc::Receiver<()>) {
     let received = tokio::time::timeout(Duration::from_secs(60), changed.recv()).await;
     received.expect("a notification comes").expect("the task goes on");
@@ -147,9 +151,9 @@ fn run(program: &str, arguments: &str) {
 }
 
 #[test]
-fn an_address_that_comes_or_goes_is_notified_in_either_family() {
-    let machine = Arc::new(Lookups::of_machine(Kernel { counters: Counters::default(), ..BOTH }));
-    following(machine.clone(), async |mut changed| {
+fn added_and_removed_addresses_of_either_family_are_notified() {
+    let node = Arc::new(HostLookup::new(Kernel { counters: Counters::default(), ..BOTH }));
+    following(node.clone(), async |mut changed| {
         for (command, expected) in [
             ("addr add 192.0.2.7/32 dev lo", &["192.0.2.7"][..]),
             ("addr add 2001:db8::7/128 dev lo", &["192.0.2.7", "2001:db8::7"]),
@@ -158,16 +162,16 @@ fn an_address_that_comes_or_goes_is_notified_in_either_family() {
             run("ip", command);
             notification(&mut changed).await;
             let expected: Vec<IpAddr> = expected.iter().map(|text| ip(text)).collect();
-            assert_eq!(machine.host().addresses, expected, "{command}");
+            assert_eq!(node.host().addresses, expected, "{command}");
         }
     });
 }
 
-/// 4 000 changes within a second or two, which are more than the kernel keeps for a socket.
+/// 4 000 changes within a second or two are more than the kernel buffers for a socket.
 #[test]
-fn a_storm_of_changes_is_notified_five_times_a_second_at_most() {
-    let machine = Arc::new(Lookups::of_machine(Kernel { counters: Counters::default(), ..BOTH }));
-    following(machine.clone(), async |mut changed| {
+fn a_storm_of_changes_is_notified_at_most_five_times_a_second() {
+    let node = Arc::new(HostLookup::new(Kernel { counters: Counters::default(), ..BOTH }));
+    following(node.clone(), async |mut changed| {
         let started = Instant::now();
         let mut storm = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
         let mut lines = "addr add 192.0.2.8/32 dev lo\naddr del 192.0.2.8/32 dev lo\n".repeat(2_000);
@@ -175,15 +179,15 @@ fn a_storm_of_changes_is_notified_five_times_a_second_at_most() {
         let mut stdin = storm.stdin.take().unwrap();
         let writing = std::thread::spawn(move || stdin.write_all(lines.as_bytes()).unwrap());
         let mut n_notified = 0;
-        while machine.host().addresses != [ip("192.0.2.9")] {
+        while node.host().addresses != [ip("192.0.2.9")] {
             notification(&mut changed).await;
             n_notified += 1;
         }
         assert!(storm.wait().unwrap().success());
         writing.join().unwrap();
-        let at_most = started.elapsed().as_millis() / SETTLE.as_millis() + 1;
+        let at_most = started.elapsed().as_millis() / SETTLE_TIME.as_millis() + 1;
         assert!(n_notified >= 1 && n_notified <= at_most, "{n_notified} in {:?}", started.elapsed());
-        // What was left over of it is one more notification at most.
+        // The rest of the storm causes at most one more notification.
         let rest = async {
             loop {
                 changed.recv().await;
@@ -191,22 +195,22 @@ fn a_storm_of_changes_is_notified_five_times_a_second_at_most() {
             }
         };
         let before = started.elapsed();
-        assert!(tokio::time::timeout(SETTLE * 5, rest).await.is_err());
-        let at_most = at_most + (started.elapsed() - before).as_millis() / SETTLE.as_millis();
+        assert!(tokio::time::timeout(SETTLE_TIME * 5, rest).await.is_err());
+        let at_most = at_most + (started.elapsed() - before).as_millis() / SETTLE_TIME.as_millis();
         assert!(n_notified <= at_most, "{n_notified}");
     });
 }
 
 #[test]
-fn a_look_up_that_failed_is_tried_again_without_any_notification() {
-    let source = Arc::new(Source::default());
-    source.are_lists_failing.store(true, Ordering::Relaxed);
-    let lookups = lookups(&source);
+fn a_failed_look_up_is_repeated_without_a_notification() {
+    let fake = Arc::new(FakeNode::default());
+    fake.are_lists_failing.store(true, Ordering::Relaxed);
+    let lookups = lookups(&fake);
     following(lookups.clone(), async |mut changed| {
         assert_eq!(lookups.host().addresses, [] as [IpAddr; 0]);
         notification(&mut changed).await;
-        source.are_lists_failing.store(false, Ordering::Relaxed);
+        fake.are_lists_failing.store(false, Ordering::Relaxed);
         assert_eq!(lookups.host().addresses, [ip("192.0.2.7")]);
-        assert_eq!(source.n_lists.load(Ordering::Relaxed), 2);
+        assert_eq!(fake.n_lists.load(Ordering::Relaxed), 2);
     });
 }

@@ -1,5 +1,5 @@
-//! Settings that work, but hardly as meant: node ports open on more addresses than wished, networks of
-//! a family that is not the node's first. Source: kube-proxy v1.36, `checkBadConfig`,
+//! Warnings about settings that work, but probably not as intended: node ports open on every address,
+//! networks of a family that is not the node's first. Source: kube-proxy v1.36, `checkBadConfig`,
 //! `checkBadIPConfig`.
 
 use std::net::SocketAddr;
@@ -9,28 +9,28 @@ use crate::config::{Config, NodePortAddresses};
 use crate::model::Node;
 use crate::net::{Cidr, IpFamily};
 
-/// What there is to say, once the node is known as far as it will be. `families` are those that this
-/// machine proxies.
-pub fn advice(config: &Config, node: Option<&Node>, families: &[IpFamily]) -> Vec<String> {
+/// Warnings about the configuration, a sentence each; called once the Node has been read. `families` are
+/// those that the agent proxies.
+pub fn config_warnings(config: &Config, node: Option<&Node>, families: &[IpFamily]) -> Vec<String> {
     let primary = primary_family(config, node);
     let pod_cidrs: &[Cidr] = node.map_or(&[], |node| &node.pod_cidrs);
     let excluded = &config.ipvs_exclude_cidrs;
-    let mut said = Vec::new();
-    said.extend(node_port_exposure(config, node, primary, &[pod_cidrs, excluded]));
+    let mut warnings = Vec::new();
+    warnings.extend(node_port_exposure(config, node, primary, &[pod_cidrs, excluded]));
 
     let is_wrong = |cidrs: &[Cidr]| !cidrs.is_empty() && cidrs.iter().all(|cidr| cidr.family() != primary);
     if is_wrong(&config.cluster_cidrs) {
-        said.push(format!("clusterCIDR has no network of {primary}, the node's first family"));
+        warnings.push(format!("clusterCIDR has no network of {primary}, the node's first family"));
     }
     if is_wrong(pod_cidrs) {
-        said.push(format!("the Node's podCIDRs have none of {primary}, the node's first family"));
+        warnings.push(format!("the Node's podCIDRs have none of {primary}, the node's first family"));
     }
     if config.winkernel_source_vip.is_some_and(|ip| IpFamily::of(ip) != primary) {
-        said.push(format!("winkernel.sourceVip is not of {primary}, the node's first family"));
+        warnings.push(format!("winkernel.sourceVip is not of {primary}, the node's first family"));
     }
     if families.len() < 2 {
         if is_wrong(excluded) {
-            said.push(format!("ipvs.excludeCIDRs has no network of {primary}, the only family here"));
+            warnings.push(format!("ipvs.excludeCIDRs has no network of {primary}, the only family here"));
         }
         let servers = [
             ("healthzBindAddress", config.healthz_bind_address),
@@ -40,14 +40,14 @@ pub fn advice(config: &Config, node: Option<&Node>, families: &[IpFamily]) -> Ve
             |address: SocketAddr| !address.ip().is_unspecified() && IpFamily::of(address.ip()) != primary;
         for (name, address) in servers {
             if address.is_some_and(is_other) {
-                said.push(format!("{name} is not of {primary}, the only family here"));
+                warnings.push(format!("{name} is not of {primary}, the only family here"));
             }
         }
     }
-    said
+    warnings
 }
 
-/// That of a bindAddress that is one address, else of the Node's first address, else IPv4.
+/// The family of bindAddress if that is one address, else of the Node's first address, else IPv4.
 fn primary_family(config: &Config, node: Option<&Node>) -> IpFamily {
     let bound = config.bind_address.filter(|ip| !ip.is_unspecified()).map(IpFamily::of);
     bound.or_else(|| node?.primary_family()).unwrap_or(IpFamily::V4)
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use crate::config::Flags;
 
-    /// What is said with these flags (`name=value`) on a node with these addresses and pod CIDRs.
+    /// Checks the warnings for these flags (`name=value`) on a node with these addresses and pod CIDRs.
     #[track_caller]
     fn check(flags: &[&str], addresses: &[&str], pod_cidrs: &[&str], expected: &[&str]) {
         let flags = flags.iter().fold(Flags::default(), |flags, flag| {
@@ -107,10 +107,10 @@ mod tests {
             true => &IpFamily::BOTH[..1],
             false => &IpFamily::BOTH,
         };
-        let said = advice(&config, Some(&node), families);
-        assert_eq!(said.len(), expected.len(), "{said:?}");
-        for (said, part) in said.iter().zip(expected) {
-            assert!(said.contains(part), "{said:?} lacks {part:?}");
+        let warnings = config_warnings(&config, Some(&node), families);
+        assert_eq!(warnings.len(), expected.len(), "{warnings:?}");
+        for (warning, part) in warnings.iter().zip(expected) {
+            assert!(warning.contains(part), "{warning:?} lacks {part:?}");
         }
     }
 
@@ -118,7 +118,7 @@ mod tests {
     const V6: &str = "nodeport-addresses=fd00::/8";
 
     #[test]
-    fn open_node_ports_are_said() {
+    fn open_node_ports_are_reported() {
         let (ip4, ip6) = ("192.168.0.1", "fd00::1");
         check(&[], &[ip4], &[], &["nodePortAddresses is not set"]);
         check(&["nodeport-addresses=primary"], &[ip4], &[], &[]);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_primary_address_is_the_bound_one_where_there_is_one() {
+    fn the_primary_address_is_the_bind_address_if_that_is_one_address() {
         let primary = "nodeport-addresses=primary";
         check(&[primary, "bind-address=192.168.0.9"], &[], &[], &[]);
         check(&[primary, "bind-address=fd00::9"], &["192.168.0.1"], &[], &[]);
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_of_the_other_family_are_said() {
+    fn networks_of_the_other_family_are_reported() {
         let node = &["192.168.0.1"];
         check(&[V4, "cluster-cidr=fd02::/32"], node, &[], &["clusterCIDR has no network of IPv4"]);
         check(&[V4, "cluster-cidr=fd02::/32", "bind-address=fd00::1"], node, &[], &["no network of IPv6"]);
@@ -149,7 +149,7 @@ mod tests {
 
     /// `bind-address-hard-fail` stands for a machine without IPv6.
     #[test]
-    fn servers_of_the_other_family_are_said_where_there_is_one_only() {
+    fn servers_of_the_other_family_are_reported_if_only_one_is_proxied() {
         let node = &["192.168.0.1"];
         let other = ["healthz-bind-address=[fd00::1]:10256", "metrics-bind-address=[::1]:10249"];
         check(&[V4, other[0], other[1]], node, &[], &[]);

@@ -1,5 +1,5 @@
-//! What others see of the agent: metrics, health, events; the servers for them, and who tells them
-//! what the loop does.
+//! What the agent reports: metrics, health, events. Starts their servers and tasks, and returns the observers of the
+//! loop that feed them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,17 +26,17 @@ use crate::rules::fixed;
 use crate::sync::{Finding, Observer};
 use crate::watch::api;
 
-/// How long a last event has to get out before the process ends.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long to wait for the last event to be sent before the process exits.
+const LAST_EVENT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// For how long somebody else has a port of ours until it is said that there are two proxies: longer
-/// than an old one takes to end.
-const HANDOVER: Duration = Duration::from_secs(90);
+/// How long another process must have a port of ours to count as a conflicting proxy: longer than an old agent takes
+/// to exit.
+const HANDOVER_TIME: Duration = Duration::from_secs(90);
 
-/// Counts the traffic with the API server.
-pub(super) struct Traffic(pub(super) Arc<Metrics>);
+/// Counts the traffic with the API server in the metrics.
+pub(super) struct TrafficMeter(pub(super) Arc<Metrics>);
 
-impl api::TrafficObserver for Traffic {
+impl api::TrafficObserver for TrafficMeter {
     fn request_finished(&self, exchange: &api::Exchange<'_>) {
         let api::Exchange { method, host, code, rate_limited_for, elapsed, n_bytes } = *exchange;
         self.0.requests.record(&RequestSample { method, host, status: code, elapsed, n_sent: n_bytes });
@@ -61,33 +61,33 @@ impl api::TrafficObserver for Traffic {
     }
 }
 
-/// What is to be known of the agent.
-pub(super) struct About<'a> {
+/// Facts about the agent that reports need.
+pub(super) struct AgentFacts<'a> {
     pub(super) config: &'a Config,
     /// Every flag with its value.
     pub(super) flags: Vec<(&'static str, String)>,
     /// The Node's name.
     pub(super) node: &'a str,
-    /// The machine's name.
+    /// The host name.
     pub(super) machine: &'a str,
     /// The API server to send events to, if there is one.
     pub(super) server: Option<EventTarget>,
-    /// How current the objects of the API server are, if there is one.
+    /// How long ago each kind of objects was current, if there is an API server.
     pub(super) freshness: Option<Arc<api::Freshness>>,
-    /// Which counters the kernel has.
+    /// The nfacct counters that the kernel has.
     pub(super) counters: Counters,
-    /// How many open files this process may have.
+    /// The limit of open files of this process.
     pub(super) max_open_files: u64,
 }
 
-/// Starts all of it among `tasks`; those who have to be told what the loop does.
+/// Starts servers and tasks among `tasks`; returns the observers.
 pub(super) fn start(
-    about: About<'_>,
+    facts: AgentFacts<'_>,
     registry: Registry,
     metrics: Arc<Metrics>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
-    let About { config, flags, node, machine, server, freshness, counters, max_open_files } = about;
+    let AgentFacts { config, flags, node, machine, server, freshness, counters, max_open_files } = facts;
     metrics.show_build(config.gates.iter())?;
     metrics.show_packets(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
@@ -99,8 +99,8 @@ pub(super) fn start(
     let mut health = Health::new(config.sync_period, config.manifests.is_empty());
     if let Some(freshness) = freshness {
         let shown = freshness.clone();
-        metrics.show_watch_ages(Box::new(move || words(shown.ages())))?;
-        health = health.showing(Box::new(move || words(freshness.stale_kinds())));
+        metrics.show_watch_ages(Box::new(move || by_name(shown.ages())))?;
+        health = health.showing(Box::new(move || by_name(freshness.stale_kinds())));
     }
     let health = Arc::new(health);
     let admission = admission(max_open_files, &metrics);
@@ -124,7 +124,7 @@ pub(super) fn start(
     let recorder = events.clone();
     let node = node.to_owned();
     let on_failure: health::OnHealthPortFailure =
-        Arc::new(move |refused| recorder.record(notice_of(refused, &node)));
+        Arc::new(move |failure| recorder.record(notice_of(failure, &node)));
     let ports = HealthPorts::start(&admission, &health, &metrics, &on_failure, tasks);
     events.record(Notice {
         regarding: Regarding::Node,
@@ -133,12 +133,12 @@ pub(super) fn start(
         action: "StartKubeProxy",
         note: String::new(),
     });
-    // Health is told before the ports: what they answer after a sync is of that sync.
+    // Health observes a sync before the ports do, so that their answers after a sync describe that sync.
     Ok(vec![Arc::new(SyncMeter::new(metrics)), health, Arc::new(ports), events])
 }
 
-/// Kinds by their words.
-fn words(ages: Vec<(ObjectKind, Duration)>) -> Vec<(&'static str, Duration)> {
+/// Kinds as metrics and answers name them.
+fn by_name(ages: Vec<(ObjectKind, Duration)>) -> Vec<(&'static str, Duration)> {
     ages.into_iter().map(|(kind, age)| (kind.as_str(), age)).collect()
 }
 
@@ -146,7 +146,7 @@ fn counter(name: &'static str) -> ReadPackets {
     Box::new(move || nfacct::packets(name))
 }
 
-/// One bound for all servers; what befalls connections is counted.
+/// One bound for all servers, whose incidents are counted.
 fn admission(max_open_files: u64, metrics: &Arc<Metrics>) -> Arc<Admission> {
     let metrics = metrics.clone();
     let count = move |incident| match incident {
@@ -164,7 +164,7 @@ struct Servers<'a> {
 }
 
 impl Servers<'_> {
-    /// Serves `router`; `reason` is that of the event that tells, once, why it is not served.
+    /// Starts to serve `router`. `reason` is the reason of the event about the first failure.
     fn start(
         &self,
         server: &'static str,
@@ -177,7 +177,7 @@ impl Servers<'_> {
         let (metrics, events) = (self.metrics.clone(), self.events.clone());
         let admission = self.admission.clone();
         tasks.spawn(async move {
-            let is_rival_said = AtomicBool::new(false);
+            let is_conflict_reported = AtomicBool::new(false);
             let failed = |failure: &BindFailure<'_>| {
                 metrics.node.count_bind_failure(server);
                 let is_final = failure.is_final;
@@ -186,15 +186,15 @@ impl Servers<'_> {
                     let (regarding, action) = (Regarding::Node, "StartKubeProxy");
                     events.record(Notice { regarding, is_warning: true, reason, action, note });
                 }
-                if is_anothers(failure) && !is_rival_said.swap(true, Ordering::Relaxed) {
+                if is_conflict(failure) && !is_conflict_reported.swap(true, Ordering::Relaxed) {
                     let finding = Finding::Rival(format!("port {} ({server}) is taken", address.port()));
-                    warn!("{finding}");
+                    warn!(port = address.port(), server, "port taken by another process; another kube-proxy or Chainsmith seems to run on this node");
                     metrics.node.count_finding(finding.as_str());
                     events.noticed(&finding);
                 }
                 async move {
                     if is_final {
-                        tokio::time::sleep(LAST_WORDS).await;
+                        tokio::time::sleep(LAST_EVENT_TIMEOUT).await;
                     }
                 }
             };
@@ -203,13 +203,13 @@ impl Servers<'_> {
     }
 }
 
-/// Whether somebody else has the port, and is not about to leave it.
-fn is_anothers(failure: &BindFailure<'_>) -> bool {
-    failure.error.kind() == io::ErrorKind::AddrInUse && failure.lasted > HANDOVER
+/// Whether another process has the port, for longer than a handover takes.
+fn is_conflict(failure: &BindFailure<'_>) -> bool {
+    failure.error.kind() == io::ErrorKind::AddrInUse && failure.lasted > HANDOVER_TIME
 }
 
-fn notice_of(refused: &HealthPortFailure<'_>, node: &str) -> Notice {
-    let HealthPortFailure { service, address, error } = refused;
+fn notice_of(failure: &HealthPortFailure<'_>, node: &str) -> Notice {
+    let HealthPortFailure { service, address, error } = failure;
     Notice {
         regarding: Regarding::Service((*service).clone()),
         is_warning: true,
@@ -230,11 +230,11 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_port_that_another_has_is_an_event_and_later_a_second_proxy_each_once() {
+    async fn a_taken_port_is_an_event_and_later_a_conflicting_proxy_each_once() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let heard: Arc<Mutex<Vec<String>>> = Arc::default();
-        let api = heard.clone();
+        let events_sent: Arc<Mutex<Vec<String>>> = Arc::default();
+        let api = events_sent.clone();
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
             let api = api.clone();
             async move {
@@ -258,23 +258,23 @@ mod tests {
         servers.start("healthz", "FailedToStartProxierHealthcheck", address, Router::new(), &mut tasks);
         let unserved = format!("\"FailedToStartProxierHealthcheck\": \"cannot serve healthz on {address}: ");
         tokio::time::sleep(Duration::from_secs(60)).await;
-        let told = heard.lock().unwrap().clone();
-        assert!(told.len() == 1 && told[0].starts_with(&unserved), "{told:?}");
+        let sent = events_sent.lock().unwrap().clone();
+        assert!(sent.len() == 1 && sent[0].starts_with(&unserved), "{sent:?}");
         tokio::time::sleep(Duration::from_secs(600)).await;
-        let told = heard.lock().unwrap().clone();
-        let rival = format!("port {} (healthz) is taken\"", address.port());
+        let sent = events_sent.lock().unwrap().clone();
+        let conflict = format!("port {} (healthz) is taken\"", address.port());
         assert!(
-            told.len() == 2 && told[1].starts_with("\"SecondProxy\"") && told[1].ends_with(&rival),
-            "{told:?}"
+            sent.len() == 2 && sent[1].starts_with("\"SecondProxy\"") && sent[1].ends_with(&conflict),
+            "{sent:?}"
         );
         let text = metrics::exposition(&registry).unwrap();
         assert!(text.contains("{kind=\"SecondProxy\"} 1\n"), "{text}");
     }
 
     #[test]
-    fn traffic_with_the_api_server_is_counted_by_client_gos_names() {
+    fn traffic_with_the_api_server_is_counted_under_client_gos_names() {
         let registry = Registry::new();
-        let traffic = Traffic(Arc::new(Metrics::register(&registry).unwrap()));
+        let traffic = TrafficMeter(Arc::new(Metrics::register(&registry).unwrap()));
         let exchange = api::Exchange {
             method: "GET",
             host: "10.0.0.1:6443",

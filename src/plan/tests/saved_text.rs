@@ -1,4 +1,4 @@
-//! What `iptables-save` prints, as what is committed.
+//! The output of `iptables-save`, read as committed state.
 
 use super::*;
 
@@ -44,7 +44,7 @@ fn read() -> Committed {
 }
 
 #[test]
-fn what_rules_for_udp_answer_on_is_told_of_our_chains_of_nat() {
+fn frontends_of_udp_rules_are_read_from_our_chains_of_nat() {
     let saved = "\
 *filter
 :OURS-F - [0:0]
@@ -70,10 +70,10 @@ fn what_rules_for_udp_answer_on_is_told_of_our_chains_of_nat() {
 }
 
 #[test]
-fn chains_of_ours_are_known_by_their_rules_and_no_others_are() {
+fn our_chains_are_read_with_their_rules_and_foreign_chains_are_not() {
     let committed = read();
     assert_eq!(committed.filter, [(name("OURS-F"), Some(rules(&["-p udp -j DROP"])))].into());
-    // Spelled otherwise, but the same rules.
+    // The same rules in another spelling.
     let first = Digest::of(&rules(&["-d 10.0.0.1 -j OURS-2", "-j RETURN"]));
     let expected =
         [(name("OURS-1"), Some(first)), (name("OURS-2"), Some(Digest::EMPTY)), (name("OURS-3"), None)];
@@ -102,7 +102,7 @@ fn digests_tell_order_and_number_of_rules() {
     }
 }
 
-/// What is read of `lines` in nat.
+/// Reads `lines` of nat.
 fn of_nat(lines: &[&str]) -> ReadBack {
     let is_ours = |_, name: &ChainName| name.as_str().starts_with("OURS");
     let mut reader = SaveReader::new(IpFamily::V4, &[], &is_ours);
@@ -136,7 +136,7 @@ fn a_newline_in_a_foreign_comment_is_part_of_that_rule_whatever_follows_it() {
 }
 
 #[test]
-fn a_quote_that_is_never_closed_costs_its_own_rule_and_no_other() {
+fn a_quote_that_is_never_closed_hides_its_own_rule_and_no_other() {
     let expected = of_nat(&[":OURS-1 - [0:0]", "-A OURS-1 -j RETURN", "-A OURS-1 -j OURS-2"]).committed.nat;
     for n in [0, 1_000] {
         let mut lines = vec![
@@ -152,7 +152,7 @@ fn a_quote_that_is_never_closed_costs_its_own_rule_and_no_other() {
 }
 
 #[test]
-fn what_foreign_rules_of_nat_lead_to_is_told_and_nothing_else() {
+fn chains_that_foreign_rules_of_nat_refer_to_are_found_and_no_others() {
     let lines = [
         ":OURS-1 - [0:0]",
         "-A OURS-1 -j OURS-2",
