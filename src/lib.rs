@@ -5,12 +5,15 @@
 //! `plan` (what differs from the kernel, in which order), `kernel` (iptables-restore).
 //! ARCHITECTURE.md has the map and the invariants.
 
+mod affinity;
 pub mod agent;
 pub mod cli;
 pub mod compile;
 pub mod config;
+mod conntrack;
 pub mod drift;
 mod events;
+pub mod flows;
 mod health;
 mod http;
 pub mod iptables;
