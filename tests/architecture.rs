@@ -197,6 +197,16 @@ fn nothing_that_waits_uses_the_time_of_day() {
     assert!(n_files > 20, "only {n_files} files found; is the search correct?");
 }
 
+/// A line that is not always logged has a verbosity (`log::v!`): `-v` and `--vmodule` decide by that alone.
+#[test]
+fn every_line_that_is_not_always_logged_has_a_verbosity() {
+    for (module, file, text) in sources() {
+        if module != "log" {
+            assert!(!text.contains("debug!(") && !text.contains("trace!("), "{}", file.display());
+        }
+    }
+}
+
 #[test]
 fn no_module_is_called_mod_or_utils() {
     for (_, file, _) in sources() {
