@@ -33,7 +33,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("affinity", &["log", "net", "iptables", "model", "rules", "compile", "kernel", "sync"]),
     ("measure", &["net", "iptables", "model", "compile", "flows", "metrics", "sync"]),
     ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "sync"]),
-    ("events", &["model", "metrics", "sync"]),
+    ("events", &["log", "model", "metrics", "sync"]),
     (
         "agent",
         &[
