@@ -4,7 +4,6 @@
 //! a time. Whatever wakes it is an [`Event`]. Changes that come together are synced together.
 
 mod family;
-mod log;
 mod observer;
 mod pacer;
 mod quarantine;
@@ -525,7 +524,6 @@ fn sync_family<K: Iptables>(
     let started = Instant::now();
     let report = sync.sync(view, stop);
     let elapsed = started.elapsed();
-    log::synced(&report, elapsed);
     if let Some(settings) = sync.settings() {
         let quarantine = sync.quarantine();
         let compiled = sync.compiled();
