@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{HostSource, Observer, Synced};
 use crate::compile::{SyncScope, View};
-use crate::kernel::conntrack;
+use crate::kernel::flow_table;
 use crate::model::{Port, ServiceName};
 use crate::net::{IpFamily, PerFamily, Protocol};
 use crate::plan::UdpFrontends;
@@ -255,8 +255,8 @@ fn sweep_kernel(family: IpFamily, frontends: &Frontends) -> io::Result<Sweep> {
     let started = Instant::now();
     let mut deleted = BTreeMap::new();
     let judge = |destination, backend| frontends.judge(&Flow { destination, backend });
-    let swept = conntrack::sweep_udp(family, judge, |reason| *deleted.entry(reason).or_insert(0) += 1)?;
-    let conntrack::Swept { n_seen, n_failed, first_error, is_incomplete, .. } = swept;
+    let swept = flow_table::sweep_udp(family, judge, |reason| *deleted.entry(reason).or_insert(0) += 1)?;
+    let flow_table::Swept { n_seen, n_failed, first_error, is_incomplete, .. } = swept;
     Ok(Sweep { family, elapsed: started.elapsed(), n_seen, deleted, n_failed, first_error, is_incomplete })
 }
 
