@@ -5,13 +5,13 @@ mod config_file;
 mod conflicting_proxy;
 mod counters;
 mod families;
-mod first_sync;
 mod host_lookup;
 mod leftover_removal;
 mod memory;
 mod reporting;
 mod runtime;
 mod shutdown;
+mod sync_log;
 mod sysctls;
 
 pub use config_file::ConfigFile;
@@ -29,23 +29,26 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::affinity::AffinityObserver;
 use crate::config::{Config, LayoutChoice};
+use crate::conntrack::Sweeper;
 use crate::drift::canary;
 use crate::events;
+use crate::kernel::affinity_lists::AffinityLists;
 use crate::kernel::programs::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables, nft, open_files};
 use crate::metrics::Metrics;
 use crate::model::host::{Host, Kernel};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
-use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience, Sweeper};
+use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience};
 use crate::watch::{self, api::Connection};
 use conflicting_proxy::ConflictDetector;
-use first_sync::FirstSyncLog;
 use host_lookup::HostLookup;
 use leftover_removal::FirstSyncNotifier;
 use memory::HeapTrimmer;
 use shutdown::ExitSignals;
+use sync_log::SyncLog;
 use sysctls::SettingsFolders;
 
 const PROC: &str = "/proc";
@@ -126,8 +129,9 @@ pub async fn run(
     for finding in &findings {
         reports.iter().for_each(|observer| observer.noticed(finding));
     }
-    let mut observers = observers(reports, &host, kernels.first().map(Iptables::backend), &mut tasks);
-    observers.push(Arc::new(FirstSyncLog::new(config.clone(), families, started)));
+    let mut observers =
+        observers(reports, &config, &host, kernels.first().map(Iptables::backend), &mut tasks);
+    observers.push(Arc::new(SyncLog::new(config.clone(), families, started)));
     observers.push(Arc::new(HeapTrimmer::new()));
     let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
     let inputs = Inputs { watch: changes, flushed, written, addresses, shutdown };
@@ -176,17 +180,28 @@ fn accepts_bpf(kernel: &mut KernelIptables) -> bool {
 /// All observers of the loop: `reports`, and those that act with tasks of their own.
 fn observers(
     reports: Vec<Arc<dyn Observer>>,
+    config: &Config,
     host: &HostSource,
     backend: Option<Backend>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> Vec<Arc<dyn Observer>> {
     let sweeper = Arc::new(Sweeper::new(host.clone(), reports.clone()));
+    let affinity = Arc::new(AffinityObserver::new(config.audit_period, reports.clone()));
     let conflicts = Arc::new(ConflictDetector::new(reports.clone()));
     let (first_syncs, synced) = FirstSyncNotifier::new();
     let mut observers = reports.clone();
-    observers.extend([sweeper.clone() as Arc<dyn Observer>, conflicts.clone(), Arc::new(first_syncs)]);
+    observers.extend([
+        sweeper.clone() as Arc<dyn Observer>,
+        affinity.clone(),
+        conflicts.clone(),
+        Arc::new(first_syncs),
+    ]);
     tasks.spawn(async move {
         sweeper.run().await;
+        Ok(())
+    });
+    tasks.spawn(async move {
+        affinity.run(AffinityLists::of_kernel()).await;
         Ok(())
     });
     tasks.spawn(conflicts.run());

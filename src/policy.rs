@@ -3,7 +3,6 @@
 //!
 //! Source: kube-proxy v1.36, `CategorizeEndpoints`; KEPs 1669, 2086, 2433 and 3015.
 
-pub mod flows;
 mod topology;
 
 use crate::model::{Endpoint, ServicePort, TrafficPolicy};

@@ -3,22 +3,18 @@
 //! A node's rules are one thing, so they are reconciled as a whole by one loop and not an object at
 //! a time. Whatever wakes it is an [`Event`]. Changes that come together are synced together.
 
-mod affinity;
 mod family;
-mod log;
 mod observer;
 mod pacer;
 mod quarantine;
 mod report;
 mod stopwatch;
-mod sweep;
 mod threads;
 
 pub use family::FamilySync;
-pub use observer::{Finding, News, Observer, Synced};
+pub use observer::{Finding, News, Observer, Sweep, Synced};
 pub use report::{Quarantine, Refusal, Report, SyncError};
 pub use stopwatch::Stages;
-pub use sweep::{Sweep, Sweeper};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,14 +28,12 @@ use crate::compile::View;
 use crate::config::{Config, DetectLocal};
 use crate::drift::{DriftDetector, FamilyTables, ReadReason};
 use crate::kernel::Iptables;
-use crate::kernel::affinity_lists::{AffinityLists, FullLists};
 use crate::model::host::Host;
 use crate::model::{Change, Node, Snapshot, Touched};
 use crate::net::IpFamily;
 use crate::policy::Place;
 use crate::rules::Settings;
 use crate::watch::WatchEvent;
-use affinity::Affinity;
 use pacer::Pacer;
 
 /// Whatever wakes the loop.
@@ -56,8 +50,6 @@ pub enum Event {
     AddressesChanged,
     /// It is time to check the kernel's tables for drift, or to audit them.
     DriftCheckDue,
-    /// It is time to look whether the kernel still remembers all clients with session affinity.
-    AffinityLookDue,
     /// A sync may start: a change waited for the minimum period to pass.
     SyncDue,
     /// A failed sync is to be tried again.
@@ -160,7 +152,6 @@ pub struct Loop<K> {
     are_slices_listed: bool,
     /// When it was known whether there is a Node.
     node_listed_at: Option<Instant>,
-    affinity: Affinity,
     /// Whether an object changed since the last sync.
     is_changed: bool,
     stop: Arc<AtomicBool>,
@@ -175,7 +166,6 @@ impl<K: Iptables + 'static> Loop<K> {
         Loop {
             pacer: Pacer::new(config.min_sync_period, config.sync_period),
             state: State { families, snapshot: Snapshot::default(), drift },
-            affinity: Affinity::new(AffinityLists::of_kernel(), config.audit_period, Instant::now()),
             parts: Parts { config, node_name, host, kernels: Vec::new(), observers, patience, is_notified },
             settled_node: None,
             are_services_listed: false,
@@ -189,7 +179,6 @@ impl<K: Iptables + 'static> Loop<K> {
     /// Runs until it is told to end, or cannot go on.
     pub async fn run(mut self, inputs: Inputs) -> Ended {
         let Inputs { mut watch, mut flushed, mut written, mut addresses, mut shutdown } = inputs;
-        let mut affinity_reading = None;
         let families: Vec<IpFamily> = self.state.families.iter().map(FamilySync::family).collect();
         self.tell(|observer| observer.started(&families));
         loop {
@@ -203,11 +192,6 @@ impl<K: Iptables + 'static> Loop<K> {
                     Some(event) => Event::Watch(event),
                     None => return Ended::SourcesGone,
                 },
-                found = heard(&mut affinity_reading) => {
-                    affinity_reading = None;
-                    self.affinity_read(found);
-                    continue;
-                }
                 event = self.due() => event,
             };
             // Changes wait for the minimum period; these have waited, or cannot.
@@ -216,11 +200,6 @@ impl<K: Iptables + 'static> Loop<K> {
                 Event::DriftCheckDue => self.check_drift().await,
                 _ => false,
             };
-            if matches!(event, Event::AffinityLookDue) {
-                // There may be very many lists; nobody waits for them.
-                let lists = self.affinity.begin(Instant::now());
-                affinity_reading = Some(tokio::task::spawn_blocking(move || lists.full()));
-            }
             let mut ended = self.take(event);
             // What came together is synced together.
             while let (None, Ok(event)) = (&ended, watch.try_recv()) {
@@ -247,8 +226,7 @@ impl<K: Iptables + 'static> Loop<K> {
             retry_at => retry_at.map(|at| (at, Event::RetryDue)),
         };
         let drift = Some((self.state.drift.next_at(), Event::DriftCheckDue));
-        let affinity = Some((self.affinity.look_at(), Event::AffinityLookDue));
-        let next = [node_wait, sync, drift, affinity].into_iter().flatten().min_by_key(|(at, _)| *at);
+        let next = [node_wait, sync, drift].into_iter().flatten().min_by_key(|(at, _)| *at);
         match next {
             Some((at, event)) => {
                 tokio::time::sleep_until(at).await;
@@ -282,11 +260,7 @@ impl<K: Iptables + 'static> Loop<K> {
             }
             // The first sync looks for itself.
             Event::AddressesChanged if self.is_listed() => self.addresses_changed(),
-            Event::AddressesChanged
-            | Event::RetryDue
-            | Event::SyncDue
-            | Event::DriftCheckDue
-            | Event::AffinityLookDue => {}
+            Event::AddressesChanged | Event::RetryDue | Event::SyncDue | Event::DriftCheckDue => {}
         }
         None
     }
@@ -434,13 +408,6 @@ impl<K: Iptables + 'static> Loop<K> {
         checked.is_audit || !checked.resync.is_empty()
     }
 
-    /// Notes which clients lose their session affinity.
-    fn affinity_read(&mut self, found: std::io::Result<FullLists>) {
-        let observers = &self.parts.observers;
-        let tell = |family, n| observers.iter().for_each(|observer| observer.affinity_lists_full(family, n));
-        self.affinity.looked(found, &self.state.families, &tell);
-    }
-
     fn take_state(&mut self) -> State<K> {
         let empty = State {
             families: Vec::new(),
@@ -493,17 +460,6 @@ impl<K: Iptables + 'static> Loop<K> {
         };
         self.state = state;
         self.pacer.ended(Instant::now(), done.is_success);
-    }
-}
-
-/// What a reading that was begun comes to; waits for ever where none was.
-async fn heard<T>(reading: &mut Option<tokio::task::JoinHandle<T>>) -> T {
-    match reading {
-        Some(reading) => match reading.await {
-            Ok(found) => found,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        },
-        None => std::future::pending().await,
     }
 }
 
@@ -568,10 +524,10 @@ fn sync_family<K: Iptables>(
     let started = Instant::now();
     let report = sync.sync(view, stop);
     let elapsed = started.elapsed();
-    log::synced(&report, elapsed);
     if let Some(settings) = sync.settings() {
         let quarantine = sync.quarantine();
-        let synced = Synced { report: &report, view, settings, quarantine, elapsed };
+        let compiled = sync.compiled();
+        let synced = Synced { report: &report, view, settings, quarantine, compiled, elapsed };
         observers.iter().for_each(|observer| observer.synced(&synced));
     }
     report

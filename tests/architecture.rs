@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 /// Each module with the modules that it may use. Modules above `kernel` are pure.
-const MAY_USE: [(&str, &[&str]); 23] = [
+const MAY_USE: &[(&str, &[&str])] = &[
     ("net", &[]),
     ("iptables", &["net"]),
     ("config", &["net"]),
@@ -15,6 +15,7 @@ const MAY_USE: [(&str, &[&str]); 23] = [
     ("compile", &["net", "config", "iptables", "model", "policy", "rules"]),
     ("plan", &["net", "iptables"]),
     ("log", &[]),
+    ("flows", &["net", "model"]),
     ("kernel", &["log", "net", "iptables", "plan"]),
     ("drift", &["log", "net", "iptables", "rules", "plan", "kernel"]),
     ("leftovers", &["log", "net", "iptables", "plan", "rules", "kernel"]),
@@ -24,11 +25,13 @@ const MAY_USE: [(&str, &[&str]); 23] = [
     (
         "sync",
         &[
-            "log", "net", "config", "iptables", "model", "policy", "rules", "compile", "plan", "kernel",
-            "drift", "metrics", "watch",
+            "log", "net", "config", "iptables", "model", "policy", "rules", "compile", "plan", "flows",
+            "drift", "kernel", "watch",
         ],
     ),
-    ("measure", &["log", "net", "iptables", "model", "compile", "metrics", "sync"]),
+    ("conntrack", &["log", "net", "model", "rules", "compile", "plan", "flows", "kernel", "sync"]),
+    ("affinity", &["log", "net", "iptables", "model", "rules", "compile", "kernel", "sync"]),
+    ("measure", &["log", "net", "iptables", "model", "compile", "flows", "metrics", "sync"]),
     ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "sync"]),
     ("events", &["log", "model", "metrics", "sync"]),
     (
@@ -47,6 +50,8 @@ const MAY_USE: [(&str, &[&str]); 23] = [
             "drift",
             "metrics",
             "measure",
+            "conntrack",
+            "affinity",
             "http",
             "watch",
             "sync",
@@ -78,7 +83,7 @@ const MAY_USE: [(&str, &[&str]); 23] = [
     ("lib", &[]),
 ];
 
-const PURE: [&str; 8] = ["net", "iptables", "config", "model", "policy", "rules", "compile", "plan"];
+const PURE: [&str; 9] = ["net", "iptables", "config", "model", "policy", "rules", "compile", "plan", "flows"];
 
 /// Pure files of modules that are not.
 const PURE_FILES: [&str; 4] = ["drift/machine", "drift/reason", "drift/generations", "drift/schedule"];
@@ -181,13 +186,25 @@ fn nothing_that_waits_uses_the_time_of_day() {
         let file_name = file.to_string_lossy();
         // The start time is displayed as a time of day; nothing waits for it.
         let tells = file_name == "agent/reporting";
-        let waits = ["kernel", "drift", "sync", "agent", "leftovers"].contains(&module.as_str()) && !tells;
+        let waits = ["kernel", "drift", "sync", "conntrack", "affinity", "agent", "leftovers"]
+            .contains(&module.as_str())
+            && !tells;
         if waits && !file_name.contains("tests") {
             n_files += 1;
             assert!(!text.contains("SystemTime"), "{} uses the time of day", file.display());
         }
     }
     assert!(n_files > 20, "only {n_files} files found; is the search correct?");
+}
+
+/// A line that is not always logged has a verbosity (`log::v!`): `-v` and `--vmodule` decide by that alone.
+#[test]
+fn every_line_that_is_not_always_logged_has_a_verbosity() {
+    for (module, file, text) in sources() {
+        if module != "log" {
+            assert!(!text.contains("debug!(") && !text.contains("trace!("), "{}", file.display());
+        }
+    }
 }
 
 #[test]

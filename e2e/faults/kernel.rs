@@ -161,7 +161,7 @@ fn try_wreck(running: &Running, wreck: &Wreck, extent: Extent) -> Finding {
         written.insert(n_chains);
     }
     let tally = load.stop();
-    assert!(agent.log().contains("somebody else changed our rules"), "{} was not logged", wreck.name);
+    assert!(agent.log().contains("rules changed by another process"), "{} was not logged", wreck.name);
     let written: Vec<String> = written.iter().map(u64::to_string).collect();
     Finding {
         fault: wreck.name.to_owned(),
@@ -216,7 +216,7 @@ pub fn held_lock_is_waited_for(backend: Backend, extent: Extent) -> Vec<Finding>
     holder.expect("a thread starts").join().expect("the holder ends");
     let tally = load.stop();
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
-    assert!(!agent.log().contains("refuses this service port"), "a held lock is no service port's fault");
+    assert!(!agent.log().contains("service port quarantined"), "a held lock is no service port's fault");
     let observed = match backend {
         Backend::Legacy => "rules in force stay; the sync is retried and catches up",
         Backend::Nft => "no lock there: the change is in force at once",
@@ -273,7 +273,7 @@ pub fn competing_writer_is_not_disturbed(backend: Backend, extent: Extent) -> Ve
     let tally = load.stop();
     assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{tally}");
     let log = agent.log();
-    assert!(!log.contains("somebody else changed our rules"), "foreign rules are no drift");
+    assert!(!log.contains("rules changed by another process"), "foreign rules are no drift");
     assert!(!log.contains("sync failed"), "no sync was blocked");
     let syncs = &agent.syncs()[n_before..];
     let n_writing = syncs.iter().filter(|sync| sync.processes > 0).count();

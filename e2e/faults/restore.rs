@@ -74,7 +74,7 @@ pub fn failing_restores_are_retried(backend: Backend, extent: Extent) -> Vec<Fin
                 agent.sabotage(None);
                 let log = agent.log();
                 n_failed += log.matches("sync failed").count();
-                assert!(!log.contains("refuses this service port"), "{fault}: no service port is the cause");
+                assert!(!log.contains("service port quarantined"), "{fault}: no service port is the cause");
                 let tally = load.stop();
                 assert_eq!(tally.n_wrong(&WEB_PODS), 0, "{fault}: {tally}");
                 n_tried += tally.n_attempts();
@@ -113,17 +113,16 @@ pub fn only_the_rejected_service_port_is_quarantined(backend: Backend, extent: E
     for turn in 0..n_times {
         let load = Load::on(&running.lab, WEB);
         agent.sabotage(Some(&script));
-        let n_said = agent.log().matches("refuses this service port").count();
+        let n_said = agent.log().matches("service port quarantined").count();
         let n_calls = agent.programs_started().len();
         running.api.put(own_slice(&[BAD]));
         // Both ports of the Service have the endpoint.
         poll::until("both ports are named", SOON, || {
-            agent.log().matches("refuses this service port").count() == n_said + 2
+            agent.log().matches("service port quarantined").count() == n_said + 2
         });
         poll::until("the sync is over", SOON, || {
             let log = agent.log();
-            let (_, since) =
-                log.rsplit_once("the kernel refuses this service port; it").expect("it was logged");
+            let (_, since) = log.rsplit_once("service port quarantined").expect("it was logged");
             since.contains("] \"synced\" ")
         });
         let n_restores = restores(&agent.programs_started()[n_calls..]);
@@ -150,8 +149,7 @@ pub fn only_the_rejected_service_port_is_quarantined(backend: Backend, extent: E
         });
         repaired.push(start.elapsed());
         let log = agent.log();
-        let lines: Vec<&str> =
-            log.lines().filter(|line| line.contains("refuses this service port")).collect();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("service port quarantined")).collect();
         assert!(lines.iter().all(|line| line.contains("default/own:")), "{lines:#?}");
         assert!(n_restores <= 12, "{n_restores} restores");
         let tally = load.stop();

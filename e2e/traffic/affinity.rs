@@ -17,7 +17,7 @@ use crate::running::Running;
 const SOON: Duration = Duration::from_secs(10);
 
 /// The log message for a full list.
-const MESSAGE: &str = "the kernel remembers no more clients";
+const MESSAGE: &str = "affinity list full";
 
 /// Addresses in a list of the kernel.
 const CAPACITY: u8 = 100;

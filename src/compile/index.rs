@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::record::{Records, Sums};
+use super::record::{Records, Sums, of_service};
 use super::source::Source;
 use super::turns::{Turns, Work};
 use crate::iptables::{ChainName, Rule, Table};
@@ -189,28 +189,17 @@ impl Compiled {
         self.records.keys()
     }
 
-    /// Whether the service port called `name` is compiled.
-    pub fn has_service_port(&self, name: &ServicePortName) -> bool {
-        self.records.contains_key(name)
-    }
-
     /// The service port that owns `chain`, or that has the entry `rule` in it.
     pub fn owner_of(&self, chain: (Table, ChainName), rule: Option<&Rule>) -> Option<&ServicePortName> {
         self.records.iter().find(|(_, record)| record.owns(chain, rule)).map(|(name, _)| name)
     }
 
-    /// Those of `chains`, which are sorted, that are a service port's own in nat, and whose; sorted.
-    pub fn owners_of(&self, chains: &[ChainName]) -> Vec<(ChainName, &ServicePortName)> {
-        if chains.is_empty() {
-            return Vec::new();
-        }
-        let is_asked = |chain: &&ChainName| chains.binary_search(chain).is_ok();
-        let owned = self.records.iter().flat_map(|(name, record)| {
-            record.chains.iter().filter(is_asked).map(move |chain| (*chain, name))
-        });
-        let mut owned: Vec<_> = owned.collect();
-        owned.sort();
-        owned
+    /// The compiled ports of `service`, each with its own chains in nat.
+    pub fn chains_of<'a>(
+        &'a self,
+        service: &'a ServiceName,
+    ) -> impl Iterator<Item = (&'a ServicePortName, &'a [ChainName])> {
+        of_service(&self.records, service).map(|(name, record)| (name, &*record.chains))
     }
 
     /// Removes from what is pending what the next update compiles: Services of ordinary size before a part of a

@@ -152,7 +152,7 @@ impl<K: Iptables> FamilySync<K> {
     }
 
     /// What is compiled.
-    pub(super) fn compiled(&self) -> &Compiled {
+    pub fn compiled(&self) -> &Compiled {
         &self.compiled
     }
 

@@ -1,10 +1,11 @@
 //! Who is told what the loop does: metrics, health, events, conntrack, the log.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::sweep::Sweep;
 use super::{Quarantine, Report};
-use crate::compile::View;
+use crate::compile::{Compiled, View};
+use crate::flows::StaleReason;
 use crate::model::{Node, ObjectKind, Touched};
 use crate::net::IpFamily;
 use crate::rules::Settings;
@@ -159,8 +160,41 @@ pub struct Synced<'a> {
     pub view: View<'a>,
     /// What its rules depend on beside the objects.
     pub settings: &'a Settings,
-    /// Who is left out of the family's rules now.
+    /// Service ports that are quarantined now.
     pub quarantine: &'a Quarantine,
+    /// The service ports of the family.
+    pub compiled: &'a Compiled,
     /// How long it took.
     pub elapsed: Duration,
+}
+
+/// The result of one sweep of a family's flows in conntrack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sweep {
+    /// The family.
+    pub family: IpFamily,
+    /// Its duration.
+    pub elapsed: Duration,
+    /// UDP flows seen.
+    pub n_seen: usize,
+    /// Flows deleted, by reason.
+    pub deleted: BTreeMap<StaleReason, usize>,
+    /// Flows that the kernel did not delete.
+    pub n_failed: usize,
+    /// The kernel's error number for the first of them.
+    pub first_error: Option<i32>,
+    /// Whether the table was resized again and again meanwhile, so that some flows may not have been seen.
+    pub is_incomplete: bool,
+}
+
+impl Sweep {
+    /// All flows deleted.
+    pub fn n_deleted(&self) -> usize {
+        self.deleted.values().sum()
+    }
+
+    /// Whether no stale flow is left.
+    pub fn is_complete(&self) -> bool {
+        self.n_failed == 0 && !self.is_incomplete
+    }
 }

@@ -51,5 +51,5 @@ fn in_a_user_namespace_large_commits_are_split() {
     assert!(status.success(), "{log}");
     assert_eq!(nat.matches("\n-A KUBE-SEP-").count(), 2 * 3 * N_SERVICES, "{log}");
     assert_eq!(nat.matches(" cluster IP\"").count(), N_SERVICES, "{log}");
-    assert!(!log.contains("refuses this service port") && !log.contains("sync failed"), "{log}");
+    assert!(!log.contains("service port quarantined") && !log.contains("sync failed"), "{log}");
 }

@@ -178,7 +178,9 @@ async fn endpoints_of_quarantined_service_ports_do_not_count() {
         let report = family.sync(view, &AtomicBool::new(false));
         assert_eq!(report.outcome, Ok(()), "{rejected:?}");
         let (settings, quarantine) = (family.settings().expect("set above"), family.quarantine());
-        ports.synced(&Synced { report: &report, view, settings, quarantine, elapsed: Duration::ZERO });
+        let compiled = family.compiled();
+        let elapsed = Duration::ZERO;
+        ports.synced(&Synced { report: &report, view, settings, quarantine, compiled, elapsed });
         let n_local = desired.borrow().services[&name("web")].n_local;
         let router = answers(name("web"), Arc::new(AtomicUsize::new(n_local)), proxy(true));
         let answer = ask(&router, "GET /").await;

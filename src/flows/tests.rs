@@ -74,9 +74,9 @@ fn add_created(
 }
 
 #[track_caller]
-fn check(frontends: &Frontends, destination: &str, backend: &str, expected: Option<Stale>) {
+fn check(frontends: &Frontends, destination: &str, backend: &str, expected: Option<StaleReason>) {
     let flow = Flow { destination: destination.parse().unwrap(), backend: backend.parse().unwrap() };
-    assert_eq!(frontends.judge(&flow), expected, "{destination} -> {backend}");
+    assert_eq!(frontends.stale_reason(&flow), expected, "{destination} -> {backend}");
 }
 
 #[test]
@@ -86,10 +86,10 @@ fn flows_to_what_does_not_serve_are_stale_at_every_address() {
     let node_port = format!("{NODE}:32000");
     for to in ["172.30.1.1:8000", "1.2.3.4:8000", "5.6.7.8:8000", &node_port, "127.0.0.1:32000"] {
         check(&frontends, to, "10.0.0.1:9090", None);
-        check(&frontends, to, "10.0.0.1:9091", Some(Stale::EndpointGone));
-        check(&frontends, to, "10.0.0.2:9090", Some(Stale::EndpointGone));
-        check(&frontends, to, "10.0.0.3:9090", Some(Stale::EndpointGone));
-        check(&frontends, to, to, Some(Stale::Untranslated));
+        check(&frontends, to, "10.0.0.1:9091", Some(StaleReason::EndpointGone));
+        check(&frontends, to, "10.0.0.2:9090", Some(StaleReason::EndpointGone));
+        check(&frontends, to, "10.0.0.3:9090", Some(StaleReason::EndpointGone));
+        check(&frontends, to, to, Some(StaleReason::Untranslated));
     }
 }
 
@@ -126,11 +126,11 @@ fn terminating_but_serving_endpoints_keep_their_flows() {
 fn flows_to_an_endpoint_that_is_ready_but_not_serving_are_stale_where_others_serve() {
     // `serving: false` and no `ready`.
     let some_serve = frontends(&["1", "2 r"]);
-    check(&some_serve, "172.30.1.1:8000", "10.0.0.2:9090", Some(Stale::EndpointGone));
+    check(&some_serve, "172.30.1.1:8000", "10.0.0.2:9090", Some(StaleReason::EndpointGone));
     // With publishNotReadyAddresses rules lead to it while no endpoint serves.
     let nobody_serves = frontends(&["2 r", "3 t"]);
     check(&nobody_serves, "172.30.1.1:8000", "10.0.0.2:9090", None);
-    check(&nobody_serves, "172.30.1.1:8000", "10.0.0.3:9090", Some(Stale::EndpointGone));
+    check(&nobody_serves, "172.30.1.1:8000", "10.0.0.3:9090", Some(StaleReason::EndpointGone));
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn the_last_endpoint_takes_its_flows_along() {
     // Replaces 171.
     for endpoints in [&[][..], &["1 t"]] {
         let frontends = frontends(endpoints);
-        check(&frontends, "172.30.1.1:8000", "10.0.0.1:9090", Some(Stale::NoEndpoints));
+        check(&frontends, "172.30.1.1:8000", "10.0.0.1:9090", Some(StaleReason::NoEndpoints));
     }
 }
 
@@ -146,16 +146,16 @@ fn the_last_endpoint_takes_its_flows_along() {
 fn what_is_gone_takes_its_flows_along() {
     // Replaces 172.
     let mut next = nobody();
-    next.succeed(&frontends(&["1"]));
+    next.carry_over(&frontends(&["1"]));
     let node_port = format!("{NODE}:32000");
     for to in ["172.30.1.1:8000", "1.2.3.4:8000", &node_port] {
-        check(&next, to, "10.0.0.1:9090", Some(Stale::FrontendGone));
+        check(&next, to, "10.0.0.1:9090", Some(StaleReason::FrontendGone));
         // Now it is what it says: an address of somebody else.
         check(&next, to, to, None);
     }
     check(&next, "8.8.8.8:32000", "10.0.0.1:9090", None);
     assert!(!next.is_empty());
-    next.settle();
+    next.drop_removed();
     assert!(next.is_empty());
     check(&next, "172.30.1.1:8000", "10.0.0.1:9090", None);
 }
@@ -164,15 +164,15 @@ fn what_is_gone_takes_its_flows_along() {
 fn what_was_gone_before_the_last_could_act_is_not_forgotten() {
     let first = frontends(&["1"]);
     let mut second = nobody();
-    second.succeed(&first);
+    second.carry_over(&first);
     let mut third = nobody();
-    third.succeed(&second);
-    check(&third, "172.30.1.1:8000", "10.0.0.1:9090", Some(Stale::FrontendGone));
+    third.carry_over(&second);
+    check(&third, "172.30.1.1:8000", "10.0.0.1:9090", Some(StaleReason::FrontendGone));
     // What came back is judged by its endpoints.
     let mut fourth = frontends(&["1"]);
-    fourth.succeed(&third);
+    fourth.carry_over(&third);
     check(&fourth, "172.30.1.1:8000", "10.0.0.1:9090", None);
-    check(&fourth, "172.30.1.1:8000", "10.0.0.2:9090", Some(Stale::EndpointGone));
+    check(&fourth, "172.30.1.1:8000", "10.0.0.2:9090", Some(StaleReason::EndpointGone));
 }
 
 #[test]
@@ -184,13 +184,13 @@ fn an_address_of_several_services_is_judged_by_the_oldest() {
     let node_port = format!("{NODE}:32000");
     for to in ["1.2.3.4:8000", "5.6.7.8:8000", &node_port] {
         check(&frontends, to, "10.0.0.3:9090", None);
-        check(&frontends, to, "10.0.0.1:9090", Some(Stale::EndpointGone));
-        check(&frontends, to, "10.0.0.2:9090", Some(Stale::EndpointGone));
+        check(&frontends, to, "10.0.0.1:9090", Some(StaleReason::EndpointGone));
+        check(&frontends, to, "10.0.0.2:9090", Some(StaleReason::EndpointGone));
     }
     check(&frontends, "172.30.1.1:8000", "10.0.0.1:9090", None);
     // Without endpoints it is the oldest's all the same.
     add_created(Some(5), &mut frontends, "d", "172.30.1.4", &[]);
-    check(&frontends, "1.2.3.4:8000", "10.0.0.3:9090", Some(Stale::NoEndpoints));
+    check(&frontends, "1.2.3.4:8000", "10.0.0.3:9090", Some(StaleReason::NoEndpoints));
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_cluster_ip_is_judged_by_its_own_service_whoever_claims_it_too() {
     add_created(Some(1), &mut frontends, "a", "172.30.1.1", &["1"]);
     add_created(Some(9), &mut frontends, "b", "5.6.7.8", &["2"]);
     check(&frontends, "5.6.7.8:8000", "10.0.0.2:9090", None);
-    check(&frontends, "5.6.7.8:8000", "10.0.0.1:9090", Some(Stale::EndpointGone));
+    check(&frontends, "5.6.7.8:8000", "10.0.0.1:9090", Some(StaleReason::EndpointGone));
 }
 
 #[test]
@@ -209,13 +209,13 @@ fn ipv6_is_judged_alike() {
         Frontends::new(NodePortIps { ips: ["fd01::1".parse().unwrap()].into(), ..nobody().node_port_ips });
     add(&mut frontends, "svc", "fd00:96::1", &["1"]);
     check(&frontends, "[fd00:96::1]:8000", "[fd00::1]:9090", None);
-    check(&frontends, "[fd00:96::1]:8000", "[fd00::2]:9090", Some(Stale::EndpointGone));
-    check(&frontends, "[fd01::1]:32000", "[fd00::2]:9090", Some(Stale::EndpointGone));
+    check(&frontends, "[fd00:96::1]:8000", "[fd00::2]:9090", Some(StaleReason::EndpointGone));
+    check(&frontends, "[fd01::1]:32000", "[fd00::2]:9090", Some(StaleReason::EndpointGone));
     check(&frontends, "[::1]:32000", "[fd00::2]:9090", None);
 }
 
 #[test]
 fn each_reason_has_a_word_of_its_own() {
-    let words: BTreeSet<&str> = Stale::ALL.into_iter().map(Stale::as_str).collect();
-    assert_eq!(words.len(), Stale::ALL.len());
+    let words: BTreeSet<&str> = StaleReason::ALL.into_iter().map(StaleReason::as_str).collect();
+    assert_eq!(words.len(), StaleReason::ALL.len());
 }

@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
+use crate::compile::Compiled;
 use crate::config::Config;
 use crate::model::host::Host;
 use crate::model::{
@@ -55,7 +56,7 @@ struct Rig {
 }
 
 #[derive(Default)]
-struct Heard(Mutex<Vec<BTreeMap<Stale, usize>>>);
+struct Heard(Mutex<Vec<BTreeMap<StaleReason, usize>>>);
 
 impl Observer for Heard {
     fn swept(&self, sweep: &Sweep) {
@@ -82,7 +83,7 @@ impl Rig {
             for (destination, backend) in flows {
                 let flow =
                     Flow { destination: destination.parse().unwrap(), backend: backend.parse().unwrap() };
-                if let Some(reason) = frontends.judge(&flow) {
+                if let Some(reason) = frontends.stale_reason(&flow) {
                     *deleted.entry(reason).or_insert(0) += 1;
                 }
             }
@@ -114,17 +115,24 @@ impl Rig {
     fn reported(&self, report: &Report) {
         let view = View { snapshot: &self.snapshot, place: Place { node: "n", zone: None } };
         let (settings, quarantine) = (&self.settings, &Quarantine::new());
-        let synced = Synced { report, view, settings, quarantine, elapsed: Duration::ZERO };
+        let synced = Synced {
+            report,
+            view,
+            settings,
+            quarantine,
+            compiled: &Compiled::default(),
+            elapsed: Duration::ZERO,
+        };
         self.sweeper.synced(&synced);
     }
 
     /// What was deleted after a sync of `scope`; `None` when conntrack was not looked at.
-    fn after(&self, scope: SyncScope) -> Option<Vec<(Stale, usize)>> {
+    fn after(&self, scope: SyncScope) -> Option<Vec<(StaleReason, usize)>> {
         self.synced(scope, Ok(()));
         self.sweep()
     }
 
-    fn sweep(&self) -> Option<Vec<(Stale, usize)>> {
+    fn sweep(&self) -> Option<Vec<(StaleReason, usize)>> {
         self.sweeper.sweep_if_due(IpFamily::V4);
         let heard = std::mem::take(&mut *self.heard.0.lock().unwrap());
         assert!(heard.len() <= 1, "{heard:?}");
@@ -146,14 +154,20 @@ fn udp_service_ports_are_swept_after_syncs_that_touched_them() {
     assert_eq!(rig.after(SyncScope::Full), None, "there is no UDP at all");
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
     rig.apply(slice("dns", Protocol::Udp, &["10.0.0.1", "10.0.0.2"]));
-    assert_eq!(rig.after(SyncScope::Full), Some(vec![(Stale::Untranslated, 1)]));
+    assert_eq!(rig.after(SyncScope::Full), Some(vec![(StaleReason::Untranslated, 1)]));
     assert_eq!(rig.after(only("web")), None, "dns was not touched");
     rig.apply(slice("dns", Protocol::Udp, &["10.0.0.2"]));
-    assert_eq!(rig.after(only("dns")), Some(vec![(Stale::EndpointGone, 2), (Stale::Untranslated, 1)]));
+    assert_eq!(
+        rig.after(only("dns")),
+        Some(vec![(StaleReason::EndpointGone, 2), (StaleReason::Untranslated, 1)])
+    );
     rig.apply(slice("dns", Protocol::Udp, &[]));
-    assert_eq!(rig.after(only("dns")), Some(vec![(Stale::NoEndpoints, 3), (Stale::Untranslated, 1)]));
+    assert_eq!(
+        rig.after(only("dns")),
+        Some(vec![(StaleReason::NoEndpoints, 3), (StaleReason::Untranslated, 1)])
+    );
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), None));
-    assert_eq!(rig.after(only("dns")), Some(vec![(Stale::FrontendGone, 3)]));
+    assert_eq!(rig.after(only("dns")), Some(vec![(StaleReason::FrontendGone, 3)]));
     assert_eq!(rig.after(only("dns")), None, "it is gone, and so are its flows");
     assert_eq!(rig.n_calls(), 4);
 }
@@ -165,11 +179,11 @@ fn flows_of_services_that_an_earlier_process_had_rules_for_go_unless_the_service
     report.inherited.addresses.insert(VIP.parse().unwrap());
     report.inherited.node_ports.insert(30053);
     rig.reported(&report);
-    assert_eq!(rig.sweep(), Some(vec![(Stale::FrontendGone, 3)]), "there is no Service");
+    assert_eq!(rig.sweep(), Some(vec![(StaleReason::FrontendGone, 3)]), "there is no Service");
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
     rig.apply(slice("dns", Protocol::Udp, &["10.0.0.1", "10.0.0.2"]));
     rig.reported(&report);
-    assert_eq!(rig.sweep(), Some(vec![(Stale::Untranslated, 1)]), "the Service is there");
+    assert_eq!(rig.sweep(), Some(vec![(StaleReason::Untranslated, 1)]), "the Service is there");
 }
 
 #[test]
@@ -200,7 +214,7 @@ fn a_sweep_that_failed_is_made_up_for_after_the_next_sync() {
     assert_eq!(rig.n_calls(), 2);
     rig.is_broken.store(false, Ordering::Relaxed);
     // Not touched, and yet what was gone is remembered.
-    assert_eq!(rig.after(only("web")), Some(vec![(Stale::FrontendGone, 3)]));
+    assert_eq!(rig.after(only("web")), Some(vec![(StaleReason::FrontendGone, 3)]));
     assert_eq!(rig.after(only("web")), None);
 }
 
@@ -211,7 +225,7 @@ fn what_changes_while_a_sweep_waits_is_swept_with_it() {
     rig.apply(slice("dns", Protocol::Udp, &["10.0.0.1"]));
     rig.synced(SyncScope::Full, Ok(()));
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), None));
-    assert_eq!(rig.after(only("dns")), Some(vec![(Stale::FrontendGone, 3)]));
+    assert_eq!(rig.after(only("dns")), Some(vec![(StaleReason::FrontendGone, 3)]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -247,7 +261,7 @@ async fn a_sweep_that_failed_is_tried_again_on_a_quiet_node_with_growing_pauses(
     rig.is_broken.store(false, Ordering::Relaxed);
     tokio::time::sleep(LONGEST_RETRY + Duration::from_secs(1)).await;
     assert_eq!(rig.n_calls(), 1);
-    let expected = BTreeMap::from([(Stale::EndpointGone, 1), (Stale::Untranslated, 1)]);
+    let expected = BTreeMap::from([(StaleReason::EndpointGone, 1), (StaleReason::Untranslated, 1)]);
     assert_eq!(*rig.heard.0.lock().unwrap(), [expected]);
     tokio::time::sleep(LONGEST_RETRY * 10).await;
     assert_eq!(rig.n_calls(), 0, "all is done");
