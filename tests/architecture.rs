@@ -20,7 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("drift", &["log", "net", "iptables", "rules", "plan", "kernel"]),
     ("leftovers", &["log", "net", "iptables", "plan", "rules", "kernel"]),
     ("http", &["log"]),
-    ("metrics", &["log", "net", "http"]),
+    ("metrics", &["net", "http"]),
     ("watch", &["log", "net", "model"]),
     (
         "sync",
@@ -31,7 +31,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("conntrack", &["log", "net", "model", "rules", "compile", "plan", "flows", "kernel", "sync"]),
     ("affinity", &["log", "net", "iptables", "model", "rules", "compile", "kernel", "sync"]),
-    ("measure", &["log", "net", "iptables", "model", "compile", "flows", "metrics", "sync"]),
+    ("measure", &["net", "iptables", "model", "compile", "flows", "metrics", "sync"]),
     ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "sync"]),
     ("events", &["log", "model", "metrics", "sync"]),
     (
