@@ -5,13 +5,13 @@ mod config_file;
 mod conflicting_proxy;
 mod counters;
 mod families;
-mod first_sync;
 mod host_lookup;
 mod leftover_removal;
 mod memory;
 mod reporting;
 mod runtime;
 mod shutdown;
+mod sync_log;
 mod sysctls;
 
 pub use config_file::ConfigFile;
@@ -44,11 +44,11 @@ use crate::rules::{Settings, fixed};
 use crate::sync::{Finding, HostSource, Loop, LoopEnd, LoopInputs, LoopParts, NodeWait, Observer};
 use crate::watch::{self, api::Connection};
 use conflicting_proxy::ConflictDetector;
-use first_sync::FirstSyncLog;
 use host_lookup::HostLookup;
 use leftover_removal::FirstSyncNotifier;
 use memory::HeapTrimmer;
 use shutdown::ExitSignals;
+use sync_log::SyncLog;
 use sysctls::SettingsFolders;
 
 const PROC: &str = "/proc";
@@ -131,7 +131,7 @@ pub async fn run(
     }
     let mut observers =
         observers(reports, &config, &host, kernels.first().map(Iptables::backend), &mut tasks);
-    observers.push(Arc::new(FirstSyncLog::new(config.clone(), families, started)));
+    observers.push(Arc::new(SyncLog::new(config.clone(), families, started)));
     observers.push(Arc::new(HeapTrimmer::new()));
     let parts = LoopParts { config, node_name, host, kernels, observers, node_wait, is_notified };
     let inputs = LoopInputs { watch: changes, flushed, written, addresses, shutdown };

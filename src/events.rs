@@ -17,9 +17,10 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube_runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tracing::{trace, warn};
+use tracing::warn;
 
 use crate::apply::SyncReport;
+use crate::log::v;
 use crate::metrics::{EventLoss, Metrics};
 use crate::model::needs_escape;
 use crate::sync::{Finding, Observer, Synced};
@@ -74,7 +75,7 @@ impl Events {
 
     /// Queues an event, or drops it if too many are queued. Never waits.
     pub fn record(&self, notice: Notice) {
-        trace!(?notice, "event");
+        v!(4, regarding = ?notice.regarding, reason = notice.reason, note = notice.note, "event");
         let Some(queue) = &self.queue else { return };
         // Consistent even after a panic: buckets are added and removed one by one.
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);

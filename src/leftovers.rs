@@ -11,12 +11,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 
-use tracing::debug;
-
 use crate::iptables::{ChainName, Table};
 use crate::kernel::ipvs::{self, KernelIpvs, VirtualServer};
 use crate::kernel::programs::{KernelIptables, Programs, has_legacy_table};
 use crate::kernel::{Backend, Iptables, ipset, nft};
+use crate::log::v;
 use crate::net::IpFamily;
 use crate::plan::Restore;
 
@@ -206,7 +205,7 @@ pub fn find_rules(backend: Backend, family: IpFamily) -> (Vec<Leftover>, Vec<Lef
             Ok(()) if chains.is_empty() => {}
             Ok(()) => found.push(Leftover::Rules { backend, family, chains }),
             Err(error) if is_not_installed(&error) => {
-                debug!(program = programs.save, "not installed");
+                v!(3, program = programs.save, "not installed");
                 break;
             }
             Err(error) => {

@@ -1,9 +1,11 @@
-//! Chainsmith: kube-proxy's iptables mode, done again.
+//! Chainsmith: a drop-in replacement for kube-proxy's iptables mode.
 //!
-//! The way from objects to the kernel, one module a step: [`model`] (API objects as values),
-//! `policy` (which endpoints serve which traffic), `rules` (the chains of each service port),
-//! `plan` (what differs from the kernel, in which order), `kernel` (iptables-restore).
-//! ARCHITECTURE.md has the map and the invariants.
+//! Objects become rules in these steps, one module each: [`model`] (API objects as values), [`policy`] (which
+//! endpoints serve which traffic), [`rules`] (the chains of a service port), [`compile`] (the rules of all service
+//! ports, kept up to date), [`plan`] (what differs from the kernel, in which order), [`kernel`] (`iptables-restore`).
+//! [`agent`] runs them on a node, [`cli`] has the commands.
+//!
+//! ARCHITECTURE.md has the table of modules and the invariants.
 
 mod affinity;
 pub mod agent;
@@ -20,7 +22,7 @@ mod http;
 pub mod iptables;
 pub mod kernel;
 pub mod leftovers;
-pub mod log;
+mod log;
 mod measure;
 mod metrics;
 pub mod model;

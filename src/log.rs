@@ -80,4 +80,4 @@ pub fn start(options: Options) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

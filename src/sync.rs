@@ -7,7 +7,6 @@ mod loop_state;
 mod observer;
 mod pacer;
 mod settled_node;
-mod sync_log;
 mod threads;
 mod wiring;
 

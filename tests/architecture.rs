@@ -20,7 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("drift", &["log", "net", "iptables", "rules", "plan", "kernel"]),
     ("leftovers", &["log", "net", "iptables", "plan", "rules", "kernel"]),
     ("http", &["log"]),
-    ("metrics", &["log", "net", "http"]),
+    ("metrics", &["net", "http"]),
     ("watch", &["log", "net", "model"]),
     (
         "apply",
@@ -38,7 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("conntrack", &["log", "net", "model", "rules", "compile", "plan", "flows", "kernel", "apply", "sync"]),
     ("affinity", &["log", "net", "iptables", "model", "rules", "compile", "kernel", "apply", "sync"]),
-    ("measure", &["log", "net", "iptables", "model", "compile", "flows", "metrics", "apply", "sync"]),
+    ("measure", &["net", "iptables", "model", "compile", "flows", "metrics", "apply", "sync"]),
     ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "apply", "sync"]),
     ("events", &["log", "model", "metrics", "apply", "sync"]),
     (
@@ -203,6 +203,16 @@ fn nothing_that_waits_uses_the_time_of_day() {
         }
     }
     assert!(n_files > 20, "only {n_files} files found; is the search correct?");
+}
+
+/// A line that is not always logged has a verbosity (`log::v!`): `-v` and `--vmodule` decide by that alone.
+#[test]
+fn every_line_that_is_not_always_logged_has_a_verbosity() {
+    for (module, file, text) in sources() {
+        if module != "log" {
+            assert!(!text.contains("debug!(") && !text.contains("trace!("), "{}", file.display());
+        }
+    }
 }
 
 #[test]

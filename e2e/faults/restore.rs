@@ -122,8 +122,7 @@ pub fn only_the_rejected_service_port_is_quarantined(backend: Backend, extent: E
         });
         poll::until("the sync is over", SOON, || {
             let log = agent.log();
-            let (_, since) =
-                log.rsplit_once("rules rejected; service port quarantined").expect("it was logged");
+            let (_, since) = log.rsplit_once("service port quarantined").expect("it was logged");
             since.contains("] \"synced\" ")
         });
         let n_restores = restores(&agent.programs_started()[n_calls..]);

@@ -146,7 +146,6 @@ impl<'a, K: Iptables> Attempt<'a, K> {
                 }
                 family.compiled.confirm();
                 family.tables.references.drop_unreferenced();
-                family.n_failures = 0;
                 report.n_repaired = std::mem::take(&mut family.n_unrepaired);
                 report.inherited = family.tables.take_inherited();
             }
@@ -158,7 +157,6 @@ impl<'a, K: Iptables> Attempt<'a, K> {
                     Some(rejection) => SyncError::Rejected(rejection),
                     None => SyncError::Restore(failure.error),
                 });
-                family.n_failures = family.n_failures.saturating_add(1);
                 family.touch_everything();
                 if effect != FailureEffect::NothingApplied {
                     family.tables.distrust(ReadReason::after_failure(effect));

@@ -20,8 +20,6 @@ pub struct FamilySync<K> {
     pub(super) compiled: Compiled,
     /// Drift that failed syncs found.
     pub(super) n_unrepaired: usize,
-    /// Failed syncs in a row.
-    pub(super) n_failures: u32,
     /// Service ports whose rules the kernel rejects.
     pub(super) quarantine: Quarantine,
     /// filter comes last from the urgent commit on, until a sync succeeds.
@@ -36,7 +34,6 @@ impl<K: Iptables> FamilySync<K> {
             settings: None,
             compiled: Compiled::default(),
             n_unrepaired: 0,
-            n_failures: 0,
             quarantine: Quarantine::new(),
             order: StepOrder::FilterAroundNat,
         }
@@ -147,7 +144,6 @@ impl<K: Iptables> FamilySync<K> {
         report.n_dropped_external = sums.n_dropped_external;
         report.waiting = self.compiled.waiting();
         report.reads = self.tables.take_reads();
-        report.n_failures = self.n_failures;
         report.n_quarantined = self.quarantine.len();
         report.n_overlaps = self.compiled.n_overlaps();
         report.n_filter_rules = self.tables.n_rules(Table::Filter);

@@ -78,8 +78,6 @@ pub struct SyncReport {
     pub n_dropped_internal: usize,
     /// Service ports that drop packets from outside, for the same reason.
     pub n_dropped_external: usize,
-    /// Failed syncs of the family in a row, this one included.
-    pub n_failures: u32,
     /// Quarantined service ports.
     pub n_quarantined: usize,
     /// Our rules in filter after the sync.
@@ -124,7 +122,6 @@ impl SyncReport {
             n_endpoints: 0,
             n_dropped_internal: 0,
             n_dropped_external: 0,
-            n_failures: 0,
             n_quarantined: 0,
             n_filter_rules: 0,
             n_nat_rules: 0,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::{cleanup, print, print_error};
 use crate::agent::{self, ConfigFile};
@@ -176,7 +176,7 @@ fn start_log(logging: &Logging) {
 
 fn start(config: Config, flags: &Flags, file: Option<ConfigFile>) -> anyhow::Result<()> {
     match open_files::raise() {
-        Ok(Raised { was, is }) => debug!(was, is, "limit of open files"),
+        Ok(Raised { was, is }) => v!(2, was, is, "limit of open files"),
         Err(error) => warn!(%error, "cannot raise the limit of open files"),
     }
     agent::share_one_heap();

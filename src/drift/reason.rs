@@ -42,27 +42,6 @@ pub enum ReadReason {
 }
 
 impl ReadReason {
-    /// Every reason.
-    pub const ALL: [ReadReason; 17] = [
-        ReadReason::Start,
-        ReadReason::ExternalCommit,
-        ReadReason::GenerationUnreadable,
-        ReadReason::LegacyPoll,
-        ReadReason::AuditDue,
-        ReadReason::CanaryFlushed,
-        ReadReason::FingerprintDiffers,
-        ReadReason::RuleCountDiffers,
-        ReadReason::FingerprintMissing,
-        ReadReason::DumpFailed,
-        ReadReason::ChainMissing,
-        ReadReason::ChainStray,
-        ReadReason::JumpMissing,
-        ReadReason::RestoreFailed,
-        ReadReason::RestoreEffectUnknown,
-        ReadReason::RepairWritten,
-        ReadReason::StaleChainReferenced,
-    ];
-
     /// In log lines and as the metric's label: lower case, words joined by `_`.
     pub fn as_str(self) -> &'static str {
         match self {

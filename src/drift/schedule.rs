@@ -63,7 +63,7 @@ impl Schedule {
         self.check_at.get_or_insert(now + SETTLE);
     }
 
-    /// Postpones a check without whose generation nothing can be told.
+    /// Postpones a check whose generation could not be read.
     pub(super) fn postponed(&mut self, now: Instant) {
         self.check_at = Some(now + RETRY);
     }

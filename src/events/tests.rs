@@ -1,4 +1,5 @@
 //! The content of events, and which are sent.
+#![allow(clippy::disallowed_methods, reason = "measures how long recording takes")]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

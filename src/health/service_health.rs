@@ -20,10 +20,11 @@ use axum::response::Response;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::info;
 
 use super::proxy_health::Health;
 use crate::http::{self, Admission, JSON, Wildcard, reply};
+use crate::log::failure;
 use crate::metrics::Metrics;
 use crate::model::ServiceName;
 use crate::net::{IpFamily, PerFamily};
@@ -205,9 +206,7 @@ impl PortServers {
                 self.metrics.node.count_bind_failure("service_health");
                 let n = self.failures.get(key).map_or(1, |failures| failures.n.saturating_add(1));
                 let wait = (FIRST_RETRY * 2u32.pow((n - 1).min(16))).min(LONGEST_RETRY);
-                if n == 1 {
-                    error!(%service, %address, %error, retry_in = ?wait, "cannot open health check node port; retrying");
-                }
+                failure!(n, %service, %address, %error, retry_in = ?wait, "cannot open health check node port");
                 (self.on_failure)(&HealthPortFailure { service, address: *address, error: &error });
                 self.failures.insert(key.clone(), PortFailures { n, retry_at: now + wait });
             }

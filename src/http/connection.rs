@@ -15,10 +15,10 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tower::ServiceExt;
-use tracing::debug;
 
 use super::admission::ConnectionSlot;
 use super::progress::{ConnectionStage, Progress};
+use crate::log::v;
 
 /// How often the limits of a connection are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -52,10 +52,10 @@ pub(super) async fn serve_connection(stream: TcpStream, router: Router, slot: Co
         };
         match done {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => return debug!(%error, "connection failed"),
+            Ok(Err(error)) => return v!(6, %error, "connection failed"),
             Err(_) if progress.is_late(slot.are_scarce()) => {
                 let (stage, _) = progress.state();
-                return debug!(?stage, "connection closed; it took too long");
+                return v!(6, ?stage, "connection closed; it took too long");
             }
             Err(_) => {}
         }

@@ -5,8 +5,8 @@ use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 use std::num::NonZero;
 use std::sync::LazyLock;
 
-/// SipHash with a random key of this process: without the key nobody can make two sets of rules with the same
-/// fingerprint.
+/// SipHash with a random key of this process: without the key, no two sets of rules
+/// with the same fingerprint can be made.
 static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// A hash of what the kernel shows of a chain's rules. Equal fingerprints are taken for equal rules. Lives as long

@@ -27,7 +27,7 @@ impl Write for Captured {
 }
 
 /// What `run` logs at a verbosity and with `--vmodule`, at a fixed time in a zone east of Greenwich.
-fn logged(is_json: bool, verbosity: i32, modules: &[(&str, i32)], run: impl FnOnce()) -> String {
+pub(crate) fn logged(is_json: bool, verbosity: i32, modules: &[(&str, i32)], run: impl FnOnce()) -> String {
     let captured = Captured::default();
     let now = || {
         let time = jiff::Timestamp::from_nanosecond(1_764_012_491_845_514_250).unwrap();

@@ -10,7 +10,7 @@ use super::define::ScrapeKind::{Counter, Gauge};
 use super::define::{Definer, ScrapeKind};
 
 /// Type, name, help and reader of each metric. What cannot be read is left out of the scrape.
-const METRICS: [(ScrapeKind, &str, &str, fn(&ProcFiles) -> Option<f64>); 9] = [
+const METRICS: [(ScrapeKind, &str, &str, ReadProc); 9] = [
     (
         Counter,
         "process_cpu_seconds_total",
@@ -48,6 +48,8 @@ const METRICS: [(ScrapeKind, &str, &str, fn(&ProcFiles) -> Option<f64>); 9] = [
         |files| files.limit("Max address space"),
     ),
 ];
+
+type ReadProc = fn(&ProcFiles) -> Option<f64>;
 
 /// Defines the metrics of this process.
 pub(super) fn define_process(define: &Definer<'_>) -> anyhow::Result<()> {

@@ -1,4 +1,5 @@
 //! The exposition: valid for Prometheus, compatible with kube-proxy, and pinned.
+#![allow(clippy::disallowed_methods, reason = "reads and writes the golden file")]
 
 mod valid;
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::observer::{Observer, Synced};
-use super::sync_log::log_sync;
 use super::threads::side_by_side;
 use crate::apply::{FamilySync, SyncReport};
 use crate::compile::View;
@@ -73,7 +72,6 @@ fn sync_family<K: Iptables>(
     let started = Instant::now();
     let report = family.sync(view, stop);
     let elapsed = started.elapsed();
-    log_sync(&report, elapsed);
     if let Some(settings) = family.settings() {
         let (quarantine, compiled) = (family.quarantine(), family.compiled());
         let synced = Synced { report: &report, view, settings, quarantine, compiled, elapsed };

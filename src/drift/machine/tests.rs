@@ -34,6 +34,27 @@ const NONE: Action = Action::None;
 const READ: Action = Action::Read(FingerprintDiffers);
 const READ_BY_AUDIT: Action = Action::Read(Audits);
 
+/// Every reason.
+const REASONS: [ReadReason; 17] = [
+    ReadReason::Start,
+    ReadReason::ExternalCommit,
+    ReadReason::GenerationUnreadable,
+    ReadReason::LegacyPoll,
+    ReadReason::AuditDue,
+    ReadReason::CanaryFlushed,
+    ReadReason::FingerprintDiffers,
+    ReadReason::RuleCountDiffers,
+    ReadReason::FingerprintMissing,
+    ReadReason::DumpFailed,
+    ReadReason::ChainMissing,
+    ReadReason::ChainStray,
+    ReadReason::JumpMissing,
+    ReadReason::RestoreFailed,
+    ReadReason::RestoreEffectUnknown,
+    ReadReason::RepairWritten,
+    ReadReason::StaleChainReferenced,
+];
+
 type Row = (&'static str, Knowledge, Signal, Knowledge, Action);
 
 #[rustfmt::skip]
@@ -147,7 +168,7 @@ fn the_table_has_each_state_with_each_signal() {
 fn a_reason_that_asks_for_less_never_replaces_one_that_asks_for_more() {
     let states = TABLE.iter().map(|row| row.1).filter(|state| state.is_unknown());
     for state in states {
-        for reason in ReadReason::ALL {
+        for reason in REASONS {
             let unread = |state: Knowledge| match state {
                 Unknown { unread, .. } => unread,
                 other => panic!("{other:?}"),
@@ -165,8 +186,7 @@ fn a_reason_that_asks_for_less_never_replaces_one_that_asks_for_more() {
 
 #[test]
 fn each_reason_has_a_name_of_its_own() {
-    let names: std::collections::BTreeSet<&str> =
-        ReadReason::ALL.iter().map(|reason| reason.as_str()).collect();
-    assert_eq!(names.len(), ReadReason::ALL.len());
-    assert!(ReadReason::ALL.is_sorted(), "in the order of the enum, so that none is missing");
+    let names: std::collections::BTreeSet<&str> = REASONS.iter().map(|reason| reason.as_str()).collect();
+    assert_eq!(names.len(), REASONS.len());
+    assert!(REASONS.is_sorted(), "in the order of the enum, so that none is missing");
 }

@@ -1,4 +1,5 @@
 //! Answers of the metrics server compared with recorded answers of kube-proxy.
+#![allow(clippy::disallowed_methods, reason = "the start time of a process")]
 
 use tower::ServiceExt;
 

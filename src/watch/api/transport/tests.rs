@@ -8,6 +8,7 @@ use kube::Client;
 use tower::ServiceBuilder;
 
 use super::*;
+use crate::log::tests::logged;
 use crate::watch::api::Connection;
 
 const LIMIT: RequestLimit = RequestLimit { qps: Some(5.0), burst: 10 };
@@ -206,4 +207,20 @@ async fn missing_stalled_and_endless_responses_are_errors() {
     })
     .await;
     assert!(text.contains("more than 1048576 bytes"), "{text}");
+}
+
+#[test]
+fn each_request_is_logged_from_verbosity_6_on() {
+    let send = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        let send = async {
+            let client = client(UNLIMITED, Arc::new(()), 403, "{}", Duration::from_millis(20));
+            client.request_text(request("/api/v1/nodes?limit=1")).await.unwrap_err()
+        };
+        runtime.unwrap().block_on(send);
+    };
+    let text = logged(false, 6, &[], send);
+    let (_, line) = text.split_once("] \"sent request\" method=\"GET\" url=\"").expect("the line");
+    assert!(line.contains("/api/v1/nodes?limit=1\" status=403 elapsed_ms=20\n"), "{line}");
+    assert_eq!(logged(false, 5, &[], send), "");
 }
