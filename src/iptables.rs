@@ -1,8 +1,8 @@
 //! The language of iptables as values: tables, chains, rules, and their text.
 //!
-//! One form of text serves both directions: what [`mod@write`] makes is what `iptables-save` prints, and
-//! `iptables-restore` reads it. [`parse`] reads both programs' text back into the same values, so
-//! that rulesets are compared as values and never as text. Knows nothing of Kubernetes.
+//! One form of text serves both directions: [`mod@write`] produces the text that `iptables-save` prints and
+//! `iptables-restore` reads. [`parse`] reads it back into the same values, so that rulesets are compared
+//! as values and never as text. Knows nothing of Kubernetes.
 
 mod chain;
 mod digest;

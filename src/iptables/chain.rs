@@ -14,7 +14,7 @@ pub enum Table {
 }
 
 impl Table {
-    /// Those that kube-proxy uses, in the order in which `iptables-save` shows them.
+    /// The tables that kube-proxy uses, in the order in which `iptables-save` shows them.
     pub const ALL: [Table; 3] = [Table::Mangle, Table::Filter, Table::Nat];
 
     /// Its name.
@@ -59,8 +59,8 @@ impl ChainName {
     /// The longest name, in bytes (XT_EXTENSION_MAXNAMELEN less the NUL).
     pub const MAX: usize = 28;
 
-    /// Reads a name; `None` when iptables would refuse it: empty, too long, with white space or
-    /// control characters, or taken for an option or a negation.
+    /// Reads a name; `None` if iptables would reject it: empty, too long, with white space or control
+    /// characters, or like an option or a negation.
     pub fn new(text: &str) -> Option<ChainName> {
         let fits = !text.is_empty() && text.len() <= ChainName::MAX;
         let is_word = text.bytes().all(|byte| byte.is_ascii_graphic()) && !text.starts_with(['-', '!']);
@@ -72,7 +72,7 @@ impl ChainName {
         Some(ChainName { bytes, length: text.len() as u8 })
     }
 
-    /// A name from the source text; evaluated when compiled, where a wrong one does not build.
+    /// A name from the source text; in a constant, a wrong one does not compile.
     pub const fn literal(text: &str) -> ChainName {
         let from = text.as_bytes();
         assert!(!from.is_empty() && from.len() <= ChainName::MAX);
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_iptables_would_refuse_are_refused() {
+    fn names_that_iptables_would_reject_are_rejected() {
         for text in ["", "-X", "!A", "A B", "A\n", "A\0", "Ä", &"A".repeat(29)] {
             assert_eq!(ChainName::new(text), None, "{text:?}");
         }

@@ -1,8 +1,8 @@
-//! Text of `iptables-save`, or input of `iptables-restore`, back to values, a line at a time.
+//! From text of `iptables-save`, or input of `iptables-restore`, to values, a line at a time.
 //!
 //! Releases of iptables spell the same rule differently (`10.0.0.1` and `10.0.0.1/32`, `--or-mark`
-//! and `--set-xmark`, the place of `-p`); what means the same becomes the same value. What is not
-//! known is kept as words.
+//! and `--set-xmark`, the place of `-p`); equivalent spellings become the same value. Unknown extensions
+//! are kept as words.
 
 use std::net::SocketAddr;
 
@@ -13,13 +13,13 @@ use super::{
 };
 use crate::net::{self, Cidr, IpFamily, Protocol};
 
-/// A line that is no line of iptables.
+/// A line that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {text:?}")]
 pub struct ParseError {
     /// The line.
     pub text: String,
-    /// What is wrong with it.
+    /// The reason.
     pub what: String,
 }
 
@@ -48,7 +48,7 @@ pub fn line(family: IpFamily, text: &str) -> Result<Line, ParseError> {
         .map_err(|what| ParseError { text: text.to_owned(), what: what.to_owned() })
 }
 
-/// Reads the whole output of `iptables-save`; tables other than mangle, filter and nat are skipped.
+/// Reads the output of `iptables-save`; tables other than mangle, filter and nat are skipped.
 pub fn save(family: IpFamily, text: &str) -> Result<Ruleset, ParseError> {
     let mut ruleset = Ruleset::default();
     let mut table = None;
@@ -111,12 +111,12 @@ fn command(family: IpFamily, text: &str) -> Result<Line, Reason> {
         "-A" | "--append" => Ok(Line::Append(chain, rule(family, words)?)),
         "-I" | "--insert" => Ok(Line::Insert(chain, rule(family, words)?)),
         "-X" | "--delete-chain" if words.peek().is_none() => Ok(Line::Delete(chain)),
-        _ => Err("not a command of a save or restore file that is known here"),
+        _ => Err("not a supported command of a save or restore file"),
     }
 }
 
-/// Splits as iptables-restore does: white space; double quotes, and no others; a backslash in quotes
-/// takes the next character as it is.
+/// Splits as iptables-restore does: at white space outside of double quotes; in quotes, a backslash
+/// escapes the next character.
 fn split_words(text: &str) -> Result<Vec<String>, Reason> {
     let mut words = Vec::with_capacity(24);
     let mut word = String::new();
@@ -169,7 +169,7 @@ impl<'a> Words<'a> {
     }
 
     /// The words up to the next `-m`, `-j`, `-g` or basic match: the options of one extension.
-    /// A comment that lacks its text is refused: written again, it would swallow what then follows.
+    /// A comment without text is an error: written again, it would take the next word for its text.
     fn options(&mut self) -> Result<&'a [String], Reason> {
         let start = self.at;
         while let Some(word) = self.peek() {
@@ -232,7 +232,7 @@ fn rule(family: IpFamily, mut words: Words<'_>) -> Result<Rule, Reason> {
                 rule.target =
                     Some(Target::Goto(ChainName::new(words.value()?).ok_or("not the name of a chain")?));
             }
-            // A basic option that is not known (`! -f`): kept, so that nothing is lost.
+            // An unknown basic option (`! -f`) is kept, so that nothing is lost.
             _ => {
                 let mut kept: Vec<Box<str>> =
                     if negated { vec!["!".into(), word.into()] } else { vec![word.into()] };
@@ -246,7 +246,7 @@ fn rule(family: IpFamily, mut words: Words<'_>) -> Result<Rule, Reason> {
     Ok(rule)
 }
 
-/// A `--dport` that stands apart from its `-m tcp`, or has none, belongs to the protocol's module:
+/// A `--dport` apart from its `-m tcp`, or without one, belongs to the protocol's module:
 /// `-p tcp --dport 80` and `-m tcp -p tcp -d 10.0.0.1 --dport 80` mean `-p tcp -m tcp --dport 80`.
 fn implied_ports(rule: &mut Rule) {
     let Some(MaybeNot { negated: false, value: L4Protocol::Service(protocol) }) = rule.protocol else {
@@ -280,7 +280,7 @@ fn address(family: IpFamily, text: &str, negated: bool) -> Result<Option<MaybeNo
     Ok((!cidr.is_everything() || negated).then_some(MaybeNot { negated, value: cidr }))
 }
 
-/// `10.0.0.0/255.0.0.0`; `None` for a mask with holes.
+/// `10.0.0.0/255.0.0.0`; `None` for a mask that is no prefix.
 fn with_mask(ip: &str, mask: &str) -> Option<Cidr> {
     let length = match net::parse_ip(mask).ok()? {
         std::net::IpAddr::V4(mask) if mask.to_bits().leading_ones() == mask.to_bits().count_ones() => {
@@ -316,7 +316,7 @@ fn extension(family: IpFamily, module: &str, options: &[String]) -> Match {
     })
 }
 
-/// The extension as a value; `None` when it has options that Chainsmith does not write.
+/// The extension as a value; `None` if it has options that Chainsmith does not write.
 fn known_extension(family: IpFamily, module: &str, options: &[&str]) -> Option<Match> {
     match (module, options) {
         ("comment", ["--comment", text]) => Some(Match::Comment((*text).into())),
@@ -405,7 +405,7 @@ fn recent(options: &[&str]) -> Option<Match> {
     Some(Match::Recent { action, list: list? })
 }
 
-/// Targets of the kernel that take options; a name in this list is not a chain.
+/// Target extensions of the kernel; a name in this list is not a chain.
 const EXTENSIONS: [&str; 39] = [
     "AUDIT",
     "CHECKSUM",
@@ -472,7 +472,7 @@ fn known_target(family: IpFamily, name: &str, options: &[&str]) -> Option<Target
     }
 }
 
-/// The ways to write MARK, as the one way in which iptables-save prints it.
+/// Every spelling of MARK, as the one that iptables-save prints.
 fn set_mark(option: &str, text: &str) -> Option<Target> {
     let (value, mask) = match option {
         "--set-xmark" => value_and_mask(text)?,

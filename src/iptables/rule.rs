@@ -1,7 +1,7 @@
 //! One rule as a value: what it matches and where it sends the packet.
 //!
-//! The kinds that Chainsmith writes are spelled out; everything else that other programs may have
-//! put into a table is kept as words, so that reading a foreign rule never fails.
+//! Matches and targets that Chainsmith writes are variants of their own; all others are kept as words, so
+//! that reading a foreign rule never fails.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::ChainName;
 use crate::net::{Cidr, Protocol};
 
-/// A value that a rule wants, or wants not (`!`).
+/// A value that a packet must have, or must not have (`!`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MaybeNot<T> {
     /// Whether `!` stands before it.
@@ -31,13 +31,13 @@ impl<T> MaybeNot<T> {
     }
 }
 
-/// The name of an interface, or with a `+` at its end all whose names begin so: 1 to 16 visible
-/// ASCII characters without `/`.
+/// The name of an interface, or with a `+` at its end all names with that prefix: 1 to 16 visible ASCII
+/// characters without `/`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Interface(Arc<str>);
 
 impl Interface {
-    /// Reads a name as iptables takes it: at most 15 characters, or 15 and a `+`.
+    /// Reads a name as iptables does: at most 15 characters, or 15 and a `+`.
     pub fn new(text: &str) -> Option<Interface> {
         let stem = text.strip_suffix('+').unwrap_or(text);
         let is_word = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b'"');
@@ -51,12 +51,12 @@ impl Interface {
     }
 }
 
-/// The protocol a rule wants.
+/// The protocol that a rule matches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum L4Protocol {
-    /// One that Services have.
+    /// A protocol of Services.
     Service(Protocol),
-    /// Another, as iptables spells it.
+    /// Any other, as iptables spells it.
     Other(Arc<str>),
 }
 
@@ -69,7 +69,7 @@ pub struct PortRange {
     pub last: u16,
 }
 
-/// Connection tracking states, as a set; shown in iptables' own order.
+/// A set of connection tracking states; displayed in the order of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CtStates(u8);
 
@@ -91,17 +91,17 @@ impl CtStates {
     /// `DNAT`: the destination was translated.
     pub const DNAT: CtStates = CtStates(64);
 
-    /// Both sets.
+    /// The union of both sets.
     pub const fn and(self, other: CtStates) -> CtStates {
         CtStates(self.0 | other.0)
     }
 
-    /// Whether every state of `other` is in it.
+    /// Whether the set has every state of `other`.
     pub fn contains(self, other: CtStates) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// Whether any state is in both.
+    /// Whether both sets have a state in common.
     pub fn overlaps(self, other: CtStates) -> bool {
         self.0 & other.0 != 0
     }
@@ -126,7 +126,7 @@ impl fmt::Display for CtStates {
     }
 }
 
-/// Which address of the packet `addrtype` looks at.
+/// The address of the packet that `addrtype` matches on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AddressSide {
     /// `--src-type`.
@@ -135,14 +135,14 @@ pub enum AddressSide {
     Destination,
 }
 
-/// What `recent` does with the packet's source address.
+/// The action of `recent` on the packet's source address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RecentAction {
-    /// `--set`: remember it, now.
+    /// `--set`: adds it to the list, with the current time.
     Set,
-    /// `--rcheck --seconds N --reap`: match if it was remembered at most so many seconds ago.
+    /// `--rcheck --seconds N --reap`: matches if the list has had it for at most so many seconds.
     Check {
-        /// How long ago at most, in seconds.
+        /// The longest time since `--set`, in seconds.
         seconds: u32,
     },
 }
@@ -150,11 +150,11 @@ pub enum RecentAction {
 /// One `-m` extension of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Match {
-    /// `comment`: matches always.
+    /// `comment`: always matches.
     Comment(Arc<str>),
-    /// `tcp`, `udp` or `sctp`, with the destination ports if they matter.
+    /// `tcp`, `udp` or `sctp`, with the destination ports if the rule has any.
     L4 {
-        /// The module; the rule's `-p` says the same.
+        /// The module; the rule's `-p` has the same protocol.
         protocol: Protocol,
         /// `--dport`.
         destination_ports: Option<PortRange>,
@@ -179,21 +179,21 @@ pub enum Match {
     },
     /// `recent` on the source address.
     Recent {
-        /// What it does.
+        /// The action.
         action: RecentAction,
         /// The list's name, which is the endpoint chain's.
         list: ChainName,
     },
-    /// `nfacct`: counts the packet under a name; matches always.
+    /// `nfacct`: counts the packet under a name; always matches.
     Nfacct(Arc<str>),
     /// `bpf` with the family's fixed program: source and destination address are equal. iptables has
     /// no match of its own for that.
     Hairpin,
-    /// Any other extension, or a known one with other options: its name and the words behind it.
+    /// Any other extension, or one of the above with other options: its name and its options.
     Other {
-        /// The module; empty for a basic option that is not known, as `-f`.
+        /// The module; empty for an unknown basic option, as `-f`.
         module: Arc<str>,
-        /// Its options as written, quotes taken off.
+        /// Its options, without quotes.
         words: Box<[Box<str>]>,
     },
 }
@@ -227,11 +227,11 @@ pub enum Target {
         /// Bits to clear first.
         mask: u32,
     },
-    /// Any other target: its name and the words behind it.
+    /// Any other target: its name and its options.
     Other {
         /// The target.
         name: Arc<str>,
-        /// Its options as written, quotes taken off.
+        /// Its options, without quotes.
         words: Box<[Box<str>]>,
     },
 }
@@ -251,12 +251,12 @@ pub struct Rule {
     pub protocol: Option<MaybeNot<L4Protocol>>,
     /// `-m` extensions, in order.
     pub matches: Vec<Match>,
-    /// `-j` or `-g`; a rule without only counts.
+    /// `-j` or `-g`; a rule without a target only counts packets.
     pub target: Option<Target>,
 }
 
 impl Rule {
-    /// The user-defined chain it leads to.
+    /// The user-defined chain that it leads to.
     pub fn callee(&self) -> Option<ChainName> {
         match self.target {
             Some(Target::Jump(chain) | Target::Goto(chain)) => Some(chain),

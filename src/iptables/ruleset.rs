@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::chain::{ChainName, Table};
 use super::rule::Rule;
 
-/// A user-defined chain and the rules that it holds or has to hold.
+/// A user-defined chain with its rules, in force or desired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     /// Its table.
@@ -16,27 +16,27 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
-/// What a packet meets at the end of a built-in chain.
+/// What happens to a packet at the end of a built-in chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// It goes on.
+    /// It passes.
     Accept,
     /// It is dropped.
     Drop,
 }
 
-/// A rule that leads from a built-in chain to one of ours.
+/// A rule that jumps from a built-in chain to a user-defined one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Jump {
     /// The table of both chains.
     pub table: Table,
     /// The built-in chain.
     pub from: ChainName,
-    /// The rule, put at the head of the chain when it is missing.
+    /// The rule, inserted at the head of the chain if it is missing.
     pub rule: Rule,
 }
 
-/// What a chain of a [`Ruleset`] holds.
+/// The content of a chain in a [`Ruleset`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChainContent {
     /// `None` for a user-defined chain.
@@ -45,7 +45,7 @@ pub struct ChainContent {
     pub rules: Vec<Rule>,
 }
 
-/// The chains of some tables: what one `iptables-save` shows.
+/// The chains of some tables, as `iptables-save` shows them.
 ///
 /// ```
 /// use chainsmith::iptables::{ChainName, Ruleset, Table, parse, write};
@@ -60,7 +60,7 @@ pub struct ChainContent {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
-    /// Each table that is there, with its chains by name.
+    /// The tables that exist, with their chains by name.
     pub tables: BTreeMap<Table, BTreeMap<ChainName, ChainContent>>,
 }
 

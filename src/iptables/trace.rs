@@ -1,14 +1,13 @@
-//! The life of a packet: which rules of a [`Ruleset`] it meets on its way through a node, and what
-//! becomes of it.
+//! The path of a packet through a node: which rules of a [`Ruleset`] it meets, and its verdict.
 //!
-//! Rules with `statistic` split a packet's life, so the answer is a distribution with exact weights.
-//! Nothing is guessed: where a match or a target is not known here, or depends on what was not
-//! said, that part of the distribution ends in [`PacketVerdict::Unknown`] and names the rule.
+//! Rules with `statistic` split the path, so the result is a distribution with exact weights. Nothing is
+//! guessed: where a match or a target is unknown, or depends on missing input, that part of the
+//! distribution ends in [`PacketVerdict::Unknown`] and names the rule.
 //!
-//! What is beside the rules stays simple. 127.0.0.0/8 and ::1 are always the node's. MASQUERADE, and
-//! REDIRECT of what arrives, take the first of the node's other addresses. The nat table is met by
-//! new connections only; what conntrack already holds of others is not known, so their packets keep
-//! their addresses.
+//! Everything other than the rules is simplified. 127.0.0.0/8 and ::1 always belong to the node. MASQUERADE,
+//! and REDIRECT of packets that arrive, use the first of the node's other addresses. Only new connections
+//! meet the nat table; packets of other connections keep their addresses, as the entries of conntrack are
+//! unknown.
 
 mod matching;
 mod recent;
@@ -26,28 +25,28 @@ use crate::net::{Cidr, IpFamily, Protocol};
 pub use recent::RecentLists;
 pub use weight::Weight;
 
-/// Where a packet comes from.
+/// Where a packet enters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A program on the node itself sends it.
     Node,
-    /// It arrives on an interface, from a pod or from outside. Without the interface's name, rules
-    /// that ask for one cannot be decided.
+    /// It arrives on an interface, from a pod or from outside. Without the interface's name, rules with
+    /// `-i` cannot be decided.
     Arrives(Option<Arc<str>>),
 }
 
 /// A packet before the first rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Packet {
-    /// Where it comes from.
+    /// Where it enters.
     pub origin: Origin,
-    /// Address and port it comes from.
+    /// Its source address and port.
     pub source: SocketAddr,
-    /// Address and port it is sent to.
+    /// Its destination address and port.
     pub destination: SocketAddr,
     /// Its protocol.
     pub protocol: Protocol,
-    /// What conntrack says of it: `NEW` for the first packet of a connection, else a set such as
+    /// Its conntrack state: `NEW` for the first packet of a connection, else a set such as
     /// `ESTABLISHED,DNAT`.
     pub state: CtStates,
     /// Its mark.
@@ -61,25 +60,25 @@ impl Packet {
     }
 }
 
-/// A node: its rules, and what they ask about it.
+/// A node: its rules, and the facts that rules match on.
 #[derive(Clone, Copy, Debug)]
 pub struct TracedNode<'a> {
     /// The rules of the packet's family.
     pub ruleset: &'a Ruleset,
     /// The node's own addresses.
     pub local_addresses: &'a BTreeSet<IpAddr>,
-    /// Through which interface a destination is reached; the longest prefix counts. Where none
-    /// fits, a rule with `-o` cannot be decided.
+    /// The interface for each destination; the longest prefix counts. Without a match, a rule with `-o`
+    /// cannot be decided.
     pub routes: &'a [(Cidr, Interface)],
 }
 
 impl TracedNode<'_> {
-    /// Whether `ip` is the node's own.
+    /// Whether `ip` belongs to the node.
     pub fn is_local(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.local_addresses.contains(&ip)
     }
 
-    /// The address that stands for the node: its first that is not loopback.
+    /// The address that represents the node: its first that is not loopback.
     fn own_address(&self, family: IpFamily) -> IpAddr {
         let mut known = self.local_addresses.iter().filter(|ip| IpFamily::of(**ip) == family);
         known.find(|ip| !ip.is_loopback()).copied().unwrap_or(family.localhost())
@@ -94,7 +93,7 @@ impl TracedNode<'_> {
     }
 }
 
-/// A place in the kernel where packets meet rules.
+/// A netfilter hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
     /// On arrival.
@@ -145,20 +144,20 @@ impl fmt::Display for Step {
     }
 }
 
-/// How a packet's way ends.
+/// The end of a packet's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PacketVerdict {
-    /// It gets through.
+    /// It passes.
     Accepted(Delivery),
-    /// It vanishes.
+    /// It is dropped.
     Dropped,
-    /// Its sender is told.
+    /// It is rejected, with an error to its sender.
     Rejected,
-    /// It cannot be told what becomes of it at this rule.
+    /// This rule cannot be decided.
     Unknown(Step),
 }
 
-/// Where a packet that gets through goes.
+/// The way in which a packet that passes leaves the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Delivery {
     /// To a program on the node.
@@ -167,14 +166,14 @@ pub enum Delivery {
     Forwarded,
 }
 
-/// What becomes of a packet.
+/// The result for a packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Outcome {
-    /// How its way ends.
+    /// Its verdict.
     pub verdict: PacketVerdict,
-    /// Where DNAT or REDIRECT sent it, even if that is where it was going.
+    /// The destination that DNAT or REDIRECT gave it, even if that is its old one.
     pub dnat: Option<SocketAddr>,
-    /// Whether it gets an address of the node as its source.
+    /// Whether its source becomes an address of the node.
     pub masquerade: bool,
     /// Its source at the end; `None` when masqueraded.
     pub source: Option<SocketAddr>,
@@ -182,13 +181,12 @@ pub struct Outcome {
     pub destination: SocketAddr,
     /// Its mark at the end.
     pub mark: u32,
-    /// The `recent` lists that remember its source from now on.
+    /// The `recent` lists that its source is added to.
     pub remembered: BTreeSet<ChainName>,
 }
 
 impl Outcome {
-    /// The same without what nobody can see: what had happened to a packet that then vanished, and
-    /// its mark.
+    /// The same without what cannot be observed: earlier changes to a packet that was dropped or rejected.
     pub fn visible(mut self) -> Outcome {
         if !matches!(self.verdict, PacketVerdict::Accepted(_)) {
             (self.dnat, self.masquerade, self.source, self.mark) = (None, false, None, 0);
@@ -197,24 +195,41 @@ impl Outcome {
     }
 }
 
-/// One of the things that may become of a packet.
+/// One possible result for a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Branch {
-    /// How likely it is.
+    /// Its probability.
     pub weight: Weight,
-    /// What becomes of the packet.
+    /// The result.
     pub outcome: Outcome,
-    /// Rules that it is held against on its way, whether they match or not; the most of all ways
-    /// that end so.
+    /// The number of rules that it is compared with, whether they match or not; the maximum over all paths
+    /// with this result.
     pub n_rules: usize,
-    /// The rules that it matches, on one of the ways that end so.
+    /// The rules that it matches, on one of the paths with this result.
     pub path: Vec<Step>,
 }
 
-/// What may become of `packet` on `node`: each outcome once, in their order; the weights sum up to 1.
+/// The possible results for `packet` on `node`: each outcome once, in order; the weights add up to 1.
 ///
-/// `recent` is what the lists of `recent` remember; it is not changed, since which branch comes true
-/// is not decided here: see [`RecentLists::remember`].
+/// `recent` holds the lists of `recent`. They stay as they are, since the packet takes one of several
+/// branches: see [`RecentLists::remember`].
+///
+/// ```
+/// use std::collections::BTreeSet;
+/// use chainsmith::iptables::parse;
+/// use chainsmith::iptables::trace::{Origin, Packet, PacketVerdict, RecentLists, TracedNode, trace};
+/// use chainsmith::net::{IpFamily, Protocol};
+///
+/// let rules = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -d 10.0.0.1/32 -j DROP\nCOMMIT\n";
+/// let ruleset = parse::save(IpFamily::V4, rules)?;
+/// let node = TracedNode { ruleset: &ruleset, local_addresses: &BTreeSet::new(), routes: &[] };
+/// let (from, to) = ("10.0.9.9:999".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
+/// let packet = Packet::new(Origin::Arrives(Some("eth0".into())), from, to, Protocol::Tcp);
+/// let branches = trace(&node, &packet, &RecentLists::default());
+/// assert_eq!(branches[0].outcome.verdict, PacketVerdict::Dropped);
+/// assert_eq!(branches[0].path[0].to_string(), "filter FORWARD rule 1");
+/// # Ok::<(), chainsmith::iptables::parse::ParseError>(())
+/// ```
 pub fn trace(node: &TracedNode<'_>, packet: &Packet, recent: &RecentLists) -> Vec<Branch> {
     let mut merged: BTreeMap<Outcome, Branch> = BTreeMap::new();
     walk::walk(node, packet, recent, &mut |branch| {

@@ -1,8 +1,8 @@
-//! Rules to text: the lines that `iptables-save` prints and `iptables-restore` reads.
+//! From values to text: the lines that `iptables-save` prints and `iptables-restore` reads.
 //!
 //! The text follows iptables 1.8: `/32` behind host addresses, marks without leading zeros,
-//! defaults of `recent` and REJECT spelled out, comments quoted when they hold more than letters,
-//! digits, `_` and `-`.
+//! defaults of `recent` and REJECT spelled out, comments quoted if they have other characters than
+//! letters, digits, `_` and `-`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -23,7 +23,7 @@ pub fn commit(out: &mut String) {
     out.push_str("COMMIT\n");
 }
 
-/// Appends the declaration of a user-defined chain, which in a restore makes it or empties it.
+/// Appends the declaration of a user-defined chain, which in a restore adds or flushes it.
 pub fn declaration(out: &mut String, chain: &ChainName) {
     for part in [":", chain.as_str(), " - [0:0]\n"] {
         out.push_str(part);
@@ -49,7 +49,7 @@ pub fn append(out: &mut String, family: IpFamily, chain: &ChainName, rule: &Rule
     command(out, "-A", family, chain, rule);
 }
 
-/// Appends `-I <chain> <rule>`, which puts the rule at the chain's head.
+/// Appends `-I <chain> <rule>`, which inserts the rule at the chain's head.
 pub fn insert(out: &mut String, family: IpFamily, chain: &ChainName, rule: &Rule) {
     command(out, "-I", family, chain, rule);
 }
@@ -69,7 +69,7 @@ pub fn rule_text(family: IpFamily, rule: &Rule) -> String {
     out.trim_start().to_owned()
 }
 
-/// What `iptables-save` prints for `ruleset`: tables, built-in chains and then the others by name,
+/// The output of `iptables-save` for `ruleset`: tables, built-in chains, then user-defined ones by name,
 /// counters `[0:0]`, no comment lines.
 pub fn save(family: IpFamily, ruleset: &Ruleset) -> String {
     let mut out = String::new();
@@ -91,8 +91,8 @@ pub fn save(family: IpFamily, ruleset: &Ruleset) -> String {
     out
 }
 
-/// An input for `iptables-restore --noflush` that makes the user-defined chains of `ruleset` and puts
-/// the rules of its built-in chains at their heads; policies are left alone.
+/// An input for `iptables-restore --noflush` that writes the user-defined chains of `ruleset` and inserts
+/// the rules of its built-in chains at their heads; policies stay.
 pub fn restore(family: IpFamily, ruleset: &Ruleset) -> String {
     let mut out = String::new();
     for (table, chains) in &ruleset.tables {
@@ -104,7 +104,7 @@ pub fn restore(family: IpFamily, ruleset: &Ruleset) -> String {
             chain.rules.iter().for_each(|rule| append(&mut out, family, name, rule));
         }
         for (name, chain) in built_in {
-            // Each goes to the head, so the last comes first.
+            // Each is inserted at the head, so the last comes first.
             chain.rules.iter().rev().for_each(|rule| insert(&mut out, family, name, rule));
         }
         commit(&mut out);
@@ -112,7 +112,7 @@ pub fn restore(family: IpFamily, ruleset: &Ruleset) -> String {
     out
 }
 
-/// The built-in chains of `table` as the kernel has them, then the others by name.
+/// The built-in chains of `table` in the kernel's order, then user-defined ones by name.
 fn in_order(table: Table, chains: &BTreeMap<ChainName, ChainContent>) -> Vec<(&ChainName, &ChainContent)> {
     let built_in: Vec<ChainName> = table.built_in().iter().map(|name| ChainName::literal(name)).collect();
     let known = built_in.iter().filter_map(|name| chains.get_key_value(name));
@@ -150,8 +150,7 @@ fn network(out: &mut String, cidr: Cidr) {
     net::push_number(out, cidr.length().into());
 }
 
-/// `threshold` in 2^31, with eleven decimals as iptables prints them: rounded to the nearest, and
-/// halves to the even one.
+/// `threshold` in 2^31, with eleven decimals as iptables prints them: rounded half to even.
 fn probability(out: &mut String, threshold: u32) {
     const ONE: u64 = 100_000_000_000;
     let scaled = u128::from(threshold) * u128::from(ONE);
@@ -224,7 +223,7 @@ fn write_match(out: &mut String, family: IpFamily, m: &Match) {
                 out.push_str(part);
             }
         }
-        // Two spaces: iptables-save prints them so.
+        // Two spaces, as iptables-save prints them.
         Match::Nfacct(name) => {
             out.push_str(" -m nfacct --nfacct-name  ");
             word(out, name);
@@ -233,7 +232,7 @@ fn write_match(out: &mut String, family: IpFamily, m: &Match) {
             out.push_str(" -m bpf --bytecode ");
             always_quoted(out, hairpin_program(family));
         }
-        // A basic option that is not known, as `-f`, belongs to no module.
+        // An unknown basic option, as `-f`, belongs to no module.
         Match::Other { module, words: rest } => {
             if !module.is_empty() {
                 out.push_str(" -m ");
@@ -280,7 +279,7 @@ fn write_target(out: &mut String, family: IpFamily, target: &Target) {
     }
 }
 
-/// What REJECT answers with when nothing is said.
+/// The default of REJECT's `--reject-with`.
 pub(super) fn default_reject(family: IpFamily) -> &'static str {
     match family {
         IpFamily::V4 => "icmp-port-unreachable",
@@ -308,7 +307,7 @@ fn words(out: &mut String, words: &[Box<str>]) {
     }
 }
 
-/// Any text that somebody else may have put into a rule, so that it stays one word.
+/// Appends any text of a foreign rule so that it stays one word.
 fn word(out: &mut String, text: &str) {
     let is_plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\".contains(&b));
     if is_plain { out.push_str(text) } else { always_quoted(out, text) }
@@ -334,7 +333,7 @@ fn always_quoted(out: &mut String, text: &str) {
 mod tests {
     use super::*;
 
-    /// What the C library prints for the double that iptables computes.
+    /// As the C library prints the double that iptables computes.
     #[test]
     fn probabilities_are_rounded_as_printf_rounds() {
         let check = |threshold: u32| {

@@ -73,7 +73,7 @@ fn foreign_rules_are_kept_as_words() {
 }
 
 #[test]
-fn a_line_that_is_none_is_named() {
+fn a_line_that_cannot_be_parsed_is_quoted_in_the_error() {
     for text in
         ["-A", "-A X -s", "-A X -d fd00::1", "-A X -m comment --comment \"a", "hello", ":X", "[1:2 -A X"]
     {
@@ -92,9 +92,9 @@ fn a_saved_ruleset_is_written_back_to_the_byte() {
     assert_eq!(write::save(IpFamily::V4, &ruleset), text);
 }
 
-/// iptables takes no such words; a table that somebody damaged must not make another rule of them.
+/// iptables rejects such words; a damaged table must not become another rule.
 #[test]
-fn words_with_blanks_and_quotes_stay_one_word() {
+fn words_with_spaces_and_quotes_stay_one_word() {
     for rule in [
         r#"-p "t cp -j DROP" -j A"#,
         r#"-m "a b" --x -j A"#,
@@ -107,14 +107,14 @@ fn words_with_blanks_and_quotes_stay_one_word() {
 }
 
 #[test]
-fn a_comment_without_its_text_is_refused() {
+fn a_comment_without_text_is_an_error() {
     for rule in ["-j KUBE-SVC-A -m comment --comment", "-m comment --comment", "-j LOG --comment"] {
         assert!(line(IpFamily::V4, &format!("-A X {rule}")).is_err(), "{rule}");
     }
 }
 
 #[test]
-fn counters_repeated_without_end_do_not_use_up_the_stack() {
+fn repeated_counters_do_not_exhaust_the_stack() {
     let counters = "[1:2] ".repeat(200_000);
     let expected = line(IpFamily::V4, "-A X -j Y").unwrap();
     assert_eq!(line(IpFamily::V4, &format!("{counters}-A X -j Y")).unwrap(), expected);

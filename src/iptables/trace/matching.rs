@@ -1,4 +1,4 @@
-//! Whether a packet fits what a rule asks, as far as that needs no chance and no memory.
+//! Whether a packet fits a rule's matches, except for those that need chance or memory.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,9 +10,9 @@ use crate::net::Protocol;
 pub(super) struct PacketAtHook<'a> {
     pub node: &'a TracedNode<'a>,
     pub hook: Hook,
-    /// Made on the node, and not yet back through `lo`.
+    /// Whether the node sent it and it has not come back through `lo`.
     pub is_from_node: bool,
-    /// The interface that it came in on, where it did and that is known.
+    /// The interface on which it arrived, if that is known.
     pub in_interface: Option<&'a str>,
     pub source: SocketAddr,
     pub destination: SocketAddr,
@@ -21,14 +21,14 @@ pub(super) struct PacketAtHook<'a> {
     pub mark: u32,
 }
 
-/// `None` means that it cannot be told.
+/// `None`: undecided.
 pub(super) type Answer = Option<bool>;
 
 impl PacketAtHook<'_> {
-    /// Whether the packet fits the basic matches of `rule`, those that stand before all `-m`.
+    /// Whether the packet fits the basic matches of `rule`, which stand before all `-m`.
     pub(super) fn fits_basics(&self, rule: &Rule) -> Answer {
-        let ip = |wanted: &Option<MaybeNot<_>>, ip: IpAddr| {
-            fits(wanted, |cidr: &crate::net::Cidr| Some(cidr.contains(ip)))
+        let ip = |part: &Option<MaybeNot<_>>, ip: IpAddr| {
+            fits(part, |cidr: &crate::net::Cidr| Some(cidr.contains(ip)))
         };
         all([
             ip(&rule.source, self.source.ip()),
@@ -39,24 +39,24 @@ impl PacketAtHook<'_> {
         ])
     }
 
-    /// Without an interface (a packet made here) a rule compares with the empty name.
-    fn comes_in_on(&self, wanted: &Interface) -> Answer {
+    /// For a packet that the node sends, the kernel compares with the empty name.
+    fn comes_in_on(&self, pattern: &Interface) -> Answer {
         if self.is_from_node {
-            return Some(is_called(wanted, ""));
+            return Some(fits_name(pattern, ""));
         }
-        self.in_interface.map(|name| is_called(wanted, name)).or(is_any(wanted))
+        self.in_interface.map(|name| fits_name(pattern, name)).or(fits_any(pattern))
     }
 
-    fn goes_out_on(&self, wanted: &Interface) -> Answer {
+    fn goes_out_on(&self, pattern: &Interface) -> Answer {
         if matches!(self.hook, Hook::Prerouting | Hook::Input) {
-            return Some(is_called(wanted, ""));
+            return Some(fits_name(pattern, ""));
         }
-        self.node.route(self.destination.ip()).map(|name| is_called(wanted, name)).or(is_any(wanted))
+        self.node.route(self.destination.ip()).map(|name| fits_name(pattern, name)).or(fits_any(pattern))
     }
 
-    /// Whether the packet fits `wanted`; `statistic` and `recent` are not asked here.
-    pub(super) fn fits_match(&self, wanted: &Match) -> Answer {
-        match wanted {
+    /// Whether the packet fits `part`; undecided for `statistic` and `recent`.
+    pub(super) fn fits_match(&self, part: &Match) -> Answer {
+        match part {
             Match::Comment(_) | Match::Nfacct(_) => Some(true),
             Match::L4 { protocol, destination_ports } => {
                 let fits_port =
@@ -81,7 +81,7 @@ impl PacketAtHook<'_> {
         })
     }
 
-    /// Extensions that others write.
+    /// Extensions in foreign rules.
     fn fits_other(&self, module: &str, words: &[&str]) -> Answer {
         match (module, words) {
             ("addrtype", ["!", "--src-type", "LOCAL"]) => Some(!self.is_local(AddressSide::Source)),
@@ -91,14 +91,14 @@ impl PacketAtHook<'_> {
     }
 }
 
-fn fits<T>(wanted: &Option<MaybeNot<T>>, has: impl FnOnce(&T) -> Answer) -> Answer {
-    match wanted {
+fn fits<T>(part: &Option<MaybeNot<T>>, has: impl FnOnce(&T) -> Answer) -> Answer {
+    match part {
         None => Some(true),
         Some(MaybeNot { negated, value }) => has(value).map(|has| has != *negated),
     }
 }
 
-/// Whether all hold: one that does not settles it, whatever is not known of the others.
+/// Whether all hold: one that does not decides, even if others are undecided.
 fn all<const N: usize>(answers: [Answer; N]) -> Answer {
     if answers.contains(&Some(false)) {
         return Some(false);
@@ -106,14 +106,14 @@ fn all<const N: usize>(answers: [Answer; N]) -> Answer {
     if answers.contains(&None) { None } else { Some(true) }
 }
 
-fn is_called(wanted: &Interface, name: &str) -> bool {
-    match wanted.as_str().strip_suffix('+') {
-        Some(beginning) => name.starts_with(beginning),
-        None => wanted.as_str() == name,
+fn fits_name(pattern: &Interface, name: &str) -> bool {
+    match pattern.as_str().strip_suffix('+') {
+        Some(prefix) => name.starts_with(prefix),
+        None => pattern.as_str() == name,
     }
 }
 
-/// `+` alone fits every interface, also one whose name is not known.
-fn is_any(wanted: &Interface) -> Answer {
-    (wanted.as_str() == "+").then_some(true)
+/// `+` alone fits every interface, also one without a known name.
+fn fits_any(pattern: &Interface) -> Answer {
+    (pattern.as_str() == "+").then_some(true)
 }

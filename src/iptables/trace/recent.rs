@@ -1,24 +1,25 @@
-//! The lists of `-m recent`: who was seen when.
+//! The lists of `-m recent`: source addresses with times.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::iptables::ChainName;
 
-/// What the lists of `recent` remember.
+/// The lists of `recent`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecentLists {
-    /// The time now, in seconds since any moment.
+    /// The current time, in seconds since any moment.
     pub now: u64,
     lists: BTreeMap<ChainName, BTreeMap<IpAddr, u64>>,
 }
 
 impl RecentLists {
-    /// Addresses a list holds unless the module is loaded with another `ip_list_tot`; a new one
-    /// then takes the place of the one not seen for the longest time.
+    /// The most addresses of a list unless the module is loaded with another `ip_list_tot`; a new one
+    /// then replaces the oldest.
     pub const LENGTH: usize = 100;
 
-    /// Notes in `lists` that `source` is seen now. The outcome of a trace says which lists those are.
+    /// Adds `source` to `lists`, with the current time. [`Outcome::remembered`](super::Outcome::remembered) has
+    /// the lists.
     pub fn remember<'a>(&mut self, lists: impl IntoIterator<Item = &'a ChainName>, source: IpAddr) {
         for list in lists {
             let seen = self.lists.entry(*list).or_default();
@@ -30,7 +31,7 @@ impl RecentLists {
         }
     }
 
-    /// Whether `list` saw `source` at most `seconds` ago.
+    /// Whether `source` was added to `list` at most `seconds` ago.
     pub fn holds(&self, list: &ChainName, source: IpAddr, seconds: u32) -> bool {
         let when = self.lists.get(list).and_then(|seen| seen.get(&source));
         when.is_some_and(|when| self.now.saturating_sub(*when) <= u64::from(seconds))

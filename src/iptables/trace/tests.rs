@@ -41,14 +41,14 @@ impl Lab {
         trace(&node, packet, &self.recent)
     }
 
-    /// Checks what becomes of `packet`, as told by [`told`].
+    /// Checks the results for `packet`, as [`show`] writes them.
     #[track_caller]
     fn check(&self, packet: &Packet, expected: &[&str]) {
         let text = write::save(self.family, &self.ruleset);
-        assert_eq!(told(&self.trace(packet)), expected, "{text}");
+        assert_eq!(show(&self.trace(packet)), expected, "{text}");
     }
 
-    /// The rules on the way of a packet that has one possible life.
+    /// Checks the rules on the path of a packet with one possible result.
     #[track_caller]
     fn check_path(&self, packet: &Packet, expected: &[&str]) {
         let branches = self.trace(packet);
@@ -60,10 +60,10 @@ impl Lab {
 }
 
 /// Each branch as `<weight> <verdict> <destination>[ dnat][ masqueraded][ mark 0x..]`.
-fn told(branches: &[Branch]) -> Vec<String> {
+fn show(branches: &[Branch]) -> Vec<String> {
     let mut sum = Weight::ZERO;
     branches.iter().for_each(|branch| sum.add(&branch.weight));
-    assert_eq!(sum, Weight::ONE, "the weights sum up to one");
+    assert_eq!(sum, Weight::ONE, "the weights add up to one");
     branches
         .iter()
         .map(|Branch { weight, outcome, .. }| {
@@ -174,7 +174,7 @@ fn a_packet_of_the_node_to_itself_comes_back_without_meeting_nat_again() {
 }
 
 #[test]
-fn dnat_decides_the_way_on() {
+fn dnat_decides_the_route() {
     let lab = Lab::nat(
         "-A PREROUTING -d 10.96.0.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 192.0.2.1:8080\n\
          -A PREROUTING -d 192.0.2.1/32 -j DNAT --to-destination 10.0.0.5:8080\n\
@@ -239,7 +239,7 @@ fn return_leaves_one_chain() {
 }
 
 #[test]
-fn accept_ends_the_table_not_the_way() {
+fn accept_ends_the_table_not_the_path() {
     let lab = Lab::new(
         IpFamily::V4,
         "*mangle\n-A PREROUTING -j ACCEPT\n-A PREROUTING -j DROP\nCOMMIT\n*filter\n:FORWARD DROP [0:0]\n\
@@ -249,7 +249,7 @@ fn accept_ends_the_table_not_the_way() {
 }
 
 #[test]
-fn policies_reject_and_drop_end_the_way() {
+fn policies_reject_and_drop_end_the_path() {
     Lab::filter(":FORWARD DROP [0:0]").check(&outside(), &["1 dropped"]);
     Lab::filter("-A FORWARD -j REJECT").check(&outside(), &["1 rejected"]);
     Lab::filter("-A FORWARD -j REJECT --reject-with tcp-reset").check(&outside(), &["1 rejected"]);
@@ -325,7 +325,7 @@ fn a_packet_of_the_node_comes_in_on_nothing_and_back_on_lo() {
 }
 
 #[test]
-fn without_the_name_of_the_interface_rules_that_ask_are_not_decided() {
+fn without_the_name_of_the_interface_rules_with_one_are_undecided() {
     let packet = Packet { origin: Origin::Arrives(None), ..outside() };
     let unknown = "1 unknown at filter FORWARD rule 1";
     Lab::filter("-A FORWARD -i eth0 -j DROP").check(&packet, &[unknown]);

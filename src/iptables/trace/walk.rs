@@ -13,14 +13,14 @@ use super::{
 };
 use crate::iptables::{ChainContent, ChainName, CtStates, Match, Policy, RecentAction, Rule, Table};
 
-/// Rules held against one packet, over all its branches, after which the rest is given up. Chains
-/// that call each other twice or more at each of many levels would take for ever.
+/// The most rules that one packet is compared with, over all its branches; then the result is unknown.
+/// Chains that call each other twice or more at each of many levels would otherwise never end.
 const MAX_RULES: u64 = 20_000_000;
 
-/// Rules that one packet may match on its way before it is given up, for the same reason.
+/// The most rules that one packet may match on a path, for the same reason.
 const MAX_STEPS: u16 = 5_000;
 
-/// Walks all ways of `packet` and hands each one's end to `each`.
+/// Walks all paths of `packet` and passes the end of each to `each`.
 pub(super) fn walk(
     node: &TracedNode<'_>,
     packet: &Packet,
@@ -38,19 +38,19 @@ pub(super) fn walk(
     }
 }
 
-/// A part of a packet's way, between two decisions about where it goes.
+/// A part of a packet's path, between two routing decisions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leg {
     Arriving,
     ToNode,
     Through,
     Sending,
-    /// Sent by the node to itself, arriving on `lo`. Its connection is known by then: no nat.
+    /// Sent by the node to itself, arriving on `lo`. It does not meet nat, as its connection is not new any more.
     Looped,
 }
 
 impl Leg {
-    /// The chains met, in the order of the kernel's priorities.
+    /// The hooks and tables, in the order of the kernel's priorities.
     fn stages(self) -> &'static [(Hook, Table)] {
         use Hook::{Forward, Input, Output, Postrouting, Prerouting};
         use Table::{Filter, Mangle, Nat};
@@ -71,7 +71,7 @@ impl Leg {
         }
     }
 
-    /// What comes after it, for a packet that now goes to the node itself or does not.
+    /// The next leg, by whether the packet's destination is the node.
     fn next(self, is_local: bool) -> Result<Leg, Delivery> {
         match (self, is_local) {
             (Leg::Arriving, true) => Ok(Leg::ToNode),
@@ -88,7 +88,7 @@ impl Leg {
 struct Frame<'a> {
     name: ChainName,
     chain: &'a ChainContent,
-    /// Index of the rule to look at next.
+    /// Index of the next rule.
     next: usize,
     /// Chains entered on the way here, by jump or goto.
     depth: usize,
@@ -102,7 +102,7 @@ struct Trail {
     before: Option<Rc<Trail>>,
 }
 
-/// One possible life of the packet, so far.
+/// One possible path of the packet, so far.
 #[derive(Clone)]
 struct Walk<'a> {
     weight: Weight,
@@ -184,13 +184,13 @@ impl<'a> Walk<'a> {
         self.trail.as_ref().map_or(0, |trail| trail.n)
     }
 
-    /// Leaves the chains of this hook and table: the packet goes on behind them.
+    /// Leaves the chains of this hook and table.
     fn pass(&mut self) {
         self.frames.clear();
         self.stage += 1;
     }
 
-    /// Sends the packet elsewhere. The connection counts as translated only if that is a change.
+    /// Changes the destination. The connection counts as translated only if the new one differs.
     fn set_destination(&mut self, to: SocketAddr) {
         if to != self.destination {
             self.state = self.state.and(CtStates::DNAT);
@@ -205,7 +205,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// How a packet fares against one rule.
+/// Whether a packet matches a rule.
 enum Fit {
     Yes,
     No,
@@ -221,7 +221,7 @@ struct Walker<'a> {
 }
 
 impl<'a> Walker<'a> {
-    /// One rule, or one move between chains; the verdict when the packet's way ends.
+    /// One rule, or one move between chains; returns the verdict at the end of the path.
     fn step(&mut self, walk: &mut Walk<'a>) -> Option<PacketVerdict> {
         let Some(frame) = walk.frames.last_mut() else { return self.enter_stage(walk) };
         let (name, chain) = (frame.name, frame.chain);
@@ -243,7 +243,7 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// Enters the built-in chain of the next stage, or ends the way.
+    /// Enters the built-in chain of the next stage, or ends the path.
     fn enter_stage(&self, walk: &mut Walk<'a>) -> Option<PacketVerdict> {
         let Some((hook, table)) = walk.leg.stages().get(walk.stage).copied() else {
             match walk.leg.next(self.node.is_local(walk.destination.ip())) {
@@ -265,12 +265,12 @@ impl<'a> Walker<'a> {
 
     fn fit(&mut self, walk: &mut Walk<'a>, rule: &Rule) -> Fit {
         let mut is_known = true;
-        match self.seen(walk).fits_basics(rule) {
+        match self.packet_at_hook(walk).fits_basics(rule) {
             Some(false) => return Fit::No,
             answer => is_known &= answer.is_some(),
         }
-        for wanted in &rule.matches {
-            match self.fits_match(walk, wanted, is_known) {
+        for part in &rule.matches {
+            match self.fits_match(walk, part, is_known) {
                 Some(false) => return Fit::No,
                 answer => is_known &= answer.is_some(),
             }
@@ -278,11 +278,11 @@ impl<'a> Walker<'a> {
         if is_known { Fit::Yes } else { Fit::Unknown }
     }
 
-    /// Chance and memory are left alone once the rule cannot be decided.
-    fn fits_match(&mut self, walk: &mut Walk<'a>, wanted: &Match, is_known: bool) -> Answer {
-        match wanted {
+    /// Neither splits the walk nor changes lists once the rule is undecided.
+    fn fits_match(&mut self, walk: &mut Walk<'a>, part: &Match, is_known: bool) -> Answer {
+        match part {
             Match::Random { .. } | Match::Recent { .. } if !is_known => None,
-            Match::Random { threshold } => Some(self.take_chance(walk, *threshold)),
+            Match::Random { threshold } => Some(self.split(walk, *threshold)),
             Match::Recent { action: RecentAction::Set, list } => {
                 walk.remembered.insert(*list);
                 Some(true)
@@ -290,12 +290,12 @@ impl<'a> Walker<'a> {
             Match::Recent { action: RecentAction::Check { seconds }, list } => {
                 Some(walk.remembered.contains(list) || self.recent.holds(list, walk.source.ip(), *seconds))
             }
-            _ => self.seen(walk).fits_match(wanted),
+            _ => self.packet_at_hook(walk).fits_match(part),
         }
     }
 
-    /// Goes on with the part that the rule takes; the rest becomes a fork that goes on behind it.
-    fn take_chance(&mut self, walk: &mut Walk<'a>, threshold: u32) -> bool {
+    /// Continues with the part that matches; the rest becomes a fork that continues behind the rule.
+    fn split(&mut self, walk: &mut Walk<'a>, threshold: u32) -> bool {
         let (taken, rest) = walk.weight.split(threshold);
         if taken.is_zero() {
             return false;
@@ -307,7 +307,7 @@ impl<'a> Walker<'a> {
         true
     }
 
-    fn seen<'w>(&self, walk: &'w Walk<'a>) -> PacketAtHook<'w>
+    fn packet_at_hook<'w>(&self, walk: &'w Walk<'a>) -> PacketAtHook<'w>
     where
         'a: 'w,
     {
@@ -333,13 +333,12 @@ impl<'a> Walker<'a> {
     ) -> Option<PacketVerdict> {
         let chains: Option<&'a BTreeMap<ChainName, ChainContent>> = self.node.ruleset.tables.get(&step.table);
         let depth = walk.frames.last().map_or(0, |frame| frame.depth) + 1;
-        // A path that meets no chain twice has at most as many chains as there are; the kernel takes
-        // no loops.
+        // A path without loops, which the kernel rejects, has at most as many chains as the table.
         let chain = chains.filter(|chains| depth <= chains.len()).and_then(|chains| chains.get(&name));
         let Some(chain) = chain.filter(|chain| chain.policy.is_none()) else {
             return Some(PacketVerdict::Unknown(step));
         };
-        // After a goto the packet does not come back here. A built-in chain stays for its policy.
+        // After a goto the packet does not return here. A built-in chain stays for its policy.
         if is_goto && let [.., frame] = &mut walk.frames[..] {
             frame.next = frame.chain.rules.len();
         }

@@ -6,7 +6,7 @@ const BASE_BITS: u32 = 31;
 const BASE: u64 = 1 << BASE_BITS;
 
 /// A number from 0 to 1, exact: the kernel keeps probabilities in units of 2^-31, so every product of
-/// them ends somewhere behind the point when it is written with 2^31 as its base.
+/// them has finitely many digits in base 2^31.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Weight {
     whole: u32,
@@ -45,7 +45,7 @@ impl Weight {
         Weight { whole: (product / BASE) as u32, digits }.trimmed()
     }
 
-    /// Splits it into what `threshold` in 2^31 take of it, and the rest.
+    /// Splits it into the share of `threshold` in 2^31, and the rest.
     pub fn split(&self, threshold: u32) -> (Weight, Weight) {
         let threshold = threshold.min(1 << BASE_BITS);
         (self.times(threshold), self.times((1 << BASE_BITS) - threshold))
@@ -69,7 +69,7 @@ impl Weight {
     /// The nearest floating-point number.
     pub fn to_f64(&self) -> f64 {
         let base = BASE as f64;
-        // Behind the third digit nothing is seen in 53 bits.
+        // More than three digits do not fit into 53 bits.
         let digits = self.digits.iter().take(3).rev();
         f64::from(self.whole) + digits.fold(0.0, |sum, digit| (sum + f64::from(*digit)) / base)
     }
@@ -97,7 +97,7 @@ mod tests {
     const THIRD: u32 = 715_827_883;
 
     #[test]
-    fn parts_sum_up_to_the_whole() {
+    fn parts_add_up_to_the_whole() {
         let mut rest = Weight::ONE;
         let mut sum = Weight::ZERO;
         for n in (2..300u32).rev() {

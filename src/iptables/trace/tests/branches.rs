@@ -1,9 +1,9 @@
-//! Chance, memory, what is not known, and what others write.
+//! Chance, memory, undecided rules, and foreign extensions.
 
 use super::*;
 
 #[test]
-fn what_is_not_known_is_said() {
+fn unknown_matches_and_targets_are_reported() {
     let check = |line: &str, expected: &str| Lab::filter(line).check(&outside(), &[expected]);
     check("-A FORWARD -p tcp -m multiport --dports 80,443 -j DROP", "1 unknown at filter FORWARD rule 1");
     check("-A FORWARD -p udp -m multiport --dports 80,443 -j DROP", "1 forwarded 10.96.0.1:80");
@@ -14,7 +14,7 @@ fn what_is_not_known_is_said() {
 }
 
 #[test]
-fn a_part_that_cannot_be_told_leaves_the_others_alone() {
+fn an_undecided_branch_does_not_change_the_others() {
     let lab = Lab::filter(
         "-A FORWARD -m statistic --mode random --probability 0.25000000000 -j A\n-A A -m set --match-set x src",
     );
@@ -66,7 +66,7 @@ fn ways_that_end_alike_are_one_branch() {
 }
 
 #[test]
-fn recent_lists_are_asked_and_told() {
+fn recent_lists_are_read_and_reported() {
     let mut lab = Lab::nat(
         "-A PREROUTING -m recent --rcheck --seconds 100 --reap --name KUBE-SEP-A --mask 255.255.255.255 --rsource -j DNAT --to-destination 10.0.0.9:80\n\
          -A PREROUTING -p tcp -m recent --set --name KUBE-SEP-A --mask 255.255.255.255 --rsource -m tcp -j DNAT --to-destination 10.0.0.1:80",
@@ -130,7 +130,7 @@ fn the_compact_hairpin_rule_masquerades_a_pod_that_reaches_itself() {
 }
 
 #[test]
-fn the_hairpin_match_compares_whole_addresses_and_another_program_is_not_decided() {
+fn the_hairpin_match_compares_whole_addresses_and_another_program_is_undecided() {
     let hairpin = Rule { matches: vec![Match::Hairpin], target: Some(Target::Drop), ..Rule::default() };
     let mut lab = Lab::new(IpFamily::V6, "*filter\nCOMMIT\n");
     lab.ruleset.chain_mut(Table::Filter, Hook::Forward.chain()).rules.push(hairpin);
@@ -143,7 +143,7 @@ fn the_hairpin_match_compares_whole_addresses_and_another_program_is_not_decided
 }
 
 #[test]
-fn rules_looked_at_are_counted() {
+fn compared_rules_are_counted() {
     let lab = Lab::filter("-A FORWARD -p udp -j DROP\n-A FORWARD -j A\n-A A -p udp -j DROP");
     let branch = lab.trace(&outside()).remove(0);
     assert_eq!(branch.n_rules, 3);
@@ -151,7 +151,7 @@ fn rules_looked_at_are_counted() {
 }
 
 #[test]
-fn what_a_vanished_packet_was_is_not_visible() {
+fn earlier_changes_to_a_dropped_packet_are_not_visible() {
     let mut outcome =
         Lab::filter("-A FORWARD -j DROP").trace(&Packet { mark: 1, ..outside() }).remove(0).outcome;
     outcome.dnat = Some("10.0.0.1:80".parse().unwrap());
@@ -160,7 +160,7 @@ fn what_a_vanished_packet_was_is_not_visible() {
 }
 
 #[test]
-fn a_built_in_chain_whose_policy_is_not_said_lets_pass() {
+fn a_built_in_chain_without_a_known_policy_accepts() {
     let mut lab = Lab::filter("-A FORWARD -p udp -j DROP");
     lab.ruleset.chain_mut(Table::Filter, Hook::Forward.chain()).policy = None;
     lab.check(&outside(), &["1 forwarded 10.96.0.1:80"]);

@@ -1,4 +1,4 @@
-//! What the targets of rules do to a packet.
+//! The effect of targets on a packet.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -43,11 +43,11 @@ impl<'a> Walker<'a> {
         walk.pass();
     }
 
-    /// Targets that others write.
+    /// Targets of foreign rules.
     fn foreign(&self, walk: &mut Walk<'a>, name: &str, words: &[&str], step: Step) -> Option<PacketVerdict> {
         let unknown = Some(PacketVerdict::Unknown(step));
         match (name, words) {
-            // They look at the packet, or change what no rule here asks about.
+            // They read the packet, or change fields that no rule here matches on.
             ("LOG" | "NFLOG" | "TRACE" | "CHECKSUM" | "TCPMSS", _) => {}
             ("REJECT", _) => return Some(PacketVerdict::Rejected),
             ("MASQUERADE", _) => self.masquerade(walk),
@@ -72,7 +72,7 @@ impl<'a> Walker<'a> {
         None
     }
 
-    /// What the node sends goes to loopback, what arrives to the interface's own address.
+    /// Packets that the node sends go to loopback, others to the interface's own address.
     fn redirected_address(&self, walk: &Walk<'a>) -> IpAddr {
         let family = IpFamily::of(walk.destination.ip());
         if walk.leg == Leg::Sending { family.localhost() } else { self.node.own_address(family) }
@@ -87,7 +87,7 @@ fn redirected_port(options: &[&str], port: u16) -> Option<u16> {
     }
 }
 
-/// `<ip>` or `<ip>:<port>`; ranges are left to chance by the kernel.
+/// `<ip>` or `<ip>:<port>`; not a range, from which the kernel picks at random.
 fn translated(text: &str, port: u16) -> Option<SocketAddr> {
     text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, port)))
 }
