@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::compile::{SyncScope, View};
 use crate::flows::{Flow, Frontends, NodePortIps, StaleReason};
-use crate::kernel::conntrack;
+use crate::kernel::flow_table;
 use crate::log::v;
 use crate::model::{Port, ServiceName};
 use crate::net::{IpFamily, PerFamily, Protocol};
@@ -226,8 +226,8 @@ fn sweep_kernel(family: IpFamily, frontends: &Frontends) -> io::Result<Sweep> {
     let mut deleted = BTreeMap::new();
     let stale_reason = |destination, backend| frontends.stale_reason(&Flow { destination, backend });
     let swept =
-        conntrack::sweep_udp(family, stale_reason, |reason| *deleted.entry(reason).or_insert(0) += 1)?;
-    let conntrack::Swept { n_seen, n_failed, first_error, is_incomplete, .. } = swept;
+        flow_table::sweep_udp(family, stale_reason, |reason| *deleted.entry(reason).or_insert(0) += 1)?;
+    let flow_table::Swept { n_seen, n_failed, first_error, is_incomplete, .. } = swept;
     Ok(Sweep { family, elapsed: started.elapsed(), n_seen, deleted, n_failed, first_error, is_incomplete })
 }
 

@@ -3,9 +3,9 @@
 
 pub(crate) mod addrs;
 pub(crate) mod affinity_lists;
-pub mod conntrack;
 #[cfg(any(test, feature = "fake-kernel"))]
 pub mod fake;
+pub mod flow_table;
 pub(crate) mod ipset;
 pub(crate) mod ipvs;
 mod netlink;

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use chainsmith::kernel::conntrack::{Swept, sweep_udp};
+use chainsmith::kernel::flow_table::{Swept, sweep_udp};
 use chainsmith::net::IpFamily;
 use nix::sched::{CloneFlags, unshare};
 

@@ -7,7 +7,7 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
-use super::netlink::{Message, Multicast, NetlinkSocket};
+use super::netlink::{Message, Multicast, NetlinkSocket, retry_interrupted};
 
 /// `RTM_GETADDR`.
 const GET_ADDRESS: u16 = 22;
@@ -47,23 +47,18 @@ pub fn addresses_of(name: &str) -> io::Result<Vec<IpAddr>> {
 /// They come from netlink and not from `getifaddrs`, which does not report that addresses are missing
 /// because interfaces were added or removed meanwhile, as with pods.
 fn addresses(selected: impl Fn(u32) -> bool) -> io::Result<Vec<IpAddr>> {
-    let mut conversation = NetlinkSocket::open(NETLINK_ROUTE)?;
-    let mut n_attempts = 0;
-    loop {
+    let mut socket = NetlinkSocket::open(NETLINK_ROUTE)?;
+    let mut addresses = retry_interrupted(ATTEMPTS, || {
         let mut addresses = Vec::new();
         // struct ifaddrmsg, of any family and interface.
-        let listed = conversation.request(GET_ADDRESS, NLM_F_DUMP, &[0; 8], &mut |message| {
+        socket.request(GET_ADDRESS, NLM_F_DUMP, &[0; 8], &mut |message| {
             addresses.extend(address(message, &selected));
-        });
-        n_attempts += 1;
-        match listed {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted && n_attempts < ATTEMPTS => continue,
-            listed => listed?,
-        }
-        addresses.sort_unstable();
-        addresses.dedup();
-        return Ok(addresses);
-    }
+        })?;
+        Ok(addresses)
+    })?;
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
 }
 
 /// The address in a message; `None` for a family other than IPv4 and IPv6.

@@ -44,12 +44,9 @@ pub fn names() -> io::Result<Vec<String>> {
     }
     let attributes = [attribute(PROTOCOL, &[VERSION]), attribute(FLAGS, &NAMES_ONLY.to_be_bytes())].concat();
     let request = NetfilterRequest {
-        subsystem: SUBSYSTEM,
-        message: LIST,
-        family: 0,
         flags: NLM_F_DUMP,
-        texts: &[],
         attributes: &attributes,
+        ..NetfilterRequest::new(SUBSYSTEM, LIST, 0)
     };
     let mut names = Vec::new();
     Netfilter::open()?
@@ -74,12 +71,10 @@ pub fn ports(name: &str) -> io::Result<Vec<u16>> {
     }
     let attributes = attribute(PROTOCOL, &[VERSION]);
     let request = NetfilterRequest {
-        subsystem: SUBSYSTEM,
-        message: LIST,
-        family: 0,
         flags: NLM_F_DUMP,
         texts: &[(NAME, name)],
         attributes: &attributes,
+        ..NetfilterRequest::new(SUBSYSTEM, LIST, 0)
     };
     let mut ports = Vec::new();
     Netfilter::open()?.request(&request, &mut |message| {
@@ -95,14 +90,8 @@ pub fn ports(name: &str) -> io::Result<Vec<u16>> {
 pub fn destroy(name: &str) -> io::Result<()> {
     let attributes = attribute(PROTOCOL, &[VERSION]);
     let texts = &[(NAME, name)];
-    let request = NetfilterRequest {
-        subsystem: SUBSYSTEM,
-        message: DESTROY,
-        family: 0,
-        flags: 0,
-        texts,
-        attributes: &attributes,
-    };
+    let request =
+        NetfilterRequest { texts, attributes: &attributes, ..NetfilterRequest::new(SUBSYSTEM, DESTROY, 0) };
     let mut netfilter = Netfilter::open()?;
     let deadline = Instant::now() + BUSY_LIMIT;
     loop {

@@ -10,7 +10,7 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
-use super::netlink::{GenericNetlink, Message, NetlinkSocket, attribute, nested};
+use super::netlink::{GenericNetlink, Message, NetlinkSocket, attribute, nested, retry_interrupted};
 use super::{addrs, ipset};
 use crate::net::{IpFamily, Protocol};
 
@@ -126,23 +126,18 @@ fn list<D>(mut dump: D) -> io::Result<Vec<VirtualServer>>
 where
     D: FnMut(&mut dyn FnMut(&Message<'_>)) -> io::Result<()>,
 {
-    let mut n_attempts = 0;
-    loop {
+    let servers = retry_interrupted(ATTEMPTS, || {
         let mut servers = Vec::new();
-        let dumped = dump(&mut |message| servers.push(server(message)));
-        n_attempts += 1;
-        match dumped {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted && n_attempts < ATTEMPTS => continue,
-            dumped => dumped?,
-        }
-        let servers: Option<Vec<VirtualServer>> = servers.into_iter().collect();
-        let mut servers = servers.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "the kernel lists a virtual server of an unknown kind")
-        })?;
-        servers.sort_unstable();
-        servers.dedup();
-        return Ok(servers);
-    }
+        dump(&mut |message| servers.push(server(message)))?;
+        Ok(servers)
+    })?;
+    let servers: Option<Vec<VirtualServer>> = servers.into_iter().collect();
+    let mut servers = servers.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, "the kernel lists a virtual server of an unknown kind")
+    })?;
+    servers.sort_unstable();
+    servers.dedup();
+    Ok(servers)
 }
 
 /// The virtual server in a message.

@@ -18,6 +18,8 @@ use netlink_packet_core::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
+use crate::net::IpFamily;
+
 /// More than the kernel's largest datagram (32 KiB).
 const BUFFER: usize = 64 * 1024;
 
@@ -132,6 +134,11 @@ pub(super) struct NetfilterRequest<'a> {
 }
 
 impl NetfilterRequest<'_> {
+    /// A request without flags and attributes.
+    pub(super) fn new(subsystem: u8, message: u8, family: u8) -> Self {
+        NetfilterRequest { subsystem, message, family, flags: 0, texts: &[], attributes: &[] }
+    }
+
     fn kind(&self) -> u16 {
         u16::from(self.subsystem) << 8 | u16::from(self.message)
     }
@@ -250,6 +257,28 @@ impl NetlinkSocket {
             }
         })?;
         if is_interrupted { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    }
+}
+
+/// Repeats `dump` while it is interrupted by a change, up to `n_attempts` times in all.
+pub(super) fn retry_interrupted<T>(
+    n_attempts: usize,
+    mut dump: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    for _ in 1..n_attempts {
+        match dump() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+    dump()
+}
+
+/// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
+pub(super) fn nfproto(family: IpFamily) -> u8 {
+    match family {
+        IpFamily::V4 => 2,
+        IpFamily::V6 => 10,
     }
 }
 

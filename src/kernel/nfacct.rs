@@ -60,8 +60,7 @@ fn request(name: &str, message: u8, flags: u16) -> io::Result<Option<u64>> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let texts = &[(NAME, name)];
-    let request =
-        NetfilterRequest { subsystem: SUBSYSTEM, message, family: 0, flags, texts, attributes: &[] };
+    let request = NetfilterRequest { flags, texts, ..NetfilterRequest::new(SUBSYSTEM, message, 0) };
     let mut packets = None;
     Netfilter::open()?.request(&request, &mut |message| packets = message.u64(PACKETS))?;
     Ok(packets)

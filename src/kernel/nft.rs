@@ -14,7 +14,9 @@ use nix::errno::Errno;
 
 pub use chain_dump::fingerprints;
 
-use super::netlink::{Multicast, Netfilter, NetfilterRequest, content, split_first};
+use super::netlink::{
+    Multicast, Netfilter, NetfilterRequest, content, nfproto, retry_interrupted, split_first,
+};
 use crate::net::IpFamily;
 
 /// `NFNL_SUBSYS_NFTABLES`.
@@ -45,9 +47,7 @@ pub fn generation() -> io::Result<u32> {
 
 /// As [`generation`], over an open socket.
 fn generation_over(netfilter: &mut Netfilter) -> io::Result<u32> {
-    let (message, flags) = (GET_GENERATION, 0);
-    let request =
-        NetfilterRequest { subsystem: SUBSYSTEM, message, family: 0, flags, texts: &[], attributes: &[] };
+    let request = NetfilterRequest::new(SUBSYSTEM, GET_GENERATION, 0);
     let mut generation = None;
     netfilter.request(&request, &mut |message| generation = message.u32(GENERATION_ID))?;
     generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -58,21 +58,13 @@ fn generation_over(netfilter: &mut Netfilter) -> io::Result<u32> {
 /// processes committed during each attempt; then `each` was not called.
 pub fn chain_names(family: IpFamily, table: &str, each: &mut dyn FnMut(&str)) -> io::Result<()> {
     let family = nfproto(family);
-    let request = NetfilterRequest {
-        subsystem: SUBSYSTEM,
-        message: GET_CHAIN,
-        family,
-        flags: NLM_F_DUMP,
-        texts: &[],
-        attributes: &[],
-    };
+    let request =
+        NetfilterRequest { flags: NLM_F_DUMP, ..NetfilterRequest::new(SUBSYSTEM, GET_CHAIN, family) };
     let mut netfilter = Netfilter::open()?;
-    let mut attempts = 0;
     // Names are kept until the dump is known to be complete: at most 28 bytes each.
-    let mut names = String::new();
-    loop {
-        names.clear();
-        let dumped = netfilter.request(&request, &mut |message| {
+    let names = retry_interrupted(ATTEMPTS, || {
+        let mut names = String::new();
+        netfilter.request(&request, &mut |message| {
             // The kernel filters by family only.
             if message.text(CHAIN_TABLE) == Some(table)
                 && let Some(name) = message.text(CHAIN_NAME)
@@ -80,29 +72,17 @@ pub fn chain_names(family: IpFamily, table: &str, each: &mut dyn FnMut(&str)) ->
                 names.push_str(name);
                 names.push('\0');
             }
-        });
-        attempts += 1;
-        match dumped {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted && attempts < ATTEMPTS => continue,
-            dumped => dumped?,
-        }
-        names.split_terminator('\0').for_each(each);
-        return Ok(());
-    }
+        })?;
+        Ok(names)
+    })?;
+    names.split_terminator('\0').for_each(each);
+    Ok(())
 }
 
 /// Whether `chain` is in `table` (`nat`, `mangle`).
 pub fn has_chain(family: IpFamily, table: &str, chain: &str) -> io::Result<bool> {
     let texts = &[(CHAIN_TABLE, table), (CHAIN_NAME, chain)];
-    let message = GET_CHAIN;
-    let request = NetfilterRequest {
-        subsystem: SUBSYSTEM,
-        message,
-        family: nfproto(family),
-        flags: 0,
-        texts,
-        attributes: &[],
-    };
+    let request = NetfilterRequest { texts, ..NetfilterRequest::new(SUBSYSTEM, GET_CHAIN, nfproto(family)) };
     match Netfilter::open()?.request(&request, &mut |_| {}) {
         Ok(()) => Ok(true),
         // No such chain, or no such table.
@@ -114,15 +94,7 @@ pub fn has_chain(family: IpFamily, table: &str, chain: &str) -> io::Result<bool>
 /// Whether a table `name` of `family` (`ip` or `ip6`) exists, whichever process created it.
 pub fn has_table(family: IpFamily, name: &str) -> io::Result<bool> {
     let texts = &[(TABLE_NAME, name)];
-    let message = GET_TABLE;
-    let request = NetfilterRequest {
-        subsystem: SUBSYSTEM,
-        message,
-        family: nfproto(family),
-        flags: 0,
-        texts,
-        attributes: &[],
-    };
+    let request = NetfilterRequest { texts, ..NetfilterRequest::new(SUBSYSTEM, GET_TABLE, nfproto(family)) };
     match Netfilter::open()?.request(&request, &mut |_| {}) {
         Ok(()) => Ok(true),
         // No such table; or no nf_tables in this kernel.
@@ -134,15 +106,8 @@ pub fn has_table(family: IpFamily, name: &str) -> io::Result<bool> {
 /// Deletes the table `name` of `family` with its content; succeeds if it does not exist.
 pub fn delete_table(family: IpFamily, name: &str) -> io::Result<()> {
     let texts = &[(TABLE_NAME, name)];
-    let message = DELETE_TABLE;
-    let request = NetfilterRequest {
-        subsystem: SUBSYSTEM,
-        message,
-        family: nfproto(family),
-        flags: 0,
-        texts,
-        attributes: &[],
-    };
+    let request =
+        NetfilterRequest { texts, ..NetfilterRequest::new(SUBSYSTEM, DELETE_TABLE, nfproto(family)) };
     match Netfilter::open()?.commit(&request) {
         Err(error) if is_any(&error, &[Errno::ENOENT]) => Ok(()),
         done => done,
@@ -151,14 +116,6 @@ pub fn delete_table(family: IpFamily, name: &str) -> io::Result<()> {
 
 fn is_any(error: &io::Error, codes: &[Errno]) -> bool {
     codes.iter().any(|code| error.raw_os_error() == Some(*code as i32))
-}
-
-/// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
-fn nfproto(family: IpFamily) -> u8 {
-    match family {
-        IpFamily::V4 => 2,
-        IpFamily::V6 => 10,
-    }
 }
 
 /// A commit to nf_tables.

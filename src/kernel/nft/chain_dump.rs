@@ -9,9 +9,9 @@ use std::io;
 
 use netlink_packet_core::NLM_F_DUMP;
 
-use super::{ATTEMPTS, CHAIN_NAME, CHAIN_TABLE, GET_CHAIN, SUBSYSTEM, generation_over, nfproto};
+use super::{ATTEMPTS, CHAIN_NAME, CHAIN_TABLE, GET_CHAIN, SUBSYSTEM, generation_over};
 use crate::iptables::{ChainName, Fingerprint};
-use crate::kernel::netlink::{Message, Netfilter, NetfilterRequest};
+use crate::kernel::netlink::{Message, Netfilter, NetfilterRequest, nfproto, retry_interrupted};
 use crate::kernel::{Dump, DumpedChain};
 use crate::net::IpFamily;
 
@@ -35,7 +35,7 @@ pub fn fingerprints(family: IpFamily, table: &str, only: Option<&[ChainName]>) -
     let mut netfilter = Netfilter::open()?;
     let family = nfproto(family);
     let Some(only) = only else {
-        return undisturbed(&mut || match all(&mut netfilter, family, table) {
+        return retry_interrupted(ATTEMPTS, || match all(&mut netfilter, family, table) {
             Ok(Dump { generation: None, .. }) => Err(io::ErrorKind::Interrupted.into()),
             done => done,
         });
@@ -43,7 +43,7 @@ pub fn fingerprints(family: IpFamily, table: &str, only: Option<&[ChainName]>) -
     let before = generation_over(&mut netfilter)?;
     let mut chains = Vec::with_capacity(only.len());
     for name in only {
-        let chain = undisturbed(&mut || {
+        let chain = retry_interrupted(ATTEMPTS, || {
             let mut found = DumpedChain::empty(*name);
             dump_rules(
                 &mut netfilter,
@@ -64,17 +64,6 @@ pub fn fingerprints(family: IpFamily, table: &str, only: Option<&[ChainName]>) -
     Ok(Dump { generation, chains })
 }
 
-/// Repeats a dump when a commit interrupted it, up to [`ATTEMPTS`] times in all.
-fn undisturbed<T>(dump: &mut dyn FnMut() -> io::Result<T>) -> io::Result<T> {
-    for _ in 1..ATTEMPTS {
-        match dump() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
-    dump()
-}
-
 fn all(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Dump> {
     let before = generation_over(netfilter)?;
     let names = names(netfilter, family, table)?;
@@ -93,9 +82,8 @@ fn all(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Dump> {
 
 /// The names of the chains of `table`.
 fn names(netfilter: &mut Netfilter, family: u8, table: &str) -> io::Result<Vec<ChainName>> {
-    let (message, flags) = (GET_CHAIN, NLM_F_DUMP);
     let request =
-        NetfilterRequest { subsystem: SUBSYSTEM, message, family, flags, texts: &[], attributes: &[] };
+        NetfilterRequest { flags: NLM_F_DUMP, ..NetfilterRequest::new(SUBSYSTEM, GET_CHAIN, family) };
     let mut names = Vec::new();
     netfilter.request(&request, &mut |message| {
         if message.text(CHAIN_TABLE) == Some(table) {

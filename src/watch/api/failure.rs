@@ -67,6 +67,21 @@ impl WatchFailure {
         }
     }
 
+    /// A streaming list that does not begin.
+    pub fn stalled(error: &str) -> WatchFailure {
+        WatchFailure::StreamStalled(error.to_owned())
+    }
+
+    /// A response that cannot be read.
+    pub fn unreadable(error: &str) -> WatchFailure {
+        WatchFailure::Unreadable(error.to_owned())
+    }
+
+    /// Another failure of the server.
+    pub fn other(error: &str) -> WatchFailure {
+        WatchFailure::Other(error.to_owned(), FailureCause::Other)
+    }
+
     /// The failure for a response that is cut off.
     pub fn cut_off(error: &dyn std::error::Error) -> WatchFailure {
         WatchFailure::Other(error_chain(error), FailureCause::Other)
@@ -92,8 +107,8 @@ pub struct FailureStreak {
 }
 
 impl FailureStreak {
-    /// Logs the failure and waits. After rejected
-    /// credentials, waits no longer than until the credentials change.
+    /// Logs the failure and waits for the back-off delay; after rejected credentials, only until they
+    /// change.
     pub async fn wait_to_retry(
         &mut self,
         kind: ObjectKind,

@@ -202,13 +202,11 @@ where
         let end = Instant::now() + Duration::from_secs(seconds.into()) + OVERDUE;
         let mut lines = match tokio::time::timeout(self.timeouts.list_start, self.open(request, true)).await {
             Ok(reader) => EventLines::new(reader?),
-            Err(_) => {
-                return Err(WatchFailure::StreamStalled("no response to a streaming list".to_owned()));
-            }
+            Err(_) => return Err(WatchFailure::stalled("no response to a streaming list")),
         };
         self.send(Event::Init).await?;
         let mut n_lines = 0;
-        let empty = || WatchFailure::StreamStalled("a streaming list is empty".to_owned());
+        let empty = || WatchFailure::stalled("a streaming list is empty");
         loop {
             let next = tokio::time::timeout(self.timeouts.next_object, self.next_event(&mut lines, true));
             let next = match next.await {
@@ -222,10 +220,7 @@ where
             match next {
                 // A server that has lost etcd ends a streaming list without an object.
                 None if n_lines == 1 => return Err(empty()),
-                None => {
-                    let error = "a streaming list is cut off".to_owned();
-                    return Err(WatchFailure::Other(error, FailureCause::Other));
-                }
+                None => return Err(WatchFailure::other("a streaming list is cut off")),
                 Some(RawEvent::Added(object) | RawEvent::Modified(object)) => {
                     self.send(Event::InitApply(object)).await?;
                 }
@@ -236,7 +231,7 @@ where
                     }
                 }
                 Some(RawEvent::Deleted(_) | RawEvent::Error(_)) => {
-                    return Err(WatchFailure::Unreadable("a streaming list deletes an object".to_owned()));
+                    return Err(WatchFailure::unreadable("a streaming list deletes an object"));
                 }
             }
         }
@@ -250,7 +245,7 @@ where
         loop {
             let next = tokio::time::timeout(self.timeouts.next_item, items.next()).await;
             let item = next
-                .map_err(|_| WatchFailure::Other("a list stalled".to_owned(), FailureCause::Other))?
+                .map_err(|_| WatchFailure::other("a list stalled"))?
                 .map_err(|error| WatchFailure::cut_off(&error))?;
             let Some(item) = item else { break };
             let object = serde_json::from_slice(item).map_err(|error| unreadable("a list", &error))?;
@@ -259,7 +254,7 @@ where
         let ListMetadata { resource_version, continuation } =
             items.end().map_err(|error| unreadable("a list", &error))?;
         if !continuation.is_empty() {
-            return Err(WatchFailure::Unreadable("a list is not complete".to_owned()));
+            return Err(WatchFailure::unreadable("a list is not complete"));
         }
         self.complete_list(resource_version).await
     }
@@ -267,7 +262,7 @@ where
     /// Records that a list is complete as of `version`.
     async fn complete_list(&mut self, version: String) -> Result<(), WatchFailure> {
         if version.is_empty() {
-            return Err(WatchFailure::Unreadable("a list has no version".to_owned()));
+            return Err(WatchFailure::unreadable("a list has no version"));
         }
         self.version = KnownVersion::Seen(version);
         self.n_streams_failed = 0;
@@ -281,8 +276,7 @@ where
         let seconds = fastrand::u32(WATCH_SECONDS);
         let request = self.query.watch(version, seconds);
         let reader = tokio::time::timeout(self.timeouts.next_item, self.open(request, false)).await;
-        let reader = reader
-            .map_err(|_| WatchFailure::Other("no response to a watch".to_owned(), FailureCause::Other))?;
+        let reader = reader.map_err(|_| WatchFailure::other("no response to a watch"))?;
         let end = Instant::now() + Duration::from_secs(seconds.into()) + OVERDUE;
         Ok(FollowStep::ReadWatch(EventLines::new(reader?), end))
     }
@@ -320,7 +314,7 @@ where
                 Some(version) if !version.is_empty() => {
                     self.version = KnownVersion::Seen(version.to_owned());
                 }
-                _ => return Err(WatchFailure::Unreadable("a changed object has no version".to_owned())),
+                _ => return Err(WatchFailure::unreadable("a changed object has no version")),
             }
             self.send(event).await?;
         }

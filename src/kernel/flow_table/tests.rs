@@ -64,28 +64,16 @@ fn add_in(
     }
     let family = nfproto(IpFamily::of(client.ip()));
     let flags = NLM_F_CREATE | NLM_F_EXCL;
-    let request = NetfilterRequest {
-        subsystem: SUBSYSTEM,
-        message: NEW,
-        family,
-        flags,
-        texts: &[],
-        attributes: &attributes,
-    };
+    let request =
+        NetfilterRequest { flags, attributes: &attributes, ..NetfilterRequest::new(SUBSYSTEM, NEW, family) };
     netfilter.request(&request, &mut |_| {}).unwrap();
 }
 
 /// All flows of `family`, by destination.
 fn n_flows(family: IpFamily) -> usize {
     let mut n = 0;
-    let request = NetfilterRequest {
-        subsystem: SUBSYSTEM,
-        message: GET,
-        family: nfproto(family),
-        flags: NLM_F_DUMP,
-        texts: &[],
-        attributes: &[],
-    };
+    let request =
+        NetfilterRequest { flags: NLM_F_DUMP, ..NetfilterRequest::new(SUBSYSTEM, GET, nfproto(family)) };
     Netfilter::open().unwrap().request(&request, &mut |_| n += 1).unwrap();
     n
 }

@@ -7,7 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use netlink_packet_core::NLM_F_DUMP;
 use nix::errno::Errno;
 
-use super::netlink::{Message, NESTED, Netfilter, NetfilterRequest, attribute, nested, push_attribute};
+use super::netlink::{
+    Message, NESTED, Netfilter, NetfilterRequest, attribute, nested, nfproto, push_attribute,
+};
 use crate::net::IpFamily;
 
 /// `NFNL_SUBSYS_CTNETLINK`.
@@ -93,12 +95,9 @@ fn sweep_by<R>(
     let mut n_attempts = 0;
     loop {
         let request = NetfilterRequest {
-            subsystem: SUBSYSTEM,
-            message: GET,
-            family: nfproto(family),
             flags: NLM_F_DUMP,
-            texts: &[],
             attributes,
+            ..NetfilterRequest::new(SUBSYSTEM, GET, nfproto(family))
         };
         match listing.request(&request, &mut each) {
             Ok(()) => return Ok(swept),
@@ -113,13 +112,6 @@ fn sweep_by<R>(
             }
             Err(error) => return Err(error),
         }
-    }
-}
-
-fn nfproto(family: IpFamily) -> u8 {
-    match family {
-        IpFamily::V4 => 2,
-        IpFamily::V6 => 10,
     }
 }
 
@@ -172,12 +164,8 @@ fn delete(netfilter: &mut Netfilter, family: IpFamily, listed: &Message<'_>) -> 
         push_attribute(&mut attributes, ID, id);
     }
     let request = NetfilterRequest {
-        subsystem: SUBSYSTEM,
-        message: DELETE,
-        family: nfproto(family),
-        flags: 0,
-        texts: &[],
         attributes: &attributes,
+        ..NetfilterRequest::new(SUBSYSTEM, DELETE, nfproto(family))
     };
     match netfilter.request(&request, &mut |_| {}) {
         Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
