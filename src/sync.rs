@@ -284,7 +284,7 @@ impl<K: Iptables + 'static> Loop<K> {
             }
         };
         self.state = state;
-        self.pacer.ended(Instant::now(), is_success);
+        self.pacer.record_end(Instant::now(), is_success);
     }
 }
 

@@ -83,7 +83,7 @@ impl ConflictDetector {
             evidence,
             "another kube-proxy or Chainsmith seems to program this node; stop one of them: they overwrite each other's rules"
         );
-        let finding = Finding::Rival(evidence);
+        let finding = Finding::ConflictingProxy(evidence);
         self.observers.iter().for_each(|observer| observer.noticed(&finding));
     }
 }

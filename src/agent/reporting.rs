@@ -187,7 +187,7 @@ impl Servers<'_> {
                     events.record(Notice { regarding, is_warning: true, reason, action, note });
                 }
                 if is_conflict(failure) && !is_conflict_reported.swap(true, Ordering::Relaxed) {
-                    let finding = Finding::Rival(format!("port {} ({server}) is taken", address.port()));
+                    let finding = Finding::ConflictingProxy(format!("port {} ({server}) is taken", address.port()));
                     warn!(port = address.port(), server, "port taken by another process; another kube-proxy or Chainsmith seems to run on this node");
                     metrics.node.count_finding(finding.as_str());
                     events.noticed(&finding);

@@ -289,7 +289,7 @@ async fn node_problems_are_events_of_the_node() {
     let (events, _tasks) = start(Some(client), &metrics);
     let (key, error) = ("k".to_owned(), "read-only".to_owned());
     events.noticed(&Finding::ParameterUnset { key, value: 1, error });
-    events.noticed(&Finding::Rival("process 7 (kube-proxy)".to_owned()));
+    events.noticed(&Finding::ConflictingProxy("process 7 (kube-proxy)".to_owned()));
     let (_, body) = requests.recv().await.unwrap();
     assert_eq!(body["regarding"]["kind"], "Node");
     assert_eq!((&body["type"], &body["reason"]), (&"Warning".into(), &"SecondProxy".into()));
@@ -306,7 +306,7 @@ fn the_documentation_explains_every_node_problem() {
     for finding in [
         Finding::LeftoverRemoved(text()),
         Finding::LeftoverStays { what: text(), advice: text() },
-        Finding::Rival(text()),
+        Finding::ConflictingProxy(text()),
         Finding::ParameterUnset { key: text(), value: 0, error: text() },
         Finding::FamilyNotProxied { family: crate::net::IpFamily::V6, error: text() },
         Finding::NoLocalhostNodePorts,

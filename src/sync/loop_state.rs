@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::observer::{Observer, Synced};
-use super::threads::side_by_side;
+use super::threads::in_parallel;
 use crate::apply::{FamilySync, SyncReport};
 use crate::compile::View;
 use crate::drift::{Checked, DriftDetector, FamilyTables};
@@ -52,7 +52,7 @@ impl<K: Iptables> LoopState<K> {
         let zone = snapshot.node().and_then(|node| node.zone.clone());
         let view = View { snapshot, place: Place { node, zone: zone.as_deref() } };
         let dirty = families.iter_mut().filter(|family| family.is_dirty());
-        let reports = side_by_side(dirty, |family| sync_family(family, view, stop, observers));
+        let reports = in_parallel(dirty, |family| sync_family(family, view, stop, observers));
         let is_success = reports.iter().all(|report| report.outcome.is_ok());
         let n_commits = reports.iter().map(|report| report.tally.n_commits).sum();
         let is_drifted = reports.iter().any(|report| !report.drift.is_empty());

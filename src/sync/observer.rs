@@ -1,4 +1,4 @@
-//! Who is told what the loop does: metrics, health, events, conntrack, the log.
+//! The loop's interface to its observers: metrics, health, events, conntrack, affinity lists, the log.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,87 +10,86 @@ use crate::model::{Node, ObjectKind, Touched};
 use crate::net::IpFamily;
 use crate::rules::Settings;
 
-/// Is told what the loop does, as it happens.
+/// Observes what the loop does, as it happens.
 ///
-/// Called on the loop's own threads, `synced` for both families at the same time: it must be quick
-/// and wait for nothing, so work that may take long goes to a thread or task of the observer's own.
-/// Whoever lags behind has to bound what it keeps.
+/// The loop calls it on its own threads, `synced` for both families at the same time. A call must be quick and must
+/// not block: longer work belongs to a task of the observer, with a bound on what it keeps.
 pub trait Observer: Send + Sync {
-    /// The loop begins, and will sync these families.
+    /// The loop starts, and will sync these families.
     fn started(&self, families: &[IpFamily]) {
         let _ = families;
     }
 
-    /// Something was heard of the cluster.
+    /// The API server, or a folder of manifests, reported objects.
     fn changed(&self, news: &News<'_>) {
         let _ = news;
     }
 
-    /// So many fields of objects of `kind` cannot be used now.
+    /// `n` fields of objects of `kind` are not usable now.
     fn problems(&self, kind: ObjectKind, n: usize) {
         let _ = (kind, n);
     }
 
-    /// The kernel remembers no more clients of `n` endpoints of `family` with session affinity.
+    /// The affinity lists of `n` endpoints of `family` are full.
     fn affinity_lists_full(&self, family: IpFamily, n: usize) {
         let _ = (family, n);
     }
 
-    /// A change asks for a sync of `family`.
+    /// A sync of `family` is due for a change.
     fn queued(&self, family: IpFamily) {
         let _ = family;
     }
 
-    /// A sync of `family` begins. Everything that was told before is in the snapshot that it sees;
-    /// nothing more is told of the cluster before it has ended.
+    /// A sync of `family` begins, from a snapshot with all changes that were reported before. No other change is
+    /// reported until it ends.
     fn syncing(&self, family: IpFamily) {
         let _ = family;
     }
 
-    /// A sync of a family ended, well or not. Nothing in the snapshot has changed since it began.
+    /// A sync of a family ended, successfully or not. The snapshot is the same as when it began.
     fn synced(&self, synced: &Synced<'_>) {
         let _ = synced;
     }
 
-    /// Something about this node was noticed.
+    /// The agent found something about this node.
     fn noticed(&self, finding: &Finding) {
         let _ = finding;
     }
 
-    /// Conntrack was looked through for stale flows of a family.
+    /// Stale flows of a family were deleted from conntrack.
     fn swept(&self, sweep: &Sweep) {
         let _ = sweep;
     }
 }
 
-/// Something about this node that whoever looks after it should know. Each is noticed once.
+/// Something about this node that its operator should know. Each is reported once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// Rules of another mode or back-end were there, and are removed: which.
+    /// Rules of another mode or back-end were removed: which.
     LeftoverRemoved(String),
-    /// Something of another mode or back-end is there and stays.
+    /// Something of another mode or back-end exists and stays.
     LeftoverStays {
-        /// What.
+        /// Its description.
         what: String,
-        /// What can be done about it.
+        /// How to remove it.
         advice: String,
     },
-    /// Somebody else programs Services on this node: how that is known.
-    Rival(String),
-    /// A kernel parameter could not be set; the kernel has what it had.
+    /// Another kube-proxy or Chainsmith programs this node: the evidence.
+    ConflictingProxy(String),
+    /// A sysctl could not be set, and keeps its value.
     ParameterUnset {
         /// Its path below `/proc/sys`, or `module/...` below `/sys`.
         key: String,
-        /// What it was to be.
+        /// The desired value.
         value: u64,
-        /// What the kernel said.
+        /// The kernel's error.
         error: String,
     },
-    /// iptables of one family cannot be used: its Services are not served until the next start.
+    /// iptables of one family is not usable: its Services are not served until the next start.
     FamilyNotProxied {
-        /// Which.
+        /// The family.
         family: IpFamily,
-        /// Why.
+        /// The reason.
         error: String,
     },
     /// Node ports do not answer on 127.0.0.1, although they are configured to.
@@ -98,31 +97,31 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// As metrics and events name its kind.
+    /// The name of its kind in metrics and events.
     pub fn as_str(&self) -> &'static str {
         match self {
             Finding::LeftoverRemoved(_) => "LeftoverRemoved",
             Finding::LeftoverStays { .. } => "LeftoverStays",
-            Finding::Rival(_) => "SecondProxy",
+            Finding::ConflictingProxy(_) => "SecondProxy",
             Finding::ParameterUnset { .. } => "ParameterUnset",
             Finding::FamilyNotProxied { .. } => "FamilyNotProxied",
             Finding::NoLocalhostNodePorts => "NoLocalhostNodePorts",
         }
     }
 
-    /// Whether somebody has to see to it.
+    /// Whether the operator has to act.
     pub fn is_warning(&self) -> bool {
         !matches!(self, Finding::LeftoverRemoved(_))
     }
 }
 
-/// In a sentence.
+/// A sentence for events.
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Finding::LeftoverRemoved(what) => write!(f, "removed what another proxy had left: {what}"),
+            Finding::LeftoverRemoved(what) => write!(f, "removed leftovers of another proxy: {what}"),
             Finding::LeftoverStays { what, advice } => write!(f, "found {what}, which stays: {advice}"),
-            Finding::Rival(evidence) => {
+            Finding::ConflictingProxy(evidence) => {
                 write!(f, "another kube-proxy or Chainsmith seems to program this node: {evidence}")
             }
             Finding::ParameterUnset { key, value, error } => {
@@ -136,35 +135,34 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// What was heard of the cluster.
+/// A report of objects of the cluster.
 #[derive(Debug)]
 pub struct News<'a> {
-    /// What it touched.
+    /// What changed in the snapshot.
     pub touched: &'a Touched,
-    /// Services that it reports, changed or not; see [`Snapshot::count_reported`](crate::model::Snapshot::count_reported).
+    /// Reported Services, changed or not; see [`Snapshot::count_reported`](crate::model::Snapshot::count_reported).
     pub n_services: usize,
-    /// Slices that it reports, likewise.
+    /// Reported slices, changed or not.
     pub n_slices: usize,
-    /// This node's Node as it is now, also when nothing of it changed; the last one seen, when it was
-    /// deleted.
+    /// This node's Node as it is now, changed or not; the last one seen after it was deleted.
     pub node: Option<&'a Node>,
-    /// Whether all objects are known: rules are in force, or are being written.
+    /// Whether all first lists are complete, so that rules are in force or are being written.
     pub is_listed: bool,
 }
 
 /// A sync of one family that ended.
 pub struct Synced<'a> {
-    /// What it did.
+    /// What the sync did.
     pub report: &'a SyncReport,
-    /// The cluster it was about, and the node.
+    /// The cluster and the node.
     pub view: View<'a>,
-    /// What its rules depend on beside the objects.
+    /// The inputs other than Services and endpoints.
     pub settings: &'a Settings,
     /// Service ports that are quarantined now.
     pub quarantine: &'a Quarantine,
     /// The service ports of the family.
     pub compiled: &'a Compiled,
-    /// How long it took.
+    /// Its duration.
     pub elapsed: Duration,
 }
 

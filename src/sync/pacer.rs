@@ -1,19 +1,19 @@
-//! When the next sync may start: at once after quiet, a minimum after the last one otherwise, and
-//! ever later after failures.
+//! When the next sync may start: at once, but not before the minimum period since the last one has passed; after
+//! failures, with growing delays.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The first wait after a failed sync.
+/// The delay after the first failed sync.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// Paces the syncs of one node.
 #[derive(Debug)]
 pub(super) struct Pacer {
-    /// From the end of one sync to the start of the next.
+    /// The minimum period, from the end of one sync to the start of the next.
     min: Duration,
-    /// The longest wait after a failure.
+    /// The longest retry delay.
     max_retry: Duration,
     /// When the last sync ended.
     ended: Option<Instant>,
@@ -25,20 +25,20 @@ impl Pacer {
         Pacer { min, max_retry, ended: None, n_failures: 0 }
     }
 
-    /// When a sync that a change asks for may start; `None`: at once.
+    /// When a sync for a change may start; `None`: at once.
     pub(super) fn may_start(&self) -> Option<Instant> {
         self.ended.map(|ended| ended + self.min)
     }
 
-    /// When a failed sync is tried again; `None` when the last one succeeded.
+    /// When to retry a failed sync; `None` when the last one succeeded.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         let doublings = self.n_failures.checked_sub(1)?.min(16);
         let wait = (FIRST_RETRY * 2u32.pow(doublings)).clamp(self.min, self.max_retry.max(self.min));
         self.ended.map(|ended| ended + wait)
     }
 
-    /// Notes that a sync ended `now`.
-    pub(super) fn ended(&mut self, now: Instant, is_success: bool) {
+    /// Records that a sync ended `now`.
+    pub(super) fn record_end(&mut self, now: Instant, is_success: bool) {
         self.ended = Some(now);
         self.n_failures = if is_success { 0 } else { self.n_failures.saturating_add(1) };
     }
@@ -49,17 +49,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_are_retried_ever_later() {
+    fn failures_are_retried_with_growing_delays() {
         let mut pacer = Pacer::new(Duration::from_millis(200), Duration::from_secs(30));
         assert_eq!((pacer.may_start(), pacer.retry_at()), (None, None));
         let now = Instant::now();
         let mut waits = Vec::new();
         for _ in 0..7 {
-            pacer.ended(now, false);
+            pacer.record_end(now, false);
             waits.push((pacer.retry_at().unwrap() - now).as_secs());
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
-        pacer.ended(now, true);
+        pacer.record_end(now, true);
         assert_eq!((pacer.may_start(), pacer.retry_at()), (Some(now + Duration::from_millis(200)), None));
     }
 
@@ -67,7 +67,7 @@ mod tests {
     fn a_retry_is_never_sooner_than_the_minimum() {
         let mut pacer = Pacer::new(Duration::from_secs(60), Duration::from_secs(30));
         let now = Instant::now();
-        pacer.ended(now, false);
+        pacer.record_end(now, false);
         assert_eq!(pacer.retry_at().unwrap() - now, Duration::from_secs(60));
     }
 }
