@@ -52,13 +52,13 @@ struct Rig {
     settings: Settings,
     is_broken: Arc<AtomicBool>,
     n_calls: Arc<AtomicUsize>,
-    heard: Arc<Heard>,
+    sweeps: Arc<SweepRecorder>,
 }
 
 #[derive(Default)]
-struct Heard(Mutex<Vec<BTreeMap<StaleReason, usize>>>);
+struct SweepRecorder(Mutex<Vec<BTreeMap<StaleReason, usize>>>);
 
-impl Observer for Heard {
+impl Observer for SweepRecorder {
     fn swept(&self, sweep: &Sweep) {
         self.0.lock().unwrap().push(sweep.deleted.clone());
     }
@@ -70,7 +70,7 @@ impl Rig {
         let settings = Settings::new(&Config::default(), None, &host(), IpFamily::V4);
         let is_broken = Arc::new(AtomicBool::new(false));
         let n_calls = Arc::new(AtomicUsize::new(0));
-        let heard = Arc::new(Heard::default());
+        let sweeps = Arc::new(SweepRecorder::default());
         let (broken, calls) = (is_broken.clone(), n_calls.clone());
         let flows =
             [(VIP, "10.0.0.1:53"), (VIP, "10.0.0.2:53"), ("192.0.2.1:30053", "10.0.0.1:53"), (VIP, VIP)];
@@ -98,8 +98,15 @@ impl Rig {
                 is_incomplete: false,
             })
         };
-        let sweeper = Sweeper::with(Arc::new(host), vec![heard.clone()], Box::new(sweep));
-        Rig { sweeper: Arc::new(sweeper), snapshot: Snapshot::default(), settings, is_broken, n_calls, heard }
+        let sweeper = Sweeper::with(Arc::new(host), vec![sweeps.clone()], Box::new(sweep));
+        Rig {
+            sweeper: Arc::new(sweeper),
+            snapshot: Snapshot::default(),
+            settings,
+            is_broken,
+            n_calls,
+            sweeps,
+        }
     }
 
     fn apply(&mut self, change: Change) {
@@ -134,9 +141,9 @@ impl Rig {
 
     fn sweep(&self) -> Option<Vec<(StaleReason, usize)>> {
         self.sweeper.sweep_if_due(IpFamily::V4);
-        let heard = std::mem::take(&mut *self.heard.0.lock().unwrap());
-        assert!(heard.len() <= 1, "{heard:?}");
-        heard.into_iter().next().map(|deleted| deleted.into_iter().collect())
+        let sweeps = std::mem::take(&mut *self.sweeps.0.lock().unwrap());
+        assert!(sweeps.len() <= 1, "{sweeps:?}");
+        sweeps.into_iter().next().map(|deleted| deleted.into_iter().collect())
     }
 
     fn n_calls(&self) -> usize {
@@ -151,7 +158,7 @@ fn only(name: &str) -> SyncScope {
 #[test]
 fn udp_service_ports_are_swept_after_syncs_that_touched_them() {
     let mut rig = Rig::new();
-    assert_eq!(rig.after(SyncScope::Full), None, "there is no UDP at all");
+    assert_eq!(rig.after(SyncScope::Full), None, "no UDP Service exists");
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
     rig.apply(slice("dns", Protocol::Udp, &["10.0.0.1", "10.0.0.2"]));
     assert_eq!(rig.after(SyncScope::Full), Some(vec![(StaleReason::Untranslated, 1)]));
@@ -168,26 +175,26 @@ fn udp_service_ports_are_swept_after_syncs_that_touched_them() {
     );
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), None));
     assert_eq!(rig.after(only("dns")), Some(vec![(StaleReason::FrontendGone, 3)]));
-    assert_eq!(rig.after(only("dns")), None, "it is gone, and so are its flows");
+    assert_eq!(rig.after(only("dns")), None, "no flows are left");
     assert_eq!(rig.n_calls(), 4);
 }
 
 #[test]
-fn flows_of_services_that_an_earlier_process_had_rules_for_go_unless_the_services_are_there() {
+fn flows_of_services_of_the_previous_agent_are_stale_unless_the_services_exist() {
     let mut rig = Rig::new();
     let mut report = SyncReport::new(IpFamily::V4, crate::kernel::Backend::Nft, SyncScope::Full);
     report.inherited.addresses.insert(VIP.parse().unwrap());
     report.inherited.node_ports.insert(30053);
     rig.reported(&report);
-    assert_eq!(rig.sweep(), Some(vec![(StaleReason::FrontendGone, 3)]), "there is no Service");
+    assert_eq!(rig.sweep(), Some(vec![(StaleReason::FrontendGone, 3)]), "the Service does not exist");
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
     rig.apply(slice("dns", Protocol::Udp, &["10.0.0.1", "10.0.0.2"]));
     rig.reported(&report);
-    assert_eq!(rig.sweep(), Some(vec![(StaleReason::Untranslated, 1)]), "the Service is there");
+    assert_eq!(rig.sweep(), Some(vec![(StaleReason::Untranslated, 1)]), "the Service exists");
 }
 
 #[test]
-fn a_service_of_another_protocol_touches_nothing() {
+fn a_service_of_another_protocol_causes_no_sweep() {
     let mut rig = Rig::new();
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Tcp))));
     assert_eq!(rig.after(only("dns")), None);
@@ -203,23 +210,23 @@ fn after_a_failed_sync_nothing_is_swept_as_old_rules_are_in_force() {
 }
 
 #[test]
-fn a_sweep_that_failed_is_made_up_for_after_the_next_sync() {
+fn a_failed_sweep_is_repeated_after_the_next_sync() {
     let mut rig = Rig::new();
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
     rig.after(SyncScope::Full);
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), None));
     rig.is_broken.store(true, Ordering::Relaxed);
     assert_eq!(rig.after(only("dns")), None);
-    assert_eq!(rig.sweep(), None, "it is not tried again at once");
+    assert_eq!(rig.sweep(), None, "it is not repeated at once");
     assert_eq!(rig.n_calls(), 2);
     rig.is_broken.store(false, Ordering::Relaxed);
-    // Not touched, and yet what was gone is remembered.
+    // The sync did not touch it, but the removed frontends are carried over.
     assert_eq!(rig.after(only("web")), Some(vec![(StaleReason::FrontendGone, 3)]));
     assert_eq!(rig.after(only("web")), None);
 }
 
 #[test]
-fn what_changes_while_a_sweep_waits_is_swept_with_it() {
+fn changes_before_a_due_sweep_are_swept_with_it() {
     let mut rig = Rig::new();
     rig.apply(Change::Service(ObjectName::new("ns", "dns"), Some(service("dns", Protocol::Udp))));
     rig.apply(slice("dns", Protocol::Udp, &["10.0.0.1"]));
@@ -241,7 +248,7 @@ async fn a_sync_wakes_the_sweeper() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sweep_that_failed_is_tried_again_on_a_quiet_node_with_growing_pauses() {
+async fn a_failed_sweep_is_retried_on_a_quiet_node_with_growing_delays() {
     let mut rig = Rig::new();
     rig.is_broken.store(true, Ordering::Relaxed);
     let running = tokio::spawn(rig.sweeper.clone().run());
@@ -262,8 +269,8 @@ async fn a_sweep_that_failed_is_tried_again_on_a_quiet_node_with_growing_pauses(
     tokio::time::sleep(LONGEST_RETRY + Duration::from_secs(1)).await;
     assert_eq!(rig.n_calls(), 1);
     let expected = BTreeMap::from([(StaleReason::EndpointGone, 1), (StaleReason::Untranslated, 1)]);
-    assert_eq!(*rig.heard.0.lock().unwrap(), [expected]);
+    assert_eq!(*rig.sweeps.0.lock().unwrap(), [expected]);
     tokio::time::sleep(LONGEST_RETRY * 10).await;
-    assert_eq!(rig.n_calls(), 0, "all is done");
+    assert_eq!(rig.n_calls(), 0, "no retry is due");
     running.abort();
 }

@@ -10,12 +10,12 @@ const NODE: &str = "192.0.2.1";
 /// One Service with all kinds of addresses, port 8000 and node port 32000 in each protocol, and
 /// `endpoints` (`<last byte>` or `<last byte> <conditions>`: r(eady), s(erving), t(erminating)).
 fn frontends(endpoints: &[&str]) -> Frontends {
-    let mut frontends = nobody();
+    let mut frontends = no_frontends();
     add(&mut frontends, "svc", "172.30.1.1", endpoints);
     frontends
 }
 
-fn nobody() -> Frontends {
+fn no_frontends() -> Frontends {
     Frontends::new(NodePortIps { ips: [NODE.parse().unwrap()].into(), is_loopback_included: true })
 }
 
@@ -80,7 +80,7 @@ fn check(frontends: &Frontends, destination: &str, backend: &str, expected: Opti
 }
 
 #[test]
-fn flows_to_what_does_not_serve_are_stale_at_every_address() {
+fn flows_to_endpoints_that_do_not_serve_are_stale_at_every_address() {
     // 170, and the vectors of the specification.
     let frontends = frontends(&["1", "2 t"]);
     let node_port = format!("{NODE}:32000");
@@ -94,19 +94,19 @@ fn flows_to_what_does_not_serve_are_stale_at_every_address() {
 }
 
 #[test]
-fn other_flows_are_nobodys() {
+fn flows_of_no_service_are_not_stale() {
     let frontends = frontends(&["1"]);
     check(&frontends, "172.30.1.1:3000", "10.0.0.7:9090", None);
     check(&frontends, "8.8.8.8:53", "8.8.8.8:53", None);
-    // A node port is one on the node: not on hosts that this node routes to.
+    // A node port counts on the node, not on hosts that this node routes to.
     check(&frontends, "8.8.8.8:32000", "8.8.8.8:32000", None);
     check(&frontends, "8.8.8.8:32000", "10.0.0.7:1", None);
-    // The other way round: a client that happens to use the number.
+    // In the other direction: a client that uses the port number by chance.
     check(&frontends, &format!("{NODE}:8000"), "10.0.0.7:1", None);
 }
 
 #[test]
-fn node_ports_answer_where_they_are_told_to() {
+fn node_ports_count_on_the_configured_addresses() {
     let mut frontends = Frontends::new(NodePortIps::default());
     add(&mut frontends, "svc", "172.30.1.1", &["1"]);
     check(&frontends, "127.0.0.1:32000", "10.0.0.7:1", None);
@@ -123,18 +123,18 @@ fn terminating_but_serving_endpoints_keep_their_flows() {
 }
 
 #[test]
-fn flows_to_an_endpoint_that_is_ready_but_not_serving_are_stale_where_others_serve() {
+fn flows_to_an_endpoint_that_is_ready_but_not_serving_are_stale_while_others_serve() {
     // `serving: false` and no `ready`.
     let some_serve = frontends(&["1", "2 r"]);
     check(&some_serve, "172.30.1.1:8000", "10.0.0.2:9090", Some(StaleReason::EndpointGone));
     // With publishNotReadyAddresses rules lead to it while no endpoint serves.
-    let nobody_serves = frontends(&["2 r", "3 t"]);
-    check(&nobody_serves, "172.30.1.1:8000", "10.0.0.2:9090", None);
-    check(&nobody_serves, "172.30.1.1:8000", "10.0.0.3:9090", Some(StaleReason::EndpointGone));
+    let none_serves = frontends(&["2 r", "3 t"]);
+    check(&none_serves, "172.30.1.1:8000", "10.0.0.2:9090", None);
+    check(&none_serves, "172.30.1.1:8000", "10.0.0.3:9090", Some(StaleReason::EndpointGone));
 }
 
 #[test]
-fn the_last_endpoint_takes_its_flows_along() {
+fn flows_of_the_last_endpoint_are_stale_once_it_is_gone() {
     // Replaces 171.
     for endpoints in [&[][..], &["1 t"]] {
         let frontends = frontends(endpoints);
@@ -143,14 +143,14 @@ fn the_last_endpoint_takes_its_flows_along() {
 }
 
 #[test]
-fn what_is_gone_takes_its_flows_along() {
+fn flows_of_removed_frontends_are_stale() {
     // Replaces 172.
-    let mut next = nobody();
+    let mut next = no_frontends();
     next.carry_over(&frontends(&["1"]));
     let node_port = format!("{NODE}:32000");
     for to in ["172.30.1.1:8000", "1.2.3.4:8000", &node_port] {
         check(&next, to, "10.0.0.1:9090", Some(StaleReason::FrontendGone));
-        // Now it is what it says: an address of somebody else.
+        // The address is now a foreign one.
         check(&next, to, to, None);
     }
     check(&next, "8.8.8.8:32000", "10.0.0.1:9090", None);
@@ -161,14 +161,14 @@ fn what_is_gone_takes_its_flows_along() {
 }
 
 #[test]
-fn what_was_gone_before_the_last_could_act_is_not_forgotten() {
+fn frontends_that_were_removed_before_the_last_sweep_are_carried_over() {
     let first = frontends(&["1"]);
-    let mut second = nobody();
+    let mut second = no_frontends();
     second.carry_over(&first);
-    let mut third = nobody();
+    let mut third = no_frontends();
     third.carry_over(&second);
     check(&third, "172.30.1.1:8000", "10.0.0.1:9090", Some(StaleReason::FrontendGone));
-    // What came back is judged by its endpoints.
+    // A frontend that exists again counts by its endpoints.
     let mut fourth = frontends(&["1"]);
     fourth.carry_over(&third);
     check(&fourth, "172.30.1.1:8000", "10.0.0.1:9090", None);
@@ -176,8 +176,8 @@ fn what_was_gone_before_the_last_could_act_is_not_forgotten() {
 }
 
 #[test]
-fn an_address_of_several_services_is_judged_by_the_oldest() {
-    let mut frontends = nobody();
+fn an_address_of_several_services_counts_for_the_oldest() {
+    let mut frontends = no_frontends();
     add(&mut frontends, "a", "172.30.1.1", &["1"]);
     add_created(Some(20), &mut frontends, "b", "172.30.1.2", &["2"]);
     add_created(Some(10), &mut frontends, "c", "172.30.1.3", &["3"]);
@@ -188,14 +188,14 @@ fn an_address_of_several_services_is_judged_by_the_oldest() {
         check(&frontends, to, "10.0.0.2:9090", Some(StaleReason::EndpointGone));
     }
     check(&frontends, "172.30.1.1:8000", "10.0.0.1:9090", None);
-    // Without endpoints it is the oldest's all the same.
+    // Also when the oldest one has no endpoints.
     add_created(Some(5), &mut frontends, "d", "172.30.1.4", &[]);
     check(&frontends, "1.2.3.4:8000", "10.0.0.3:9090", Some(StaleReason::NoEndpoints));
 }
 
 #[test]
-fn a_cluster_ip_is_judged_by_its_own_service_whoever_claims_it_too() {
-    let mut frontends = nobody();
+fn a_cluster_ip_counts_for_its_own_service_even_if_others_claim_it() {
+    let mut frontends = no_frontends();
     // The load balancer IP of both is the cluster IP of the second, which is younger.
     add_created(Some(1), &mut frontends, "a", "172.30.1.1", &["1"]);
     add_created(Some(9), &mut frontends, "b", "5.6.7.8", &["2"]);
@@ -204,9 +204,11 @@ fn a_cluster_ip_is_judged_by_its_own_service_whoever_claims_it_too() {
 }
 
 #[test]
-fn ipv6_is_judged_alike() {
-    let mut frontends =
-        Frontends::new(NodePortIps { ips: ["fd01::1".parse().unwrap()].into(), ..nobody().node_port_ips });
+fn ipv6_flows_are_stale_for_the_same_reasons() {
+    let mut frontends = Frontends::new(NodePortIps {
+        ips: ["fd01::1".parse().unwrap()].into(),
+        ..no_frontends().node_port_ips
+    });
     add(&mut frontends, "svc", "fd00:96::1", &["1"]);
     check(&frontends, "[fd00:96::1]:8000", "[fd00::1]:9090", None);
     check(&frontends, "[fd00:96::1]:8000", "[fd00::2]:9090", Some(StaleReason::EndpointGone));
@@ -215,7 +217,7 @@ fn ipv6_is_judged_alike() {
 }
 
 #[test]
-fn each_reason_has_a_word_of_its_own() {
+fn each_reason_has_its_own_name() {
     let words: BTreeSet<&str> = StaleReason::ALL.into_iter().map(StaleReason::as_str).collect();
     assert_eq!(words.len(), StaleReason::ALL.len());
 }

@@ -1,4 +1,4 @@
-//! The loop in time that passes only when nothing is to be done.
+//! The loop in paused time, which advances only while every task waits.
 
 mod failures;
 mod kernel;
@@ -36,14 +36,14 @@ use kernel::Shared;
 
 const NODE: &str = "node-a";
 
-/// A running loop, and what it is connected to.
+/// A running loop, its inputs and its outputs.
 struct Rig {
     kernels: Vec<Shared>,
     events: mpsc::Sender<WatchEvent>,
     flushed: mpsc::Sender<IpFamily>,
     written: mpsc::Sender<Option<u32>>,
     addresses: mpsc::Sender<()>,
-    /// What the node knows of itself.
+    /// The host's facts.
     host: Arc<Mutex<Host>>,
     /// The ruleset's generation, which both families share.
     generation: Arc<AtomicU32>,
@@ -51,7 +51,7 @@ struct Rig {
     running: tokio::task::JoinHandle<LoopEnd>,
     metrics: Arc<Metrics>,
     registry: prometheus::Registry,
-    heard: Arc<observers::Heard>,
+    calls: Arc<observers::CallRecorder>,
     /// When each sync began, from the start.
     syncs: Arc<Mutex<Vec<Duration>>>,
     started: Instant,
@@ -69,12 +69,12 @@ impl Rig {
         let (shutdown_sender, shutdown) = tokio::sync::watch::channel(false);
         let registry = prometheus::Registry::new();
         let metrics = Arc::new(Metrics::register(&registry).unwrap());
-        let heard = Arc::new(observers::Heard::default());
+        let calls = Arc::new(observers::CallRecorder::default());
         let (started, syncs) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
         let (addresses_sender, addresses) = mpsc::channel(1);
         let (begun, known) = (syncs.clone(), Arc::new(Mutex::new(Host::default())));
         let (host, kept) = (known.clone(), known);
-        // The loop asks for the host's addresses at the start of each sync.
+        // The loop looks up the host's facts at the start of each sync.
         let host: HostSource = Arc::new(move || {
             begun.lock().unwrap().push(started.elapsed());
             host.lock().unwrap().clone()
@@ -84,7 +84,7 @@ impl Rig {
             node_name: NODE.into(),
             host,
             kernels: kernels.clone(),
-            observers: vec![Arc::new(SyncMeter::new(metrics.clone())), heard.clone()],
+            observers: vec![Arc::new(SyncMeter::new(metrics.clone())), calls.clone()],
             node_wait,
             is_notified: true,
         };
@@ -102,7 +102,7 @@ impl Rig {
             running,
             metrics,
             registry,
-            heard,
+            calls,
             syncs,
             started,
         }
@@ -133,12 +133,12 @@ impl Rig {
         }
     }
 
-    /// Lets time pass; it does so at once when everybody waits.
+    /// Lets time pass, at once when every task waits.
     async fn after(&self, time: Duration) {
         tokio::time::sleep(time).await;
     }
 
-    /// When syncs began, in milliseconds from the start; forgets them.
+    /// When syncs began since the last take, in milliseconds from the start.
     fn take_syncs(&self) -> Vec<u128> {
         self.syncs.lock().unwrap().drain(..).map(|at| at.as_millis()).collect()
     }
@@ -147,12 +147,12 @@ impl Rig {
         self.started.elapsed().as_millis()
     }
 
-    /// What `work` sees in the kernel's tables of IPv4.
+    /// The result of `work` on the kernel's tables of IPv4.
     fn kernel<T>(&self, work: impl FnOnce(&mut FakeIptables) -> T) -> T {
         self.kernels[0].with(work)
     }
 
-    /// The rules of a chain that is there in IPv4.
+    /// How many rules a chain of IPv4 has; `usize::MAX` if it does not exist.
     fn rules(&self, table: Table, chain: &str) -> usize {
         self.rules_of(0, table, chain)
     }
@@ -165,13 +165,13 @@ impl Rig {
         self.kernels[family].with(n_rules)
     }
 
-    /// Somebody else commits to nf_tables, and it is told.
-    async fn written_by_somebody(&self) {
+    /// Another process commits to nf_tables, with a notification.
+    async fn commit_externally(&self) {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         self.written.send(Some(generation)).await.unwrap();
     }
 
-    /// The value of a series, by its whole name; 0 when it is not shown.
+    /// The value of a series, by its whole name; 0 if it does not exist.
     fn metric(&self, series: &str) -> f64 {
         let text = crate::metrics::exposition(&self.registry).unwrap();
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));

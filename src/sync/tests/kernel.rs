@@ -1,4 +1,4 @@
-//! Tables in memory that the test can look at while the loop has them.
+//! Tables in memory that a test can inspect while the loop uses them.
 
 use std::sync::PoisonError;
 
@@ -71,7 +71,7 @@ impl Iptables for Shared {
         self.with(|fake| fake.has_jump(jump))
     }
 
-    /// As on the legacy back-end: both families' fakes would count for themselves.
+    /// As on the legacy back-end, as the fake of each family counts on its own.
     fn chain_names(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         self.with(|fake| fake.chain_names(table, each))
     }

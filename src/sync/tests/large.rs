@@ -31,14 +31,14 @@ async fn its_parts_follow_each_other_without_the_minimum_period() {
     rig.after(Duration::from_millis(1)).await;
     assert_eq!(rejected(&rig), 10_052);
     assert_eq!(rig.take_syncs(), [now; 3], "the other Service, and two parts");
-    // What comes after them waits as ever.
+    // Later changes wait for the minimum period.
     rig.change(service("t", 3)).await;
     rig.after(10 * SECOND).await;
     assert_eq!(rig.take_syncs(), [now + 1000]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_part_that_fails_is_tried_again_after_the_pause_of_any_failure() {
+async fn a_part_that_fails_is_retried_after_the_delay_of_any_failure() {
     let rig = Rig::settled().await;
     let now = rig.now();
     rig.kernel(|kernel| kernel.failures = vec![RestoreError::Locked(SECOND); 3]);
@@ -46,5 +46,5 @@ async fn a_part_that_fails_is_tried_again_after_the_pause_of_any_failure() {
     rig.after(Duration::from_secs(100)).await;
     assert_eq!(rejected(&rig), 10_051);
     let syncs: Vec<u128> = rig.take_syncs().iter().map(|at| at - now).collect();
-    assert_eq!(syncs, [0, 1000, 3000, 7000, 7000, 7000], "all, and then its parts once more");
+    assert_eq!(syncs, [0, 1000, 3000, 7000, 7000, 7000], "a full sync, and then the parts once more");
 }

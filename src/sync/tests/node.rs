@@ -1,4 +1,4 @@
-//! What the Node object does to the loop.
+//! How the loop follows the Node object.
 
 use super::*;
 
@@ -11,7 +11,7 @@ fn with_pod_cidr(cidr: &str) -> Node {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_zone_compares_everything_without_any_other_event() {
+async fn a_new_zone_compares_everything_without_any_other_event() {
     let rig = Rig::settled().await;
     rig.change(slice("s", &["east", "east", "west"])).await;
     rig.after(Duration::from_secs(5)).await;
@@ -26,7 +26,7 @@ async fn another_zone_compares_everything_without_any_other_event() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_without_addresses_is_waited_for_thirty_seconds() {
+async fn the_loop_waits_thirty_seconds_for_the_nodes_addresses() {
     for node in [None, Some(Node { addresses: Box::default(), ..node("east") })] {
         let rig = Rig::start(Config::default(), NodeWait::CLUSTER);
         rig.change(Change::Node(node)).await;
@@ -39,7 +39,7 @@ async fn a_node_without_addresses_is_waited_for_thirty_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn addresses_that_come_end_the_wait_and_those_that_come_later_still_count() {
+async fn addresses_end_the_wait_and_addresses_after_it_still_count() {
     let rig = Rig::start(Config::default(), NodeWait::CLUSTER);
     rig.list().await;
     rig.after(Duration::from_secs(7)).await;
@@ -56,7 +56,7 @@ async fn addresses_that_come_end_the_wait_and_those_that_come_later_still_count(
 }
 
 #[tokio::test(start_paused = true)]
-async fn manifests_do_not_wait_for_a_status_that_nobody_writes() {
+async fn with_manifests_the_loop_does_not_wait_for_a_status() {
     let rig = Rig::start(Config::default(), NodeWait::NONE);
     rig.list().await;
     rig.after(Duration::from_secs(1)).await;
@@ -64,7 +64,7 @@ async fn manifests_do_not_wait_for_a_status_that_nobody_writes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_node_cidr_pod_cidrs_are_waited_for_and_their_absence_ends_the_loop() {
+async fn in_mode_node_cidr_the_loop_waits_for_pod_cidrs_and_ends_without_them() {
     let rig = Rig::start(config(DetectLocal::NodeCidr), NodeWait::CLUSTER);
     rig.change(Change::Node(Some(node("east")))).await;
     rig.list().await;
@@ -75,7 +75,7 @@ async fn by_node_cidr_pod_cidrs_are_waited_for_and_their_absence_ends_the_loop()
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_node_cidr_the_first_pod_cidrs_count_and_others_end_the_loop() {
+async fn in_mode_node_cidr_the_first_pod_cidrs_count_and_a_change_ends_the_loop() {
     let rig = Rig::start(config(DetectLocal::NodeCidr), NodeWait::CLUSTER);
     rig.change(Change::Node(Some(node("east")))).await;
     rig.list().await;
@@ -88,7 +88,7 @@ async fn by_node_cidr_the_first_pod_cidrs_count_and_others_end_the_loop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pod_cidrs_count_also_where_addresses_never_come() {
+async fn pod_cidrs_count_on_a_node_without_addresses() {
     let nameless = |cidr| Node { addresses: Box::default(), ..with_pod_cidr(cidr) };
     let rig = Rig::start(config(DetectLocal::NodeCidr), NodeWait::CLUSTER);
     rig.list().await;
@@ -131,13 +131,13 @@ async fn with_node_ports() -> Rig {
     rig
 }
 
-/// Rules that lead to node ports by their address.
+/// Rules that jump to the node ports by an address.
 fn n_node_port_rules(rig: &Rig) -> usize {
     rig.rules(Table::Nat, "KUBE-SERVICES")
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_address_that_comes_or_goes_changes_the_rules_without_any_other_event() {
+async fn an_added_or_removed_address_changes_the_rules_without_any_other_event() {
     let rig = with_node_ports().await;
     let before = n_node_port_rules(&rig);
     rig.host.lock().unwrap().addresses.push(address("192.0.2.8"));
@@ -151,7 +151,7 @@ async fn an_address_that_comes_or_goes_changes_the_rules_without_any_other_event
 }
 
 #[tokio::test(start_paused = true)]
-async fn word_of_addresses_that_no_rule_names_writes_nothing() {
+async fn changes_of_addresses_that_no_rule_has_write_nothing() {
     let rig = with_node_ports().await;
     let (restores, before) = (rig.restores(), n_node_port_rules(&rig));
     rig.host.lock().unwrap().addresses.push(address("10.9.0.1"));
@@ -160,11 +160,11 @@ async fn word_of_addresses_that_no_rule_names_writes_nothing() {
         rig.after(Duration::from_millis(1)).await;
     }
     assert_eq!((rig.restores(), n_node_port_rules(&rig)), (restores, before));
-    assert_eq!(rig.take_syncs().len(), 1000, "addresses are read, and nothing else is done");
+    assert_eq!(rig.take_syncs().len(), 1000, "addresses are looked up, and no sync follows");
 }
 
 #[tokio::test(start_paused = true)]
-async fn addresses_that_come_and_go_all_the_time_are_synced_at_the_usual_pace() {
+async fn addresses_that_change_all_the_time_are_synced_at_the_minimum_period() {
     let rig = with_node_ports().await;
     let restores = rig.restores();
     for n in 0..100 {

@@ -1,49 +1,49 @@
-//! What observers are told.
+//! What observers are notified of.
 #![allow(clippy::disallowed_methods, reason = "trigger times are times of day")]
 
 use super::*;
 
-/// Writes down what it is told.
+/// Records its calls.
 #[derive(Default)]
-pub struct Heard(Mutex<Vec<String>>);
+pub struct CallRecorder(Mutex<Vec<String>>);
 
-impl Heard {
-    fn note(&self, text: String) {
+impl CallRecorder {
+    fn record(&self, text: String) {
         self.0.lock().unwrap().push(text);
     }
 
-    /// What it was told since it was last asked; both families sync at the same time.
+    /// The calls since the last take, sorted, as both families sync at the same time.
     fn take(&self) -> Vec<String> {
-        let mut heard = std::mem::take(&mut *self.0.lock().unwrap());
-        heard.sort();
-        heard
+        let mut calls = std::mem::take(&mut *self.0.lock().unwrap());
+        calls.sort();
+        calls
     }
 }
 
-impl Observer for Heard {
+impl Observer for CallRecorder {
     fn started(&self, families: &[IpFamily]) {
-        self.note(format!("started {families:?}"));
+        self.record(format!("started {families:?}"));
     }
 
     fn changed(&self, news: &News<'_>) {
         let services = news.touched.services.v4.len();
-        self.note(format!("changed {services} of IPv4, listed {}", news.is_listed));
+        self.record(format!("changed {services} of IPv4, listed {}", news.is_listed));
     }
 
     fn queued(&self, family: IpFamily) {
-        self.note(format!("queued {family}"));
+        self.record(format!("queued {family}"));
     }
 
     fn synced(&self, synced: &Synced<'_>) {
         let report = synced.report;
         assert_eq!((synced.settings.family, synced.view.place.node), (report.family, NODE));
         let (scope, is_ok) = (&report.scope, report.outcome.is_ok());
-        self.note(format!("synced {} {scope:?}, success {is_ok}", report.family));
+        self.record(format!("synced {} {scope:?}, success {is_ok}", report.family));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn observers_are_told_of_every_change_request_and_sync() {
+async fn observers_are_notified_of_every_change_queued_sync_and_sync() {
     let rig = Rig::start(Config::default(), NodeWait::CLUSTER);
     rig.change(Change::Node(Some(node("east")))).await;
     rig.change(service("s", 1)).await;
@@ -58,7 +58,7 @@ async fn observers_are_told_of_every_change_request_and_sync() {
         "synced IPv4 Full, success true",
         "synced IPv6 Full, success true",
     ];
-    assert_eq!(rig.heard.take(), expected, "the zone asks for a sync at once, Services once all are listed");
+    assert_eq!(rig.calls.take(), expected, "a zone queues a sync at once, Services once all are listed");
 
     rig.change(service("s", 2)).await;
     rig.after(Duration::from_secs(60)).await;
@@ -68,22 +68,22 @@ async fn observers_are_told_of_every_change_request_and_sync() {
         "queued IPv4".to_owned(),
         format!("synced IPv4 {services}, success true"),
     ];
-    assert_eq!(rig.heard.take(), expected);
+    assert_eq!(rig.calls.take(), expected);
 
     rig.change(service("s", 2)).await;
     rig.after(Duration::from_secs(60)).await;
-    assert_eq!(rig.heard.take(), ["changed 0 of IPv4, listed true"], "the same again asks for nothing");
+    assert_eq!(rig.calls.take(), ["changed 0 of IPv4, listed true"], "an equal object queues nothing");
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_failure_the_next_sync_looks_at_everything() {
+async fn after_a_failure_the_next_sync_is_a_full_one() {
     let rig = Rig::settled().await;
-    rig.heard.take();
+    rig.calls.take();
     rig.kernel(|kernel| kernel.failures.push(crate::kernel::RestoreError::Killed(9)));
     rig.change(service("s", 2)).await;
     rig.after(Duration::from_secs(60)).await;
     let synced: Vec<String> =
-        rig.heard.take().into_iter().filter(|text| text.starts_with("synced IPv4")).collect();
+        rig.calls.take().into_iter().filter(|text| text.starts_with("synced IPv4")).collect();
     let services = r#"Partial({ObjectName("ns/s")})"#;
     let expected =
         ["synced IPv4 Full, success true".to_owned(), format!("synced IPv4 {services}, success false")];
@@ -124,7 +124,7 @@ fn triggered(change: Change) -> Change {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_of_endpoints_is_measured_once_it_is_in_force_also_after_failures() {
+async fn a_change_of_endpoints_is_measured_once_in_force_even_after_failures() {
     let rig = Rig::settled().await;
     let count = "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"}";
     rig.kernel(|kernel| kernel.failures.push(crate::kernel::RestoreError::Killed(9)));
@@ -149,9 +149,9 @@ async fn syncs_are_counted_by_kind_and_pending_changes_until_they_are_synced() {
     rig.after(Duration::from_millis(100)).await;
     rig.change(service("u", 8)).await;
     rig.after(Duration::from_secs(60)).await;
-    // The first was synced at once, the second after the minimum period.
+    // The first one is synced at once, the second one after the minimum period.
     assert_eq!((of("full"), of("partial")), (1.0, 2.0));
-    // Each counts for both families; so did the first Service of all.
+    // Each counts for both families, the first Service too.
     assert_eq!(rig.metric("kubeproxy_sync_proxy_rules_service_changes_total"), 6.0);
     let queue = "chainsmith_sync_stage_duration_seconds_count{ip_family=\"IPv4\",stage=\"queue\"}";
     assert_eq!(rig.metric(queue), 3.0);

@@ -1,4 +1,4 @@
-//! The loop behind a client whose API server goes away.
+//! The loop behind a client whose API server is down.
 
 use serde_json::{Value, json};
 
@@ -46,15 +46,15 @@ async fn ten_minutes_without_the_api_server_end_with_a_write_of_what_changed() {
         server.set_mode(Mode::Unreachable);
         server.put("endpointslices", slice_object(7, &["10.180.0.2"]));
         rig.after(Duration::from_secs(600)).await;
-        assert_eq!(rig.restores(), n_restores, "rules stay, and nothing is written");
+        assert_eq!(rig.restores(), n_restores, "rules stay, no restore");
         if is_compacted {
             server.compact();
         }
         server.set_mode(Mode::Serves);
         rig.after(Duration::from_secs(10)).await;
         let written = rig.kernel(|kernel| kernel.inputs.split_off(n_restores).concat());
-        assert!(written.contains("10.180.0.2"), "it catches up: {written}");
+        assert!(written.contains("10.180.0.2"), "the change is written: {written}");
         assert!(written.len() * 10 < n_first, "{} bytes, {n_first} at first:\n{written}", written.len());
-        assert!(!written.contains("ns/s8"), "nobody else's chains are written: {written}");
+        assert!(!written.contains("ns/s8"), "no other chains are written: {written}");
     }
 }

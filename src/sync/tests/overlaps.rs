@@ -3,7 +3,7 @@
 use super::*;
 use crate::iptables::ChainName;
 
-/// A Service at 172.30.0.`n`, made in second `created`, with an endpoint and an external IP 172.30.0.`taken`.
+/// A Service at 172.30.0.`n`, created in second `created`, with an endpoint and an external IP 172.30.0.`taken`.
 fn claim(text: &str, n: u8, created: i64, taken: u8) -> Change {
     let Change::Service(name, Some(mut service)) = service(text, n) else { unreachable!("it is a Service") };
     service.created = Some(created);
@@ -13,7 +13,7 @@ fn claim(text: &str, n: u8, created: i64, taken: u8) -> Change {
     Change::Service(name, Some(service))
 }
 
-/// Which Services have an entry for 172.30.0.`n` in `KUBE-SERVICES`, of either table.
+/// The Services that have an entry for 172.30.0.`n` in `KUBE-SERVICES` of either table.
 fn served(rig: &Rig, n: u8) -> Vec<String> {
     let text = rig.kernel(|kernel| crate::iptables::write::save(IpFamily::V4, &kernel.ruleset));
     let destination = format!("-d 172.30.0.{n}/32");
@@ -24,12 +24,12 @@ fn served(rig: &Rig, n: u8) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frontend_goes_to_the_next_owner_with_the_sync_in_which_the_first_one_is_gone() {
+async fn the_next_owner_gets_a_frontend_in_the_sync_that_removes_the_first_one() {
     let rig = Rig::settled().await;
     for text in ["a", "b", "c"] {
         rig.change(slice(text, &["east"])).await;
     }
-    // `c` has 172.30.0.3 as its cluster IP; the others take it as an external IP, and are older.
+    // `c` has 172.30.0.3 as its cluster IP; the others claim it as an external IP, and are older.
     for change in [claim("a", 4, 20, 3), claim("b", 5, 10, 3), claim("c", 3, 30, 9)] {
         rig.change(change).await;
     }
@@ -46,7 +46,7 @@ async fn a_frontend_goes_to_the_next_owner_with_the_sync_in_which_the_first_one_
     let chain = ChainName::new("KUBE-SERVICES").unwrap();
     let n_rules = rig.kernel(|kernel| kernel.ruleset.chain(Table::Nat, &chain).unwrap().rules.len());
 
-    // Made anew with the same content it is the youngest.
+    // Created again with the same content, it is the youngest.
     rig.change(claim("b", 5, 40, 3)).await;
     rig.after(Duration::from_secs(10)).await;
     assert_eq!((served(&rig, 3), rig.take_syncs().len()), (vec!["a".to_owned()], 1));

@@ -1,4 +1,4 @@
-//! When a sync begins, and what it looks at.
+//! When a sync begins, and what it compares.
 
 use super::*;
 use crate::iptables::ChainName;
@@ -19,7 +19,7 @@ async fn nothing_is_synced_before_services_slices_and_node_are_listed() {
                 rig.send(event).await;
             }
         }
-        // Not even after the time at which everything is compared once more.
+        // Not even after the audit period.
         rig.after(3 * HOUR).await;
         rig.flushed.send(IpFamily::V4).await.unwrap();
         rig.after(SECOND).await;
@@ -40,7 +40,7 @@ async fn the_first_change_after_quiet_is_synced_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn changes_that_come_together_are_synced_together() {
+async fn changes_that_arrive_together_are_synced_together() {
     let rig = Rig::settled().await;
     let n_restores = rig.restores();
     for n in 2..40 {
@@ -52,7 +52,7 @@ async fn changes_that_come_together_are_synced_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn changes_soon_after_a_sync_wait_for_the_minimum_period_and_then_go_together() {
+async fn changes_soon_after_a_sync_wait_for_the_minimum_period_and_are_synced_together() {
     let rig = Rig::settled().await;
     let now = rig.now();
     for n in 2..7 {
@@ -79,7 +79,7 @@ async fn without_a_minimum_period_each_change_is_synced_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_of_nothing_is_not_synced() {
+async fn an_equal_object_causes_no_sync() {
     let rig = Rig::settled().await;
     rig.change(service("s", 1)).await;
     rig.change(Change::Node(Some(node("east")))).await;
@@ -88,7 +88,7 @@ async fn a_change_of_nothing_is_not_synced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_nobody_writes_nothing_is_read_and_nothing_written() {
+async fn without_external_changes_nothing_is_read_or_written() {
     let rig = Rig::settled().await;
     let before = (rig.restores(), rig.kernel(|kernel| kernel.n_saves));
     rig.after(24 * HOUR).await;
@@ -97,12 +97,12 @@ async fn while_nobody_writes_nothing_is_read_and_nothing_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_changed_without_being_told_is_found_by_the_next_audit() {
+async fn an_external_change_without_a_notification_is_found_by_the_next_audit() {
     let rig = Rig::settled().await;
     let before = (rig.restores(), rig.kernel(|kernel| kernel.n_saves));
     rig.generation.fetch_add(1, Ordering::Relaxed);
     rig.after(HOUR).await;
-    assert_eq!(rig.take_syncs(), [], "a commit that changed nothing of ours");
+    assert_eq!(rig.take_syncs(), [], "a commit that did not change our rules");
     assert_eq!((rig.restores(), rig.kernel(|kernel| kernel.n_saves)), before);
     rig.kernel(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
     rig.generation.fetch_add(1, Ordering::Relaxed);
@@ -112,7 +112,7 @@ async fn what_was_changed_without_being_told_is_found_by_the_next_audit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_family_that_became_small_is_classic_again_at_the_next_audit_though_nobody_wrote() {
+async fn a_family_that_became_small_is_classic_again_at_the_next_audit_without_an_external_change() {
     let rig = Rig::settled().await;
     let is = |layout: &str| {
         let series =
@@ -136,17 +136,17 @@ async fn a_family_that_became_small_is_classic_again_at_the_next_audit_though_no
     rig.take_syncs();
     rig.after(HOUR).await;
     assert!(is("classic"), "750 endpoints, and a full sync");
-    assert_eq!(rig.take_syncs().len(), 1, "and with that it is done");
-    assert_eq!(rig.kernel(|kernel| kernel.n_saves), n_saves, "it is known what the kernel holds");
+    assert_eq!(rig.take_syncs().len(), 1, "once");
+    assert_eq!(rig.kernel(|kernel| kernel.n_saves), n_saves, "the kernel is not read");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_changed_in_one_family_is_read_in_that_family_only() {
+async fn an_external_change_of_one_family_is_read_in_that_family_only() {
     let rig = Rig::settled().await;
     let saves = || rig.kernels.iter().map(|kernel| kernel.with(|k| k.n_saves)).collect::<Vec<_>>();
     let (before, restores) = (saves(), rig.restores());
     rig.kernels[1].with(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
-    rig.written_by_somebody().await;
+    rig.commit_externally().await;
     rig.after(SECOND * 60).await;
     assert_eq!(rig.rules_of(1, Table::Nat, "KUBE-SERVICES"), 1);
     assert_eq!((saves()[0], rig.restores()), (before[0], restores));
@@ -156,7 +156,7 @@ async fn what_was_changed_in_one_family_is_read_in_that_family_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_tables_that_cannot_be_read_only_what_was_changed_is_written() {
+async fn in_tables_that_cannot_be_read_only_changed_chains_are_written() {
     let rig = Rig::start(Config::default(), NodeWait::NONE);
     rig.kernel(|kernel| kernel.readable = crate::kernel::Readable::NamesOnly);
     for n in 1..=100 {
@@ -167,10 +167,10 @@ async fn in_tables_that_cannot_be_read_only_what_was_changed_is_written() {
     rig.after(SECOND * 60).await;
     let n_restores = rig.restores();
     for _ in 0..10 {
-        rig.written_by_somebody().await;
+        rig.commit_externally().await;
         rig.after(SECOND * 60).await;
     }
-    assert_eq!(rig.restores(), n_restores, "nothing of ours was changed");
+    assert_eq!(rig.restores(), n_restores, "our rules did not change");
     let chain = rig.kernel(|kernel| {
         let chains = &kernel.ruleset.tables[&Table::Nat];
         *chains.keys().find(|name| name.as_str().starts_with("KUBE-SVC-")).unwrap()
@@ -178,11 +178,11 @@ async fn in_tables_that_cannot_be_read_only_what_was_changed_is_written() {
     let whole = rig.kernel(|kernel| {
         let whole = kernel.ruleset.clone();
         kernel.ruleset.chain_mut(Table::Nat, chain).rules.pop();
-        // A chain that might be ours, and is not.
+        // A foreign chain with a name like ours.
         kernel.ruleset.chain_mut(Table::Nat, ChainName::literal("KUBE-SEP-STRAY"));
         whole
     });
-    rig.written_by_somebody().await;
+    rig.commit_externally().await;
     rig.after(SECOND * 60).await;
     assert_eq!(rig.kernel(|kernel| kernel.ruleset.clone()), whole);
     assert_eq!(rig.restores(), n_restores + 1);
@@ -193,10 +193,10 @@ async fn in_tables_that_cannot_be_read_only_what_was_changed_is_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_chain_that_was_written_while_somebody_else_wrote_is_not_taken_for_what_it_looks_like() {
+async fn a_chain_that_was_written_during_an_external_change_gets_no_fingerprint() {
     let rig = Rig::settled().await;
     rig.kernel(|kernel| kernel.readable = crate::kernel::Readable::NamesOnly);
-    // Between our last commit and the next; it was not told yet.
+    // Between our last commit and the next; the notification is not there yet.
     let generation = rig.generation.fetch_add(1, Ordering::Relaxed) + 1;
     rig.change(slice("s", &["east"])).await;
     rig.after(Duration::from_millis(100)).await;
@@ -211,41 +211,45 @@ async fn a_chain_that_was_written_while_somebody_else_wrote_is_not_taken_for_wha
     });
     rig.written.send(Some(generation + 2)).await.unwrap();
     rig.after(SECOND * 60).await;
-    assert_eq!(rig.restores(), n_restores + 1, "what has no print is written anew, as nobody can read it");
+    assert_eq!(
+        rig.restores(),
+        n_restores + 1,
+        "a chain without a fingerprint is rewritten, as it cannot be read"
+    );
     assert!(rig.kernel(|kernel| {
         let chain = chain(kernel);
         !kernel.ruleset.chain(Table::Nat, &chain).unwrap().rules.is_empty()
     }));
-    // And from then on it has one.
-    rig.written_by_somebody().await;
+    // From then on it has a fingerprint.
+    rig.commit_externally().await;
     rig.after(HOUR).await;
     assert_eq!(rig.restores(), n_restores + 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_changed_is_repaired_soon_when_it_was_told() {
+async fn a_notified_external_change_is_repaired_soon() {
     let rig = Rig::settled().await;
     let before = rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_checks));
-    rig.written_by_somebody().await;
+    rig.commit_externally().await;
     rig.after(SECOND * 60).await;
     assert_eq!(rig.take_syncs(), []);
-    assert_eq!(rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_checks)), before, "no process is started");
+    assert_eq!(rig.kernel(|kernel| (kernel.n_saves, kernel.n_jump_checks)), before, "no process starts");
     let now = rig.now();
     rig.kernel(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
-    rig.written_by_somebody().await;
+    rig.commit_externally().await;
     rig.after(SECOND * 60).await;
     assert_eq!(rig.take_syncs(), [now + 250]);
     assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_rules_cannot_be_dumped_a_commit_of_somebody_else_is_read_soon() {
+async fn where_rules_cannot_be_dumped_an_external_commit_is_read_soon() {
     let rig = Rig::start(Config::default(), NodeWait::NONE);
     rig.kernel(|kernel| kernel.is_dump_broken = true);
     rig.list().await;
     rig.after(SECOND * 60).await;
     let n_saves = rig.kernel(|kernel| kernel.n_saves);
-    rig.written_by_somebody().await;
+    rig.commit_externally().await;
     rig.after(SECOND * 60).await;
     assert_eq!(rig.kernel(|kernel| kernel.n_saves), n_saves + 2);
 }
@@ -262,7 +266,7 @@ async fn a_flush_is_read_and_repaired_at_once_in_its_family_only() {
     let now = rig.now();
     rig.flushed.send(IpFamily::V4).await.unwrap();
     rig.after(Duration::from_millis(1)).await;
-    // Not even the minimum period is waited for.
+    // It does not even wait for the minimum period.
     assert_eq!(rig.take_syncs().last(), Some(&now));
     assert_eq!(rig.kernel(|kernel| kernel.ruleset.clone()), whole);
     assert!(rig.kernels[0].with(|k| k.n_saves) > n_saves[0]);
@@ -270,10 +274,10 @@ async fn a_flush_is_read_and_repaired_at_once_in_its_family_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_loop_ends_when_told_to_and_leaves_the_rules() {
+async fn the_loop_ends_on_shutdown_and_leaves_the_rules() {
     let rig = Rig::settled().await;
     let (before, kernel) = (rig.restores(), rig.kernels[0].clone());
-    // A change that comes with it is not begun any more.
+    // A change that arrives with the shutdown is not synced.
     rig.shutdown.send(true).unwrap();
     rig.events.send(WatchEvent::Change(service("t", 2))).await.unwrap();
     assert_eq!(rig.ended().await, LoopEnd::Shutdown);
@@ -281,37 +285,41 @@ async fn the_loop_ends_when_told_to_and_leaves_the_rules() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_loop_ends_when_its_sources_are_gone() {
+async fn the_loop_ends_without_sources() {
     let Rig { running, events, .. } = Rig::settled().await;
     drop(events);
     assert_eq!(running.await.unwrap(), LoopEnd::SourcesGone);
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_generation_cannot_be_had_the_last_one_counts_and_it_is_asked_for_again_soon() {
+async fn while_the_generation_cannot_be_read_the_last_one_counts_and_it_is_read_again_soon() {
     let rig = Rig::settled().await;
     let clear = || rig.kernel(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
     let breaks = |is_broken| rig.kernel(|kernel| kernel.is_generation_broken = is_broken);
-    // During a sync of ours.
+    // During our sync.
     breaks(true);
     rig.change(service("t", 2)).await;
     rig.after(SECOND * 5).await;
     breaks(false);
     rig.after(SECOND * 5).await;
     clear();
-    rig.written_by_somebody().await;
+    rig.commit_externally().await;
     rig.after(SECOND * 5).await;
-    assert_ne!(rig.rules(Table::Nat, "KUBE-SERVICES"), 0, "noticed by its number, as before");
+    assert_ne!(rig.rules(Table::Nat, "KUBE-SERVICES"), 0, "detected by the generation, as before");
     // While another process writes.
     breaks(true);
     clear();
-    rig.written_by_somebody().await;
+    rig.commit_externally().await;
     rig.after(SECOND * 20).await;
     assert_eq!(rig.rules(Table::Nat, "KUBE-SERVICES"), 0);
     breaks(false);
     rig.after(SECOND * 5).await;
-    assert_ne!(rig.rules(Table::Nat, "KUBE-SERVICES"), 0, "looked at soon after it can be had again");
-    // And with that it is quiet.
+    assert_ne!(
+        rig.rules(Table::Nat, "KUBE-SERVICES"),
+        0,
+        "checked soon after the generation can be read again"
+    );
+    // Then nothing else is checked.
     rig.take_syncs();
     let n_dumps = rig.kernel(|kernel| kernel.n_dumps);
     rig.after(HOUR).await;
@@ -319,7 +327,7 @@ async fn while_the_generation_cannot_be_had_the_last_one_counts_and_it_is_asked_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_generation_that_cannot_be_had_at_the_first_sync_does_not_stop_the_look_for_others() {
+async fn a_generation_that_cannot_be_read_at_the_first_sync_does_not_stop_drift_detection() {
     let rig = Rig::start(Config::default(), NodeWait::NONE);
     rig.kernel(|kernel| kernel.is_generation_broken = true);
     rig.change(service("s", 1)).await;
@@ -328,7 +336,7 @@ async fn a_generation_that_cannot_be_had_at_the_first_sync_does_not_stop_the_loo
     rig.kernel(|kernel| kernel.is_generation_broken = false);
     rig.after(SECOND * 5).await;
     rig.kernel(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
-    rig.written_by_somebody().await;
+    rig.commit_externally().await;
     rig.after(SECOND * 5).await;
     assert_ne!(rig.rules(Table::Nat, "KUBE-SERVICES"), 0);
 }
@@ -341,9 +349,9 @@ async fn each_read_of_the_kernel_is_counted_with_its_reason() {
     };
     assert_eq!(reads("start"), 1.0);
     rig.kernel(|kernel| kernel.ruleset.chain_mut(Table::Nat, KUBE_SERVICES).rules.clear());
-    rig.written_by_somebody().await;
+    rig.commit_externally().await;
     rig.after(SECOND).await;
-    // Nat is read once more after the repair: a chain that still differs is spelled otherwise.
+    // Nat is read once more after the repair: a chain that still differs is an equivalent read-back.
     assert_eq!((reads("fingerprint_differs"), reads("repair_written")), (1.0, 1.0));
     rig.flushed.send(IpFamily::V4).await.unwrap();
     rig.after(SECOND).await;

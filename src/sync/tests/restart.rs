@@ -1,4 +1,4 @@
-//! What a process finds of the one before it.
+//! What an agent finds of the previous one.
 
 use std::net::SocketAddr;
 
@@ -9,13 +9,13 @@ use crate::plan::UdpFrontends;
 
 const N: u8 = 100;
 
-/// A Service of UDP with a node port and an endpoint.
+/// A UDP Service with a node port and an endpoint.
 fn udp(n: u8) -> [Change; 2] {
     let text = format!("s{n}");
     let (Change::Service(name, Some(mut service)), Change::Slice(slice_name, Some(mut slice))) =
         (service(&text, n), slice(&text, &["east"]))
     else {
-        unreachable!("they are made so")
+        unreachable!("built above")
     };
     service.ports[0].protocol = Protocol::Udp;
     service.ports[0].node_port = Some(30_000 + u16::from(n));
@@ -24,7 +24,7 @@ fn udp(n: u8) -> [Change; 2] {
 }
 
 #[test]
-fn what_udp_rules_of_the_process_before_answered_on_is_told_once() {
+fn udp_frontends_of_the_previous_agent_are_reported_once() {
     for layout in [LayoutChoice::Classic, LayoutChoice::Compact] {
         let kernel = Shared::new(FakeIptables::new(IpFamily::V4, Backend::Nft), Arc::default());
         let config = Config { layout, ..Config::default() };
@@ -42,8 +42,8 @@ fn what_udp_rules_of_the_process_before_answered_on_is_told_once() {
                     sync.sync(view, &AtomicBool::new(false))
                 })
                 .collect();
-            let told: Vec<UdpFrontends> = reports.into_iter().map(|report| report.inherited).collect();
-            told
+            let reported: Vec<UdpFrontends> = reports.into_iter().map(|report| report.inherited).collect();
+            reported
         };
         let nothing = UdpFrontends::default();
         assert_eq!(run(&snapshot, Vec::new()), [nothing.clone(), nothing.clone(), nothing.clone()]);
@@ -51,8 +51,8 @@ fn what_udp_rules_of_the_process_before_answered_on_is_told_once() {
             addresses: (0..N).map(|n| SocketAddr::from(([172, 30, 0, n], 80))).collect(),
             node_ports: (0..N).map(|n| 30_000 + u16::from(n)).collect(),
         };
-        // Not with a sync that fails, after which the old rules are in force.
-        let told = run(&Snapshot::default(), vec![RestoreError::Killed(9)]);
-        assert_eq!(told, [nothing.clone(), all, nothing], "{layout:?}");
+        // Not by a sync that fails, as the old rules stay in force.
+        let reported = run(&Snapshot::default(), vec![RestoreError::Killed(9)]);
+        assert_eq!(reported, [nothing.clone(), all, nothing], "{layout:?}");
     }
 }
