@@ -19,7 +19,7 @@ use crate::rules::{Layout, Settings, SharedChain, fixed, names};
 /// takes well under a second.
 const MAX_AT_ONCE: usize = 2_000;
 
-/// What an update changed. Chains are made when they are asked for, and not kept.
+/// What an update changed. Chains are compiled when they are asked for, and not kept.
 pub struct Changed<'a> {
     compiled: &'a mut Compiled,
     source: Source<'a>,
