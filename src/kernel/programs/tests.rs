@@ -1,5 +1,7 @@
 //! Shared helpers for tests of programs.
 
+#![allow(clippy::disallowed_methods, reason = "writes scripts")]
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 
