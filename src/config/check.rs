@@ -32,10 +32,6 @@ pub(super) fn in_range<T: PartialOrd + fmt::Display>(min: T, max: T) -> impl Fn(
     }
 }
 
-pub(super) fn at_most(max: u32) -> impl Fn(u32) -> Result<u32, String> {
-    move |value| if value <= max { Ok(value) } else { Err(format!("must be at most {max}")) }
-}
-
 pub(super) fn not_negative(value: i32) -> Result<u32, String> {
     u32::try_from(value).map_err(|_| "must not be negative".to_owned())
 }

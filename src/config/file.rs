@@ -3,7 +3,7 @@
 //! Lenient where kube-proxy is (an unknown field is a warning), strict in the `chainsmith:` section.
 //! Every error is reported, not only the first. The types of the values are checked when they are used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::diagnostics::{Diagnostics, quoted_key};
 use super::setting::Setting;
@@ -66,7 +66,9 @@ impl FieldCollector<'_> {
 
     /// Reads the section whose settings begin with `prefix` (`iptables.`, or empty for the whole file).
     fn read_section(&mut self, prefix: &str, entries: Vec<(String, FileValue)>) {
-        let mut n_seen: BTreeMap<String, usize> = BTreeMap::new();
+        let mut n_left: BTreeMap<String, usize> = BTreeMap::new();
+        entries.iter().for_each(|(key, _)| *n_left.entry(key.clone()).or_default() += 1);
+        let mut repeated = BTreeSet::new();
         for (key, value) in entries {
             let path = format!("{prefix}{key}");
             let fields = format!("{path}.");
@@ -76,13 +78,14 @@ impl FieldCollector<'_> {
                 self.report_unknown(format!("{prefix}{}", quoted_key(&key)), &value);
                 continue;
             }
-            let n = n_seen.entry(key).or_default();
-            *n += 1;
-            if *n == 2 {
+            if let Some(n_left) = n_left.get_mut(&key).filter(|n_left| **n_left > 1) {
+                *n_left -= 1;
+                repeated.insert(key);
+                continue;
+            }
+            if repeated.contains(&key) {
                 self.report_duplicate(&path);
             }
-            // The later one counts, and of a section nothing of the earlier one.
-            self.values.retain(|set, _| *set != path && !set.starts_with(&fields));
             match value {
                 value if is_setting => drop(self.values.insert(path, value)),
                 FileValue::Map(entries) => self.read_section(&fields, entries),

@@ -297,7 +297,7 @@ fn logging(r: &mut Resolver<'_>, is_alpha: bool) -> Logging {
         "log verbosity: 2 each sync, 4 changes of objects, 5 commands, 6 HTTP requests, 9 restore input";
     let verbosity = r.checked(
         setting("logging.verbosity", "0", help).flag("v", "LEVEL").beside_file(),
-        check::at_most(i32::MAX as u32),
+        check::in_range(0, i32::MAX as u32),
     );
     let vmodule: Vec<VModule> = r.get(
         setting("logging.vmodule", "", "higher log verbosity for source files, by name or module path")
