@@ -20,7 +20,7 @@ impl SettingValue for FlushFrequency {
 
     fn from_file(value: &FileValue) -> Option<FlushFrequency> {
         match value {
-            FileValue::Int(nanos) => i64::try_from(*nanos).ok().map(GoDuration::from_nanos),
+            FileValue::Int(nanos) => Some(GoDuration::from_nanos(*nanos)),
             _ => GoDuration::from_file(value),
         }
         .map(FlushFrequency)

@@ -115,12 +115,7 @@ fn own_path<'a>(metadata: &Metadata<'a>) -> Option<&'a str> {
 
 /// The verbosity from which a line of this crate is on.
 pub(super) fn verbosity_of(metadata: &Metadata<'_>) -> i32 {
-    let named = metadata.name().strip_prefix('v').and_then(|digits| digits.parse().ok());
-    named.unwrap_or(match *metadata.level() {
-        Level::TRACE => 4,
-        Level::DEBUG => 2,
-        _ => 0,
-    })
+    metadata.name().strip_prefix('v').and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
 
 impl<S: Subscriber> Layer<S> for VerbosityFilter {
@@ -134,6 +129,6 @@ impl<S: Subscriber> Layer<S> for VerbosityFilter {
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
         let is_plain = self.verbosity.get() <= 0 && self.modules.is_empty();
-        Some(if is_plain { LevelFilter::INFO } else { LevelFilter::TRACE })
+        Some(if is_plain { LevelFilter::INFO } else { LevelFilter::DEBUG })
     }
 }

@@ -1,6 +1,6 @@
 //! Runs single commands of fixed text through the `iptables` crate. The crate waits without limit, so each
 //! command has a thread of its own, and a command that hangs does not block the agent.
-#![allow(clippy::disallowed_methods, reason = "measures how long commands run")]
+#![allow(clippy::disallowed_methods, reason = "measures how long a command runs")]
 
 use std::process::Output;
 use std::sync::mpsc::{RecvTimeoutError, channel};
