@@ -18,7 +18,7 @@ mod save_reader;
 mod steps;
 
 pub use committed::Committed;
-pub use desired::{DesiredRules, FixedNat, SharedNat, When};
+pub use desired::{DesiredRules, EachRule, FixedNat, SharedNat, When, WriteChains};
 pub use fingerprints::{Fingerprints, PendingFingerprints};
 pub use planner::Planner;
 

@@ -29,10 +29,7 @@ pub trait DesiredRules {
     ///
     /// Returns the first error of writing. With `Break`, because the agent is asked to stop, no other step
     /// follows; what was passed is committed.
-    fn service_ports<E>(
-        &mut self,
-        _write: &mut dyn FnMut(&[Chain], When) -> Result<(), E>,
-    ) -> Result<ControlFlow<()>, E> {
+    fn service_ports<E>(&mut self, _write: WriteChains<'_, E>) -> Result<ControlFlow<()>, E> {
         Ok(ControlFlow::Continue(()))
     }
 
@@ -74,9 +71,15 @@ pub struct SharedNat<'a> {
     pub name: ChainName,
     /// Of its rules.
     pub digest: Digest,
-    /// Passes each rule on, in order. Called when the digest differs from the committed one.
-    pub each_rule: Box<dyn Fn(&mut dyn FnMut(&Rule)) + 'a>,
+    /// Called when the digest differs from the committed one.
+    pub each_rule: EachRule<'a>,
 }
+
+/// Passes each rule of a chain on, in order.
+pub type EachRule<'a> = Box<dyn Fn(&mut dyn FnMut(&Rule)) + 'a>;
+
+/// Writes chains that belong together, callees first.
+pub type WriteChains<'a, E> = &'a mut (dyn FnMut(&[Chain], When) -> Result<(), E> + 'a);
 
 /// When the chains of a service port are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
