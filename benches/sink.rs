@@ -5,13 +5,13 @@
 use std::hint::black_box;
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::apply::{FamilySync, SyncReport};
 use chainsmith::compile::View;
 use chainsmith::iptables::{ChainName, Jump, Table};
 use chainsmith::kernel::{Backend, Dump, Iptables, Readable, RestoreError};
 use chainsmith::model::{Change, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
-use chainsmith::sync::{FamilySync, Report};
 
 use crate::cluster::Cluster;
 
@@ -105,7 +105,7 @@ pub fn fresh(cluster: &Cluster, backend: Backend) -> FamilySync<Sink> {
 }
 
 /// One sync.
-pub fn sync(family: &mut FamilySync<Sink>, cluster: &Cluster) -> Report {
+pub fn sync(family: &mut FamilySync<Sink>, cluster: &Cluster) -> SyncReport {
     let view = View { snapshot: &cluster.snapshot, place: cluster.place() };
     let report = family.sync(view, &AtomicBool::new(false));
     assert_eq!(report.outcome, Ok(()));
@@ -113,7 +113,7 @@ pub fn sync(family: &mut FamilySync<Sink>, cluster: &Cluster) -> Report {
 }
 
 /// One change of the cluster, and its sync.
-pub fn change(family: &mut FamilySync<Sink>, cluster: &mut Cluster, change: Change) -> Report {
+pub fn change(family: &mut FamilySync<Sink>, cluster: &mut Cluster, change: Change) -> SyncReport {
     let mut touched = Touched::default();
     cluster.snapshot.apply(change, &mut touched);
     family.touch(touched.services.v4);

@@ -41,7 +41,7 @@ use crate::metrics::Metrics;
 use crate::model::host::{Host, Kernel};
 use crate::net::IpFamily;
 use crate::rules::{Settings, fixed};
-use crate::sync::{Ended, Finding, HostSource, Inputs, Loop, Observer, Parts, Patience};
+use crate::sync::{Finding, HostSource, Loop, LoopEnd, LoopInputs, LoopParts, NodeWait, Observer};
 use crate::watch::{self, api::Connection};
 use conflicting_proxy::ConflictDetector;
 use host_lookup::HostLookup;
@@ -115,7 +115,7 @@ pub async fn run(
     };
     let reports = reporting::start(facts, registry, metrics, &mut tasks)?;
     let changes = start_source(connection, &config, &node_name, &mut tasks);
-    let patience = if config.manifests.is_empty() { Patience::CLUSTER } else { Patience::NONE };
+    let node_wait = if config.manifests.is_empty() { NodeWait::CLUSTER } else { NodeWait::NONE };
     let lookup = Arc::new(HostLookup::new(kernel));
     tokio::select! {
         () = signals.next() => return shutdown::exit_at_start(),
@@ -133,8 +133,8 @@ pub async fn run(
         observers(reports, &config, &host, kernels.first().map(Iptables::backend), &mut tasks);
     observers.push(Arc::new(SyncLog::new(config.clone(), families, started)));
     observers.push(Arc::new(HeapTrimmer::new()));
-    let parts = Parts { config, node_name, host, kernels, observers, patience, is_notified };
-    let inputs = Inputs { watch: changes, flushed, written, addresses, shutdown };
+    let parts = LoopParts { config, node_name, host, kernels, observers, node_wait, is_notified };
+    let inputs = LoopInputs { watch: changes, flushed, written, addresses, shutdown };
     let sync_loop = tokio::spawn(Loop::new(parts).run(inputs));
     wait_for_end(sync_loop, tasks, signals, &shutdown_sender).await
 }
@@ -257,7 +257,7 @@ fn forward_commits(
 
 /// Waits for the end of the loop, a signal, or a task that fails.
 async fn wait_for_end(
-    mut sync_loop: JoinHandle<Ended>,
+    mut sync_loop: JoinHandle<LoopEnd>,
     mut tasks: JoinSet<anyhow::Result<()>>,
     mut signals: ExitSignals,
     shutdown_sender: &watch_channel::Sender<bool>,
@@ -266,10 +266,10 @@ async fn wait_for_end(
         tokio::select! {
             biased;
             ended = &mut sync_loop => return match ended.context("the sync loop panicked")? {
-                Ended::Shutdown => Ok(()),
-                Ended::PodCidrsChanged => bail!("the Node's pod CIDRs changed; exiting, to be restarted with the new ones"),
-                Ended::NoPodCidrs => bail!("the Node has no pod CIDRs, which detectLocalMode NodeCIDR needs"),
-                Ended::SourcesGone => bail!("the watches of Services and EndpointSlices ended"),
+                LoopEnd::Shutdown => Ok(()),
+                LoopEnd::PodCidrsChanged => bail!("the Node's pod CIDRs changed; exiting, to be restarted with the new ones"),
+                LoopEnd::NoPodCidrs => bail!("the Node has no pod CIDRs, which detectLocalMode NodeCIDR needs"),
+                LoopEnd::SourcesGone => bail!("the watches of Services and EndpointSlices ended"),
             },
             Some(ended) = tasks.join_next() => ended.context("a task panicked")??,
             () = signals.next() => {

@@ -7,11 +7,11 @@
 //! [`ruleset`] applies everything and collects the result; the agent passes the same values to the planner.
 
 mod changed;
-mod difference;
 mod in_force;
 mod index;
 mod prefetch;
 mod record;
+mod record_changes;
 mod shared;
 mod source;
 mod turns;

@@ -19,10 +19,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use crate::apply::SyncReport;
 use crate::log::v;
 use crate::metrics::{EventLoss, Metrics};
 use crate::model::needs_escape;
-use crate::sync::{Finding, Observer, Report, Synced};
+use crate::sync::{Finding, Observer, Synced};
 use object_limit::ObjectLimiter;
 use retry_counter::RetryCounter;
 
@@ -109,7 +110,7 @@ impl Observer for Events {
 
 /// The events of a sync: quarantined service ports, frontends owned by other Services, rules changed by another
 /// process.
-fn notices(report: &Report) -> Vec<Notice> {
+fn notices(report: &SyncReport) -> Vec<Notice> {
     let rejected = report.quarantined.iter().map(|(port, rejection)| Notice {
         regarding: Regarding::Service(port.service.clone()),
         is_warning: true,

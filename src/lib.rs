@@ -9,6 +9,7 @@
 
 mod affinity;
 pub mod agent;
+pub mod apply;
 pub mod cli;
 pub mod compile;
 pub mod config;

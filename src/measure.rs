@@ -9,11 +9,12 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
+use crate::apply::Stages;
 use crate::iptables::Table;
 use crate::metrics::{Metrics, SyncSample};
 use crate::model::{ObjectKind, ServiceName};
 use crate::net::{IpFamily, PerFamily};
-use crate::sync::{Finding, News, Observer, Stages, Sweep, Synced};
+use crate::sync::{Finding, News, Observer, Sweep, Synced};
 use triggers::Triggers;
 
 /// The observer that records the sync loop in the metrics.

@@ -23,17 +23,24 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("metrics", &["net", "http"]),
     ("watch", &["log", "net", "model"]),
     (
-        "sync",
+        "apply",
         &[
-            "log", "net", "config", "iptables", "model", "policy", "rules", "compile", "plan", "flows",
-            "drift", "kernel", "watch",
+            "log", "net", "config", "iptables", "model", "policy", "rules", "compile", "plan", "kernel",
+            "drift",
         ],
     ),
-    ("conntrack", &["log", "net", "model", "rules", "compile", "plan", "flows", "kernel", "sync"]),
-    ("affinity", &["log", "net", "iptables", "model", "rules", "compile", "kernel", "sync"]),
-    ("measure", &["net", "iptables", "model", "compile", "flows", "metrics", "sync"]),
-    ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "sync"]),
-    ("events", &["log", "model", "metrics", "sync"]),
+    (
+        "sync",
+        &[
+            "log", "net", "config", "model", "policy", "rules", "compile", "flows", "kernel", "drift",
+            "apply", "watch",
+        ],
+    ),
+    ("conntrack", &["log", "net", "model", "rules", "compile", "plan", "flows", "kernel", "apply", "sync"]),
+    ("affinity", &["log", "net", "iptables", "model", "rules", "compile", "kernel", "apply", "sync"]),
+    ("measure", &["net", "iptables", "model", "compile", "flows", "metrics", "apply", "sync"]),
+    ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "apply", "sync"]),
+    ("events", &["log", "model", "metrics", "apply", "sync"]),
     (
         "agent",
         &[
@@ -50,6 +57,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "drift",
             "metrics",
             "measure",
+            "apply",
             "conntrack",
             "affinity",
             "http",
@@ -186,7 +194,7 @@ fn nothing_that_waits_uses_the_time_of_day() {
         let file_name = file.to_string_lossy();
         // The start time is displayed as a time of day; nothing waits for it.
         let tells = file_name == "agent/reporting";
-        let waits = ["kernel", "drift", "sync", "conntrack", "affinity", "agent", "leftovers"]
+        let waits = ["kernel", "drift", "apply", "sync", "conntrack", "affinity", "agent", "leftovers"]
             .contains(&module.as_str())
             && !tells;
         if waits && !file_name.contains("tests") {

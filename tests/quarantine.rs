@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::apply::{FamilySync, SyncReport};
 use chainsmith::compile;
 use chainsmith::compile::View;
 use chainsmith::config::Config;
@@ -15,7 +16,6 @@ use chainsmith::model::{Change, Inventory, ObjectName, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::policy::Place;
 use chainsmith::rules::{Layout, Settings, names};
-use chainsmith::sync::{FamilySync, Report};
 
 const PLACE: Place<'_> = Place { node: "n", zone: None };
 
@@ -51,7 +51,7 @@ fn service(n: usize) -> String {
     format!("{service}\n{slice}\n")
 }
 
-fn sync(family: &mut FamilySync<FakeIptables>, snapshot: &Snapshot) -> Report {
+fn sync(family: &mut FamilySync<FakeIptables>, snapshot: &Snapshot) -> SyncReport {
     family.sync(View { snapshot, place: PLACE }, &AtomicBool::new(false))
 }
 
@@ -80,7 +80,7 @@ fn check(n: usize, text: &str, is_vague: bool, bad: &str, max_extra: usize) {
     assert_eq!(report.outcome, Ok(()));
     let names: Vec<String> = report.quarantined.iter().map(|(port, _)| port.to_string()).collect();
     assert_eq!(names, [bad]);
-    assert_eq!((family.n_quarantined(), report.n_service_ports), (1, n - 1));
+    assert_eq!((family.quarantine().len(), report.n_service_ports), (1, n - 1));
     let n_extra = report.tally.n_processes - n_usual;
     assert!(n_extra <= max_extra, "{n_extra} extra processes of at most {max_extra}");
 
@@ -100,7 +100,7 @@ fn check(n: usize, text: &str, is_vague: bool, bad: &str, max_extra: usize) {
     family.kernel().rejected_texts.clear();
     family.touch(BTreeSet::from([ObjectName::new(namespace, name)]));
     let report = sync(&mut family, &snapshot);
-    assert_eq!((report.outcome, family.n_quarantined()), (Ok(()), 0));
+    assert_eq!((report.outcome, family.quarantine().len()), (Ok(()), 0));
     assert_eq!(family.kernel().ruleset, healthy.kernel().ruleset);
 }
 
@@ -178,7 +178,7 @@ fn a_held_lock_during_the_search_removes_no_rules() {
         assert!(report.outcome.is_err(), "{n_before}: {:?}", report.outcome);
         let innocent = report.quarantined.iter().any(|(port, _)| port.to_string() != "default/s7");
         assert!(!innocent, "{n_before}: {:?}", report.quarantined);
-        assert!(family.n_quarantined() <= 1);
+        assert!(family.quarantine().len() <= 1);
     }
 }
 
@@ -197,7 +197,7 @@ fn a_failure_without_a_responsible_service_port_quarantines_none() {
     family.set_settings(settings());
     let report = sync(&mut family, &snapshot);
     assert!(report.outcome.is_err());
-    assert_eq!((report.quarantined.len(), family.n_quarantined()), (0, 0));
+    assert_eq!((report.quarantined.len(), family.quarantine().len()), (0, 0));
     family.kernel().rejected_texts.clear();
     assert_eq!(sync(&mut family, &snapshot).outcome, Ok(()));
 }
@@ -214,7 +214,7 @@ fn a_rejection_that_does_not_repeat_removes_no_rules() {
         family.distrust(chainsmith::drift::ReadReason::AuditDue);
         let report = sync(&mut family, &snapshot);
         assert_eq!((report.outcome, report.quarantined.len(), report.n_failed_restores), (Ok(()), 0, 1));
-        assert_eq!((family.n_quarantined(), report.n_service_ports), (0, 10));
+        assert_eq!((family.quarantine().len(), report.n_service_ports), (0, 10));
     }
 }
 

@@ -1,6 +1,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
+use crate::apply::FamilySync;
 use crate::compile::View;
 use crate::config::Config;
 use crate::iptables::Table;
@@ -11,7 +12,6 @@ use crate::model::host::Host;
 use crate::model::{Change, Inventory, ObjectName, Snapshot, Touched};
 use crate::policy::Place;
 use crate::rules::Settings;
-use crate::sync::FamilySync;
 
 const STICKY: &str = "
 kind: Service

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::kernel::programs;
-use crate::sync::Ended;
+use crate::sync::LoopEnd;
 
 /// How long a running restore may take before it is killed. Less than the 30 s that the kubelet grants.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -48,7 +48,7 @@ pub(super) fn exit_at_start() -> anyhow::Result<()> {
 /// Ends the loop. A running restore continues until [`RESTORE_TIMEOUT`] or a second signal: each table changes
 /// as a whole or not at all, but a killed restore may have changed some tables and not the others.
 pub(super) async fn end_loop(
-    mut sync_loop: JoinHandle<Ended>,
+    mut sync_loop: JoinHandle<LoopEnd>,
     mut signals: ExitSignals,
     shutdown: &watch::Sender<bool>,
 ) -> anyhow::Result<()> {

@@ -7,11 +7,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::apply::SyncReport;
 use crate::config::Config;
 use crate::log::{failure, v};
 use crate::net::{IpFamily, PerFamily};
 use crate::rules::config_warnings;
-use crate::sync::{Observer, Report, Synced};
+use crate::sync::{Observer, Synced};
 
 /// How many Services that lost frontends are named after one sync: a single tenant can make any number.
 const MAX_LOSSES: usize = 20;
@@ -70,7 +71,7 @@ impl Observer for SyncLog {
     }
 }
 
-fn log_success(report: &Report, elapsed: Duration) {
+fn log_success(report: &SyncReport, elapsed: Duration) {
     let tally = report.tally;
     v!(
         2, family = %report.family, full = report.is_full(), elapsed_ms = elapsed.as_millis() as u64,
@@ -81,7 +82,7 @@ fn log_success(report: &Report, elapsed: Duration) {
 }
 
 /// Logs what a sync found, successful or not: drift, referenced stale chains, overlaps, rejected service ports.
-fn log_findings(report: &Report) {
+fn log_findings(report: &SyncReport) {
     let (family, drift) = (report.family, &report.drift);
     if !drift.is_empty() {
         warn!(
@@ -89,7 +90,7 @@ fn log_findings(report: &Report) {
             repaired = report.outcome.is_ok(), "rules changed by another process"
         );
     }
-    for chain in &report.held {
+    for chain in &report.kept_stale {
         warn!(%family, %chain, "stale chain still referenced by foreign rules; flushed, not deleted");
     }
     for loss in report.losses.iter().take(MAX_LOSSES) {
@@ -102,10 +103,10 @@ fn log_findings(report: &Report) {
         let n_services = report.losses.len() - MAX_LOSSES;
         warn!(%family, n_services, "more Services have frontends owned by another Service");
     }
-    for (port, refusal) in &report.quarantined {
+    for (port, rejection) in &report.quarantined {
         error!(
             %family, service_port = %port, protocol = %port.protocol,
-            rule = refusal.text.as_deref().unwrap_or_default(), error = refusal.message,
+            rule = rejection.text.as_deref().unwrap_or_default(), error = rejection.message,
             "rules rejected; service port quarantined"
         );
     }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::difference::Difference;
 use super::in_force::{InForce, layout_of};
 use super::index::{Compiled, SyncScope};
 use super::prefetch::for_each_made;
+use super::record_changes::RecordChanges;
 use super::shared::{SharedContent, shared_contents};
 use super::source::{PortCompiler, Source};
 use super::turns::Work;
@@ -24,7 +24,7 @@ pub struct Changed<'a> {
     compiled: &'a mut Compiled,
     source: Source<'a>,
     work: Work,
-    difference: Difference<'a>,
+    changes: RecordChanges<'a>,
     /// Whether the shared chains hold entries of urgent Services only.
     is_urgent_only: bool,
 }
@@ -52,9 +52,9 @@ impl Compiled {
     ) -> Changed<'a> {
         let work = self.choose_work(source);
         self.layout.get_or_insert_with(|| layout_of(in_force, source.settings));
-        let mut difference = self.update(&work, source, excluded, in_force);
-        self.lay_out(&work, source, &mut difference);
-        Changed { compiled: self, source, work, difference, is_urgent_only: false }
+        let mut changes = self.update(&work, source, excluded, in_force);
+        self.lay_out(&work, source, &mut changes);
+        Changed { compiled: self, source, work, changes, is_urgent_only: false }
     }
 
     /// Compiles everything, large Services too, in the layout of the last update: for another try after a
@@ -68,8 +68,8 @@ impl Compiled {
         self.pending = SyncScope::NOTHING;
         self.turns.clear();
         let work = Work::Everything { defers: false };
-        let difference = self.update(&work, source, excluded, in_force);
-        Changed { compiled: self, source, work, difference, is_urgent_only: false }
+        let changes = self.update(&work, source, excluded, in_force);
+        Changed { compiled: self, source, work, changes, is_urgent_only: false }
     }
 }
 
@@ -85,12 +85,12 @@ impl Changed<'_> {
 
     /// How many port entries of slices were read so far.
     pub fn n_entries_read(&self) -> usize {
-        self.difference.n_entries_read
+        self.changes.n_entries_read
     }
 
     /// Frontends that Services lost to other Services with this update.
     pub fn losses(&self) -> &[Loss] {
-        &self.difference.losses
+        &self.changes.losses
     }
 
     /// On a node without rules, if there is much to write: a small complete ruleset of the Services that others
@@ -101,15 +101,15 @@ impl Changed<'_> {
             return None;
         }
         let ports = self.compiled.records.keys().filter(|name| is_urgent(&name.service)).cloned().collect();
-        let difference = Difference { ports, shared: SharedChain::ALL.into(), ..Difference::default() };
+        let changes = RecordChanges { ports, shared: SharedChain::ALL.into(), ..RecordChanges::default() };
         let (compiled, source) = (&mut *self.compiled, self.source);
         let work = Work::Everything { defers: false };
-        Some(Changed { compiled, source, work, difference, is_urgent_only: true })
+        Some(Changed { compiled, source, work, changes, is_urgent_only: true })
     }
 
     /// All chains of filter that are ours, if any of them may differ; else none.
     pub fn filter_chains(&self) -> Vec<Chain> {
-        if !self.difference.touches(Table::Filter) {
+        if !self.changes.touches(Table::Filter) {
             return Vec::new();
         }
         let fixed = fixed::chains(self.source.settings, self.compiled.layout()).into_iter();
@@ -128,27 +128,27 @@ impl Changed<'_> {
     pub fn each_group<E>(&mut self, mut each: impl FnMut(Group<'_>) -> Result<(), E>) -> Result<(), E> {
         let layout = self.compiled.layout();
         let Changed { source, work, .. } = self;
-        let ports: Vec<&ServicePortName> = self.difference.ports.iter().collect();
-        let preselected = std::mem::take(&mut self.difference.preselected);
-        let only = work.only().map(|_| &self.difference.ports);
+        let ports: Vec<&ServicePortName> = self.changes.ports.iter().collect();
+        let preselected = std::mem::take(&mut self.changes.preselected);
+        let only = work.only().map(|_| &self.changes.ports);
         let mut compiler = PortCompiler::of_changed(*source, only, preselected);
         let compile = |name: &&ServicePortName| compiler.chains(layout, name);
         let records = &mut self.compiled.records;
         let result = for_each_made(&ports, compile, |port, chains| {
             let record = records.get_mut(*port);
-            let changes_with_dispatch = self.difference.changes_with_dispatch(port, record.as_deref());
+            let changes_with_dispatch = self.changes.changes_with_dispatch(port, record.as_deref());
             if let Some(record) = record {
                 record.chains = chains.iter().map(|chain| chain.name).collect();
             }
             each(Group { port, chains, changes_with_dispatch })
         });
-        self.difference.n_entries_read += compiler.n_entries_read();
+        self.changes.n_entries_read += compiler.n_entries_read();
         result
     }
 
     /// The shared chains of nat and those behind them, callees first, if any of them may differ; else none.
     pub fn shared_nat_chains(&self) -> Vec<SharedContent<'_>> {
-        match self.difference.touches(Table::Nat) {
+        match self.changes.touches(Table::Nat) {
             true => self.shared_contents(Table::Nat),
             false => Vec::new(),
         }
@@ -181,9 +181,9 @@ impl Changed<'_> {
             }
             // The chains of a Service that waits for its turn are not known.
             false if is_everything => BTreeSet::new(),
-            _ => self.difference.chains_before(),
+            _ => self.changes.chains_before(),
         };
-        if self.difference.touches(Table::Nat) {
+        if self.changes.touches(Table::Nat) {
             stale.extend(in_force.nat_chains().filter(|name| nat_owner(name) == ChainOwner::Dispatch));
         }
         stale

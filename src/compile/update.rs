@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use super::difference::Difference;
 use super::in_force::InForce;
 use super::index::Compiled;
 use super::record::{Record, Records, Sums, of_service, remove_service};
+use super::record_changes::RecordChanges;
 use super::source::{PortCompiler, Selected, Source};
 use super::turns::Work;
 use crate::model::{ServiceName, ServicePortName};
@@ -22,24 +22,24 @@ impl Compiled {
         source: Source<'a>,
         excluded: &BTreeSet<ServicePortName>,
         in_force: &dyn InForce,
-    ) -> Difference<'a> {
+    ) -> RecordChanges<'a> {
         let old = self.remove_records(work);
-        let mut difference = Difference { old, ..Difference::default() };
+        let mut changes = RecordChanges { old, ..RecordChanges::default() };
         let is_claim_gone = self.remove_deferred(work, in_force);
         let (settings, snapshot) = (source.settings, source.view.snapshot);
         for service in work.services(snapshot) {
             let ports = source.ports_of(service, work.only());
-            difference.n_entries_read += ports.n_entries_read();
+            changes.n_entries_read += ports.n_entries_read();
             let selected = ports.iter().filter(|port| !excluded.contains(&port.name())).map(|port| {
                 let selected = Selected::new(source, &ports, port);
                 (port.name(), Record::new(settings, service, &selected), selected)
             });
             let weights = work.defers().then(|| {
-                self.turns.weigh(&service.name, settings.family, snapshot, &difference.old, &self.deferred)
+                self.turns.weigh(&service.name, settings.family, snapshot, &changes.old, &self.deferred)
             });
             if let Some(waiting) = weights.flatten() {
                 let new: Vec<_> = selected.map(|(name, record, _)| (name, record)).collect();
-                let old = of_service(&difference.old, &service.name);
+                let old = of_service(&changes.old, &service.name);
                 let old: Vec<_> = old.filter(|(name, _)| !excluded.contains(*name)).collect();
                 self.defer(settings, new, old, in_force);
                 self.turns.begin(service.name.clone(), waiting);
@@ -47,7 +47,7 @@ impl Compiled {
             }
             for (name, record, selected) in selected {
                 self.records.insert(name.clone(), record);
-                difference.add(name, selected);
+                changes.add(name, selected);
             }
         }
         self.has_unknown_chains |= work.is_everything() && !self.turns.is_empty();
@@ -55,15 +55,15 @@ impl Compiled {
         let excluded = excluded.iter().filter_map(|name| compiler.select(name));
         self.n_excluded_endpoints = excluded.map(|selected| selected.n_endpoints).sum();
         if work.is_everything() {
-            difference.shared.extend(SharedChain::ALL);
+            changes.shared.extend(SharedChain::ALL);
         } else {
-            difference.add_shared(&self.records);
+            changes.add_shared(&self.records);
         }
-        if is_claim_gone || difference.may_change_owners(&self.records) {
-            self.update_overlaps(settings, &mut difference);
+        if is_claim_gone || changes.may_change_owners(&self.records) {
+            self.update_overlaps(settings, &mut changes);
         }
-        self.sum_up(work, &difference);
-        difference
+        self.sum_up(work, &changes);
+        changes
     }
 
     /// Removes the records that `work` makes again.
@@ -121,28 +121,28 @@ impl Compiled {
     }
 
     /// Decides again which service port owns each frontend that several claim.
-    fn update_overlaps(&mut self, settings: &Settings, difference: &mut Difference<'_>) {
+    fn update_overlaps(&mut self, settings: &Settings, changes: &mut RecordChanges<'_>) {
         let deferred = self.is_deferred_owner.then_some(&self.deferred);
         let mut records: Vec<_> = self.records.iter().chain(deferred.into_iter().flatten()).collect();
         records.sort_by_key(|(name, _)| *name);
         let mut claims = Claims::default();
         records.into_iter().for_each(|(name, record)| claims.add(name, &record.service, record.keys()));
         let overlaps = claims.overlaps(settings.family);
-        difference.add_overlaps(&self.records, &overlaps, &self.overlaps);
-        difference.losses = overlaps.losses_since(&self.overlaps);
+        changes.add_overlaps(&self.records, &overlaps, &self.overlaps);
+        changes.losses = overlaps.losses_since(&self.overlaps);
         self.overlaps = overlaps;
     }
 
     /// Decides the layout. Another one than the last touches everything: kube-proxy leaves chains of
     /// unchanged Services as they are until its next full sync; here the same objects always give the same
     /// rules.
-    pub(super) fn lay_out(&mut self, work: &Work, source: Source<'_>, difference: &mut Difference<'_>) {
+    pub(super) fn lay_out(&mut self, work: &Work, source: Source<'_>, changes: &mut RecordChanges<'_>) {
         let settings = source.settings;
         let next = self.next_layout(settings, work.is_everything());
         if self.layout.replace(next) == Some(next) || work.is_everything() {
             return;
         }
-        difference.shared.extend(SharedChain::ALL);
+        changes.shared.extend(SharedChain::ALL);
         let mut last: Option<&ServiceName> = None;
         let mut is_large = false;
         for (name, record) in &self.records {
@@ -157,21 +157,21 @@ impl Compiled {
                 }
             }
             // The chains of a large Service keep their layout until its turn comes.
-            if !is_large || difference.ports.contains(name) {
-                difference.old.entry(name.clone()).or_insert_with(|| record.clone());
-                difference.ports.insert(name.clone());
+            if !is_large || changes.ports.contains(name) {
+                changes.old.entry(name.clone()).or_insert_with(|| record.clone());
+                changes.ports.insert(name.clone());
             }
         }
     }
 
-    fn sum_up(&mut self, work: &Work, difference: &Difference<'_>) {
+    fn sum_up(&mut self, work: &Work, changes: &RecordChanges<'_>) {
         if work.is_everything() {
             self.sums = Sums::default();
             self.records.values().for_each(|record| self.sums.add(record));
             return;
         }
-        let new = difference.ports.iter().filter_map(|name| self.records.get(name));
+        let new = changes.ports.iter().filter_map(|name| self.records.get(name));
         new.for_each(|record| self.sums.add(record));
-        difference.old.values().for_each(|record| self.sums.subtract(record));
+        changes.old.values().for_each(|record| self.sums.subtract(record));
     }
 }

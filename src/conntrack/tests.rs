@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
+use crate::apply::{Quarantine, SyncError, SyncReport};
 use crate::compile::Compiled;
 use crate::config::Config;
 use crate::model::host::Host;
@@ -9,7 +10,6 @@ use crate::model::{
     Touched, TrafficPolicy,
 };
 use crate::policy::Place;
-use crate::sync::{Quarantine, Report, SyncError};
 
 const VIP: &str = "10.96.0.1:53";
 
@@ -107,12 +107,12 @@ impl Rig {
     }
 
     fn synced(&self, scope: SyncScope, outcome: Result<(), SyncError>) {
-        let mut report = Report::new(IpFamily::V4, crate::kernel::Backend::Nft, scope);
+        let mut report = SyncReport::new(IpFamily::V4, crate::kernel::Backend::Nft, scope);
         report.outcome = outcome;
         self.reported(&report);
     }
 
-    fn reported(&self, report: &Report) {
+    fn reported(&self, report: &SyncReport) {
         let view = View { snapshot: &self.snapshot, place: Place { node: "n", zone: None } };
         let (settings, quarantine) = (&self.settings, &Quarantine::new());
         let synced = Synced {
@@ -175,7 +175,7 @@ fn udp_service_ports_are_swept_after_syncs_that_touched_them() {
 #[test]
 fn flows_of_services_that_an_earlier_process_had_rules_for_go_unless_the_services_are_there() {
     let mut rig = Rig::new();
-    let mut report = Report::new(IpFamily::V4, crate::kernel::Backend::Nft, SyncScope::Full);
+    let mut report = SyncReport::new(IpFamily::V4, crate::kernel::Backend::Nft, SyncScope::Full);
     report.inherited.addresses.insert(VIP.parse().unwrap());
     report.inherited.node_ports.insert(30053);
     rig.reported(&report);

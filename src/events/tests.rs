@@ -10,6 +10,7 @@ use prometheus::Registry;
 use serde_json::Value;
 
 use super::*;
+use crate::apply::{Rejection, SyncReport};
 use crate::compile::SyncScope;
 use crate::drift::Drift;
 use crate::iptables::{ChainName, Table};
@@ -17,7 +18,6 @@ use crate::kernel::Backend;
 use crate::metrics::exposition;
 use crate::model::{ObjectName, ServicePortName};
 use crate::net::{IpFamily, Protocol};
-use crate::sync::Refusal;
 
 fn metrics() -> (Arc<Metrics>, Registry) {
     let registry = Registry::new();
@@ -235,14 +235,14 @@ async fn without_an_api_server_no_event_is_sent_or_counted_as_lost() {
 
 #[test]
 fn events_name_the_quarantined_service_port_and_the_changed_chains() {
-    let mut report = Report::new(IpFamily::V4, Backend::Nft, SyncScope::Full);
+    let mut report = SyncReport::new(IpFamily::V4, Backend::Nft, SyncScope::Full);
     assert_eq!(notices(&report), []);
     let port = ServicePortName {
         service: ObjectName::new("ns", "web"),
         port: "http".into(),
         protocol: Protocol::Tcp,
     };
-    let rejection = Refusal {
+    let rejection = Rejection {
         line: 7,
         text: Some("-A KUBE-SVC-X -j NOWHERE".to_owned()),
         message: "no such target".to_owned(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Quarantine, Report};
+use crate::apply::{Quarantine, SyncReport};
 use crate::compile::{Compiled, View};
 use crate::flows::StaleReason;
 use crate::model::{Node, ObjectKind, Touched};
@@ -155,7 +155,7 @@ pub struct News<'a> {
 /// A sync of one family that ended.
 pub struct Synced<'a> {
     /// What it did.
-    pub report: &'a Report,
+    pub report: &'a SyncReport,
     /// The cluster it was about, and the node.
     pub view: View<'a>,
     /// What its rules depend on beside the objects.

@@ -12,17 +12,26 @@ mod restart;
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
 
 use super::*;
+use crate::apply::{SyncError, SyncReport};
+use crate::compile::View;
+use crate::config::Config;
 use crate::iptables::Table;
 use crate::kernel::Backend;
 use crate::kernel::fake::FakeIptables;
 use crate::measure::SyncMeter;
 use crate::metrics::Metrics;
+use crate::model::Node;
+use crate::model::host::Host;
 use crate::model::{
     Conditions, Frontend, Hints, ObjectName, Port, Service, ServiceName, Slice, SliceEndpoint, SlicePort,
 };
 use crate::net::{Cidr, PerFamily, Protocol};
+use crate::policy::Place;
 use kernel::Shared;
 
 const NODE: &str = "node-a";
@@ -39,7 +48,7 @@ struct Rig {
     /// The ruleset's generation, which both families share.
     generation: Arc<AtomicU32>,
     shutdown: tokio::sync::watch::Sender<bool>,
-    running: tokio::task::JoinHandle<Ended>,
+    running: tokio::task::JoinHandle<LoopEnd>,
     metrics: Arc<Metrics>,
     registry: prometheus::Registry,
     heard: Arc<observers::Heard>,
@@ -49,7 +58,7 @@ struct Rig {
 }
 
 impl Rig {
-    fn start(config: Config, patience: Patience) -> Rig {
+    fn start(config: Config, node_wait: NodeWait) -> Rig {
         let generation = Arc::new(AtomicU32::new(0));
         let kernels: Vec<Shared> = IpFamily::BOTH
             .map(|family| Shared::new(FakeIptables::new(family, Backend::Nft), generation.clone()))
@@ -70,16 +79,16 @@ impl Rig {
             begun.lock().unwrap().push(started.elapsed());
             host.lock().unwrap().clone()
         });
-        let parts = Parts {
+        let parts = LoopParts {
             config: Arc::new(config),
             node_name: NODE.into(),
             host,
             kernels: kernels.clone(),
             observers: vec![Arc::new(SyncMeter::new(metrics.clone())), heard.clone()],
-            patience,
+            node_wait,
             is_notified: true,
         };
-        let inputs = Inputs { watch, flushed, written, addresses, shutdown };
+        let inputs = LoopInputs { watch, flushed, written, addresses, shutdown };
         let running = tokio::spawn(Loop::new(parts).run(inputs));
         Rig {
             kernels,
@@ -101,7 +110,7 @@ impl Rig {
 
     /// A loop that has synced `ns/s` once, which has no endpoints.
     async fn settled() -> Rig {
-        let rig = Rig::start(Config::default(), Patience::CLUSTER);
+        let rig = Rig::start(Config::default(), NodeWait::CLUSTER);
         rig.change(Change::Node(Some(node("east")))).await;
         rig.change(service("s", 1)).await;
         rig.list().await;
@@ -173,7 +182,7 @@ impl Rig {
         self.kernel(|kernel| kernel.inputs.len())
     }
 
-    async fn ended(self) -> Ended {
+    async fn ended(self) -> LoopEnd {
         self.running.await.unwrap()
     }
 }

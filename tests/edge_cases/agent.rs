@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::apply::{FamilySync, SyncReport};
 use chainsmith::compile::View;
 use chainsmith::iptables::{Table, write};
 use chainsmith::kernel::Backend;
@@ -9,7 +10,6 @@ use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::rules::names;
-use chainsmith::sync::{FamilySync, Report};
 
 use crate::lab::{Lab, place};
 
@@ -54,7 +54,7 @@ impl Agent {
     }
 
     /// One sync.
-    pub fn sync(&mut self) -> Report {
+    pub fn sync(&mut self) -> SyncReport {
         let view = View { snapshot: &self.cluster, place: place(&self.cluster) };
         self.sync.sync(view, &AtomicBool::new(false))
     }

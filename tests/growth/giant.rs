@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use chainsmith::apply::{FamilySync, SyncReport};
 use chainsmith::compile::SyncScope;
 use chainsmith::config::LayoutChoice;
 use chainsmith::kernel::Backend;
@@ -11,7 +12,6 @@ use chainsmith::model::{
     Touched,
 };
 use chainsmith::net::{IpFamily, PerFamily, Protocol};
-use chainsmith::sync::{FamilySync, Report};
 
 use crate::cluster::Cluster;
 use crate::sink::{self, Sink};
@@ -123,7 +123,7 @@ fn touch(cluster: &mut Cluster, family: &mut FamilySync<Sink>, change: Change) {
 }
 
 /// Whether a sync wrote the large Service.
-fn is_of_giant(report: &Report) -> bool {
+fn is_of_giant(report: &SyncReport) -> bool {
     report.scope == SyncScope::Partial([name()].into())
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::apply::FamilySync;
 use chainsmith::compile::View;
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::{ChainName, Jump, Ruleset, Table};
@@ -10,7 +11,6 @@ use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::kernel::{Backend, Dump, Iptables, Outline, Readable, RestoreError};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::{Limits, Restore};
-use chainsmith::sync::FamilySync;
 
 use crate::sink;
 use crate::starting::{self, Claims, FAMILY, service_chains, urgent_chains};

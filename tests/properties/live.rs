@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::apply::{FamilySync, SyncReport};
 use chainsmith::compile::View;
 use chainsmith::iptables::{ChainName, Jump, Ruleset, Table};
 use chainsmith::kernel::fake::FakeIptables;
@@ -12,7 +13,6 @@ use chainsmith::model::{ServiceName, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::{Limits, Restore};
 use chainsmith::rules::names;
-use chainsmith::sync::{FamilySync, Report};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -217,7 +217,7 @@ impl Live {
         self.settle();
     }
 
-    pub fn sync(&mut self) -> Report {
+    pub fn sync(&mut self) -> SyncReport {
         let view = View { snapshot: &self.snapshot, place: self.world.place() };
         self.sync.sync(view, &AtomicBool::new(false))
     }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::apply::FamilySync;
 use chainsmith::compile;
 use chainsmith::compile::View;
 use chainsmith::config::{Config, LayoutChoice};
@@ -25,7 +26,6 @@ use chainsmith::policy::Place;
 use chainsmith::rules::names::{self, PortNames};
 use chainsmith::rules::ownership::ChainOwner;
 use chainsmith::rules::{Settings, fixed};
-use chainsmith::sync::FamilySync;
 
 use super::corpus_cases::Case;
 use super::namespace::{everywhere, in_namespace, load, saved};

@@ -14,7 +14,7 @@ use chainsmith::model::Change;
 use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
 use chainsmith::plan::RestoreCounts;
-use chainsmith::sync::{Inputs, Loop, Observer, Parts, Patience, Synced};
+use chainsmith::sync::{Loop, LoopInputs, LoopParts, NodeWait, Observer, Synced};
 use chainsmith::watch::WatchEvent;
 use tokio::sync::mpsc;
 
@@ -65,13 +65,13 @@ impl Running {
         let (_, addresses) = mpsc::channel(1);
         let (stop, shutdown) = tokio::sync::watch::channel(false);
         let heard = Arc::new(Heard::default());
-        let parts = Parts {
+        let parts = LoopParts {
             config: Arc::new(Config { layout: LayoutChoice::Classic, ..Config::default() }),
             node_name: "n".into(),
             host: Arc::new(Host::default),
             kernels: vec![v4, v6],
             observers: vec![heard.clone()],
-            patience: Patience::NONE,
+            node_wait: NodeWait::NONE,
             is_notified: true,
         };
         let mut notifications = CommitNotifications::listen().unwrap();
@@ -88,7 +88,7 @@ impl Running {
         });
         tokio::spawn(async move {
             let _stop = stop;
-            Loop::new(parts).run(Inputs { watch, flushed, written, addresses, shutdown }).await;
+            Loop::new(parts).run(LoopInputs { watch, flushed, written, addresses, shutdown }).await;
         });
         let running = Running { events, heard, calls: [calls_v4, calls_v6] };
         for n in 0..N_SERVICES {

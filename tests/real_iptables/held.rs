@@ -4,6 +4,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use chainsmith::apply::{FamilySync, SyncReport};
 use chainsmith::compile::View;
 use chainsmith::config::Config;
 use chainsmith::drift::{Comparison, Depth, Drift};
@@ -15,7 +16,6 @@ use chainsmith::model::{Change, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
 use chainsmith::rules::Settings;
-use chainsmith::sync::{FamilySync, Report};
 
 use super::compact::{PLACE, small};
 use super::large::{Calls, Recorded, service, slice};
@@ -96,7 +96,7 @@ impl Node {
     }
 
     /// A sync that must succeed; returns the number of programs started.
-    fn run(&mut self) -> (Report, usize) {
+    fn run(&mut self) -> (SyncReport, usize) {
         let n_before = self.n_calls();
         let view = View { snapshot: &self.snapshot, place: PLACE };
         let report = self.sync.sync(view, &AtomicBool::new(false));
@@ -139,13 +139,16 @@ fn all_referenced_stale_chains_are_found_by_one_read_and_kept_at_audits() {
                 node.change(Change::Service(service(n).name, None));
             }
             let (report, n_programs) = node.run();
-            assert_eq!((report.held.len(), report.n_failed_restores), (N, 1));
+            assert_eq!((report.kept_stale.len(), report.n_failed_restores), (N, 1));
             assert!(n_programs <= 3, "two more than without references: {n_programs}");
             assert_eq!(node.service_chains(), chains);
             // At an audit that reads.
             node.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             let (report, _) = node.run();
-            assert_eq!((report.held.len(), report.n_failed_restores, report.tally.n_processes), (0, 0, 0));
+            assert_eq!(
+                (report.kept_stale.len(), report.n_failed_restores, report.tally.n_processes),
+                (0, 0, 0)
+            );
             // Another change while they are referenced.
             node.change(Change::Service(service(N).name, Some(service(N))));
             node.change(slice(N, 0..1));

@@ -15,7 +15,7 @@ use chainsmith::kernel::programs::{KernelIptables, Programs};
 use chainsmith::model::Change;
 use chainsmith::model::host::Host;
 use chainsmith::net::IpFamily;
-use chainsmith::sync::{Inputs, Loop, Parts, Patience};
+use chainsmith::sync::{Loop, LoopInputs, LoopParts, NodeWait};
 use chainsmith::watch::WatchEvent;
 use tokio::sync::mpsc;
 
@@ -110,16 +110,16 @@ impl Node {
                 }
             });
         }
-        let parts = Parts {
+        let parts = LoopParts {
             config: Arc::new(Config { layout: LayoutChoice::Classic, audit_period, ..Config::default() }),
             node_name: "n".into(),
             host: Arc::new(Host::default),
             kernels,
             observers: Vec::new(),
-            patience: Patience::NONE,
+            node_wait: NodeWait::NONE,
             is_notified: backend == Backend::Nft,
         };
-        tokio::spawn(Loop::new(parts).run(Inputs {
+        tokio::spawn(Loop::new(parts).run(LoopInputs {
             watch,
             flushed,
             written,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use chainsmith::apply::FamilySync;
 use chainsmith::compile::View;
 use chainsmith::config::{Config, LayoutChoice};
 use chainsmith::iptables::parse::{self, Line};
@@ -20,7 +21,6 @@ use chainsmith::net::{IpFamily, PerFamily, Protocol};
 use chainsmith::plan::{Limits, Restore};
 use chainsmith::policy::Place;
 use chainsmith::rules::Settings;
-use chainsmith::sync::FamilySync;
 
 use super::namespace::in_namespace;
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::apply::{FamilySync, SyncError};
 use chainsmith::compile::View;
 use chainsmith::config::Config;
 use chainsmith::kernel::programs::{KernelIptables, Programs, open};
@@ -15,7 +16,6 @@ use chainsmith::net::IpFamily;
 use chainsmith::plan::Restore;
 use chainsmith::policy::Place;
 use chainsmith::rules::Settings;
-use chainsmith::sync::{FamilySync, SyncError};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::namespace::{everywhere, in_namespace, load, saved};

@@ -3,12 +3,12 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use chainsmith::apply::FamilySync;
 use chainsmith::compile::View;
 use chainsmith::config::LayoutChoice;
 use chainsmith::iptables::{Ruleset, parse};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::programs::open;
-use chainsmith::sync::FamilySync;
 
 use super::large::Recorded;
 use super::namespace::{in_namespace, saved};

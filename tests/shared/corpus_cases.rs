@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use chainsmith::apply::FamilySync;
 use chainsmith::compile::View;
 use chainsmith::config::{Config, Flags};
 use chainsmith::iptables::Table;
@@ -15,7 +16,6 @@ use chainsmith::model::{Change, Inventory, Snapshot, Touched};
 use chainsmith::net::IpFamily;
 use chainsmith::policy::Place;
 use chainsmith::rules::{Settings, names};
-use chainsmith::sync::FamilySync;
 
 /// The input of one case.
 pub struct Case {

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::apply::Quarantine;
 use crate::compile::View;
 use crate::model::{Service, ServiceName};
 use crate::net::IpFamily;
 use crate::rules::{NodePorts, Settings};
-use crate::sync::Quarantine;
 
 /// The desired health check node ports of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use prometheus::Registry;
 
 use super::desired_ports::DesiredPort;
 use super::*;
+use crate::apply::{FamilySync, Quarantine};
 use crate::compile::View;
 use crate::config::Config;
 use crate::http::recorded::{RecordedAnswer, ask};
@@ -19,7 +20,6 @@ use crate::model::host::Host;
 use crate::model::{Change, ObjectName, Snapshot, Touched};
 use crate::policy::Place;
 use crate::rules::Settings;
-use crate::sync::{FamilySync, Quarantine};
 
 fn name(text: &str) -> ServiceName {
     ObjectName::new("default", text)

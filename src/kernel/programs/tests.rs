@@ -1,4 +1,5 @@
 //! Shared helpers for tests of programs.
+#![allow(clippy::disallowed_methods, reason = "the tests start shell scripts")]
 
 #![allow(clippy::disallowed_methods, reason = "writes scripts")]
 

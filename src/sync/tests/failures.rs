@@ -54,7 +54,7 @@ async fn a_change_while_a_failure_is_waited_out_is_tried_after_the_minimum_perio
 
 #[tokio::test(start_paused = true)]
 async fn one_familys_failure_does_not_hold_up_the_other() {
-    let rig = Rig::start(Config::default(), Patience::NONE);
+    let rig = Rig::start(Config::default(), NodeWait::NONE);
     rig.kernel(|kernel| kernel.failures = vec![locked(); 20]);
     rig.list().await;
     rig.after(Duration::from_secs(1)).await;
@@ -77,7 +77,7 @@ fn refusal(changes: &[Change], refused: &str) -> (SyncError, bool) {
     sync.set_settings(Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4));
     let report = sync.sync(view, &AtomicBool::new(false));
     match report.outcome {
-        Ok(()) => (SyncError::Refused(report.quarantined[0].1.clone()), true),
+        Ok(()) => (SyncError::Rejected(report.quarantined[0].1.clone()), true),
         Err(error) => {
             // Chains may have been tried, but nothing leads to them.
             let built_in = crate::iptables::Ruleset::with_built_in_chains();
@@ -148,7 +148,7 @@ async fn after_a_refusal_the_kernel_is_read_again_for_it_may_not_be_as_it_was() 
 #[tokio::test(start_paused = true)]
 async fn a_restore_that_is_too_large_is_split_within_the_sync() {
     const MAX: usize = 16_000;
-    let rig = Rig::start(Config::default(), Patience::NONE);
+    let rig = Rig::start(Config::default(), NodeWait::NONE);
     rig.kernel(|kernel| kernel.max_bytes = MAX);
     for n in 1..=60 {
         rig.change(service(&format!("t{n}"), 100 + n)).await;

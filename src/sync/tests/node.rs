@@ -28,7 +28,7 @@ async fn another_zone_compares_everything_without_any_other_event() {
 #[tokio::test(start_paused = true)]
 async fn a_node_without_addresses_is_waited_for_thirty_seconds() {
     for node in [None, Some(Node { addresses: Box::default(), ..node("east") })] {
-        let rig = Rig::start(Config::default(), Patience::CLUSTER);
+        let rig = Rig::start(Config::default(), NodeWait::CLUSTER);
         rig.change(Change::Node(node)).await;
         rig.list().await;
         rig.after(Duration::from_secs(3)).await;
@@ -40,14 +40,14 @@ async fn a_node_without_addresses_is_waited_for_thirty_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn addresses_that_come_end_the_wait_and_those_that_come_later_still_count() {
-    let rig = Rig::start(Config::default(), Patience::CLUSTER);
+    let rig = Rig::start(Config::default(), NodeWait::CLUSTER);
     rig.list().await;
     rig.after(Duration::from_secs(7)).await;
     rig.change(Change::Node(Some(node("east")))).await;
     rig.after(Duration::from_secs(60)).await;
     assert_eq!(rig.take_syncs(), [7_000]);
 
-    let rig = Rig::start(Config::default(), Patience::CLUSTER);
+    let rig = Rig::start(Config::default(), NodeWait::CLUSTER);
     rig.list().await;
     rig.after(Duration::from_secs(100)).await;
     rig.change(Change::Node(Some(node("east")))).await;
@@ -57,7 +57,7 @@ async fn addresses_that_come_end_the_wait_and_those_that_come_later_still_count(
 
 #[tokio::test(start_paused = true)]
 async fn manifests_do_not_wait_for_a_status_that_nobody_writes() {
-    let rig = Rig::start(Config::default(), Patience::NONE);
+    let rig = Rig::start(Config::default(), NodeWait::NONE);
     rig.list().await;
     rig.after(Duration::from_secs(1)).await;
     assert_eq!(rig.take_syncs(), [0]);
@@ -65,18 +65,18 @@ async fn manifests_do_not_wait_for_a_status_that_nobody_writes() {
 
 #[tokio::test(start_paused = true)]
 async fn by_node_cidr_pod_cidrs_are_waited_for_and_their_absence_ends_the_loop() {
-    let rig = Rig::start(config(DetectLocal::NodeCidr), Patience::CLUSTER);
+    let rig = Rig::start(config(DetectLocal::NodeCidr), NodeWait::CLUSTER);
     rig.change(Change::Node(Some(node("east")))).await;
     rig.list().await;
     rig.after(Duration::from_secs(329)).await;
     assert!(!rig.running.is_finished());
     assert_eq!(rig.take_syncs(), []);
-    assert_eq!(rig.ended().await, Ended::NoPodCidrs);
+    assert_eq!(rig.ended().await, LoopEnd::NoPodCidrs);
 }
 
 #[tokio::test(start_paused = true)]
 async fn by_node_cidr_the_first_pod_cidrs_count_and_others_end_the_loop() {
-    let rig = Rig::start(config(DetectLocal::NodeCidr), Patience::CLUSTER);
+    let rig = Rig::start(config(DetectLocal::NodeCidr), NodeWait::CLUSTER);
     rig.change(Change::Node(Some(node("east")))).await;
     rig.list().await;
     rig.after(Duration::from_secs(200)).await;
@@ -84,20 +84,20 @@ async fn by_node_cidr_the_first_pod_cidrs_count_and_others_end_the_loop() {
     rig.after(Duration::from_secs(1000)).await;
     assert_eq!(rig.take_syncs(), [200_000]);
     rig.change(Change::Node(Some(with_pod_cidr("10.180.7.0/24")))).await;
-    assert_eq!(rig.ended().await, Ended::PodCidrsChanged);
+    assert_eq!(rig.ended().await, LoopEnd::PodCidrsChanged);
 }
 
 #[tokio::test(start_paused = true)]
 async fn pod_cidrs_count_also_where_addresses_never_come() {
     let nameless = |cidr| Node { addresses: Box::default(), ..with_pod_cidr(cidr) };
-    let rig = Rig::start(config(DetectLocal::NodeCidr), Patience::CLUSTER);
+    let rig = Rig::start(config(DetectLocal::NodeCidr), NodeWait::CLUSTER);
     rig.list().await;
     rig.after(Duration::from_secs(100)).await;
     rig.change(Change::Node(Some(nameless("10.180.0.0/24")))).await;
     rig.after(Duration::from_secs(1000)).await;
     assert_eq!(rig.take_syncs(), [100_000]);
     rig.change(Change::Node(Some(nameless("10.180.7.0/24")))).await;
-    assert_eq!(rig.ended().await, Ended::PodCidrsChanged);
+    assert_eq!(rig.ended().await, LoopEnd::PodCidrsChanged);
 }
 
 #[tokio::test(start_paused = true)]
@@ -121,7 +121,7 @@ fn address(text: &str) -> std::net::IpAddr {
 async fn with_node_ports() -> Rig {
     let cidrs = vec![Cidr::parse("192.0.2.0/24").unwrap()];
     let node_port_addresses = crate::config::NodePortAddresses::Cidrs(cidrs);
-    let rig = Rig::start(Config { node_port_addresses, ..Config::default() }, Patience::CLUSTER);
+    let rig = Rig::start(Config { node_port_addresses, ..Config::default() }, NodeWait::CLUSTER);
     rig.host.lock().unwrap().addresses = vec![address("192.0.2.7")];
     rig.change(Change::Node(Some(node("east")))).await;
     rig.change(service("s", 1)).await;

@@ -44,7 +44,7 @@ impl Observer for Heard {
 
 #[tokio::test(start_paused = true)]
 async fn observers_are_told_of_every_change_request_and_sync() {
-    let rig = Rig::start(Config::default(), Patience::CLUSTER);
+    let rig = Rig::start(Config::default(), NodeWait::CLUSTER);
     rig.change(Change::Node(Some(node("east")))).await;
     rig.change(service("s", 1)).await;
     rig.list().await;

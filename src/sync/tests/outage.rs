@@ -38,7 +38,7 @@ async fn ten_minutes_without_the_api_server_end_with_a_write_of_what_changed() {
             server.put("services", service_object(n));
             server.put("endpointslices", slice_object(n, &["10.180.0.1"]));
         }
-        let rig = Rig::start(Config::default(), Patience::CLUSTER);
+        let rig = Rig::start(Config::default(), NodeWait::CLUSTER);
         tokio::spawn(follow(server.connect(LIMIT, Arc::new(())), NODE.to_owned(), rig.events.clone()));
         rig.after(Duration::from_secs(60)).await;
         let n_first: usize = rig.kernel(|kernel| kernel.inputs.iter().map(String::len).sum());

@@ -11,7 +11,7 @@ const SECOND: Duration = Duration::from_secs(1);
 async fn nothing_is_synced_before_services_slices_and_node_are_listed() {
     let listed = || [WatchEvent::ServicesListed, WatchEvent::SlicesListed, WatchEvent::NodeListed];
     for missing in 0..3 {
-        let rig = Rig::start(Config::default(), Patience::CLUSTER);
+        let rig = Rig::start(Config::default(), NodeWait::CLUSTER);
         rig.change(Change::Node(Some(node("east")))).await;
         rig.change(service("s", 1)).await;
         for (n, event) in listed().into_iter().enumerate() {
@@ -67,7 +67,7 @@ async fn changes_soon_after_a_sync_wait_for_the_minimum_period_and_then_go_toget
 #[tokio::test(start_paused = true)]
 async fn without_a_minimum_period_each_change_is_synced_at_once() {
     let config = Config { min_sync_period: Duration::ZERO, ..Config::default() };
-    let rig = Rig::start(config, Patience::CLUSTER);
+    let rig = Rig::start(config, NodeWait::CLUSTER);
     rig.change(Change::Node(Some(node("east")))).await;
     rig.list().await;
     rig.after(SECOND).await;
@@ -157,7 +157,7 @@ async fn what_was_changed_in_one_family_is_read_in_that_family_only() {
 
 #[tokio::test(start_paused = true)]
 async fn in_tables_that_cannot_be_read_only_what_was_changed_is_written() {
-    let rig = Rig::start(Config::default(), Patience::NONE);
+    let rig = Rig::start(Config::default(), NodeWait::NONE);
     rig.kernel(|kernel| kernel.readable = crate::kernel::Readable::NamesOnly);
     for n in 1..=100 {
         rig.change(service(&format!("t{n}"), n)).await;
@@ -240,7 +240,7 @@ async fn what_was_changed_is_repaired_soon_when_it_was_told() {
 
 #[tokio::test(start_paused = true)]
 async fn where_rules_cannot_be_dumped_a_commit_of_somebody_else_is_read_soon() {
-    let rig = Rig::start(Config::default(), Patience::NONE);
+    let rig = Rig::start(Config::default(), NodeWait::NONE);
     rig.kernel(|kernel| kernel.is_dump_broken = true);
     rig.list().await;
     rig.after(SECOND * 60).await;
@@ -276,7 +276,7 @@ async fn the_loop_ends_when_told_to_and_leaves_the_rules() {
     // A change that comes with it is not begun any more.
     rig.shutdown.send(true).unwrap();
     rig.events.send(WatchEvent::Change(service("t", 2))).await.unwrap();
-    assert_eq!(rig.ended().await, Ended::Shutdown);
+    assert_eq!(rig.ended().await, LoopEnd::Shutdown);
     assert_eq!(kernel.with(|kernel| kernel.inputs.len()), before);
 }
 
@@ -284,7 +284,7 @@ async fn the_loop_ends_when_told_to_and_leaves_the_rules() {
 async fn the_loop_ends_when_its_sources_are_gone() {
     let Rig { running, events, .. } = Rig::settled().await;
     drop(events);
-    assert_eq!(running.await.unwrap(), Ended::SourcesGone);
+    assert_eq!(running.await.unwrap(), LoopEnd::SourcesGone);
 }
 
 #[tokio::test(start_paused = true)]
@@ -320,7 +320,7 @@ async fn while_the_generation_cannot_be_had_the_last_one_counts_and_it_is_asked_
 
 #[tokio::test(start_paused = true)]
 async fn a_generation_that_cannot_be_had_at_the_first_sync_does_not_stop_the_look_for_others() {
-    let rig = Rig::start(Config::default(), Patience::NONE);
+    let rig = Rig::start(Config::default(), NodeWait::NONE);
     rig.kernel(|kernel| kernel.is_generation_broken = true);
     rig.change(service("s", 1)).await;
     rig.list().await;

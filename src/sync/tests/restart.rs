@@ -36,7 +36,7 @@ fn what_udp_rules_of_the_process_before_answered_on_is_told_once() {
             let mut sync = FamilySync::new(kernel.clone());
             sync.set_settings(Settings::new(&config, None, &Host::default(), IpFamily::V4));
             kernel.with(|kernel| kernel.failures = failures);
-            let reports: Vec<Report> = (0..3)
+            let reports: Vec<SyncReport> = (0..3)
                 .map(|_| {
                     sync.touch_everything();
                     sync.sync(view, &AtomicBool::new(false))

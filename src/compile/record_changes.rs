@@ -11,7 +11,7 @@ use crate::rules::overlap::{Loss, Overlaps};
 
 /// What an update of the records changed.
 #[derive(Default)]
-pub(super) struct Difference<'a> {
+pub(super) struct RecordChanges<'a> {
     /// Service ports whose chains have to be compiled.
     pub(super) ports: BTreeSet<ServicePortName>,
     /// The previous records of these, and of those that are gone.
@@ -26,7 +26,7 @@ pub(super) struct Difference<'a> {
     pub(super) n_entries_read: usize,
 }
 
-impl<'a> Difference<'a> {
+impl<'a> RecordChanges<'a> {
     /// Adds a service port with a new record.
     pub(super) fn add(&mut self, name: ServicePortName, selected: Selected<'a>) {
         self.ports.insert(name.clone());

@@ -1,4 +1,4 @@
-//! What the time of a sync goes into.
+//! How long each stage of a sync takes.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub struct Stages {
     pub restore: Duration,
 }
 
-/// Adds up stages; what belongs to none is planning.
+/// Adds up the stages of one sync. Time outside the other stages is planning.
 #[derive(Debug, Default)]
 pub(super) struct Stopwatch {
     started: Option<Instant>,
@@ -34,7 +34,7 @@ impl Stopwatch {
         Stopwatch { started: Some(Instant::now()), stages: Stages::default() }
     }
 
-    /// Does `work`, which reads the kernel.
+    /// Does `work`, which reads the kernel, and adds its duration.
     pub(super) fn reading<T>(&mut self, work: impl FnOnce() -> T) -> T {
         let started = Instant::now();
         let done = work();
@@ -50,7 +50,7 @@ impl Stopwatch {
         self.stages.restore += elapsed;
     }
 
-    /// Ends it; so much of the time of restoring was spent waiting for the xtables lock.
+    /// Ends the sync. `lock_wait` is the part of restoring that was spent waiting for the xtables lock.
     pub(super) fn stop(&mut self, lock_wait: Duration) -> Stages {
         let elapsed = self.started.take().map_or(Duration::ZERO, |started| started.elapsed());
         let mut stages = std::mem::take(&mut self.stages);
@@ -62,14 +62,14 @@ impl Stopwatch {
 }
 
 /// A kernel, and how long its restores took.
-pub(super) struct Timed<'a, K> {
+pub(super) struct TimedRestore<'a, K> {
     kernel: &'a mut K,
     elapsed: Duration,
 }
 
-impl<'a, K> Timed<'a, K> {
-    pub(super) fn new(kernel: &'a mut K) -> Timed<'a, K> {
-        Timed { kernel, elapsed: Duration::ZERO }
+impl<'a, K> TimedRestore<'a, K> {
+    pub(super) fn new(kernel: &'a mut K) -> TimedRestore<'a, K> {
+        TimedRestore { kernel, elapsed: Duration::ZERO }
     }
 
     pub(super) fn elapsed(&self) -> Duration {
@@ -84,7 +84,7 @@ impl<'a, K> Timed<'a, K> {
     }
 }
 
-impl<K: Iptables> Restore for Timed<'_, K> {
+impl<K: Iptables> Restore for TimedRestore<'_, K> {
     type Error = K::Error;
 
     fn begin(&mut self) {

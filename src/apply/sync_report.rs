@@ -13,38 +13,37 @@ use crate::plan::{RestoreCounts, UdpFrontends};
 use crate::rules::Layout;
 use crate::rules::overlap::Loss;
 
-/// A restore that was refused, brought back to whom it is about.
+/// A rejected restore, and what it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Near which line of the input, from 1.
+pub struct Rejection {
+    /// The rejected line of the input, or one near it; from 1.
     pub line: usize,
-    /// That line, if it is at hand.
+    /// That line, if it is still known.
     pub text: Option<String>,
-    /// What iptables-restore said.
+    /// The message of iptables-restore.
     pub message: String,
     /// The chain that the line is about.
     pub chain: Option<(Table, ChainName)>,
-    /// The service port whose chain that is.
+    /// The service port that owns the chain, or the entry in it.
     pub service_port: Option<ServicePortName>,
 }
 
-/// The service ports of a family that are left out, with what the kernel refused of each: none of their
-/// rules is in force.
-pub type Quarantine = BTreeMap<ServicePortName, Refusal>;
+/// The quarantined service ports of a family, each with its rejection. None of their rules is in force.
+pub type Quarantine = BTreeMap<ServicePortName, Rejection>;
 
-/// Why a sync did not succeed.
+/// Why a sync failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SyncError {
-    /// A restore was refused; what was in force stays in force.
+    /// A restore was rejected; the previous rules stay in force.
     #[error(
-        "iptables-restore refused line {} ({}) of chain {} for {}: {}",
+        "iptables-restore rejected line {} ({}) of chain {} for {}: {}",
         .0.line,
-        .0.text.as_deref().map_or("text no longer at hand".to_owned(), |text| format!("{text:?}")),
+        .0.text.as_deref().map_or("text unknown".to_owned(), |text| format!("{text:?}")),
         .0.chain.map_or("unknown".to_owned(), |(table, chain)| format!("{table} {chain}")),
         .0.service_port.as_ref().map_or("no single service port".to_owned(), |port| port.to_string()),
         .0.message,
     )]
-    Refused(Refusal),
+    Rejected(Rejection),
     /// A restore failed otherwise.
     #[error(transparent)]
     Restore(RestoreError),
@@ -52,65 +51,64 @@ pub enum SyncError {
 
 /// What a sync of one family did.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct SyncReport {
     /// The family.
     pub family: IpFamily,
-    /// Which Services were looked at.
+    /// The Services that were compiled.
     pub scope: SyncScope,
-    /// Services that changed and are not looked at yet, or not all of each: the next syncs do.
+    /// Services that changed and are left to the next syncs, or some of their ports are.
     pub waiting: BTreeSet<ServiceName>,
-    /// Where its rules are.
+    /// The back-end of its tables.
     pub backend: Backend,
-    /// How they are laid out.
+    /// The layout of its rules.
     pub layout: Layout,
     /// What was sent to the kernel.
     pub tally: RestoreCounts,
-    /// What the time went into.
+    /// How long each stage took.
     pub stages: Stages,
-    /// Port entries of slices that were looked at to compile service ports.
+    /// Port entries of slices that were read to compile service ports.
     pub n_entries_read: usize,
-    /// Restores that failed; the sync may have succeeded all the same.
+    /// Failed restores. The sync may succeed with a later one.
     pub n_failed_restores: usize,
     /// Service ports that have a cluster IP in the family.
     pub n_service_ports: usize,
     /// Their endpoints, whatever their conditions.
     pub n_endpoints: usize,
-    /// Service ports that drop what is sent to their cluster IP: the policy is Local, and all
-    /// endpoints are elsewhere.
+    /// Service ports that drop packets for their cluster IP: the policy is Local, and all endpoints are on other nodes.
     pub n_dropped_internal: usize,
-    /// Service ports that drop what comes from outside, likewise.
+    /// Service ports that drop packets from outside, for the same reason.
     pub n_dropped_external: usize,
-    /// Service ports that are left out because the kernel refuses them.
+    /// Quarantined service ports.
     pub n_quarantined: usize,
-    /// Rules of ours that filter holds afterwards.
+    /// Our rules in filter after the sync.
     pub n_filter_rules: usize,
-    /// Rules of ours that nat holds afterwards.
+    /// Our rules in nat after the sync.
     pub n_nat_rules: usize,
     /// Why the kernel was read, for each read.
     pub reads: Vec<ReadReason>,
-    /// What another process had changed; repaired unless the sync failed.
+    /// Drift that this sync found; repaired unless the sync failed.
     pub drift: Drift,
-    /// Chains and jumps that were found changed, by this sync or by failed ones before it, and that this sync
-    /// repaired; none unless it succeeded.
+    /// Chains and jumps that this sync repaired, found by itself or by failed syncs before it; 0 if it failed.
     pub n_repaired: usize,
-    /// Stale chains that from now on stay, flushed, because foreign rules still refer to them.
-    pub held: Vec<ChainName>,
-    /// What UDP rules answered on that an earlier process had left; with the first sync that succeeds.
+    /// Stale chains that this sync flushed instead of deleting them, as foreign rules still refer to them.
+    pub kept_stale: Vec<ChainName>,
+    /// Frontends of UDP rules that an earlier process left; with the first sync that succeeds.
     pub inherited: UdpFrontends,
-    /// Service ports that the kernel refused, and are left out from now on.
-    pub quarantined: Vec<(ServicePortName, Refusal)>,
-    /// Frontends of Services that other Services have, as long as it lasts: how many entries are left out.
+    /// Service ports that this sync quarantined.
+    pub quarantined: Vec<(ServicePortName, Rejection)>,
+    /// Entries that are left out because their frontends belong to other Services.
     pub n_overlaps: usize,
-    /// Those of them that this sync found.
+    /// Frontends that Services lost with this sync.
     pub losses: Vec<Loss>,
     /// How it ended.
     pub outcome: Result<(), SyncError>,
 }
 
-impl Report {
-    pub(crate) fn new(family: IpFamily, backend: Backend, scope: SyncScope) -> Report {
+impl SyncReport {
+    /// The report of a sync that did nothing.
+    pub(crate) fn new(family: IpFamily, backend: Backend, scope: SyncScope) -> SyncReport {
         let tally = RestoreCounts::default();
-        Report {
+        SyncReport {
             family,
             scope,
             waiting: BTreeSet::new(),
@@ -130,7 +128,7 @@ impl Report {
             reads: Vec::new(),
             drift: Drift::default(),
             n_repaired: 0,
-            held: Vec::new(),
+            kept_stale: Vec::new(),
             inherited: UdpFrontends::default(),
             quarantined: Vec::new(),
             n_overlaps: 0,
@@ -139,7 +137,7 @@ impl Report {
         }
     }
 
-    /// Whether every service port was compared.
+    /// Whether every Service was compiled.
     pub fn is_full(&self) -> bool {
         self.scope == SyncScope::Full
     }
