@@ -1,8 +1,6 @@
 //! Shared helpers for tests of programs.
 #![allow(clippy::disallowed_methods, reason = "the tests start shell scripts")]
 
-#![allow(clippy::disallowed_methods, reason = "writes scripts")]
-
 use std::io::Write;
 use std::process::{Command, Stdio};
 
