@@ -19,13 +19,13 @@ pub use sync_report::{Quarantine, Rejection, SyncError, SyncReport};
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
-use attempt::{Attempt, Outcome};
+use attempt::{Attempt, RestoreOutcome};
 
 use crate::compile::{Source, SyncScope, View};
 use crate::kernel::Iptables;
 
 /// Recovers from one kind of failure, and passes every other outcome on.
-type RetryPolicy<K> = fn(&mut Attempt<'_, K>, Outcome) -> Outcome;
+type RetryPolicy<K> = fn(&mut Attempt<'_, K>, RestoreOutcome) -> RestoreOutcome;
 
 impl<K: Iptables> FamilySync<K> {
     /// Brings the kernel in step with `view`. After a failure the next sync compares everything again; what was

@@ -2,7 +2,13 @@
 //! half has no IO.
 #![allow(clippy::disallowed_methods, reason = "reads the source")]
 
+#[path = "architecture/source.rs"]
+mod source;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+use source::Source;
 
 /// Each module with the modules that it may use. Modules above `kernel` are pure.
 const MAY_USE: &[(&str, &[&str])] = &[
@@ -221,4 +227,38 @@ fn no_module_is_called_mod_or_utils() {
         let name = file.file_name().expect("a name").to_string_lossy();
         assert!(!["mod", "utils", "common", "helpers", "types"].contains(&&*name), "{}", file.display());
     }
+}
+
+/// A reader can start at any file and read only downwards.
+#[test]
+fn no_files_of_a_module_import_from_each_other_in_a_circle() {
+    let source = Source::read();
+    let imports = source.imports();
+    let n_imports: usize = imports.values().map(|targets| targets.len()).sum();
+    assert!(n_imports > 200, "only {n_imports} imports found: is the search right?");
+    let circles = source::circles(&imports);
+    assert!(circles.is_empty(), "{circles:#?}");
+}
+
+#[test]
+fn a_circle_is_found() {
+    let path = |name: &str| vec!["m".to_owned(), name.to_owned()];
+    let (a, b, c, d) = (path("a"), path("b"), path("c"), path("d"));
+    let imports = [(&a, [&b]), (&b, [&c]), (&c, [&b]), (&d, [&a])];
+    let imports = imports.into_iter().map(|(from, to)| (from, to.into())).collect();
+    assert_eq!(source::circles(&imports), [["m/b", "m/c"]]);
+}
+
+/// A name has one meaning in the whole tree, so that a search for it finds one thing. Associated types of
+/// foreign traits have the names that these give them.
+#[test]
+fn a_type_name_is_used_once() {
+    let source = Source::read();
+    let mut places: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (module, file) in &source.files {
+        file.types.iter().for_each(|name| places.entry(name).or_default().push(module.join("/")));
+    }
+    assert!(places.len() > 300, "only {} types found: is the search right?", places.len());
+    let twice: Vec<_> = places.into_iter().filter(|(_, places)| places.len() > 1).collect();
+    assert!(twice.is_empty(), "{twice:#?}");
 }

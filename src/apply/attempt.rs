@@ -16,7 +16,7 @@ use crate::model::ServicePortName;
 use crate::plan::{Committed, DesiredRules, FailureEffect, Planner, RestoreFailure, StepOrder};
 
 /// How a restore, or all restores of a sync, ended.
-pub(super) type Outcome = Result<(), RestoreFailure<RestoreError>>;
+pub(super) type RestoreOutcome = Result<(), RestoreFailure<RestoreError>>;
 
 /// A sync in progress. Retry policies pass it on; each try adds to the report.
 pub(super) struct Attempt<'a, K> {
@@ -39,7 +39,7 @@ impl<'a, K: Iptables> Attempt<'a, K> {
     }
 
     /// Compiles what is pending, and restores what differs. On a node without rules, urgent Services come first.
-    pub(super) fn apply_pending(&mut self) -> Outcome {
+    pub(super) fn apply_pending(&mut self) -> RestoreOutcome {
         let mut committed = self.take_committed();
         let mut compiled = std::mem::take(&mut self.family.compiled);
         let mut changed = self.compile(|source, excluded| compiled.apply(source, excluded, &committed));
@@ -60,7 +60,7 @@ impl<'a, K: Iptables> Attempt<'a, K> {
     }
 
     /// Compiles everything, and restores what differs.
-    pub(super) fn apply_everything(&mut self) -> Outcome {
+    pub(super) fn apply_everything(&mut self) -> RestoreOutcome {
         let mut committed = self.take_committed();
         let mut compiled = std::mem::take(&mut self.family.compiled);
         let mut changed = self.compile(|source, excluded| compiled.recompile(source, excluded, &committed));
@@ -87,7 +87,12 @@ impl<'a, K: Iptables> Attempt<'a, K> {
     }
 
     /// Plans and restores what changed.
-    fn restore(&mut self, order: StepOrder, changed: &mut Changed<'_>, committed: &mut Committed) -> Outcome {
+    fn restore(
+        &mut self,
+        order: StepOrder,
+        changed: &mut Changed<'_>,
+        committed: &mut Committed,
+    ) -> RestoreOutcome {
         let mut references = std::mem::take(&mut self.family.tables.references);
         let mut desired = DesiredChanges::new(changed, &mut references, self.stop);
         let outcome = self.run(order, &mut desired, committed);
@@ -104,7 +109,7 @@ impl<'a, K: Iptables> Attempt<'a, K> {
         order: StepOrder,
         desired: &mut impl DesiredRules,
         committed: &mut Committed,
-    ) -> Outcome {
+    ) -> RestoreOutcome {
         let FamilyTables { kernel, jumps, .. } = &mut self.family.tables;
         let (family, limits) = (kernel.family(), kernel.limits());
         let mut restore = TimedRestore::new(kernel);
@@ -129,7 +134,7 @@ impl<'a, K: Iptables> Attempt<'a, K> {
     }
 
     /// Ends the sync: keeps what the next one needs, and completes the report.
-    pub(super) fn finish(mut self, outcome: Outcome) -> SyncReport {
+    pub(super) fn finish(mut self, outcome: RestoreOutcome) -> SyncReport {
         if outcome.is_ok() && !self.report.drift.is_empty() {
             let mut drift = std::mem::take(&mut self.report.drift);
             self.read_kernel(|tables| tables.learn_equivalents(&mut drift));

@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
-use super::attempt::{Attempt, Outcome, is_rejection};
+use super::attempt::{Attempt, RestoreOutcome, is_rejection};
 use crate::compile::{PortCompiler, fixed_nat_chains};
 use crate::drift::ReadReason;
 use crate::iptables::{Chain, Rule, Table};
@@ -21,14 +21,17 @@ const MAX_NEW: usize = 64;
 /// What one step of the search for rejected service ports comes to.
 enum SearchStep {
     /// The sync ends like this.
-    Done(Outcome),
+    Done(RestoreOutcome),
     /// Another service port is rejected.
     GoOn(RestoreFailure<RestoreError>),
 }
 
 /// After a rejected restore, quarantines the service ports that are the cause and restores the rules of all
 /// others. Passes the failure on where no service port is the cause.
-pub(super) fn quarantine_rejected<K: Iptables>(attempt: &mut Attempt<'_, K>, outcome: Outcome) -> Outcome {
+pub(super) fn quarantine_rejected<K: Iptables>(
+    attempt: &mut Attempt<'_, K>,
+    outcome: RestoreOutcome,
+) -> RestoreOutcome {
     if !outcome.as_ref().is_err_and(is_rejection) {
         return outcome;
     }

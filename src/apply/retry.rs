@@ -1,13 +1,16 @@
 //! Policies that recover from failures which no service port causes.
 
-use super::attempt::{Attempt, Outcome};
+use super::attempt::{Attempt, RestoreOutcome};
 use crate::drift::ReadReason;
 use crate::iptables::ChainName;
 use crate::kernel::{Iptables, RestoreError};
 use crate::plan::RestoreFailure;
 
 /// Splits inputs that are too large for the kernel, as long as they can be split.
-pub(super) fn split_inputs<K: Iptables>(attempt: &mut Attempt<'_, K>, mut outcome: Outcome) -> Outcome {
+pub(super) fn split_inputs<K: Iptables>(
+    attempt: &mut Attempt<'_, K>,
+    mut outcome: RestoreOutcome,
+) -> RestoreOutcome {
     while matches!(&outcome, Err(failure) if matches!(failure.error, RestoreError::TooLarge(_)))
         && attempt.family.tables.kernel.shrink_limits()
     {
@@ -21,8 +24,8 @@ pub(super) fn split_inputs<K: Iptables>(attempt: &mut Attempt<'_, K>, mut outcom
 /// chains first; where that does not help, keeps every stale chain.
 pub(super) fn keep_referenced_chains<K: Iptables>(
     attempt: &mut Attempt<'_, K>,
-    mut outcome: Outcome,
-) -> Outcome {
+    mut outcome: RestoreOutcome,
+) -> RestoreOutcome {
     for keeps_all in [false, true] {
         let Some(chain) = outcome.as_ref().err().and_then(undeletable_chain) else { break };
         if !keeps_all {
