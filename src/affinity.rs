@@ -26,6 +26,9 @@ pub struct AffinityObserver {
     families: Mutex<PerFamily<StickyServices>>,
 }
 
+/// A service port and the names of its chains.
+type ServicePortChains = (ServicePortName, Box<[ChainName]>);
+
 /// The Services of one family with session affinity.
 #[derive(Default)]
 struct StickyServices {
@@ -34,7 +37,7 @@ struct StickyServices {
     /// The layout that their chains have; `None` before the first sync.
     layout: Option<Layout>,
     /// The chains of each service port. The list of an endpoint has the name of its chain.
-    chains: BTreeMap<ServiceName, Vec<(ServicePortName, Box<[ChainName]>)>>,
+    chains: BTreeMap<ServiceName, Vec<ServicePortChains>>,
     /// Service ports with a full list that was logged.
     reported: BTreeSet<ServicePortName>,
 }

@@ -75,12 +75,12 @@ fn failures_are_repaired_by_the_next_sync() {
         let _ = live.sync();
         for edits in steps {
             live.edit(&edits);
-            if live.sync().outcome.is_ok() && live.sync.quarantine().len() == 0 {
+            if live.sync().outcome.is_ok() && live.sync.quarantine().is_empty() {
                 same(family, "kernel", &live.tables(), &live.desired())?;
             }
         }
         live.sync.kernel().faults.clear();
-        if live.sync.quarantine().len() > 0 {
+        if !live.sync.quarantine().is_empty() {
             // As in an audit.
             live.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
         }
