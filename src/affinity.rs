@@ -26,8 +26,8 @@ pub struct AffinityObserver {
     families: Mutex<PerFamily<StickyServices>>,
 }
 
-/// The ports of a Service, each with its chains.
-type StickyPorts = Vec<(ServicePortName, Box<[ChainName]>)>;
+/// A service port and the names of its chains.
+type ServicePortChains = (ServicePortName, Box<[ChainName]>);
 
 /// The Services of one family with session affinity.
 #[derive(Default)]
@@ -37,7 +37,7 @@ struct StickyServices {
     /// The layout that their chains have; `None` before the first sync.
     layout: Option<Layout>,
     /// The chains of each service port. The list of an endpoint has the name of its chain.
-    chains: BTreeMap<ServiceName, StickyPorts>,
+    chains: BTreeMap<ServiceName, Vec<ServicePortChains>>,
     /// Service ports with a full list that was logged.
     reported: BTreeSet<ServicePortName>,
 }

@@ -1,8 +1,8 @@
 //! Brings the kernel in step with the cluster, one IP family at a time.
 //!
 //! [`FamilySync`] is what one family keeps between syncs: what is compiled, what is known of the kernel's
-//! tables, which service ports are quarantined. A sync is one [`Attempt`]: it compiles what changed, plans,
-//! restores, and then passes through the [`RetryPolicy`]s, each of which recovers from one kind of failure.
+//! tables, which service ports are quarantined. A sync is one `Attempt`: it compiles what changed, plans,
+//! restores, and then passes through the `RetryPolicy`s, each of which recovers from one kind of failure.
 
 mod attempt;
 mod desired_changes;

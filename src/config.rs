@@ -1,6 +1,6 @@
 //! The configuration: command line and `KubeProxyConfiguration` text to one checked [`Config`].
 //!
-//! Every setting stands once in [`table`], which says how to add one. [`file`](mod@file) turns the
+//! Every setting stands once in `table`, which says how to add one. `file` turns the
 //! file's text into values by path, `flags` holds the flags that were given, `resolver` picks the value
 //! that counts and records its origin. Every error is reported at once. Nothing here reads files, the clock
 //! or the environment: the agent looks up what depends on the machine (host name, CPUs, addresses).

@@ -226,7 +226,7 @@ impl Cidr {
         Cidr(address.into())
     }
 
-    /// Reads `<ip>/<bits>` as Go's `ParseCIDRSloppy` does (see [`parse_ip`]; a length with leading zeros is decimal too)
+    /// Reads `<ip>/<bits>` as Go's `ParseCIDRSloppy` does (see `parse_ip`; a length with leading zeros is decimal too)
     /// and clears the bits beyond the prefix.
     pub fn parse(text: &str) -> Result<Cidr, BadCidr> {
         Cidr::read(text).ok_or_else(|| BadCidr(text.to_owned()))

@@ -1,4 +1,4 @@
-//! Reads the cluster's state from an API server ([`api`]) or from folders of manifests ([`files`]). Both
+//! Reads the cluster's state from an API server ([`api`]) or from folders of manifests (`files`). Both
 //! send [`WatchEvent`]s over one channel. `model::Snapshot` combines them; `sync` acts on them.
 
 pub mod api;

@@ -10,7 +10,7 @@ use super::effective::{Effective, EffectiveSetting};
 use super::gates::Gates;
 use crate::net::{Cidr, IpFamily, MasqueradeMark};
 
-/// The checked configuration of one run. [`super::table`] fills every field.
+/// The checked configuration of one run. `config::table` fills every field.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Name of the Node: lower case, letters, digits, `-`, `.`, `_`. `None`: the host name.
