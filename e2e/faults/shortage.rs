@@ -284,7 +284,7 @@ pub fn threads_that_cannot_be_created_cause_a_retry(backend: Backend, extent: Ex
             running.api.put(own_slice(&[address]));
             std::thread::sleep(Duration::from_millis(500));
             let log = agent.log();
-            log.contains("families are synced one after the other")
+            log.contains("syncing families one after the other")
                 && log.matches("sync failed").count() > n_failed
         });
         assert_eq!(agent.process().status(), None, "{}", agent.log());

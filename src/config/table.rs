@@ -173,7 +173,7 @@ pub(super) fn read(r: &mut Resolver<'_>) -> Config {
         check::one_of(&layouts),
     );
     let audit_period: Duration = r.checked(
-        setting("chainsmith.auditPeriod", "5m0s", "how often to read the rules in force and compare them")
+        setting("chainsmith.auditPeriod", "5m0s", "how often to compare the rules in force with the desired ones, unless no other process has written")
             .flag("audit-period", "DURATION")
             .own(),
         check::positive,

@@ -1,4 +1,5 @@
-//! Detects that another process flushed the tables: an empty chain that the agent made is gone.
+//! Detects that another process flushed all tables: an empty chain that the agent made in mangle is gone. A flush of
+//! nat or filter alone shows in the chains themselves (`drift::compare`).
 //!
 //! Source: kube-proxy v1.36, `iptables.Monitor`.
 
@@ -14,7 +15,7 @@ use crate::log::v;
 use crate::net::IpFamily;
 use crate::rules::names::KUBE_PROXY_CANARY;
 
-/// The tables with a canary; the first is checked each period.
+/// The tables with a canary. Only the first is checked each period; the others show when a flush is over.
 const TABLES: [Table; 3] = [Table::Mangle, Table::Nat, Table::Filter];
 /// How often to check whether a flush has reached the other tables.
 const FLUSH_POLL: Duration = Duration::from_millis(100);

@@ -42,8 +42,7 @@ impl<K: Iptables> FamilyTables<K> {
                 None => (ReadReason::Start, Unread::Rewritten),
             },
         };
-        info!(family = %self.kernel.family(), %reason, "reading the kernel's tables");
-        self.reads.push(reason);
+        self.record_read(reason);
         let TablesRead { mut found, changed, is_complete, is_undisturbed } =
             self.read(&TABLES, left.as_ref(), unread);
         self.legacy.is_provisional = !is_undisturbed;
@@ -66,7 +65,7 @@ impl<K: Iptables> FamilyTables<K> {
             return;
         }
         let Some(committed) = self.committed.take() else { return };
-        self.reads.push(ReadReason::RepairWritten);
+        self.record_read(ReadReason::RepairWritten);
         let found = self.read(&tables, None, Unread::Rewritten).found;
         repaired.chains.retain(|(table, chain)| {
             let (written, read) = (digest_of(&committed, *table, chain), digest_of(&found, *table, chain));
@@ -91,7 +90,7 @@ impl<K: Iptables> FamilyTables<K> {
             return;
         }
         let family = self.kernel.family();
-        self.reads.push(ReadReason::StaleChainReferenced);
+        self.record_read(ReadReason::StaleChainReferenced);
         let mut reader = SaveReader::new(family, &[], &is_compared);
         match self.kernel.save(Table::Nat, &mut |line| reader.line(line)) {
             Ok(()) => self.references.replace(reader.finish().referenced),
@@ -99,6 +98,12 @@ impl<K: Iptables> FamilyTables<K> {
                 info!(%family, error = %format!("{error:#}"), "cannot dump rules; referenced stale chains are found one by one");
             }
         }
+    }
+
+    /// Logs a read of the kernel's tables, and counts it for the metric.
+    fn record_read(&mut self, reason: ReadReason) {
+        info!(family = %self.kernel.family(), %reason, "reading the kernel's tables");
+        self.reads.push(reason);
     }
 
     /// What differs between what was `left` and what was `found`. Equivalent spellings become what was written.
