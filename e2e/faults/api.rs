@@ -291,10 +291,10 @@ fn changed_token(running: &mut Running) -> Finding {
     api.require_token(Some("second"));
     api.drop_watches();
     api.put(own_slice(&[address]));
-    let is_refused = |kind: &str| {
+    let is_rejected = |kind: &str| {
         running.agents[0].log().lines().any(|line| line.contains("Unauthorized") && line.contains(kind))
     };
-    poll::until("the token is refused", CAUGHT_UP, || is_refused("kind=EndpointSlice"));
+    poll::until("the token is rejected", CAUGHT_UP, || is_rejected("kind=\"EndpointSlice\""));
     assert_eq!(node.tcp(to).pod(), other);
     std::fs::write(&file, "second").expect("the lab's folder can be written to");
     let start = Instant::now();

@@ -83,10 +83,10 @@ fn an_unwritable_log_loses_only_lines() {
         });
         in_namespace(|| {
             let manifests = tempfile::tempdir().expect("a folder");
-            let mut child = agent(&manifests, &[format, "-v=4"], Stdio::piped());
             // A pipe of one page that is never read.
-            let pipe = child.stderr.take().expect("a pipe");
+            let (pipe, stderr) = std::io::pipe().expect("a pipe");
             nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).expect("a smaller pipe");
+            let mut child = agent(&manifests, &[format, "-v=4"], stderr.into());
             assert!(lost_until_synced(&mut child) > 3);
         });
     }
