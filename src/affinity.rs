@@ -102,7 +102,9 @@ impl Observer for AffinityObserver {
             view.snapshot.service(name).is_some_and(|service| service.affinity_seconds.is_some())
         };
         match &report.scope {
-            SyncScope::Partial(names) if services.layout == Some(report.layout) => {
+            SyncScope::Partial(names)
+                if report.is_scope_exact() && services.layout == Some(report.layout) =>
+            {
                 names.iter().for_each(|name| services.update(name, has_affinity(name), compiled));
             }
             _ => {

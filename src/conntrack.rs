@@ -159,7 +159,8 @@ impl Observer for Sweeper {
         }
         let mut families = self.families();
         let state = families.get_mut(report.family);
-        if !is_udp_touched(&report.scope, &state.services, *view, settings.family) {
+        if report.is_scope_exact() && !is_udp_touched(&report.scope, &state.services, *view, settings.family)
+        {
             if !state.is_unfinished {
                 return;
             }

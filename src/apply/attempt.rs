@@ -82,6 +82,7 @@ impl<'a, K: Iptables> Attempt<'a, K> {
         let excluded = self.family.quarantine.keys().cloned().collect();
         let changed = compile(self.source, &excluded);
         self.report.losses.extend(changed.losses().iter().cloned());
+        self.report.n_entries_read += changed.n_entries_read();
         self.clock.compiling(started.elapsed());
         changed
     }
@@ -94,11 +95,12 @@ impl<'a, K: Iptables> Attempt<'a, K> {
         committed: &mut Committed,
     ) -> RestoreOutcome {
         let mut references = std::mem::take(&mut self.family.tables.references);
+        let n_read_before = changed.n_entries_read();
         let mut desired = DesiredChanges::new(changed, &mut references, self.stop);
         let outcome = self.run(order, &mut desired, committed);
         self.report.kept_stale.append(&mut desired.flushed);
         self.clock.compiling(desired.compiling);
-        self.report.n_entries_read += changed.n_entries_read();
+        self.report.n_entries_read += changed.n_entries_read() - n_read_before;
         self.family.tables.references = references;
         outcome
     }

@@ -137,6 +137,11 @@ impl SyncReport {
         }
     }
 
+    /// Whether no Service outside `scope` was compiled; a recovery from a failed restore compiles all.
+    pub fn is_scope_exact(&self) -> bool {
+        self.n_failed_restores == 0
+    }
+
     /// Whether every Service was compiled.
     pub fn is_full(&self) -> bool {
         self.scope == SyncScope::Full

@@ -176,7 +176,9 @@ impl Changed<'_> {
                     matches!(nat_owner(name), ChainOwner::ServicePort(_) | ChainOwner::Group)
                 };
                 let mut stale: BTreeSet<ChainName> = in_force.nat_chains().filter(is_of_port).collect();
-                records.values().flat_map(|it| &it.chains).for_each(|chain| _ = stale.remove(chain));
+                // Chains of service ports that are compiled again are stale unless they are made again.
+                let kept = records.iter().filter(|(name, _)| !self.changes.ports.contains(*name));
+                kept.flat_map(|(_, record)| &record.chains).for_each(|chain| _ = stale.remove(chain));
                 stale
             }
             // The chains of a Service that waits for its turn are not known.

@@ -1,7 +1,7 @@
 //! The state that moves to a blocking thread for a sync, and back.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -62,7 +62,7 @@ impl<K: Iptables> LoopState<K> {
     }
 }
 
-fn sync_family<K: Iptables>(
+pub(super) fn sync_family<K: Iptables>(
     family: &mut FamilySync<K>,
     view: View<'_>,
     stop: &AtomicBool,
@@ -72,7 +72,9 @@ fn sync_family<K: Iptables>(
     let started = Instant::now();
     let report = family.sync(view, stop);
     let elapsed = started.elapsed();
-    if let Some(settings) = family.settings() {
+    // Rules of a sync that a shutdown cut short are not all in force, though no restore failed.
+    let is_cut_short = report.outcome.is_ok() && stop.load(Ordering::Relaxed);
+    if let Some(settings) = family.settings().filter(|_| !is_cut_short) {
         let (quarantine, compiled) = (family.quarantine(), family.compiled());
         let synced = Synced { report: &report, view, settings, quarantine, compiled, elapsed };
         observers.iter().for_each(|observer| observer.synced(&synced));

@@ -174,3 +174,22 @@ async fn syncs_are_counted_by_kind_and_pending_changes_until_they_are_synced() {
         (in_kernel(Table::Nat) as f64, in_kernel(Table::Filter) as f64)
     );
 }
+
+/// "Rules in force" would be wrong, and leftovers of another mode may still serve the node.
+#[test]
+fn a_sync_that_a_shutdown_cut_short_is_not_reported_as_a_sync() {
+    let (recorder, mut snapshot) = (Arc::new(CallRecorder::default()), Snapshot::default());
+    for change in [service("a", 1), slice("a", &["east"])] {
+        snapshot.apply(change, &mut Touched::default());
+    }
+    let view = View { snapshot: &snapshot, place: Place { node: NODE, zone: None } };
+    let observers: [Arc<dyn Observer>; 1] = [recorder.clone()];
+    let kernel = Shared::new(FakeIptables::new(IpFamily::V4, Backend::Nft), Arc::default());
+    let mut family = FamilySync::new(kernel);
+    family.set_settings(Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4));
+    let report = loop_state::sync_family(&mut family, view, &AtomicBool::new(true), &observers);
+    assert_eq!(report.outcome, Ok(()));
+    assert!(recorder.take().iter().all(|call| !call.starts_with("synced")));
+    loop_state::sync_family(&mut family, view, &AtomicBool::new(false), &observers);
+    assert!(recorder.take().iter().any(|call| call.starts_with("synced")));
+}
