@@ -137,9 +137,10 @@ impl<'a, K: Iptables> Attempt<'a, K> {
 
     /// Ends the sync: keeps what the next one needs, and completes the report.
     pub(super) fn finish(mut self, outcome: RestoreOutcome) -> SyncReport {
+        let mut is_changed_again = false;
         if outcome.is_ok() && !self.report.drift.is_empty() {
             let mut drift = std::mem::take(&mut self.report.drift);
-            self.read_kernel(|tables| tables.learn_equivalents(&mut drift));
+            is_changed_again = self.read_kernel(|tables| tables.learn_equivalents(&mut drift));
             self.report.drift = drift;
         }
         let Attempt { family, mut report, stop, mut clock, .. } = self;
@@ -155,6 +156,10 @@ impl<'a, K: Iptables> Attempt<'a, K> {
                 family.tables.references.drop_unreferenced();
                 report.n_repaired = std::mem::take(&mut family.n_unrepaired);
                 report.inherited = family.tables.take_inherited();
+                if is_changed_again {
+                    family.touch_everything();
+                    family.tables.distrust(ReadReason::RepairWritten);
+                }
             }
             Err(failure) => {
                 // A rejection may mean that another process changed the tables. Unless nothing was applied, the next

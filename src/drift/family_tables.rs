@@ -35,6 +35,8 @@ pub struct FamilyTables<K> {
     pub(super) committed: Option<Committed>,
     /// Chains that this release of iptables prints in another spelling: as written, and as read back.
     pub(super) equivalents: BTreeMap<(Table, ChainName), (Digest, Digest)>,
+    /// What the last read found in chains that had drifted.
+    pub(super) drifted: BTreeMap<(Table, ChainName), Digest>,
     /// Built-in chains, with the fingerprint of each when all our jumps were seen in it.
     pub(super) hooks: Hooks,
     /// What was seen of tables of the legacy back-end.
@@ -103,6 +105,7 @@ impl<K: Iptables> FamilyTables<K> {
             knowledge: Knowledge::START,
             committed: None,
             equivalents: BTreeMap::new(),
+            drifted: BTreeMap::new(),
             hooks: Hooks::new(),
             legacy: LegacyView::default(),
             n_jump_checks: 0,

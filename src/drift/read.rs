@@ -53,26 +53,33 @@ impl<K: Iptables> FamilyTables<K> {
         (found, drift)
     }
 
-    /// Reads the chains of `repaired` back, right after they were written. A chain that still differs is an equivalent
-    /// spelling: it is logged once, from then on counts as equal, and is no drift. An equivalent has as many rules as
-    /// were written: with another number, another process wrote before it was read.
-    pub fn learn_equivalents(&mut self, repaired: &mut Drift) {
+    /// Reads the chains of `repaired` back, right after they were written. A chain that reads as before the repair is an
+    /// equivalent spelling: it is logged once, from then on counts as equal, and is no drift. An equivalent has as many
+    /// rules as were written. Any other difference was made by another process since the repair: returns whether there
+    /// is one, so that the caller repairs it, too.
+    #[must_use]
+    pub fn learn_equivalents(&mut self, repaired: &mut Drift) -> bool {
         let is_of = |table: &Table| repaired.chains.iter().any(|(of, _)| of == table);
         let tables: Vec<Table> = TABLES.into_iter().filter(is_of).collect();
         let is_readable = |table: &Table| matches!(self.kernel.readable(*table), Ok(Readable::Rules));
         let tables: Vec<Table> = tables.into_iter().filter(is_readable).collect();
         if tables.is_empty() {
-            return;
+            return false;
         }
-        let Some(committed) = self.committed.take() else { return };
+        let Some(committed) = self.committed.take() else { return false };
         self.record_read(ReadReason::RepairWritten);
         let found = self.read(&tables, None, Unread::Rewritten).found;
+        let mut is_changed_again = false;
         repaired.chains.retain(|(table, chain)| {
             let (written, read) = (digest_of(&committed, *table, chain), digest_of(&found, *table, chain));
             if let (Some(written), Some(read)) = (written, read)
                 && written != read
-                && written.n_rules == read.n_rules
             {
+                let before = self.drifted.get(&(*table, *chain));
+                if before != Some(&read) || written.n_rules != read.n_rules {
+                    is_changed_again = true;
+                    return true;
+                }
                 let family = self.kernel.family();
                 info!(%family, %table, %chain, "chain reads back in another spelling; treated as equal");
                 self.equivalents.insert((*table, *chain), (written, read));
@@ -82,6 +89,7 @@ impl<K: Iptables> FamilyTables<K> {
         });
         self.equivalents.retain(|(table, chain), _| digest_of(&committed, *table, chain).is_some());
         self.committed = Some(committed);
+        is_changed_again
     }
 
     /// Reads nat for the references of foreign rules to our chains; nothing where it cannot be read.
@@ -107,7 +115,8 @@ impl<K: Iptables> FamilyTables<K> {
     }
 
     /// What differs between what was `left` and what was `found`. Equivalent spellings become what was written.
-    fn difference(&self, left: &Committed, found: &mut Committed) -> Drift {
+    fn difference(&mut self, left: &Committed, found: &mut Committed) -> Drift {
+        self.drifted.clear();
         let mut drift = Drift { chains: Vec::new(), n_jumps: left.jumps.difference(&found.jumps).count() };
         for table in TABLES {
             let names: BTreeSet<ChainName> =
@@ -124,7 +133,10 @@ impl<K: Iptables> FamilyTables<K> {
                     (Some(was), Some(is)) if self.equivalents.get(&(table, chain)) == Some(&(was, is)) => {
                         restore_spelling(left, found, table, chain);
                     }
-                    _ => drift.chains.push((table, chain)),
+                    (_, is) => {
+                        self.drifted.extend(is.map(|is| ((table, chain), is)));
+                        drift.chains.push((table, chain));
+                    }
                 }
             }
         }

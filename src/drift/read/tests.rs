@@ -7,16 +7,30 @@ use crate::net::IpFamily;
 
 const CHAIN: ChainName = ChainName::literal("KUBE-MARK-MASQ");
 
-/// A chain was written with one rule, and the kernel now prints `rules` in it: whether that counts as another spelling.
-fn is_equivalent(rules: &str) -> bool {
-    let save = format!("*nat\n:{CHAIN} - [0:0]\n{rules}COMMIT\n");
-    let kernel = FakeIptables::holding(IpFamily::V4, Backend::Nft, &save).unwrap();
-    let mut tables = FamilyTables::new(kernel);
+/// Tables whose `chain` held `before` when it had drifted, was repaired by one rule, and now reads as `after`.
+fn repaired(chain: ChainName, before: &str, after: &str) -> FamilyTables<FakeIptables> {
+    let holding = |rules: &str| {
+        let save = format!("*nat\n:{chain} - [0:0]\n{rules}COMMIT\n");
+        FakeIptables::holding(IpFamily::V4, Backend::Nft, &save).unwrap()
+    };
+    let mut tables = FamilyTables::new(holding(before));
     let mut committed = Committed::default();
-    committed.nat.insert(CHAIN, Some(Digest::EMPTY.then(7)));
+    committed.nat.insert(chain, Some(Digest::EMPTY.then(7)));
+    tables.put_back(committed.clone());
+    tables.distrust(ReadReason::AuditDue);
+    let (_, drift) = tables.take();
+    assert!(drift.chains.contains(&(Table::Nat, chain)), "{drift}");
+    tables.kernel = holding(after);
     tables.put_back(committed);
-    tables.learn_equivalents(&mut Drift { chains: vec![(Table::Nat, CHAIN)], n_jumps: 0 });
-    tables.equivalents.contains_key(&(Table::Nat, CHAIN))
+    tables
+}
+
+/// Whether the read-back counts as another spelling, and whether as a change after the repair.
+fn read_back(before: &str, after: &str) -> (bool, bool) {
+    let mut tables = repaired(CHAIN, before, after);
+    let is_changed_again =
+        tables.learn_equivalents(&mut Drift { chains: vec![(Table::Nat, CHAIN)], n_jumps: 0 });
+    (tables.equivalents.contains_key(&(Table::Nat, CHAIN)), is_changed_again)
 }
 
 #[test]
@@ -24,19 +38,21 @@ fn the_equivalent_of_a_chain_that_is_gone_is_dropped() {
     let mut tables = FamilyTables::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
     for n in 0..100 {
         let chain = ChainName::new(&format!("KUBE-SVC-{n}")).unwrap();
-        let rule = "-A KUBE-MARK-MASQ -j RETURN\n".replace("KUBE-MARK-MASQ", chain.as_str());
-        let save = format!("*nat\n:{chain} - [0:0]\n{rule}COMMIT\n");
-        tables.kernel = FakeIptables::holding(IpFamily::V4, Backend::Nft, &save).unwrap();
-        let mut committed = Committed::default();
-        committed.nat.insert(chain, Some(Digest::EMPTY.then(7)));
-        tables.put_back(committed);
-        tables.learn_equivalents(&mut Drift { chains: vec![(Table::Nat, chain)], n_jumps: 0 });
+        let rule = format!("-A {chain} -j RETURN\n");
+        let equivalents = std::mem::take(&mut tables.equivalents);
+        tables = repaired(chain, &rule, &rule);
+        tables.equivalents = equivalents;
+        assert!(!tables.learn_equivalents(&mut Drift { chains: vec![(Table::Nat, chain)], n_jumps: 0 }));
         assert_eq!(tables.equivalents.keys().copied().collect::<Vec<_>>(), [(Table::Nat, chain)]);
     }
 }
 
 #[test]
-fn a_chain_that_another_process_flushed_is_no_equivalent() {
-    assert!(is_equivalent("-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n"));
-    assert!(!is_equivalent(""), "it was flushed before it was read back");
+fn only_a_chain_that_reads_as_before_its_repair_is_an_equivalent() {
+    let (mark, drop) =
+        ("-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n", "-A KUBE-MARK-MASQ -j DROP\n");
+    assert_eq!(read_back(mark, mark), (true, false));
+    assert_eq!(read_back(mark, ""), (false, true), "it was flushed before it was read back");
+    assert_eq!(read_back("", mark), (false, true), "unknown until it reads so again");
+    assert_eq!(read_back(mark, drop), (false, true), "its rule was replaced before it was read back");
 }
