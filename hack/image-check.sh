@@ -21,7 +21,7 @@ fail() {
 # The instructions of the stage that begins with FROM number $1, one a line: without comments, with
 # continued lines joined, and with ARGs before the first FROM substituted.
 stage() {
-    awk -v wanted="$1" '
+    awk -v stage="$1" '
         /^[ \t]*(#|$)/ { next }
         { sub(/^[ \t]+/, ""); line = line $0 }
         line ~ /\\$/ { sub(/\\$/, "", line); next }
@@ -31,7 +31,7 @@ stage() {
                 n++
                 for (name in value) gsub("\\$\\{" name "\\}", value[name], line)
             }
-            if (n == wanted) print line
+            if (n == stage) print line
             line = ""
         }' Dockerfile
 }

@@ -181,8 +181,8 @@ fn a_malformed_object_is_skipped_and_reported() {
         chainsmith(&["render", "-f", "-", "--node", "n", "--family", "ipv4"], &format!("{WEB}{bad}"));
     assert_eq!(answer.status, 1);
     assert!(answer.stdout.lines().any(|line| line == DISPATCH), "{}", answer.stdout);
-    for said in ["default/worse", "spec.clusterIP", "10.96.0.300"] {
-        assert!(answer.stderr.contains(said), "{}", answer.stderr);
+    for part in ["default/worse", "spec.clusterIP", "10.96.0.300"] {
+        assert!(answer.stderr.contains(part), "{}", answer.stderr);
     }
     assert_eq!(answer.stderr.lines().count(), 1, "{}", answer.stderr);
 }
@@ -216,9 +216,9 @@ fn all_errors_of_a_configuration_are_reported_at_once() {
                 clusterCIDR: 10.0.0.0/99\nnodePortAddresses: [x]\niptables: {masqueradeBit: 77}\n";
     std::fs::write(&path, text).expect("written");
     let path = path.to_str().expect("a path");
-    let said = ["10.0.0.0/99", "nodePortAddresses", "77"];
-    check_failure(&["render", "-f", "-", "--node", "n", "--config", path], WEB, 2, &said);
-    check_failure(&["run", "--config", path], "", 1, &said);
+    let parts = ["10.0.0.0/99", "nodePortAddresses", "77"];
+    check_failure(&["render", "-f", "-", "--node", "n", "--config", path], WEB, 2, &parts);
+    check_failure(&["run", "--config", path], "", 1, &parts);
 }
 
 #[test]

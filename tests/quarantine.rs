@@ -88,12 +88,12 @@ fn check(n: usize, text: &str, is_vague: bool, bad: &str, max_extra: usize) {
     let mut others = snapshot.clone();
     let (namespace, name) = bad.split_once('/').expect("a name");
     others.apply(Change::Service(ObjectName::new(namespace, name), None), &mut Touched::default());
-    let wanted = compile::ruleset(&settings(), &others, PLACE);
+    let desired = compile::ruleset(&settings(), &others, PLACE);
     let mut held = family.kernel().ruleset.clone();
     for table in Table::ALL {
         held.chain_mut(table, names::KUBE_PROXY_CANARY);
     }
-    assert_eq!(held, wanted);
+    assert_eq!(held, desired);
 
     // It stays quarantined, without further attempts, until its Service changes.
     assert!(!family.is_dirty());

@@ -54,7 +54,7 @@ impl<K: Iptables> FamilyTables<K> {
         }
     }
 
-    /// Whether the tables are as they were left, as far as that can be told without reading. On nft, drops pending
+    /// Whether the tables are as they were left, as far as a comparison without a read shows. On nft, drops pending
     /// fingerprints.
     pub fn compare(&mut self, depth: Depth) -> Comparison {
         if let Knowledge::Unknown { reason, .. } = self.knowledge {

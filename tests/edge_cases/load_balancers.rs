@@ -65,12 +65,12 @@ fn a_range_with_the_node_allows_the_load_balancers_own_address() {
         ("203.0.113.90%eth0 -> 203.0.113.90:80", ALL),
         ("outside -> 203.0.113.90:80", "dropped"),
     ]);
-    let said = "-m comment --comment \"default/web:p loadbalancer IP\"";
+    let comment = "-m comment --comment \"default/web:p loadbalancer IP\"";
     assert_eq!(
         lab.nat(&fw()),
         [
-            format!("-s 192.0.2.0/24 {said} -j {}", ext()),
-            format!("-s 203.0.113.90/32 {said} -j {}", ext()),
+            format!("-s 192.0.2.0/24 {comment} -j {}", ext()),
+            format!("-s 203.0.113.90/32 {comment} -j {}", ext()),
             "-m comment --comment \"other traffic to default/web:p will be dropped by KUBE-PROXY-FIREWALL\""
                 .to_owned(),
         ]

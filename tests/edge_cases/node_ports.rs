@@ -9,7 +9,7 @@ const SPEC: &str = "type: NodePort, clusterIP: 10.96.0.10, clusterIPs: [10.96.0.
                     ipFamilies: [IPv4, IPv6], ports: [{name: p, port: 80, nodePort: 30080}]";
 const SERVED: &str = "masqueraded 10.180.1.5:80";
 const SERVED_V6: &str = "masqueraded [fd00:10:180:1::5]:80";
-const SAID: &str =
+const COMMENT: &str =
     "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"";
 
 fn with_node_port() -> Lab {
@@ -43,10 +43,10 @@ fn node_ports_are_served_on_all_addresses_including_localhost() {
     ]);
     // Programs that listen on loopback stay unreachable.
     lab.check(&[("outside%eth0 -> 127.0.0.1:9999", "dropped"), ("localhost -> 127.0.0.1:9999", "untouched")]);
-    assert_eq!(tail(&lab, V4), [format!("{SAID} -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")]);
+    assert_eq!(tail(&lab, V4), [format!("{COMMENT} -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")]);
     assert_eq!(
         tail(&lab, V6),
-        [format!("! -d ::1/128 {SAID} -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")]
+        [format!("! -d ::1/128 {COMMENT} -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")]
     );
     assert_eq!(
         lab.filter("KUBE-FIREWALL"),
@@ -73,7 +73,7 @@ fn node_ports_on_localhost_can_be_disabled() {
     lab.check(&[("localhost -> 127.0.0.1:30080", "untouched"), ("node -> 192.0.2.1:30080", SERVED)]);
     assert_eq!(
         tail(&lab, V4),
-        [format!("! -d 127.0.0.0/8 {SAID} -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")]
+        [format!("! -d 127.0.0.0/8 {COMMENT} -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")]
     );
     assert_eq!((lab.filter("KUBE-FIREWALL").len(), lab.nat("KUBE-NODEPORTS").len()), (0, 1));
     assert!(
@@ -92,7 +92,7 @@ fn node_ports_may_be_limited_to_the_nodes_primary_address() {
         ("localhost -> 127.0.0.1:30080", "untouched"),
         ("outside -> [2001:db8::1]:30080", SERVED_V6),
     ]);
-    assert_eq!(tail(&lab, V4), [format!("-d 192.0.2.1/32 {SAID} -j KUBE-NODEPORTS")]);
+    assert_eq!(tail(&lab, V4), [format!("-d 192.0.2.1/32 {COMMENT} -j KUBE-NODEPORTS")]);
     assert_eq!((lab.filter("KUBE-FIREWALL").len(), lab.nat("KUBE-NODEPORTS").len()), (0, 1));
 }
 
@@ -107,7 +107,7 @@ fn node_ports_may_be_limited_to_chosen_networks() {
     ]);
     assert_eq!(
         tail(&lab, V4),
-        ["127.0.0.1", "198.18.0.1"].map(|ip| format!("-d {ip}/32 {SAID} -j KUBE-NODEPORTS"))
+        ["127.0.0.1", "198.18.0.1"].map(|ip| format!("-d {ip}/32 {COMMENT} -j KUBE-NODEPORTS"))
     );
     assert_eq!(lab.filter("KUBE-FIREWALL").len(), 1);
 }

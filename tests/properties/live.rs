@@ -234,14 +234,14 @@ impl Live {
     /// The tables after a full sync from empty ones; but KUBE-FIREWALL, which belongs to the kubelet too,
     /// keeps its content when no rule is desired there.
     pub fn desired(&mut self) -> Ruleset {
-        let mut wanted = self.world.ruleset(self.family());
-        let firewall = wanted.chain_mut(Table::Filter, names::KUBE_FIREWALL);
+        let mut desired = self.world.ruleset(self.family());
+        let firewall = desired.chain_mut(Table::Filter, names::KUBE_FIREWALL);
         if firewall.rules.is_empty()
             && let Some(there) = self.fake().ruleset.chain(Table::Filter, &names::KUBE_FIREWALL)
         {
             firewall.clone_from(there);
         }
-        wanted
+        desired
     }
 
     /// The tables after each commit since the last call.

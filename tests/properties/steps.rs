@@ -128,12 +128,12 @@ fn auto_switches_to_compact_above_a_thousand_endpoints_and_back_below_eight_hund
             let report = live.sync();
             prop_assert_eq!(report.outcome, Ok(()));
             is_compact = report.n_endpoints > 1000 || is_compact && !(is_full && report.n_endpoints < 800);
-            let mut wanted = live.world.clone();
-            wanted.config.layout = if is_compact { LayoutChoice::Compact } else { LayoutChoice::Classic };
+            let mut desired = live.world.clone();
+            desired.config.layout = if is_compact { LayoutChoice::Compact } else { LayoutChoice::Classic };
             prop_assert_eq!(live.sync.layout() == Layout::Compact, is_compact);
-            std::mem::swap(&mut live.world, &mut wanted);
+            std::mem::swap(&mut live.world, &mut desired);
             same(IpFamily::V4, "kernel", &live.tables(), &live.desired())?;
-            std::mem::swap(&mut live.world, &mut wanted);
+            std::mem::swap(&mut live.world, &mut desired);
             if report.n_endpoints < 800 {
                 continue;
             }
@@ -317,9 +317,9 @@ fn a_flush_is_repaired_also_where_the_rules_cannot_be_read() {
             }
             live.sync.distrust(chainsmith::drift::ReadReason::AuditDue);
             prop_assert_eq!(live.sync().outcome, Ok(()));
-            let (mut actual, mut wanted) = (live.tables(), live.desired());
+            let (mut actual, mut desired) = (live.tables(), live.desired());
             // Missing jumps are inserted again, in any order.
-            for ruleset in [&mut actual, &mut wanted] {
+            for ruleset in [&mut actual, &mut desired] {
                 for chains in ruleset.tables.values_mut() {
                     chains
                         .values_mut()
@@ -327,7 +327,7 @@ fn a_flush_is_repaired_also_where_the_rules_cannot_be_read() {
                         .for_each(|c| c.rules.sort_by_key(|r| format!("{r:?}")));
                 }
             }
-            same(family, "kernel", &actual, &wanted)
+            same(family, "kernel", &actual, &desired)
         },
     );
 }

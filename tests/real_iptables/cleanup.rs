@@ -250,10 +250,10 @@ fn cleanup_reports_a_running_agent() {
         let agent = folder.path().join("kube-proxy");
         std::os::unix::fs::symlink("/bin/sleep", &agent).expect("our own file or process");
         let mut running = Command::new(&agent).arg("60").spawn().expect("it starts");
-        let (status, said, errors) = cleanup(&["cleanup", "--dry-run"]);
+        let (status, stdout, errors) = cleanup(&["cleanup", "--dry-run"]);
         running.kill().expect("our own file or process");
         running.wait().expect("it ends");
-        assert_eq!((status, said.as_str()), (Some(0), "nothing to remove\n"));
+        assert_eq!((status, stdout.as_str()), (Some(0), "nothing to remove\n"));
         let expected = format!("process {} (kube-proxy) runs in this network namespace", running.id());
         assert!(errors.contains(&expected), "{errors}");
     });

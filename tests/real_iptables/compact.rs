@@ -139,16 +139,16 @@ fn sync(sync: &mut FamilySync<KernelIptables>, snapshot: &Snapshot, settings: Se
 /// Asserts that the kernel has the rules of `snapshot` with `settings`, except canaries.
 #[track_caller]
 fn assert_in_force(family: IpFamily, backend: Backend, snapshot: &Snapshot, settings: &Settings) {
-    let wanted = compile::ruleset(settings, snapshot, PLACE);
+    let desired = compile::ruleset(settings, snapshot, PLACE);
     let there = parse::save(family, &saved(family, backend)).expect("a save can be read");
     for table in [Table::Filter, Table::Nat] {
-        for (name, chain) in &wanted.tables[&table] {
+        for (name, chain) in &desired.tables[&table] {
             let is_canary = *name == names::KUBE_PROXY_CANARY;
             let rules = there.chain(table, name).map(|chain| &chain.rules);
             assert!(is_canary || rules == Some(&chain.rules), "{table} {name}: {rules:#?}");
         }
         for name in there.tables[&table].keys().filter(|name| ChainOwner::of(table, name).is_ours()) {
-            assert!(wanted.chain(table, name).is_some(), "{table} {name} is left over");
+            assert!(desired.chain(table, name).is_some(), "{table} {name} is left over");
         }
     }
 }
@@ -159,8 +159,8 @@ fn both_back_ends_accept_the_worst_case_of_services() {
         let snapshot = worst_case(family);
         for (bpf, longest) in [(true, 14), (false, 15)] {
             let settings = settings(family, LayoutChoice::Compact, bpf);
-            let wanted = compile::ruleset(&settings, &snapshot, PLACE);
-            assert_eq!(depth(&wanted, Table::Nat, &names::KUBE_SERVICES), longest);
+            let desired = compile::ruleset(&settings, &snapshot, PLACE);
+            assert_eq!(depth(&desired, Table::Nat, &names::KUBE_SERVICES), longest);
             let kernel = open(family, Some(backend)).expect("iptables works");
             let mut family_sync = FamilySync::new(kernel);
             sync(&mut family_sync, &snapshot, settings.clone());

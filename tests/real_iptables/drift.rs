@@ -34,9 +34,9 @@ struct Done {
 
 /// Records every sync.
 #[derive(Default)]
-struct Heard(Mutex<Vec<Done>>);
+struct SyncRecorder(Mutex<Vec<Done>>);
 
-impl Observer for Heard {
+impl Observer for SyncRecorder {
     fn synced(&self, synced: &Synced<'_>) {
         let report = synced.report;
         assert_eq!(report.outcome, Ok(()));
@@ -49,7 +49,7 @@ impl Observer for Heard {
 /// A running loop on both families of this namespace.
 struct Running {
     events: mpsc::Sender<WatchEvent>,
-    heard: Arc<Heard>,
+    recorder: Arc<SyncRecorder>,
     /// Of IPv4 and IPv6.
     calls: [Arc<Mutex<Calls>>; 2],
 }
@@ -64,13 +64,13 @@ impl Running {
         let (sender, written) = mpsc::channel(16);
         let (_, addresses) = mpsc::channel(1);
         let (stop, shutdown) = tokio::sync::watch::channel(false);
-        let heard = Arc::new(Heard::default());
+        let recorder = Arc::new(SyncRecorder::default());
         let parts = LoopParts {
             config: Arc::new(Config { layout: LayoutChoice::Classic, ..Config::default() }),
             node_name: "n".into(),
             host: Arc::new(Host::default),
             kernels: vec![v4, v6],
-            observers: vec![heard.clone()],
+            observers: vec![recorder.clone()],
             node_wait: NodeWait::NONE,
             is_notified: true,
         };
@@ -90,7 +90,7 @@ impl Running {
             let _stop = stop;
             Loop::new(parts).run(LoopInputs { watch, flushed, written, addresses, shutdown }).await;
         });
-        let running = Running { events, heard, calls: [calls_v4, calls_v6] };
+        let running = Running { events, recorder, calls: [calls_v4, calls_v6] };
         for n in 0..N_SERVICES {
             let service = service(n);
             running.send(Change::Service(service.name.clone(), Some(service))).await;
@@ -99,7 +99,9 @@ impl Running {
         for listed in [WatchEvent::ServicesListed, WatchEvent::SlicesListed, WatchEvent::NodeListed] {
             running.events.send(listed).await.unwrap();
         }
-        running.until("both families are synced", |running| running.heard.0.lock().unwrap().len() == 2).await;
+        running
+            .until("both families are synced", |running| running.recorder.0.lock().unwrap().len() == 2)
+            .await;
         running.until("prints are taken", |running| running.n_dumped() >= 2 * N_SERVICES).await;
         // The last slice is a small one.
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -133,7 +135,7 @@ impl Running {
 
     /// Syncs since the last call.
     fn take(&self) -> Vec<Done> {
-        std::mem::take(&mut *self.heard.0.lock().unwrap())
+        std::mem::take(&mut *self.recorder.0.lock().unwrap())
     }
 
     /// Restores and reads of a family so far.
@@ -177,7 +179,7 @@ fn in_a_table_of_12000_chains_what_others_do_is_not_written_over_and_what_they_d
             // The reaction to a check has begun before the next change is handled.
             running.send(slice(7, 0..2)).await;
             running
-                .until("the change is written", |running| !running.heard.0.lock().unwrap().is_empty())
+                .until("the change is written", |running| !running.recorder.0.lock().unwrap().is_empty())
                 .await;
             let done = running.take();
             assert_eq!((done.len(), done[0].family, done[0].is_full), (1, IpFamily::V4, false));
@@ -192,11 +194,11 @@ fn in_a_table_of_12000_chains_what_others_do_is_not_written_over_and_what_they_d
             });
             let chain = chain.expect("the chain of the Service that changed was written");
             running.change_externally(&[&format!("iptables-nft -t nat -D {chain} 1")]).await;
-            running.until("it is repaired", |running| !running.heard.0.lock().unwrap().is_empty()).await;
+            running.until("it is repaired", |running| !running.recorder.0.lock().unwrap().is_empty()).await;
             running.change_externally(&["iptables-nft -t nat -N CNI-C"]).await;
             running.send(slice(8, 0..2)).await;
             running
-                .until("the change is written", |running| running.heard.0.lock().unwrap().len() >= 2)
+                .until("the change is written", |running| running.recorder.0.lock().unwrap().len() >= 2)
                 .await;
             let done = running.take();
             let drift: Vec<&Drift> = done.iter().map(|done| &done.drift).collect();

@@ -22,14 +22,14 @@ fn check(prepare: impl Fn(&mut Command) + Sync, arguments: &[&str], expected: &[
         prepare(&mut command);
         command.output().expect("it starts")
     });
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with('E')).collect();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with('E')).collect();
     // Before it only what was configured.
-    let n_others = said.lines().filter(|line| !line.contains("] \"configuration\" settings=")).count() - 1;
-    assert_eq!((errors.len(), n_others), (1, 0), "{said}");
+    let n_others = stderr.lines().filter(|line| !line.contains("] \"configuration\" settings=")).count() - 1;
+    assert_eq!((errors.len(), n_others), (1, 0), "{stderr}");
     for part in expected {
-        assert!(errors[0].contains(part), "{part:?} is not in {said}");
+        assert!(errors[0].contains(part), "{part:?} is not in {stderr}");
     }
 }
 
@@ -100,12 +100,12 @@ fn a_lock_that_is_held_at_start_disables_no_family() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("our own file");
     }
     let path = format!("{}:/usr/bin:/bin", folder.path().display());
-    let said = in_namespace(|| {
+    let stderr = in_namespace(|| {
         let mut command = Command::new("timeout");
         command.args(["8", env!("CARGO_BIN_EXE_chainsmith"), "run", "--hostname-override", "n"]);
         command.arg("--manifests").arg(manifests.path()).env("PATH", &path);
         String::from_utf8_lossy(&command.output().expect("it starts").stderr).into_owned()
     });
-    assert!(said.contains("the xtables lock") && said.contains("cannot use iptables yet"), "{said}");
-    assert!(said.contains("families=\"IPv4,IPv6\""), "{said}");
+    assert!(stderr.contains("the xtables lock") && stderr.contains("cannot use iptables yet"), "{stderr}");
+    assert!(stderr.contains("families=\"IPv4,IPv6\""), "{stderr}");
 }

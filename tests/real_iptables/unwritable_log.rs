@@ -95,7 +95,7 @@ fn an_unwritable_log_loses_only_lines() {
 /// Checks that nothing in `text` moves a cursor or forges a line.
 #[track_caller]
 fn check_harmless(text: &str) {
-    assert!(text.contains("all is lost"), "it is told: {text}");
+    assert!(text.contains("all is lost"), "it is logged: {text}");
     let is_raw = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
     assert!(!text.contains(is_raw), "{text:?}");
     assert!(!text.lines().any(|line| line.starts_with("2026-01-01T00:00:00Z")), "{text}");

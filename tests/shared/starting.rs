@@ -177,11 +177,11 @@ impl Claims {
     pub fn new(cluster: &Cluster, n_services: usize, every: usize) -> Claims {
         let local: BTreeSet<IpAddr> = [NODE_IP.into()].into();
         let empty = Ruleset::with_built_in_chains();
-        let wanted = compile::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
+        let desired = compile::ruleset(&cluster.settings, &cluster.snapshot, cluster.place());
         let claims = |frontends: Vec<(SocketAddr, Protocol)>| -> Vec<Claim> {
             let packets = frontends.into_iter().flat_map(packets);
             let claim = |packet: Packet| {
-                let (before, after) = (fates(&empty, &local, &packet), fates(&wanted, &local, &packet));
+                let (before, after) = (fates(&empty, &local, &packet), fates(&desired, &local, &packet));
                 Claim { packet, before, after }
             };
             packets.map(claim).collect()

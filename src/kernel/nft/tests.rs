@@ -131,10 +131,10 @@ fn a_commit_is_reported_with_its_generation_and_its_program() {
     listening(async |mut notifications| {
         assert!(is_quiet(&mut notifications).await);
         restore("iptables-nft-restore", "*nat\n:A - [0:0]\n-A A -j RETURN\nCOMMIT\n");
-        let Commit::Made { generation: told, pid, program } = next(&mut notifications).await else {
+        let Commit::Made { generation: notified, pid, program } = next(&mut notifications).await else {
             panic!("nothing was missed")
         };
-        assert_eq!(told, generation().unwrap());
+        assert_eq!(notified, generation().unwrap());
         assert_eq!(program, "iptables-nft-re");
         assert_ne!(pid, 0);
         assert!(is_quiet(&mut notifications).await);

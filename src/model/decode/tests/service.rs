@@ -36,9 +36,9 @@ fn check(spec: &str, more: &str, expected: &[&str]) {
 
 /// Invalid fields: the messages, and what is used.
 fn check_bad(spec: &str, more: &str, problems: &[&str], left: &[&str]) {
-    let (service, said) = service_with(spec, more);
+    let (service, found) = service_with(spec, more);
     let problems: Vec<String> = problems.iter().map(|text| format!("Service ns/web: {text}")).collect();
-    assert_eq!(said, problems, "{spec}");
+    assert_eq!(found, problems, "{spec}");
     assert_eq!(service.as_ref().map(summary).unwrap_or_default(), left, "{spec}");
 }
 
