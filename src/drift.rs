@@ -7,6 +7,19 @@
 //! ruleset's generation shows commits of other processes; after one, chains are compared by fingerprint, and read only if
 //! something of ours differs or cannot be compared.
 //!
+//! # From an external change to its repair
+//!
+//! 1. Another process flushes nat, or changes any chain of ours. On nft its commit is notified; the loop passes it to
+//!    [`DriftDetector::notified`]. On legacy nothing is notified: the tables' outlines are compared every 900 ms. When all
+//!    tables are flushed, [`canary`] notices, too. The family is *suspect*.
+//! 2. 250 ms later (`schedule`) [`DriftDetector::check`] compares fingerprints, names of chains and jumps (`compare`). From
+//!    2 000 chains it first compares what a flush would change, and the rest in slices. If all is the same, nothing is read.
+//! 3. Something differs: the tables are *unknown*, and the loop syncs at once. [`FamilyTables::take`] reads them with
+//!    iptables-save, logs the reason, and returns what differs as [`Drift`].
+//! 4. `apply` compiles everything, and the planner writes the chains that differ, callees first, then missing jumps.
+//! 5. [`FamilyTables::learn_equivalents`] reads the repaired chains back. The sync is reported with its drift: log
+//!    ("rules changed by another process"), event, `chainsmith_drift_repaired_total`. The tables are *trusted* again.
+//!
 //! ```
 //! use chainsmith::drift::{Action, Comparison, Knowledge, ReadReason, Signal};
 //!
