@@ -9,7 +9,7 @@
 //!    [`Resolver::get`] reads it; [`Resolver::checked`] also applies a check of `check.rs`, or any function
 //!    from its type to a `Result`. Its type is one of `setting_value.rs`.
 //!
-//! 3. A setting of `chainsmith:` also goes into README.md, and into `/configz` as `tests/shown.rs` expects it.
+//! 3. A setting of `chainsmith:` also goes into README.md, and into `/configz` as `src/config/tests/shown.rs` expects it.
 //!
 //! The flag, `--help`, `/flagz`, `/configz`, `--write-config-to`, origins and error messages follow from the row.
 //! Source: kube-proxy v1.36, `cmd/kube-proxy/app/options.go`, `staging/src/k8s.io/kube-proxy/config/v1alpha1`.
