@@ -39,6 +39,8 @@ pub struct FakeIptables {
     pub readable: Readable,
     /// Calls of `iptables-save` so far.
     pub n_saves: usize,
+    /// What another process makes of the tables right before the call of this number (from 1).
+    pub replaced_at_save: BTreeMap<usize, Ruleset>,
     /// Whether dumps over netlink fail.
     pub is_dump_broken: bool,
     /// Whether reading the generation fails.
@@ -70,6 +72,7 @@ impl FakeIptables {
             is_save_broken: false,
             readable: Readable::Rules,
             n_saves: 0,
+            replaced_at_save: BTreeMap::new(),
             is_dump_broken: false,
             is_generation_broken: false,
             n_dumps: 0,
@@ -256,6 +259,9 @@ impl Iptables for FakeIptables {
 
     fn save(&mut self, table: Table, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         self.n_saves += 1;
+        if let Some(ruleset) = self.replaced_at_save.remove(&self.n_saves) {
+            self.ruleset = ruleset;
+        }
         if self.is_save_broken {
             anyhow::bail!("iptables-save is broken");
         }

@@ -196,3 +196,31 @@ async fn drift_counts_as_repaired_once_it_is_repaired_and_not_before() {
     rig.after(Duration::from_secs(60)).await;
     assert_eq!((rig.rules(Table::Nat, "KUBE-SERVICES"), repaired()), (1, 1.0));
 }
+
+/// A change of equal size must not count as another spelling of the repaired rule.
+#[test]
+fn a_rule_replaced_between_its_repair_and_the_read_back_is_repaired_by_the_next_sync() {
+    let snapshot = Snapshot::default();
+    let view = View { snapshot: &snapshot, place: Place { node: NODE, zone: None } };
+    let mut sync = FamilySync::new(FakeIptables::new(IpFamily::V4, Backend::Nft));
+    sync.set_settings(Settings::new(&Config::default(), None, &Host::default(), IpFamily::V4));
+    assert_eq!(sync.sync(view, &AtomicBool::new(false)).outcome, Ok(()));
+    let desired = sync.kernel().ruleset.clone();
+    let tampered = |target: crate::iptables::Target| {
+        let mut ruleset = desired.clone();
+        let chain = ruleset.chain_mut(Table::Nat, crate::rules::names::KUBE_MARK_MASQ);
+        chain.rules[0].target = Some(target);
+        ruleset
+    };
+    let kernel = sync.kernel();
+    kernel.ruleset = tampered(crate::iptables::Target::Drop);
+    // Two calls read filter and nat; the third reads the repaired table back.
+    kernel.replaced_at_save.insert(kernel.n_saves + 3, tampered(crate::iptables::Target::Return));
+    sync.distrust(crate::drift::ReadReason::AuditDue);
+    let report = sync.sync(view, &AtomicBool::new(false));
+    assert_eq!((report.outcome, report.drift.len()), (Ok(()), 1));
+    assert!(sync.kernel().ruleset != desired && sync.is_dirty());
+    let report = sync.sync(view, &AtomicBool::new(false));
+    assert_eq!((report.outcome, report.drift.len()), (Ok(()), 1));
+    assert!(sync.kernel().ruleset == desired && !sync.is_dirty());
+}
