@@ -8,6 +8,7 @@ mod chain;
 mod digest;
 mod fingerprint;
 pub mod parse;
+pub mod replay;
 mod rule;
 mod ruleset;
 pub mod trace;

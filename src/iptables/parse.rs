@@ -34,6 +34,18 @@ pub enum Line {
     Append(ChainName, Rule),
     /// `-I NAME rule`, at the head.
     Insert(ChainName, Rule),
+    /// `-I NAME NUMBER rule`: the rule gets this number, from 1.
+    InsertAt(ChainName, usize, Rule),
+    /// `-D NAME rule`: the first equal rule.
+    RemoveRule(ChainName, Rule),
+    /// `-D NAME NUMBER`, from 1.
+    RemoveAt(ChainName, usize),
+    /// `-F NAME`; without a name, all chains of the table.
+    Flush(Option<ChainName>),
+    /// `-N NAME`.
+    Create(ChainName),
+    /// `-P NAME POLICY`.
+    SetPolicy(ChainName, Policy),
     /// `-X NAME`.
     Delete(ChainName),
     /// `COMMIT`.
@@ -65,7 +77,7 @@ pub fn save(family: IpFamily, text: &str) -> Result<Ruleset, ParseError> {
             }
             (Line::Append(name, rule), Some(table)) => ruleset.chain_mut(table, name).rules.push(rule),
             (Line::Blank | Line::Commit, _) | (_, None) => {}
-            (Line::Insert(..) | Line::Delete(_), Some(_)) => {
+            (_, Some(_)) => {
                 let what = "not a line of iptables-save".to_owned();
                 return Err(ParseError { text: text.to_owned(), what });
             }
@@ -106,11 +118,27 @@ fn command(family: IpFamily, text: &str) -> Result<Line, Reason> {
     let words = split_words(text)?;
     let mut words = Words { words: &words, at: 0 };
     let command = words.next().unwrap_or_default();
+    if matches!(command, "-F" | "--flush") && words.peek().is_none() {
+        return Ok(Line::Flush(None));
+    }
     let chain = words.next().and_then(ChainName::new).ok_or("not the name of a chain")?;
-    match command {
-        "-A" | "--append" => Ok(Line::Append(chain, rule(family, words)?)),
-        "-I" | "--insert" => Ok(Line::Insert(chain, rule(family, words)?)),
-        "-X" | "--delete-chain" if words.peek().is_none() => Ok(Line::Delete(chain)),
+    match (command, words.peek()) {
+        ("-A" | "--append", _) => Ok(Line::Append(chain, rule(family, words)?)),
+        ("-I" | "--insert", _) => match words.rule_number()? {
+            Some(number) => Ok(Line::InsertAt(chain, number, rule(family, words)?)),
+            None => Ok(Line::Insert(chain, rule(family, words)?)),
+        },
+        ("-D" | "--delete", _) => match words.rule_number()? {
+            None => Ok(Line::RemoveRule(chain, rule(family, words)?)),
+            Some(number) if words.peek().is_none() => Ok(Line::RemoveAt(chain, number)),
+            Some(_) => Err("a rule behind its number"),
+        },
+        ("-P" | "--policy", Some("ACCEPT")) => Ok(Line::SetPolicy(chain, Policy::Accept)),
+        ("-P" | "--policy", Some("DROP")) => Ok(Line::SetPolicy(chain, Policy::Drop)),
+        ("-P" | "--policy", _) => Err("not a policy"),
+        ("-F" | "--flush", None) => Ok(Line::Flush(Some(chain))),
+        ("-N" | "--new-chain", None) => Ok(Line::Create(chain)),
+        ("-X" | "--delete-chain", None) => Ok(Line::Delete(chain)),
         _ => Err("not a supported command of a save or restore file"),
     }
 }
@@ -166,6 +194,15 @@ impl<'a> Words<'a> {
 
     fn value(&mut self) -> Result<&'a str, Reason> {
         self.next().ok_or("an option lacks its value")
+    }
+
+    /// The number of a rule, from 1, if one comes next.
+    fn rule_number(&mut self) -> Result<Option<usize>, Reason> {
+        let Some(word) = self.peek().filter(|word| word.bytes().all(|byte| byte.is_ascii_digit())) else {
+            return Ok(None);
+        };
+        self.at += 1;
+        word.parse().ok().filter(|number| *number > 0).map(Some).ok_or("not the number of a rule")
     }
 
     /// The words up to the next `-m`, `-j`, `-g` or basic match: the options of one extension.
