@@ -5,6 +5,7 @@
 //! as values and never as text. Knows nothing of Kubernetes.
 
 mod chain;
+pub mod diff;
 mod digest;
 mod fingerprint;
 pub mod parse;
