@@ -60,7 +60,7 @@ pub enum RuleEdit<'a> {
 /// let (tcp, udp) = ("-A A -p tcp -j DROP\n", "-A A -p udp -j ACCEPT\n");
 /// assert_eq!(diff::compare(&of(&format!("{tcp}{udp}"))?, &of(&format!("{udp}{tcp}"))?), []);
 /// assert_eq!(diff::compare(&of(tcp)?, &of(udp)?).len(), 1);
-/// # Ok::<(), replay::ReplayError>(())
+/// # Ok::<(), chainsmith::iptables::parse::ParseError>(())
 /// ```
 pub fn compare<'a>(old: &'a Ruleset, new: &'a Ruleset) -> Vec<DifferentChain<'a>> {
     let tables: BTreeSet<Table> = old.tables.keys().chain(new.tables.keys()).copied().collect();

@@ -11,7 +11,7 @@ use super::{
     AddressSide, ChainContent, ChainName, CtStates, Interface, L4Protocol, Match, MaybeNot, Policy,
     PortRange, RecentAction, Rule, Ruleset, Table, Target,
 };
-use crate::net::{self, Cidr, IpFamily, PerFamily, Protocol};
+use crate::net::{self, Cidr, IpFamily, Protocol};
 
 /// A line that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -118,42 +118,6 @@ impl SaveParser {
     pub fn finish(self) -> Ruleset {
         self.ruleset
     }
-}
-
-/// Reads rules of one or both families: sections that begin with a line `# ipv4` or `# ipv6`, as `chainsmith render`
-/// prints them, or output of `iptables-save` or `ip6tables-save` without such lines, whose family is that of its first
-/// address. Families other than `families` are skipped.
-pub fn families(text: &str, families: &[IpFamily]) -> Result<PerFamily<Option<Ruleset>>, ParseError> {
-    let mut parsers: PerFamily<Option<SaveParser>> = PerFamily::default();
-    let mut family = family_of(text).or(families.first().copied()).unwrap_or(IpFamily::V4);
-    for (n, text) in text.lines().enumerate() {
-        if let Some(named) = IpFamily::BOTH.into_iter().find(|family| is_heading(text, *family)) {
-            family = named;
-        }
-        if families.contains(&family) {
-            let parser = parsers.get_mut(family).get_or_insert_with(|| SaveParser::new(family));
-            parser.n_lines = n;
-            parser.line(text)?;
-        }
-    }
-    let PerFamily { v4, v6 } = parsers;
-    Ok(PerFamily { v4: v4.map(SaveParser::finish), v6: v6.map(SaveParser::finish) })
-}
-
-fn is_heading(text: &str, family: IpFamily) -> bool {
-    text.strip_prefix("# ").is_some_and(|rest| rest.trim_end() == family.lower())
-}
-
-/// The family of the first address in `text`, or the one that a program names in a comment.
-fn family_of(text: &str) -> Option<IpFamily> {
-    text.lines().find_map(|line| {
-        if line.starts_with('#') {
-            return line.contains("ip6tables-save").then_some(IpFamily::V6);
-        }
-        let cidr = |word: &str| net::Cidr::parse(word).ok().map(|cidr| cidr.family());
-        let option = |pair: &[&str]| matches!(pair[0], "-s" | "-d").then(|| cidr(pair[1])).flatten();
-        line.split(' ').collect::<Vec<_>>().windows(2).find_map(option)
-    })
 }
 
 type Reason = &'static str;
