@@ -73,8 +73,6 @@ struct Replayed {
     last: (usize, String),
 }
 
-type Reason = &'static str;
-
 impl Replayed {
     fn new(family: IpFamily) -> Replayed {
         Replayed { family, ruleset: Ruleset::default(), open: None, last: (0, String::new()) }
@@ -90,7 +88,7 @@ impl Replayed {
     }
 
     /// An error in the last line.
-    fn fault(&self, what: Reason) -> ParseError {
+    fn fault(&self, what: &'static str) -> ParseError {
         ParseError { line: Some(self.last.0), text: self.last.1.clone(), what: what.to_owned() }
     }
 
@@ -98,7 +96,7 @@ impl Replayed {
         if self.open.is_some() { Err(self.fault("no COMMIT behind this line")) } else { Ok(self.ruleset) }
     }
 
-    fn apply(&mut self, line: Line) -> Result<(), Reason> {
+    fn apply(&mut self, line: Line) -> Result<(), &'static str> {
         match (line, self.open) {
             (Line::Blank, _) => {}
             (Line::Table(_), Some(_)) => return Err("no COMMIT before this line"),
@@ -123,7 +121,7 @@ impl Replayed {
         }
     }
 
-    fn edit(&mut self, table: Table, line: Line) -> Result<(), Reason> {
+    fn edit(&mut self, table: Table, line: Line) -> Result<(), &'static str> {
         let ruleset = &mut self.ruleset;
         match line {
             Line::Declaration(name, policy) => declare(ruleset.chain_mut(table, name), policy)?,
@@ -170,7 +168,7 @@ impl Replayed {
 
 /// A user-defined chain that is declared again is flushed; a built-in one keeps its rules, as under
 /// `--noflush`.
-fn declare(chain: &mut ChainContent, policy: Option<Policy>) -> Result<(), Reason> {
+fn declare(chain: &mut ChainContent, policy: Option<Policy>) -> Result<(), &'static str> {
     match (policy, chain.policy) {
         (Some(policy), Some(_)) => chain.policy = Some(policy),
         (Some(_), None) => return Err("only a built-in chain has a policy"),
