@@ -3,6 +3,8 @@
 
 pub(crate) mod addrs;
 pub(crate) mod affinity_lists;
+pub mod counter_reader;
+mod dnat_rule;
 #[cfg(any(test, feature = "fake-kernel"))]
 pub mod fake;
 pub mod flow_table;
@@ -16,6 +18,7 @@ pub mod programs;
 pub(crate) mod sysctl;
 mod xtables;
 
+pub use dnat_rule::{DnatRule, FirstPackets};
 #[cfg(test)]
 pub(crate) use netlink::in_new_namespace;
 
