@@ -6,6 +6,7 @@
 
 mod chain;
 mod digest;
+mod dnat_rule;
 mod fingerprint;
 pub mod parse;
 mod rule;
@@ -15,6 +16,7 @@ pub mod write;
 
 pub use chain::{ChainName, Table};
 pub use digest::{Digest, keyed_hash};
+pub use dnat_rule::{DnatRule, FirstPackets};
 pub use fingerprint::Fingerprint;
 pub use rule::{
     AddressSide, CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, RecentAction, Rule, Target,

@@ -4,7 +4,7 @@
 pub(crate) mod addrs;
 pub(crate) mod affinity_lists;
 pub mod counter_reader;
-mod dnat_rule;
+mod dnat_target;
 #[cfg(any(test, feature = "fake-kernel"))]
 pub mod fake;
 pub mod flow_table;
@@ -18,7 +18,6 @@ pub mod programs;
 pub(crate) mod sysctl;
 mod xtables;
 
-pub use dnat_rule::{DnatRule, FirstPackets};
 #[cfg(test)]
 pub(crate) use netlink::in_new_namespace;
 

@@ -2,9 +2,8 @@
 
 use std::io;
 
-use super::dnat_rule::DnatRule;
 use super::{Backend, nft, xtables};
-use crate::iptables::ChainName;
+use crate::iptables::{ChainName, DnatRule};
 use crate::net::IpFamily;
 
 /// Reads counters of nat.

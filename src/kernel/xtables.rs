@@ -13,9 +13,8 @@ use nix::errno::Errno;
 use nix::libc;
 use socket2::{Domain, Socket, Type};
 
-use super::dnat_rule::DnatRule;
 use super::{Dump, DumpedChain, Outline};
-use crate::iptables::{ChainName, Table};
+use crate::iptables::{ChainName, DnatRule, Table};
 use crate::net::IpFamily;
 use blob::{EntryLayout, u32_at};
 

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::super::netlink::in_new_namespace;
 use super::*;
-use crate::kernel::FirstPackets;
+use crate::iptables::FirstPackets;
 use crate::kernel::programs::Programs;
 
 /// Gives `lines` of nat to the restore program, as the agent does.

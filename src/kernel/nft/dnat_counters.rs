@@ -7,8 +7,8 @@ use netlink_packet_core::NLM_F_DUMP;
 
 use super::chain_dump::{EXPRESSION_NAME, GET_RULE, LIST_ELEMENT, RULE_CHAIN, RULE_EXPRESSIONS, RULE_TABLE};
 use super::{ATTEMPTS, SUBSYSTEM};
-use crate::iptables::ChainName;
-use crate::kernel::dnat_rule::{DnatRule, FirstPackets, dnat_destination};
+use crate::iptables::{ChainName, DnatRule, FirstPackets};
+use crate::kernel::dnat_target::dnat_destination;
 use crate::kernel::netlink::{Message, Netfilter, NetfilterRequest, nfproto, retry_interrupted};
 use crate::net::IpFamily;
 

@@ -6,9 +6,9 @@
 use std::hash::{DefaultHasher, Hasher};
 use std::net::SocketAddr;
 
-use super::super::dnat_rule::{DnatRule, FirstPackets, dnat_destination};
+use super::super::dnat_target::dnat_destination;
 use super::super::{DumpedChain, Outline};
-use crate::iptables::{ChainName, Fingerprint, Table};
+use crate::iptables::{ChainName, DnatRule, Fingerprint, FirstPackets, Table};
 use crate::net::IpFamily;
 
 /// `struct xt_entry_target` before its data: the size, 29 bytes of name, the revision.
