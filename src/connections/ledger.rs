@@ -93,9 +93,10 @@ impl Ledger {
     /// Whether any of `rules` counted less than at the last reading.
     pub fn has_fallen(&self, rules: &[DnatRule]) -> bool {
         rules.iter().any(|rule| {
-            let last = self.last.get(&rule.chain).map_or_else(FirstPackets::default, |last| {
-                count_of(last, rule.endpoint)
-            });
+            let last = self
+                .last
+                .get(&rule.chain)
+                .map_or_else(FirstPackets::default, |last| count_of(last, rule.endpoint));
             rule.counted.is_reset_since(last)
         })
     }
