@@ -70,7 +70,7 @@ pub struct PortRange {
 }
 
 /// A set of connection tracking states; displayed in the order of iptables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CtStates(u8);
 
 impl CtStates {
