@@ -10,12 +10,12 @@
 //! meet the nat table; packets of other connections keep their addresses, as the entries of conntrack are
 //! unknown.
 
-mod events;
-mod index;
+mod details;
 mod matching;
 mod outcome;
 mod packet;
 mod recent;
+mod rule_index;
 mod step;
 mod trail;
 mod walk;
@@ -23,7 +23,7 @@ mod weight;
 
 use std::collections::BTreeMap;
 
-pub use events::{Effect, Route, RoutingDecision, TraceEvent, UndecidedRule, Visit};
+pub use details::{Effect, Route, RoutingDecision, TraceEvent, UndecidedRule, Visit};
 pub use outcome::{Branch, Delivery, Outcome, PacketVerdict};
 pub use packet::{Hook, Origin, Packet, TracedNode};
 pub use recent::RecentLists;
@@ -51,14 +51,14 @@ impl TraceOptions {
 #[derive(Debug)]
 pub struct Tracer<'a> {
     node: TracedNode<'a>,
-    index: index::RuleIndex,
+    index: rule_index::RuleIndex,
     options: TraceOptions,
 }
 
 impl<'a> Tracer<'a> {
     /// Indexes the rules of `node`.
     pub fn new(node: TracedNode<'a>, options: TraceOptions) -> Tracer<'a> {
-        Tracer { node, index: index::RuleIndex::of(node.ruleset), options }
+        Tracer { node, index: rule_index::RuleIndex::of(node.ruleset), options }
     }
 
     /// The possible results for `packet`, as [`trace()`] returns them.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::events::{TraceEvent, UndecidedRule};
+use super::details::{TraceEvent, UndecidedRule};
 use super::step::Step;
 use super::weight::Weight;
 use crate::iptables::{ChainName, Table};

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::events::{RoutingDecision, TraceEvent, UndecidedRule, Visit};
+use super::details::{RoutingDecision, TraceEvent, UndecidedRule, Visit};
 use super::step::Step;
 
 /// One thing that a walk met.
@@ -19,21 +19,21 @@ pub(super) enum Met {
     Undecided(UndecidedRule),
 }
 
-struct Link {
+struct Footprint {
     met: Met,
     /// Matched rules so far.
     n_steps: u16,
-    before: Option<Rc<Link>>,
+    before: Option<Rc<Footprint>>,
 }
 
 /// The way of a walk.
 #[derive(Clone, Default)]
-pub(super) struct Trail(Option<Rc<Link>>);
+pub(super) struct Trail(Option<Rc<Footprint>>);
 
 impl Trail {
     pub(super) fn push(&mut self, met: Met) {
         let n_steps = self.n_steps() + u16::from(matches!(met, Met::Matched(_)));
-        self.0 = Some(Rc::new(Link { met, n_steps, before: self.0.take() }));
+        self.0 = Some(Rc::new(Footprint { met, n_steps, before: self.0.take() }));
     }
 
     /// Matched rules and policies so far.
@@ -75,7 +75,7 @@ impl Trail {
     /// if that ended the walk without matching.
     pub(super) fn events(&self, last: Option<usize>) -> Vec<TraceEvent> {
         let met: Vec<&Met> = self.backwards().collect();
-        let mut events = Events::default();
+        let mut events = OpenVisits::default();
         met.into_iter().rev().for_each(|met| events.add(met));
         if let (Some(visit), Some(last)) = (events.innermost(), last) {
             visit.n_rules = last;
@@ -86,12 +86,12 @@ impl Trail {
 
 /// Events, and which of them are chains that have not been left, outermost first.
 #[derive(Default)]
-struct Events {
+struct OpenVisits {
     events: Vec<TraceEvent>,
     open: Vec<usize>,
 }
 
-impl Events {
+impl OpenVisits {
     fn innermost(&mut self) -> Option<&mut Visit> {
         match self.events.get_mut(*self.open.last()?) {
             Some(TraceEvent::Entered(visit)) => Some(visit),

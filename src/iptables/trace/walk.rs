@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use self::leg::Leg;
 use super::TraceOptions;
-use super::events::{RoutingDecision, Visit};
-use super::index::{ChainIndex, RuleIndex};
+use super::details::{RoutingDecision, Visit};
 use super::matching::{Answer, PacketAtHook};
 use super::outcome::{Branch, Outcome, PacketVerdict};
 use super::packet::{Hook, Origin, Packet, TracedNode};
 use super::recent::RecentLists;
+use super::rule_index::{ChainIndex, RuleIndex};
 use super::step::Step;
 use super::trail::{Met, Trail};
 use super::weight::Weight;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use super::leg::Leg;
 use super::{AtUndecided, Walk, Walker};
-use crate::iptables::trace::events::{Effect, UndecidedRule};
+use crate::iptables::trace::details::{Effect, UndecidedRule};
 use crate::iptables::trace::outcome::PacketVerdict;
 use crate::iptables::trace::packet::Hook;
 use crate::iptables::trace::step::Step;

@@ -1,7 +1,7 @@
 //! The hooks that a packet passes, in order.
 
 use crate::iptables::Table;
-use crate::iptables::trace::events::Route;
+use crate::iptables::trace::details::Route;
 use crate::iptables::trace::outcome::Delivery;
 use crate::iptables::trace::packet::Hook;
 
