@@ -168,7 +168,9 @@ fn draw_chain(screen: &mut Screen, chain: &ChainDiff) {
         EditKind::Added => Style::Added,
         EditKind::Removed => Style::Removed,
     };
-    let count = |n: usize, what: &str| (n > 0).then(|| format!("{n} {}{what}", if n == 1 { "rule " } else { "rules " }));
+    let count = |n: usize, what: &str| {
+        (n > 0).then(|| format!("{n} {}{what}", if n == 1 { "rule " } else { "rules " }))
+    };
     let whole = match chain.edit {
         EditKind::Kept => None,
         EditKind::Added => Some("new chain".to_owned()),

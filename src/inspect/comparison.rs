@@ -18,9 +18,9 @@ pub use diff_report::{
     ServiceTraffic, TrafficChange, TrafficShift, VerdictShare,
 };
 
+use super::Subject;
 use super::labels::ChainLabels;
 use super::vantage::Vantages;
-use super::Subject;
 use crate::iptables::{Ruleset, diff};
 use crate::net::IpFamily;
 
@@ -59,8 +59,12 @@ pub fn compare(before: &Subject, after: &Subject, mode: DiffMode) -> DiffReport 
                 };
                 report.families.push(found);
             }
-            (Some(_), None) => report.notes.push(format!("{family} is only in {}: not compared", report.before)),
-            (None, Some(_)) => report.notes.push(format!("{family} is only in {}: not compared", report.after)),
+            (Some(_), None) => {
+                report.notes.push(format!("{family} is only in {}: not compared", report.before))
+            }
+            (None, Some(_)) => {
+                report.notes.push(format!("{family} is only in {}: not compared", report.after))
+            }
             (None, None) => {}
         }
     }
@@ -106,7 +110,9 @@ impl SubjectPair<'_> {
         traffic.stand_ins = vantages
             .points
             .iter()
-            .filter_map(|point| Some(format!("{}: {}, {}", point.vantage, point.source, point.stands_for.as_ref()?)))
+            .filter_map(|point| {
+                Some(format!("{}: {}, {}", point.vantage, point.source, point.stands_for.as_ref()?))
+            })
             .collect();
         traffic
     }

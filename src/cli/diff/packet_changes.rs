@@ -18,13 +18,16 @@ pub(super) fn draw(screen: &mut Screen, packets: &PacketDiff) {
         screen.gap();
         screen.line(styled(
             Style::Warning,
-            format_args!("For {} packets, both sides have a rule that cannot be decided:", packets.n_undecided),
+            format_args!(
+                "For {} packets, both sides have a rule that cannot be decided:",
+                packets.n_undecided
+            ),
         ));
         packets.undecided_rules.iter().for_each(|rule| screen.line(format_args!("  {}", Plain(rule))));
     }
     if !packets.stand_ins.is_empty() {
         screen.gap();
-        screen.line(styled(Style::Faint, "Sources that stand for unknown ones (--host, -f and --node tell more):"));
+        screen.line(styled(Style::Faint, "Sources that stand for unknown addresses:"));
         for stand_in in &packets.stand_ins {
             screen.line(styled(Style::Faint, format_args!("  {stand_in}")));
         }
@@ -37,7 +40,9 @@ fn draw_change(screen: &mut Screen, change: &TrafficChange) {
             screen.line(format_args!("  {}", styled(style, sentence)));
         }
     }
-    for (word, names, n_more) in [("to", &change.to, change.n_more_to), ("from", &change.from, change.n_more_from)] {
+    for (word, names, n_more) in
+        [("to", &change.to, change.n_more_to), ("from", &change.from, change.n_more_from)]
+    {
         let text = Plain(listed(names, names.len() + n_more)).to_string();
         let room = screen.width().unwrap_or(usize::MAX);
         for (n, line) in wrapped(&text, room.saturating_sub(11)).iter().enumerate() {
@@ -68,8 +73,7 @@ fn sentences(shift: &TrafficShift) -> Vec<(Style, String)> {
         TrafficShift::Verdict { before, after } => {
             let is_good = after.iter().all(|share| ["answered", "passed"].contains(&&*share.verdict));
             let style = if is_good { Style::Good } else { Style::Bad };
-            let mut lines =
-                vec![(style, format!("now {} (before: {})", verdicts(after), verdicts(before)))];
+            let mut lines = vec![(style, format!("now {} (before: {})", verdicts(after), verdicts(before)))];
             for (side, shares) in [("before", before), ("now", after)] {
                 for share in shares {
                     lines.extend(share.rule.as_ref().map(|rule| {
@@ -83,8 +87,12 @@ fn sentences(shift: &TrafficShift) -> Vec<(Style, String)> {
         TrafficShift::Masquerade { before, after } => vec![(
             Style::Warning,
             match (is_zero(*before), is_zero(*after)) {
-                (true, false) if is_one(*after) => "now masqueraded: endpoints see an address of the node".to_owned(),
-                (false, true) if is_one(*before) => "no longer masqueraded: endpoints see the client".to_owned(),
+                (true, false) if is_one(*after) => {
+                    "now masqueraded: endpoints see an address of the node".to_owned()
+                }
+                (false, true) if is_one(*before) => {
+                    "no longer masqueraded: endpoints see the client".to_owned()
+                }
                 _ => format!("masqueraded: {} -> {}", share_text(*before), share_text(*after)),
             },
         )],
@@ -93,14 +101,23 @@ fn sentences(shift: &TrafficShift) -> Vec<(Style, String)> {
             match (is_zero(*before), is_zero(*after)) {
                 (true, false) => "clients now stay with their endpoint (session affinity)".to_owned(),
                 (false, true) => "clients no longer stay with their endpoint (session affinity)".to_owned(),
-                _ => format!("clients that stay with their endpoint: {} -> {}", share_text(*before), share_text(*after)),
+                _ => format!(
+                    "clients that stay with their endpoint: {} -> {}",
+                    share_text(*before),
+                    share_text(*after)
+                ),
             },
         )],
         TrafficShift::Undecided { before, after } => {
-            let only = |a: &[String], b: &[String]| a.iter().filter(|rule| !b.contains(rule)).cloned().collect::<Vec<_>>();
+            let only = |a: &[String], b: &[String]| {
+                a.iter().filter(|rule| !b.contains(rule)).cloned().collect::<Vec<_>>()
+            };
             let (gone, new) = (only(before, after), only(after, before));
-            let gone = gone.into_iter().map(|rule| format!("no longer depends on a rule that cannot be decided: {rule}"));
-            let new = new.into_iter().map(|rule| format!("now depends on a rule that cannot be decided: {rule}"));
+            let gone = gone
+                .into_iter()
+                .map(|rule| format!("no longer depends on a rule that cannot be decided: {rule}"));
+            let new =
+                new.into_iter().map(|rule| format!("now depends on a rule that cannot be decided: {rule}"));
             gone.chain(new).map(|text| (Style::Warning, text)).collect()
         }
         TrafficShift::Packet { before, after } => {
@@ -127,7 +144,8 @@ fn endpoint_sentences(endpoints: &[EndpointShare]) -> Vec<(Style, String)> {
     let sentence = |((kind, before, after), names): ((u8, String, String), Vec<String>)| {
         let each = if names.len() == 1 { "" } else { " each" };
         let shares = format!("{before} -> {after}{each}");
-        let names = format!("endpoint{} {}", if names.len() == 1 { "" } else { "s" }, listed(&names, names.len()));
+        let names =
+            format!("endpoint{} {}", if names.len() == 1 { "" } else { "s" }, listed(&names, names.len()));
         match kind {
             0 => (Style::Removed, format!("{names} no longer used ({shares})")),
             1 => (Style::Added, format!("{names} now used ({shares})")),
@@ -142,7 +160,9 @@ fn verdicts(shares: &[VerdictShare]) -> String {
     match shares {
         [only] => verdict_text(&only.verdict).to_owned(),
         all => {
-            let text = |share: &VerdictShare| format!("{} {}", share_text(share.share), verdict_text(&share.verdict));
+            let text = |share: &VerdictShare| {
+                format!("{} {}", share_text(share.share), verdict_text(&share.verdict))
+            };
             all.iter().map(text).collect::<Vec<_>>().join(", ")
         }
     }
@@ -184,9 +204,14 @@ mod tests {
     #[test]
     fn shares_are_fractions_where_they_are_simple() {
         let third = f64::from(715_827_883u32) / f64::from(1u32 << 31);
-        for (share, text) in
-            [(0.0, "0"), (1.0, "1"), (third, "1/3"), (0.25, "1/4"), (0.001, "1/1000"), (0.123_456, "12.3456 %")]
-        {
+        for (share, text) in [
+            (0.0, "0"),
+            (1.0, "1"),
+            (third, "1/3"),
+            (0.25, "1/4"),
+            (0.001, "1/1000"),
+            (0.123_456, "12.3456 %"),
+        ] {
             assert_eq!(share_text(share), text);
         }
     }

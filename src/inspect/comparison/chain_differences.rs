@@ -88,8 +88,10 @@ fn hunks(edits: &[RuleEdit<'_>], family: IpFamily) -> Vec<Vec<RuleLine>> {
             end = start;
         }
         let until = edits.len().min(n + 1 + N_AROUND);
-        let line =
-            |edit: &RuleEdit<'_>| RuleLine { edit: kind_of(edit), rule: write::rule_text(family, rule_of(edit)) };
+        let line = |edit: &RuleEdit<'_>| RuleLine {
+            edit: kind_of(edit),
+            rule: write::rule_text(family, rule_of(edit)),
+        };
         let lines = edits[end.min(until)..until].iter().map(line);
         hunks.last_mut().expect("added above").extend(lines);
         end = until;

@@ -101,7 +101,8 @@ impl<'a> Sides<'a> {
         let mut steps: Vec<Step> = branches.iter().flat_map(|branch| branch.path.iter().copied()).collect();
         steps.sort_unstable();
         steps.dedup();
-        let mut ends: Vec<FateEnd> = branches.into_iter().map(|branch| self.end(side, branch, family)).collect();
+        let mut ends: Vec<FateEnd> =
+            branches.into_iter().map(|branch| self.end(side, branch, family)).collect();
         ends.sort_by(|a, b| a.seen.cmp(&b.seen));
         ends.dedup_by(|later, earlier| {
             let is_same = later.seen == earlier.seen;
@@ -157,7 +158,8 @@ impl<'a> Sides<'a> {
 impl Fate {
     /// Whether nothing observable differs, apart from the kernel's rounding of probabilities.
     pub(super) fn is_same(&self, other: &Fate) -> bool {
-        let is_same = |(a, b): (&FateEnd, &FateEnd)| a.seen == b.seen && (a.share - b.share).abs() < TOLERANCE;
+        let is_same =
+            |(a, b): (&FateEnd, &FateEnd)| a.seen == b.seen && (a.share - b.share).abs() < TOLERANCE;
         self.ends.len() == other.ends.len() && self.ends.iter().zip(&other.ends).all(is_same)
     }
 

@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use crate::iptables::{
-    ChainName, CtStates, L4Protocol, Match, MaybeNot, PortRange, RecentAction, Rule, Ruleset, Table, Target,
+    ChainName, CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, RecentAction, Rule, Ruleset,
+    Table, Target,
 };
 use crate::net::{Cidr, IpFamily, Protocol};
 
@@ -25,6 +27,8 @@ pub(super) struct Landmarks {
     pub states: Vec<CtStates>,
     /// Times after which an affinity ends, in seconds.
     pub timeouts: BTreeSet<u32>,
+    /// Interfaces that packets arrive on, as rules name them.
+    pub interfaces: BTreeSet<Interface>,
     /// First addresses of the ranges that destinations of rules tell apart, sorted.
     starts: Vec<IpAddr>,
     /// Sources by chain, with a bit for each side whose rules name them.
@@ -61,6 +65,7 @@ impl Landmarks {
 
     fn add_destination(&mut self, rule: &Rule, family: IpFamily, starts: &mut BTreeSet<IpAddr>) {
         let ports = ports_of(rule);
+        self.interfaces.extend(rule.in_interface.as_ref().map(|part| part.value.clone()));
         if let Some(Target::Dnat(to)) = rule.target {
             self.targets.extend(protocols_of(rule).map(|protocol| (to, protocol)));
         }
@@ -99,6 +104,21 @@ impl Landmarks {
                 _ => {}
             }
         }
+    }
+
+    /// Names of interfaces on which packets may arrive: one that no rule names, and one for each that rules do.
+    pub(super) fn interface_guesses(&self) -> impl Iterator<Item = Arc<str>> + '_ {
+        const MAX_GUESSES: usize = 4;
+        let named = |name: &str| {
+            self.interfaces.iter().any(|pattern| match pattern.as_str().strip_suffix('+') {
+                Some(stem) => name.starts_with(stem),
+                None => name == pattern.as_str(),
+            })
+        };
+        let other = ["eth0", "ens1", "other0"].into_iter().find(|name| !named(name));
+        let patterns = self.interfaces.iter().map(|pattern| pattern.as_str());
+        let names = patterns.filter(|name| !["lo", "+"].contains(name)).map(|name| name.replace('+', "0"));
+        other.map(Arc::from).into_iter().chain(names.map(Arc::from).take(MAX_GUESSES))
     }
 
     /// The first address of the range of `ip`: no rule tells it from another destination in the range.
@@ -201,7 +221,8 @@ mod tests {
         let found = landmarks("-A A -d 10.0.0.1 -j B; -A A -d 10.0.0.2 -j B", "-A A -d 10.0.0.0/24 -j B");
         let starts: Vec<String> = found.range_starts().map(|ip| ip.to_string()).collect();
         assert_eq!(starts, ["10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.1.0"]);
-        let start = |text: &str| found.range_start(text.parse().expect("an address")).map(|ip| ip.to_string());
+        let start =
+            |text: &str| found.range_start(text.parse().expect("an address")).map(|ip| ip.to_string());
         assert_eq!(start("10.0.0.77").as_deref(), Some("10.0.0.3"));
         assert_eq!(start("9.0.0.1"), None);
     }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::fates::{Fate, FateEnd, Sides, TOLERANCE};
 use super::landmarks::{Landmarks, last_of, neighbour};
@@ -29,7 +30,7 @@ const MAX_TIMEOUTS: usize = 4;
 const SOURCE_PORT: u16 = 40_000;
 
 /// Who sends a packet, and when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Sender {
     /// Who.
     pub who: Who,
@@ -38,10 +39,10 @@ pub(super) struct Sender {
 }
 
 /// Who sends a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Who {
-    /// From one of the vantages.
-    At(Vantage),
+    /// From one of the vantages, and on this interface if that is a guess.
+    At(Vantage, Option<Arc<str>>),
     /// An endpoint, to a Service that may choose it.
     Endpoint,
     /// A source that a rule names, or an address beside it.
@@ -62,8 +63,9 @@ pub(super) enum Occasion {
 /// `pod here`, `10.0.0.1, state INVALID`, `outside, again after 10801 s`
 impl fmt::Display for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.who {
-            Who::At(vantage) => write!(f, "{vantage}")?,
+        match &self.who {
+            Who::At(vantage, None) => write!(f, "{vantage}")?,
+            Who::At(vantage, Some(interface)) => write!(f, "{vantage} on {interface}")?,
             Who::Endpoint => f.write_str("its endpoints")?,
             Who::Source(ip) => write!(f, "{ip}")?,
         }
@@ -81,6 +83,8 @@ pub(super) struct Tracks<'a> {
     landmarks: &'a Landmarks,
     pub vantages: &'a Vantages,
     pub family: IpFamily,
+    /// Senders, each with where its packets enter and their source.
+    senders: Vec<(Who, Origin, IpAddr)>,
 }
 
 /// Sources to try, each with a bit for each side that names it.
@@ -97,26 +101,38 @@ impl<'a> Tracks<'a> {
         vantages: &'a Vantages,
         family: IpFamily,
     ) -> Tracks<'a> {
-        Tracks { sides, landmarks, vantages, family }
+        let mut senders = Vec::new();
+        for point in &vantages.points {
+            let is_unknown = point.origin == Origin::Arrives(None) && !landmarks.interfaces.is_empty();
+            // Where rules match on interfaces, it counts on which one a packet arrives.
+            let guesses = landmarks.interface_guesses().filter(|_| is_unknown);
+            senders.extend(guesses.map(|name| {
+                let who = Who::At(point.vantage, Some(name.clone()));
+                (who, Origin::Arrives(Some(name)), point.source)
+            }));
+            if !is_unknown {
+                senders.push((Who::At(point.vantage, None), point.origin.clone(), point.source));
+            }
+        }
+        Tracks { sides, landmarks, vantages, family, senders }
     }
 
     /// Calls `each` for every packet to `probe`, with what happens to it on both sides.
     pub(super) fn follow(&self, probe: Probe, each: &mut dyn FnMut(Sender, &Packet, &[Fate; 2])) {
         let mut candidates = Candidates::default();
         let mut tried: Vec<(Origin, IpAddr)> = Vec::new();
-        for point in self.vantages.points.iter().filter(|point| self.may_send(point.vantage, probe)) {
-            let who = Who::At(point.vantage);
-            let packet = packet(point.origin.clone(), point.source, probe);
+        for (who, origin, source) in self.senders.iter().filter(|(who, ..)| self.may_send(who, probe)) {
+            let packet = packet(origin.clone(), *source, probe);
             let fates = self.sides.fates(&packet);
             self.add_candidates(&fates, &mut candidates);
-            each(Sender { who, occasion: Occasion::New }, &packet, &fates);
+            each(Sender { who: who.clone(), occasion: Occasion::New }, &packet, &fates);
             self.follow_returns(who, &packet, &fates, each);
             for state in &self.landmarks.states {
                 let packet = Packet { state: *state, ..packet.clone() };
                 let fates = self.sides.fates(&packet);
-                each(Sender { who, occasion: Occasion::State(*state) }, &packet, &fates);
+                each(Sender { who: who.clone(), occasion: Occasion::State(*state) }, &packet, &fates);
             }
-            tried.push((point.origin.clone(), point.source));
+            tried.push((origin.clone(), *source));
         }
         for _ in 0..MAX_ROUNDS {
             let new = self.untried(&candidates, &tried);
@@ -134,8 +150,15 @@ impl<'a> Tracks<'a> {
     }
 
     /// A loopback address is a source only of packets to the node itself.
-    fn may_send(&self, vantage: Vantage, probe: Probe) -> bool {
-        vantage != Vantage::Localhost || self.is_local(probe.to.ip())
+    fn may_send(&self, who: &Who, probe: Probe) -> bool {
+        *who != Who::At(Vantage::Localhost, None) || self.is_local(probe.to.ip())
+    }
+
+    /// Where packets of `vantage` enter: the first guess, if there are several.
+    fn origin_of(&self, vantage: Vantage) -> Origin {
+        let is_it = |who: &Who| matches!(who, Who::At(other, _) if *other == vantage);
+        let found = self.senders.iter().find(|(who, ..)| is_it(who));
+        found.map_or(Origin::Arrives(None), |(_, origin, _)| origin.clone())
     }
 
     pub(super) fn is_local(&self, ip: IpAddr) -> bool {
@@ -174,8 +197,8 @@ impl<'a> Tracks<'a> {
             let is_endpoint = candidates.endpoints.contains_key(&ip);
             let origin = match (self.is_local(ip), is_endpoint) {
                 (true, _) => Origin::Node,
-                (false, true) => self.vantages.point(Vantage::PodHere).origin.clone(),
-                (false, false) => self.vantages.point(Vantage::Outside).origin.clone(),
+                (false, true) => self.origin_of(Vantage::PodHere),
+                (false, false) => self.origin_of(Vantage::Outside),
             };
             if known.insert(kind(&origin, ip)) {
                 let who = if is_endpoint { Who::Endpoint } else { Who::Source(ip) };
@@ -203,14 +226,15 @@ impl<'a> Tracks<'a> {
     /// that an affinity may last.
     fn follow_returns(
         &self,
-        who: Who,
+        who: &Who,
         packet: &Packet,
         fates: &[Fate; 2],
         each: &mut dyn FnMut(Sender, &Packet, &[Fate; 2]),
     ) {
         let is_remembered = |end: &&FateEnd| end.seen.is_remembered;
         for end in fates[0].ends.iter().filter(is_remembered).take(MAX_RETURNS) {
-            let same = |other: &&FateEnd| other.seen == end.seen && (other.share - end.share).abs() < TOLERANCE;
+            let same =
+                |other: &&FateEnd| other.seen == end.seen && (other.share - end.share).abs() < TOLERANCE;
             let Some(other) = fates[1].ends.iter().find(same) else { continue };
             let mut recent = [RecentLists::default(), RecentLists::default()];
             recent[0].remember(&end.lists, packet.source.ip());
@@ -219,7 +243,7 @@ impl<'a> Tracks<'a> {
                 for seconds in [*timeout, timeout.saturating_add(1)] {
                     recent.iter_mut().for_each(|lists| lists.now = u64::from(seconds));
                     let fates = self.sides.fates_with(packet, recent.each_ref());
-                    each(Sender { who, occasion: Occasion::Again(seconds) }, packet, &fates);
+                    each(Sender { who: who.clone(), occasion: Occasion::Again(seconds) }, packet, &fates);
                 }
             }
         }

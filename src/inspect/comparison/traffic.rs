@@ -80,7 +80,7 @@ struct Tally {
 struct Gathered {
     shifts: Vec<TrafficShift>,
     /// By destination, its sources and the number of packets.
-    senders: BTreeMap<String, (BTreeSet<String>, usize)>,
+    senders: BTreeMap<String, (BTreeSet<Sender>, usize)>,
     /// Packets to destinations that are not kept.
     n_more: usize,
     example: PacketExample,
@@ -113,7 +113,7 @@ impl Tally {
         };
         let found = Gathered {
             shifts,
-            senders: [(to, ([sender.to_string()].into(), 1))].into(),
+            senders: [(to, ([sender.clone()].into(), 1))].into(),
             n_more: 0,
             example: PacketExample {
                 from: sender.to_string(),
@@ -178,19 +178,19 @@ impl Tally {
 impl Gathered {
     /// One change for each set of sources: its destinations are those that all of them reach.
     fn changes(self) -> Vec<TrafficChange> {
-        let mut by_sources: BTreeMap<BTreeSet<String>, (Vec<String>, usize)> = BTreeMap::new();
+        let mut by_sources: BTreeMap<BTreeSet<Sender>, (Vec<String>, usize)> = BTreeMap::new();
         for (to, (from, n_packets)) in self.senders {
             let destinations = by_sources.entry(from).or_default();
             destinations.0.push(to);
             destinations.1 += n_packets;
         }
-        let change = |(from, (to, n_packets)): (BTreeSet<String>, (Vec<String>, usize))| TrafficChange {
+        let change = |(from, (to, n_packets)): (BTreeSet<Sender>, (Vec<String>, usize))| TrafficChange {
             shifts: self.shifts.clone(),
             n_packets,
             n_more_to: to.len().saturating_sub(MAX_NAMED),
             n_more_from: from.len().saturating_sub(MAX_NAMED),
             to: to.into_iter().take(MAX_NAMED).collect(),
-            from: from.into_iter().take(MAX_NAMED).collect(),
+            from: from.into_iter().take(MAX_NAMED).map(|sender| sender.to_string()).collect(),
             example: self.example.clone(),
         };
         let mut changes: Vec<TrafficChange> = by_sources.into_iter().map(change).collect();

@@ -118,10 +118,10 @@ fn endpoint_shifts(shares: &[BTreeMap<SocketAddr, f64>; 2]) -> Vec<EndpointShare
         .collect()
 }
 
-/// The shares of packets that have `property`, before and after, if these differ for a destination that packets reach
-/// on both sides, or if they reach none on both.
+/// The shares of packets that have `property`, before and after, if they differ. If packets reach some destinations
+/// on both sides, only these count: a packet to another endpoint says nothing of the change.
 fn conditional(fates: [&Fate; 2], property: impl Fn(&Visible) -> bool) -> Option<(f64, f64)> {
-    let by_destination = fates.map(|fate| {
+    let [old, new] = fates.map(|fate| {
         let mut shares: BTreeMap<Option<SocketAddr>, (f64, f64)> = BTreeMap::new();
         for end in fate.ends.iter().filter(|end| end.seen.packet.is_some()) {
             let share = shares.entry(end.seen.dnat).or_default();
@@ -130,21 +130,22 @@ fn conditional(fates: [&Fate; 2], property: impl Fn(&Visible) -> bool) -> Option
         }
         shares
     });
-    let [old, new] = &by_destination;
-    let mut common = old.keys().filter(|to| new.contains_key(to)).peekable();
-    let part = |(all, with): (f64, f64)| if all == 0.0 { 0.0 } else { with / all };
-    let total = |shares: &BTreeMap<_, (f64, f64)>| {
-        part(shares.values().fold((0.0, 0.0), |sum, share| (sum.0 + share.0, sum.1 + share.1)))
-    };
-    let (before, after) = (total(old), total(new));
     if old.is_empty() || new.is_empty() {
         return None;
     }
-    let is_shifted = match common.peek() {
-        Some(_) => common.any(|to| differ(part(old[to]), part(new[to]))),
-        None => differ(before, after),
+    let are_common = old.keys().any(|to| new.contains_key(to));
+    let part = |(all, with): (f64, f64)| with / all;
+    let total = |shares: &BTreeMap<_, (f64, f64)>, other: &BTreeMap<_, (f64, f64)>| {
+        let counted = shares.iter().filter(|(to, _)| !are_common || other.contains_key(*to));
+        part(counted.fold((0.0, 0.0), |sum, (_, share)| (sum.0 + share.0, sum.1 + share.1)))
     };
-    is_shifted.then_some((rounded(before), rounded(after)))
+    let is_shifted = |to: &Option<SocketAddr>| differ(part(old[to]), part(new[to]));
+    let (before, after) = (total(&old, &new), total(&new, &old));
+    let differs = match are_common {
+        true => old.keys().filter(|to| new.contains_key(to)).any(is_shifted),
+        false => differ(before, after),
+    };
+    differs.then_some((rounded(before), rounded(after)))
 }
 
 /// Source, destination and mark of packets that pass.
