@@ -2,6 +2,7 @@
 
 mod packet_changes;
 
+use std::fmt;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,6 +59,18 @@ impl std::str::FromStr for RulesOperand {
     }
 }
 
+/// As on the command line.
+impl fmt::Display for RulesOperand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RulesOperand::Text(path) if path.as_os_str() == "-" => f.write_str("stdin"),
+            RulesOperand::Text(path) => write!(f, "{}", path.display()),
+            RulesOperand::Objects(path) => write!(f, "objects:{}", path.display()),
+            RulesOperand::Live => f.write_str("live"),
+        }
+    }
+}
+
 impl RulesOperand {
     /// The source that this names.
     fn source(&self, node: &NodeArguments) -> SourceArguments {
@@ -97,7 +110,8 @@ fn compare(arguments: &DiffArguments) -> anyhow::Result<DiffReport> {
     let after = load(&arguments.after, &arguments.node)?;
     let n_threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let mode = if arguments.packets { DiffMode::Packets { n_threads } } else { DiffMode::Text };
-    let report = comparison::compare(&before, &after, mode);
+    let names = [&arguments.before, &arguments.after].map(ToString::to_string);
+    let report = comparison::compare([(&names[0], &before), (&names[1], &after)], mode);
     if report.families.is_empty() {
         anyhow::bail!("A and B have no IP family in common: {}", report.notes.join("; "));
     }

@@ -36,14 +36,16 @@ pub enum DiffMode {
     },
 }
 
-/// Compares the rules of `before` and `after` in every family that both have.
+/// Compares the rules of two subjects, before and after, in every family that both have. Each has a name, as the report
+/// shows it.
 ///
 /// Packets are compared on one node: with the addresses of both hosts, and the vantages of the subject of which more
 /// is known. So the report is about the rules alone.
-pub fn compare(before: &Subject, after: &Subject, mode: DiffMode) -> DiffReport {
+pub fn compare(sides: [(&str, &Subject); 2], mode: DiffMode) -> DiffReport {
+    let [(before_name, before), (after_name, after)] = sides;
     let mut report = DiffReport {
-        before: before.origin.to_string(),
-        after: after.origin.to_string(),
+        before: before_name.to_owned(),
+        after: after_name.to_owned(),
         is_same: true,
         families: Vec::new(),
         notes: Vec::new(),

@@ -24,7 +24,7 @@ fn subject(family: IpFamily, ruleset: &Ruleset) -> Subject {
     let mut rulesets = PerFamily::default();
     *rulesets.get_mut(family) = Some(ruleset.clone());
     let interface = |text: &&str| InterfaceAddress {
-        interface: "eth0".to_owned(),
+        interface: "eth0".into(),
         ip: ip(text),
         length: if family == IpFamily::V4 { 24 } else { 64 },
     };
@@ -36,7 +36,7 @@ fn subject(family: IpFamily, ruleset: &Ruleset) -> Subject {
 const PACKETS: DiffMode = DiffMode::Packets { n_threads: 1 };
 
 fn compared(family: IpFamily, old: &Ruleset, new: &Ruleset, mode: DiffMode) -> DiffReport {
-    compare(&subject(family, old), &subject(family, new), mode)
+    compare([("old", &subject(family, old)), ("new", &subject(family, new))], mode)
 }
 
 #[test]

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct DiffReport {
-    /// The first, as in `rules in old.save`.
+    /// The name of the first, as in `old.save` or `objects:old.yaml`.
     pub before: String,
-    /// The second.
+    /// The name of the second.
     pub after: String,
     /// Whether nothing differs: no chain, or in a comparison of packets, no packet.
     pub is_same: bool,
