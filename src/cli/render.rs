@@ -84,7 +84,7 @@ fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> 
     if arguments.format == RulesetFormat::Restore && arguments.family.is_none() {
         bail!("--format restore needs --family: iptables-restore and ip6tables-restore take one family each");
     }
-    let Objects { inventory, problems } = objects::read(&arguments.objects)?;
+    let Objects { inventory, problems, .. } = objects::read(&arguments.objects)?;
     let node_name = node_name(arguments, &config, &inventory)?;
     let snapshot = inventory.snapshot_for(&node_name);
     let host = match &arguments.host {

@@ -47,17 +47,40 @@ fn proxied_spec<'a>(
     object: &'a ApiService,
     metadata: &Metadata,
 ) -> Option<&'a ServiceSpec> {
-    let labels = fields.valid(format_args!("metadata.labels"), &metadata.labels, "ignored");
-    if labels.is_some_and(|labels| !labels.service_proxy_name.is_absent()) {
+    fields.valid(format_args!("metadata.labels"), &metadata.labels, "ignored");
+    if why_not_proxied(object).is_some() {
         return None;
     }
     let spec = fields.valid(format_args!("spec"), &object.spec, "Service ignored")?;
-    if spec.type_.text() == "ExternalName" {
-        return None;
-    }
     let what = "is not an IP address; not proxied at it";
-    let cluster_ip = fields.text(format_args!("spec.clusterIP"), &spec.cluster_ip, what)?;
-    (!matches!(cluster_ip, "" | "None")).then_some(spec)
+    fields.text(format_args!("spec.clusterIP"), &spec.cluster_ip, what)?;
+    Some(spec)
+}
+
+/// Why no rules are made for a Service that may be well-formed, as the rest of a sentence that begins with its name;
+/// `None` for a Service that is proxied, or malformed.
+pub fn why_not_proxied(object: &ApiService) -> Option<&'static str> {
+    let labels = object.metadata.get().and_then(|metadata| metadata.labels.get());
+    if labels.is_some_and(|labels| !labels.service_proxy_name.is_absent()) {
+        return Some(
+            "belongs to another service proxy, as its label service.kubernetes.io/service-proxy-name says",
+        );
+    }
+    let no_cluster_ip = Some("has no cluster IP (an API server assigns one)");
+    let spec = match &object.spec {
+        FieldValue::Valid(spec) => spec,
+        FieldValue::Absent => return no_cluster_ip,
+        FieldValue::WrongType(_) => return None,
+    };
+    match (spec.type_.text(), &spec.cluster_ip) {
+        ("ExternalName", _) => Some("is of type ExternalName: its clients resolve a DNS name"),
+        (_, FieldValue::Valid(ip)) if ip == "None" => {
+            Some("is headless: its clients connect to its endpoints without a cluster IP")
+        }
+        (_, FieldValue::Valid(ip)) if ip.is_empty() => no_cluster_ip,
+        (_, FieldValue::Absent) => no_cluster_ip,
+        (_, FieldValue::Valid(_) | FieldValue::WrongType(_)) => None,
+    }
 }
 
 fn decode_spec(
