@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use super::print_error;
 use crate::model::decode::{Interner, manifest};
 use crate::model::{Inventory, Problem, ProblemWeight};
 use crate::watch::files;
@@ -32,6 +33,11 @@ impl Objects {
                 ProblemWeight::NotForProxies => self.notes.push(line),
             }
         }
+    }
+
+    /// Prints the notes on stderr, with `-v`.
+    pub fn print_notes(&self, is_verbose: bool) {
+        self.notes.iter().filter(|_| is_verbose).for_each(|note| print_error(format!("note: {note}")));
     }
 
     /// Adds a note for each Service that is not proxied.
