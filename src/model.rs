@@ -21,7 +21,7 @@ pub use near_match::nearest;
 pub use node::Node;
 pub use pod::Pod;
 pub use problem::{EscapedValue, ObjectKind, Problem, ProblemWeight, needs_escape};
-pub use service::{Frontend, Port, Seniority, Service, ServicePort, TrafficPolicy};
+pub use service::{Frontend, NotProxied, Port, Seniority, Service, ServicePort, TrafficPolicy};
 pub use service_ports::ServicePorts;
 pub use snapshot::{Change, SliceChange, Snapshot, Touched};
 

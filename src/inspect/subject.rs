@@ -9,7 +9,7 @@ use crate::compile;
 use crate::config::Config;
 use crate::iptables::{Interface, Ruleset};
 use crate::model::host::{Host, InterfaceAddress};
-use crate::model::{Inventory, Node, ObjectName, Pod, ServiceName, ServicePortName, Snapshot};
+use crate::model::{Inventory, Node, ObjectName, Pod, ServicePortName, Snapshot};
 use crate::net::{Cidr, IpFamily, PerFamily};
 use crate::policy::Place;
 use crate::rules::Settings;
@@ -64,8 +64,6 @@ pub struct ClusterView {
     pub nodes: BTreeMap<Arc<str>, Node>,
     /// The Pods that are known, by name. No rule depends on them, and an agent knows none.
     pub pods: BTreeMap<ObjectName, Pod>,
-    /// Well-formed Services without rules, each with the reason as the rest of a sentence: `is headless: ...`.
-    pub not_proxied: BTreeMap<ServiceName, String>,
     /// Inputs of rule generation other than Services and endpoints.
     pub settings: PerFamily<Settings>,
     /// Problems of objects, one line each.
@@ -83,11 +81,6 @@ impl ClusterView {
             node_name: node_name.into(),
             nodes: inventory.nodes().map(|node| (node.name.clone(), node.clone())).collect(),
             pods: inventory.pods().clone(),
-            not_proxied: inventory
-                .not_proxied()
-                .iter()
-                .map(|(name, reason)| (name.clone(), (*reason).to_owned()))
-                .collect(),
             settings: PerFamily { v4: settings(IpFamily::V4), v6: settings(IpFamily::V6) },
             problems: Vec::new(),
             quarantined: PerFamily::default(),

@@ -29,7 +29,7 @@ pub use interner::Interner;
 pub use node_decoder::node;
 pub use object::{ApiNode, ApiObject, ApiPod, ApiService, ApiSlice, require_usable};
 pub use pod_decoder::pod;
-pub use service_decoder::{service, why_not_proxied};
+pub use service_decoder::{not_proxied, service};
 pub use slice_decoder::slice;
 
 use super::{Change, Problem};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::decode::{self, Interner, manifest};
-use super::{Change, Node, ObjectName, Pod, Problem, ServiceName, Snapshot, Touched};
+use super::{Change, Node, NotProxied, ObjectName, Pod, Problem, ServiceName, Snapshot, Touched};
 
 /// All objects of one cluster, not yet seen from one node.
 #[derive(Clone, Debug, Default)]
@@ -12,7 +12,7 @@ pub struct Inventory {
     snapshot: Snapshot,
     nodes: BTreeMap<Arc<str>, Node>,
     pods: BTreeMap<ObjectName, Pod>,
-    not_proxied: BTreeMap<ServiceName, &'static str>,
+    not_proxied: BTreeMap<ServiceName, NotProxied>,
 }
 
 impl Inventory {
@@ -22,11 +22,11 @@ impl Inventory {
         if let manifest::Object::Pod(pod) = object {
             self.pods.extend(decode::pod(pod, interner).map(|pod| (pod.name.clone(), pod)));
         }
-        if let (manifest::Object::Service(object), Some(Change::Service(name, _))) = (object, &change) {
-            match decode::why_not_proxied(object) {
-                Some(reason) => drop(self.not_proxied.insert(name.clone(), reason)),
-                None => drop(self.not_proxied.remove(name)),
-            }
+        if let (Some(Change::Service(name, _)), manifest::Object::Service(service)) = (&change, object) {
+            match decode::not_proxied(service) {
+                Some(reason) => self.not_proxied.insert(name.clone(), reason),
+                None => self.not_proxied.remove(name),
+            };
         }
         match change {
             Some(Change::Node(Some(node))) => drop(self.nodes.insert(node.name.clone(), node)),
@@ -41,15 +41,14 @@ impl Inventory {
         &self.pods
     }
 
-    /// Well-formed Services for which no rules are made, each with the reason, as the rest of a sentence that begins
-    /// with its name: `is headless: ...`.
-    pub fn not_proxied(&self) -> &BTreeMap<ServiceName, &'static str> {
-        &self.not_proxied
-    }
-
     /// The Nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
+    }
+
+    /// Services that kube-proxy does not serve, which are not in the snapshot.
+    pub fn not_proxied(&self) -> &BTreeMap<ServiceName, NotProxied> {
+        &self.not_proxied
     }
 
     /// The cluster from the point of view of node `name`, whether a Node of that name exists or not.
@@ -96,26 +95,32 @@ mod tests {
     }
 
     #[test]
-    fn a_service_without_rules_has_a_reason_while_it_has_none() {
-        let service = |spec: &str| format!("{{kind: Service, metadata: {{name: web}}, spec: {spec}}}\n---\n");
-        let reason = |text: &str| {
-            inventory(text)
-                .not_proxied()
-                .values()
-                .map(|reason| reason.split([':', ',', '(']).next().unwrap().trim().to_owned())
-                .collect::<String>()
+    fn services_that_are_not_proxied_are_known_with_the_reason() {
+        let check = |text: &str, expected: Option<NotProxied>| {
+            let (mut inventory, mut interner) = (Inventory::default(), Interner::default());
+            // A later object of the same name replaces the first.
+            for service in ["{kind: Service, metadata: {name: a}, spec: {clusterIP: None}}", text] {
+                let summary = manifest::read(service.as_bytes(), "test", &mut |object| {
+                    inventory.add(&object, &mut interner);
+                });
+                assert_eq!(summary.n_objects, 1, "{service}");
+            }
+            let name = ServiceName::new("default", "a");
+            assert_eq!(inventory.not_proxied().get(&name).copied(), expected, "{text}");
+            let is_proxied = inventory.snapshot_for("node").service(&name).is_some();
+            assert_eq!(is_proxied, expected.is_none() && !text.contains("bogus"), "{text}");
         };
-        assert_eq!(reason(&service("{clusterIP: None}")), "is headless");
-        assert_eq!(
-            reason(&service("{type: ExternalName, externalName: a.example}")),
-            "is of type ExternalName"
-        );
-        assert_eq!(reason(&service("{ports: [{port: 80}]}")), "has no cluster IP");
-        let other = service("{clusterIP: 10.96.0.1}")
-            .replace("name: web", "name: web, labels: {service.kubernetes.io/service-proxy-name: ''}");
-        assert_eq!(reason(&other), "belongs to another service proxy");
-        assert_eq!(reason(&service("{clusterIP: 10.96.0.1}")), "");
-        let replaced = service("{clusterIP: None}") + &service("{clusterIP: 10.96.0.1}");
-        assert_eq!(reason(&replaced), "");
+        let service = |spec: &str| format!("{{kind: Service, metadata: {{name: a}}, spec: {{{spec}}}}}");
+        check(&service("clusterIP: None"), Some(NotProxied::Headless));
+        check(&service("clusterIP: ''"), Some(NotProxied::NoClusterIp));
+        check(&service("type: ClusterIP"), Some(NotProxied::NoClusterIp));
+        check(&service("clusterIP: 10.0.0.1, type: ExternalName"), Some(NotProxied::ExternalName));
+        check(&service("clusterIP: 10.0.0.1"), None);
+        // Malformed: a problem says so.
+        check(&service("clusterIP: bogus"), None);
+        let labels = "labels: {service.kubernetes.io/service-proxy-name: ''}";
+        let other =
+            format!("{{kind: Service, metadata: {{name: a, {labels}}}, spec: {{clusterIP: 10.0.0.1}}}}");
+        check(&other, Some(NotProxied::OtherProxy));
     }
 }

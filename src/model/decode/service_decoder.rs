@@ -13,7 +13,7 @@ use super::grammar::is_dns_label;
 use super::interner::Interner;
 use super::object::{ApiObject, ApiService, Ingress, Metadata, ServicePortEntry, ServiceSpec};
 
-use crate::model::{Frontend, ObjectKind, ObjectName, Port, Service, TrafficPolicy};
+use crate::model::{Frontend, NotProxied, ObjectKind, ObjectName, Port, Service, TrafficPolicy};
 use crate::net::{Cidr, IpFamily, PerFamily, Protocol};
 
 /// The API server's default for ClientIP affinity, in seconds.
@@ -48,38 +48,30 @@ fn proxied_spec<'a>(
     metadata: &Metadata,
 ) -> Option<&'a ServiceSpec> {
     fields.valid(format_args!("metadata.labels"), &metadata.labels, "ignored");
-    if why_not_proxied(object).is_some() {
+    if not_proxied(object).is_some() {
         return None;
     }
     let spec = fields.valid(format_args!("spec"), &object.spec, "Service ignored")?;
     let what = "is not an IP address; not proxied at it";
-    fields.text(format_args!("spec.clusterIP"), &spec.cluster_ip, what)?;
-    Some(spec)
+    fields.text(format_args!("spec.clusterIP"), &spec.cluster_ip, what).map(|_| spec)
 }
 
-/// Why no rules are made for a Service that may be well-formed, as the rest of a sentence that begins with its name;
-/// `None` for a Service that is proxied, or malformed.
-pub fn why_not_proxied(object: &ApiService) -> Option<&'static str> {
+/// Why a Service is not served by kube-proxy, whatever else it contains; `None` for a Service that is, or that is
+/// malformed.
+pub fn not_proxied(object: &ApiService) -> Option<NotProxied> {
     let labels = object.metadata.get().and_then(|metadata| metadata.labels.get());
     if labels.is_some_and(|labels| !labels.service_proxy_name.is_absent()) {
-        return Some(
-            "belongs to another service proxy, as its label service.kubernetes.io/service-proxy-name says",
-        );
+        return Some(NotProxied::OtherProxy);
     }
-    let no_cluster_ip = Some("has no cluster IP (an API server assigns one)");
-    let spec = match &object.spec {
-        FieldValue::Valid(spec) => spec,
-        FieldValue::Absent => return no_cluster_ip,
-        FieldValue::WrongType(_) => return None,
-    };
-    match (spec.type_.text(), &spec.cluster_ip) {
-        ("ExternalName", _) => Some("is of type ExternalName: its clients resolve a DNS name"),
-        (_, FieldValue::Valid(ip)) if ip == "None" => {
-            Some("is headless: its clients connect to its endpoints without a cluster IP")
-        }
-        (_, FieldValue::Valid(ip)) if ip.is_empty() => no_cluster_ip,
-        (_, FieldValue::Absent) => no_cluster_ip,
-        (_, FieldValue::Valid(_) | FieldValue::WrongType(_)) => None,
+    let spec = object.spec.get()?;
+    if spec.type_.text() == "ExternalName" {
+        return Some(NotProxied::ExternalName);
+    }
+    match &spec.cluster_ip {
+        FieldValue::Absent => Some(NotProxied::NoClusterIp),
+        FieldValue::Valid(ip) if ip.is_empty() => Some(NotProxied::NoClusterIp),
+        FieldValue::Valid(ip) if ip == "None" => Some(NotProxied::Headless),
+        _ => None,
     }
 }
 
