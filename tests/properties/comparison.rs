@@ -41,7 +41,7 @@ fn compared(family: IpFamily, old: &Ruleset, new: &Ruleset, mode: DiffMode) -> D
 
 #[test]
 fn a_ruleset_does_not_differ_from_itself() {
-    for_all(40, (worlds(), families()), |(world, family)| {
+    for_all(12, (worlds(), families()), |(world, family)| {
         let ruleset = world.ruleset(family);
         let text = compared(family, &ruleset, &ruleset, DiffMode::Text);
         prop_assert!(text.is_same && text.families[0].n_different_chains == 0, "{text:#?}");
@@ -93,7 +93,7 @@ fn the_order_of_services_makes_no_difference() {
 #[test]
 fn both_layouts_are_the_same_for_all_packets() {
     let crowds = (worlds(), families(), 0..8usize, any::<u64>());
-    for_all(25, crowds, |(mut world, family, n_copies, seed)| {
+    for_all(8, crowds, |(mut world, family, n_copies, seed)| {
         crowd(&mut world, n_copies, Dice(seed));
         let [classic, compact] =
             [LayoutChoice::Classic, LayoutChoice::Compact].map(|layout| laid_out(&world, family, layout));
@@ -188,7 +188,7 @@ fn all_packets(world: &World, family: IpFamily) -> Vec<Packet> {
 fn a_change_of_the_meaning_is_found() {
     let mut n_found = [0usize, 0];
     let counts = std::cell::RefCell::new(&mut n_found);
-    for_all(400, (worlds(), families(), any::<u64>()), |(world, family, seed)| {
+    for_all(150, (worlds(), families(), any::<u64>()), |(world, family, seed)| {
         let mut dice = Dice(seed);
         let ruleset = world.ruleset(family);
         let (other, what) = mutated(&ruleset, family, &mut dice);
@@ -204,5 +204,5 @@ fn a_change_of_the_meaning_is_found() {
         Ok(())
     });
     let [n_different, n_same] = n_found;
-    assert!(n_different > 150 && n_same > 30, "{n_different} different, {n_same} same");
+    assert!(n_different > 50 && n_same > 10, "{n_different} different, {n_same} same");
 }

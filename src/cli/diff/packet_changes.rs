@@ -53,14 +53,17 @@ fn draw_change(screen: &mut Screen, change: &TrafficChange) {
 
 /// `text` in lines of at most `width`, broken behind commas.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for part in text.split_inclusive(", ") {
-        let last = lines.last_mut().expect("begins with one");
-        if !last.is_empty() && last.len() + part.trim_end().len() > width {
-            last.truncate(last.trim_end().len());
-            lines.push(part.to_owned());
-        } else {
-            last.push_str(part);
+    let mut lines: Vec<String> = Vec::new();
+    let parts: Vec<&str> = text.split(", ").collect();
+    for (n, part) in parts.iter().enumerate() {
+        let comma = if n + 1 < parts.len() { "," } else { "" };
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + part.len() + comma.len() <= width => {
+                line.push(' ');
+                line.push_str(part);
+                line.push_str(comma);
+            }
+            _ => lines.push(format!("{part}{comma}")),
         }
     }
     lines

@@ -29,7 +29,7 @@ pub(super) struct Sides<'a> {
 pub(super) struct Fate {
     /// Each end once, sorted.
     pub ends: Vec<FateEnd>,
-    /// The rules that the packet matches on any of its ways, sorted.
+    /// The rules that the packet matches on any of its ways; some more than once.
     pub steps: Vec<Step>,
 }
 
@@ -98,9 +98,14 @@ impl<'a> Sides<'a> {
     }
 
     fn fate(&self, side: usize, branches: Vec<Branch>, family: IpFamily) -> Fate {
-        let mut steps: Vec<Step> = branches.iter().flat_map(|branch| branch.path.iter().copied()).collect();
-        steps.sort_unstable();
-        steps.dedup();
+        let mut steps: Vec<Step> = Vec::new();
+        let mut last: &[Step] = &[];
+        for branch in &branches {
+            // Ways begin alike.
+            let n_common = branch.path.iter().zip(last).take_while(|(a, b)| a == b).count();
+            steps.extend(&branch.path[n_common..]);
+            last = &branch.path;
+        }
         let mut ends: Vec<FateEnd> =
             branches.into_iter().map(|branch| self.end(side, branch, family)).collect();
         ends.sort_by(|a, b| a.seen.cmp(&b.seen));

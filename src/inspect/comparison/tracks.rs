@@ -142,7 +142,10 @@ impl<'a> Tracks<'a> {
             for (who, origin, source) in new {
                 let packet = packet(origin.clone(), source, probe);
                 let fates = self.sides.fates(&packet);
-                self.add_candidates(&fates, &mut candidates);
+                // A way that only an endpoint's packets take names no source but this endpoint.
+                if who != Who::Endpoint {
+                    self.add_candidates(&fates, &mut candidates);
+                }
                 each(Sender { who, occasion: Occasion::New }, &packet, &fates);
                 tried.push((origin, source));
             }
