@@ -204,6 +204,10 @@ mod tests {
                 let addresses = addresses_of(name).unwrap();
                 addresses.iter().map(ToString::to_string).collect::<Vec<String>>()
             };
+            // An interface that is down has addresses, too.
+            assert_eq!(of("d0"), ["192.0.2.7", "2001:db8::7"]);
+            assert_eq!(of("d1"), ["10.9.0.1", "192.0.2.7"]);
+            assert_eq!(of("d"), [] as [String; 0]);
             assert!(Command::new("ip").args(["link", "set", "d0", "up"]).status().unwrap().success());
             assert!(
                 Command::new("ip")
@@ -224,10 +228,6 @@ mod tests {
                 of.map(|entry| format!("{}/{}", entry.ip, entry.length)).collect::<Vec<String>>()
             };
             assert_eq!(on("d1"), ["10.9.0.1/32", "192.0.2.7/25"]);
-            // An interface that is down has addresses, too.
-            assert_eq!(of("d0"), ["192.0.2.7", "2001:db8::7"]);
-            assert_eq!(of("d1"), ["10.9.0.1", "192.0.2.7"]);
-            assert_eq!(of("d"), [] as [String; 0]);
         });
     }
 }
