@@ -40,8 +40,8 @@ use sender::Sender;
 pub use asked::{PacketState, QuestionError, TraceQuestion};
 pub use trace_report::{
     ChainVisit, EndKind, EndVerdict, EndpointShare, Journey, JourneyDestination, JourneyEnd, JourneySource,
-    LeftOutEndpoint, MasqueradeAnswer, MasqueradeReason, MatchedRule, NamedRule, PathPart, Share, TraceReport,
-    UndecidedNote, VerdictReason,
+    LeftOutEndpoint, MasqueradeAnswer, MasqueradeReason, MatchedRule, NamedRule, PathPart, Share,
+    TraceReport, UndecidedNote, VerdictReason,
 };
 
 /// The most journeys of one answer.
@@ -58,7 +58,11 @@ pub fn trace_journeys(subject: &Subject, question: &TraceQuestion) -> Result<Tra
     let mut frontends = PerFamily { v4: KnownFrontends::default(), v6: KnownFrontends::default() };
     let mut report = TraceReport {
         rules: subject.origin.to_string(),
-        node: subject.cluster.as_ref().map(|cluster| cluster.node_name.to_string()).filter(|name| !name.is_empty()),
+        node: subject
+            .cluster
+            .as_ref()
+            .map(|cluster| cluster.node_name.to_string())
+            .filter(|name| !name.is_empty()),
         journeys: Vec::new(),
         notes: Vec::new(),
     };
@@ -70,7 +74,9 @@ pub fn trace_journeys(subject: &Subject, question: &TraceQuestion) -> Result<Tra
         let view = FamilyView { subject, family, vantages: &vantages, frontends: frontends.get(family) };
         let vantage = match &from {
             Some(AskedSource::Vantage(vantage)) => Some(*vantage),
-            Some(AskedSource::Address(ip, _)) if IpFamily::of(*ip) == family => Some(vantages.vantage_of(*ip)),
+            Some(AskedSource::Address(ip, _)) if IpFamily::of(*ip) == family => {
+                Some(vantages.vantage_of(*ip))
+            }
             _ => None,
         };
         let receivers = view.find_receivers(&to, vantage)?;
@@ -88,7 +94,9 @@ pub fn trace_journeys(subject: &Subject, question: &TraceQuestion) -> Result<Tra
             }
             report.journeys.push(tracing.journey(&sender, receiver, question.state));
         }
-        if !report.journeys.is_empty() && let Some(what) = &vantages.point(Vantage::Node).stands_for {
+        if !report.journeys.is_empty()
+            && let Some(what) = &vantages.point(Vantage::Node).stands_for
+        {
             notes.insert(format!(
                 "{} stands for {what}: give the host's addresses with --host, or the Node with -f",
                 vantages.point(Vantage::Node).source

@@ -288,7 +288,10 @@ mod tests {
         match question.destination() {
             Ok(AskedDestination::Address(address, protocol)) => format!("{address} {protocol:?}"),
             Ok(AskedDestination::Service(name, port, protocol)) => {
-                format!("service {name} {} {protocol:?}", port.map_or("-".to_owned(), |port| port.to_string()))
+                format!(
+                    "service {name} {} {protocol:?}",
+                    port.map_or("-".to_owned(), |port| port.to_string())
+                )
             }
             Ok(AskedDestination::Pod(name, port, protocol)) => format!("pod {name} {port} {protocol}"),
             Err(error) => error.to_string().split("; expected").next().unwrap().to_owned(),

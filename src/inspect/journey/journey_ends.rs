@@ -39,7 +39,8 @@ struct CutBranch<'a> {
 }
 
 /// What makes ends different.
-type EndKey = (EndKind, VerdictReason, Option<String>, Option<(bool, MasqueradeReason)>, Vec<UndecidedRule>, bool);
+type EndKey =
+    (EndKind, VerdictReason, Option<String>, Option<(bool, MasqueradeReason)>, Vec<UndecidedRule>, bool);
 
 impl TracedPacket<'_> {
     /// The common beginning of all ways, and the ends.
@@ -61,15 +62,18 @@ impl TracedPacket<'_> {
             .collect();
         groups.sort_by(|(a, _), (b, _)| b.cmp(a));
         let n_endpoints: usize = groups.iter().map(|(_, group)| group.len()).sum();
-        let ends = shares(&groups.iter().map(|(weight, group)| (weight.clone(), group.len())).collect::<Vec<_>>());
+        let ends =
+            shares(&groups.iter().map(|(weight, group)| (weight.clone(), group.len())).collect::<Vec<_>>());
         let each = cuts.iter().map(|cut| (cut.branch.weight.clone(), 1)).collect::<Vec<_>>();
         debug_assert_eq!(each.len(), n_endpoints);
         let each: BTreeMap<*const Branch, _> =
             cuts.iter().map(|cut| std::ptr::from_ref(cut.branch)).zip(shares(&each)).collect();
         let ends = groups.iter().zip(ends).map(|((_, group), share)| {
             let (first, rest) = (group[0], &group[1..]);
-            let from = if is_sent_on(first) { first.n_choosing.max(common.n_events) } else { common.n_events };
-            let differs = rest.iter().any(|cut| !is_same_way(&first.branch.events[from..], tail(cut, &common)));
+            let from =
+                if is_sent_on(first) { first.n_choosing.max(common.n_events) } else { common.n_events };
+            let differs =
+                rest.iter().any(|cut| !is_same_way(&first.branch.events[from..], tail(cut, &common)));
             let endpoints = group.iter().filter(|cut| is_sent_on(cut)).filter_map(|cut| {
                 Some(EndpointShare {
                     address: cut.branch.outcome.dnat?,
@@ -123,6 +127,7 @@ impl TracedPacket<'_> {
                 let mut shown = self.book.shown(visit, n_matched);
                 if let Some(common) = common {
                     shown.rules_tested = common.n_rules[n];
+                    shown.chooses |= common.differs[n];
                 }
                 PathPart::Chain(Box::new(shown))
             }
@@ -168,7 +173,8 @@ fn tail<'a>(cut: &CutBranch<'a>, common: &CommonPath) -> &'a [TraceEvent] {
 fn is_same_way(a: &[TraceEvent], b: &[TraceEvent]) -> bool {
     let is_same = |(a, b): (&TraceEvent, &TraceEvent)| match (a, b) {
         (TraceEvent::Entered(a), TraceEvent::Entered(b)) => {
-            (a.hook, a.table, a.chain, &a.matched, a.met_policy) == (b.hook, b.table, b.chain, &b.matched, b.met_policy)
+            (a.hook, a.table, a.chain, &a.matched, a.met_policy)
+                == (b.hook, b.table, b.chain, &b.matched, b.met_policy)
         }
         (TraceEvent::Routed(a), TraceEvent::Routed(b)) => a.route == b.route,
         _ => false,
@@ -183,11 +189,14 @@ struct CommonPath {
     n_matched: Vec<usize>,
     /// For each visit: the most rules tested.
     n_rules: Vec<usize>,
+    /// For each visit: whether some branch matches more of its rules.
+    differs: Vec<bool>,
 }
 
 impl CommonPath {
     fn of(cuts: &[CutBranch<'_>]) -> CommonPath {
-        let mut common = CommonPath { n_events: 0, n_matched: Vec::new(), n_rules: Vec::new() };
+        let mut common =
+            CommonPath { n_events: 0, n_matched: Vec::new(), n_rules: Vec::new(), differs: Vec::new() };
         let Some((first, rest)) = cuts.split_first() else { return common };
         let n_most = cuts.iter().map(|cut| cut.n_choosing).min().unwrap_or_default();
         for (n, event) in first.branch.events[..n_most].iter().enumerate() {
@@ -195,6 +204,7 @@ impl CommonPath {
                 TraceEvent::Entered(visit) => (visit.matched.len(), visit.n_rules),
                 TraceEvent::Routed(_) => (0, 0),
             };
+            let mut n_most_matched = n_matched;
             for other in rest.iter().map(|cut| &cut.branch.events[n]) {
                 match (event, other) {
                     (TraceEvent::Entered(a), TraceEvent::Entered(b))
@@ -204,6 +214,7 @@ impl CommonPath {
                         let n_same = a.matched.iter().zip(&b.matched).take_while(|(a, b)| a == b).count();
                         n_matched = n_matched.min(n_same);
                         n_rules = n_rules.max(b.n_rules);
+                        n_most_matched = n_most_matched.max(b.matched.len());
                     }
                     (TraceEvent::Routed(a), TraceEvent::Routed(b)) if a == b => {}
                     _ => return common,
@@ -212,6 +223,7 @@ impl CommonPath {
             common.n_events = n + 1;
             common.n_matched.push(n_matched);
             common.n_rules.push(n_rules);
+            common.differs.push(n_most_matched > n_matched);
         }
         common
     }

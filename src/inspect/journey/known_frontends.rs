@@ -119,7 +119,9 @@ impl KnownFrontends {
         let mut served = BTreeSet::new();
         for table in [Table::Nat, Table::Filter] {
             let chains = ruleset.tables.get(&table).into_iter().flatten();
-            for (unserved, chain) in chains.filter_map(|(name, chain)| Some((shared_kind(table, name)?, chain))) {
+            for (unserved, chain) in
+                chains.filter_map(|(name, chain)| Some((shared_kind(table, name)?, chain)))
+            {
                 for rule in &chain.rules {
                     let (Some(key), Some(comment)) = (Key::of(rule), rule.comment()) else { continue };
                     let (name, what) = comment.split_once(' ').unwrap_or((comment, ""));
@@ -138,7 +140,15 @@ impl KnownFrontends {
                     };
                     let Key { ip, port, protocol } = key;
                     let service_port = None;
-                    self.0.insert(KnownFrontend { service, port_name, kind, ip, port, protocol, service_port });
+                    self.0.insert(KnownFrontend {
+                        service,
+                        port_name,
+                        kind,
+                        ip,
+                        port,
+                        protocol,
+                        service_port,
+                    });
                 }
             }
         }

@@ -25,7 +25,9 @@ impl ObjectsView<'_> {
     pub(super) fn left_out(&self) -> (Vec<LeftOutEndpoint>, Vec<String>) {
         let mut notes = Vec::new();
         let Some(cluster) = &self.subject.cluster else { return (Vec::new(), notes) };
-        let Some(service) = cluster.snapshot.service(&self.frontend.service) else { return (Vec::new(), notes) };
+        let Some(service) = cluster.snapshot.service(&self.frontend.service) else {
+            return (Vec::new(), notes);
+        };
         let is_port = |port: &ServicePort<'_>| {
             *port.port.name == *self.frontend.port_name && port.port.protocol == self.frontend.protocol
         };
@@ -40,7 +42,9 @@ impl ObjectsView<'_> {
         match self.frontend.kind {
             FrontendKind::ClusterIp => port.service.internal_policy,
             // Pods and the node itself use all endpoints, also under policy Local.
-            _ if matches!(self.vantage, Vantage::Outside | Vantage::PodElsewhere) => port.service.external_policy,
+            _ if matches!(self.vantage, Vantage::Outside | Vantage::PodElsewhere) => {
+                port.service.external_policy
+            }
             _ => TrafficPolicy::Cluster,
         }
     }
@@ -50,7 +54,8 @@ impl ObjectsView<'_> {
             self.ends.iter().flat_map(|end| &end.endpoints).map(|endpoint| endpoint.address).collect();
         let is_sent = self.ends.iter().any(|end| end.verdict.code == VerdictReason::Served);
         let policy = self.policy(port);
-        let left_out = candidates.endpoints.iter().filter(|candidate| !served.contains(&candidate.endpoint.address));
+        let left_out =
+            candidates.endpoints.iter().filter(|candidate| !served.contains(&candidate.endpoint.address));
         left_out
             .filter_map(|candidate| {
                 let usage = match policy {
@@ -97,7 +102,9 @@ impl ObjectsView<'_> {
         let n_other: usize = slices.other_family.iter().map(|slice| slice.n_endpoints).sum();
         if n_other > 0 && candidates.endpoints.is_empty() {
             let other = self.family.other();
-            notes.push(format!("{n_other} endpoints of {other} are in slices of that family and serve {other} only"));
+            notes.push(format!(
+                "{n_other} endpoints of {other} are in slices of that family and serve {other} only"
+            ));
         }
         for unmatched in slices.unmatched.iter().filter(|_| candidates.endpoints.is_empty()).take(3) {
             notes.push(format!(
@@ -110,7 +117,9 @@ impl ObjectsView<'_> {
 
 fn hint_note(kind: &str, state: HintsState) -> Option<String> {
     let why = match state {
-        HintsState::Absent | HintsState::Counted | HintsState::Ignored(HintsIgnored::NodesWin) => return None,
+        HintsState::Absent | HintsState::Counted | HintsState::Ignored(HintsIgnored::NodesWin) => {
+            return None;
+        }
         HintsState::Ignored(HintsIgnored::NotAll { without, n_without: 1 }) => format!("{without} has none"),
         HintsState::Ignored(HintsIgnored::NotAll { without, n_without }) => {
             format!("{without} and {} more have none", n_without - 1)

@@ -19,7 +19,8 @@ pub(super) fn masquerade_answer(
     if !matches!(branch.outcome.verdict, PacketVerdict::Accepted(_)) {
         return None;
     }
-    let answer = |is_masqueraded, (code, reason), source| MasqueradeAnswer { is_masqueraded, code, reason, source };
+    let answer =
+        |is_masqueraded, (code, reason), source| MasqueradeAnswer { is_masqueraded, code, reason, source };
     let reasons = Reasons { book, branch, packet };
     Some(match (branch.outcome.masquerade, branch.outcome.source) {
         (true, _) => answer(true, reasons.masqueraded(), node_address),
@@ -60,12 +61,14 @@ impl Reasons<'_> {
                 ),
                 false => (
                     MasqueradeReason::External,
-                    "externalTrafficPolicy is Cluster, so the reply must come back through this node".to_owned(),
+                    "externalTrafficPolicy is Cluster, so the reply must come back through this node"
+                        .to_owned(),
                 ),
             },
             ChainOwner::ServicePort(PortChain::Endpoint) | ChainOwner::Fixed => (
                 MasqueradeReason::Hairpin,
-                "the endpoint is the client itself, which would not accept a reply from its own address".to_owned(),
+                "the endpoint is the client itself, which would not accept a reply from its own address"
+                    .to_owned(),
             ),
             _ => (MasqueradeReason::ForeignRule, format!("{step}, of another program, marks it")),
         }
@@ -81,7 +84,9 @@ impl Reasons<'_> {
             (None, Some(MaybeNot { value, .. })) => {
                 let pattern = value.as_str();
                 let what = match &self.packet.origin {
-                    Origin::Node => format!("the client is no pod of this node: the packet does not arrive on {pattern}"),
+                    Origin::Node => {
+                        format!("the client is no pod of this node: the packet does not arrive on {pattern}")
+                    }
                     Origin::Arrives(name) => format!(
                         "the client is no pod of this node: the packet arrives on {}, not on {pattern}",
                         name.as_deref().unwrap_or("an unknown interface"),

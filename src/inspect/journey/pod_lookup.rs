@@ -14,7 +14,9 @@ pub(super) fn find_pod<'a>(
     let pods = match &subject.cluster {
         Some(cluster) if !cluster.pods.is_empty() => &cluster.pods,
         _ => {
-            let what = format!("no Pod is known, so pod/{name} has no address; give its manifest with -f, or its IP");
+            let what = format!(
+                "no Pod is known, so pod/{name} has no address; give its manifest with -f, or its IP"
+            );
             return Err(not_found(what));
         }
     };

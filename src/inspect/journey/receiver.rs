@@ -138,7 +138,9 @@ impl FamilyView<'_> {
         let mut notes = Vec::new();
         if is_outside && chosen.kind == FrontendKind::ClusterIp {
             let name = chosen.service_port_name();
-            notes.push(format!("{name} has no frontend for clients outside the cluster; this is its cluster IP"));
+            notes.push(format!(
+                "{name} has no frontend for clients outside the cluster; this is its cluster IP"
+            ));
         }
         let (address, stands_for) = self.address_of(chosen);
         let mut receiver = Receiver {

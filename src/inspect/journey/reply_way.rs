@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use super::sender::Sender;
 use super::trace_report::{EndKind, EndVerdict, VerdictReason};
-use crate::inspect::vantage::{Vantage, Vantages};
 use crate::inspect::Subject;
+use crate::inspect::vantage::{Vantage, Vantages};
 use crate::iptables::trace::Branch;
 use crate::net::Protocol;
 
@@ -47,12 +47,15 @@ impl ReplyWay<'_> {
                 return "none: the client gets an ICMP error at once (connection refused)".to_owned();
             }
             EndKind::Rejected => return "none: the client gets an ICMP error at once".to_owned(),
-            EndKind::Dropped => return "none: the client gets no answer and waits until it gives up".to_owned(),
+            EndKind::Dropped => {
+                return "none: the client gets no answer and waits until it gives up".to_owned();
+            }
             EndKind::Unknown => return "cannot be told".to_owned(),
             EndKind::Forwarded | EndKind::Local => {}
         }
         let Some(to) = branch.outcome.dnat else {
-            return match branch.outcome.masquerade || branch.outcome.source.is_none_or(|ip| ip.ip() != client) {
+            return match branch.outcome.masquerade || branch.outcome.source.is_none_or(|ip| ip.ip() != client)
+            {
                 true => format!("comes to the node's address and is sent on to {client} by conntrack"),
                 false => format!("goes to {client} as it comes; nothing is translated"),
             };

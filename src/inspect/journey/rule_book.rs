@@ -34,12 +34,7 @@ impl<'a> RuleBook<'a> {
             Some(rule) => write::rule_text(self.family, rule),
             None => self.policy(step.table, &step.chain).unwrap_or_default().to_owned(),
         };
-        NamedRule {
-            table: step.table.to_string(),
-            chain: step.chain.to_string(),
-            rule: step.rule,
-            text,
-        }
+        NamedRule { table: step.table.to_string(), chain: step.chain.to_string(), rule: step.rule, text }
     }
 
     fn policy(&self, table: Table, chain: &ChainName) -> Option<&'static str> {
@@ -72,6 +67,7 @@ impl<'a> RuleBook<'a> {
             mark: visit.mark,
             rules_tested: visit.n_rules,
             rules_in_chain: rules.len(),
+            chooses: visit.matched.len() > n_matched,
             matched: matched.collect(),
             policy: visit
                 .met_policy
@@ -100,8 +96,11 @@ impl<'a> RuleBook<'a> {
             Some(Target::Reject) => "rejects it".to_owned(),
             Some(Target::Dnat(to)) => format!("sends it to {to}"),
             Some(Target::Masquerade { .. }) => "gives it an address of the node as its source".to_owned(),
-            Some(Target::SetXmark { value, mask }) if *mask == 0 => format!("flips the mark bits {value:#x}"),
-            Some(Target::SetXmark { value, .. }) => format!("sets the mark bits {value:#x}"),
+            Some(Target::SetXmark { value, mask: 0 }) if visit.mark & value == *value => {
+                format!("clears the mark {value:#x}")
+            }
+            Some(Target::SetXmark { value, mask: 0 }) => format!("flips the mark bits {value:#x}"),
+            Some(Target::SetXmark { value, .. }) => format!("sets the mark {value:#x}"),
             Some(Target::Other { name, .. }) => match &**name {
                 "REJECT" => "rejects it".to_owned(),
                 "MASQUERADE" => "gives it an address of the node as its source".to_owned(),

@@ -12,9 +12,8 @@ const ROUNDING: f64 = 1e-8;
 /// The shares of `weights`, each of which stands for `n` of all endpoints; the weights add up to 1.
 pub(super) fn shares(weights: &[(Weight, usize)]) -> Vec<Share> {
     let n_all: usize = weights.iter().map(|(_, n)| n).sum();
-    let is_equal = |(weight, n): &(Weight, usize)| {
-        (weight.to_f64() - *n as f64 / n_all as f64).abs() < ROUNDING
-    };
+    let is_equal =
+        |(weight, n): &(Weight, usize)| (weight.to_f64() - *n as f64 / n_all as f64).abs() < ROUNDING;
     let texts = match weights.iter().all(is_equal) {
         true => weights.iter().map(|(_, n)| fraction(*n, n_all)).collect(),
         false => percentages(&weights.iter().map(|(weight, _)| weight.to_f64()).collect::<Vec<_>>()),

@@ -137,6 +137,9 @@ pub struct ChainVisit {
     pub rules_tested: usize,
     /// Rules in the chain.
     pub rules_in_chain: usize,
+    /// Whether further rules match, which depend on the endpoint: they are in [`EndpointShare::rules`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chooses: bool,
     /// The rules that matched.
     pub matched: Vec<MatchedRule>,
     /// `ACCEPT` or `DROP`, if the packet met the policy of a built-in chain.

@@ -7,7 +7,8 @@ pub(super) fn summary(ends: &[JourneyEnd]) -> String {
     let mut sentence = match ends {
         [only] => end(only),
         ends => {
-            let parts: Vec<String> = ends.iter().map(|one| format!("{} {}", one.share.text, end(one))).collect();
+            let parts: Vec<String> =
+                ends.iter().map(|one| format!("{} {}", one.share.text, end(one))).collect();
             parts.join("; ")
         }
     };

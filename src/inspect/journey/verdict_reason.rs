@@ -69,14 +69,10 @@ pub(super) fn is_dnat(rule: &Rule) -> bool {
     }
 }
 
-fn stopped(
-    book: &RuleBook<'_>,
-    step: &Step,
-    packet: &Packet,
-    name: Option<&str>,
-) -> (VerdictReason, String) {
+fn stopped(book: &RuleBook<'_>, step: &Step, packet: &Packet, name: Option<&str>) -> (VerdictReason, String) {
     let Some(rule) = book.rule(step) else {
-        let what = format!("the policy of {} {} is DROP, and no rule accepts the packet", step.table, step.chain);
+        let what =
+            format!("the policy of {} {} is DROP, and no rule accepts the packet", step.table, step.chain);
         return (VerdictReason::Policy, what);
     };
     let of_comment = rule.comment().and_then(|comment| comment.split(' ').next());
@@ -111,7 +107,9 @@ fn stopped(
 }
 
 fn drops_invalid(rule: &Rule) -> bool {
-    rule.matches.iter().any(|part| matches!(part, Match::CtState(states) if states.value == CtStates::INVALID))
+    rule.matches
+        .iter()
+        .any(|part| matches!(part, Match::CtState(states) if states.value == CtStates::INVALID))
 }
 
 fn is_martian(rule: &Rule) -> bool {
