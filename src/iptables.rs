@@ -5,9 +5,12 @@
 //! as values and never as text. Knows nothing of Kubernetes.
 
 mod chain;
+pub mod diff;
 mod digest;
+mod dnat_rule;
 mod fingerprint;
 pub mod parse;
+pub mod replay;
 mod rule;
 mod ruleset;
 pub mod trace;
@@ -15,6 +18,7 @@ pub mod write;
 
 pub use chain::{ChainName, Table};
 pub use digest::{Digest, keyed_hash};
+pub use dnat_rule::{DnatRule, FirstPackets};
 pub use fingerprint::Fingerprint;
 pub use rule::{
     AddressSide, CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, RecentAction, Rule, Target,
