@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use super::output::OutputArguments;
 use super::source::SourceArguments;
 use super::{USAGE, print_error};
-use crate::inspect::journey::{PacketState, QuestionError, TraceQuestion, trace_journeys};
+use crate::inspect::journey::{PacketState, QuestionError, TraceQuestion, TraceReport, trace_journeys};
 
 /// Arguments of `trace`.
 #[derive(Debug, Args)]
@@ -47,38 +47,35 @@ enum StateArgument {
 
 /// Prints the answer. Exit status 1 when the source cannot be read or has no such name.
 pub fn main(arguments: &TraceArguments) -> ExitCode {
-    let question = TraceQuestion {
-        to: arguments.to.clone(),
-        from: arguments.from.clone(),
-        in_interface: arguments.in_interface.clone(),
-        state: match arguments.state {
-            StateArgument::New => PacketState::New,
-            StateArgument::Established => PacketState::Established,
-            StateArgument::Invalid => PacketState::Invalid,
-        },
-    };
-    if let Err(error) = question.check() {
-        print_error(error);
-        return ExitCode::from(USAGE);
-    }
-    let subject = match arguments.source.load() {
-        Ok(subject) => subject,
-        Err(error) => {
-            print_error(format!("{error:#}"));
-            return ExitCode::FAILURE;
-        }
-    };
-    match trace_journeys(&subject, &question) {
+    match arguments.answer() {
         Ok(report) => arguments.output.print_report("TraceReport", &report, ExitCode::SUCCESS, |screen| {
             journey_text::draw(&report, screen);
         }),
         Err(error) => {
-            print_error(&error);
-            match error {
-                QuestionError::Malformed(_) => ExitCode::from(USAGE),
-                QuestionError::NotFound(_) => ExitCode::FAILURE,
+            print_error(format!("{error:#}"));
+            match error.downcast_ref() {
+                Some(QuestionError::Malformed(_)) => ExitCode::from(USAGE),
+                _ => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+impl TraceArguments {
+    fn answer(&self) -> anyhow::Result<TraceReport> {
+        let question = TraceQuestion {
+            to: self.to.clone(),
+            from: self.from.clone(),
+            in_interface: self.in_interface.clone(),
+            state: match self.state {
+                StateArgument::New => PacketState::New,
+                StateArgument::Established => PacketState::Established,
+                StateArgument::Invalid => PacketState::Invalid,
+            },
+        };
+        question.check()?;
+        let subject = self.source.load()?;
+        Ok(trace_journeys(&subject, &question)?)
     }
 }
 

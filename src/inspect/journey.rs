@@ -79,6 +79,7 @@ pub fn trace_journeys(subject: &Subject, question: &TraceQuestion) -> Result<Tra
             }
             _ => None,
         };
+        let n_before = report.journeys.len();
         let receivers = view.find_receivers(&to, vantage)?;
         has_receiver |= !receivers.is_empty();
         let labels = ChainLabels::of(subject, family);
@@ -94,7 +95,7 @@ pub fn trace_journeys(subject: &Subject, question: &TraceQuestion) -> Result<Tra
             }
             report.journeys.push(tracing.journey(&sender, receiver, question.state));
         }
-        if !report.journeys.is_empty()
+        if report.journeys.len() > n_before
             && let Some(what) = &vantages.point(Vantage::Node).stands_for
         {
             notes.insert(format!(

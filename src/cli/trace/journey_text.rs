@@ -14,6 +14,9 @@ const N_SHOWN: usize = 8;
 /// Columns of the text behind a rule's number.
 const TEXT: usize = 8;
 
+/// Columns of the heads of facts about an end.
+const FACTS: usize = 9;
+
 /// Draws `report`.
 pub fn draw(report: &TraceReport, screen: &mut Screen) {
     if let [journey] = &report.journeys[..] {
@@ -113,6 +116,9 @@ impl Way {
     fn draw(&mut self, part: &PathPart, screen: &mut Screen) {
         match part {
             PathPart::Routing(what) => screen.paragraph((0, 2), None, format_args!("routing: {what}")),
+            // Nothing to see in an empty built-in chain.
+            PathPart::Chain(visit)
+                if visit.rules_in_chain == 0 && visit.policy.as_deref() == Some("ACCEPT") => {}
             PathPart::Chain(visit) => self.draw_visit(visit, screen),
         }
     }
@@ -140,16 +146,13 @@ impl Way {
         let label =
             visit.service_port.as_ref().map(|port| format!(" ({port}: {})", visit.role)).unwrap_or_default();
         let policy = visit.policy.as_ref().map(|policy| format!(", policy {policy}")).unwrap_or_default();
-        if visit.matched.is_empty() {
+        if visit.matched.is_empty() && !visit.chooses {
             let what = format!("{name}{label}: {}{policy}", unmatched(visit));
             return screen.paragraph((2, 4), Some(Style::Faint), what);
         }
-        let tested = format!(
-            "{} of {} {} tested",
-            visit.rules_tested,
-            visit.rules_in_chain,
-            rules(visit.rules_in_chain)
-        );
+        let up_to = if visit.chooses { "up to " } else { "" };
+        let n = visit.rules_in_chain;
+        let tested = format!("{up_to}{} of {n} {} tested", visit.rules_tested, rules(n));
         screen.paragraph((2, 4), None, format_args!("{name}{label}: {tested}{policy}"));
         for rule in &visit.matched {
             screen.paragraph((4, TEXT), None, format_args!("{:<3} {}", rule.rule, rule.effect));
@@ -185,11 +188,28 @@ fn draw_endpoints(endpoints: &[EndpointShare], screen: &mut Screen) {
         let mut row = vec![styled(Style::Name, endpoint.address), endpoint.share.text.clone()];
         row.extend(has_node.then(|| cell(endpoint.node.as_deref())));
         row.extend(has_pod.then(|| cell(endpoint.pod.as_deref())));
-        row.push(Plain(endpoint.rules.join(", ")).to_string());
+        row.push(Plain(choosing_rules(&endpoint.rules)).to_string());
         row
     });
     screen.table(4, &heads, rows.collect());
     draw_more(n_more, screen);
+}
+
+/// `<chain> rule <n>, ...` in place of `<table> <chain> rule <n>`, chain by chain.
+fn choosing_rules(rules: &[String]) -> String {
+    let mut shown: Vec<(&str, Vec<&str>)> = Vec::new();
+    for rule in rules {
+        let Some((place, number)) = rule.rsplit_once(" rule ") else { continue };
+        let chain = place.split_once(' ').map_or(place, |(_, chain)| chain);
+        match shown.last_mut() {
+            Some((last, numbers)) if *last == chain => numbers.push(number),
+            _ => shown.push((chain, vec![number])),
+        }
+    }
+    let one = |(chain, numbers): (&str, Vec<&str>)| {
+        format!("{chain} {} {}", self::rules(numbers.len()), numbers.join(", "))
+    };
+    shown.into_iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 fn draw_left_out(endpoints: &[LeftOutEndpoint], screen: &mut Screen) {
@@ -229,23 +249,23 @@ fn draw_end(end: &JourneyEnd, screen: &mut Screen) {
         EndKind::Dropped => (Style::Bad, "dropped"),
         EndKind::Unknown => (Style::Warning, "cannot be told"),
     };
-    let mut rows = Vec::new();
-    let mut row = |head: &str, text: String| rows.push(vec![head.to_owned(), text]);
     let reason = match end.endpoints.len() {
-        0 | 1 => format!(": {}", end.verdict.reason),
-        n => format!(": one of {n} endpoints"),
+        0 | 1 => &end.verdict.reason,
+        n => &format!("one of {n} endpoints"),
     };
-    row("Verdict", format!("{}{}", styled(style, word), Plain(reason)));
+    let mut row = |head: &str, style: Option<Style>, text: &str| {
+        screen.paragraph((0, FACTS), style, format_args!("{head:<FACTS$}{text}"));
+    };
+    row("Verdict", Some(style), &format!("{word}: {reason}"));
     if let Some(rule) = &end.verdict.rule {
-        row("By", Plain(rule_text(rule)).to_string());
+        row("By", None, &rule_text(rule));
     }
     if let Some(answer) = &end.masquerade {
         let word = if answer.is_masqueraded { "masqueraded" } else { "not masqueraded" };
-        row("Source", Plain(format!("{}, {word}: {}", answer.source, answer.reason)).to_string());
+        row("Source", None, &format!("{}, {word}: {}", answer.source, answer.reason));
     }
-    row("Reply", Plain(&end.reply).to_string());
-    row("Rules", format!("{} tested", end.rules_tested));
-    screen.table(0, &[], rows);
+    row("Reply", None, &end.reply);
+    row("Rules", None, &format!("{} tested", end.rules_tested));
     end.undecided.iter().for_each(|note| draw_undecided(note, screen));
 }
 

@@ -7,8 +7,8 @@ pub(super) fn summary(ends: &[JourneyEnd]) -> String {
     let mut sentence = match ends {
         [only] => end(only),
         ends => {
-            let parts: Vec<String> =
-                ends.iter().map(|one| format!("{} {}", one.share.text, end(one))).collect();
+            let part = |one: &JourneyEnd| format!("in {} of all cases {}", one.share.text, end(one));
+            let parts: Vec<String> = ends.iter().map(part).collect();
             parts.join("; ")
         }
     };
