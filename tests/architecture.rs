@@ -19,10 +19,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("policy", &["net", "model"]),
     ("rules", &["net", "config", "iptables", "model", "policy"]),
     ("compile", &["net", "config", "iptables", "model", "policy", "rules"]),
+    ("inspect", &["net", "config", "iptables", "model", "policy", "rules", "compile"]),
     ("plan", &["net", "iptables"]),
     ("log", &[]),
     ("flows", &["net", "model"]),
-    ("kernel", &["log", "net", "iptables", "plan"]),
+    ("kernel", &["log", "net", "iptables", "model", "plan"]),
     ("drift", &["log", "net", "iptables", "rules", "plan", "kernel"]),
     ("leftovers", &["log", "net", "iptables", "plan", "rules", "kernel"]),
     ("http", &["log"]),
@@ -85,6 +86,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "policy",
             "rules",
             "compile",
+            "inspect",
             "plan",
             "kernel",
             "metrics",
@@ -97,7 +99,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
-const PURE: [&str; 9] = ["net", "iptables", "config", "model", "policy", "rules", "compile", "plan", "flows"];
+const PURE: [&str; 10] =
+    ["net", "iptables", "config", "model", "policy", "rules", "compile", "inspect", "plan", "flows"];
 
 /// Pure files of modules that are not.
 const PURE_FILES: [&str; 4] = ["drift/machine", "drift/reason", "drift/generations", "drift/schedule"];
