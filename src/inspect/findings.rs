@@ -16,7 +16,6 @@ mod traffic;
 use super::{ClusterView, HostView, RulesOrigin, Subject};
 use crate::iptables::Ruleset;
 use crate::net::{IpFamily, PerFamily};
-use crate::rules::LARGE_CLUSTER_ENDPOINTS;
 use chain_differences::BothRules;
 pub use check_report::{
     CheckFinding, CheckReport, CheckResult, FamilyChecked, FindingKind, FindingSeverity, MAX_FINDINGS,
@@ -102,16 +101,15 @@ fn check_family(
     }));
     let is_classic = found_layout::is_classic(&settings);
     *cluster.settings.get_mut(family) = settings;
-    let services = cluster.snapshot.services();
-    let n_endpoints: usize = services.map(|service| cluster.snapshot.weight(service, family)).sum();
     let n_ports = cluster.snapshot.services().flat_map(|service| service.ports_in(family)).count();
-    let is_large = n_endpoints > LARGE_CLUSTER_ENDPOINTS;
-    *subject.rulesets.get_mut(family) = Some(cluster.ruleset(family));
+    let desired = cluster.ruleset(family);
+    let is_large = is_classic && found_layout::is_of_large_cluster(&desired);
+    *subject.rulesets.get_mut(family) = Some(desired);
 
     let names = ServiceNames::new(family, [subject, in_force], n_ports);
     let desired = subject.rulesets.get(family).as_ref().expect("made above");
     let both =
-        BothRules { family, desired, in_force: rules, is_classic, keeps_unused: is_classic && is_large };
+        BothRules { family, desired, in_force: rules, is_classic, keeps_unused: is_large };
     let compared = chain_differences::compare(&both, &names);
     let jumps = hooks::missing_jumps(&both, &names);
     let canaries = chain_differences::canaries(&both);
@@ -119,7 +117,7 @@ fn check_family(
     let mut checked = FamilyChecked {
         family: family.as_str().to_owned(),
         backend: None,
-        layout: if is_classic && is_large { format!("{name}, large cluster") } else { name.to_owned() },
+        layout: if is_large { format!("{name}, large cluster") } else { name.to_owned() },
         chains: compared.n_chains,
         differing_chains: compared.different.len(),
         service_ports: n_ports,

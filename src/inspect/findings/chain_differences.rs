@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::check_report::{CheckFinding, FindingKind, FindingSeverity};
-use super::effects::{self, Place};
+use super::effects::{self, RulePlace};
 use super::service_names::{ServiceNames, in_comment};
 use crate::iptables::{ChainContent, ChainName, Match, Rule, Ruleset, Table, write};
 use crate::net::IpFamily;
@@ -63,7 +63,7 @@ pub(super) fn compare(both: &BothRules<'_>, names: &ServiceNames<'_>) -> ChainCo
         let called = callers(in_force);
         let mut unused = Vec::new();
         for name in all {
-            let comparison = Chains { both, names, table, name };
+            let comparison = ChainPair { both, names, table, name };
             let findings = match (desired.get(&name), in_force.get(&name)) {
                 (Some(desired), Some(in_force)) => comparison.rules(&desired.rules, &in_force.rules),
                 (Some(desired), None) => vec![comparison.missing(desired)],
@@ -116,7 +116,7 @@ fn table_empty(
     finding.with_next("look for the process that flushed it: `nft monitor` shows commits with the program's name")
 }
 
-/// Chains to which no rule leads: harmless, but not of the rules desired.
+/// ChainPair to which no rule leads: harmless, but not of the rules desired.
 fn unused_chains(both: &BothRules<'_>, table: Table, unused: &[ChainName]) -> Option<CheckFinding> {
     let first = unused.first().filter(|_| !both.keeps_unused)?;
     let summary = match unused.len() {
@@ -132,7 +132,7 @@ fn unused_chains(both: &BothRules<'_>, table: Table, unused: &[ChainName]) -> Op
 }
 
 /// One chain in both sets of rules.
-struct Chains<'a> {
+struct ChainPair<'a> {
     both: &'a BothRules<'a>,
     names: &'a ServiceNames<'a>,
     table: Table,
@@ -156,9 +156,9 @@ struct RuleDifferences<'a> {
     misplaced: Option<(NumberedRule<'a>, NumberedRule<'a>)>,
 }
 
-impl Chains<'_> {
-    fn place(&self) -> Place<'_> {
-        Place { table: self.table, chain: self.name, service: self.names.of_chain(&self.name) }
+impl ChainPair<'_> {
+    fn place(&self) -> RulePlace<'_> {
+        RulePlace { table: self.table, chain: self.name, service: self.names.of_chain(&self.name) }
     }
 
     fn finding(

@@ -11,14 +11,14 @@ use crate::rules::names::{
 use crate::rules::ownership::ChainOwner;
 
 /// Where a difference is.
-pub(super) struct Place<'a> {
+pub(super) struct RulePlace<'a> {
     pub(super) table: Table,
     pub(super) chain: ChainName,
     /// The service port of the chain.
     pub(super) service: Option<&'a str>,
 }
 
-impl Place<'_> {
+impl RulePlace<'_> {
     fn owner(&self) -> ChainOwner {
         ChainOwner::of(self.table, &self.chain)
     }
@@ -29,7 +29,7 @@ impl Place<'_> {
 }
 
 /// A chain without its rules.
-pub(super) fn of_lost_chain(place: &Place<'_>, rules: &[Rule]) -> String {
+pub(super) fn of_lost_chain(place: &RulePlace<'_>, rules: &[Rule]) -> String {
     let service = place.service();
     match (place.table, place.owner()) {
         (Table::Nat, ChainOwner::ServicePort(PortChain::Endpoint)) => match rules.iter().find_map(dnat) {
@@ -77,7 +77,7 @@ pub(super) fn of_lost_chain(place: &Place<'_>, rules: &[Rule]) -> String {
 }
 
 /// A rule that is missing.
-pub(super) fn of_missing_rule(place: &Place<'_>, rule: &Rule) -> String {
+pub(super) fn of_missing_rule(place: &RulePlace<'_>, rule: &Rule) -> String {
     let service = place.service();
     let masquerades = rule.callee() == Some(KUBE_MARK_MASQ);
     match (place.table, place.owner()) {
@@ -114,7 +114,7 @@ pub(super) fn of_missing_rule(place: &Place<'_>, rule: &Rule) -> String {
     }
 }
 
-fn of_missing_shared_rule(place: &Place<'_>, rule: &Rule) -> String {
+fn of_missing_shared_rule(place: &RulePlace<'_>, rule: &Rule) -> String {
     let key = Key::of(rule).map_or_else(|| "what it matches".to_owned(), |key| key.to_string());
     match (place.table, place.chain) {
         (Table::Nat, KUBE_SERVICES) if rule.callee() == Some(KUBE_NODEPORTS) => match rule.destination {
@@ -145,7 +145,7 @@ fn of_missing_shared_rule(place: &Place<'_>, rule: &Rule) -> String {
 }
 
 /// A rule in excess.
-pub(super) fn of_added_rule(place: &Place<'_>, rule: &Rule) -> String {
+pub(super) fn of_added_rule(place: &RulePlace<'_>, rule: &Rule) -> String {
     let what = match place.service {
         Some(service) => format!("connections to {service} that it matches"),
         None => match Key::of(rule) {
@@ -176,7 +176,7 @@ pub(super) fn of_added_rule(place: &Place<'_>, rule: &Rule) -> String {
 }
 
 /// A rule that took the place of another.
-pub(super) fn of_changed_rule(place: &Place<'_>, was: &Rule, is: &Rule) -> String {
+pub(super) fn of_changed_rule(place: &RulePlace<'_>, was: &Rule, is: &Rule) -> String {
     let service = place.service();
     let chance = |rule: &Rule| {
         rule.matches.iter().find_map(|part| match part {
@@ -203,7 +203,7 @@ pub(super) fn of_changed_rule(place: &Place<'_>, was: &Rule, is: &Rule) -> Strin
 }
 
 /// Rules in another order: `is` stands where `should` belongs.
-pub(super) fn of_order(place: &Place<'_>, should: &Rule, is: &Rule) -> String {
+pub(super) fn of_order(place: &RulePlace<'_>, should: &Rule, is: &Rule) -> String {
     let service = place.service();
     match (place.table, place.owner()) {
         (Table::Nat, ChainOwner::ServicePort(PortChain::External)) => format!(

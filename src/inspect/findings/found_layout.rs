@@ -30,6 +30,15 @@ pub(super) fn is_classic(settings: &Settings) -> bool {
     settings.layout == LayoutChoice::Classic
 }
 
+/// Whether rules in kube-proxy's layout are those of a large cluster, without comments in endpoints' chains.
+pub(super) fn is_of_large_cluster(desired: &Ruleset) -> bool {
+    let nat = desired.tables.get(&Table::Nat).into_iter().flatten();
+    let is_endpoint =
+        |name: &ChainName| ChainOwner::of(Table::Nat, name) == ChainOwner::ServicePort(PortChain::Endpoint);
+    let mut endpoints = nat.filter(|(name, _)| is_endpoint(name));
+    endpoints.next().is_some_and(|(_, chain)| chain.rules.iter().all(|rule| rule.comment().is_none()))
+}
+
 /// Adapts `settings` to the rules in force.
 pub(super) fn of_rules(settings: &Settings, in_force: &Ruleset, host: &HostView) -> FoundLayout {
     let chain = |table, name| in_force.chain(table, &name).map_or(&[][..], |chain| &chain.rules);

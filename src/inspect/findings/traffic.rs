@@ -38,7 +38,7 @@ pub(super) struct TrafficComparison {
 }
 
 /// The packets of one service port from one place.
-struct Probe {
+struct ServiceProbe {
     service: String,
     /// Its rules differ from the desired ones.
     is_touched: bool,
@@ -46,8 +46,8 @@ struct Probe {
     packet: Packet,
 }
 
-impl Probe {
-    fn difference(&self, family: IpFamily, should: &Fate, is: &Fate) -> TrafficDifference {
+impl ServiceProbe {
+    fn difference(&self, family: IpFamily, should: &PacketFate, is: &PacketFate) -> TrafficDifference {
         TrafficDifference {
             family: family.as_str().to_owned(),
             service_port: self.service.clone(),
@@ -83,13 +83,13 @@ pub(super) fn compare(question: &mut TrafficQuestion<'_>) -> TrafficComparison {
     };
     let mut found = TrafficComparison { n_packets: probes.len(), ..TrafficComparison::default() };
     let in_force = vantages.traced_node(question.in_force);
-    let fates: Vec<Fate> = probes.iter().map(|probe| Fate::of(&in_force, &probe.packet)).collect();
+    let fates: Vec<PacketFate> = probes.iter().map(|probe| PacketFate::of(&in_force, &probe.packet)).collect();
     hooks::adopt_foreign_rules(&mut desired, question.in_force);
     if has_foreign {
         let node = vantages.traced_node(&desired);
         let mut foreign: BTreeMap<Step, Vec<TrafficDifference>> = BTreeMap::new();
         for (probe, is) in probes.iter().zip(&fates) {
-            let should = Fate::of(&node, &probe.packet);
+            let should = PacketFate::of(&node, &probe.packet);
             if let Some(step) = is.foreign_step(&should, question.in_force) {
                 foreign.entry(step).or_default().push(probe.difference(question.family, &should, is));
             }
@@ -102,7 +102,7 @@ pub(super) fn compare(question: &mut TrafficQuestion<'_>) -> TrafficComparison {
     }
     let node = vantages.traced_node(&desired);
     for (probe, is) in probes.iter().zip(&fates).filter(|(probe, _)| probe.is_touched) {
-        let should = Fate::of(&node, &probe.packet);
+        let should = PacketFate::of(&node, &probe.packet);
         if should.differs(is) {
             found.differences.push(probe.difference(question.family, &should, is));
         }
@@ -151,7 +151,7 @@ fn source_word(vantage: &str) -> &'static str {
     }
 }
 
-fn probes(question: &TrafficQuestion<'_>, vantages: &Vantages, has_foreign: bool) -> Vec<Probe> {
+fn probes(question: &TrafficQuestion<'_>, vantages: &Vantages, has_foreign: bool) -> Vec<ServiceProbe> {
     let Some(cluster) = &question.subject.cluster else { return Vec::new() };
     let ports = cluster.snapshot.services().flat_map(|service| service.ports_in(question.family));
     let mut chosen = Vec::new();
@@ -180,7 +180,7 @@ fn probes_of(
     vantages: &Vantages,
     name: &str,
     port: &ServicePort<'_>,
-) -> Vec<Probe> {
+) -> Vec<ServiceProbe> {
     let to = |ip: IpAddr| SocketAddr::new(ip, port.port.port);
     let frontend = port.frontend;
     let external = frontend.external_ips.iter().chain(&*frontend.load_balancer_ips).copied().map(to);
@@ -201,7 +201,7 @@ fn probes_of(
                 let source = SocketAddr::new(point.source, 40_000);
                 let packet = Packet::new(point.origin.clone(), source, destination, port.port.protocol);
                 let service = name.to_owned();
-                probes.push(Probe { service, is_touched: false, vantage: point.vantage, packet });
+                probes.push(ServiceProbe { service, is_touched: false, vantage: point.vantage, packet });
             }
         }
     }
@@ -209,13 +209,13 @@ fn probes_of(
 }
 
 /// What may happen to a packet.
-struct Fate {
+struct PacketFate {
     branches: Vec<Branch>,
 }
 
-impl Fate {
-    fn of(node: &TracedNode<'_>, packet: &Packet) -> Fate {
-        Fate { branches: trace(node, packet, &RecentLists::default()) }
+impl PacketFate {
+    fn of(node: &TracedNode<'_>, packet: &Packet) -> PacketFate {
+        PacketFate { branches: trace(node, packet, &RecentLists::default()) }
     }
 
     /// What can be seen of the outcomes, each with its probability.
@@ -229,8 +229,8 @@ impl Fate {
     }
 
     /// Whether packets surely fare differently: where a rule cannot be decided, they may fare the same.
-    fn differs(&self, other: &Fate) -> bool {
-        let is_unknown = |fate: &Fate| {
+    fn differs(&self, other: &PacketFate) -> bool {
+        let is_unknown = |fate: &PacketFate| {
             fate.branches.iter().any(|branch| matches!(branch.outcome.verdict, PacketVerdict::Unknown(_)))
         };
         !is_unknown(self) && !is_unknown(other) && self.visible() != other.visible()
@@ -238,7 +238,7 @@ impl Fate {
 
     /// The foreign rule that decides about the packet where `should` has another fate for it: it drops or rejects, keeps
     /// the packet from its Service's rules in nat, or lets pass what our rules reject.
-    fn foreign_step(&self, should: &Fate, rules: &Ruleset) -> Option<Step> {
+    fn foreign_step(&self, should: &PacketFate, rules: &Ruleset) -> Option<Step> {
         if !should.differs(self) {
             return None;
         }
