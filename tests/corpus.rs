@@ -119,7 +119,11 @@ fn findings(case: &Case, snapshot: &Snapshot, rules: [Option<Ruleset>; 2]) -> Ve
     };
     let report = check(question);
     assert_eq!(report.families.len(), 2);
-    report.findings.iter().map(|found| format!("{} {:?}: {}", found.severity, found.chain, found.summary)).collect()
+    report
+        .findings
+        .iter()
+        .map(|found| format!("{} {:?}: {}", found.severity, found.chain, found.summary))
+        .collect()
 }
 
 #[test]
@@ -145,7 +149,8 @@ fn check_finds_nothing_beside_chainsmith_in_either_layout() {
             for (layout, bpf) in [("classic", true), ("compact", true), ("compact", false)] {
                 let rules = IpFamily::BOTH.map(|family| {
                     let mut settings = case.settings(snapshot, family);
-                    settings.layout = if layout == "compact" { LayoutChoice::Compact } else { LayoutChoice::Classic };
+                    settings.layout =
+                        if layout == "compact" { LayoutChoice::Compact } else { LayoutChoice::Classic };
                     settings.bpf = bpf;
                     Some(compile::ruleset(&settings, snapshot, place(&case, snapshot)))
                 });

@@ -36,7 +36,9 @@ pub fn main(arguments: &CheckArguments) -> ExitCode {
     match compare(arguments) {
         Ok(report) => {
             let status = status(&report);
-            arguments.output.print_report("CheckReport", &report, status, |screen| drawing::draw(&report, screen))
+            arguments
+                .output
+                .print_report("CheckReport", &report, status, |screen| drawing::draw(&report, screen))
         }
         Err(error) => {
             print_error(format!("{error:#}"));
@@ -68,7 +70,14 @@ fn compare(arguments: &CheckArguments) -> anyhow::Result<CheckReport> {
             let origin = RulesOrigin::Text(path.display().to_string());
             let in_force = Subject { rulesets, origin, cluster: None, host: HostView::default() };
             let (backends, state, unknown) = (PerFamily::default(), None, Vec::new());
-            Ok(findings::check(CheckQuestion { cluster, host, in_force: &in_force, backends, state, unknown }))
+            Ok(findings::check(CheckQuestion {
+                cluster,
+                host,
+                in_force: &in_force,
+                backends,
+                state,
+                unknown,
+            }))
         }
         None => compare_live(arguments, &config, &inventory, problems),
     }

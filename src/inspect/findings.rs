@@ -21,9 +21,9 @@ pub use check_report::{
     CheckFinding, CheckReport, CheckResult, FamilyChecked, FindingKind, FindingSeverity, MAX_FINDINGS,
     TrafficDifference,
 };
-pub use node_state::NodeState;
 use found_layout::FoundLayout;
 use node_state::CheckedFamily;
+pub use node_state::NodeState;
 use service_names::ServiceNames;
 use traffic::TrafficQuestion;
 
@@ -59,8 +59,12 @@ pub fn check(question: CheckQuestion<'_>) -> CheckReport {
     };
     let configured = cluster.settings.clone();
     let families: Vec<IpFamily> = in_force.families().collect();
-    let mut subject =
-        Subject { rulesets: PerFamily::default(), origin: RulesOrigin::Objects, cluster: Some(cluster), host };
+    let mut subject = Subject {
+        rulesets: PerFamily::default(),
+        origin: RulesOrigin::Objects,
+        cluster: Some(cluster),
+        host,
+    };
     for family in &families {
         if let Some(rules) = in_force.rulesets.get(*family) {
             let mut checked = check_family(*family, &mut subject, in_force, rules, &mut report);
@@ -95,10 +99,11 @@ fn check_family(
     let cluster = subject.cluster.as_mut().expect("given with the question");
     let FoundLayout { settings, name, findings } =
         found_layout::of_rules(cluster.settings.get(family), rules, &subject.host);
-    report.findings.extend(findings.into_iter().map(|finding| CheckFinding {
-        family: Some(family.as_str().to_owned()),
-        ..finding
-    }));
+    report.findings.extend(
+        findings
+            .into_iter()
+            .map(|finding| CheckFinding { family: Some(family.as_str().to_owned()), ..finding }),
+    );
     let is_classic = found_layout::is_classic(&settings);
     *cluster.settings.get_mut(family) = settings;
     let n_ports = cluster.snapshot.services().flat_map(|service| service.ports_in(family)).count();
@@ -108,8 +113,7 @@ fn check_family(
 
     let names = ServiceNames::new(family, [subject, in_force], n_ports);
     let desired = subject.rulesets.get(family).as_ref().expect("made above");
-    let both =
-        BothRules { family, desired, in_force: rules, is_classic, keeps_unused: is_large };
+    let both = BothRules { family, desired, in_force: rules, is_classic, keeps_unused: is_large };
     let compared = chain_differences::compare(&both, &names);
     let jumps = hooks::missing_jumps(&both, &names);
     let canaries = chain_differences::canaries(&both);

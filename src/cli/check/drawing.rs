@@ -1,7 +1,9 @@
 //! Draws a check's report for people.
 
 use crate::cli::output::{Plain, Screen, Style, styled};
-use crate::inspect::findings::{CheckFinding, CheckReport, CheckResult, FamilyChecked, FindingSeverity};
+use crate::inspect::findings::{
+    CheckFinding, CheckReport, CheckResult, FamilyChecked, FindingSeverity, TrafficDifference,
+};
 
 /// Draws `report`.
 pub fn draw(report: &CheckReport, screen: &mut Screen) {
@@ -25,7 +27,9 @@ pub fn draw(report: &CheckReport, screen: &mut Screen) {
     screen.line(match report.result {
         CheckResult::Same => styled(Style::Good, "The rules are as the objects ask for."),
         CheckResult::Different => styled(Style::Bad, "The node is not as the objects ask for."),
-        CheckResult::Unknown => styled(Style::Warning, "Cannot tell whether the rules are as the objects ask for."),
+        CheckResult::Unknown => {
+            styled(Style::Warning, "Cannot tell whether the rules are as the objects ask for.")
+        }
     });
 }
 
@@ -46,7 +50,10 @@ fn draw_family(checked: &FamilyChecked, screen: &mut Screen) {
         0 => String::new(),
         n => format!("; {} traced", counted(n, "packet")),
     };
-    screen.line(format!("{} ({place}{} layout): {chains}, {result}{affected}{traced}", checked.family, checked.layout));
+    screen.line(format!(
+        "{} ({place}{} layout): {chains}, {result}{affected}{traced}",
+        checked.family, checked.layout
+    ));
 }
 
 fn draw_finding(finding: &CheckFinding, screen: &mut Screen) {
@@ -118,16 +125,30 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines.iter().map(|line| line.trim_end().to_owned()).collect()
 }
 
+/// Packets that fare otherwise than they should, those with the same fate from several places once.
 fn draw_traffic(report: &CheckReport, screen: &mut Screen) {
     if report.traffic.is_empty() {
         return;
     }
     screen.heading("Packets that fare otherwise than they should");
-    let row = |cells: [&str; 5]| cells.map(|cell| Plain(cell).to_string()).to_vec();
-    let rows = report.traffic.iter().map(|one| {
-        row([&one.service_port, &one.from, &one.to, &one.desired, &one.in_force])
-    });
-    screen.table(2, &["SERVICE PORT", "FROM", "TO", "SHOULD", "DOES"], rows.collect());
+    let same = |a: &TrafficDifference, b: &TrafficDifference| {
+        (&a.service_port, &a.to, &a.desired, &a.in_force) == (&b.service_port, &b.to, &b.desired, &b.in_force)
+    };
+    let mut groups: Vec<Vec<&TrafficDifference>> = Vec::new();
+    for one in &report.traffic {
+        match groups.iter_mut().find(|group| same(group[0], one)) {
+            Some(group) => group.push(one),
+            None => groups.push(vec![one]),
+        }
+    }
+    for group in groups {
+        let from: Vec<&str> = group.iter().map(|one| one.from.as_str()).collect();
+        let first = group[0];
+        let to = format!("{}, to {} from {}", first.service_port, first.to, from.join(", "));
+        paragraph(screen, 2, &to, Style::Name);
+        field(screen, "  should", &first.desired);
+        field(screen, "  does", &first.in_force);
+    }
     if report.omitted_traffic > 0 {
         screen.line(format!("  and {} more of the packets traced", report.omitted_traffic));
     }

@@ -76,7 +76,9 @@ fn backend(config: &Config, families: &[IpFamily]) -> Backend {
 fn has_services(family: IpFamily, backend: Backend) -> bool {
     let table = Table::Nat;
     match backend {
-        Backend::Nft => nft::has_chain(family, table.as_str(), names::KUBE_SERVICES.as_str()).unwrap_or(false),
+        Backend::Nft => {
+            nft::has_chain(family, table.as_str(), names::KUBE_SERVICES.as_str()).unwrap_or(false)
+        }
         Backend::Legacy if !programs::has_legacy_table(family, table) => false,
         Backend::Legacy => {
             let mut is_there = false;
@@ -145,7 +147,8 @@ fn state(config: &Config, backend: Backend, families: &[IpFamily], unknown: &mut
     leftovers.extend(ipvs.into_iter().filter(Leftover::is_removable));
     problems.extend(more);
     problems.into_iter().for_each(|problem| failed("look for leftovers", problem.to_string()));
-    let leftovers = leftovers.iter().map(|leftover| (leftover.to_string(), leftover.manual_removal())).collect();
+    let leftovers =
+        leftovers.iter().map(|leftover| (leftover.to_string(), leftover.manual_removal())).collect();
     NodeState { sysctls: values, conntrack, bridges, other_backend, leftovers, proxies }
 }
 

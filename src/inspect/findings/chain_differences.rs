@@ -105,15 +105,21 @@ fn table_empty(
 ) -> CheckFinding {
     let why = if is_absent { "does not exist" } else { "was flushed, or no proxy has written to it" };
     let effect = match table {
-        Table::Nat => "No Service answers: no cluster IP, node port or load balancer IP leads to an endpoint.",
-        _ => "Services without endpoints do not reject clients, which wait for a time-out; source ranges do not hold.",
+        Table::Nat => {
+            "No Service answers: no cluster IP, node port or load balancer IP leads to an endpoint."
+        }
+        _ => {
+            "Services without endpoints do not reject clients, which wait for a time-out; source ranges do not hold."
+        }
     };
     let summary = format!("table {table} has none of the {n_desired} chains: it {why}");
     let mut finding = CheckFinding::new(FindingSeverity::Error, FindingKind::TableEmpty, summary, effect);
     finding.family = Some(family.as_str().to_owned());
     finding.table = Some(table.to_string());
     names.concern_all(&mut finding);
-    finding.with_next("look for the process that flushed it: `nft monitor` shows commits with the program's name")
+    finding.with_next(
+        "look for the process that flushed it: `nft monitor` shows commits with the program's name",
+    )
 }
 
 /// ChainPair to which no rule leads: harmless, but not of the rules desired.
@@ -157,8 +163,18 @@ struct RuleDifferences<'a> {
 }
 
 impl ChainPair<'_> {
-    fn place(&self) -> RulePlace<'_> {
-        RulePlace { table: self.table, chain: self.name, service: self.names.of_chain(&self.name) }
+    /// Calls `effect` with the place of the chain.
+    fn effect(&self, effect: impl FnOnce(&RulePlace<'_>) -> String) -> String {
+        let endpoint = |rule: &Rule| {
+            let of_chain = |rules: &Ruleset, callee: ChainName| {
+                rules.chain(self.table, &callee)?.rules.iter().find_map(effects::dnat)
+            };
+            let of_callee =
+                |callee| of_chain(self.both.desired, callee).or_else(|| of_chain(self.both.in_force, callee));
+            effects::dnat(rule).or_else(|| rule.callee().and_then(of_callee))
+        };
+        let service = self.names.of_chain(&self.name);
+        effect(&RulePlace { table: self.table, chain: self.name, service, endpoint: &endpoint })
     }
 
     fn finding(
@@ -192,9 +208,8 @@ impl ChainPair<'_> {
 
     fn missing(&self, desired: &ChainContent) -> CheckFinding {
         let summary = format!("a chain of {} rules is missing", desired.rules.len());
-        let effect = effects::of_lost_chain(&self.place(), &desired.rules);
-        let mut finding =
-            self.finding(FindingSeverity::Error, FindingKind::ChainMissing, summary, effect);
+        let effect = self.effect(|place| effects::of_lost_chain(place, &desired.rules));
+        let mut finding = self.finding(FindingSeverity::Error, FindingKind::ChainMissing, summary, effect);
         if desired.rules.is_empty() {
             finding.severity = FindingSeverity::Warning;
             finding.summary = "an empty chain is missing".to_owned();
@@ -211,7 +226,10 @@ impl ChainPair<'_> {
         let foreign = from.iter().find(|name| !ChainOwner::of(self.table, name).is_ours())?;
         let summary = format!("a chain that no object asks for; a foreign rule in {foreign} leads to it");
         let (severity, effect) = match in_force.rules.is_empty() {
-            true => (FindingSeverity::Notice, "None: it is empty. It stays as long as rules lead to it.".to_owned()),
+            true => (
+                FindingSeverity::Notice,
+                "None: it is empty. It stays as long as rules lead to it.".to_owned(),
+            ),
             false => (FindingSeverity::Warning, "Packets that rules lead there meet its rules.".to_owned()),
         };
         let mut finding = self.finding(severity, FindingKind::ChainAdded, summary, effect);
@@ -265,9 +283,11 @@ impl ChainPair<'_> {
     /// The rule that leads to the node ports stands before a Service's.
     fn early_tail(&self, in_force: &[NumberedRule<'_>]) -> Option<CheckFinding> {
         let first = in_force.iter().position(|rule| self.is_tail(rule.rule))?;
-        let behind = in_force[first..].iter().find(|rule| !self.is_tail(rule.rule) && Key::of(rule.rule).is_some())?;
+        let behind =
+            in_force[first..].iter().find(|rule| !self.is_tail(rule.rule) && Key::of(rule.rule).is_some())?;
         let rule = &in_force[first];
-        let summary = format!("rule {}, which leads to the node ports, stands before Services' rules", rule.number);
+        let summary =
+            format!("rule {}, which leads to the node ports, stands before Services' rules", rule.number);
         let effect = "An external IP that is also an address of this node is answered by a node port of the same number.";
         let mut finding =
             self.finding(FindingSeverity::Error, FindingKind::OrderChanged, summary, effect.to_owned());
@@ -281,7 +301,7 @@ impl ChainPair<'_> {
     fn flushed(&self, desired: &[NumberedRule<'_>]) -> CheckFinding {
         let summary = format!("the chain is empty; {} rules are missing", desired.len());
         let rules: Vec<Rule> = desired.iter().map(|rule| rule.rule.clone()).collect();
-        let effect = effects::of_lost_chain(&self.place(), &rules);
+        let effect = self.effect(|place| effects::of_lost_chain(place, &rules));
         let mut finding = self.finding(FindingSeverity::Error, FindingKind::ChainFlushed, summary, effect);
         finding.desired = self.texts(rules.iter().take(MAX_RULES));
         self.concern(&mut finding, rules.iter());
@@ -316,7 +336,7 @@ impl ChainPair<'_> {
 
     fn changed(&self, was: &NumberedRule<'_>, is: &NumberedRule<'_>) -> CheckFinding {
         let summary = format!("rule {} differs", is.number);
-        let effect = effects::of_changed_rule(&self.place(), was.rule, is.rule);
+        let effect = self.effect(|place| effects::of_changed_rule(place, was.rule, is.rule));
         let mut finding = self.finding(FindingSeverity::Error, FindingKind::RuleChanged, summary, effect);
         finding.rule = Some(is.number);
         finding.desired = self.texts([was.rule].into_iter());
@@ -326,7 +346,7 @@ impl ChainPair<'_> {
     }
 
     fn missing_rule(&self, rule: &NumberedRule<'_>) -> CheckFinding {
-        let effect = effects::of_missing_rule(&self.place(), rule.rule);
+        let effect = self.effect(|place| effects::of_missing_rule(place, rule.rule));
         let summary = format!("rule {} is missing", rule.number);
         let mut finding = self.finding(FindingSeverity::Error, FindingKind::RuleMissing, summary, effect);
         finding.rule = Some(rule.number);
@@ -336,7 +356,7 @@ impl ChainPair<'_> {
     }
 
     fn added_rule(&self, rule: &NumberedRule<'_>) -> CheckFinding {
-        let effect = effects::of_added_rule(&self.place(), rule.rule);
+        let effect = self.effect(|place| effects::of_added_rule(place, rule.rule));
         let summary = format!("rule {} is not one of the desired rules", rule.number);
         let mut finding = self.finding(FindingSeverity::Error, FindingKind::RuleAdded, summary, effect);
         finding.rule = Some(rule.number);
@@ -347,7 +367,8 @@ impl ChainPair<'_> {
 
     fn more(&self, missing: &[NumberedRule<'_>], added: &[NumberedRule<'_>]) -> CheckFinding {
         let kind = if missing.is_empty() { FindingKind::RuleAdded } else { FindingKind::RuleMissing };
-        let summary = format!("{} more rules are missing, {} more are not desired", missing.len(), added.len());
+        let summary =
+            format!("{} more rules are missing, {} more are not desired", missing.len(), added.len());
         let effect = "As of the rules above: many rules of this chain are of other objects.".to_owned();
         let mut finding = self.finding(FindingSeverity::Error, kind, summary, effect);
         let rules: Vec<&Rule> = missing.iter().chain(added).map(|rule| rule.rule).collect();
@@ -359,7 +380,7 @@ impl ChainPair<'_> {
 
     fn misplaced(&self, is: &NumberedRule<'_>, should: &NumberedRule<'_>) -> CheckFinding {
         let summary = format!("the rules are in another order, from rule {} on", is.number);
-        let effect = effects::of_order(&self.place(), should.rule, is.rule);
+        let effect = self.effect(|place| effects::of_order(place, should.rule, is.rule));
         let mut finding = self.finding(FindingSeverity::Error, FindingKind::OrderChanged, summary, effect);
         finding.rule = Some(is.number);
         finding.desired = self.texts([should.rule].into_iter());
@@ -441,14 +462,15 @@ pub(super) fn canaries(both: &BothRules<'_>) -> Vec<CheckFinding> {
         let has = |rules: &Ruleset| rules.chain(*table, &names::KUBE_PROXY_CANARY).is_some();
         has(both.desired) && !has(both.in_force)
     };
-    let missing: Vec<&str> = Table::ALL.iter().filter(|table| is_missing(table)).map(|t| t.as_str()).collect();
+    let missing: Vec<&str> =
+        Table::ALL.iter().filter(|table| is_missing(table)).map(|t| t.as_str()).collect();
     if missing.is_empty() || missing.len() == Table::ALL.len() && both.in_force.tables.is_empty() {
         return Vec::new();
     }
-    let summary = format!("the canary chain {} is missing in {}", names::KUBE_PROXY_CANARY, missing.join(", "));
+    let summary =
+        format!("the canary chain {} is missing in {}", names::KUBE_PROXY_CANARY, missing.join(", "));
     let effect = "None now. The proxy takes its absence in mangle for a flush of all tables, and writes its rules again.";
-    let mut finding =
-        CheckFinding::new(FindingSeverity::Warning, FindingKind::ChainMissing, summary, effect);
+    let mut finding = CheckFinding::new(FindingSeverity::Warning, FindingKind::ChainMissing, summary, effect);
     finding.family = Some(both.family.as_str().to_owned());
     finding.chain = Some(names::KUBE_PROXY_CANARY.to_string());
     vec![finding]

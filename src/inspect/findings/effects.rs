@@ -16,6 +16,8 @@ pub(super) struct RulePlace<'a> {
     pub(super) chain: ChainName,
     /// The service port of the chain.
     pub(super) service: Option<&'a str>,
+    /// The endpoint that a rule leads to.
+    pub(super) endpoint: &'a dyn Fn(&Rule) -> Option<SocketAddr>,
 }
 
 impl RulePlace<'_> {
@@ -85,18 +87,24 @@ pub(super) fn of_missing_rule(place: &RulePlace<'_>, rule: &Rule) -> String {
             format!("A pod that connects to {service} and is sent to itself gets no answer.")
         }
         (Table::Nat, ChainOwner::ServicePort(PortChain::Endpoint)) => match dnat(rule) {
-            Some(to) => format!("Connections to {service} that are sent to endpoint {to} keep their destination: they fail."),
+            Some(to) => format!(
+                "Connections to {service} that are sent to endpoint {to} keep their destination: they fail."
+            ),
             None => format!("Clients of {service} do not stay with this endpoint."),
         },
         (Table::Nat, ChainOwner::ServicePort(_)) if masquerades => format!(
             "Connections to {service} are not masqueraded where they have to be: answers may bypass this node."
         ),
         (Table::Nat, ChainOwner::ServicePort(PortChain::Cluster | PortChain::Local) | ChainOwner::Group) => {
-            let who = dnat(rule).map_or_else(|| "an endpoint".to_owned(), |to| format!("endpoint {to}"));
+            let who = (place.endpoint)(rule)
+                .map_or_else(|| "an endpoint".to_owned(), |to| format!("endpoint {to}"));
             match rule.matches.iter().any(|part| matches!(part, Match::Recent { .. })) {
                 true => format!("Clients of {service} do not stay with {who}."),
                 false if is_random(rule) => {
-                    format!("{} gets no connections to {service}; the others get more than their share.", capital(&who))
+                    format!(
+                        "{} gets no connections to {service}; the others get more than their share.",
+                        capital(&who)
+                    )
                 }
                 false => format!(
                     "{} gets no connections to {service}; its share of them reaches no endpoint and fails.",
@@ -162,14 +170,19 @@ pub(super) fn of_added_rule(place: &RulePlace<'_>, rule: &Rule) -> String {
             format!("{} keep their destination: they reach no endpoint.", capital(&what))
         }
         Some(Target::Accept) => format!("{} pass, whatever later rules say.", capital(&what)),
-        Some(Target::Jump(KUBE_MARK_MASQ)) => format!("{} are masqueraded: the endpoint sees this node's address.", capital(&what)),
+        Some(Target::Jump(KUBE_MARK_MASQ)) => {
+            format!("{} are masqueraded: the endpoint sees this node's address.", capital(&what))
+        }
         Some(Target::Jump(chain) | Target::Goto(chain)) => match ChainOwner::of(place.table, chain) {
-            ChainOwner::ServicePort(PortChain::Endpoint) => {
-                format!("{} may be sent to an endpoint that should get none.", capital(&what))
-            }
+            ChainOwner::ServicePort(PortChain::Endpoint) => match (place.endpoint)(rule) {
+                Some(to) => format!("{} may be sent to {to}, which should get none.", capital(&what)),
+                None => format!("{} may be sent to an endpoint that should get none.", capital(&what)),
+            },
             _ => format!("{} are led to {chain}.", capital(&what)),
         },
-        Some(Target::SetXmark { .. } | Target::Masquerade { .. }) => format!("{} are changed.", capital(&what)),
+        Some(Target::SetXmark { .. } | Target::Masquerade { .. }) => {
+            format!("{} are changed.", capital(&what))
+        }
         Some(Target::Other { name, .. }) => format!("{} meet {name}.", capital(&what)),
         None => "None: it counts packets and nothing else.".to_owned(),
     }
@@ -184,13 +197,17 @@ pub(super) fn of_changed_rule(place: &RulePlace<'_>, was: &Rule, is: &Rule) -> S
             _ => None,
         })
     };
-    match (dnat(was), dnat(is)) {
-        (Some(was), Some(is)) if was != is => return format!("Connections to {service} are sent to {is} in place of {was}."),
+    match ((place.endpoint)(was), (place.endpoint)(is)) {
+        (Some(was), Some(is)) if was != is => {
+            return format!("Connections to {service} are sent to {is} in place of {was}.");
+        }
         _ => {}
     }
     match (chance(was), chance(is)) {
         (was, is) if was != is && place.service.is_some() => {
-            let share = |chance: Option<f64>| chance.map_or_else(|| "all".to_owned(), |chance| format!("{:.1} %", chance * 100.0));
+            let share = |chance: Option<f64>| {
+                chance.map_or_else(|| "all".to_owned(), |chance| format!("{:.1} %", chance * 100.0))
+            };
             format!(
                 "Of the connections to {service} that reach this rule, {} and not {} go to its endpoint.",
                 share(is),
@@ -212,7 +229,9 @@ pub(super) fn of_order(place: &RulePlace<'_>, should: &Rule, is: &Rule) -> Strin
         (Table::Nat, ChainOwner::ServicePort(PortChain::Endpoint)) => {
             format!("A pod that connects to {service} and is sent to itself gets no answer.")
         }
-        (Table::Nat, ChainOwner::ServicePort(_) | ChainOwner::Group) if is_random(should) || is_random(is) => {
+        (Table::Nat, ChainOwner::ServicePort(_) | ChainOwner::Group)
+            if is_random(should) || is_random(is) =>
+        {
             format!("Endpoints of {service} do not get equal shares of its connections.")
         }
         (Table::Nat, _) if place.chain == KUBE_POSTROUTING => {
@@ -228,7 +247,9 @@ pub(super) fn of_order(place: &RulePlace<'_>, should: &Rule, is: &Rule) -> Strin
 /// A jump from a built-in chain that is missing.
 pub(super) fn of_missing_jump(table: Table, from: &ChainName, to: ChainName) -> String {
     let text = match (table, from.as_str(), to) {
-        (Table::Nat, "PREROUTING", _) => "Packets that arrive from pods and from outside meet no Service: no connection of theirs reaches an endpoint.",
+        (Table::Nat, "PREROUTING", _) => {
+            "Packets that arrive from pods and from outside meet no Service: no connection of theirs reaches an endpoint."
+        }
         (Table::Nat, "OUTPUT", _) => "Programs on this node reach no Service.",
         (Table::Nat, _, _) => {
             "Nothing is masqueraded: answers to clients outside the pods' network bypass this node, and pods that connect to their own Service get none."
@@ -236,8 +257,12 @@ pub(super) fn of_missing_jump(table: Table, from: &ChainName, to: ChainName) -> 
         (_, "FORWARD", KUBE_FORWARD) => {
             "Where the policy of FORWARD is DROP, connections to Services that are forwarded fail; INVALID packets are not dropped."
         }
-        (_, _, KUBE_PROXY_FIREWALL) => "Source ranges of load balancers do not hold for packets that pass here.",
-        (_, "OUTPUT", KUBE_SERVICES) => "Programs on this node that connect to a Service without endpoints wait for a time-out.",
+        (_, _, KUBE_PROXY_FIREWALL) => {
+            "Source ranges of load balancers do not hold for packets that pass here."
+        }
+        (_, "OUTPUT", KUBE_SERVICES) => {
+            "Programs on this node that connect to a Service without endpoints wait for a time-out."
+        }
         (_, _, KUBE_SERVICES | KUBE_EXTERNAL_SERVICES) => {
             "Clients of a Service without endpoints are not rejected: they wait for a time-out."
         }
@@ -247,7 +272,8 @@ pub(super) fn of_missing_jump(table: Table, from: &ChainName, to: ChainName) -> 
     text.to_owned()
 }
 
-fn dnat(rule: &Rule) -> Option<SocketAddr> {
+/// The address that the rule translates to.
+pub(super) fn dnat(rule: &Rule) -> Option<SocketAddr> {
     match rule.target {
         Some(Target::Dnat(to)) => Some(to),
         _ => None,

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeSet;
 
-use super::check_report::{CheckFinding, FindingKind, FindingSeverity};
 use super::super::{HostOrigin, HostView};
+use super::check_report::{CheckFinding, FindingKind, FindingSeverity};
 use crate::config::LayoutChoice;
 use crate::iptables::{ChainName, Match, Rule, Ruleset, Table, Target};
 use crate::net::MasqueradeMark;
@@ -50,7 +50,8 @@ pub(super) fn of_rules(settings: &Settings, in_force: &Ruleset, host: &HostView)
         false => LayoutChoice::Classic,
     };
     if found.layout == LayoutChoice::Compact {
-        found.bpf = votes.n_hairpins > 0 || votes.n_direct > 0 || (votes.n_endpoint_jumps == 0 && settings.bpf);
+        found.bpf =
+            votes.n_hairpins > 0 || votes.n_direct > 0 || (votes.n_endpoint_jumps == 0 && settings.bpf);
         findings.extend((!found.bpf).then(no_bpf));
     }
     if let Some(masquerade) = chain(Table::Nat, KUBE_POSTROUTING).iter().find_map(masquerades) {
@@ -65,7 +66,11 @@ pub(super) fn of_rules(settings: &Settings, in_force: &Ruleset, host: &HostView)
         found.counters.localhost = node_ports.iter().any(|rule| counts(rule));
     }
     let has_martian_rule = chain(Table::Filter, KUBE_FIREWALL).iter().any(fixed::is_martian_rule);
-    if found.localhost_node_ports && !has_martian_rule && !has_counted_localhost(&node_ports) && is_open(in_force) == Some(false) {
+    if found.localhost_node_ports
+        && !has_martian_rule
+        && !has_counted_localhost(&node_ports)
+        && is_open(in_force) == Some(false)
+    {
         without_localhost(&mut found);
     }
     adapt_addresses(&mut found, chain(Table::Nat, KUBE_SERVICES), host);
@@ -179,7 +184,8 @@ fn has_counted_localhost(node_ports: &[&Rule]) -> bool {
 fn is_open(in_force: &Ruleset) -> Option<bool> {
     let services = in_force.chain(Table::Nat, &KUBE_SERVICES)?;
     let tail: Vec<&Rule> = tail_rules(&services.rules).collect();
-    let covers = |rule: &&Rule| rule.destination.is_none_or(|to| !to.negated && to.value.address().is_loopback());
+    let covers =
+        |rule: &&Rule| rule.destination.is_none_or(|to| !to.negated && to.value.address().is_loopback());
     (!tail.is_empty()).then(|| tail.iter().any(covers))
 }
 
@@ -279,7 +285,9 @@ fn adapt_mark(settings: &mut Settings, in_force: &Ruleset) -> Option<CheckFindin
     let finding = CheckFinding::new(
         FindingSeverity::Warning,
         FindingKind::Configuration,
-        format!("the rules in force mark packets with {found_value:#x}, the configuration with {configured:#x}"),
+        format!(
+            "the rules in force mark packets with {found_value:#x}, the configuration with {configured:#x}"
+        ),
         "None, unless another program uses this bit of the mark.",
     );
     Some(finding.with_next("give the configuration of this node with --config"))

@@ -39,8 +39,7 @@ fn finding(both: &BothRules<'_>, jump: &Jump, names: &ServiceNames<'_>) -> Optio
     let to = jump.rule.callee()?;
     let summary = format!("the jump to {to} is missing");
     let effect = effects::of_missing_jump(jump.table, &jump.from, to);
-    let mut finding =
-        CheckFinding::new(FindingSeverity::Error, FindingKind::JumpMissing, summary, effect);
+    let mut finding = CheckFinding::new(FindingSeverity::Error, FindingKind::JumpMissing, summary, effect);
     finding.family = Some(both.family.as_str().to_owned());
     finding.table = Some(jump.table.to_string());
     finding.chain = Some(jump.from.to_string());
@@ -53,7 +52,8 @@ fn finding(both: &BothRules<'_>, jump: &Jump, names: &ServiceNames<'_>) -> Optio
 pub(super) fn has_deciding_rules(in_force: &Ruleset) -> bool {
     built_in(in_force).any(|(table, chain)| {
         let ahead = &chain.rules[..n_ahead(table, chain)];
-        ahead.iter().any(|rule| may_decide(in_force, table, rule, &mut BTreeSet::new()))
+        let returns = |rule: &Rule| rule.target == Some(Target::Return) && effects::may_match_new(rule);
+        ahead.iter().any(|rule| returns(rule) || may_decide(in_force, table, rule, &mut BTreeSet::new()))
     })
 }
 
@@ -79,9 +79,7 @@ fn may_decide(rules: &Ruleset, table: Table, rule: &Rule, seen: &mut BTreeSet<Ch
         None | Some(Target::SetXmark { .. } | Target::Return) => false,
         Some(Target::Jump(chain) | Target::Goto(chain)) => {
             let callee = rules.chain(table, chain).filter(|_| seen.insert(*chain));
-            callee.is_some_and(|callee| {
-                callee.rules.iter().any(|rule| may_decide(rules, table, rule, seen))
-            })
+            callee.is_some_and(|callee| callee.rules.iter().any(|rule| may_decide(rules, table, rule, seen)))
         }
         Some(Target::Other { name, .. }) => !PASSING.contains(&&**name),
         Some(_) => true,

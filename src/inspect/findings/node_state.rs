@@ -78,7 +78,8 @@ pub(super) fn findings(
 ) -> Vec<CheckFinding> {
     let mut findings = Vec::new();
     for checked in families {
-        let n_ports = cluster.snapshot.services().flat_map(|service| service.ports_in(checked.family)).count();
+        let n_ports =
+            cluster.snapshot.services().flat_map(|service| service.ports_in(checked.family)).count();
         if n_ports > 0 {
             findings.extend(forwarding(state, checked.family));
             findings.extend(bridges(state, cluster, interfaces, checked));
@@ -90,10 +91,17 @@ pub(super) fn findings(
     findings
 }
 
-fn sysctl(severity: FindingSeverity, key: &str, is: i64, should: impl std::fmt::Display, effect: &str) -> CheckFinding {
+fn sysctl(
+    severity: FindingSeverity,
+    key: &str,
+    is: i64,
+    should: impl std::fmt::Display,
+    effect: &str,
+) -> CheckFinding {
     let name = key.replace('/', ".");
     let summary = format!("sysctl {name} is {is}, should be {should}");
-    CheckFinding::new(severity, FindingKind::Sysctl, summary, effect).with_next(format!("sysctl -w {name}={should}"))
+    CheckFinding::new(severity, FindingKind::Sysctl, summary, effect)
+        .with_next(format!("sysctl -w {name}={should}"))
 }
 
 fn forwarding(state: &NodeState, family: IpFamily) -> Option<CheckFinding> {
@@ -117,7 +125,9 @@ fn localnet(state: &NodeState, cluster: &ClusterView, checked: &CheckedFamily<'_
     let has_node_ports = ports.into_iter().any(|port| port.port.node_port.is_some());
     let (severity, effect) = match (has_node_ports, checked.found.localhost_node_ports) {
         (false, _) => (FindingSeverity::Notice, "None: no Service has a node port."),
-        (true, true) => (FindingSeverity::Error, "Node ports do not answer on 127.0.0.1: the kernel drops packets to it."),
+        (true, true) => {
+            (FindingSeverity::Error, "Node ports do not answer on 127.0.0.1: the kernel drops packets to it.")
+        }
         (true, false) => (
             FindingSeverity::Warning,
             "Node ports do not answer on 127.0.0.1: the agent could not set it, and left out their rules.",
@@ -242,7 +252,11 @@ fn other_programs(state: &NodeState) -> Vec<CheckFinding> {
             CheckFinding::new(
                 FindingSeverity::Error,
                 FindingKind::ConflictingProxy,
-                format!("{} proxies run in this network namespace: {}", state.proxies.len(), state.proxies.join(", ")),
+                format!(
+                    "{} proxies run in this network namespace: {}",
+                    state.proxies.len(),
+                    state.proxies.join(", ")
+                ),
                 "They overwrite each other's rules; what packets meet depends on which wrote last.",
             )
             .with_next("stop all but one"),

@@ -30,7 +30,8 @@ impl<'a> ServiceNames<'a> {
 
     /// The service port of a chain.
     pub(super) fn of_chain(&self, chain: &ChainName) -> Option<&str> {
-        let labels = self.labels.get_or_init(|| self.subjects.map(|subject| ChainLabels::of(subject, self.family)));
+        let labels =
+            self.labels.get_or_init(|| self.subjects.map(|subject| ChainLabels::of(subject, self.family)));
         labels.iter().find_map(|labels| labels.service_port(chain))
     }
 

@@ -83,7 +83,8 @@ pub(super) fn compare(question: &mut TrafficQuestion<'_>) -> TrafficComparison {
     };
     let mut found = TrafficComparison { n_packets: probes.len(), ..TrafficComparison::default() };
     let in_force = vantages.traced_node(question.in_force);
-    let fates: Vec<PacketFate> = probes.iter().map(|probe| PacketFate::of(&in_force, &probe.packet)).collect();
+    let fates: Vec<PacketFate> =
+        probes.iter().map(|probe| PacketFate::of(&in_force, &probe.packet)).collect();
     hooks::adopt_foreign_rules(&mut desired, question.in_force);
     if has_foreign {
         let node = vantages.traced_node(&desired);
@@ -116,7 +117,9 @@ fn foreign_finding(question: &TrafficQuestion<'_>, step: &Step, on: &[TrafficDif
         question.in_force.chain(step.table, &step.chain)?.rules.get(number.checked_sub(1)?)
     });
     let summary = match step.rule {
-        Some(number) => format!("rule {number}, of another program, decides about packets of Services before their rules do"),
+        Some(number) => format!(
+            "rule {number}, of another program, decides about packets of Services before their rules do"
+        ),
         None => "the policy decides about packets of Services before their rules do".to_owned(),
     };
     let first = &on[0];
@@ -131,8 +134,7 @@ fn foreign_finding(question: &TrafficQuestion<'_>, step: &Step, on: &[TrafficDif
             n => format!(" {} of the packets traced fare so.", n),
         }
     );
-    let mut finding =
-        CheckFinding::new(FindingSeverity::Error, FindingKind::ForeignRule, summary, effect);
+    let mut finding = CheckFinding::new(FindingSeverity::Error, FindingKind::ForeignRule, summary, effect);
     finding.family = Some(question.family.as_str().to_owned());
     finding.table = Some(step.table.to_string());
     finding.chain = Some(step.chain.to_string());
@@ -223,7 +225,10 @@ impl PacketFate {
         let mut visible: BTreeMap<Outcome, Weight> = BTreeMap::new();
         for branch in &self.branches {
             let outcome = Outcome { mark: 0, ..branch.outcome.clone().visible() };
-            visible.entry(outcome).and_modify(|weight| weight.add(&branch.weight)).or_insert(branch.weight.clone());
+            visible
+                .entry(outcome)
+                .and_modify(|weight| weight.add(&branch.weight))
+                .or_insert(branch.weight.clone());
         }
         visible
     }
@@ -242,11 +247,13 @@ impl PacketFate {
         if !should.differs(self) {
             return None;
         }
-        let kind = |branch: &Branch| (std::mem::discriminant(&branch.outcome.verdict), branch.outcome.destination);
+        let kind =
+            |branch: &Branch| (std::mem::discriminant(&branch.outcome.verdict), branch.outcome.destination);
         let expected: BTreeSet<_> = should.branches.iter().map(|branch| branch.outcome.destination).collect();
         let is_new = |branch: &&Branch| should.branches.iter().all(|other| kind(other) != kind(branch));
         let branch = self.branches.iter().find(is_new)?;
-        let is_nat = |step: &&Step| step.table == Table::Nat && matches!(step.hook, Hook::Prerouting | Hook::Output);
+        let is_nat =
+            |step: &&Step| step.table == Table::Nat && matches!(step.hook, Hook::Prerouting | Hook::Output);
         let step = match branch.outcome.verdict {
             PacketVerdict::Dropped | PacketVerdict::Rejected => branch.path.last(),
             _ if !expected.contains(&branch.outcome.destination) => branch.path.iter().rev().find(is_nat),
@@ -283,19 +290,23 @@ impl PacketFate {
     }
 }
 
+/// As in `one of 3 endpoints (10.0.0.5:80, 10.0.0.6:80, 10.0.0.7:80), masqueraded`.
 fn endpoints_text(endpoints: &[(SocketAddr, bool, f64)]) -> Option<String> {
-    const SHOWN: usize = 3;
-    if endpoints.is_empty() {
-        return None;
-    }
-    let is_even = endpoints.iter().all(|(_, _, share)| (share - endpoints[0].2).abs() < 1e-6);
+    const SHOWN: usize = 8;
+    let first = endpoints.first()?;
+    let is_even = endpoints.iter().all(|(_, _, share)| (share - first.2).abs() < 1e-6);
+    let all_masqueraded = endpoints.iter().all(|(_, masquerade, _)| *masquerade);
     let one = |(to, masquerade, share): &(SocketAddr, bool, f64)| {
         let share = if is_even { String::new() } else { format!(" {:.1} %", share * 100.0) };
-        format!("{to}{share}{}", if *masquerade { " masqueraded" } else { "" })
+        format!("{to}{share}{}", if *masquerade && !all_masqueraded { " masqueraded" } else { "" })
     };
     let mut texts: Vec<String> = endpoints.iter().take(SHOWN).map(one).collect();
     if endpoints.len() > SHOWN {
         texts.push(format!("{} more", endpoints.len() - SHOWN));
     }
-    Some(format!("reaches {}", texts.join(" or ")))
+    let masqueraded = if all_masqueraded { ", masqueraded" } else { "" };
+    Some(match endpoints.len() {
+        1 => format!("{}{masqueraded}", texts[0]),
+        n => format!("one of {n} endpoints ({}){masqueraded}", texts.join(", ")),
+    })
 }
