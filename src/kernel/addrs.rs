@@ -233,6 +233,10 @@ mod tests {
                 let addresses = addresses_of(name).unwrap();
                 addresses.iter().map(ToString::to_string).collect::<Vec<String>>()
             };
+            // An interface that is down has addresses, too.
+            assert_eq!(of("d0"), ["192.0.2.7", "2001:db8::7"]);
+            assert_eq!(of("d1"), ["10.9.0.1", "192.0.2.7"]);
+            assert_eq!(of("d"), [] as [String; 0]);
             assert!(Command::new("ip").args(["link", "set", "d0", "up"]).status().unwrap().success());
             assert!(
                 Command::new("ip")
@@ -254,10 +258,6 @@ mod tests {
             };
             assert_eq!(on("d1"), ["10.9.0.1/32", "192.0.2.7/25"]);
             assert_eq!(bridges().unwrap(), ["d0", "d1"]);
-            // An interface that is down has addresses, too.
-            assert_eq!(of("d0"), ["192.0.2.7", "2001:db8::7"]);
-            assert_eq!(of("d1"), ["10.9.0.1", "192.0.2.7"]);
-            assert_eq!(of("d"), [] as [String; 0]);
         });
     }
 }

@@ -252,12 +252,14 @@ impl PacketFate {
         let expected: BTreeSet<_> = should.branches.iter().map(|branch| branch.outcome.destination).collect();
         let is_new = |branch: &&Branch| should.branches.iter().all(|other| kind(other) != kind(branch));
         let branch = self.branches.iter().find(is_new)?;
+        // Rules, not policies.
+        let mut matched = branch.path.iter().rev().filter(|step| step.rule.is_some());
         let is_nat =
             |step: &&Step| step.table == Table::Nat && matches!(step.hook, Hook::Prerouting | Hook::Output);
         let step = match branch.outcome.verdict {
             PacketVerdict::Dropped | PacketVerdict::Rejected => branch.path.last(),
-            _ if !expected.contains(&branch.outcome.destination) => branch.path.iter().rev().find(is_nat),
-            _ => branch.path.iter().rev().find(|step| step.table == Table::Filter),
+            _ if !expected.contains(&branch.outcome.destination) => matched.find(is_nat),
+            _ => matched.find(|step| step.table == Table::Filter),
         }?;
         let rule = rules.chain(step.table, &step.chain)?.rules.get(step.rule?.checked_sub(1)?)?;
         let is_foreign = ChainOwner::of(step.table, &step.chain) == ChainOwner::Foreign;
