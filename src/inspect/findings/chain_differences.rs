@@ -2,12 +2,12 @@
 //! spelling of rules, counters and comments do not count. (kube-proxy drops comments in a large cluster, and keeps
 //! those of unchanged Services when a cluster shrinks.)
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::check_report::{CheckFinding, FindingKind, FindingSeverity};
 use super::effects::{self, RulePlace};
 use super::service_names::{ServiceNames, in_comment};
-use crate::iptables::{ChainContent, ChainName, Match, Rule, Ruleset, Table, write};
+use crate::iptables::{ChainContent, ChainName, Match, Rule, Ruleset, Table, keyed_hash, write};
 use crate::net::IpFamily;
 use crate::rules::dispatch::Key;
 use crate::rules::names::{KUBE_NODEPORTS, KUBE_SERVICES};
@@ -151,6 +151,7 @@ struct NumberedRule<'a> {
     number: usize,
     rule: &'a Rule,
     canonical: Rule,
+    hash: u64,
 }
 
 /// How the rules of a chain differ.
@@ -404,7 +405,7 @@ fn numbered(rules: &[Rule]) -> Vec<NumberedRule<'_>> {
     };
     let numbered = rules.iter().enumerate().map(|(n, rule)| {
         let (number, canonical) = canonical((n, rule));
-        NumberedRule { number, rule, canonical }
+        NumberedRule { number, rule, hash: keyed_hash(&canonical), canonical }
     });
     numbered.filter(|rule| rule.canonical != Rule::default()).collect()
 }
@@ -414,33 +415,31 @@ fn same(a: &[NumberedRule<'_>], b: &[NumberedRule<'_>]) -> bool {
 }
 
 /// What is only in one of both, as often as it is there more; and of the rest the first that is not at its place.
-#[allow(clippy::disallowed_types, reason = "looked up only: no order leaks")]
 fn differences<'a>(desired: &[NumberedRule<'a>], in_force: &[NumberedRule<'a>]) -> RuleDifferences<'a> {
-    let mut counts: HashMap<&Rule, (usize, usize)> = HashMap::with_capacity(desired.len());
-    desired.iter().for_each(|rule| counts.entry(&rule.canonical).or_default().0 += 1);
-    in_force.iter().for_each(|rule| counts.entry(&rule.canonical).or_default().1 += 1);
+    // How often each rule is desired and in force, by its hash.
+    let mut counts: BTreeMap<u64, (usize, usize)> = BTreeMap::new();
+    desired.iter().for_each(|rule| counts.entry(rule.hash).or_default().0 += 1);
+    in_force.iter().for_each(|rule| counts.entry(rule.hash).or_default().1 += 1);
     let mut found = RuleDifferences::default();
     let mut left = counts.clone();
     let (mut common, mut common_in_force) = (Vec::new(), Vec::new());
     for rule in desired {
-        let n = left.get_mut(&rule.canonical).expect("counted above");
-        match n.1 {
-            0 => found.missing.push(rule.clone()),
-            _ => {
-                n.1 -= 1;
+        match left.get_mut(&rule.hash) {
+            Some((_, n)) if *n > 0 => {
+                *n -= 1;
                 common.push(rule);
             }
+            _ => found.missing.push(rule.clone()),
         }
     }
     let mut left = counts;
     for rule in in_force {
-        let n = left.get_mut(&rule.canonical).expect("counted above");
-        match n.0 {
-            0 => found.added.push(rule.clone()),
-            _ => {
-                n.0 -= 1;
+        match left.get_mut(&rule.hash) {
+            Some((n, _)) if *n > 0 => {
+                *n -= 1;
                 common_in_force.push(rule);
             }
+            _ => found.added.push(rule.clone()),
         }
     }
     let misplaced = common.iter().zip(&common_in_force).find(|(a, b)| a.canonical != b.canonical);
