@@ -10,7 +10,7 @@ use super::check_report::{CheckFinding, FindingKind, FindingSeverity, TrafficDif
 use super::hooks;
 use super::service_names;
 use crate::iptables::trace::{
-    Branch, Hook, Outcome, Packet, PacketVerdict, RecentLists, Step, TracedNode, Weight, trace,
+    Branch, Hook, Outcome, Packet, PacketVerdict, RecentLists, Step, TraceOptions, Tracer, Weight,
 };
 use crate::iptables::{Ruleset, Table, write};
 use crate::model::ServicePort;
@@ -82,12 +82,12 @@ pub(super) fn compare(question: &mut TrafficQuestion<'_>) -> TrafficComparison {
         return TrafficComparison::default();
     };
     let mut found = TrafficComparison { n_packets: probes.len(), ..TrafficComparison::default() };
-    let in_force = vantages.traced_node(question.in_force);
+    let in_force = tracer(&vantages, question.in_force);
     let fates: Vec<PacketFate> =
         probes.iter().map(|probe| PacketFate::of(&in_force, &probe.packet)).collect();
     hooks::adopt_foreign_rules(&mut desired, question.in_force);
     if has_foreign {
-        let node = vantages.traced_node(&desired);
+        let node = tracer(&vantages, &desired);
         let mut foreign: BTreeMap<Step, Vec<TrafficDifference>> = BTreeMap::new();
         for (probe, is) in probes.iter().zip(&fates) {
             let should = PacketFate::of(&node, &probe.packet);
@@ -101,7 +101,7 @@ pub(super) fn compare(question: &mut TrafficQuestion<'_>) -> TrafficComparison {
     for (table, name, content) in hooks::with_all_jumps(question.in_force) {
         *desired.chain_mut(table, name) = content;
     }
-    let node = vantages.traced_node(&desired);
+    let node = tracer(&vantages, &desired);
     for (probe, is) in probes.iter().zip(&fates).filter(|(probe, _)| probe.is_touched) {
         let should = PacketFate::of(&node, &probe.packet);
         if should.differs(is) {
@@ -109,6 +109,11 @@ pub(super) fn compare(question: &mut TrafficQuestion<'_>) -> TrafficComparison {
         }
     }
     found
+}
+
+/// Rules that cannot be decided, as those of network policies with sets, count as not matching.
+fn tracer<'a>(vantages: &'a Vantages, rules: &'a Ruleset) -> Tracer<'a> {
+    Tracer::new(vantages.traced_node(rules), TraceOptions { passes_undecided: true, records_events: false })
 }
 
 /// A rule of another program that decides about packets of Services.
@@ -216,8 +221,8 @@ struct PacketFate {
 }
 
 impl PacketFate {
-    fn of(node: &TracedNode<'_>, packet: &Packet) -> PacketFate {
-        PacketFate { branches: trace(node, packet, &RecentLists::default()) }
+    fn of(node: &Tracer<'_>, packet: &Packet) -> PacketFate {
+        PacketFate { branches: node.trace(packet, &RecentLists::default()) }
     }
 
     /// What can be seen of the outcomes, each with its probability.
