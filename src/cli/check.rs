@@ -61,7 +61,9 @@ fn compare(arguments: &CheckArguments) -> anyhow::Result<CheckReport> {
         bail!("check needs the objects to compare with: give them with -f OBJECTS");
     }
     let config = source.node.config()?;
-    let Objects { inventory, problems } = objects::read(&source.objects)?;
+    let objects = objects::read(&source.objects)?;
+    objects.print_notes(source.node.is_verbose);
+    let Objects { inventory, problems, .. } = objects;
     match &source.rules {
         Some(path) => {
             let (mut cluster, host) = source.node.cluster(&config, &inventory)?;
