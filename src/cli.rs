@@ -1,6 +1,7 @@
 //! The command line: subcommands and their exit status. The only place that prints to stdout.
 
 mod cleanup;
+mod explain;
 mod objects;
 mod output;
 mod render;
@@ -35,6 +36,8 @@ enum Command {
     Run(run::RunArguments),
     /// Prints the rules of a node for objects in files; needs neither root nor a cluster.
     Render(render::RenderArguments),
+    /// Explains one Service as a node sees it: frontends, endpoints used and left out, chains, who answers.
+    Explain(explain::ExplainArguments),
     /// Removes the leftovers of Chainsmith and of every mode of kube-proxy, and nothing else.
     ///
     /// These are: their chains and jumps in both iptables back-ends; the nftables tables kube-proxy; and of
@@ -68,6 +71,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command {
         Command::Run(arguments) => run::main(&arguments),
         Command::Render(arguments) => render::main(&arguments),
+        Command::Explain(arguments) => explain::main(&arguments),
         Command::Cleanup(arguments) => cleanup::main(&arguments),
     }
 }

@@ -145,6 +145,16 @@ pub struct FrontendExplanation {
     pub claimed_by: Vec<String>,
 }
 
+impl FrontendExplanation {
+    /// `cluster IP 10.0.0.1:80`, `node port 30080`
+    pub fn text(&self) -> String {
+        match self.address {
+            Some(address) => format!("{} {}", self.kind.as_str(), SocketAddr::new(address, self.port)),
+            None => format!("{} {}", self.kind.as_str(), self.port),
+        }
+    }
+}
+
 /// An endpoint, and whether it serves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
@@ -218,12 +228,23 @@ pub struct ChainExplanation {
     pub role: String,
     /// Number of its rules.
     pub n_rules: usize,
-    /// Rules that lead to it, as in `KUBE-SERVICES rule 3`; at most a few.
-    pub reached_from: Vec<String>,
+    /// Rules that lead to it; at most a few.
+    pub reached_from: Vec<ChainCaller>,
     /// Further rules that lead to it.
     pub n_more_callers: usize,
     /// Whether it is the chain of one endpoint.
     pub is_endpoint: bool,
+}
+
+/// A rule of the same table that leads to a chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ChainCaller {
+    /// Its chain.
+    pub chain: String,
+    /// Its number, from 1.
+    pub rule: usize,
 }
 
 /// An entry in a chain that Services share.
@@ -307,6 +328,8 @@ pub struct PacketFate {
     pub is_masqueraded: bool,
     /// Whether no reply can come back: it leaves the node with a loopback source.
     pub is_unanswerable: bool,
+    /// Rules that could change this and cannot be decided, one line each; the rest holds if they do not match.
+    pub undecided: Vec<String>,
     /// The service port of another Service that answers.
     pub other_service_port: Option<String>,
 }

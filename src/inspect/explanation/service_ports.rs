@@ -16,8 +16,8 @@ use crate::inspect::labels::hash_of;
 use crate::iptables::Ruleset;
 use crate::model::{Endpoint, Service, ServicePort, ServicePortName};
 use crate::net::{IpFamily, Protocol};
-use crate::policy::{EndpointUse, HintsState, PortCandidates, ServiceSlices};
-use crate::rules::dispatch::Key;
+use crate::policy::{EndpointCandidate, EndpointUse, HintsState, PortCandidates, ServiceSlices};
+use crate::rules::dispatch::{self, Key};
 use crate::rules::names::{PortChain, PortNames};
 use crate::rules::overlap::{Claims, Overlaps};
 use crate::rules::{NodePorts, Settings, SharedChain};
@@ -65,7 +65,7 @@ pub(super) fn of_objects<'a>(
         let candidates = slices.candidates(port, cluster.place());
         let quarantined = cluster.quarantined.get(family).get(&name);
         let hash = hash_of(&PortNames::new(&name).chain(PortChain::Cluster)).map(str::to_owned);
-        let count = |list: fn(&crate::policy::EndpointCandidate<'_>) -> Option<EndpointUse>, applies: bool| {
+        let count = |list: fn(&EndpointCandidate<'_>) -> Option<EndpointUse>, applies: bool| {
             let used = candidates.endpoints.iter().filter_map(list).filter(|of| of.is_used());
             applies.then(|| used.count())
         };
@@ -100,7 +100,7 @@ pub(super) fn of_objects<'a>(
 }
 
 fn known_endpoints(candidates: &PortCandidates<'_>) -> KnownEndpoints {
-    let used = |list: fn(&crate::policy::EndpointCandidate<'_>) -> Option<EndpointUse>| {
+    let used = |list: fn(&EndpointCandidate<'_>) -> Option<EndpointUse>| {
         let used = candidates.endpoints.iter().filter(move |one| list(one).is_some_and(EndpointUse::is_used));
         used.map(|candidate| candidate.endpoint.address).collect::<BTreeSet<SocketAddr>>()
     };
@@ -116,7 +116,7 @@ fn known_endpoints(candidates: &PortCandidates<'_>) -> KnownEndpoints {
     KnownEndpoints { cluster, local: used(|candidate| candidate.local), narrowed }
 }
 
-fn endpoint(candidate: &crate::policy::EndpointCandidate<'_>) -> EndpointExplanation {
+fn endpoint(candidate: &EndpointCandidate<'_>) -> EndpointExplanation {
     let Endpoint { address, source } = candidate.endpoint;
     let names = |names: &[std::sync::Arc<str>]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
     EndpointExplanation {
@@ -154,11 +154,7 @@ fn other_entries(slices: &ServiceSlices<'_>, candidates: &PortCandidates<'_>) ->
     superseded.chain(elsewhere).take(MAX_OTHER_ENTRIES).collect()
 }
 
-fn frontends(
-    settings: &Settings,
-    port: &ServicePort<'_>,
-    overlaps: &Overlaps,
-) -> Vec<FrontendExplanation> {
+fn frontends(settings: &Settings, port: &ServicePort<'_>, overlaps: &Overlaps) -> Vec<FrontendExplanation> {
     let mut frontends: Vec<FrontendExplanation> = Vec::new();
     let name = port.name();
     let protocol = port.port.protocol;
@@ -206,7 +202,8 @@ fn overlaps(cluster: &ClusterView, family: IpFamily, ports: &[ServicePort<'_>]) 
     let mut compiler = PortCompiler::new(Source { settings, view });
     let mut claimants: Vec<(ServicePortName, &Service)> = Vec::new();
     for service in cluster.snapshot.services() {
-        let ports = service.ports_in(family).filter(|port| keys(settings, port).any(|key| own.contains(&key)));
+        let ports =
+            service.ports_in(family).filter(|port| keys(settings, port).any(|key| own.contains(&key)));
         claimants.extend(ports.map(|port| (port.name(), &**service)));
     }
     claimants.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -258,11 +255,7 @@ pub(super) fn of_rules<'a>(
         }
         let chains = PortChains::of_entries(ruleset, &entries);
         let destinations = chains.destinations();
-        let local = PortChains {
-            balancing: chains.balancing.iter().filter(|(name, _)| is_local(name)).copied().collect(),
-            endpoints: Vec::new(),
-        };
-        let local = local.with_endpoints_of(&chains).destinations();
+        let local = chains.local().destinations();
         let endpoints = destinations.iter().map(|address| EndpointExplanation {
             address: *address,
             slice: None,
@@ -301,16 +294,6 @@ pub(super) fn of_rules<'a>(
     (ports, n_more)
 }
 
-fn is_local(name: &crate::iptables::ChainName) -> bool {
-    use crate::rules::ownership::ChainOwner;
-    let local = PortChain::Local.name_with("");
-    match ChainOwner::of(crate::iptables::Table::Nat, name) {
-        ChainOwner::ServicePort(kind) => kind == PortChain::Local,
-        ChainOwner::Group => local.is_some_and(|local| name.as_str().starts_with(local.as_str())),
-        _ => false,
-    }
-}
-
 fn frontends_of_entries(entries: &[NamedEntry<'_>]) -> Vec<FrontendExplanation> {
     let mut frontends: Vec<FrontendExplanation> = Vec::new();
     // Entries that tell the kind come first: a rejecting one may stand for the same address.
@@ -334,17 +317,13 @@ fn frontends_of_entries(entries: &[NamedEntry<'_>]) -> Vec<FrontendExplanation> 
 }
 
 fn kind_of(entry: &NamedEntry<'_>) -> FrontendKind {
-    use crate::iptables::Table;
-    use crate::rules::names::KUBE_SERVICES;
     match entry.what {
         _ if entry.key.ip.is_none() => FrontendKind::NodePort,
         "cluster IP" => FrontendKind::ClusterIp,
         "external IP" => FrontendKind::ExternalIp,
         "loadbalancer IP" => FrontendKind::LoadBalancerIp,
         // In filter, cluster IPs have a chain of their own, and in compact chains behind it.
-        _ if entry.table == Table::Filter
-            && (entry.chain == KUBE_SERVICES || SharedChain::FilterServices.has_behind(&entry.chain)) =>
-        {
+        _ if dispatch::leads_to(SharedChain::FilterServices, entry.table, &entry.chain) => {
             FrontendKind::ClusterIp
         }
         _ => FrontendKind::External,

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use super::report::{ChainExplanation, EntryExplanation};
+use super::report::{ChainCaller, ChainExplanation, EntryExplanation};
 use crate::inspect::labels::{ChainLabels, hash_of};
 use crate::iptables::{ChainContent, ChainName, Rule, Ruleset, Table, Target};
 use crate::model::ServiceName;
@@ -59,9 +59,9 @@ pub(super) fn named_entries<'a>(ruleset: &'a Ruleset, service: &ServiceName) -> 
     for (table, chain, content) in shared_chains(ruleset) {
         for (n, rule) in content.rules.iter().enumerate() {
             let Some((service_port, what)) = rule.comment().map(split_comment) else { continue };
-            let is_named = service_port.strip_prefix(&service).is_some_and(|rest| {
-                rest.is_empty() || rest.starts_with(':')
-            });
+            let is_named = service_port
+                .strip_prefix(&service)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
             if let Some(key) = Key::of(rule).filter(|_| is_named) {
                 entries.push(NamedEntry { table, chain, number: n + 1, service_port, what, key, rule });
             }
@@ -109,13 +109,13 @@ impl<'a> PortChains<'a> {
         let mut chains = PortChains::default();
         for kind in [PortChain::Firewall, PortChain::External, PortChain::Cluster, PortChain::Local] {
             let Some(first) = kind.name_with(hash) else { continue };
-            let with_hash = nat.range(first..).take_while(|(name, _)| {
-                name.as_str().starts_with(first.as_str())
-            });
+            let with_hash =
+                nat.range(first..).take_while(|(name, _)| name.as_str().starts_with(first.as_str()));
             chains.balancing.extend(with_hash.map(|(name, content)| (*name, content)));
         }
         let mut endpoints = BTreeSet::new();
-        for callee in chains.balancing.iter().flat_map(|(_, content)| &content.rules).filter_map(Rule::callee) {
+        for callee in chains.balancing.iter().flat_map(|(_, content)| &content.rules).filter_map(Rule::callee)
+        {
             if ChainOwner::of(Table::Nat, &callee) == ChainOwner::ServicePort(PortChain::Endpoint) {
                 endpoints.insert(callee);
             }
@@ -134,7 +134,31 @@ impl<'a> PortChains<'a> {
     /// Where their rules send connections.
     pub fn destinations(&self) -> BTreeSet<SocketAddr> {
         let rules = self.balancing.iter().chain(&self.endpoints).flat_map(|(_, content)| &content.rules);
-        rules.filter_map(|rule| if let Some(Target::Dnat(to)) = rule.target { Some(to) } else { None }).collect()
+        rules
+            .filter_map(|rule| if let Some(Target::Dnat(to)) = rule.target { Some(to) } else { None })
+            .collect()
+    }
+
+    /// The part of the balancing chains that balance over endpoints of this node, with their endpoint chains.
+    pub fn local(&self) -> PortChains<'a> {
+        let local = PortChain::Local.name_with("");
+        let is_local =
+            |name: &ChainName| local.is_some_and(|local| name.as_str().starts_with(local.as_str()));
+        let balancing: Vec<_> = self.balancing.iter().filter(|(name, _)| is_local(name)).copied().collect();
+        let callees: BTreeSet<ChainName> =
+            balancing.iter().flat_map(|(_, content)| &content.rules).filter_map(Rule::callee).collect();
+        let endpoints = self.endpoints.iter().filter(|(name, _)| callees.contains(name)).copied().collect();
+        PortChains { balancing, endpoints }
+    }
+
+    /// The sources that the chain for source ranges lets through.
+    pub fn source_ranges(&self) -> Vec<String> {
+        let firewall = PortChain::Firewall.name_with("");
+        let is_firewall =
+            |name: &ChainName| firewall.is_some_and(|firewall| name.as_str().starts_with(firewall.as_str()));
+        let chains = self.balancing.iter().filter(|(name, _)| is_firewall(name));
+        let sources = chains.flat_map(|(_, content)| &content.rules).filter_map(|rule| rule.source);
+        sources.map(|source| source.value.to_string()).collect()
     }
 
     fn iter(&self) -> impl Iterator<Item = &(ChainName, &'a ChainContent)> {
@@ -147,21 +171,23 @@ pub(super) struct Callers(BTreeMap<ChainName, CallersOfChain>);
 
 #[derive(Default)]
 struct CallersOfChain {
-    first: Vec<String>,
+    first: Vec<ChainCaller>,
     n: usize,
 }
 
 impl Callers {
     /// The callers of the chains of `ports`, found in one pass over the rules.
-    pub fn of(ruleset: &Ruleset, ports: &[PortChains<'_>]) -> Callers {
-        let names = ports.iter().flat_map(PortChains::iter).map(|(name, _)| (*name, CallersOfChain::default()));
+    pub fn of<'a>(ruleset: &Ruleset, ports: impl Iterator<Item = &'a PortChains<'a>>) -> Callers {
+        let names = ports.flat_map(PortChains::iter).map(|(name, _)| (*name, CallersOfChain::default()));
         let mut callers: BTreeMap<ChainName, CallersOfChain> = names.collect();
         for (name, content) in ruleset.tables.get(&Table::Nat).into_iter().flatten() {
             for (n, rule) in content.rules.iter().enumerate() {
-                let Some(of_chain) = rule.callee().and_then(|callee| callers.get_mut(&callee)) else { continue };
+                let Some(of_chain) = rule.callee().and_then(|callee| callers.get_mut(&callee)) else {
+                    continue;
+                };
                 of_chain.n += 1;
                 if of_chain.first.len() < MAX_CALLERS {
-                    of_chain.first.push(format!("{name} rule {}", n + 1));
+                    of_chain.first.push(ChainCaller { chain: name.to_string(), rule: n + 1 });
                 }
             }
         }

@@ -10,7 +10,9 @@ use super::report::{
 };
 use super::service_rules::split_comment;
 use crate::inspect::vantage::{Vantage, VantagePoint, Vantages};
-use crate::iptables::trace::{Branch, Delivery, Packet, PacketVerdict, RecentLists, Step, Weight, trace};
+use crate::iptables::trace::{
+    Branch, Delivery, Packet, PacketVerdict, RecentLists, Step, TraceOptions, Tracer, UndecidedRule, Weight,
+};
 use crate::iptables::{CtStates, Match, Rule, Ruleset, Table};
 use crate::net::{IpFamily, Protocol};
 use crate::rules::names;
@@ -35,6 +37,7 @@ pub(super) struct Evaluator<'a> {
     family: IpFamily,
     ruleset: &'a Ruleset,
     vantages: &'a Vantages,
+    tracer: Tracer<'a>,
     /// The address of the node to which packets for node ports go.
     node_address: IpAddr,
 }
@@ -58,7 +61,9 @@ impl<'a> Evaluator<'a> {
         };
         let own = vantages.point(Vantage::Node).source;
         let known = addresses.iter().copied().find(|ip| !ip.is_loopback());
-        Evaluator { family, ruleset, vantages, node_address: known.unwrap_or(own) }
+        let options = TraceOptions { passes_undecided: true, records_events: false };
+        let tracer = Tracer::new(vantages.traced_node(ruleset), options);
+        Evaluator { family, ruleset, vantages, tracer, node_address: known.unwrap_or(own) }
     }
 
     /// The cells of a service port, by vantage and then frontend.
@@ -77,8 +82,7 @@ impl<'a> Evaluator<'a> {
                 destination,
                 protocol,
             );
-            let node = self.vantages.traced_node(self.ruleset);
-            let branches = trace(&node, &packet, &RecentLists::default());
+            let branches = self.tracer.trace(&packet, &RecentLists::default());
             TruthCell {
                 from: point.vantage.to_string(),
                 frontend: n,
@@ -117,16 +121,15 @@ impl<'a> Evaluator<'a> {
 
     fn key(&self, service_port: &str, branch: &Branch) -> FateKey<'a> {
         let outcome = &branch.outcome;
-        let last = branch.path.last();
+        let last = branch.decided_by();
+        let last = last.as_ref();
         let (verdict, reason) = match outcome.verdict {
             PacketVerdict::Accepted(_) if outcome.dnat.is_some() => (FateVerdict::Endpoint, None),
             PacketVerdict::Accepted(Delivery::Local) => (FateVerdict::ToNode, None),
             PacketVerdict::Accepted(Delivery::Forwarded) => (FateVerdict::Untranslated, None),
             PacketVerdict::Rejected => (FateVerdict::Rejected, last.map(|step| self.reason(step))),
             PacketVerdict::Dropped => (FateVerdict::Dropped, last.map(|step| self.reason(step))),
-            PacketVerdict::Unknown(step) => {
-                (FateVerdict::Unknown, Some(format!("{step} cannot be decided")))
-            }
+            PacketVerdict::Unknown(step) => (FateVerdict::Unknown, Some(format!("{step} cannot be decided"))),
         };
         let is_endpoint = verdict == FateVerdict::Endpoint;
         let passes = matches!(outcome.verdict, PacketVerdict::Accepted(_));
@@ -136,6 +139,7 @@ impl<'a> Evaluator<'a> {
             reason,
             is_masqueraded: passes && outcome.masquerade,
             is_unanswerable: leaves && outcome.source.is_some_and(|source| source.ip().is_loopback()),
+            undecided: branch.undecided.iter().map(undecided).collect(),
             other_service_port: self
                 .service_port_on(&branch.path)
                 .filter(|name| is_endpoint && *name != service_port),
@@ -163,9 +167,7 @@ impl<'a> Evaluator<'a> {
     fn reason(&self, step: &Step) -> String {
         let Some(rule) = self.rule(step) else { return format!("policy of {} {}", step.table, step.chain) };
         let (_, what) = split_comment(rule.comment().unwrap_or_default());
-        let is_invalid = |part: &Match| {
-            matches!(part, Match::CtState(states) if !states.negated && states.value == CtStates::INVALID)
-        };
+        let is_invalid = |part: &Match| matches!(part, Match::CtState(states) if !states.negated && states.value == CtStates::INVALID);
         match what {
             "has no endpoints" => "no endpoints".to_owned(),
             "has no local endpoints" => "no endpoint on this node".to_owned(),
@@ -198,6 +200,12 @@ fn reach(vantage: Vantage, kind: FrontendKind) -> PacketReach {
     }
 }
 
+/// `filter FORWARD rule 3 may drop it: unknown match "set"`
+fn undecided(rule: &UndecidedRule) -> String {
+    let effects: Vec<String> = rule.may.keys().map(ToString::to_string).collect();
+    format!("{} may {}: {}", rule.step, effects.join(" or "), rule.reasons.join(", "))
+}
+
 /// What branches of one fate have in common.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct FateKey<'a> {
@@ -205,6 +213,7 @@ struct FateKey<'a> {
     reason: Option<String>,
     is_masqueraded: bool,
     is_unanswerable: bool,
+    undecided: Vec<String>,
     other_service_port: Option<&'a str>,
 }
 
@@ -233,6 +242,7 @@ impl FateKey<'_> {
             n_endpoints: addresses.len(),
             is_masqueraded: self.is_masqueraded,
             is_unanswerable: self.is_unanswerable,
+            undecided: self.undecided,
             other_service_port: self.other_service_port.map(str::to_owned),
         }
     }
