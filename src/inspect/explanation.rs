@@ -10,7 +10,7 @@ mod truth;
 use crate::inspect::vantage::Vantages;
 use crate::inspect::{ClusterView, RulesOrigin, Subject};
 use crate::iptables::Ruleset;
-use crate::model::{EscapedValue, Service, ServiceName, TrafficPolicy};
+use crate::model::{EscapedValue, Service, ServiceName, TrafficPolicy, nearest};
 use crate::net::IpFamily;
 use crate::rules::NodePorts;
 use service_ports::KnownPort;
@@ -237,6 +237,8 @@ const MAX_NEAR: usize = 3;
 fn near_names(names: &[String], name: &ServiceName) -> Vec<String> {
     let is_same_name = |other: &&String| other.split_once('/').is_some_and(|(_, other)| other == name.name());
     let mut near: Vec<String> = names.iter().filter(is_same_name).take(MAX_NEAR).cloned().collect();
+    let alike = nearest(&name.to_string(), names.iter().map(String::as_str));
+    near.extend(alike.map(str::to_owned).filter(|alike| !near.contains(alike)));
     near.truncate(MAX_NEAR);
     near.into_iter().map(|name| EscapedValue(&name).to_string()).collect()
 }

@@ -20,10 +20,10 @@ pub(super) fn draw(screen: &mut Screen, port: &PortExplanation) {
     let columns = columns(port, &mut notes);
     screen.gap();
     screen.line(styled(Style::Heading, "  Who answers packets"));
-    if fits(screen, &columns) {
-        draw_table(screen, &columns)
-    } else {
-        draw_blocks(screen, &columns)
+    let rows = table_rows(&columns);
+    match fits_words(screen, 2, rows.iter().cloned()) {
+        true => screen.table(2, &[], rows),
+        false => draw_blocks(screen, &columns),
     }
     for (n, note) in notes.iter().enumerate() {
         screen.line(format!("  [{}] {}", n + 1, Plain(note)));
