@@ -1,5 +1,6 @@
 //! The command line: subcommands and their exit status. The only place that prints to stdout.
 
+mod check;
 mod cleanup;
 mod explain;
 mod objects;
@@ -38,6 +39,14 @@ enum Command {
     Render(render::RenderArguments),
     /// Explains one Service as a node sees it: frontends, endpoints used and left out, chains, who answers.
     Explain(explain::ExplainArguments),
+    /// Compares the rules in force with those that the objects ask for; reads and never writes.
+    ///
+    /// Works beside a running kube-proxy or Chainsmith: the rules are compared in the layout in which they are
+    /// found. Where their text differs, packets of the Services concerned are traced through both. Also looks at
+    /// sysctls, at rules of other programs that decide before Services' rules do, at the other back-end, at what
+    /// other modes of kube-proxy left, and at other proxies. Without RULES the rules in force on this machine are
+    /// compared (as root). The exit status is 0 when nothing is wrong, 1 when something is, 2 when it cannot tell.
+    Check(check::CheckArguments),
     /// Removes the leftovers of Chainsmith and of every mode of kube-proxy, and nothing else.
     ///
     /// These are: their chains and jumps in both iptables back-ends; the nftables tables kube-proxy; and of
@@ -72,6 +81,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(arguments) => run::main(&arguments),
         Command::Render(arguments) => render::main(&arguments),
         Command::Explain(arguments) => explain::main(&arguments),
+        Command::Check(arguments) => check::main(&arguments),
         Command::Cleanup(arguments) => cleanup::main(&arguments),
     }
 }

@@ -4,6 +4,7 @@
 //! JSON, so both give the same answer.
 
 pub mod explanation;
+pub mod findings;
 pub mod labels;
 pub mod subject;
 pub mod vantage;
