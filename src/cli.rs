@@ -2,6 +2,7 @@
 
 mod check;
 mod cleanup;
+mod explain;
 mod objects;
 mod output;
 mod render;
@@ -45,6 +46,8 @@ enum Command {
     /// those whose matches are unknown are named, with what they may do. Needs neither root (except --live) nor a
     /// cluster, and sends no packet. Exit status: 0 answered, 1 unreadable source or unknown name, 2 wrong usage.
     Trace(trace::TraceArguments),
+    /// Explains one Service as a node sees it: frontends, endpoints used and left out, chains, who answers.
+    Explain(explain::ExplainArguments),
     /// Compares the rules in force with those that the objects ask for; reads and never writes.
     ///
     /// Works beside a running kube-proxy or Chainsmith: the rules are compared in the layout in which they are
@@ -87,6 +90,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(arguments) => run::main(&arguments),
         Command::Render(arguments) => render::main(&arguments),
         Command::Trace(arguments) => trace::main(&arguments),
+        Command::Explain(arguments) => explain::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Cleanup(arguments) => cleanup::main(&arguments),
     }
