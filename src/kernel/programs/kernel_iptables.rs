@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "starts processes")]
 
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -11,6 +12,7 @@ use super::lock::{self, LOCK_WAIT};
 use super::restore_child::RestoreChild;
 use super::{single, watchdog};
 use crate::iptables::{ChainName, Jump, Table, Target, write};
+use crate::kernel::counter_reader::CommitObserver;
 use crate::kernel::{Backend, Dump, Iptables, Outline, Readable, RestoreError, nft, xtables};
 use crate::net::IpFamily;
 use crate::plan::{Limits, Restore};
@@ -63,13 +65,20 @@ pub struct KernelIptables {
     restore: Option<RestoreChild>,
     limits: Limits,
     lock_wait: Duration,
+    commit_observer: Option<Arc<dyn CommitObserver>>,
 }
 
 impl KernelIptables {
     /// The tables of `programs`, which belong to `backend`.
     pub fn new(family: IpFamily, backend: Backend, programs: Programs) -> KernelIptables {
         let limits = backend.limits();
-        KernelIptables { family, backend, programs, restore: None, limits, lock_wait: Duration::ZERO }
+        let lock_wait = Duration::ZERO;
+        KernelIptables { family, backend, programs, restore: None, limits, lock_wait, commit_observer: None }
+    }
+
+    /// Has `observer` called at each commit to nat through this handle.
+    pub fn observe_commits(&mut self, observer: Arc<dyn CommitObserver>) {
+        self.commit_observer = Some(observer);
     }
 
     /// Another handle to the same tables.
@@ -108,9 +117,23 @@ impl Restore for KernelIptables {
     }
 
     fn end(&mut self) -> Result<(), RestoreError> {
-        match self.restore.take() {
-            Some(child) => child.end(),
-            None => Ok(()),
+        let Some(child) = self.restore.take() else { return Ok(()) };
+        let result = child.end();
+        if let Some(observer) = &self.commit_observer {
+            observer.restored(self.family, result.is_ok());
+        }
+        result
+    }
+
+    fn observes_commits(&self) -> bool {
+        self.commit_observer.is_some()
+    }
+
+    fn before_commit(&mut self, table: Table, chains: &[ChainName]) {
+        if table == Table::Nat
+            && let Some(observer) = &self.commit_observer
+        {
+            observer.before_commit(self.family, chains);
         }
     }
 }
