@@ -4,6 +4,9 @@
 //! JSON, so both give the same answer.
 
 pub mod comparison;
+pub mod explanation;
+pub mod findings;
+pub mod journey;
 pub mod labels;
 pub mod subject;
 pub mod vantage;

@@ -98,7 +98,7 @@ pub fn laid_out(world: &World, family: IpFamily, layout: LayoutChoice) -> Rulese
 }
 
 /// Packets to every frontend, to near misses, and from endpoints to themselves.
-fn all_packets(world: &World, family: IpFamily, dice: &mut Dice) -> Vec<Packet> {
+pub fn all_packets(world: &World, family: IpFamily, dice: &mut Dice) -> Vec<Packet> {
     let mut to = frontends(world, family);
     for (frontend, protocol) in to.clone() {
         let mut near = frontend;
