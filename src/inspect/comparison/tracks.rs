@@ -60,7 +60,7 @@ pub(super) enum Occasion {
     Again(u32),
 }
 
-/// `pod here`, `10.0.0.1, state INVALID`, `outside, again after 10801 s`
+/// `pod here`, `10.0.0.1 (state INVALID)`, `outside (again after 10801 s)`
 impl fmt::Display for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.who {
@@ -71,8 +71,8 @@ impl fmt::Display for Sender {
         }
         match self.occasion {
             Occasion::New => Ok(()),
-            Occasion::State(states) => write!(f, ", state {states}"),
-            Occasion::Again(seconds) => write!(f, ", again after {seconds} s"),
+            Occasion::State(states) => write!(f, " (state {states})"),
+            Occasion::Again(seconds) => write!(f, " (again after {seconds} s)"),
         }
     }
 }

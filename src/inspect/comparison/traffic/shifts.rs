@@ -31,11 +31,12 @@ pub(super) fn between(tracks: &Tracks<'_>, before: &Fate, after: &Fate) -> Vec<T
     }
     let is_masqueraded = |seen: &Visible| seen.is_masqueraded;
     let is_remembered = |seen: &Visible| seen.is_remembered;
-    if let Some((before, after)) = conditional(fates, is_masqueraded) {
-        shifts.push(TrafficShift::Masquerade { before, after });
-    }
-    if let Some((before, after)) = conditional(fates, is_remembered) {
-        shifts.push(TrafficShift::Affinity { before, after });
+    // Where one side answers and the other does not, that says it all.
+    if endpoints[0].is_empty() == endpoints[1].is_empty() {
+        let masquerade = conditional(fates, is_masqueraded);
+        shifts.extend(masquerade.map(|(before, after)| TrafficShift::Masquerade { before, after }));
+        let affinity = conditional(fates, is_remembered);
+        shifts.extend(affinity.map(|(before, after)| TrafficShift::Affinity { before, after }));
     }
     let [old, new] = fates.map(|fate| fate.undecided().into_iter().map(str::to_owned).collect::<Vec<_>>());
     if old != new {
