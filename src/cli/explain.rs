@@ -44,3 +44,6 @@ pub fn main(arguments: &ExplainArguments) -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
