@@ -20,6 +20,8 @@ mod rulesets;
 mod steps;
 #[path = "properties/text.rs"]
 mod text;
+#[path = "properties/traced.rs"]
+mod traced;
 #[path = "properties/truth.rs"]
 mod truth;
 

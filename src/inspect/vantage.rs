@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use super::Subject;
 use crate::iptables::trace::{Origin, TracedNode};
-use crate::iptables::{Interface, MaybeNot, Rule, Ruleset, Table, Target};
+use crate::iptables::{ChainName, Interface, MaybeNot, Rule, Ruleset, Table, Target};
 use crate::model::Node;
 use crate::net::{Cidr, IpFamily};
+use crate::rules::ownership::ChainOwner;
 use crate::rules::{Detector, names};
 
 /// A place from which traffic comes.
@@ -73,6 +74,10 @@ pub struct Vantages {
     pub local_addresses: BTreeSet<IpAddr>,
     /// The interface for each destination.
     pub routes: Vec<(Cidr, Interface)>,
+    /// Pods of this node, as far as known.
+    here: Option<Cidr>,
+    /// Pods of any node.
+    pods: Vec<Cidr>,
 }
 
 impl Vantages {
@@ -104,6 +109,20 @@ impl Vantages {
             ],
             local_addresses,
             routes: subject.host.routes.clone(),
+            here: known.here.or(known.pods),
+            pods: known.pods.into_iter().chain(known.elsewhere).collect(),
+        }
+    }
+
+    /// The place of an address.
+    pub fn vantage_of(&self, ip: IpAddr) -> Vantage {
+        let is_pod = |cidr: &Cidr| cidr.contains(ip);
+        match ip {
+            ip if ip.is_loopback() => Vantage::Localhost,
+            ip if self.local_addresses.contains(&ip) => Vantage::Node,
+            _ if self.here.as_ref().is_some_and(is_pod) => Vantage::PodHere,
+            _ if self.pods.iter().any(is_pod) => Vantage::PodElsewhere,
+            _ => Vantage::Outside,
         }
     }
 
@@ -273,7 +292,11 @@ fn rules(ruleset: &Ruleset) -> impl Iterator<Item = &Rule> {
 /// How rules recognize pods' traffic: by the rule of a service port that masquerades all other traffic.
 fn detector_of(ruleset: &Ruleset) -> Option<Detector> {
     let nat = ruleset.tables.get(&Table::Nat)?;
-    nat.values().flat_map(|chain| &chain.rules).find_map(|rule| {
+    // Not KUBE-POSTROUTING, whose rule for hairpins in compact leaves out loopback.
+    let is_of_port =
+        |name: &ChainName| matches!(ChainOwner::of(Table::Nat, name), ChainOwner::ServicePort(_));
+    let chains = nat.iter().filter(|(name, _)| is_of_port(name));
+    chains.flat_map(|(_, chain)| &chain.rules).find_map(|rule| {
         if rule.callee() != Some(names::KUBE_MARK_MASQ) {
             return None;
         }
