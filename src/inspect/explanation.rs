@@ -224,8 +224,8 @@ fn no_such_service(subject: &Subject, name: &ServiceName) -> NoSuchService {
     names.dedup();
     let searched = match (&subject.cluster, &subject.origin) {
         (Some(_), RulesOrigin::Objects) => "the objects".to_owned(),
-        (Some(_), origin) => format!("the objects and {origin}"),
-        (None, origin) => origin.to_string(),
+        (Some(_), origin) => format!("the objects and the {origin}"),
+        (None, origin) => format!("the {origin}"),
     };
     NoSuchService { service: name.to_string(), port: None, searched, near: near_names(&names, name) }
 }

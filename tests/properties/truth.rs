@@ -13,7 +13,6 @@ use chainsmith::model::{Endpoint, ServicePort, TrafficPolicy};
 use chainsmith::net::{Cidr, IpFamily, PerFamily};
 use chainsmith::policy::{Selection, Verdict};
 use chainsmith::rules::{Detector, NodePorts, Settings};
-use proptest::prelude::*;
 
 use crate::cluster::{NODE, World, worlds};
 use crate::for_all;

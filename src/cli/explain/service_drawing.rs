@@ -329,18 +329,18 @@ fn draw_vantages(screen: &mut Screen, report: &ExplainReport) {
     if report.vantages.is_empty() {
         return;
     }
-    screen.heading("Sources of the packets");
-    let has_both = report.vantages.iter().any(|one| one.family != report.vantages[0].family);
-    let rows = report.vantages.iter().map(|vantage| {
-        let family = has_both.then(|| vantage.family.clone());
-        let stands_for = vantage.stands_for.as_ref().map(|what| format!("stands for {what}"));
-        [vantage.from.clone(), styled(Style::Name, vantage.source)]
-            .into_iter()
-            .chain(family)
-            .chain([styled(Style::Faint, stands_for.unwrap_or_default())])
-            .collect()
-    });
-    screen.table(2, &[], rows.collect());
+    for vantages in report.vantages.chunk_by(|a, b| a.family == b.family) {
+        screen.heading(format!("Sources of the {} packets", vantages[0].family));
+        let rows = vantages.iter().map(|vantage| {
+            let stands_for = vantage.stands_for.as_ref().map(|what| format!("stands for {what}"));
+            vec![
+                vantage.from.clone(),
+                styled(Style::Name, vantage.source),
+                styled(Style::Faint, stands_for.unwrap_or_default()),
+            ]
+        });
+        screen.table(2, &[], rows.collect());
+    }
 }
 
 fn draw_list(screen: &mut Screen, head: &str, style: Style, lines: &[String]) {
