@@ -55,6 +55,10 @@ pub fn trace_journeys(subject: &Subject, question: &TraceQuestion) -> Result<Tra
     let to = question.destination()?;
     let from = question.source()?;
     let interface = question.interface()?;
+    if subject.families().next().is_none() {
+        let what = format!("{}: there are none of the family asked for", subject.origin);
+        return Err(QuestionError::NotFound(what));
+    }
     let mut frontends = PerFamily { v4: KnownFrontends::default(), v6: KnownFrontends::default() };
     let mut report = TraceReport {
         rules: subject.origin.to_string(),
@@ -91,7 +95,7 @@ pub fn trace_journeys(subject: &Subject, question: &TraceQuestion) -> Result<Tra
             let found = sender::find_sender(subject, (family, &vantages), &asked, interface.as_ref())?;
             let Some(sender) = found else { continue };
             if from.is_none() {
-                notes.insert(format!("--from is not given: from {} is shown", sender.name));
+                notes.insert(format!("--from is not given; shown: from {}", sender.name));
             }
             report.journeys.push(tracing.journey(&sender, receiver, question.state));
         }

@@ -11,6 +11,7 @@ use super::share::shares;
 use super::trace_report::{
     EndKind, EndVerdict, EndpointShare, JourneyEnd, MasqueradeReason, PathPart, UndecidedNote, VerdictReason,
 };
+use super::trace_summary::end_summary;
 use super::verdict_reason::{end_verdict, is_dnat};
 use crate::inspect::Subject;
 use crate::iptables::Table;
@@ -87,6 +88,7 @@ impl TracedPacket<'_> {
             endpoints.sort_by_key(|endpoint| endpoint.address);
             JourneyEnd {
                 share,
+                summary: end_summary(&first.verdict, first.masquerade.as_ref(), &endpoints),
                 verdict: first.verdict.clone(),
                 masquerade: first.masquerade.clone(),
                 path_of: first.branch.outcome.dnat.filter(|_| differs),
