@@ -6,6 +6,7 @@ mod output;
 mod render;
 mod run;
 mod source;
+mod top;
 
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
@@ -35,6 +36,13 @@ enum Command {
     Run(run::RunArguments),
     /// Prints the rules of a node for objects in files; needs neither root nor a cluster.
     Render(render::RenderArguments),
+    /// Shows which Services and endpoints get new connections on this node.
+    ///
+    /// Counts are those of nat rules, which see the first packet of each connection. `--live` reads the counters of the
+    /// rules in force, which begin at zero when a Service's rules are rewritten; `--agent` shows what a running agent has
+    /// counted since its start, across rewrites (setting connectionMetrics). On a terminal the output is refreshed; else, and
+    /// with -o json, it is printed once, with rates if --interval is given.
+    Top(top::TopArguments),
     /// Removes the leftovers of Chainsmith and of every mode of kube-proxy, and nothing else.
     ///
     /// These are: their chains and jumps in both iptables back-ends; the nftables tables kube-proxy; and of
@@ -68,6 +76,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command {
         Command::Run(arguments) => run::main(&arguments),
         Command::Render(arguments) => render::main(&arguments),
+        Command::Top(arguments) => top::main(&arguments),
         Command::Cleanup(arguments) => cleanup::main(&arguments),
     }
 }
