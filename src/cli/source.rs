@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use super::objects::{self, Objects};
+use super::objects;
 use super::print_error;
 use crate::config::{Config, RuleFlags};
 use crate::inspect::{ClusterView, HostOrigin, HostView, RulesOrigin, Subject};
@@ -16,8 +16,8 @@ use crate::iptables::{Ruleset, parse, replay};
 use crate::kernel::addrs;
 use crate::kernel::programs;
 use crate::kernel::{Backend, Iptables};
-use crate::model::Inventory;
 use crate::model::host::{Host, InterfaceAddress};
+use crate::model::{Inventory, nearest};
 use crate::net::{IpFamily, PerFamily};
 
 /// What shapes a node's rules beside the objects, and names the node.
@@ -33,6 +33,9 @@ pub struct NodeArguments {
     /// The IP family [default: both]
     #[arg(long, value_parser = PossibleValuesParser::new(["ipv4", "ipv6"]).map(ip_family))]
     pub family: Option<IpFamily>,
+    /// Also print notes on objects that are legal, but for which no rule is made
+    #[arg(short = 'v', long = "verbose")]
+    pub is_verbose: bool,
     #[command(flatten)]
     pub flags: RuleFlags,
 }
@@ -81,15 +84,40 @@ impl NodeArguments {
 
     /// The name of the node; never this machine's name, on which the output must not depend.
     pub fn node_name(&self, config: &Config, inventory: &Inventory) -> anyhow::Result<String> {
-        if let Some(name) = self.node.as_ref().or(config.hostname_override.as_ref()) {
-            return Ok(name.clone());
-        }
         let names: Vec<&str> = inventory.nodes().map(|node| &*node.name).collect();
-        match names[..] {
-            [only] => Ok(only.to_owned()),
-            [] => bail!("there is no Node among the objects; name one with --node"),
-            _ => bail!("there are several Nodes: {}; name one with --node", names.join(", ")),
+        let (given, setting) = match (&self.node, &config.hostname_override) {
+            (Some(name), _) => (name, "--node"),
+            (None, Some(name)) => (name, "hostnameOverride"),
+            (None, None) => return only_node(&names),
+        };
+        // Without any Node, the name is all that rules need.
+        if names.is_empty() || names.contains(&given.as_str()) {
+            return Ok(given.clone());
         }
+        match nearest(given, names.iter().copied()) {
+            Some(near) => bail!("{setting}: there is no Node {given:?}; did you mean {near:?}?"),
+            None => bail!("{setting}: there is no Node {given:?}; the Nodes are {}", listed(&names)),
+        }
+    }
+}
+
+fn only_node(names: &[&str]) -> anyhow::Result<String> {
+    match names {
+        [only] => Ok((*only).to_owned()),
+        [] => bail!("there is no Node among the objects; name one with --node"),
+        _ => bail!("there are several Nodes: {}; name one with --node", listed(names)),
+    }
+}
+
+/// Most names that a message lists.
+const MAX_LISTED: usize = 20;
+
+/// Names for a message, joined; of many the first.
+pub fn listed(names: &[&str]) -> String {
+    let first = names[..names.len().min(MAX_LISTED)].join(", ");
+    match names.len().saturating_sub(MAX_LISTED) {
+        0 => first,
+        n_more => format!("{first} and {n_more} more"),
     }
 }
 
@@ -117,9 +145,10 @@ impl SourceArguments {
         let (mut cluster, mut host) = (None, HostView::default());
         if !self.objects.is_empty() {
             let config = self.node.config()?;
-            let Objects { inventory, problems } = objects::read(&self.objects)?;
-            let (mut view, of_node) = self.node.cluster(&config, &inventory)?;
-            view.problems = problems;
+            let objects = objects::read(&self.objects)?;
+            objects.print_notes(self.node.is_verbose);
+            let (mut view, of_node) = self.node.cluster(&config, &objects.inventory)?;
+            view.problems = objects.problems;
             (cluster, host) = (Some(view), of_node);
         } else if let Some((_, interfaces)) = self.node.host_file()? {
             host = HostView::of_interfaces(interfaces, HostOrigin::File);

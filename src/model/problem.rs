@@ -30,10 +30,21 @@ impl fmt::Display for ObjectKind {
     }
 }
 
+/// Whether something is wrong with an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProblemWeight {
+    /// An API server would not accept it.
+    Wrong,
+    /// It is legal, but nothing that a service proxy can use: an FQDN slice, a slice without a Service.
+    NotForProxies,
+}
+
 /// One problem of one object. Only the field, or the object itself, is ignored. The same problem in several
 /// entries of a list is one value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
+    /// Whether it is wrong.
+    pub weight: ProblemWeight,
     /// The object's kind.
     pub kind: ObjectKind,
     /// `<namespace>/<name>` as given, or the name of a Node.
@@ -121,7 +132,7 @@ impl fmt::Display for EscapedValue<'_> {
 /// `... ignored (and 7 more: "x", "y", ...)`
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Problem { kind, object, field, text, what, n_fields, more_texts } = self;
+        let Problem { weight: _, kind, object, field, text, what, n_fields, more_texts } = self;
         write!(f, "{kind} {}: {}", EscapedValue(object), EscapedValue(field))?;
         if !text.is_empty() {
             write!(f, ": \"{}\"", EscapedValue(text))?;
@@ -145,6 +156,7 @@ mod tests {
     fn problem(text: &str) -> Problem {
         let text = || text.to_owned();
         Problem {
+            weight: ProblemWeight::Wrong,
             kind: ObjectKind::Service,
             object: text(),
             field: text(),
