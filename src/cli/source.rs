@@ -157,12 +157,8 @@ impl SourceArguments {
             if host.origin != HostOrigin::File {
                 host = live_host()?;
             }
-            let backend = programs::detect_backend(&[
-                crate::rules::names::KUBE_IPTABLES_HINT,
-                crate::rules::names::KUBE_KUBELET_CANARY,
-            ]);
             return Ok(Subject {
-                rulesets: live_rules(&families, backend)?,
+                rulesets: live_rules(&families, live_backend())?,
                 origin: RulesOrigin::Live,
                 cluster,
                 host,
@@ -178,6 +174,14 @@ impl SourceArguments {
             None => bail!("no source: give RULES (a file of iptables-save), -f OBJECTS, or --live"),
         }
     }
+}
+
+/// The back-end that this node uses, as far as that shows; `None`: that of the system's default programs.
+pub fn live_backend() -> Option<Backend> {
+    programs::detect_backend(&[
+        crate::rules::names::KUBE_IPTABLES_HINT,
+        crate::rules::names::KUBE_KUBELET_CANARY,
+    ])
 }
 
 /// The rules in force in `families`. A family whose tables do not exist has no rules.
@@ -224,12 +228,16 @@ pub fn live_host() -> anyhow::Result<HostView> {
     Ok(HostView { addresses, interfaces, routes, origin: HostOrigin::Live })
 }
 
+/// The text of the file at `path`, or of stdin for `-`.
+pub fn read_text(path: &Path) -> anyhow::Result<String> {
+    match path.as_os_str() == "-" {
+        true => std::io::read_to_string(std::io::stdin().lock()).context("cannot read stdin"),
+        false => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
 /// Reads rules of both families from text: output of iptables-save, ip6tables-save or `render`, or inputs of
 /// iptables-restore (see [`replay::families`]).
 pub fn read_rules(path: &Path, families: &[IpFamily]) -> anyhow::Result<PerFamily<Option<Ruleset>>> {
-    let text = match path.as_os_str() == "-" {
-        true => std::io::read_to_string(std::io::stdin().lock()).context("cannot read stdin")?,
-        false => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
-    };
-    replay::families(&text, families).with_context(|| format!("cannot use {}", path.display()))
+    replay::families(&read_text(path)?, families).with_context(|| format!("cannot use {}", path.display()))
 }

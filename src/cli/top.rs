@@ -16,6 +16,7 @@ use super::source::SourceArguments;
 use super::{USAGE, print_error};
 use crate::inspect::busiest::{TopOrder, TopReport};
 use counted_source::CountedSource;
+use drawing::TopView;
 
 /// The kind of the report.
 const KIND: &str = "TopReport";
@@ -48,6 +49,13 @@ pub(super) struct TopArguments {
     /// What a row is
     #[arg(long, value_name = "WHAT", default_value = "service")]
     by: By,
+}
+
+impl TopArguments {
+    /// What is drawn, with `rows` unless `-n` says otherwise.
+    fn view(&self, rows: usize) -> TopView {
+        TopView { by: self.by, order: self.sort.into(), max: self.n.unwrap_or(rows) }
+    }
 }
 
 /// `--sort`.
@@ -108,7 +116,8 @@ pub(super) fn main(arguments: &TopArguments) -> ExitCode {
 struct UsageError(&'static str);
 
 fn run(arguments: &TopArguments) -> anyhow::Result<ExitCode> {
-    if !arguments.source.is_given() {
+    let SourceArguments { rules, objects, live, .. } = &arguments.source;
+    if rules.is_none() && objects.is_empty() && !live {
         bail!(UsageError(
             "no source: give --live, --agent, or RULES (a file with the output of iptables-save -c)"
         ));
@@ -171,15 +180,14 @@ fn print_once(arguments: &TopArguments, mut report: TopReport) -> ExitCode {
     {
         report.truncate(n);
     }
-    let rows = arguments.n.unwrap_or(ROWS);
     arguments.output.print_report(KIND, &report, ExitCode::SUCCESS, |screen| {
-        drawing::draw(screen, &report, arguments.by, rows);
+        drawing::draw(screen, &report, arguments.view(ROWS));
     })
 }
 
-/// Lines of a screen that are no rows: two of heading, a gap, the heads of the table, a gap, the sum, what is left out,
+/// Lines of a screen that are no rows: four of heading, a gap, the heads of the table, a gap, the sum, what is left out,
 /// and the line of the cursor.
-const OTHER_LINES: usize = 8;
+const OTHER_LINES: usize = 10;
 
 /// Draws on the cleared terminal.
 fn refresh(arguments: &TopArguments, report: &TopReport) -> anyhow::Result<()> {
@@ -189,7 +197,7 @@ fn refresh(arguments: &TopArguments, report: &TopReport) -> anyhow::Result<()> {
         .map_or((None, None), |(width, height)| (Some(usize::from(width.0)), Some(usize::from(height.0))));
     let fitting = height.map_or(ROWS, |height| height.saturating_sub(OTHER_LINES).max(1));
     let mut screen = Screen::new(width);
-    drawing::draw(&mut screen, &report, arguments.by, arguments.n.unwrap_or(fitting));
+    drawing::draw(&mut screen, &report, arguments.view(fitting));
     let mut stdout = anstream::stdout().lock();
     // The cursor to the upper left, and clear from there on.
     write!(stdout, "\u{1b}[H\u{1b}[2J{}", screen.as_str())?;

@@ -197,6 +197,16 @@ impl TopReport {
         }
     }
 
+    /// The endpoints of all service ports in one list, sorted; those of equal rank in the order of the report.
+    pub fn endpoints(&self, order: TopOrder) -> Vec<(&PortConnections, &EndpointConnections)> {
+        let mut endpoints = Vec::new();
+        for port in &self.service_ports {
+            endpoints.extend(port.endpoints.iter().flatten().map(|endpoint| (port, endpoint)));
+        }
+        endpoints.sort_by_key(|(_, endpoint)| endpoint.all.rank(order));
+        endpoints
+    }
+
     /// Keeps the first `n` service ports.
     pub fn truncate(&mut self, n: usize) {
         self.n_left_out += self.service_ports.len().saturating_sub(n);

@@ -10,10 +10,12 @@ use crate::connections::read_settled;
 use crate::inspect::busiest::{CountsSince, TopReport};
 use crate::inspect::labels::ChainLabels;
 use crate::inspect::ledger::{Ledger, PortTotal, rules_of};
-use crate::inspect::{RulesOrigin, Subject};
-use crate::iptables::{ChainName, DnatRule, FirstPackets, L4Protocol, Rule, Table, Target, saved_counters};
-use crate::kernel::programs::{self, KernelIptables};
+use crate::inspect::{HostView, RulesOrigin, Subject};
+use crate::iptables::{
+    ChainName, DnatRule, FirstPackets, L4Protocol, Rule, Table, Target, replay, saved_counters,
+};
 use crate::kernel::counter_reader::CounterReader;
+use crate::kernel::programs::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables};
 use crate::model::{ObjectName, ServicePortName};
 use crate::net::{IpFamily, PerFamily, Protocol};
@@ -39,10 +41,20 @@ impl<'a> CountedSource<'a> {
         let Some(path) = super::text_of(arguments) else {
             bail!("objects have no counters; give --live, --agent, or RULES with -f beside it");
         };
-        let text = source::read_text(path)?;
-        let subject = arguments.load_text(&text)?;
-        let report = of_text(&text, &subject, &arguments.node.families());
-        Ok(CountedSource::Text(Box::new(report.with_context(|| format!("cannot use {}", path.display()))?)))
+        let (text, families) = (source::read_text(path)?, arguments.node.families());
+        let context = || format!("cannot use {}", path.display());
+        let rulesets = replay::families(&text, &families).with_context(context)?;
+        let origin = RulesOrigin::Text(path.display().to_string());
+        let subject = match arguments.objects.is_empty() {
+            true => Subject { rulesets, origin, cluster: None, host: HostView::default() },
+            // The objects name chains whose rules have no comments.
+            false => {
+                let objects = SourceArguments { rules: None, ..arguments.clone() };
+                Subject { rulesets, origin, ..objects.load()? }
+            }
+        };
+        let report = of_text(&text, &subject, &families).with_context(context)?;
+        Ok(CountedSource::Text(Box::new(report)))
     }
 
     /// Whether each reading is the same.
@@ -149,7 +161,8 @@ impl<'a> LiveCounters<'a> {
         let families = arguments.node.families();
         let families = families.into_iter().filter(|family| subject.rulesets.get(*family).is_some());
         let open = |family| {
-            programs::open(family, backend).with_context(|| format!("cannot read the {family} rules in force"))
+            programs::open(family, backend)
+                .with_context(|| format!("cannot read the {family} rules in force"))
         };
         let kernels: Vec<KernelIptables> = families.map(open).collect::<anyhow::Result<_>>()?;
         let backend = kernels.first().context("no family has rules")?.backend();

@@ -2,31 +2,43 @@
 
 use super::By;
 use crate::cli::output::{Screen, Style, styled};
-use crate::inspect::busiest::{CountedConnections, CountsSince, PortConnections, TopReport};
+use crate::inspect::busiest::{CountedConnections, CountsSince, TopOrder, TopReport};
 
-/// Draws the first `max` rows of `report`.
-pub(super) fn draw(screen: &mut Screen, report: &TopReport, by: By, max: usize) {
-    screen.line(styled(Style::Heading, format!("New connections to Services on this node ({})", report.origin)));
-    screen.line(styled(Style::Faint, since(report)));
+/// What is drawn of a report.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TopView {
+    pub(super) by: By,
+    pub(super) order: TopOrder,
+    /// The most rows.
+    pub(super) max: usize,
+}
+
+/// Draws `report`, which is sorted.
+pub(super) fn draw(screen: &mut Screen, report: &TopReport, view: TopView) {
+    screen.line(styled(
+        Style::Heading,
+        format!("New connections to Services on this node ({})", report.origin),
+    ));
+    explanations(report).into_iter().for_each(|line| screen.line(styled(Style::Faint, line)));
     screen.gap();
     let has_rates = report.interval_seconds.is_some();
-    let rows = match by {
-        By::Service => service_rows(report, has_rates),
-        By::Endpoint => endpoint_rows(report, has_rates),
+    let has_endpoints = report.service_ports.iter().any(|port| port.endpoints.is_some());
+    let (mut names, mut numbers) = (vec!["SERVICE PORT", "PROTO"], Vec::new());
+    numbers.extend(has_rates.then_some("NEW/S"));
+    numbers.extend(["CONNECTIONS", "BYTES"]);
+    let rows = match view.by {
+        By::Service => {
+            numbers.extend(has_endpoints.then_some("ENDPOINTS"));
+            service_rows(report, has_rates)
+        }
+        By::Endpoint => {
+            names.push("ENDPOINT");
+            endpoint_rows(report, view.order, has_rates)
+        }
     };
     let n_rows = rows.len();
     if n_rows > 0 {
-        let mut heads = vec!["SERVICE PORT", "PROTOCOL"];
-        if by == By::Endpoint {
-            heads.push("ENDPOINT");
-        }
-        heads.extend(has_rates.then_some("NEW/S"));
-        heads.extend(["CONNECTIONS", "FIRST PACKETS"]);
-        let has_endpoints = report.service_ports.iter().any(|port| port.endpoints.is_some());
-        if by == By::Service && has_endpoints {
-            heads.push("ENDPOINTS USED");
-        }
-        screen.table(0, &heads, rows.into_iter().take(max).collect());
+        table(screen, &names, &numbers, rows.into_iter().take(view.max).collect());
         screen.gap();
     }
     let rate = report.all.connections_per_second.map(|rate| format!(", {} a second", rate_text(rate)));
@@ -35,53 +47,71 @@ pub(super) fn draw(screen: &mut Screen, report: &TopReport, by: By, max: usize) 
         grouped(report.all.connections),
         rate.unwrap_or_default()
     ));
-    let n_hidden = n_rows.saturating_sub(max) + report.n_left_out;
+    let n_hidden = n_rows.saturating_sub(view.max) + report.n_left_out;
     if n_hidden > 0 {
-        let what = if by == By::Service { "service ports" } else { "endpoints" };
-        screen.line(styled(Style::Faint, format!("{n_hidden} more {what}: -n {}", n_rows + report.n_left_out)));
+        let what = if view.by == By::Service { "service ports" } else { "endpoints" };
+        let advice =
+            format!("{} more {what}; -n {} shows all", grouped(n_hidden as u64), n_rows + report.n_left_out);
+        screen.line(styled(Style::Faint, advice));
     }
 }
 
-fn since(report: &TopReport) -> String {
+/// What the columns mean.
+fn explanations(report: &TopReport) -> Vec<String> {
+    let rates = report.interval_seconds.map(|seconds| format!("new a second: over the last {seconds:.1} s"));
     let totals = match report.counts_since {
-        CountsSince::AgentStarted => "connections since the agent started",
-        CountsSince::RulesWritten => "connections since the rule of each endpoint was written",
+        CountsSince::AgentStarted => "connections: since the agent started",
+        CountsSince::RulesWritten => "connections: since the rule of each endpoint was written",
     };
-    match report.interval_seconds {
-        Some(seconds) => format!("{totals}; rates over the last {seconds:.1} s"),
-        None => totals.to_owned(),
+    let bytes = "bytes: of first packets, which are all that nat rules see";
+    rates.into_iter().chain([totals.to_owned(), bytes.to_owned()]).collect()
+}
+
+/// One row: its names, the first of which is that of the service port, and its numbers.
+struct TopRow {
+    names: Vec<String>,
+    numbers: Vec<String>,
+}
+
+/// Names to the left of their columns, numbers to the right.
+fn table(screen: &mut Screen, names: &[&str], numbers: &[&str], rows: Vec<TopRow>) {
+    let mut widths: Vec<usize> = numbers.iter().map(|head| head.len()).collect();
+    for row in &rows {
+        widths.iter_mut().zip(&row.numbers).for_each(|(width, number)| *width = number.len().max(*width));
     }
+    let right = |text: &str, width: &usize| format!("{text:>width$}");
+    let heads: Vec<String> = numbers.iter().zip(&widths).map(|(head, width)| right(head, width)).collect();
+    let heads: Vec<&str> = names.iter().copied().chain(heads.iter().map(String::as_str)).collect();
+    let cells = |TopRow { names, numbers }: TopRow| -> Vec<String> {
+        let mut names = names.into_iter();
+        let port = names.next().map(|port| styled(Style::Name, port));
+        let numbers = numbers.iter().zip(&widths).map(|(number, width)| right(number, width));
+        port.into_iter().chain(names).chain(numbers).collect()
+    };
+    screen.table(0, &heads, rows.into_iter().map(cells).collect());
 }
 
 /// Rate, connections, bytes.
 fn counts(all: &CountedConnections, has_rates: bool) -> Vec<String> {
     let rate = has_rates.then(|| all.connections_per_second.map_or(String::new(), rate_text));
-    let bytes = format!("{} bytes", grouped(all.first_packet_bytes));
-    rate.into_iter().chain([grouped(all.connections), bytes]).collect()
+    rate.into_iter().chain([grouped(all.connections), grouped(all.first_packet_bytes)]).collect()
 }
 
-fn service_rows(report: &TopReport, has_rates: bool) -> Vec<Vec<String>> {
-    let row = |port: &PortConnections| {
-        let mut row = vec![styled(Style::Name, &port.service_port), port.protocol.clone()];
-        row.extend(counts(&port.all, has_rates));
-        row.extend(port.endpoints.as_ref().map(|endpoints| endpoints.len().to_string()));
-        row
-    };
-    report.service_ports.iter().map(row).collect()
+fn service_rows(report: &TopReport, has_rates: bool) -> Vec<TopRow> {
+    let rows = report.service_ports.iter().map(|port| {
+        let mut numbers = counts(&port.all, has_rates);
+        numbers.extend(port.endpoints.as_ref().map(|endpoints| endpoints.len().to_string()));
+        TopRow { names: vec![port.service_port.clone(), port.protocol.clone()], numbers }
+    });
+    rows.collect()
 }
 
-fn endpoint_rows(report: &TopReport, has_rates: bool) -> Vec<Vec<String>> {
-    let rows = |port: &PortConnections| -> Vec<Vec<String>> {
-        let endpoints = port.endpoints.iter().flatten();
-        let row = |endpoint: &crate::inspect::busiest::EndpointConnections| {
-            let mut row = vec![styled(Style::Name, &port.service_port), port.protocol.clone()];
-            row.push(endpoint.endpoint.clone());
-            row.extend(counts(&endpoint.all, has_rates));
-            row
-        };
-        endpoints.map(row).collect()
-    };
-    report.service_ports.iter().flat_map(rows).collect()
+fn endpoint_rows(report: &TopReport, order: TopOrder, has_rates: bool) -> Vec<TopRow> {
+    let rows = report.endpoints(order).into_iter().map(|(port, endpoint)| TopRow {
+        names: vec![port.service_port.clone(), port.protocol.clone(), endpoint.endpoint.clone()],
+        numbers: counts(&endpoint.all, has_rates),
+    });
+    rows.collect()
 }
 
 /// `0.25`, `12.5`, `1 204`.
