@@ -4,6 +4,9 @@
 //! JSON, so both give the same answer.
 
 pub mod busiest;
+pub mod explanation;
+pub mod findings;
+pub mod journey;
 pub mod labels;
 pub mod ledger;
 pub mod subject;

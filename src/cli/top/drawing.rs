@@ -19,13 +19,16 @@ pub(super) fn draw(screen: &mut Screen, report: &TopReport, view: TopView) {
         Style::Heading,
         format!("New connections to Services on this node ({})", report.origin),
     ));
-    explanations(report).into_iter().for_each(|line| screen.line(styled(Style::Faint, line)));
+    // For endpoints they would not fit beside the names.
+    let has_bytes = view.by == By::Service || view.order == TopOrder::Bytes;
+    explanations(report, has_bytes).into_iter().for_each(|line| screen.line(styled(Style::Faint, line)));
     screen.gap();
     let has_rates = report.interval_seconds.is_some();
     let has_endpoints = report.service_ports.iter().any(|port| port.endpoints.is_some());
     let (mut names, mut numbers) = (vec!["SERVICE PORT", "PROTO"], Vec::new());
     numbers.extend(has_rates.then_some("NEW/S"));
-    numbers.extend(["CONNECTIONS", "BYTES"]);
+    numbers.push("CONNECTIONS");
+    numbers.extend(has_bytes.then_some("BYTES"));
     let rows = match view.by {
         By::Service => {
             numbers.extend(has_endpoints.then_some("ENDPOINTS"));
@@ -33,7 +36,7 @@ pub(super) fn draw(screen: &mut Screen, report: &TopReport, view: TopView) {
         }
         By::Endpoint => {
             names.push("ENDPOINT");
-            endpoint_rows(report, view.order, has_rates)
+            endpoint_rows(report, view.order, has_rates, has_bytes)
         }
     };
     let n_rows = rows.len();
@@ -57,14 +60,14 @@ pub(super) fn draw(screen: &mut Screen, report: &TopReport, view: TopView) {
 }
 
 /// What the columns mean.
-fn explanations(report: &TopReport) -> Vec<String> {
+fn explanations(report: &TopReport, has_bytes: bool) -> Vec<String> {
     let rates = report.interval_seconds.map(|seconds| format!("new a second: over the last {seconds:.1} s"));
     let totals = match report.counts_since {
         CountsSince::AgentStarted => "connections: since the agent started",
         CountsSince::RulesWritten => "connections: since the rule of each endpoint was written",
     };
     let bytes = "bytes: of first packets, which are all that nat rules see";
-    rates.into_iter().chain([totals.to_owned(), bytes.to_owned()]).collect()
+    rates.into_iter().chain([totals.to_owned()]).chain(has_bytes.then(|| bytes.to_owned())).collect()
 }
 
 /// One row: its names, the first of which is that of the service port, and its numbers.
@@ -92,24 +95,25 @@ fn table(screen: &mut Screen, names: &[&str], numbers: &[&str], rows: Vec<TopRow
 }
 
 /// Rate, connections, bytes.
-fn counts(all: &CountedConnections, has_rates: bool) -> Vec<String> {
+fn counts(all: &CountedConnections, has_rates: bool, has_bytes: bool) -> Vec<String> {
     let rate = has_rates.then(|| all.connections_per_second.map_or(String::new(), rate_text));
-    rate.into_iter().chain([grouped(all.connections), grouped(all.first_packet_bytes)]).collect()
+    let bytes = has_bytes.then(|| grouped(all.first_packet_bytes));
+    rate.into_iter().chain([grouped(all.connections)]).chain(bytes).collect()
 }
 
 fn service_rows(report: &TopReport, has_rates: bool) -> Vec<TopRow> {
     let rows = report.service_ports.iter().map(|port| {
-        let mut numbers = counts(&port.all, has_rates);
+        let mut numbers = counts(&port.all, has_rates, true);
         numbers.extend(port.endpoints.as_ref().map(|endpoints| endpoints.len().to_string()));
         TopRow { names: vec![port.service_port.clone(), port.protocol.clone()], numbers }
     });
     rows.collect()
 }
 
-fn endpoint_rows(report: &TopReport, order: TopOrder, has_rates: bool) -> Vec<TopRow> {
+fn endpoint_rows(report: &TopReport, order: TopOrder, has_rates: bool, has_bytes: bool) -> Vec<TopRow> {
     let rows = report.endpoints(order).into_iter().map(|(port, endpoint)| TopRow {
         names: vec![port.service_port.clone(), port.protocol.clone(), endpoint.endpoint.clone()],
-        numbers: counts(&endpoint.all, has_rates),
+        numbers: counts(&endpoint.all, has_rates, has_bytes),
     });
     rows.collect()
 }
