@@ -1,6 +1,7 @@
 //! The command line: subcommands and their exit status. The only place that prints to stdout.
 
 mod cleanup;
+mod cluster_source;
 mod objects;
 mod output;
 mod render;
