@@ -3,6 +3,8 @@
 //! A report is plain data, without layout or colour. The command line draws it, and a running agent sends it as
 //! JSON, so both give the same answer.
 
+pub mod explanation;
+pub mod findings;
 pub mod labels;
 pub mod subject;
 pub mod vantage;

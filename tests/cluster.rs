@@ -212,8 +212,7 @@ fn kube_proxys_configuration_is_read_from_the_cluster_on_request() {
         2,
         &["--config: cannot read configmap kube-system/kube-proxy of the cluster at "],
     );
-    let config =
-        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\niptables: {masqueradeAll: true}\n";
+    let config = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\niptables: {masqueradeAll: true}\n";
     let map = |name: &str, data: serde_json::Value| {
         lab.server.put(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "kube-system"}, "data": data}));
     };
@@ -227,4 +226,28 @@ fn kube_proxys_configuration_is_read_from_the_cluster_on_request() {
     map("empty", json!({}));
     let missing = [&RENDER[..], &["--config", "cluster:kube-system/empty"]].concat();
     lab.check_failure(&missing, 2, &["--config: ConfigMap kube-system/empty has no key config.conf"]);
+}
+
+#[test]
+fn as_a_kubectl_plugin_names_are_asked_of_the_cluster() {
+    let lab = Lab::new(OBJECTS);
+    let plugin = lab.home.path().join("kubectl-chainsmith");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_chainsmith"), &plugin).expect("a link");
+    let call = |args: &[&str]| run(lab.command(&plugin, args));
+    let full = call(&["explain", "shop/db:5432"]);
+    assert_eq!((full.status, full.stderr.as_str()), (0, ""));
+    assert!(full.stdout.contains("10.1.0.5:5432"), "{}", full.stdout);
+    assert_eq!(call(&["explain", "-n", "shop", "db:5432"]).stdout, full.stdout, "-n, as kubectl");
+    let config = lab.server.kubeconfig().replace("user: test}", "user: test, namespace: shop}");
+    std::fs::write(lab.home.path().join(".kube/config"), config).expect("written");
+    assert_eq!(call(&["explain", "svc/db:5432"]).stdout, full.stdout, "the context's namespace");
+    // Another source is no question to the cluster.
+    let file = lab.home.path().join("objects.yaml");
+    std::fs::write(&file, SECOND_NODE).expect("written");
+    let of_file = call(&["render", "-f", file.to_str().unwrap(), "--family", "ipv4"]);
+    assert!(of_file.status == 0 && !of_file.stdout.contains("shop/db"), "{of_file:?}");
+    let help = call(&[]);
+    assert!(help.status == 0 && help.stdout.contains("Usage: kubectl chainsmith <COMMAND>"), "{help:?}");
+    let usage = call(&["explain"]);
+    assert!(usage.status == 2 && usage.stderr.contains("kubectl chainsmith explain"), "{usage:?}");
 }

@@ -76,6 +76,11 @@ fn stem(chain: SharedChain) -> String {
     format!("{}{}", kind.prefix(), names::DISPATCH_DIGIT)
 }
 
+/// Whether the chain `name` of `table` is `chain`, or one of the compact layout behind it.
+pub fn leads_to(chain: SharedChain, table: Table, name: &ChainName) -> bool {
+    table == chain.table() && (*name == chain.name() || name.as_str().starts_with(&stem(chain)))
+}
+
 /// Whether chains lead to others with `-g`, so that a packet without an entry returns to the first chain
 /// at once. Not in filter, where old and new rules are in force together for a moment: a packet has
 /// to meet all that apply, whatever their order.
