@@ -5,6 +5,7 @@
 
 pub mod explanation;
 pub mod findings;
+pub mod journey;
 pub mod labels;
 pub mod subject;
 pub mod vantage;
