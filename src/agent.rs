@@ -121,6 +121,7 @@ pub async fn run(
         () = signals.next() => return shutdown::exit_at_start(),
         () = lookup.wait_known() => {}
     }
+    let (_questions_sender, questions) = mpsc::channel(1);
     let (addresses_sender, addresses) = mpsc::channel(1);
     tasks.spawn(lookup.clone().follow(addresses_sender));
     let host: HostSource = Arc::new(move || lookup.host());
@@ -134,7 +135,7 @@ pub async fn run(
     observers.push(Arc::new(SyncLog::new(config.clone(), families, started)));
     observers.push(Arc::new(HeapTrimmer::new()));
     let parts = LoopParts { config, node_name, host, kernels, observers, node_wait, is_notified };
-    let inputs = LoopInputs { watch: changes, flushed, written, addresses, shutdown };
+    let inputs = LoopInputs { watch: changes, flushed, written, addresses, questions, shutdown };
     let sync_loop = tokio::spawn(Loop::new(parts).run(inputs));
     wait_for_end(sync_loop, tasks, signals, &shutdown_sender).await
 }

@@ -1,11 +1,13 @@
-//! HTTP/1.1 servers: listening sockets, a bounded number of connections, and answers that several servers share.
+//! HTTP/1.1 servers: listening sockets of TCP and Unix, a bounded number of connections, and answers that several servers share.
 
 mod admission;
 mod connection;
+mod local;
 mod progress;
 mod request_log;
 
 pub use admission::{Admission, Incident};
+pub use local::{LocalListener, bind_local, serve_local, serve_local_at};
 
 use std::future::Future;
 use std::io;

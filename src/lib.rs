@@ -19,6 +19,7 @@ mod events;
 pub mod flows;
 mod health;
 mod http;
+pub mod inspect;
 pub mod iptables;
 pub mod kernel;
 pub mod leftovers;

@@ -25,7 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("kernel", &["log", "net", "iptables", "plan"]),
     ("drift", &["log", "net", "iptables", "rules", "plan", "kernel"]),
     ("leftovers", &["log", "net", "iptables", "plan", "rules", "kernel"]),
-    ("http", &["log"]),
+    ("http", &["log", "net"]),
     ("metrics", &["net", "http"]),
     ("watch", &["log", "net", "model"]),
     (

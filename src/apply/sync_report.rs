@@ -9,7 +9,7 @@ use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
 use crate::net::IpFamily;
-use crate::plan::{RestoreCounts, UdpFrontends};
+use crate::plan::{InputExcerpt, RestoreCounts, UdpFrontends};
 use crate::rules::Layout;
 use crate::rules::overlap::Loss;
 
@@ -47,6 +47,15 @@ pub enum SyncError {
     /// A restore failed otherwise.
     #[error(transparent)]
     Restore(RestoreError),
+}
+
+/// A restore that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedRestore {
+    /// Its input, shortened.
+    pub input: InputExcerpt,
+    /// Why it failed.
+    pub error: RestoreError,
 }
 
 /// What a sync of one family did.
@@ -100,6 +109,10 @@ pub struct SyncReport {
     pub n_overlaps: usize,
     /// Frontends that Services lost with this sync.
     pub losses: Vec<Loss>,
+    /// The input of the last restore, shortened; `None` if nothing was sent.
+    pub sent: Option<InputExcerpt>,
+    /// The last restore that failed; the sync may succeed with a later one.
+    pub failed: Option<FailedRestore>,
     /// How it ended.
     pub outcome: Result<(), SyncError>,
 }
@@ -133,6 +146,8 @@ impl SyncReport {
             quarantined: Vec::new(),
             n_overlaps: 0,
             losses: Vec::new(),
+            sent: None,
+            failed: None,
             outcome: Ok(()),
         }
     }

@@ -13,7 +13,7 @@ use super::{single, watchdog};
 use crate::iptables::{ChainName, Jump, Table, Target, write};
 use crate::kernel::{Backend, Dump, Iptables, Outline, Readable, RestoreError, nft, xtables};
 use crate::net::IpFamily;
-use crate::plan::{Limits, Restore};
+use crate::plan::{InputExcerpt, Limits, Restore};
 
 /// The shortest wait passed to a program, which counts in seconds.
 const MIN_LOCK_WAIT: Duration = Duration::from_secs(1);
@@ -63,13 +63,15 @@ pub struct KernelIptables {
     restore: Option<RestoreChild>,
     limits: Limits,
     lock_wait: Duration,
+    last_input: Option<InputExcerpt>,
 }
 
 impl KernelIptables {
     /// The tables of `programs`, which belong to `backend`.
     pub fn new(family: IpFamily, backend: Backend, programs: Programs) -> KernelIptables {
         let limits = backend.limits();
-        KernelIptables { family, backend, programs, restore: None, limits, lock_wait: Duration::ZERO }
+        let (restore, lock_wait, last_input) = (None, Duration::ZERO, None);
+        KernelIptables { family, backend, programs, restore, limits, lock_wait, last_input }
     }
 
     /// Another handle to the same tables.
@@ -109,7 +111,11 @@ impl Restore for KernelIptables {
 
     fn end(&mut self) -> Result<(), RestoreError> {
         match self.restore.take() {
-            Some(child) => child.end(),
+            Some(child) => {
+                let (result, input) = child.end();
+                self.last_input = Some(input);
+                result
+            }
             None => Ok(()),
         }
     }
@@ -141,6 +147,10 @@ impl Iptables for KernelIptables {
 
     fn lock_wait(&mut self) -> Duration {
         std::mem::take(&mut self.lock_wait)
+    }
+
+    fn take_input(&mut self) -> Option<InputExcerpt> {
+        self.last_input.take()
     }
 
     fn readable(&mut self, table: Table) -> anyhow::Result<Readable> {

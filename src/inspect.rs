@@ -1,0 +1,3 @@
+//! What operators ask about a node's rules.
+
+pub mod status;
