@@ -2,8 +2,10 @@
 
 mod cleanup;
 mod objects;
+mod output;
 mod render;
 mod run;
+mod source;
 
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};

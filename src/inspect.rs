@@ -1,3 +1,12 @@
-//! What operators ask about a node's rules.
+//! What operators ask about a node's rules: a question and a [`Subject`] in, a report out.
+//!
+//! A report is plain data, without layout or colour. The command line draws it, and a running agent sends it as
+//! JSON, so both give the same answer.
 
+pub mod envelope;
+pub mod labels;
 pub mod status;
+pub mod subject;
+pub mod vantage;
+
+pub use subject::{ClusterView, HostOrigin, HostView, RulesOrigin, Subject};

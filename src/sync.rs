@@ -147,8 +147,8 @@ impl<K: Iptables + 'static> Loop<K> {
             LoopEvent::Watch(WatchEvent::ServicesListed) => self.are_services_listed = true,
             LoopEvent::Watch(WatchEvent::SlicesListed) => self.are_slices_listed = true,
             LoopEvent::Watch(WatchEvent::NodeListed) => self.settled_node.mark_listed(),
-            LoopEvent::Watch(WatchEvent::Problems(kind, n)) => {
-                self.notify(|observer| observer.problems(kind, n));
+            LoopEvent::Watch(WatchEvent::Problems(kind, n, first)) => {
+                self.notify(|observer| observer.problems(kind, n, &first));
             }
             LoopEvent::NodeWaitOver => return self.settled_node.end_wait(self.state.snapshot.node()),
             LoopEvent::TablesFlushed(family) => {

@@ -19,10 +19,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("policy", &["net", "model"]),
     ("rules", &["net", "config", "iptables", "model", "policy"]),
     ("compile", &["net", "config", "iptables", "model", "policy", "rules"]),
+    ("inspect", &["net", "config", "iptables", "model", "policy", "rules", "compile"]),
     ("plan", &["net", "iptables"]),
     ("log", &[]),
     ("flows", &["net", "model"]),
-    ("kernel", &["log", "net", "iptables", "plan"]),
+    ("kernel", &["log", "net", "iptables", "model", "plan"]),
     ("drift", &["log", "net", "iptables", "rules", "plan", "kernel"]),
     ("leftovers", &["log", "net", "iptables", "plan", "rules", "kernel"]),
     ("http", &["log", "net"]),
@@ -48,8 +49,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("health", &["log", "net", "model", "rules", "compile", "metrics", "http", "apply", "sync"]),
     ("events", &["log", "model", "metrics", "apply", "sync"]),
     (
+        "agent_socket",
+        &[
+            "log", "net", "config", "iptables", "model", "policy", "rules", "compile", "inspect", "plan",
+            "kernel", "drift", "http", "watch", "apply", "sync",
+        ],
+    ),
+    (
         "agent",
         &[
+            "agent_socket",
             "log",
             "net",
             "config",
@@ -85,11 +94,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "policy",
             "rules",
             "compile",
+            "inspect",
             "plan",
             "kernel",
             "metrics",
             "watch",
             "agent",
+            "agent_socket",
             "leftovers",
         ],
     ),
@@ -97,7 +108,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
-const PURE: [&str; 9] = ["net", "iptables", "config", "model", "policy", "rules", "compile", "plan", "flows"];
+const PURE: [&str; 10] =
+    ["net", "iptables", "config", "model", "policy", "rules", "compile", "inspect", "plan", "flows"];
 
 /// Pure files of modules that are not.
 const PURE_FILES: [&str; 4] = ["drift/machine", "drift/reason", "drift/generations", "drift/schedule"];

@@ -93,6 +93,8 @@ pub struct SyncReport {
     pub n_filter_rules: usize,
     /// Our rules in nat after the sync.
     pub n_nat_rules: usize,
+    /// Our chains in both tables after the sync.
+    pub n_chains: usize,
     /// Why the kernel was read, for each read.
     pub reads: Vec<ReadReason>,
     /// Drift that this sync found; repaired unless the sync failed.
@@ -138,6 +140,7 @@ impl SyncReport {
             n_quarantined: 0,
             n_filter_rules: 0,
             n_nat_rules: 0,
+            n_chains: 0,
             reads: Vec::new(),
             drift: Drift::default(),
             n_repaired: 0,

@@ -1,10 +1,12 @@
 //! The state of a running agent: what it runs with, what is in force, what it did last, what is wrong.
+//!
+//! A field that the sender does not know has its default, so that a program reads what an older agent sends.
 
 use serde::{Deserialize, Serialize};
 
 /// The state of an agent at one moment. Ages are seconds before that moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct StatusReport {
     /// Chainsmith's release.
@@ -38,8 +40,8 @@ pub struct StatusReport {
 }
 
 /// A setting that differs from its default.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct SettingInForce {
     /// Its path in the configuration file, or `--<flag>`.
@@ -52,7 +54,7 @@ pub struct SettingInForce {
 
 /// How many objects there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct ObjectCounts {
     /// Services that are proxied.
@@ -64,8 +66,8 @@ pub struct ObjectCounts {
 }
 
 /// How current the objects of one kind are.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct WatchAge {
     /// `Service`, `EndpointSlice` or `Node`.
@@ -78,7 +80,7 @@ pub struct WatchAge {
 
 /// Changes that no sync has taken up yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct PendingCounts {
     /// Changed Services.
@@ -88,8 +90,8 @@ pub struct PendingCounts {
 }
 
 /// Something about the node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct NodeFinding {
     /// The name of its kind, as in metrics and events.
@@ -101,8 +103,8 @@ pub struct NodeFinding {
 }
 
 /// A field of an object that is not usable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct ObjectProblem {
     /// `Service`, `EndpointSlice` or `Node`.
@@ -114,8 +116,8 @@ pub struct ObjectProblem {
 }
 
 /// The state of one IP family.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct FamilyState {
     /// `ipv4` or `ipv6`.
@@ -154,7 +156,7 @@ pub struct FamilyState {
 
 /// What is in force after the last sync.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct InForceCounts {
     /// Service ports that have a cluster IP in the family.
@@ -176,8 +178,8 @@ pub struct InForceCounts {
 }
 
 /// What the agent knows of the kernel's tables.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct DriftState {
     /// `unknown`, `trusted`, `suspect`, `scanning` or `unverified`.
@@ -189,8 +191,8 @@ pub struct DriftState {
 }
 
 /// A read of the kernel's tables.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct KernelRead {
     /// Why, as in `chainsmith_kernel_reads_total`.
@@ -200,8 +202,8 @@ pub struct KernelRead {
 }
 
 /// One sync of one family.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct SyncRecord {
     /// How long ago it ended.
@@ -232,7 +234,7 @@ pub struct SyncRecord {
 
 /// How long each stage of a sync took, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct StageSeconds {
     /// Reading the kernel's tables.
@@ -249,7 +251,7 @@ pub struct StageSeconds {
 
 /// What a sync sent to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct SentCounts {
     /// iptables-restore processes.
@@ -267,8 +269,8 @@ pub struct SentCounts {
 }
 
 /// A service port whose rules the kernel rejects.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct QuarantinedPort {
     /// `<namespace>/<name>:<port>`.
@@ -282,8 +284,8 @@ pub struct QuarantinedPort {
 }
 
 /// An input of iptables-restore, without its text.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct RestoreSummary {
     /// How long ago the sync that sent it ended.
@@ -298,7 +300,7 @@ pub struct RestoreSummary {
 
 /// The inputs of iptables-restore that an agent sent last, or that failed last.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct RestoreReport {
     /// Of each family that has one.
@@ -306,8 +308,8 @@ pub struct RestoreReport {
 }
 
 /// An input of iptables-restore, of which a long one is kept only in parts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct KeptRestore {
     /// `ipv4` or `ipv6`.
@@ -319,8 +321,8 @@ pub struct KeptRestore {
 }
 
 /// Lines that follow each other.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 pub struct KeptLines {
     /// Number of the first line, from 1.

@@ -11,12 +11,14 @@ use super::{
     AddressSide, ChainContent, ChainName, CtStates, Interface, L4Protocol, Match, MaybeNot, Policy,
     PortRange, RecentAction, Rule, Ruleset, Table, Target,
 };
-use crate::net::{self, Cidr, IpFamily, Protocol};
+use crate::net::{self, Cidr, IpFamily, PerFamily, Protocol};
 
 /// A line that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {text:?}")]
+#[error("{}{what}: {text:?}", .line.map_or(String::new(), |line| format!("line {line}: ")))]
 pub struct ParseError {
+    /// The line's number, from 1, if it is one of several.
+    pub line: Option<usize>,
     /// The line.
     pub text: String,
     /// The reason.
@@ -44,34 +46,102 @@ pub enum Line {
 
 /// Reads one line, without its newline.
 pub fn line(family: IpFamily, text: &str) -> Result<Line, ParseError> {
-    read_line(family, text.trim_end_matches(['\r', '\n']))
-        .map_err(|what| ParseError { text: text.to_owned(), what: what.to_owned() })
+    read_line(family, text.trim_end_matches(['\r', '\n'])).map_err(|what| ParseError {
+        line: None,
+        text: text.to_owned(),
+        what: what.to_owned(),
+    })
 }
 
 /// Reads the output of `iptables-save`; tables other than mangle, filter and nat are skipped.
 pub fn save(family: IpFamily, text: &str) -> Result<Ruleset, ParseError> {
-    let mut ruleset = Ruleset::default();
-    let mut table = None;
-    for text in text.lines() {
-        match (line(family, text)?, table) {
+    let mut parser = SaveParser::new(family);
+    text.lines().try_for_each(|line| parser.line(line))?;
+    Ok(parser.finish())
+}
+
+/// Reads the output of `iptables-save` a line at a time; see [`save`].
+#[derive(Debug)]
+pub struct SaveParser {
+    family: IpFamily,
+    ruleset: Ruleset,
+    table: Option<Table>,
+    n_lines: usize,
+}
+
+impl SaveParser {
+    /// Of rules of `family`.
+    pub fn new(family: IpFamily) -> SaveParser {
+        SaveParser { family, ruleset: Ruleset::default(), table: None, n_lines: 0 }
+    }
+
+    /// Reads the next line; an error has its number.
+    pub fn line(&mut self, text: &str) -> Result<(), ParseError> {
+        self.n_lines += 1;
+        self.read(text).map_err(|error| ParseError { line: Some(self.n_lines), ..error })
+    }
+
+    fn read(&mut self, text: &str) -> Result<(), ParseError> {
+        match (line(self.family, text)?, self.table) {
             (Line::Table(word), _) => {
-                table = Table::parse(&word);
-                if let Some(table) = table {
-                    ruleset.tables.entry(table).or_default();
+                self.table = Table::parse(&word);
+                if let Some(table) = self.table {
+                    self.ruleset.tables.entry(table).or_default();
                 }
             }
             (Line::Declaration(name, policy), Some(table)) => {
-                *ruleset.chain_mut(table, name) = ChainContent { policy, rules: Vec::new() };
+                *self.ruleset.chain_mut(table, name) = ChainContent { policy, rules: Vec::new() };
             }
-            (Line::Append(name, rule), Some(table)) => ruleset.chain_mut(table, name).rules.push(rule),
+            (Line::Append(name, rule), Some(table)) => self.ruleset.chain_mut(table, name).rules.push(rule),
             (Line::Blank | Line::Commit, _) | (_, None) => {}
             (Line::Insert(..) | Line::Delete(_), Some(_)) => {
                 let what = "not a line of iptables-save".to_owned();
-                return Err(ParseError { text: text.to_owned(), what });
+                return Err(ParseError { line: None, text: text.to_owned(), what });
             }
         }
+        Ok(())
     }
-    Ok(ruleset)
+
+    /// The rules of all lines.
+    pub fn finish(self) -> Ruleset {
+        self.ruleset
+    }
+}
+
+/// Reads rules of one or both families: sections that begin with a line `# ipv4` or `# ipv6`, as `chainsmith render`
+/// prints them, or output of `iptables-save` or `ip6tables-save` without such lines, whose family is that of its first
+/// address. Families other than `families` are skipped.
+pub fn families(text: &str, families: &[IpFamily]) -> Result<PerFamily<Option<Ruleset>>, ParseError> {
+    let mut parsers: PerFamily<Option<SaveParser>> = PerFamily::default();
+    let mut family = family_of(text).or(families.first().copied()).unwrap_or(IpFamily::V4);
+    for (n, text) in text.lines().enumerate() {
+        if let Some(named) = IpFamily::BOTH.into_iter().find(|family| is_heading(text, *family)) {
+            family = named;
+        }
+        if families.contains(&family) {
+            let parser = parsers.get_mut(family).get_or_insert_with(|| SaveParser::new(family));
+            parser.n_lines = n;
+            parser.line(text)?;
+        }
+    }
+    let PerFamily { v4, v6 } = parsers;
+    Ok(PerFamily { v4: v4.map(SaveParser::finish), v6: v6.map(SaveParser::finish) })
+}
+
+fn is_heading(text: &str, family: IpFamily) -> bool {
+    text.strip_prefix("# ").is_some_and(|rest| rest.trim_end() == family.lower())
+}
+
+/// The family of the first address in `text`, or the one that a program names in a comment.
+fn family_of(text: &str) -> Option<IpFamily> {
+    text.lines().find_map(|line| {
+        if line.starts_with('#') {
+            return line.contains("ip6tables-save").then_some(IpFamily::V6);
+        }
+        let cidr = |word: &str| net::Cidr::parse(word).ok().map(|cidr| cidr.family());
+        let option = |pair: &[&str]| matches!(pair[0], "-s" | "-d").then(|| cidr(pair[1])).flatten();
+        line.split(' ').collect::<Vec<_>>().windows(2).find_map(option)
+    })
 }
 
 type Reason = &'static str;

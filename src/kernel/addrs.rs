@@ -1,4 +1,4 @@
-//! Lists the addresses of this machine's interfaces, and reports their changes.
+//! Lists the addresses of this machine's interfaces and its routes, and reports changes of addresses.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,6 +8,9 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
 use super::netlink::{Message, Multicast, NetlinkSocket, retry_interrupted};
+use crate::iptables::Interface;
+use crate::model::host::InterfaceAddress;
+use crate::net::{Cidr, IpFamily};
 
 /// `RTM_GETADDR`.
 const GET_ADDRESS: u16 = 22;
@@ -15,6 +18,17 @@ const GET_ADDRESS: u16 = 22;
 const ADDRESS: u16 = 1;
 /// `IFA_LOCAL`: this end's address where the two differ; with IPv4, always.
 const LOCAL: u16 = 2;
+
+/// `RTM_GETROUTE`.
+const GET_ROUTE: u16 = 26;
+/// `RTA_DST`: the destination; absent for the default route.
+const ROUTE_DESTINATION: u16 = 1;
+/// `RTA_OIF`: the interface.
+const ROUTE_INTERFACE: u16 = 4;
+/// `RT_TABLE_MAIN`.
+const MAIN_TABLE: u8 = 254;
+/// `RTN_UNICAST`.
+const UNICAST: u8 = 1;
 
 /// `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`.
 const GROUPS: [u32; 2] = [5, 9];
@@ -42,6 +56,32 @@ pub fn addresses_of(name: &str) -> io::Result<Vec<IpAddr>> {
     }
 }
 
+/// Each address of an interface of this network namespace with the interface's name, loopback included; sorted.
+pub fn interfaces() -> io::Result<Vec<InterfaceAddress>> {
+    let mut socket = NetlinkSocket::open(NETLINK_ROUTE)?;
+    let mut found = retry_interrupted(ATTEMPTS, || {
+        let mut found = Vec::new();
+        socket.request(GET_ADDRESS, NLM_F_DUMP, &[0; 8], &mut |message| {
+            let [_, length, _, _] = message.head();
+            let mut index = 0;
+            let ip = address(message, |of| {
+                index = of;
+                true
+            });
+            let name = nix::net::if_::if_indextoname(index).ok();
+            let name = name.as_ref().and_then(|name| name.to_str().ok());
+            found.extend(ip.zip(name).map(|(ip, name)| InterfaceAddress {
+                interface: name.into(),
+                ip,
+                length,
+            }));
+        })?;
+        Ok(found)
+    })?;
+    found.sort();
+    Ok(found)
+}
+
 /// The addresses of the interfaces whose index is `selected`.
 ///
 /// They come from netlink and not from `getifaddrs`, which does not report that addresses are missing
@@ -61,13 +101,54 @@ fn addresses(selected: impl Fn(u32) -> bool) -> io::Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
+/// The unicast routes of the main table of both families that lead to an interface: destination and interface.
+///
+/// Routes of other tables, which rules select (`ip rule`), are not among them.
+pub fn routes() -> io::Result<Vec<(Cidr, Interface)>> {
+    let mut socket = NetlinkSocket::open(NETLINK_ROUTE)?;
+    let mut routes = retry_interrupted(ATTEMPTS, || {
+        let mut routes = Vec::new();
+        // struct rtmsg, of any family.
+        socket.request(GET_ROUTE, NLM_F_DUMP, &[0; 12], &mut |message| routes.extend(route(message)))?;
+        Ok(routes)
+    })?;
+    routes.sort_by_key(|(destination, _): &(Cidr, _)| *destination);
+    Ok(routes)
+}
+
+/// The destination and interface in a message.
+fn route(message: &Message<'_>) -> Option<(Cidr, Interface)> {
+    let [family, length, _, _] = message.head();
+    let ([table, _, _, kind], message) = message.split_header()?;
+    let (_, message) = message.split_header()?;
+    let family = match i32::from(family) {
+        nix::libc::AF_INET => IpFamily::V4,
+        nix::libc::AF_INET6 => IpFamily::V6,
+        _ => return None,
+    };
+    if table != MAIN_TABLE || kind != UNICAST {
+        return None;
+    }
+    let destination = match message.attribute(ROUTE_DESTINATION) {
+        Some(bytes) => ip(bytes)?,
+        None if family == IpFamily::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        None => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let name = nix::net::if_::if_indextoname(message.native_u32(ROUTE_INTERFACE)?).ok()?;
+    Some((Cidr::new(destination, length), Interface::new(name.to_str().ok()?)?))
+}
+
 /// The address in a message; `None` for a family other than IPv4 and IPv6.
-fn address(message: &Message<'_>, selected: impl Fn(u32) -> bool) -> Option<IpAddr> {
+fn address(message: &Message<'_>, mut selected: impl FnMut(u32) -> bool) -> Option<IpAddr> {
     let (index, message) = message.split_header()?;
     if !selected(u32::from_ne_bytes(index)) {
         return None;
     }
     let bytes = message.attribute(LOCAL).or_else(|| message.attribute(ADDRESS))?;
+    ip(bytes)
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(|bytes| IpAddr::V4(Ipv4Addr::from(bytes)));
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(|bytes| IpAddr::V6(Ipv6Addr::from(bytes)))).ok()
 }
@@ -127,6 +208,26 @@ mod tests {
             assert_eq!(of("d0"), ["192.0.2.7", "2001:db8::7"]);
             assert_eq!(of("d1"), ["10.9.0.1", "192.0.2.7"]);
             assert_eq!(of("d"), [] as [String; 0]);
+            assert!(Command::new("ip").args(["link", "set", "d0", "up"]).status().unwrap().success());
+            assert!(
+                Command::new("ip")
+                    .args(["route", "add", "default", "via", "192.0.2.9"])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+            let routes: Vec<String> =
+                routes().unwrap().iter().map(|(to, name)| format!("{to} {}", name.as_str())).collect();
+            assert!(
+                routes.contains(&"0.0.0.0/0 d0".to_owned()) && routes.contains(&"192.0.2.0/24 d0".to_owned()),
+                "{routes:?}"
+            );
+            let on = |name: &str| {
+                let listed = interfaces().unwrap();
+                let of = listed.iter().filter(|entry| &*entry.interface == name);
+                of.map(|entry| format!("{}/{}", entry.ip, entry.length)).collect::<Vec<String>>()
+            };
+            assert_eq!(on("d1"), ["10.9.0.1/32", "192.0.2.7/25"]);
         });
     }
 }

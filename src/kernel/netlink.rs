@@ -38,10 +38,18 @@ pub(super) struct Netfilter(NetlinkSocket);
 
 /// One message of the kernel, or a nested attribute.
 pub(super) struct Message<'a> {
+    /// The second header, before the attributes; zeros for a nested attribute.
+    head: [u8; 4],
     attributes: &'a [u8],
 }
 
 impl<'a> Message<'a> {
+    /// The four bytes before the attributes: the second header (`struct nfgenmsg`), or the first four of a longer one
+    /// (`struct ifaddrmsg`).
+    pub(super) fn head(&self) -> [u8; 4] {
+        self.head
+    }
+
     /// The value of the first attribute of type `kind`.
     pub(super) fn attribute(&self, kind: u16) -> Option<&'a [u8]> {
         self.attributes().find(|(other, _)| *other == kind).map(|(_, value)| value)
@@ -60,7 +68,7 @@ impl<'a> Message<'a> {
 
     /// Parses the value of a nested attribute.
     pub(super) fn of(attributes: &'a [u8]) -> Message<'a> {
-        Message { attributes }
+        Message { head: [0; 4], attributes }
     }
 
     /// The nested attributes of type `kind`.
@@ -72,12 +80,12 @@ impl<'a> Message<'a> {
     /// returns these four, and the attributes after them.
     pub(super) fn split_header(&self) -> Option<([u8; 4], Message<'a>)> {
         let (header, attributes) = self.attributes.split_first_chunk()?;
-        Some((*header, Message { attributes }))
+        Some((*header, Message { head: *header, attributes }))
     }
 
     /// The nested attribute of type `kind`.
     pub(super) fn inner(&self, kind: u16) -> Option<Message<'a>> {
-        self.attribute(kind).map(|attributes| Message { attributes })
+        self.attribute(kind).map(Message::of)
     }
 
     /// An attribute with a NUL-terminated string.
@@ -335,8 +343,8 @@ pub(super) fn split_first(bytes: &[u8]) -> io::Result<(NetlinkBuffer<&[u8]>, &[u
 
 /// A message without its two headers; the second one is of 4 bytes (`struct nfgenmsg`, `struct genlmsghdr`).
 pub(super) fn content<'a>(message: &NetlinkBuffer<&'a [u8]>) -> io::Result<Message<'a>> {
-    let attributes = message.payload().get(4..).ok_or(io::ErrorKind::InvalidData)?;
-    Ok(Message { attributes })
+    let (head, attributes) = message.payload().split_first_chunk().ok_or(io::ErrorKind::InvalidData)?;
+    Ok(Message { head: *head, attributes })
 }
 
 /// The error number at the start of the payload of ERROR and DONE: zero or negative.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -46,6 +47,17 @@ pub struct Host {
     pub addresses: Vec<IpAddr>,
     /// Abilities of its kernel.
     pub kernel: Kernel,
+}
+
+/// An address of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InterfaceAddress {
+    /// The interface's name.
+    pub interface: Arc<str>,
+    /// The address.
+    pub ip: IpAddr,
+    /// Length in bits of the network that the interface reaches directly; the family's length for one address.
+    pub length: u8,
 }
 
 /// A host file that cannot be used.
@@ -92,29 +104,40 @@ impl Host {
     /// Reads a host file: `interfaces: {NAME: [<ip>/<bits>, ...]}` and optionally
     /// `kernel: {nfacct, tcpBeLiberal, randomFully, bpf}`.
     pub fn parse(text: &str) -> Result<Host, HostError> {
+        Host::parse_with_interfaces(text).map(|(host, _)| host)
+    }
+
+    /// As [`Host::parse`]; also returns each address with its interface, sorted.
+    pub fn parse_with_interfaces(text: &str) -> Result<(Host, Vec<InterfaceAddress>), HostError> {
         // A few aliases can expand a small file to a huge one.
         let options = serde_saphyr::options! {
             alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 10_000 },
         };
         let file: HostFile = serde_saphyr::from_str_with_options(text, options)
             .map_err(|error| HostError::Syntax(error.to_string()))?;
-        let mut addresses = Vec::new();
+        let mut interfaces = Vec::new();
         for (interface, texts) in file.interfaces {
+            let name: Arc<str> = interface.as_str().into();
             for text in texts {
-                let address = text.split_once('/').map_or(&*text, |(address, _)| address);
-                let has_length = text.split_once('/').is_none() || net::Cidr::parse(&text).is_ok();
-                match net::parse_ip(address) {
-                    Ok(ip) if has_length => addresses.push(ip),
+                let (address, length) = match text.split_once('/') {
+                    Some((address, _)) => (address, net::Cidr::parse(&text).ok().map(|cidr| cidr.length())),
+                    None => (&*text, Some(u8::MAX)),
+                };
+                match (net::parse_ip(address), length) {
+                    (Ok(ip), Some(length)) => {
+                        let length = length.min(net::IpFamily::of(ip).bits());
+                        interfaces.push(InterfaceAddress { interface: name.clone(), ip, length });
+                    }
                     _ => return Err(HostError::Address { interface, text }),
                 }
             }
         }
         let KernelKeys { nfacct, tcp_be_liberal, random_fully, bpf } = file.kernel;
         let counters = Counters { invalid: nfacct, localhost: nfacct };
-        Ok(Host {
-            addresses,
-            kernel: Kernel { counters, tcp_be_liberal, random_fully, bpf, route_localnet: true },
-        })
+        let kernel = Kernel { counters, tcp_be_liberal, random_fully, bpf, route_localnet: true };
+        let addresses = interfaces.iter().map(|entry| entry.ip).collect();
+        interfaces.sort();
+        Ok((Host { addresses, kernel }, interfaces))
     }
 
     /// The host without a host file: the addresses of the Node object and loopback.

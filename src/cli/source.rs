@@ -1,0 +1,206 @@
+//! Where a command takes the rules and objects from that a question is about.
+#![allow(clippy::disallowed_methods, reason = "reads the files that are named on the command line")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+use super::objects::{self, Objects};
+use super::print_error;
+use crate::config::{Config, RuleFlags};
+use crate::inspect::{ClusterView, HostOrigin, HostView, RulesOrigin, Subject};
+use crate::iptables::{Ruleset, parse};
+use crate::kernel::addrs;
+use crate::kernel::programs;
+use crate::kernel::{Backend, Iptables};
+use crate::model::Inventory;
+use crate::model::host::{Host, InterfaceAddress};
+use crate::net::{IpFamily, PerFamily};
+
+/// What shapes a node's rules beside the objects, and names the node.
+#[derive(Clone, Debug, Default, Args)]
+pub struct NodeArguments {
+    /// Name of the Node [default: hostnameOverride, else the only Node among the objects]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Facts about the node: `interfaces: {NAME: [CIDR, ...]}`, `kernel: {nfacct: true, ...}`
+    /// [default: the Node's addresses and loopback]
+    #[arg(long, value_name = "FILE")]
+    pub host: Option<PathBuf>,
+    /// The IP family [default: both]
+    #[arg(long, value_parser = PossibleValuesParser::new(["ipv4", "ipv6"]).map(ip_family))]
+    pub family: Option<IpFamily>,
+    #[command(flatten)]
+    pub flags: RuleFlags,
+}
+
+fn ip_family(name: String) -> IpFamily {
+    if name == "ipv4" { IpFamily::V4 } else { IpFamily::V6 }
+}
+
+impl NodeArguments {
+    /// The families asked for.
+    pub fn families(&self) -> Vec<IpFamily> {
+        IpFamily::BOTH.into_iter().filter(|family| self.family.is_none_or(|only| only == *family)).collect()
+    }
+
+    /// The configuration; prints its warnings.
+    pub fn config(&self) -> anyhow::Result<Config> {
+        let file = self.flags.0.config().map(|path| {
+            std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the configuration {}", path.display()))
+        });
+        let (config, warnings) = Config::resolve(file.transpose()?.as_deref(), &self.flags.0)?;
+        warnings.iter().for_each(print_error);
+        Ok(config)
+    }
+
+    /// The host file, if one is given.
+    fn host_file(&self) -> anyhow::Result<Option<(Host, Vec<InterfaceAddress>)>> {
+        let Some(path) = &self.host else { return Ok(None) };
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let parsed = Host::parse_with_interfaces(&text);
+        parsed.map(Some).with_context(|| format!("cannot use {}", path.display()))
+    }
+
+    /// The objects as the node sees them, and its host.
+    pub fn cluster(&self, config: &Config, inventory: &Inventory) -> anyhow::Result<(ClusterView, HostView)> {
+        let node_name = self.node_name(config, inventory)?;
+        let node = inventory.nodes().find(|node| *node.name == *node_name);
+        let addresses = node.map_or(&[][..], |node| &node.addresses);
+        let (host, view) = match self.host_file()? {
+            Some((host, interfaces)) => (host, HostView::of_interfaces(interfaces, HostOrigin::File)),
+            None => (Host::of_node(addresses), HostView::of_node(addresses)),
+        };
+        Ok((ClusterView::new(config, inventory, &node_name, &host), view))
+    }
+
+    /// The name of the node; never this machine's name, on which the output must not depend.
+    pub fn node_name(&self, config: &Config, inventory: &Inventory) -> anyhow::Result<String> {
+        if let Some(name) = self.node.as_ref().or(config.hostname_override.as_ref()) {
+            return Ok(name.clone());
+        }
+        let names: Vec<&str> = inventory.nodes().map(|node| &*node.name).collect();
+        match names[..] {
+            [only] => Ok(only.to_owned()),
+            [] => bail!("there is no Node among the objects; name one with --node"),
+            _ => bail!("there are several Nodes: {}; name one with --node", names.join(", ")),
+        }
+    }
+}
+
+/// The source of rules and objects: rules from one of RULES and --live, objects from -f; with objects alone the rules are
+/// the desired ones.
+#[derive(Clone, Debug, Default, Args)]
+pub struct SourceArguments {
+    /// Rules: output of iptables-save (or of `render`), or - for stdin
+    #[arg(value_name = "RULES", conflicts_with = "live")]
+    pub rules: Option<PathBuf>,
+    /// Services, EndpointSlices and Nodes: YAML or JSON files, folders of them, or - for stdin
+    #[arg(short = 'f', long = "filename", value_name = "OBJECTS", num_args = 1..)]
+    pub objects: Vec<PathBuf>,
+    /// The rules in force on this machine
+    #[arg(long)]
+    pub live: bool,
+    #[command(flatten)]
+    pub node: NodeArguments,
+}
+
+impl SourceArguments {
+    /// Reads the source; prints problems of objects. An error is about the command line or an unreadable file.
+    pub fn load(&self) -> anyhow::Result<Subject> {
+        let families = self.node.families();
+        let (mut cluster, mut host) = (None, HostView::default());
+        if !self.objects.is_empty() {
+            let config = self.node.config()?;
+            let Objects { inventory, problems } = objects::read(&self.objects)?;
+            let (mut view, of_node) = self.node.cluster(&config, &inventory)?;
+            view.problems = problems;
+            (cluster, host) = (Some(view), of_node);
+        } else if let Some((_, interfaces)) = self.node.host_file()? {
+            host = HostView::of_interfaces(interfaces, HostOrigin::File);
+        }
+        if self.live {
+            if host.origin != HostOrigin::File {
+                host = live_host()?;
+            }
+            let backend = programs::detect_backend(&[
+                crate::rules::names::KUBE_IPTABLES_HINT,
+                crate::rules::names::KUBE_KUBELET_CANARY,
+            ]);
+            return Ok(Subject {
+                rulesets: live_rules(&families, backend)?,
+                origin: RulesOrigin::Live,
+                cluster,
+                host,
+            });
+        }
+        if let Some(path) = &self.rules {
+            let rulesets = read_rules(path, &families)?;
+            let origin = RulesOrigin::Text(path.display().to_string());
+            return Ok(Subject { rulesets, origin, cluster, host });
+        }
+        match cluster {
+            Some(cluster) => Ok(Subject::of_objects(cluster, host, &families)),
+            None => bail!("no source: give RULES (a file of iptables-save), -f OBJECTS, or --live"),
+        }
+    }
+}
+
+/// The rules in force in `families`. A family whose tables do not exist has no rules.
+pub fn live_rules(
+    families: &[IpFamily],
+    backend: Option<Backend>,
+) -> anyhow::Result<PerFamily<Option<Ruleset>>> {
+    let mut rulesets = PerFamily::default();
+    for family in families {
+        let mut kernel = match programs::open(*family, backend) {
+            Ok(kernel) => kernel,
+            // A machine without IPv6 has no such tables.
+            Err(_)
+                if *family == IpFamily::V6
+                    && families.len() > 1
+                    && programs::is_ipv6_disabled(Path::new("/proc")) =>
+            {
+                continue;
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read the {family} rules in force"));
+            }
+        };
+        let mut reader = parse::SaveParser::new(*family);
+        let mut outcome = Ok(());
+        for table in crate::iptables::Table::ALL {
+            kernel.save(table, &mut |line| {
+                if outcome.is_ok() {
+                    outcome = reader.line(line);
+                }
+            })?;
+        }
+        outcome.with_context(|| format!("cannot read the {family} rules in force"))?;
+        *rulesets.get_mut(*family) = Some(reader.finish());
+    }
+    Ok(rulesets)
+}
+
+/// The addresses and routes of this machine.
+pub fn live_host() -> anyhow::Result<HostView> {
+    let interfaces = addrs::interfaces().context("cannot list the addresses of the interfaces")?;
+    let routes = addrs::routes().context("cannot list the routes")?;
+    let addresses: BTreeSet<_> = interfaces.iter().map(|entry| entry.ip).collect();
+    Ok(HostView { addresses, interfaces, routes, origin: HostOrigin::Live })
+}
+
+/// Reads rules of both families from text: output of iptables-save or ip6tables-save, or of `render`, which has a line
+/// `# ipv4` or `# ipv6` before each. Text without such lines is of the family of its first address.
+pub fn read_rules(path: &Path, families: &[IpFamily]) -> anyhow::Result<PerFamily<Option<Ruleset>>> {
+    let text = match path.as_os_str() == "-" {
+        true => std::io::read_to_string(std::io::stdin().lock()).context("cannot read stdin")?,
+        false => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    parse::families(&text, families).with_context(|| format!("cannot use {}", path.display()))
+}
