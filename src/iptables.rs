@@ -5,9 +5,11 @@
 //! as values and never as text. Knows nothing of Kubernetes.
 
 mod chain;
+pub mod diff;
 mod digest;
 mod fingerprint;
 pub mod parse;
+pub mod replay;
 mod rule;
 mod ruleset;
 pub mod trace;

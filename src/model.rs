@@ -17,7 +17,7 @@ pub use endpoint::{Conditions, Endpoint, Hints, Slice, SliceEndpoint, SlicePort}
 pub use inventory::Inventory;
 pub use node::Node;
 pub use problem::{EscapedValue, ObjectKind, Problem, needs_escape};
-pub use service::{Frontend, Port, Seniority, Service, ServicePort, TrafficPolicy};
+pub use service::{Frontend, NotProxied, Port, Seniority, Service, ServicePort, TrafficPolicy};
 pub use service_ports::ServicePorts;
 pub use snapshot::{Change, SliceChange, Snapshot, Touched};
 

@@ -3,12 +3,17 @@
 //!
 //! Source: kube-proxy v1.36, `CategorizeEndpoints`; KEPs 1669, 2086, 2433 and 3015.
 
+mod choice;
+mod service_slices;
 mod topology;
 
 use crate::model::{Endpoint, ServicePort, TrafficPolicy};
-use topology::Topology;
 
-pub use topology::Place;
+pub use choice::{Choice, EndpointUse, Unused};
+pub use service_slices::{
+    EndpointCandidate, PortCandidates, ServiceSlices, SliceOfOtherFamily, Superseded, UnmatchedPort,
+};
+pub use topology::{HintsIgnored, HintsState, HintsUse, Place};
 
 /// The endpoints of one service port, by the traffic that they serve. Lists keep the order of the input.
 #[derive(Clone, Debug, Default)]
@@ -25,17 +30,17 @@ pub struct Selection<'a> {
 impl<'a> Selection<'a> {
     /// Selects from `endpoints` (all those of `port`) for a node at `place`.
     pub fn new(port: &ServicePort<'_>, endpoints: &[Endpoint<'a>], place: Place<'_>) -> Selection<'a> {
-        let mut selection = Selection::default();
-        if port.uses_cluster_endpoints() {
-            selection.cluster = cluster_endpoints(endpoints, place);
-            selection.has_endpoints = !selection.cluster.is_empty();
-        }
-        if port.uses_local_endpoints() {
-            let usable = |endpoint: &Endpoint<'_>| endpoint.is_ready() || endpoint.is_serving_terminating();
-            selection.has_endpoints |= endpoints.iter().any(usable);
-            selection.local = local_endpoints(endpoints, place);
-        }
-        selection
+        let choice = Choice::new(port, endpoints, place);
+        let serving = |policy| {
+            let is_used =
+                |endpoint: &&Endpoint<'a>| choice.of(policy, endpoint).is_some_and(EndpointUse::is_used);
+            endpoints.iter().filter(is_used).copied().collect()
+        };
+        let (cluster, local): (Vec<_>, _) = (serving(TrafficPolicy::Cluster), serving(TrafficPolicy::Local));
+        let usable = |endpoint: &Endpoint<'_>| endpoint.is_ready() || endpoint.is_serving_terminating();
+        let has_endpoints =
+            !cluster.is_empty() || port.uses_local_endpoints() && endpoints.iter().any(usable);
+        Selection { cluster, local, has_endpoints }
     }
 
     /// Every endpoint that this node may send to: the union of both lists, without duplicates.
@@ -58,28 +63,6 @@ impl<'a> Selection<'a> {
             external: verdict(port.service.external_policy),
         }
     }
-}
-
-/// Ready endpoints that fit the topology, else all endpoints that serve while they terminate.
-fn cluster_endpoints<'a>(endpoints: &[Endpoint<'a>], place: Place<'_>) -> Vec<Endpoint<'a>> {
-    let topology = Topology::of(endpoints, place);
-    let ready: Vec<Endpoint<'a>> =
-        endpoints.iter().filter(|endpoint| endpoint.is_ready() && topology.fits(endpoint)).copied().collect();
-    if !ready.is_empty() {
-        return ready;
-    }
-    endpoints.iter().filter(|endpoint| endpoint.is_serving_terminating()).copied().collect()
-}
-
-/// Ready endpoints of this node, else its endpoints that serve while they terminate, whatever the
-/// hints.
-fn local_endpoints<'a>(endpoints: &[Endpoint<'a>], place: Place<'_>) -> Vec<Endpoint<'a>> {
-    let here = || endpoints.iter().filter(|endpoint| endpoint.is_on(place.node)).copied();
-    let ready: Vec<Endpoint<'a>> = here().filter(Endpoint::is_ready).collect();
-    if !ready.is_empty() {
-        return ready;
-    }
-    here().filter(Endpoint::is_serving_terminating).collect()
 }
 
 /// The verdict of this node on a packet for a service port.

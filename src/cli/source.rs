@@ -12,7 +12,7 @@ use super::objects::{self, Objects};
 use super::print_error;
 use crate::config::{Config, RuleFlags};
 use crate::inspect::{ClusterView, HostOrigin, HostView, RulesOrigin, Subject};
-use crate::iptables::{Ruleset, parse};
+use crate::iptables::{Ruleset, parse, replay};
 use crate::kernel::addrs;
 use crate::kernel::programs;
 use crate::kernel::{Backend, Iptables};
@@ -195,12 +195,12 @@ pub fn live_host() -> anyhow::Result<HostView> {
     Ok(HostView { addresses, interfaces, routes, origin: HostOrigin::Live })
 }
 
-/// Reads rules of both families from text: output of iptables-save or ip6tables-save, or of `render`, which has a line
-/// `# ipv4` or `# ipv6` before each. Text without such lines is of the family of its first address.
+/// Reads rules of both families from text: output of iptables-save, ip6tables-save or `render`, or inputs of
+/// iptables-restore (see [`replay::families`]).
 pub fn read_rules(path: &Path, families: &[IpFamily]) -> anyhow::Result<PerFamily<Option<Ruleset>>> {
     let text = match path.as_os_str() == "-" {
         true => std::io::read_to_string(std::io::stdin().lock()).context("cannot read stdin")?,
         false => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
     };
-    parse::families(&text, families).with_context(|| format!("cannot use {}", path.display()))
+    replay::families(&text, families).with_context(|| format!("cannot use {}", path.display()))
 }

@@ -11,7 +11,7 @@ use super::{
     AddressSide, ChainContent, ChainName, CtStates, Interface, L4Protocol, Match, MaybeNot, Policy,
     PortRange, RecentAction, Rule, Ruleset, Table, Target,
 };
-use crate::net::{self, Cidr, IpFamily, PerFamily, Protocol};
+use crate::net::{self, Cidr, IpFamily, Protocol};
 
 /// A line that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +36,18 @@ pub enum Line {
     Append(ChainName, Rule),
     /// `-I NAME rule`, at the head.
     Insert(ChainName, Rule),
+    /// `-I NAME NUMBER rule`: the rule gets this number, from 1.
+    InsertAt(ChainName, usize, Rule),
+    /// `-D NAME rule`: the first equal rule.
+    RemoveRule(ChainName, Rule),
+    /// `-D NAME NUMBER`, from 1.
+    RemoveAt(ChainName, usize),
+    /// `-F NAME`; without a name, all chains of the table.
+    Flush(Option<ChainName>),
+    /// `-N NAME`.
+    Create(ChainName),
+    /// `-P NAME POLICY`.
+    SetPolicy(ChainName, Policy),
     /// `-X NAME`.
     Delete(ChainName),
     /// `COMMIT`.
@@ -94,7 +106,7 @@ impl SaveParser {
             }
             (Line::Append(name, rule), Some(table)) => self.ruleset.chain_mut(table, name).rules.push(rule),
             (Line::Blank | Line::Commit, _) | (_, None) => {}
-            (Line::Insert(..) | Line::Delete(_), Some(_)) => {
+            (_, Some(_)) => {
                 let what = "not a line of iptables-save".to_owned();
                 return Err(ParseError { line: None, text: text.to_owned(), what });
             }
@@ -106,42 +118,6 @@ impl SaveParser {
     pub fn finish(self) -> Ruleset {
         self.ruleset
     }
-}
-
-/// Reads rules of one or both families: sections that begin with a line `# ipv4` or `# ipv6`, as `chainsmith render`
-/// prints them, or output of `iptables-save` or `ip6tables-save` without such lines, whose family is that of its first
-/// address. Families other than `families` are skipped.
-pub fn families(text: &str, families: &[IpFamily]) -> Result<PerFamily<Option<Ruleset>>, ParseError> {
-    let mut parsers: PerFamily<Option<SaveParser>> = PerFamily::default();
-    let mut family = family_of(text).or(families.first().copied()).unwrap_or(IpFamily::V4);
-    for (n, text) in text.lines().enumerate() {
-        if let Some(named) = IpFamily::BOTH.into_iter().find(|family| is_heading(text, *family)) {
-            family = named;
-        }
-        if families.contains(&family) {
-            let parser = parsers.get_mut(family).get_or_insert_with(|| SaveParser::new(family));
-            parser.n_lines = n;
-            parser.line(text)?;
-        }
-    }
-    let PerFamily { v4, v6 } = parsers;
-    Ok(PerFamily { v4: v4.map(SaveParser::finish), v6: v6.map(SaveParser::finish) })
-}
-
-fn is_heading(text: &str, family: IpFamily) -> bool {
-    text.strip_prefix("# ").is_some_and(|rest| rest.trim_end() == family.lower())
-}
-
-/// The family of the first address in `text`, or the one that a program names in a comment.
-fn family_of(text: &str) -> Option<IpFamily> {
-    text.lines().find_map(|line| {
-        if line.starts_with('#') {
-            return line.contains("ip6tables-save").then_some(IpFamily::V6);
-        }
-        let cidr = |word: &str| net::Cidr::parse(word).ok().map(|cidr| cidr.family());
-        let option = |pair: &[&str]| matches!(pair[0], "-s" | "-d").then(|| cidr(pair[1])).flatten();
-        line.split(' ').collect::<Vec<_>>().windows(2).find_map(option)
-    })
 }
 
 type Reason = &'static str;
@@ -176,11 +152,27 @@ fn command(family: IpFamily, text: &str) -> Result<Line, Reason> {
     let words = split_words(text)?;
     let mut words = Words { words: &words, at: 0 };
     let command = words.next().unwrap_or_default();
+    if matches!(command, "-F" | "--flush") && words.peek().is_none() {
+        return Ok(Line::Flush(None));
+    }
     let chain = words.next().and_then(ChainName::new).ok_or("not the name of a chain")?;
-    match command {
-        "-A" | "--append" => Ok(Line::Append(chain, rule(family, words)?)),
-        "-I" | "--insert" => Ok(Line::Insert(chain, rule(family, words)?)),
-        "-X" | "--delete-chain" if words.peek().is_none() => Ok(Line::Delete(chain)),
+    match (command, words.peek()) {
+        ("-A" | "--append", _) => Ok(Line::Append(chain, rule(family, words)?)),
+        ("-I" | "--insert", _) => match words.rule_number()? {
+            Some(number) => Ok(Line::InsertAt(chain, number, rule(family, words)?)),
+            None => Ok(Line::Insert(chain, rule(family, words)?)),
+        },
+        ("-D" | "--delete", _) => match words.rule_number()? {
+            None => Ok(Line::RemoveRule(chain, rule(family, words)?)),
+            Some(number) if words.peek().is_none() => Ok(Line::RemoveAt(chain, number)),
+            Some(_) => Err("a rule behind its number"),
+        },
+        ("-P" | "--policy", Some("ACCEPT")) => Ok(Line::SetPolicy(chain, Policy::Accept)),
+        ("-P" | "--policy", Some("DROP")) => Ok(Line::SetPolicy(chain, Policy::Drop)),
+        ("-P" | "--policy", _) => Err("not a policy"),
+        ("-F" | "--flush", None) => Ok(Line::Flush(Some(chain))),
+        ("-N" | "--new-chain", None) => Ok(Line::Create(chain)),
+        ("-X" | "--delete-chain", None) => Ok(Line::Delete(chain)),
         _ => Err("not a supported command of a save or restore file"),
     }
 }
@@ -236,6 +228,15 @@ impl<'a> Words<'a> {
 
     fn value(&mut self) -> Result<&'a str, Reason> {
         self.next().ok_or("an option lacks its value")
+    }
+
+    /// The number of a rule, from 1, if one comes next.
+    fn rule_number(&mut self) -> Result<Option<usize>, Reason> {
+        let Some(word) = self.peek().filter(|word| word.bytes().all(|byte| byte.is_ascii_digit())) else {
+            return Ok(None);
+        };
+        self.at += 1;
+        word.parse().ok().filter(|number| *number > 0).map(Some).ok_or("not the number of a rule")
     }
 
     /// The words up to the next `-m`, `-j`, `-g` or basic match: the options of one extension.

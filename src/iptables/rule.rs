@@ -11,7 +11,7 @@ use super::ChainName;
 use crate::net::{Cidr, Protocol};
 
 /// A value that a packet must have, or must not have (`!`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MaybeNot<T> {
     /// Whether `!` stands before it.
     pub negated: bool,
@@ -33,7 +33,7 @@ impl<T> MaybeNot<T> {
 
 /// The name of an interface, or with a `+` at its end all names with that prefix: 1 to 16 visible ASCII
 /// characters without `/`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Interface(Arc<str>);
 
 impl Interface {
@@ -52,7 +52,7 @@ impl Interface {
 }
 
 /// The protocol that a rule matches.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum L4Protocol {
     /// A protocol of Services.
     Service(Protocol),
@@ -61,7 +61,7 @@ pub enum L4Protocol {
 }
 
 /// First and last port, both included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortRange {
     /// The first.
     pub first: u16,
@@ -70,7 +70,7 @@ pub struct PortRange {
 }
 
 /// A set of connection tracking states; displayed in the order of iptables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CtStates(u8);
 
 impl CtStates {
@@ -127,7 +127,7 @@ impl fmt::Display for CtStates {
 }
 
 /// The address of the packet that `addrtype` matches on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AddressSide {
     /// `--src-type`.
     Source,
@@ -136,7 +136,7 @@ pub enum AddressSide {
 }
 
 /// The action of `recent` on the packet's source address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecentAction {
     /// `--set`: adds it to the list, with the current time.
     Set,
@@ -148,7 +148,7 @@ pub enum RecentAction {
 }
 
 /// One `-m` extension of a rule.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Match {
     /// `comment`: always matches.
     Comment(Arc<str>),
@@ -199,7 +199,7 @@ pub enum Match {
 }
 
 /// Where a rule sends the packet.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// `-j` to a user-defined chain.
     Jump(ChainName),
@@ -237,7 +237,7 @@ pub enum Target {
 }
 
 /// One rule. The basic matches stand first, as `iptables-save` shows them whatever their order was.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// `-s`.
     pub source: Option<MaybeNot<Cidr>>,

@@ -198,6 +198,11 @@ fn apply_line(line: Line, chains: &mut BTreeMap<ChainName, ChainContent>) -> Res
             chains.remove(&name);
         }
         Line::Table(_) | Line::Commit | Line::Blank => return Err("a table is open".to_owned()),
+        // The planner writes none of these.
+        Line::InsertAt(..) | Line::RemoveRule(..) | Line::RemoveAt(..) => {
+            return Err("not supported".to_owned());
+        }
+        Line::Flush(_) | Line::Create(_) | Line::SetPolicy(..) => return Err("not supported".to_owned()),
     }
     Ok(())
 }

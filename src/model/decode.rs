@@ -27,7 +27,7 @@ pub use field_value::{FieldType, FieldValue};
 pub use interner::Interner;
 pub use node_decoder::node;
 pub use object::{ApiNode, ApiObject, ApiService, ApiSlice, require_usable};
-pub use service_decoder::service;
+pub use service_decoder::{not_proxied, service};
 pub use slice_decoder::slice;
 
 use super::{Change, Problem};

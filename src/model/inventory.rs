@@ -4,19 +4,26 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::decode::{self, Interner, manifest};
-use super::{Change, Node, Problem, Snapshot, Touched};
+use super::{Change, Node, NotProxied, Problem, ServiceName, Snapshot, Touched};
 
 /// All objects of one cluster, not yet seen from one node.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     snapshot: Snapshot,
     nodes: BTreeMap<Arc<str>, Node>,
+    not_proxied: BTreeMap<ServiceName, NotProxied>,
 }
 
 impl Inventory {
     /// Adds `object`, or replaces one of the same kind and name. Returns its problems.
     pub fn add(&mut self, object: &manifest::Object, interner: &mut Interner) -> Vec<Problem> {
         let (change, problems) = decode::change(object, interner);
+        if let (Some(Change::Service(name, _)), manifest::Object::Service(service)) = (&change, object) {
+            match decode::not_proxied(service) {
+                Some(reason) => self.not_proxied.insert(name.clone(), reason),
+                None => self.not_proxied.remove(name),
+            };
+        }
         match change {
             Some(Change::Node(Some(node))) => drop(self.nodes.insert(node.name.clone(), node)),
             Some(change) => self.snapshot.apply(change, &mut Touched::default()),
@@ -30,10 +37,50 @@ impl Inventory {
         self.nodes.values()
     }
 
+    /// Services that kube-proxy does not serve, which are not in the snapshot.
+    pub fn not_proxied(&self) -> &BTreeMap<ServiceName, NotProxied> {
+        &self.not_proxied
+    }
+
     /// The cluster from the point of view of node `name`, whether a Node of that name exists or not.
     pub fn snapshot_for(&self, name: &str) -> Snapshot {
         let mut snapshot = self.snapshot.clone();
         snapshot.apply(Change::Node(self.nodes.get(name).cloned()), &mut Touched::default());
         snapshot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_that_are_not_proxied_are_known_with_the_reason() {
+        let check = |text: &str, expected: Option<NotProxied>| {
+            let (mut inventory, mut interner) = (Inventory::default(), Interner::default());
+            // A later object of the same name replaces the first.
+            for service in ["{kind: Service, metadata: {name: a}, spec: {clusterIP: None}}", text] {
+                let summary = manifest::read(service.as_bytes(), "test", &mut |object| {
+                    inventory.add(&object, &mut interner);
+                });
+                assert_eq!(summary.n_objects, 1, "{service}");
+            }
+            let name = ServiceName::new("default", "a");
+            assert_eq!(inventory.not_proxied().get(&name).copied(), expected, "{text}");
+            let is_proxied = inventory.snapshot_for("node").service(&name).is_some();
+            assert_eq!(is_proxied, expected.is_none() && !text.contains("bogus"), "{text}");
+        };
+        let service = |spec: &str| format!("{{kind: Service, metadata: {{name: a}}, spec: {{{spec}}}}}");
+        check(&service("clusterIP: None"), Some(NotProxied::Headless));
+        check(&service("clusterIP: ''"), Some(NotProxied::NoClusterIp));
+        check(&service("type: ClusterIP"), Some(NotProxied::NoClusterIp));
+        check(&service("clusterIP: 10.0.0.1, type: ExternalName"), Some(NotProxied::ExternalName));
+        check(&service("clusterIP: 10.0.0.1"), None);
+        // Malformed: a problem says so.
+        check(&service("clusterIP: bogus"), None);
+        let labels = "labels: {service.kubernetes.io/service-proxy-name: ''}";
+        let other =
+            format!("{{kind: Service, metadata: {{name: a, {labels}}}, spec: {{clusterIP: 10.0.0.1}}}}");
+        check(&other, Some(NotProxied::OtherProxy));
     }
 }

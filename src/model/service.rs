@@ -1,7 +1,10 @@
 //! A proxied Service, and its service ports in one family.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use super::{ServiceName, ServicePortName};
 use crate::net::{Cidr, IpFamily, PerFamily, Protocol};
@@ -70,6 +73,37 @@ pub struct Service {
     pub health_check_node_port: Option<u16>,
     /// `metadata.creationTimestamp`, in seconds since 1970; `None` when absent, as in a file.
     pub created: Option<i64>,
+}
+
+/// Why kube-proxy does not serve a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum NotProxied {
+    /// `spec.clusterIP: None`: DNS answers with the addresses of the endpoints.
+    Headless,
+    /// `spec.type: ExternalName`: DNS answers with another name.
+    ExternalName,
+    /// The label `service.kubernetes.io/service-proxy-name` leaves it to another program.
+    OtherProxy,
+    /// It has no cluster IP yet.
+    NoClusterIp,
+}
+
+/// In a sentence with the Service as its subject.
+impl fmt::Display for NotProxied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NotProxied::Headless => {
+                "is headless (clusterIP: None): DNS answers with the addresses of its endpoints"
+            }
+            NotProxied::ExternalName => "is of type ExternalName: DNS answers with another name",
+            NotProxied::OtherProxy => {
+                "has the label service.kubernetes.io/service-proxy-name: another program serves it"
+            }
+            NotProxied::NoClusterIp => "has no cluster IP yet",
+        })
+    }
 }
 
 /// The priority of a Service's claim to a frontend that several Services claim; the least value wins. A

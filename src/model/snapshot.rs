@@ -244,6 +244,11 @@ impl Snapshot {
         self.slices.values().flatten().map(|(name, slice)| (name, slice))
     }
 
+    /// The slices of the Service called `name`, in both families, by name.
+    pub fn slices_of(&self, name: &ServiceName) -> impl Iterator<Item = (&SliceName, &Slice)> {
+        self.slices.get(name).into_iter().flatten().map(|(name, slice)| (name, slice))
+    }
+
     /// An estimate of the rules of `service` in `family`, computed without reading each port.
     pub fn weight(&self, service: &Service, family: IpFamily) -> usize {
         let n_ports = service.ports.len();

@@ -1,5 +1,7 @@
 //! Numbers in comments are those of the edge cases in the specification.
 
+mod reasons;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 

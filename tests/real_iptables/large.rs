@@ -187,7 +187,7 @@ fn names(input: &str) -> BTreeSet<ChainName> {
                 names.extend([Some(name), rule.callee()].into_iter().flatten());
             }
             Line::Declaration(name, _) | Line::Delete(name) => drop(names.insert(name)),
-            Line::Table(_) | Line::Commit | Line::Blank => {}
+            _ => {}
         }
     }
     names

@@ -13,7 +13,7 @@ use super::grammar::is_dns_label;
 use super::interner::Interner;
 use super::object::{ApiObject, ApiService, Ingress, Metadata, ServicePortEntry, ServiceSpec};
 
-use crate::model::{Frontend, ObjectKind, ObjectName, Port, Service, TrafficPolicy};
+use crate::model::{Frontend, NotProxied, ObjectKind, ObjectName, Port, Service, TrafficPolicy};
 use crate::net::{Cidr, IpFamily, PerFamily, Protocol};
 
 /// The API server's default for ClientIP affinity, in seconds.
@@ -47,17 +47,32 @@ fn proxied_spec<'a>(
     object: &'a ApiService,
     metadata: &Metadata,
 ) -> Option<&'a ServiceSpec> {
-    let labels = fields.valid(format_args!("metadata.labels"), &metadata.labels, "ignored");
-    if labels.is_some_and(|labels| !labels.service_proxy_name.is_absent()) {
+    fields.valid(format_args!("metadata.labels"), &metadata.labels, "ignored");
+    if not_proxied(object).is_some() {
         return None;
     }
     let spec = fields.valid(format_args!("spec"), &object.spec, "Service ignored")?;
-    if spec.type_.text() == "ExternalName" {
-        return None;
-    }
     let what = "is not an IP address; not proxied at it";
-    let cluster_ip = fields.text(format_args!("spec.clusterIP"), &spec.cluster_ip, what)?;
-    (!matches!(cluster_ip, "" | "None")).then_some(spec)
+    fields.text(format_args!("spec.clusterIP"), &spec.cluster_ip, what).map(|_| spec)
+}
+
+/// Why a Service is not served by kube-proxy, whatever else it contains; `None` for a Service that is, or that is
+/// malformed.
+pub fn not_proxied(object: &ApiService) -> Option<NotProxied> {
+    let labels = object.metadata.get().and_then(|metadata| metadata.labels.get());
+    if labels.is_some_and(|labels| !labels.service_proxy_name.is_absent()) {
+        return Some(NotProxied::OtherProxy);
+    }
+    let spec = object.spec.get()?;
+    if spec.type_.text() == "ExternalName" {
+        return Some(NotProxied::ExternalName);
+    }
+    match &spec.cluster_ip {
+        FieldValue::Absent => Some(NotProxied::NoClusterIp),
+        FieldValue::Valid(ip) if ip.is_empty() => Some(NotProxied::NoClusterIp),
+        FieldValue::Valid(ip) if ip == "None" => Some(NotProxied::Headless),
+        _ => None,
+    }
 }
 
 fn decode_spec(
