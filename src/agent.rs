@@ -8,6 +8,7 @@ mod families;
 mod host_lookup;
 mod leftover_removal;
 mod memory;
+mod questions_server;
 mod reporting;
 mod runtime;
 mod shutdown;
@@ -30,6 +31,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::affinity::AffinityObserver;
+use crate::agent_socket::StatusCollector;
 use crate::config::{Config, LayoutChoice};
 use crate::conntrack::Sweeper;
 use crate::drift::canary;
@@ -113,7 +115,10 @@ pub async fn run(
         counters: kernel.counters,
         max_open_files: open_files::limit(),
     };
-    let reports = reporting::start(facts, registry, metrics, &mut tasks)?;
+    let freshness = facts.freshness.clone();
+    let (mut reports, admission) = reporting::start(facts, registry, metrics, &mut tasks)?;
+    let collector = Arc::new(StatusCollector::default());
+    reports.push(collector.clone());
     let changes = start_source(connection, &config, &node_name, &mut tasks);
     let node_wait = if config.manifests.is_empty() { NodeWait::CLUSTER } else { NodeWait::NONE };
     let lookup = Arc::new(HostLookup::new(kernel));
@@ -121,10 +126,18 @@ pub async fn run(
         () = signals.next() => return shutdown::exit_at_start(),
         () = lookup.wait_known() => {}
     }
-    let (_questions_sender, questions) = mpsc::channel(1);
     let (addresses_sender, addresses) = mpsc::channel(1);
     tasks.spawn(lookup.clone().follow(addresses_sender));
     let host: HostSource = Arc::new(move || lookup.host());
+    let socket = questions_server::SocketFacts {
+        config: config.clone(),
+        node: node_name.to_string(),
+        started,
+        freshness,
+        host: host.clone(),
+        collector,
+    };
+    let questions = questions_server::start(socket, admission, &mut tasks);
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = forward_commits(&kernels, written_sender, &mut tasks);
     for finding in &findings {

@@ -20,7 +20,7 @@ mod status_collector;
 
 pub use questions::Questions;
 pub use server::{AgentIdentity, router};
-pub use status_collector::{StatusCollector, WhichRestore};
+pub use status_collector::StatusCollector;
 
 #[cfg(test)]
 mod tests;

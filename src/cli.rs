@@ -6,6 +6,7 @@ mod output;
 mod render;
 mod run;
 mod source;
+mod status;
 
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
@@ -35,6 +36,12 @@ enum Command {
     Run(run::RunArguments),
     /// Prints the rules of a node for objects in files; needs neither root nor a cluster.
     Render(render::RenderArguments),
+    /// Shows the state of the agent that runs on this node.
+    ///
+    /// What is in force in both families, what the agent knows of the kernel's tables, its last syncs by stage, rejected
+    /// service ports with the message of iptables-restore, and problems of objects. Root only, in the network namespace
+    /// of the node; in a cluster: kubectl -n kube-system exec ds/kube-proxy -- chainsmith status
+    Status(status::StatusArguments),
     /// Removes the leftovers of Chainsmith and of every mode of kube-proxy, and nothing else.
     ///
     /// These are: their chains and jumps in both iptables back-ends; the nftables tables kube-proxy; and of
@@ -68,6 +75,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command {
         Command::Run(arguments) => run::main(&arguments),
         Command::Render(arguments) => render::main(&arguments),
+        Command::Status(arguments) => status::main(&arguments),
         Command::Cleanup(arguments) => cleanup::main(&arguments),
     }
 }

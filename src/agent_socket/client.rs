@@ -22,9 +22,6 @@ use super::answer::{ERROR, ErrorAnswer};
 use crate::inspect::envelope;
 use crate::net::UnixAddress;
 
-/// The socket of an agent that is not configured otherwise.
-pub const DEFAULT_NAME: &str = "chainsmith";
-
 /// How long to try to connect to an agent that accepts no connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often.

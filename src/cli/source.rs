@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::objects::{self, Objects};
 use super::print_error;
-use crate::config::{Config, RuleFlags};
+use crate::agent_socket::client;
+use crate::config::{Config, DEFAULT_AGENT_SOCKET, RuleFlags};
 use crate::inspect::{ClusterView, HostOrigin, HostView, RulesOrigin, Subject};
 use crate::iptables::{Ruleset, parse, replay};
 use crate::kernel::addrs;
@@ -18,7 +21,7 @@ use crate::kernel::programs;
 use crate::kernel::{Backend, Iptables};
 use crate::model::Inventory;
 use crate::model::host::{Host, InterfaceAddress};
-use crate::net::{IpFamily, PerFamily};
+use crate::net::{IpFamily, PerFamily, UnixAddress};
 
 /// What shapes a node's rules beside the objects, and names the node.
 #[derive(Clone, Debug, Default, Args)]
@@ -106,11 +109,39 @@ pub struct SourceArguments {
     /// The rules in force on this machine
     #[arg(long)]
     pub live: bool,
+    /// A running agent on this machine, at its Unix socket @NAME or /PATH [default: @chainsmith; used where no source
+    /// is given and an agent answers there]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = DEFAULT_AGENT_SOCKET, value_parser = UnixAddress::parse)]
+    #[arg(conflicts_with_all = ["live", "rules", "objects", "node", "host"])]
+    pub agent: Option<UnixAddress>,
     #[command(flatten)]
     pub node: NodeArguments,
 }
 
 impl SourceArguments {
+    /// The agent that is asked: the one given, else the default one where no other source is given and it answers.
+    pub fn agent(&self) -> Option<UnixAddress> {
+        if self.agent.is_some() || self.live || self.rules.is_some() || !self.objects.is_empty() {
+            return self.agent.clone();
+        }
+        UnixAddress::parse(DEFAULT_AGENT_SOCKET).ok().filter(client::is_listening)
+    }
+
+    /// The report of this `kind` on `question`: of the agent, asked at `path`, or made by `local` from the source.
+    pub fn report<Q: Serialize, R: DeserializeOwned>(
+        &self,
+        kind: &str,
+        path: &str,
+        question: &Q,
+        local: impl FnOnce(&Subject, &Q) -> anyhow::Result<R>,
+    ) -> anyhow::Result<R> {
+        match self.agent() {
+            Some(address) => client::ask(&address, kind, path, question),
+            None => local(&self.load()?, question),
+        }
+    }
+
     /// Reads the source; prints problems of objects. An error is about the command line or an unreadable file.
     pub fn load(&self) -> anyhow::Result<Subject> {
         let families = self.node.families();
@@ -146,7 +177,7 @@ impl SourceArguments {
         }
         match cluster {
             Some(cluster) => Ok(Subject::of_objects(cluster, host, &families)),
-            None => bail!("no source: give RULES (a file of iptables-save), -f OBJECTS, or --live"),
+            None => bail!("no source: give RULES (a file of iptables-save), -f OBJECTS, --live, or --agent"),
         }
     }
 }
