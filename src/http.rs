@@ -161,6 +161,8 @@ pub async fn not_found() -> Response {
 }
 
 #[cfg(test)]
+pub mod other_user;
+#[cfg(test)]
 pub mod recorded;
 #[cfg(test)]
 mod tests;

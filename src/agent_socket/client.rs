@@ -91,6 +91,9 @@ fn run<T>(
     address: &UnixAddress,
     work: impl AsyncFnOnce(UnixStream) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
+    if !Uid::effective().is_root() {
+        bail!("the agent's socket answers root alone; run this as root");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the async runtime")?.block_on(async {
         let stream = connect(address).await?;
@@ -145,7 +148,9 @@ async fn exchange(stream: UnixStream, mut request: Request<Body>) -> anyhow::Res
         http1::handshake(TokioIo::new(stream)).await.context("cannot speak HTTP with the agent")?;
     tokio::spawn(connection);
     request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("agent"));
-    let answer = sender.send_request(request).await.context("the agent closed the connection")?;
+    // It also does so to root of another user namespace.
+    let closed = "the agent closed the connection; it answers root alone, of its own user namespace";
+    let answer = sender.send_request(request).await.context(closed)?;
     let status = answer.status();
     let body = Body::new(answer.into_body());
     if status == StatusCode::OK {

@@ -1,7 +1,6 @@
 //! Unix sockets of a name that only this process uses, and in a folder of the test.
 
 use std::io::{Read, Write};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -9,17 +8,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::http::not_found;
+use crate::http::other_user::{as_user, unused_name};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
 fn admission() -> Arc<Admission> {
     // 16 slots, 4 of them for Unix sockets.
     Arc::new(Admission::new(160, Box::new(|_| {})))
-}
-
-fn unused_name() -> String {
-    static N: AtomicU32 = AtomicU32::new(0);
-    format!("chainsmith-test-{}-{}", std::process::id(), N.fetch_add(1, Ordering::Relaxed))
 }
 
 fn served(admission: &Arc<Admission>, address: &UnixAddress) -> JoinSet<()> {
@@ -41,25 +36,6 @@ async fn answer_to(mut client: UnixStream) -> String {
     let mut answer = String::new();
     client.read_to_string(&mut answer).await.unwrap();
     answer
-}
-
-/// Does `work` as another user, on a thread of its own: the kernel reports the user of the thread that connects.
-fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            become_user(uid);
-            work()
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-#[allow(unsafe_code, reason = "the C library would change the user of all threads")]
-fn become_user(uid: u32) {
-    use nix::libc::{SYS_setresuid, syscall};
-    // SAFETY: changes nothing but the user of this thread.
-    let changed = unsafe { syscall(SYS_setresuid, uid, uid, uid) };
-    assert_eq!(changed, 0, "tests run as root");
 }
 
 #[tokio::test]
