@@ -3,6 +3,7 @@
 
 mod config_file;
 mod conflicting_proxy;
+mod connection_counts;
 mod counters;
 mod families;
 mod host_lookup;
@@ -73,10 +74,11 @@ pub async fn run(
         () = signals.next() => return shutdown::exit_at_start(),
         prepared = prepare(config.clone()) => prepared?,
     };
-    let PreparedNode { kernels, kernel, findings } = prepared;
+    let PreparedNode { mut kernels, kernel, findings } = prepared;
     let families: Vec<IpFamily> = kernels.iter().map(Iptables::family).collect();
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    let connections = connection_counts::start(config.connection_metrics, &mut kernels, &mut tasks);
     if let Some(file) = file {
         tasks.spawn(file.until_changed());
     }
@@ -113,6 +115,7 @@ pub async fn run(
         server: connection.as_ref().map(events_server),
         freshness: connection.as_ref().map(|connection| connection.freshness.clone()),
         counters: kernel.counters,
+        services: connections.clone().map(connection_counts::service_reader),
         max_open_files: open_files::limit(),
     };
     let freshness = facts.freshness.clone();
@@ -147,6 +150,7 @@ pub async fn run(
         observers(reports, &config, &host, kernels.first().map(Iptables::backend), &mut tasks);
     observers.push(Arc::new(SyncLog::new(config.clone(), families, started)));
     observers.push(Arc::new(HeapTrimmer::new()));
+    observers.extend(connections.map(|connections| connections as Arc<dyn Observer>));
     let parts = LoopParts { config, node_name, host, kernels, observers, node_wait, is_notified };
     let inputs = LoopInputs { watch: changes, flushed, written, addresses, questions, shutdown };
     let sync_loop = tokio::spawn(Loop::new(parts).run(inputs));

@@ -22,8 +22,8 @@ mod table;
 mod yaml;
 
 pub use checked::{
-    BackendChoice, Client, Config, Conntrack, DetectLocal, LayoutChoice, LogFormat, Logging,
-    NodePortAddresses, VModule,
+    BackendChoice, Client, Config, ConnectionMetrics, Conntrack, DetectLocal, LayoutChoice, LogFormat,
+    Logging, NodePortAddresses, VModule,
 };
 pub use command_line::{FLAGS, RuleFlags, normalise};
 pub use diagnostics::{ConfigError, ConfigErrors, SetBy, Warning};

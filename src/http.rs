@@ -7,7 +7,9 @@ mod progress;
 mod request_log;
 
 pub use admission::{Admission, Incident};
-pub use local::{LocalListener, bind_local, serve_local, serve_local_at};
+pub use local::serve_local_at;
+#[cfg(test)]
+pub use local::{bind_local, serve_local};
 
 use std::future::Future;
 use std::io;

@@ -7,6 +7,7 @@
 mod chain;
 pub mod diff;
 mod digest;
+mod dnat_rule;
 mod fingerprint;
 pub mod parse;
 pub mod replay;
@@ -17,6 +18,7 @@ pub mod write;
 
 pub use chain::{ChainName, Table};
 pub use digest::{Digest, keyed_hash};
+pub use dnat_rule::{DnatRule, FirstPackets};
 pub use fingerprint::Fingerprint;
 pub use rule::{
     AddressSide, CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, RecentAction, Rule, Target,

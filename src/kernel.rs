@@ -3,6 +3,8 @@
 
 pub(crate) mod addrs;
 pub(crate) mod affinity_lists;
+pub mod counter_reader;
+mod dnat_target;
 #[cfg(any(test, feature = "fake-kernel"))]
 pub mod fake;
 pub mod flow_table;

@@ -14,6 +14,7 @@ pub mod apply;
 pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod connections;
 mod conntrack;
 pub mod drift;
 mod events;

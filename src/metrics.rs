@@ -23,6 +23,7 @@ mod process_metrics;
 pub mod release;
 mod request_metrics;
 mod router;
+mod service_metrics;
 mod sync_metrics;
 
 pub use cluster_metrics::ReadWatchAges;
@@ -32,6 +33,7 @@ pub use node_metrics::{EventLoss, ReadPackets};
 pub use pages::Pages;
 pub use request_metrics::RequestSample;
 pub use router::router;
+pub use service_metrics::{ReadServices, ServiceSample, ServiceSamples};
 pub use sync_metrics::SyncSample;
 
 use prometheus::Registry;

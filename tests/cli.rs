@@ -85,17 +85,7 @@ fn render_prints_the_recorded_rules_of_every_case() {
         let arguments =
             ["render", "--layout", "classic", "--config", &config, "--host", &host, "-f", &objects];
         let both = chainsmith(&arguments, "");
-        // These have unusable objects; the rest of each case is rendered.
-        let is_bad = ["slices-nil-port", "slices-odd-shapes", "slices-other-family"]
-            .iter()
-            .any(|bad| case.ends_with(bad));
-        assert_eq!(
-            (both.status, both.stderr.is_empty()),
-            (i32::from(is_bad), !is_bad),
-            "{}: {}",
-            case.display(),
-            both.stderr
-        );
+        assert_eq!((both.status, both.stderr.as_str()), (0, ""), "{}", case.display());
         let (v4, v6) = both
             .stdout
             .strip_prefix("# ipv4\n")
@@ -307,6 +297,92 @@ fn an_error_names_an_unreadable_configuration() {
     check_failure(&["run", "--config=/none"], "", 1, &["cannot read the configuration /none: No such file"]);
     let folder = testdata().to_string_lossy().into_owned();
     check_failure(&["run", &format!("--config={folder}")], "", 1, &["it is a folder"]);
+}
+
+#[test]
+fn legal_objects_without_rules_are_notes_and_mistakes_are_problems() {
+    let with = |more: &str| format!("{WEB}{}---\n{more}\n", node("n"));
+    let render = |more: &str, verbose: bool| {
+        let mut args = vec!["render", "-f", "-", "--family", "ipv4"];
+        args.extend(verbose.then_some("-v"));
+        let answer = chainsmith(&args, &with(more));
+        assert!(answer.stdout.contains(DISPATCH), "{more}: {}", answer.stderr);
+        (answer.status, answer.stderr)
+    };
+    let slice = |rest: &str| {
+        format!("{{kind: EndpointSlice, apiVersion: discovery.k8s.io/v1, metadata: {{name: x, {rest}}}")
+    };
+    let label = "labels: {kubernetes.io/service-name: web}}";
+    for (legal, note) in [
+        (
+            slice(&format!("{label}, addressType: FQDN")),
+            r#"EndpointSlice default/x: addressType: "FQDN" is not a family"#,
+        ),
+        (
+            slice("labels: {}}, addressType: IPv4"),
+            "default/x: metadata.labels[kubernetes.io/service-name] is not the name",
+        ),
+        (
+            slice(&format!("{label}, addressType: IPv4, ports: [{{name: a}}]")),
+            "default/x: ports[0].port is absent",
+        ),
+        (
+            "{kind: Service, metadata: {name: x}, spec: {clusterIP: None}}".to_owned(),
+            "Service default/x is headless",
+        ),
+        (
+            "{kind: Service, metadata: {name: x}, spec: {type: ExternalName}}".to_owned(),
+            "Service default/x is of type ExternalName",
+        ),
+        (
+            "{kind: Service, metadata: {name: x}, spec: {ports: [{port: 1}]}}".to_owned(),
+            "Service default/x has no cluster IP",
+        ),
+    ] {
+        assert_eq!(render(&legal, false), (0, String::new()), "{legal}");
+        let (status, stderr) = render(&legal, true);
+        assert!(
+            status == 0 && stderr.contains(note) && stderr.starts_with("chainsmith: note: "),
+            "{legal}: {stderr}"
+        );
+    }
+    for (mistake, problem) in [
+        (
+            "{kind: service, apiVersion: v1, metadata: {name: x}}",
+            r#"stdin:18: default/x: kind "service" is unknown; did you mean "Service"?"#,
+        ),
+        (
+            "{kind: EndpointSlice, apiVersion: discovery.k8s.io/v1beta1, metadata: {name: x}}",
+            r#"EndpointSlice of apiVersion "discovery.k8s.io/v1beta1" is not read, only of "discovery.k8s.io/v1""#,
+        ),
+    ] {
+        let (status, stderr) = render(mistake, false);
+        assert!(status == 1 && stderr.contains(problem), "{mistake}: {stderr}");
+    }
+    assert_eq!(
+        render("{kind: Deployment, apiVersion: apps/v1, metadata: {name: x}}", true),
+        (0, String::new())
+    );
+}
+
+#[test]
+fn a_node_that_is_none_of_the_given_ones_is_named() {
+    let two = format!("{WEB}{}{}", node("node-1"), node("worker"));
+    let args = |name| ["render", "-f", "-", "--node", name];
+    check_failure(
+        &args("node-2"),
+        &two,
+        2,
+        &[r#"--node: there is no Node "node-2"; did you mean "node-1"?"#],
+    );
+    check_failure(
+        &args("other"),
+        &two,
+        2,
+        &[r#"--node: there is no Node "other"; the Nodes are node-1, worker"#],
+    );
+    let named = chainsmith(&["render", "-f", "-", "--node", "other"], WEB);
+    assert_eq!((named.status, named.stderr.as_str()), (0, ""), "without Nodes a name is enough");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::http::{Admission, BindFailure, Incident, serve_at};
 use crate::kernel::{nfacct, programs};
 use crate::log;
 use crate::measure::SyncMeter;
-use crate::metrics::{self, Metrics, Pages, ReadPackets, RequestSample};
+use crate::metrics::{self, Metrics, Pages, ReadPackets, ReadServices, RequestSample};
 use crate::model::ObjectKind;
 use crate::model::host::Counters;
 use crate::rules::fixed;
@@ -76,6 +76,8 @@ pub(super) struct AgentFacts<'a> {
     pub(super) freshness: Option<Arc<api::Freshness>>,
     /// The nfacct counters that the kernel has.
     pub(super) counters: Counters,
+    /// Reads the counts for `/metrics/services`, if connections are counted.
+    pub(super) services: Option<ReadServices>,
     /// The limit of open files of this process.
     pub(super) max_open_files: u64,
 }
@@ -87,7 +89,8 @@ pub(super) fn start(
     metrics: Arc<Metrics>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<(Vec<Arc<dyn Observer>>, Arc<Admission>)> {
-    let AgentFacts { config, flags, node, machine, server, freshness, counters, max_open_files } = facts;
+    let AgentFacts { config, flags, node, machine, server, freshness, counters, services, max_open_files } =
+        facts;
     metrics.show_build(config.gates.iter())?;
     metrics.show_packets(
         counters.invalid.then(|| counter(fixed::INVALID_COUNTER)),
@@ -116,6 +119,7 @@ pub(super) fn start(
             has_statusz: config.gates.is_on("ComponentStatusz"),
             is_profiling: config.enable_profiling,
             set_verbosity: log::set_verbosity,
+            services,
             started: (Instant::now(), SystemTime::now()),
         };
         let router = metrics::router(registry, pages);

@@ -153,7 +153,8 @@ fn subject(
         *quarantined.get_mut(view.family) = messages.collect();
     }
     let nodes = snapshot.node().map(|node| (node.name.clone(), node.clone())).into_iter().collect();
-    let cluster = ClusterView { snapshot, node_name, nodes, settings, problems, quarantined };
+    let pods = BTreeMap::new();
+    let cluster = ClusterView { snapshot, node_name, nodes, pods, settings, problems, quarantined };
     let mut rulesets = PerFamily::default();
     for view in views.iter().filter(|view| families.contains(&view.family)) {
         *rulesets.get_mut(view.family) = Some(ruleset(view, &cluster, cluster.place()));

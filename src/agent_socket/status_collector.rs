@@ -1,7 +1,7 @@
 //! Collects what the loop reports, for the status of the agent. Everything that it keeps is bounded.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -120,7 +120,9 @@ impl StatusCollector {
 impl Observer for StatusCollector {
     fn started(&self, families: &[IpFamily]) {
         let mut collected = self.get();
-        families.iter().for_each(|family| drop(collected.families.entry(*family).or_default()));
+        for family in families {
+            collected.families.entry(*family).or_default();
+        }
     }
 
     fn changed(&self, news: &News<'_>) {
@@ -324,11 +326,6 @@ fn bounded(text: &str) -> String {
         Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
         None => text.to_owned(),
     }
-}
-
-/// The collector as one observer among others.
-pub fn observer(collector: &Arc<StatusCollector>) -> Arc<dyn Observer> {
-    collector.clone()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::iptables::{ChainName, Table};
 use crate::kernel::Iptables;
 use crate::plan::Restore;
 
@@ -97,6 +98,14 @@ impl<K: Iptables> Restore for TimedRestore<'_, K> {
 
     fn end(&mut self) -> Result<(), K::Error> {
         self.time(K::end)
+    }
+
+    fn observes_commits(&self) -> bool {
+        self.kernel.observes_commits()
+    }
+
+    fn before_commit(&mut self, table: Table, chains: &[ChainName]) {
+        self.time(|kernel| kernel.before_commit(table, chains));
     }
 }
 

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::model::Inventory;
+use super::print_error;
 use crate::model::decode::{Interner, manifest};
+use crate::model::{Inventory, Problem, ProblemWeight};
 use crate::watch::files;
 
 /// The objects and the problems in them.
@@ -18,6 +19,32 @@ pub struct Objects {
     pub inventory: Inventory,
     /// One line for each problem.
     pub problems: Vec<String>,
+    /// One line for each object, or part of one, that is legal and that no rule is made for.
+    pub notes: Vec<String>,
+}
+
+impl Objects {
+    /// Sorts the problems of an object of `source` into problems and notes.
+    pub fn add_problems(&mut self, source: &str, found: &[Problem]) {
+        for problem in found {
+            let line = format!("{source}: {problem}");
+            match problem.weight {
+                ProblemWeight::Wrong => self.problems.push(line),
+                ProblemWeight::NotForProxies => self.notes.push(line),
+            }
+        }
+    }
+
+    /// Prints the notes on stderr, with `-v`.
+    pub fn print_notes(&self, is_verbose: bool) {
+        self.notes.iter().filter(|_| is_verbose).for_each(|note| print_error(format!("note: {note}")));
+    }
+
+    /// Adds a note for each Service that is not proxied.
+    pub fn note_not_proxied(&mut self) {
+        let services = self.inventory.not_proxied().iter();
+        self.notes.extend(services.map(|(name, reason)| format!("Service {name} {reason}")));
+    }
 }
 
 /// Reads all objects of `paths`. A path that cannot be read is an error; a malformed object is a problem, and
@@ -41,6 +68,7 @@ pub fn read(paths: &[PathBuf]) -> anyhow::Result<Objects> {
             read_file(path, &mut objects, &mut interner)?;
         }
     }
+    objects.note_not_proxied();
     Ok(objects)
 }
 
@@ -51,12 +79,12 @@ fn read_file(path: &Path, objects: &mut Objects, interner: &mut Interner) -> any
 }
 
 fn read_text(text: impl BufRead, source: &str, objects: &mut Objects, interner: &mut Interner) {
-    let Objects { inventory, problems } = objects;
-    let file = source.escape_debug();
-    let outcome = manifest::read(text, source, &mut |object| {
-        let found = inventory.add(&object, interner);
-        problems.extend(found.iter().map(|problem| format!("{file}: {problem}")));
+    let file = source.escape_debug().to_string();
+    let outcome = manifest::read_for_operator(text, source, &mut |object| {
+        let found = objects.inventory.add(&object, interner);
+        objects.add_problems(&file, &found);
     });
+    let problems = &mut objects.problems;
     problems.extend(outcome.problems.iter().map(ToString::to_string));
     if outcome.n_more_problems > 0 {
         problems.push(format!("{file}: {} more problems", outcome.n_more_problems));

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 
-use super::objects::{self, Objects};
+use super::objects;
 use super::output::print_text;
 use super::source::NodeArguments;
 use super::{USAGE, print_error};
@@ -50,8 +50,9 @@ fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> 
     if arguments.format == RulesetFormat::Restore && node.family.is_none() {
         bail!("--format restore needs --family: iptables-restore and ip6tables-restore take one family each");
     }
-    let Objects { inventory, problems } = objects::read(&arguments.objects)?;
-    let (cluster, _) = node.cluster(&config, &inventory)?;
+    let objects = objects::read(&arguments.objects)?;
+    objects.print_notes(node.is_verbose);
+    let (cluster, _) = node.cluster(&config, &objects.inventory)?;
     let mut text = String::new();
     for family in node.families() {
         if node.family.is_none() {
@@ -63,5 +64,5 @@ fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> 
             RulesetFormat::Restore => write::restore(family, &ruleset),
         });
     }
-    Ok((text, problems))
+    Ok((text, objects.problems))
 }

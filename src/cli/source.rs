@@ -10,7 +10,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::objects::{self, Objects};
+use super::objects;
 use super::print_error;
 use crate::agent_socket::client;
 use crate::config::{Config, DEFAULT_AGENT_SOCKET, RuleFlags};
@@ -19,8 +19,8 @@ use crate::iptables::{Ruleset, parse, replay};
 use crate::kernel::addrs;
 use crate::kernel::programs;
 use crate::kernel::{Backend, Iptables};
-use crate::model::Inventory;
 use crate::model::host::{Host, InterfaceAddress};
+use crate::model::{Inventory, nearest};
 use crate::net::{IpFamily, PerFamily, UnixAddress};
 
 /// What shapes a node's rules beside the objects, and names the node.
@@ -36,6 +36,9 @@ pub struct NodeArguments {
     /// The IP family [default: both]
     #[arg(long, value_parser = PossibleValuesParser::new(["ipv4", "ipv6"]).map(ip_family))]
     pub family: Option<IpFamily>,
+    /// Also print notes on objects that are legal, but for which no rule is made
+    #[arg(short = 'v', long = "verbose")]
+    pub is_verbose: bool,
     #[command(flatten)]
     pub flags: RuleFlags,
 }
@@ -84,15 +87,40 @@ impl NodeArguments {
 
     /// The name of the node; never this machine's name, on which the output must not depend.
     pub fn node_name(&self, config: &Config, inventory: &Inventory) -> anyhow::Result<String> {
-        if let Some(name) = self.node.as_ref().or(config.hostname_override.as_ref()) {
-            return Ok(name.clone());
-        }
         let names: Vec<&str> = inventory.nodes().map(|node| &*node.name).collect();
-        match names[..] {
-            [only] => Ok(only.to_owned()),
-            [] => bail!("there is no Node among the objects; name one with --node"),
-            _ => bail!("there are several Nodes: {}; name one with --node", names.join(", ")),
+        let (given, setting) = match (&self.node, &config.hostname_override) {
+            (Some(name), _) => (name, "--node"),
+            (None, Some(name)) => (name, "hostnameOverride"),
+            (None, None) => return only_node(&names),
+        };
+        // Without any Node, the name is all that rules need.
+        if names.is_empty() || names.contains(&given.as_str()) {
+            return Ok(given.clone());
         }
+        match nearest(given, names.iter().copied()) {
+            Some(near) => bail!("{setting}: there is no Node {given:?}; did you mean {near:?}?"),
+            None => bail!("{setting}: there is no Node {given:?}; the Nodes are {}", listed(&names)),
+        }
+    }
+}
+
+fn only_node(names: &[&str]) -> anyhow::Result<String> {
+    match names {
+        [only] => Ok((*only).to_owned()),
+        [] => bail!("there is no Node among the objects; name one with --node"),
+        _ => bail!("there are several Nodes: {}; name one with --node", listed(names)),
+    }
+}
+
+/// Most names that a message lists.
+const MAX_LISTED: usize = 20;
+
+/// Names for a message, joined; of many the first.
+pub fn listed(names: &[&str]) -> String {
+    let first = names[..names.len().min(MAX_LISTED)].join(", ");
+    match names.len().saturating_sub(MAX_LISTED) {
+        0 => first,
+        n_more => format!("{first} and {n_more} more"),
     }
 }
 
@@ -128,17 +156,17 @@ impl SourceArguments {
         UnixAddress::parse(DEFAULT_AGENT_SOCKET).ok().filter(client::is_listening)
     }
 
-    /// The report of this `kind` on `question`: of the agent, asked at `path`, or made by `local` from the source.
+    /// The report of this `kind` on `question`: of the agent, asked at `path`, or made by `local` from another source.
     pub fn report<Q: Serialize, R: DeserializeOwned>(
         &self,
         kind: &str,
         path: &str,
         question: &Q,
-        local: impl FnOnce(&Subject, &Q) -> anyhow::Result<R>,
+        local: impl FnOnce() -> anyhow::Result<R>,
     ) -> anyhow::Result<R> {
         match self.agent() {
             Some(address) => client::ask(&address, kind, path, question),
-            None => local(&self.load()?, question),
+            None => local(),
         }
     }
 
@@ -148,9 +176,10 @@ impl SourceArguments {
         let (mut cluster, mut host) = (None, HostView::default());
         if !self.objects.is_empty() {
             let config = self.node.config()?;
-            let Objects { inventory, problems } = objects::read(&self.objects)?;
-            let (mut view, of_node) = self.node.cluster(&config, &inventory)?;
-            view.problems = problems;
+            let objects = objects::read(&self.objects)?;
+            objects.print_notes(self.node.is_verbose);
+            let (mut view, of_node) = self.node.cluster(&config, &objects.inventory)?;
+            view.problems = objects.problems;
             (cluster, host) = (Some(view), of_node);
         } else if let Some((_, interfaces)) = self.node.host_file()? {
             host = HostView::of_interfaces(interfaces, HostOrigin::File);

@@ -68,6 +68,8 @@ pub struct Config {
     pub layout: LayoutChoice,
     /// Interval of audits (reading the rules in force and comparing them); at least 1 s.
     pub audit_period: Duration,
+    /// What is counted of connections.
+    pub connection_metrics: ConnectionMetrics,
     /// Where the debug server listens; `None`: no debug server.
     pub debug_bind_address: Option<SocketAddr>,
     /// The Unix socket that answers questions about the rules; `None`: no socket.
@@ -226,6 +228,17 @@ pub enum BackendChoice {
     Nft,
     /// x_tables.
     Legacy,
+}
+
+/// What is counted of connections, for `/metrics/services` and `top --agent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionMetrics {
+    /// Nothing.
+    Off,
+    /// New connections of each service port.
+    Service,
+    /// New connections of each service port and each endpoint.
+    Endpoint,
 }
 
 /// The configured layout (design.md 2).

@@ -63,6 +63,26 @@ pub(super) trait SettingValue: Clone + Default + PartialEq + Serialize {
     }
 }
 
+/// One of several words, one of which is `off`: bare in YAML, it is read as `false`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct OffOrWord(pub(super) String);
+
+impl SettingValue for OffOrWord {
+    const EXPECTED: &'static str = "a string";
+
+    fn from_file(value: &FileValue) -> Option<OffOrWord> {
+        match value {
+            FileValue::Text(text) => Some(OffOrWord(text.clone())),
+            FileValue::Bool(is_on) => Some(OffOrWord(if *is_on { "on" } else { "off" }.to_owned())),
+            _ => None,
+        }
+    }
+
+    fn from_text(text: &str) -> Option<OffOrWord> {
+        Some(OffOrWord(text.to_owned()))
+    }
+}
+
 impl SettingValue for String {
     const EXPECTED: &'static str = "a string";
 

@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use super::check;
 use super::checked::{
-    BackendChoice, Client, Config, Conntrack, DetectLocal, LayoutChoice, LogFormat, Logging, VModule,
+    BackendChoice, Client, Config, ConnectionMetrics, Conntrack, DetectLocal, LayoutChoice, LogFormat,
+    Logging, VModule,
 };
 use super::diagnostics::Diagnostics;
 use super::duration::GoDuration;
@@ -30,7 +31,7 @@ use super::gates::Gates;
 use super::logging::{self, FlushFrequency, Quantity};
 use super::resolver::Resolver;
 use super::setting::{Setting, flag_only, other_mode, setting};
-use super::setting_value::Folders;
+use super::setting_value::{Folders, OffOrWord};
 use crate::net::{Cidr, parse_ip};
 
 /// The socket of an agent that is not configured otherwise.
@@ -184,6 +185,21 @@ pub(super) fn read(r: &mut Resolver<'_>) -> Config {
         check::positive,
     );
     let audit_period = check::at_least_a_second(r, "chainsmith.auditPeriod", audit_period);
+    let granularities = [
+        ("off", ConnectionMetrics::Off),
+        ("service", ConnectionMetrics::Service),
+        ("endpoint", ConnectionMetrics::Endpoint),
+    ];
+    let connection_metrics = r.checked(
+        setting(
+            "chainsmith.connectionMetrics",
+            "off",
+            "new connections to count: none, of each service port, or also of each endpoint",
+        )
+        .flag("connection-metrics", "off|service|endpoint")
+        .own(),
+        |OffOrWord(word)| check::one_of(&granularities)(word),
+    );
     let debug_bind_address: Option<SocketAddr> = r.checked(
         setting("chainsmith.debugBindAddress", "", "address of the debug server; has no effect yet")
             .flag("debug-bind-address", "IP:PORT")
@@ -231,6 +247,7 @@ pub(super) fn read(r: &mut Resolver<'_>) -> Config {
         backend,
         layout,
         audit_period,
+        connection_metrics,
         debug_bind_address,
         agent_socket,
         effective: r.take_effective(),

@@ -9,7 +9,7 @@ use crate::compile;
 use crate::config::Config;
 use crate::iptables::{Interface, Ruleset};
 use crate::model::host::{Host, InterfaceAddress};
-use crate::model::{Inventory, Node, ServicePortName, Snapshot};
+use crate::model::{Inventory, Node, ObjectName, Pod, ServicePortName, Snapshot};
 use crate::net::{Cidr, IpFamily, PerFamily};
 use crate::policy::Place;
 use crate::rules::Settings;
@@ -62,6 +62,8 @@ pub struct ClusterView {
     pub node_name: Arc<str>,
     /// All Nodes given, by name. An agent knows only its own.
     pub nodes: BTreeMap<Arc<str>, Node>,
+    /// The Pods that are known, by name. No rule depends on them, and an agent knows none.
+    pub pods: BTreeMap<ObjectName, Pod>,
     /// Inputs of rule generation other than Services and endpoints.
     pub settings: PerFamily<Settings>,
     /// Problems of objects, one line each.
@@ -78,6 +80,7 @@ impl ClusterView {
         ClusterView {
             node_name: node_name.into(),
             nodes: inventory.nodes().map(|node| (node.name.clone(), node.clone())).collect(),
+            pods: inventory.pods().clone(),
             settings: PerFamily { v4: settings(IpFamily::V4), v6: settings(IpFamily::V6) },
             problems: Vec::new(),
             quarantined: PerFamily::default(),

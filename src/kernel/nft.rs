@@ -5,6 +5,7 @@
 //! generation of the ruleset shows at once whether anything changed.
 
 mod chain_dump;
+mod dnat_counters;
 
 use std::io;
 
@@ -13,6 +14,7 @@ use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 
 pub use chain_dump::fingerprints;
+pub use dnat_counters::dnat_rules;
 
 use super::netlink::{
     Multicast, Netfilter, NetfilterRequest, content, nfproto, retry_interrupted, split_first,

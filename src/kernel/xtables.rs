@@ -14,7 +14,7 @@ use nix::libc;
 use socket2::{Domain, Socket, Type};
 
 use super::{Dump, DumpedChain, Outline};
-use crate::iptables::{ChainName, Table};
+use crate::iptables::{ChainName, DnatRule, Table};
 use crate::net::IpFamily;
 use blob::{EntryLayout, u32_at};
 
@@ -67,6 +67,18 @@ pub(super) fn chain_names(family: IpFamily, table: Table, each: &mut dyn FnMut(&
         let heads = blob::heads(layout, table, outline, entries)?;
         heads.iter().for_each(|(_, name)| each(name));
         Some(())
+    })
+}
+
+/// The DNAT rules of `chains` of nat (sorted), with their counters; none of a chain that does not exist. All are of one
+/// moment.
+///
+/// A program that replaces the table takes the counters of the rules that it keeps out, and adds them again a moment
+/// later: meanwhile they are near zero.
+pub(super) fn dnat_rules(family: IpFamily, chains: &[ChainName]) -> io::Result<Vec<DnatRule>> {
+    TableSocket::open(family)?.whole(Table::Nat, MAX_BYTES, |layout, outline, entries| {
+        let is_selected = |chain: &ChainName| chains.binary_search(chain).is_ok();
+        blob::dnat_rules(layout, (family, Table::Nat), outline, entries, is_selected)
     })
 }
 

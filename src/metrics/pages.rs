@@ -14,6 +14,7 @@ use jiff::{Timestamp, Zoned, tz::TimeZone};
 use serde_json::{Value, json};
 
 use super::release;
+use super::service_metrics::ReadServices;
 use crate::http::{TEXT, reply};
 
 const WARNING: &str = "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.";
@@ -30,6 +31,8 @@ pub struct Pages {
     pub is_profiling: bool,
     /// Sets the verbosity of the log to a decimal number; returns the body of the response.
     pub set_verbosity: fn(&str) -> Result<String, String>,
+    /// Reads the counts for `/metrics/services`; `None` if connections are not counted.
+    pub services: Option<ReadServices>,
     /// When the process started.
     pub started: (Instant, SystemTime),
 }
@@ -54,6 +57,7 @@ impl Pages {
             ("/flagz", self.flags.is_some()),
             ("/healthz", true),
             ("/metrics", true),
+            ("/metrics/services", self.services.is_some()),
             ("/proxyMode", true),
         ];
         all.into_iter().filter(|(_, is_served)| *is_served).map(|(path, _)| path).collect()

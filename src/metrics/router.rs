@@ -16,6 +16,7 @@ use tower_http::compression::CompressionLayer;
 use super::exposition::exposition;
 use super::pages::{self, Pages};
 use super::process_metrics::start_time;
+use super::service_metrics::service_exposition;
 use crate::http::{JSON, TEXT, not_found, reply};
 
 const EXPOSITION: HeaderValue =
@@ -34,6 +35,7 @@ pub fn router(registry: Registry, pages: Pages) -> Router {
     let mut router = Router::new()
         .route("/metrics", any(metrics).layer(CompressionLayer::new()))
         .route("/metrics/slis", any(slis))
+        .route("/metrics/services", any(services).layer(CompressionLayer::new()))
         .route("/healthz", any(healthz))
         .route("/healthz/ping", any(|| async { reply(StatusCode::OK, TEXT, "ok") }))
         .route("/proxyMode", any(|| async { reply(StatusCode::OK, TEXT, "iptables") }))
@@ -61,6 +63,20 @@ async fn metrics(State(server): State<Arc<MetricsServer>>) -> Response {
         answer.headers_mut().insert("Process-Start-Time-Unix", HeaderValue::from(seconds as u64));
     }
     answer
+}
+
+/// New connections by service port, if they are counted. Clients may come as often as they like: whoever keeps the counts
+/// reads them once a second at most.
+async fn services(State(server): State<Arc<MetricsServer>>) -> Response {
+    let Some(read) = &server.pages.services else {
+        let message =
+            "connections are not counted; set chainsmith.connectionMetrics to service or endpoint\n";
+        return reply(StatusCode::NOT_FOUND, TEXT, message);
+    };
+    match service_exposition(&read().await) {
+        Ok(text) => ([(header::CONTENT_TYPE, EXPOSITION)], text).into_response(),
+        Err(error) => reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error:#}\n")),
+    }
 }
 
 /// A registry of its own: the results of this server's `/healthz`. DELETE resets it.

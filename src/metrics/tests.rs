@@ -92,6 +92,32 @@ fn everything() -> (Registry, Metrics) {
     (registry, metrics)
 }
 
+/// Counts of `/metrics/services`: an endpoint, and the sum of all others.
+fn services(has_endpoints: bool) -> String {
+    let service_port = ["shop", "db", "sql", "TCP"].map(str::to_owned);
+    let endpoint = if has_endpoints { "[fd00::1]:5432".to_owned() } else { String::new() };
+    let counted = ServiceSample { service_port, endpoint, n_connections: 7, n_bytes: 560 };
+    let others = ServiceSample { n_connections: 2, n_bytes: 120, ..ServiceSample::default() };
+    let services = ServiceSamples { has_endpoints, samples: vec![counted, others] };
+    service_metrics::service_exposition(&services).unwrap()
+}
+
+#[test]
+fn services_have_a_sample_each_and_all_others_one() {
+    let name = "chainsmith_service_connections_total";
+    let text = services(false);
+    assert_valid(&text);
+    let labels = r#"namespace="shop",port="sql",protocol="TCP",service="db""#;
+    assert!(text.contains(&format!("{name}{{{labels}}} 7\n")), "{text}");
+    assert!(
+        text.contains(&format!("{name}{{namespace=\"\",port=\"\",protocol=\"\",service=\"\"}} 2\n")),
+        "{text}"
+    );
+    let text = services(true);
+    assert_valid(&text);
+    assert!(text.contains(&format!("{name}{{endpoint=\"[fd00::1]:5432\",{labels}}} 7\n")), "{text}");
+}
+
 fn sample(family: IpFamily, is_full: bool) -> SyncSample {
     SyncSample {
         family,
@@ -184,7 +210,8 @@ fn every_metric_of_kube_proxy_is_ours_with_its_name_type_help_labels_and_buckets
 fn names_types_helps_labels_and_buckets_are_pinned() {
     let (registry, _metrics) = everything();
     let mut text = String::new();
-    for (name, Shape { kind, help, labels, buckets }) in shapes(&exposition(&registry).unwrap()) {
+    let all = shapes(&exposition(&registry).unwrap()).into_iter().chain(shapes(&services(true)));
+    for (name, Shape { kind, help, labels, buckets }) in all {
         let labels = labels.into_iter().collect::<Vec<_>>().join(",");
         writeln!(text, "{kind} {name}{{{labels}}}\n    {help}").unwrap();
         if !buckets.is_empty() {

@@ -19,6 +19,7 @@ mod interner;
 pub mod manifest;
 mod node_decoder;
 mod object;
+mod pod_decoder;
 mod service_decoder;
 mod slice_decoder;
 
@@ -26,15 +27,16 @@ pub use decoded::Decoded;
 pub use field_value::{FieldType, FieldValue};
 pub use interner::Interner;
 pub use node_decoder::node;
-pub use object::{ApiNode, ApiObject, ApiService, ApiSlice, require_usable};
+pub use object::{ApiNode, ApiObject, ApiPod, ApiService, ApiSlice, require_usable};
+pub use pod_decoder::pod;
 pub use service_decoder::{not_proxied, service};
 pub use slice_decoder::slice;
 
 use super::{Change, Problem};
 
-/// Decodes an object of any of the three kinds to the change that sets it.
+/// Decodes an object to the change that sets it.
 ///
-/// `None` without a usable name. Every Node is a change: choosing this node's Node is left to the caller.
+/// `None` without a usable name, and for a Pod, on which no rule depends. Every Node is a change: choosing this node's Node is left to the caller.
 pub fn change(object: &manifest::Object, interner: &mut Interner) -> (Option<Change>, Vec<Problem>) {
     match object {
         manifest::Object::Service(object) => {
@@ -49,6 +51,7 @@ pub fn change(object: &manifest::Object, interner: &mut Interner) -> (Option<Cha
             let (node, problems) = node(object, interner);
             (node.map(|node| Change::Node(Some(node))), problems)
         }
+        manifest::Object::Pod(_) => (None, Vec::new()),
     }
 }
 

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::decode::{self, Interner, manifest};
-use super::{Change, Node, NotProxied, Problem, ServiceName, Snapshot, Touched};
+use super::{Change, Node, NotProxied, ObjectName, Pod, Problem, ServiceName, Snapshot, Touched};
 
 /// All objects of one cluster, not yet seen from one node.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     snapshot: Snapshot,
     nodes: BTreeMap<Arc<str>, Node>,
+    pods: BTreeMap<ObjectName, Pod>,
     not_proxied: BTreeMap<ServiceName, NotProxied>,
 }
 
@@ -18,6 +19,9 @@ impl Inventory {
     /// Adds `object`, or replaces one of the same kind and name. Returns its problems.
     pub fn add(&mut self, object: &manifest::Object, interner: &mut Interner) -> Vec<Problem> {
         let (change, problems) = decode::change(object, interner);
+        if let manifest::Object::Pod(pod) = object {
+            self.pods.extend(decode::pod(pod, interner).map(|pod| (pod.name.clone(), pod)));
+        }
         if let (Some(Change::Service(name, _)), manifest::Object::Service(service)) = (&change, object) {
             match decode::not_proxied(service) {
                 Some(reason) => self.not_proxied.insert(name.clone(), reason),
@@ -30,6 +34,11 @@ impl Inventory {
             None => {}
         }
         problems
+    }
+
+    /// The Pods, by name.
+    pub fn pods(&self) -> &BTreeMap<ObjectName, Pod> {
+        &self.pods
     }
 
     /// The Nodes, by name.
@@ -53,6 +62,37 @@ impl Inventory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn inventory(text: &str) -> Inventory {
+        let (mut inventory, mut interner) = (Inventory::default(), Interner::default());
+        let outcome = manifest::read_for_operator(text.as_bytes(), "test", &mut |object| {
+            inventory.add(&object, &mut interner);
+        });
+        assert_eq!(outcome.problems, []);
+        inventory
+    }
+
+    #[test]
+    fn pods_are_kept_by_name_with_their_node_and_addresses() {
+        let inventory = inventory(
+            "{kind: Pod, metadata: {name: cart, namespace: shop}, spec: {nodeName: node-1}, \
+             status: {phase: Running, podIP: 10.1.0.5, podIPs: [{ip: 10.1.0.5}, {ip: 'fd00::5'}]}}\n---\n\
+             {kind: Pod, metadata: {name: agent}, spec: {nodeName: node-1, hostNetwork: true}, status: {podIP: 192.0.2.1}}\n---\n\
+             {kind: Pod, metadata: {name: done}, status: {phase: Succeeded, podIP: 10.1.0.6}}\n---\n\
+             {kind: Pod, metadata: {name: 'UPPER'}}\n",
+        );
+        let shown: Vec<String> = inventory
+            .pods()
+            .values()
+            .map(|pod| format!("{} {:?} {:?} {}", pod.name, pod.node, pod.ips, pod.is_host_network))
+            .collect();
+        let expected = [
+            r#"default/agent Some("node-1") [192.0.2.1] true"#,
+            "default/done None [] false",
+            r#"shop/cart Some("node-1") [10.1.0.5, fd00::5] false"#,
+        ];
+        assert_eq!(shown, expected);
+    }
 
     #[test]
     fn services_that_are_not_proxied_are_known_with_the_reason() {

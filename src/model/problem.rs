@@ -30,10 +30,21 @@ impl fmt::Display for ObjectKind {
     }
 }
 
+/// Whether something is wrong with an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProblemWeight {
+    /// An API server would not accept it.
+    Wrong,
+    /// It is legal, but nothing that a service proxy can use: an FQDN slice, a slice without a Service.
+    NotForProxies,
+}
+
 /// One problem of one object. Only the field, or the object itself, is ignored. The same problem in several
 /// entries of a list is one value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
+    /// Whether it is wrong.
+    pub weight: ProblemWeight,
     /// The object's kind.
     pub kind: ObjectKind,
     /// `<namespace>/<name>` as given, or the name of a Node.
@@ -159,6 +170,7 @@ mod tests {
     fn problem(text: &str) -> Problem {
         let text = || text.to_owned();
         Problem {
+            weight: ProblemWeight::Wrong,
             kind: ObjectKind::Service,
             object: text(),
             field: text(),

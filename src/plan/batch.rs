@@ -28,6 +28,8 @@ pub(super) struct Batch<'a, R> {
     /// Tables of the input so far.
     n_tables: usize,
     changes: Vec<(Table, ChainName, ChainChange)>,
+    /// How many of the changes [`Restore::before_commit`] was called for.
+    n_announced: usize,
     lines: LineIndex,
     counts: RestoreCounts,
 }
@@ -53,6 +55,7 @@ impl<'a, R: Restore> Batch<'a, R> {
             used: BatchSize::default(),
             n_tables: 0,
             changes: Vec::new(),
+            n_announced: 0,
             lines: LineIndex::default(),
             counts: RestoreCounts::default(),
         }
@@ -181,12 +184,26 @@ impl<'a, R: Restore> Batch<'a, R> {
     }
 
     fn commit(&mut self) {
-        if self.table.take().is_some() {
+        if let Some(table) = self.table.take() {
+            if self.restore.observes_commits() {
+                self.announce_commit(table);
+            }
             write::commit(&mut self.gathered);
             self.n_tables += 1;
             self.lines.skip(1);
             self.counts.n_lines += 1;
         }
+    }
+
+    /// Has the commit observed: by then the process has read all but the COMMIT, so that the commit follows as soon as
+    /// possible.
+    fn announce_commit(&mut self, table: Table) {
+        self.pass_on();
+        let changes = &self.changes[self.n_announced..];
+        let chains = changes.iter().filter(|(_, _, change)| !matches!(change, ChainChange::InsertJump(_)));
+        let chains: Vec<ChainName> = chains.map(|(_, chain, _)| *chain).collect();
+        self.n_announced = self.changes.len();
+        self.restore.before_commit(table, &chains);
     }
 
     fn pass_on(&mut self) {
@@ -205,6 +222,7 @@ impl<'a, R: Restore> Batch<'a, R> {
         self.pass_on();
         self.is_open = false;
         self.used = BatchSize::default();
+        self.n_announced = 0;
         let result = self.restore.end();
         let n_tables = std::mem::take(&mut self.n_tables);
         self.counts.n_commits += if result.is_ok() { n_tables } else { 0 };

@@ -12,6 +12,15 @@ pub trait Restore {
     fn write(&mut self, text: &str);
     /// Ends the input. Every table that was committed in it is in force now, or an error says why not.
     fn end(&mut self) -> Result<(), Self::Error>;
+    /// Whether [`Restore::before_commit`] has anything to do.
+    fn observes_commits(&self) -> bool {
+        false
+    }
+    /// The lines that replace or delete `chains` of `table` were all written, and the COMMIT follows at once. Only called
+    /// if [`Restore::observes_commits`].
+    fn before_commit(&mut self, table: Table, chains: &[ChainName]) {
+        let _ = (table, chains);
+    }
 }
 
 /// What a failed restore leaves in force. Made from an error of [`Restore`].

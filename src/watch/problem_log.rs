@@ -62,7 +62,7 @@ impl ProblemLog {
 
 /// Logs one problem at warn.
 pub fn log_problem(problem: &Problem) {
-    let Problem { kind, object, field, text, what, n_fields, more_texts } = problem;
+    let Problem { weight: _, kind, object, field, text, what, n_fields, more_texts } = problem;
     let (object, field, what) = (EscapedValue(object), EscapedValue(field), EscapedValue(what));
     if *n_fields == 1 {
         warn!(%kind, %object, %field, ?text, %what, "bad field in object");
@@ -74,11 +74,12 @@ pub fn log_problem(problem: &Problem) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ObjectKind;
+    use crate::model::{ObjectKind, ProblemWeight};
 
     fn bad() -> Vec<Problem> {
         let text = String::new;
         vec![Problem {
+            weight: ProblemWeight::Wrong,
             kind: ObjectKind::Service,
             object: text(),
             field: text(),

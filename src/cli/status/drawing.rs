@@ -93,62 +93,39 @@ fn objects(screen: &mut Screen, report: &StatusReport) {
             (services, slices) => format!("{services} of Services, {slices} of EndpointSlices"),
         },
     ));
-    rows.extend(report.findings.iter().map(|finding| row("this node", Plain(&finding.message).to_string())));
+    // Warnings stand at the top.
+    let notes = report.findings.iter().filter(|finding| !finding.is_warning);
+    rows.extend(notes.map(|finding| row("this node", Plain(&finding.message).to_string())));
     screen.table(2, &[], rows);
 }
 
 fn family(screen: &mut Screen, state: &FamilyState) {
-    let layout = state.layout.as_deref().unwrap_or("none yet");
-    screen.heading(format_args!("{}: back-end {}, layout {layout}", family_name(state), state.backend));
-    let counts = &state.in_force;
-    let mut rows = vec![
-        row(
-            "in force",
-            format!(
-                "{}, {}; {} in nat, {} in filter, {}",
-                count(counts.service_ports, "service port"),
-                count(counts.endpoints, "endpoint"),
-                count(counts.nat_rules, "rule"),
-                counts.filter_rules,
-                count(counts.chains, "chain")
-            ),
-        ),
-        row("kernel's tables", drift(state.drift.as_ref())),
-    ];
-    let dropped = counts.dropped_internal + counts.dropped_external;
-    if dropped > 0 {
-        let n = count(dropped, "service port");
-        rows.push(row("dropped", format!("{n} with traffic policy Local and no endpoint on this node")));
+    let layout =
+        state.layout.as_deref().map_or("no rules yet".to_owned(), |layout| format!("layout {layout}"));
+    let backend =
+        if state.backend.is_empty() { String::new() } else { format!("back-end {}, ", state.backend) };
+    screen.heading(format_args!("{}: {backend}{layout}", family_name(state)));
+    let mut rows = Vec::new();
+    if state.layout.is_some() {
+        rows.extend(in_force(state));
     }
-    if counts.overlaps > 0 {
-        rows.push(row(
-            "overlaps",
-            format!("{} left out: another Service has the address and port", count(counts.overlaps, "entry")),
-        ));
-    }
-    if state.affinity_lists_full > 0 {
-        rows.push(row(
-            "affinity lists full",
-            format!(
-                "of {}; their oldest clients lose affinity",
-                count(state.affinity_lists_full, "endpoint")
-            ),
-        ));
-    }
+    rows.push(row("kernel's tables", drift(state.drift.as_ref())));
     if let Some(read) = &state.last_read {
-        rows.push(row(
-            "last read",
-            format!("{} ago, because: {}", duration(read.seconds_ago), Plain(words(&read.reason))),
-        ));
+        let reason = Plain(words(&read.reason)).to_string();
+        rows.push(row("last read", format!("{} ago, because: {reason}", duration(read.seconds_ago))));
     }
     if let Some(seconds) = state.syncing_seconds {
         rows.push(row("syncing", format!("for {}", duration(seconds))));
     }
     if let Some(restore) = &state.last_restore {
-        rows.push(row("last restore", summary(restore)));
+        // The failed one has a row of its own.
+        let shown = RestoreSummary { error: None, ..restore.clone() };
+        let failed = if restore.error.is_some() { ", failed" } else { "" };
+        rows.push(row("last restore", format!("{}{failed}", summary(&shown))));
     }
     if let Some(restore) = &state.failed_restore {
-        rows.push(row("last failed restore", summary(restore)));
+        let hint = "chainsmith status --restore failed prints it";
+        rows.push(row("last failed restore", format!("{} ({hint})", summary(restore))));
     }
     screen.table(2, &[], rows);
     syncs(screen, state);
@@ -157,38 +134,92 @@ fn family(screen: &mut Screen, state: &FamilyState) {
     }
 }
 
+/// Rows about the rules in force.
+fn in_force(state: &FamilyState) -> Vec<Vec<String>> {
+    let counts = &state.in_force;
+    let objects = [count(counts.service_ports, "service port"), count(counts.endpoints, "endpoint")];
+    let rules = format!("{} in nat, {} in filter", count(counts.nat_rules, "rule"), counts.filter_rules);
+    let mut rows = vec![
+        row("in force", objects.join(", ")),
+        row("", format!("{rules}, {}", count(counts.chains, "chain"))),
+    ];
+    let dropped = counts.dropped_internal + counts.dropped_external;
+    if dropped > 0 {
+        let n = count(dropped, "service port");
+        rows.push(row("dropped", format!("{n} with traffic policy Local and no endpoint on this node")));
+    }
+    if counts.overlaps > 0 {
+        let n = count(counts.overlaps, "entry");
+        rows.push(row("overlaps", format!("{n} left out: another Service has the address and port")));
+    }
+    if state.affinity_lists_full > 0 {
+        let n = count(state.affinity_lists_full, "endpoint");
+        rows.push(row("affinity lists full", format!("{n}; the oldest clients lose affinity")));
+    }
+    rows
+}
+
+/// The stages of a sync, in their order.
+const STAGES: [(&str, fn(&SyncRecord) -> f64); 5] = [
+    ("READ", |sync| sync.stages.read),
+    ("COMPILE", |sync| sync.stages.compile),
+    ("PLAN", |sync| sync.stages.plan),
+    ("LOCK", |sync| sync.stages.lock_wait),
+    ("RESTORE", |sync| sync.stages.restore),
+];
+
 fn syncs(screen: &mut Screen, state: &FamilyState) {
-    if state.syncs.is_empty() {
+    let shown = &state.syncs[..state.syncs.len().min(SYNCS_SHOWN)];
+    if shown.is_empty() {
         return;
     }
     screen.gap();
-    let shown = state.syncs.iter().take(SYNCS_SHOWN);
     screen.line(format_args!("  Last {} of {}", count(shown.len(), "sync"), state.n_syncs));
-    let heads = ["AGO", "SCOPE", "TOOK", "READ", "COMPILE", "PLAN", "LOCK", "RESTORE", "RULES", "RESULT"];
-    screen.table(4, &heads, shown.map(sync_row).collect());
+    // A stage that took no time in any of them has no column.
+    let stages: Vec<_> =
+        STAGES.iter().filter(|(_, seconds)| shown.iter().any(|sync| seconds(sync) > 0.0)).collect();
+    let heads: Vec<&str> = ["AGO", "TOOK"]
+        .into_iter()
+        .chain(stages.iter().map(|(head, _)| *head))
+        .chain(["RULES", "RESULT"])
+        .collect();
+    let cells = |sync: &SyncRecord| {
+        let times = stages.iter().map(|(_, seconds)| match seconds(sync) {
+            seconds if seconds > 0.0 => duration(seconds),
+            _ => "-".to_owned(),
+        });
+        let begin = [rounded(sync.seconds_ago), duration(sync.seconds)];
+        begin.into_iter().chain(times).chain([sync.sent.rules.to_string(), result(sync)]).collect()
+    };
+    screen.table(2, &heads, shown.iter().map(cells).collect());
+    let details = shown.iter().filter_map(|sync| {
+        let detail = match (&sync.error, &sync.drift) {
+            (Some(error), _) => styled(Style::Bad, error),
+            (None, Some(drift)) => format!("changed by another process: {}", Plain(drift)),
+            (None, None) => return None,
+        };
+        Some(vec![format!("{} ago", rounded(sync.seconds_ago)), detail])
+    });
+    let details: Vec<_> = details.collect();
+    if !details.is_empty() {
+        screen.table(2, &[], details);
+    }
 }
 
-fn sync_row(sync: &SyncRecord) -> Vec<String> {
-    let stages = &sync.stages;
+/// How a sync ended, and of what.
+fn result(sync: &SyncRecord) -> String {
     let scope = match (sync.is_full, &sync.services[..]) {
-        (true, _) => "all".to_owned(),
+        (true, _) => "all Services".to_owned(),
         (false, [only]) if sync.n_services == 1 => Plain(only).to_string(),
         (false, _) => count(sync.n_services, "Service"),
     };
-    let result = match (&sync.error, &sync.drift) {
-        (Some(error), _) => styled(Style::Bad, error),
-        (None, Some(drift)) => styled(Style::Warning, format_args!("repaired {drift}")),
-        (None, None) if sync.n_failed_restores > 0 => styled(
-            Style::Warning,
-            format_args!("ok after {}", count(sync.n_failed_restores, "failed restore")),
-        ),
+    let outcome = match (&sync.error, &sync.drift) {
+        (Some(_), _) => styled(Style::Bad, "failed"),
+        (None, Some(_)) => styled(Style::Warning, "repaired"),
+        (None, None) if sync.n_failed_restores > 0 => styled(Style::Warning, "ok at last"),
         (None, None) => styled(Style::Good, "ok"),
     };
-    let mut cells = vec![duration(sync.seconds_ago), scope, duration(sync.seconds)];
-    let times = [stages.read, stages.compile, stages.plan, stages.lock_wait, stages.restore];
-    cells.extend(times.map(|seconds| if seconds > 0.0 { duration(seconds) } else { "-".to_owned() }));
-    cells.extend([sync.sent.rules.to_string(), result]);
-    cells
+    format!("{outcome}: {scope}")
 }
 
 fn quarantined(screen: &mut Screen, state: &FamilyState) {
@@ -322,6 +353,18 @@ fn duration(seconds: f64) -> String {
         s if s < 3_600.0 => format!("{} min {} s", whole / 60, whole % 60),
         s if s < 86_400.0 => format!("{} h {} min", whole / 3_600, whole % 3_600 / 60),
         _ => format!("{} d {} h", whole / 86_400, whole % 86_400 / 3_600),
+    }
+}
+
+/// One unit: `12 s`, `5 min`, `2 h`, `3 d`
+fn rounded(seconds: f64) -> String {
+    let whole = seconds as u64;
+    match whole {
+        0 => duration(seconds),
+        1..60 => format!("{whole} s"),
+        60..3_600 => format!("{} min", whole / 60),
+        3_600..86_400 => format!("{} h", whole / 3_600),
+        _ => format!("{} d", whole / 86_400),
     }
 }
 

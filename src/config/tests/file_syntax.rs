@@ -79,7 +79,7 @@ fn a_field_set_twice_has_the_later_value() {
 
 #[test]
 fn chainsmiths_section_is_strict() {
-    let fields = "chainsmith: {layouts: compact, layout: short, layout: long, auditPeriod: 0s, iptablesBackend: '', manifests: a, debugBindAddress: here}";
+    let fields = "chainsmith: {layouts: compact, layout: short, layout: long, auditPeriod: 0s, connectionMetrics: on, iptablesBackend: '', manifests: a, debugBindAddress: here}";
     let expected = [
         "chainsmith.layouts: \"compact\": unknown field",
         "chainsmith.layout: set twice",
@@ -87,9 +87,19 @@ fn chainsmiths_section_is_strict() {
         "chainsmith.iptablesBackend: \"\": must be one of auto, nft, legacy",
         "chainsmith.layout: \"long\": must be one of auto, classic, compact",
         "chainsmith.auditPeriod: 0s: must be more than 0s",
+        "chainsmith.connectionMetrics: \"on\": must be one of off, service, endpoint",
         "chainsmith.debugBindAddress: \"here\": must be <ip>:<port>, an IPv6 address in brackets, the port 1 to 65535",
     ];
     assert_eq!(errors(fields, &[]), expected);
+}
+
+#[test]
+fn a_bare_off_is_no_boolean() {
+    for text in ["off", "'off'", "false"] {
+        let config = of_file(&format!("chainsmith: {{connectionMetrics: {text}}}"));
+        assert_eq!(config.connection_metrics, ConnectionMetrics::Off, "{text}");
+        assert_eq!(config.effective.get("chainsmith.connectionMetrics").unwrap().value, "off");
+    }
 }
 
 #[test]

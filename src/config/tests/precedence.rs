@@ -119,13 +119,14 @@ fn an_empty_hostname_flag_does_not_override_the_file() {
 
 #[test]
 fn chainsmiths_flags_override_the_file() {
-    let fields = "chainsmith: {manifests: [/a, /b], iptablesBackend: nft, layout: classic, auditPeriod: 1m, debugBindAddress: 127.0.0.1:1}";
+    let fields = "chainsmith: {manifests: [/a, /b], iptablesBackend: nft, layout: classic, auditPeriod: 1m, connectionMetrics: service, debugBindAddress: 127.0.0.1:1}";
     let (config, warnings) = Config::resolve(Some(&file(fields)), &Flags::default()).unwrap();
     let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(warnings, ["chainsmith.debugBindAddress: has no effect yet"]);
     assert_eq!(config.manifests, [PathBuf::from("/a"), PathBuf::from("/b")]);
     assert_eq!((config.backend, config.layout), (BackendChoice::Nft, LayoutChoice::Classic));
     assert_eq!(config.audit_period, Duration::from_secs(60));
+    assert_eq!(config.connection_metrics, ConnectionMetrics::Service);
     assert_eq!(config.debug_bind_address, Some("127.0.0.1:1".parse().unwrap()));
     let arguments = [
         "--manifests=/c,d",
@@ -134,6 +135,7 @@ fn chainsmiths_flags_override_the_file() {
         "--iptables-backend=legacy",
         "--layout=compact",
         "--audit-period=2m",
+        "--connection-metrics=endpoint",
         "--debug-bind-address=[::1]:2",
     ];
     let (config, warnings) = Config::resolve(Some(&file(fields)), &flags(&arguments)).unwrap();
@@ -142,6 +144,7 @@ fn chainsmiths_flags_override_the_file() {
     assert_eq!(config.manifests, [PathBuf::from("/c,d"), PathBuf::from("/e")]);
     assert_eq!((config.backend, config.layout), (BackendChoice::Legacy, LayoutChoice::Compact));
     assert_eq!(config.audit_period, Duration::from_secs(120));
+    assert_eq!(config.connection_metrics, ConnectionMetrics::Endpoint);
     assert_eq!(config.debug_bind_address, Some("[::1]:2".parse().unwrap()));
 }
 

@@ -1,8 +1,10 @@
 //! Whether a packet fits a rule's matches, except for those that need chance or memory.
 
+mod reasons;
+
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Hook, TracedNode};
+use super::packet::{Hook, TracedNode};
 use crate::iptables::{AddressSide, CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, Rule};
 use crate::net::Protocol;
 

@@ -1,7 +1,13 @@
 mod branches;
+mod details;
+mod undecided;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::*;
-use crate::iptables::{Match, Rule, Target, parse, write};
+use crate::iptables::{ChainName, CtStates, Interface, Match, Rule, Ruleset, Table, Target, parse, write};
+use crate::net::{Cidr, IpFamily, Protocol};
 
 const NODE: &str = "192.0.2.1";
 
@@ -37,8 +43,16 @@ impl Lab {
     }
 
     fn trace(&self, packet: &Packet) -> Vec<Branch> {
-        let node = TracedNode { ruleset: &self.ruleset, local_addresses: &self.local, routes: &self.routes };
-        trace(&node, packet, &self.recent)
+        trace(&self.node(), packet, &self.recent)
+    }
+
+    fn node(&self) -> TracedNode<'_> {
+        TracedNode { ruleset: &self.ruleset, local_addresses: &self.local, routes: &self.routes }
+    }
+
+    /// With details, on behind rules that cannot be decided.
+    fn trace_in_detail(&self, packet: &Packet) -> Vec<Branch> {
+        Tracer::new(self.node(), TraceOptions::DETAILED).trace(packet, &self.recent)
     }
 
     /// Checks the results for `packet`, as [`show`] writes them.

@@ -1,16 +1,24 @@
 //! The walk over the chains, hook by hook, and its forks.
 
+mod explore;
+mod leg;
 mod targets;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 
+use self::leg::Leg;
+use super::TraceOptions;
+use super::details::{RoutingDecision, Visit};
 use super::matching::{Answer, PacketAtHook};
-use super::{
-    Branch, Delivery, Hook, Origin, Outcome, Packet, PacketVerdict, RecentLists, Step, TracedNode, Weight,
-};
+use super::outcome::{Branch, Outcome, PacketVerdict};
+use super::packet::{Hook, Origin, Packet, TracedNode};
+use super::recent::RecentLists;
+use super::rule_index::{ChainIndex, RuleIndex};
+use super::step::Step;
+use super::trail::{Met, Trail};
+use super::weight::Weight;
 use crate::iptables::{ChainContent, ChainName, CtStates, Match, Policy, RecentAction, Rule, Table};
 
 /// The most rules that one packet is compared with, over all its branches; then the result is unknown.
@@ -20,86 +28,18 @@ const MAX_RULES: u64 = 20_000_000;
 /// The most rules that one packet may match on a path, for the same reason.
 const MAX_STEPS: u16 = 5_000;
 
-/// Walks all paths of `packet` and passes the end of each to `each`.
-pub(super) fn walk(
-    node: &TracedNode<'_>,
-    packet: &Packet,
-    recent: &RecentLists,
-    each: &mut dyn FnMut(Branch),
-) {
-    let mut walker = Walker { node, packet, recent, forks: vec![Walk::new(packet)], n_rules: 0 };
-    while let Some(mut walk) = walker.forks.pop() {
-        let verdict = loop {
-            if let Some(verdict) = walker.step(&mut walk) {
-                break verdict;
-            }
-        };
-        each(walk.end(verdict));
-    }
-}
-
-/// A part of a packet's path, between two routing decisions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leg {
-    Arriving,
-    ToNode,
-    Through,
-    Sending,
-    /// Sent by the node to itself, arriving on `lo`. It does not meet nat, as its connection is not new any more.
-    Looped,
-}
-
-impl Leg {
-    /// The hooks and tables, in the order of the kernel's priorities.
-    fn stages(self) -> &'static [(Hook, Table)] {
-        use Hook::{Forward, Input, Output, Postrouting, Prerouting};
-        use Table::{Filter, Mangle, Nat};
-        match self {
-            Leg::Arriving => &[(Prerouting, Mangle), (Prerouting, Nat)],
-            Leg::ToNode => &[(Input, Mangle), (Input, Filter), (Input, Nat)],
-            Leg::Through => {
-                &[(Forward, Mangle), (Forward, Filter), (Postrouting, Mangle), (Postrouting, Nat)]
-            }
-            Leg::Sending => &[
-                (Output, Mangle),
-                (Output, Nat),
-                (Output, Filter),
-                (Postrouting, Mangle),
-                (Postrouting, Nat),
-            ],
-            Leg::Looped => &[(Prerouting, Mangle), (Input, Mangle), (Input, Filter)],
-        }
-    }
-
-    /// The next leg, by whether the packet's destination is the node.
-    fn next(self, is_local: bool) -> Result<Leg, Delivery> {
-        match (self, is_local) {
-            (Leg::Arriving, true) => Ok(Leg::ToNode),
-            (Leg::Arriving, false) => Ok(Leg::Through),
-            (Leg::Sending, true) => Ok(Leg::Looped),
-            (Leg::Sending | Leg::Through, _) => Err(Delivery::Forwarded),
-            (Leg::ToNode | Leg::Looped, _) => Err(Delivery::Local),
-        }
-    }
-}
-
 /// A chain that is being walked.
 #[derive(Clone, Copy)]
 struct Frame<'a> {
     name: ChainName,
     chain: &'a ChainContent,
+    index: Option<&'a ChainIndex>,
     /// Index of the next rule.
     next: usize,
+    /// How many rules the packet may meet here: all, or after a goto those so far.
+    end: usize,
     /// Chains entered on the way here, by jump or goto.
     depth: usize,
-}
-
-/// The steps of a walk, the last first; forks share their beginning.
-struct Trail {
-    step: Step,
-    /// How many there are, this one included.
-    n: u16,
-    before: Option<Rc<Trail>>,
 }
 
 /// One possible path of the packet, so far.
@@ -118,7 +58,7 @@ struct Walk<'a> {
     dnat: Option<SocketAddr>,
     masquerade: bool,
     remembered: BTreeSet<ChainName>,
-    trail: Option<Rc<Trail>>,
+    trail: Trail,
     n_rules: usize,
 }
 
@@ -141,19 +81,15 @@ impl<'a> Walk<'a> {
             dnat: None,
             masquerade: false,
             remembered: BTreeSet::new(),
-            trail: None,
+            trail: Trail::default(),
             n_rules: 0,
         }
     }
 
-    fn end(self, verdict: PacketVerdict) -> Branch {
-        let mut path = Vec::new();
-        let mut trail = &self.trail;
-        while let Some(link) = trail {
-            path.push(link.step);
-            trail = &link.before;
-        }
-        path.reverse();
+    fn end(self, verdict: PacketVerdict, options: TraceOptions) -> Branch {
+        let last = if let PacketVerdict::Unknown(step) = verdict { step.rule } else { None };
+        let events = if options.records_events { self.trail.events(last) } else { Vec::new() };
+        let undecided = if options.passes_undecided { self.trail.undecided() } else { Vec::new() };
         let outcome = Outcome {
             verdict,
             dnat: self.dnat,
@@ -163,7 +99,8 @@ impl<'a> Walk<'a> {
             mark: self.mark,
             remembered: self.remembered,
         };
-        Branch { weight: self.weight, outcome, n_rules: self.n_rules, path }
+        let path = self.trail.path();
+        Branch { weight: self.weight, outcome, n_rules: self.n_rules, path, undecided, events }
     }
 
     fn here(&self) -> (Hook, Table) {
@@ -173,15 +110,6 @@ impl<'a> Walk<'a> {
     fn step_at(&self, chain: ChainName, rule: Option<usize>) -> Step {
         let (hook, table) = self.here();
         Step { hook, table, chain, rule }
-    }
-
-    fn note(&mut self, step: Step) {
-        let n = self.n_steps() + 1;
-        self.trail = Some(Rc::new(Trail { step, n, before: self.trail.take() }));
-    }
-
-    fn n_steps(&self) -> u16 {
-        self.trail.as_ref().map_or(0, |trail| trail.n)
     }
 
     /// Leaves the chains of this hook and table.
@@ -203,6 +131,15 @@ impl<'a> Walk<'a> {
         self.source = from;
         self.state = self.state.and(CtStates::SNAT);
     }
+
+    /// The index of the next rule of `frame`, the innermost, that `packet` may fit; the end if there is none.
+    fn candidate(&self, frame: &Frame<'a>, packet: &Packet) -> usize {
+        let next = match frame.index {
+            Some(index) => index.next(frame.next, self.source, self.destination, packet.protocol),
+            None => Some(frame.next),
+        };
+        next.unwrap_or(frame.end).min(frame.end)
+    }
 }
 
 /// Whether a packet matches a rule.
@@ -212,33 +149,101 @@ enum Fit {
     Unknown,
 }
 
-struct Walker<'a> {
+/// What to do at a rule that cannot be decided.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AtUndecided {
+    /// The walk ends.
+    End,
+    /// The rule is recorded, and the walk goes on as if it did not match.
+    Record,
+    /// The walk goes on as if it did not match.
+    Pass,
+    /// The walk goes on both ways.
+    Fork,
+}
+
+/// Follows one packet along all its paths.
+pub(super) struct Walker<'a> {
     node: &'a TracedNode<'a>,
+    index: Option<&'a RuleIndex>,
     packet: &'a Packet,
     recent: &'a RecentLists,
+    options: TraceOptions,
+    at_undecided: AtUndecided,
     forks: Vec<Walk<'a>>,
+    /// Walks that ended at an undecided rule, had it matched.
+    ended: Vec<(Walk<'a>, PacketVerdict)>,
+    /// Rules compared so far, on all paths.
     n_rules: u64,
+    /// The most of them.
+    max_rules: u64,
+    /// Rules compared to find out what undecided rules might do.
+    n_explored: u64,
 }
 
 impl<'a> Walker<'a> {
+    pub(super) fn new(
+        node: &'a TracedNode<'a>,
+        index: Option<&'a RuleIndex>,
+        packet: &'a Packet,
+        recent: &'a RecentLists,
+        options: TraceOptions,
+    ) -> Walker<'a> {
+        let at_undecided = if options.passes_undecided { AtUndecided::Record } else { AtUndecided::End };
+        Walker {
+            node,
+            index,
+            packet,
+            recent,
+            options,
+            at_undecided,
+            forks: vec![Walk::new(packet)],
+            ended: Vec::new(),
+            n_rules: 0,
+            max_rules: MAX_RULES,
+            n_explored: 0,
+        }
+    }
+
+    /// Walks all paths and passes the end of each to `each`.
+    pub(super) fn run(mut self, each: &mut dyn FnMut(Branch)) {
+        while let Some(mut walk) = self.forks.pop() {
+            let verdict = loop {
+                if let Some(verdict) = self.step(&mut walk) {
+                    break verdict;
+                }
+            };
+            each(walk.end(verdict, self.options));
+        }
+    }
+
     /// One rule, or one move between chains; returns the verdict at the end of the path.
     fn step(&mut self, walk: &mut Walk<'a>) -> Option<PacketVerdict> {
-        let Some(frame) = walk.frames.last_mut() else { return self.enter_stage(walk) };
-        let (name, chain) = (frame.name, frame.chain);
-        let Some(rule) = chain.rules.get(frame.next) else { return leave_chain(walk) };
-        frame.next += 1;
-        let step = walk.step_at(name, Some(walk.frames.last()?.next));
-        walk.n_rules += 1;
+        let Some(frame) = walk.frames.last() else { return self.enter_stage(walk) };
+        let (name, chain, end) = (frame.name, frame.chain, frame.end);
+        let at = walk.candidate(frame, self.packet);
+        let is_at_end = at >= end;
+        let frame = walk.frames.last_mut()?;
+        walk.n_rules += at - frame.next + usize::from(!is_at_end);
+        frame.next = at + usize::from(!is_at_end);
+        if is_at_end {
+            return self.leave_chain(walk);
+        }
+        let rule = &chain.rules[at];
+        let step = walk.step_at(name, Some(at + 1));
         self.n_rules += 1;
-        if self.n_rules > MAX_RULES || walk.n_steps() > MAX_STEPS {
+        if self.n_rules > self.max_rules || walk.trail.n_steps() > MAX_STEPS {
             return Some(PacketVerdict::Unknown(step));
         }
         match self.fit(walk, rule) {
             Fit::No => None,
-            Fit::Unknown => Some(PacketVerdict::Unknown(step)),
+            Fit::Unknown => self.meet_undecided(walk, rule, step),
             Fit::Yes => {
-                walk.note(step);
-                rule.target.as_ref().and_then(|target| self.carry_out(walk, target, step))
+                walk.trail.push(Met::Matched(step));
+                rule.target.as_ref().and_then(|target| match self.carry_out(walk, target, step) {
+                    Some(PacketVerdict::Unknown(_)) => self.meet_undecided(walk, rule, step),
+                    carried_out => carried_out,
+                })
             }
         }
     }
@@ -253,14 +258,48 @@ impl<'a> Walker<'a> {
             if walk.leg == Leg::Looped {
                 walk.in_interface = Some("lo".into());
             }
+            self.record_route(walk);
             return None;
         };
+        if (walk.leg, hook) == (Leg::Sending, Hook::Postrouting) && table == Table::Mangle {
+            self.record_route(walk);
+        }
         let is_met = table != Table::Nat || walk.state.contains(CtStates::NEW);
         match self.node.ruleset.chain(table, &hook.chain()).filter(|_| is_met) {
-            Some(chain) => walk.frames.push(Frame { name: hook.chain(), chain, next: 0, depth: 0 }),
+            Some(chain) => self.push_frame(walk, hook.chain(), chain, 0),
             None => walk.stage += 1,
         }
         None
+    }
+
+    fn push_frame(&self, walk: &mut Walk<'a>, name: ChainName, chain: &'a ChainContent, depth: usize) {
+        let (hook, table) = walk.here();
+        if self.options.records_events {
+            walk.trail.push(Met::Entered(Visit {
+                hook,
+                table,
+                chain: name,
+                depth,
+                source: walk.source,
+                destination: walk.destination,
+                mark: walk.mark,
+                n_rules: 0,
+                matched: Vec::new(),
+                undecided: Vec::new(),
+                met_policy: false,
+            }));
+        }
+        let index = self.index.and_then(|index| index.chain(table, name, chain));
+        walk.frames.push(Frame { name, chain, index, next: 0, end: chain.rules.len(), depth });
+    }
+
+    fn record_route(&self, walk: &mut Walk<'a>) {
+        if self.options.records_events {
+            let ip = walk.destination.ip();
+            let route = walk.leg.route(self.node.is_local(ip));
+            let interface = self.node.route(ip).filter(|_| !self.node.is_local(ip)).map(Into::into);
+            walk.trail.push(Met::Routed(RoutingDecision { route, destination: walk.destination, interface }));
+        }
     }
 
     fn fit(&mut self, walk: &mut Walk<'a>, rule: &Rule) -> Fit {
@@ -296,7 +335,9 @@ impl<'a> Walker<'a> {
 
     /// Continues with the part that matches; the rest becomes a fork that continues behind the rule.
     fn split(&mut self, walk: &mut Walk<'a>, threshold: u32) -> bool {
-        let (taken, rest) = walk.weight.split(threshold);
+        // An exploration finds fates, not their probabilities.
+        let explores = matches!(self.at_undecided, AtUndecided::Fork | AtUndecided::Pass);
+        let (taken, rest) = if explores { share(threshold) } else { walk.weight.split(threshold) };
         if taken.is_zero() {
             return false;
         }
@@ -331,33 +372,46 @@ impl<'a> Walker<'a> {
         step: Step,
         is_goto: bool,
     ) -> Option<PacketVerdict> {
-        let chains: Option<&'a BTreeMap<ChainName, ChainContent>> = self.node.ruleset.tables.get(&step.table);
         let depth = walk.frames.last().map_or(0, |frame| frame.depth) + 1;
-        // A path without loops, which the kernel rejects, has at most as many chains as the table.
-        let chain = chains.filter(|chains| depth <= chains.len()).and_then(|chains| chains.get(&name));
-        let Some(chain) = chain.filter(|chain| chain.policy.is_none()) else {
+        let Some(chain) = self.callee(step.table, &name, depth) else {
             return Some(PacketVerdict::Unknown(step));
         };
         // After a goto the packet does not return here. A built-in chain stays for its policy.
         if is_goto && let [.., frame] = &mut walk.frames[..] {
-            frame.next = frame.chain.rules.len();
+            frame.end = frame.next;
         }
-        walk.frames.push(Frame { name, chain, next: 0, depth });
+        self.push_frame(walk, name, chain, depth);
         None
+    }
+
+    /// The user-defined chain `name`, called at `depth`. A path without loops, which the kernel rejects, has at
+    /// most as many chains as the table.
+    fn callee(&self, table: Table, name: &ChainName, depth: usize) -> Option<&'a ChainContent> {
+        let chains = self.node.ruleset.tables.get(&table)?;
+        chains.get(name).filter(|chain| depth <= chains.len() && chain.policy.is_none())
+    }
+
+    fn leave_chain(&self, walk: &mut Walk<'a>) -> Option<PacketVerdict> {
+        let frame = walk.frames.pop()?;
+        if self.options.records_events {
+            walk.trail.push(Met::Left(frame.next));
+        }
+        if !walk.frames.is_empty() {
+            return None;
+        }
+        walk.trail.push(Met::Matched(walk.step_at(frame.name, None)));
+        match frame.chain.policy {
+            Some(Policy::Drop) => Some(PacketVerdict::Dropped),
+            Some(Policy::Accept) | None => {
+                walk.pass();
+                None
+            }
+        }
     }
 }
 
-fn leave_chain(walk: &mut Walk<'_>) -> Option<PacketVerdict> {
-    let frame = walk.frames.pop()?;
-    if !walk.frames.is_empty() {
-        return None;
-    }
-    walk.note(walk.step_at(frame.name, None));
-    match frame.chain.policy {
-        Some(Policy::Drop) => Some(PacketVerdict::Dropped),
-        Some(Policy::Accept) | None => {
-            walk.pass();
-            None
-        }
-    }
+/// One for each side that has a chance.
+fn share(threshold: u32) -> (Weight, Weight) {
+    let one_if = |is_possible| if is_possible { Weight::ONE } else { Weight::ZERO };
+    (one_if(threshold > 0), one_if(threshold < 1 << 31))
 }

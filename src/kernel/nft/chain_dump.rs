@@ -15,14 +15,14 @@ use crate::kernel::netlink::{Message, Netfilter, NetfilterRequest, nfproto, retr
 use crate::kernel::{Dump, DumpedChain};
 use crate::net::IpFamily;
 
-const GET_RULE: u8 = 7;
-const RULE_TABLE: u16 = 1;
-const RULE_CHAIN: u16 = 2;
-const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const GET_RULE: u8 = 7;
+pub(super) const RULE_TABLE: u16 = 1;
+pub(super) const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_EXPRESSIONS: u16 = 4;
 const RULE_COMPAT: u16 = 5;
 const RULE_USERDATA: u16 = 7;
-const LIST_ELEMENT: u16 = 1;
-const EXPRESSION_NAME: u16 = 1;
+pub(super) const LIST_ELEMENT: u16 = 1;
+pub(super) const EXPRESSION_NAME: u16 = 1;
 
 /// Fingerprints of the chains of `table`: of all chains in it, or of `only` these, where a chain that does not exist
 /// counts as empty. All are of one generation, for which dumps are repeated; with `only`, the caller checks the

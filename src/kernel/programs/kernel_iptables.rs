@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "starts processes")]
 
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -11,6 +12,7 @@ use super::lock::{self, LOCK_WAIT};
 use super::restore_child::RestoreChild;
 use super::{single, watchdog};
 use crate::iptables::{ChainName, Jump, Table, Target, write};
+use crate::kernel::counter_reader::CommitObserver;
 use crate::kernel::{Backend, Dump, Iptables, Outline, Readable, RestoreError, nft, xtables};
 use crate::net::IpFamily;
 use crate::plan::{InputExcerpt, Limits, Restore};
@@ -64,14 +66,28 @@ pub struct KernelIptables {
     limits: Limits,
     lock_wait: Duration,
     last_input: Option<InputExcerpt>,
+    commit_observer: Option<Arc<dyn CommitObserver>>,
 }
 
 impl KernelIptables {
     /// The tables of `programs`, which belong to `backend`.
     pub fn new(family: IpFamily, backend: Backend, programs: Programs) -> KernelIptables {
         let limits = backend.limits();
-        let (restore, lock_wait, last_input) = (None, Duration::ZERO, None);
-        KernelIptables { family, backend, programs, restore, limits, lock_wait, last_input }
+        KernelIptables {
+            family,
+            backend,
+            programs,
+            restore: None,
+            limits,
+            lock_wait: Duration::ZERO,
+            last_input: None,
+            commit_observer: None,
+        }
+    }
+
+    /// Has `observer` called at each commit to nat through this handle.
+    pub fn observe_commits(&mut self, observer: Arc<dyn CommitObserver>) {
+        self.commit_observer = Some(observer);
     }
 
     /// Another handle to the same tables.
@@ -110,13 +126,24 @@ impl Restore for KernelIptables {
     }
 
     fn end(&mut self) -> Result<(), RestoreError> {
-        match self.restore.take() {
-            Some(child) => {
-                let (result, input) = child.end();
-                self.last_input = Some(input);
-                result
-            }
-            None => Ok(()),
+        let Some(child) = self.restore.take() else { return Ok(()) };
+        let (result, input) = child.end();
+        self.last_input = Some(input);
+        if let Some(observer) = &self.commit_observer {
+            observer.restored(self.family, result.is_ok());
+        }
+        result
+    }
+
+    fn observes_commits(&self) -> bool {
+        self.commit_observer.is_some()
+    }
+
+    fn before_commit(&mut self, table: Table, chains: &[ChainName]) {
+        if table == Table::Nat
+            && let Some(observer) = &self.commit_observer
+        {
+            observer.before_commit(self.family, chains);
         }
     }
 }

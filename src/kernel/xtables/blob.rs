@@ -4,9 +4,11 @@
 //! ends with an entry for its policy, or for the return to the caller.
 
 use std::hash::{DefaultHasher, Hasher};
+use std::net::SocketAddr;
 
+use super::super::dnat_target::dnat_destination;
 use super::super::{DumpedChain, Outline};
-use crate::iptables::{ChainName, Fingerprint, Table};
+use crate::iptables::{ChainName, DnatRule, Fingerprint, FirstPackets, Table};
 use crate::net::IpFamily;
 
 /// `struct xt_entry_target` before its data: the size, 29 bytes of name, the revision.
@@ -63,6 +65,19 @@ impl<'a> TableEntry<'a> {
 
     fn end(&self) -> usize {
         self.at + self.bytes.len()
+    }
+
+    /// Destination and counters of a rule with target DNAT.
+    fn dnat(&self, layout: &EntryLayout, family: IpFamily) -> Option<(SocketAddr, FirstPackets)> {
+        if self.target_name() != b"DNAT" {
+            return None;
+        }
+        let revision = u32::from(self.bytes[self.target + TARGET - 1]);
+        let endpoint = dnat_destination(family, revision, &self.bytes[self.target + TARGET..])?;
+        // struct xt_counters.
+        let counters = &self.bytes[layout.entry - 16..layout.entry];
+        let number = |n: usize| Some(u64::from_ne_bytes(*counters[8 * n..].first_chunk()?));
+        Some((endpoint, FirstPackets { n_packets: number(0)?, n_bytes: number(1)? }))
     }
 
     fn target_name(&self) -> &'a [u8] {
@@ -166,4 +181,28 @@ pub(super) fn chains(
         chains.extend(ChainName::new(name).map(|name| DumpedChain { name, fingerprint, n_rules }));
     }
     Some(chains)
+}
+
+/// The rules with target DNAT of the chains for which `is_selected` holds, with their counters, in the table's order.
+pub(super) fn dnat_rules(
+    layout: &EntryLayout,
+    (family, table): (IpFamily, Table),
+    outline: &Outline,
+    entries: &[u8],
+    is_selected: impl Fn(&ChainName) -> bool,
+) -> Option<Vec<DnatRule>> {
+    let heads = heads(layout, table, outline, entries)?;
+    let mut rules = Vec::new();
+    for (n, (start, name)) in heads.iter().enumerate() {
+        let Some(chain) = ChainName::new(name).filter(&is_selected) else { continue };
+        let end = heads.get(n + 1).map_or(entries.len(), |(start, _)| *start);
+        let mut at = *start;
+        while at < end {
+            let entry = TableEntry::read(layout, entries, at)?;
+            at = entry.end();
+            let dnat = entry.dnat(layout, family);
+            rules.extend(dnat.map(|(endpoint, counted)| DnatRule { chain, endpoint, counted }));
+        }
+    }
+    Some(rules)
 }

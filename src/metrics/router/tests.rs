@@ -17,6 +17,7 @@ fn pages() -> Pages {
         has_statusz: true,
         is_profiling: false,
         set_verbosity: |text| Err(text.to_owned()),
+        services: None,
         started: (std::time::Instant::now(), std::time::SystemTime::now()),
     }
 }
@@ -66,6 +67,19 @@ async fn metrics_have_kube_proxys_headers_and_are_compressed_on_request() {
     assert!(plain.body.contains("\nprocess_start_time_seconds ") && started > 1.7e9);
     let packed = ask(&router, "GET /metrics\naccept-encoding: gzip").await;
     assert_eq!((packed.status, packed.headers["content-encoding"].as_str()), (200, "gzip"));
+}
+
+#[tokio::test]
+async fn services_are_counted_only_where_the_configuration_says_so() {
+    let off = ask(&served(pages()), "GET /metrics/services").await;
+    assert_eq!(off.status, 404);
+    assert!(off.body.contains("chainsmith.connectionMetrics"), "{}", off.body);
+    let read: crate::metrics::ReadServices = Arc::new(|| Box::pin(async { Default::default() }));
+    let router = served(Pages { services: Some(read), ..pages() });
+    let on = ask(&router, "GET /metrics/services").await;
+    assert_eq!((on.status, &*on.headers["content-type"]), (200, EXPOSITION.to_str().unwrap()));
+    let status = ask(&router, "GET /statusz").await;
+    assert!(status.body.contains(" /metrics/services "), "{}", status.body);
 }
 
 #[tokio::test]

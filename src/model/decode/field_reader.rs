@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::field_value::{FieldType, FieldValue};
 use crate::model::problem::{needs_escape, quote};
-use crate::model::{ObjectKind, Problem, TrafficPolicy};
+use crate::model::{ObjectKind, Problem, ProblemWeight, TrafficPolicy};
 use crate::net::{self, Cidr, Protocol};
 
 /// Reads the fields of one object and collects their problems.
@@ -30,14 +30,24 @@ impl FieldReader {
     /// Records that `text` at `field` is invalid; `what` is the error and its consequence. The same error
     /// in entries of one list is one problem with a count.
     pub fn report(&mut self, field: Arguments<'_>, text: &str, what: &str) {
+        self.add(ProblemWeight::Wrong, field, text, what);
+    }
+
+    /// As [`FieldReader::report`], for a legal value that a service proxy cannot use.
+    pub fn report_unused(&mut self, field: Arguments<'_>, text: &str, what: &str) {
+        self.add(ProblemWeight::NotForProxies, field, text, what);
+    }
+
+    fn add(&mut self, weight: ProblemWeight, field: Arguments<'_>, text: &str, what: &str) {
         let field = field.to_string();
         let mut known = self.problems.iter_mut();
-        if let Some(known) =
-            known.find(|known| known.what == what && differ_only_in_indices(&known.field, &field))
-        {
+        if let Some(known) = known.find(|known| {
+            known.what == what && known.weight == weight && differ_only_in_indices(&known.field, &field)
+        }) {
             return known.add_field(quote(text));
         }
         self.problems.push(Problem {
+            weight,
             kind: self.kind,
             object: self.object.clone(),
             field,

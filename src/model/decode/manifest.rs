@@ -13,6 +13,7 @@
 
 mod defaults;
 mod documents;
+mod kinds;
 mod list;
 
 use std::cell::Cell;
@@ -25,13 +26,13 @@ use serde_json::Value;
 
 use super::field_reader::escape_control;
 use super::field_value::FieldValue;
-use super::object::{ApiNode, ApiObject, ApiService, ApiSlice, require_usable};
+use super::object::{ApiNode, ApiObject, ApiPod, ApiService, ApiSlice, require_usable};
 use crate::model::ObjectKind;
 use crate::model::problem::quote;
 use documents::{Documents, LineCounter, MAX_OBJECT_BYTES, ReplayReader};
 use list::{DocumentSeed, LineSource, ListKind, ValueSink};
 
-/// An object of one of the three kinds, with defaults.
+/// An object, with defaults.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     /// A `v1` Service.
@@ -40,6 +41,8 @@ pub enum Object {
     Slice(Box<ApiSlice>),
     /// A `v1` Node.
     Node(Box<ApiNode>),
+    /// A `v1` Pod; only for operators ([`read_for_operator`]).
+    Pod(Box<ApiPod>),
 }
 
 /// One problem of a text.
@@ -86,9 +89,19 @@ const MAX_PROBLEMS: usize = 1_000;
 /// Reads all documents of `text`, named `source` in messages, and passes each Service, EndpointSlice and
 /// Node to `each`.
 pub fn read(text: impl BufRead, source: &str, each: &mut dyn FnMut(Object)) -> ManifestSummary {
+    let outcome = ManifestSummary::default();
+    read_with(text, ManifestParser { source, outcome, n_bytes: Rc::default(), is_for_operator: false, each })
+}
+
+/// Reads as [`read`], for a person who asks about the objects: also passes on Pods, and reports kinds and versions
+/// that are probably typing errors, or of another version than the one that is read.
+pub fn read_for_operator(text: impl BufRead, source: &str, each: &mut dyn FnMut(Object)) -> ManifestSummary {
+    let outcome = ManifestSummary::default();
+    read_with(text, ManifestParser { source, outcome, n_bytes: Rc::default(), is_for_operator: true, each })
+}
+
+fn read_with(text: impl BufRead, mut parser: ManifestParser<'_>) -> ManifestSummary {
     let mut documents = Documents::new(text);
-    let mut parser =
-        ManifestParser { source, outcome: ManifestSummary::default(), n_bytes: Rc::default(), each };
     while let Some(first) = documents.next_document() {
         parser.n_bytes = documents.count_object();
         match first {
@@ -135,6 +148,8 @@ struct ManifestParser<'a> {
     outcome: ManifestSummary,
     /// Bytes read of the current object; 0 after its end.
     n_bytes: Rc<Cell<usize>>,
+    /// Whether Pods are passed on, and unknown kinds are reported.
+    is_for_operator: bool,
     each: &'a mut dyn FnMut(Object),
 }
 
@@ -267,7 +282,21 @@ impl ValueSink for ManifestParser<'_> {
                 defaults::node(&mut node);
                 Object::Node(Box::new(node))
             }),
-            _ => self.outcome.n_other_kinds += 1,
+            ("Pod", None | Some("v1")) if self.is_for_operator => {
+                if let Ok(FieldValue::Valid(pod)) = FieldValue::<ApiPod>::deserialize(&value) {
+                    self.outcome.n_objects += 1;
+                    (self.each)(Object::Pod(Box::new(pod)));
+                }
+            }
+            (kind, version) => {
+                self.outcome.n_other_kinds += 1;
+                if self.is_for_operator
+                    && let Some(what) = kinds::mistake(kind, version)
+                {
+                    let name = claimed_name(&value, ObjectKind::Service);
+                    self.report_malformed(line, &format!("{name}: {what}"));
+                }
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use serde::de::{Deserialize, Deserializer, Error};
 
 use super::field_value::{FieldType, FieldValue, FirstItem, WrongTypeValue, api_type};
 use crate::model::problem::quote;
-use crate::model::{ObjectKind, ObjectName, Problem};
+use crate::model::{ObjectKind, ObjectName, Problem, ProblemWeight};
 
 /// An object of one of the three kinds.
 pub trait ApiObject: FieldType {
@@ -63,6 +63,7 @@ pub fn require_usable<T: ApiObject>(given: FieldValue<T>) -> Result<T, Box<Probl
         FieldValue::WrongType(wrong) => (String::new(), "object", wrong.0.into(), T::NAME),
     };
     Err(Box::new(Problem {
+        weight: ProblemWeight::Wrong,
         kind: T::KIND,
         object: quote(object.trim_start_matches('/')),
         field: field.to_owned(),
@@ -368,5 +369,47 @@ api_type! {
         type_: "type" => String,
         /// Address.
         address: "address" => String,
+    }
+}
+
+api_type! {
+    /// `v1` Pod.
+    ApiPod {
+        /// Identity.
+        metadata: "metadata" => Metadata,
+        /// Its node.
+        spec: "spec" => PodSpec,
+        /// Its addresses.
+        status: "status" => PodStatus,
+    }
+}
+
+api_type! {
+    /// `spec` of a Pod.
+    PodSpec {
+        /// Node.
+        node_name: "nodeName" => String,
+        /// Whether it uses the network of its node.
+        host_network: "hostNetwork" => bool,
+    }
+}
+
+api_type! {
+    /// `status` of a Pod.
+    PodStatus {
+        /// Phase; the addresses of a Pod that has ended may belong to another one.
+        phase: "phase" => String,
+        /// The first address.
+        pod_ip: "podIP" => String,
+        /// All addresses.
+        pod_ips: "podIPs" => Vec<FieldValue<PodIpEntry>>,
+    }
+}
+
+api_type! {
+    /// An entry of a Pod's `status.podIPs`.
+    PodIpEntry {
+        /// Address.
+        ip: "ip" => String,
     }
 }

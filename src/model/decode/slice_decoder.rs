@@ -59,17 +59,23 @@ fn decode_with_service(
     (namespace, service): (&str, &FieldValue<String>),
     interner: &mut Interner,
 ) -> Option<Slice> {
-    let service = fields.checked_text(
-        format_args!("metadata.labels[{SERVICE_NAME}]"),
-        service,
-        is_dns_label,
-        "is not the name of a Service; slice ignored",
-    )?;
+    let field = format_args!("metadata.labels[{SERVICE_NAME}]");
+    let what = "is not the name of a Service; slice ignored";
+    if service.is_absent() || service.get().is_some_and(String::is_empty) {
+        // A slice that another program uses.
+        fields.report_unused(field, "", what);
+        return None;
+    }
+    let service = fields.checked_text(field, service, is_dns_label, what)?;
     let field = format_args!("addressType");
     let what = "is not a family that can be proxied; slice ignored";
     let family = match fields.text(field, &object.address_type, what)? {
         "IPv4" => IpFamily::V4,
         "IPv6" => IpFamily::V6,
+        "FQDN" => {
+            fields.report_unused(field, "FQDN", what);
+            return None;
+        }
         other => {
             fields.report(field, other, what);
             return None;
@@ -108,7 +114,13 @@ fn ports(fields: &mut FieldReader, object: &ApiSlice, interner: &mut Interner) -
         let what = "is not a DNS label; port ignored";
         let name = fields.checked_text(format_args!("ports[{i}].name"), &entry.name, is_named, what);
         let protocol = fields.protocol(format_args!("ports[{i}].protocol"), &entry.protocol);
-        let number = fields.port(format_args!("ports[{i}].port"), &entry.port, "port ignored");
+        let field = format_args!("ports[{i}].port");
+        if entry.port.is_absent() {
+            // In a slice this stands for all ports, which no Service has.
+            fields.report_unused(field, "", "is absent; port ignored");
+            continue;
+        }
+        let number = fields.port(field, &entry.port, "port ignored");
         if let (Some(name), Some(protocol), Some(port)) = (name, protocol, number) {
             ports.push(SlicePort { name: interner.text(name), protocol, port });
         }

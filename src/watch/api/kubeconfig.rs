@@ -39,16 +39,9 @@ impl ApiServerSource {
                     master.parse().with_context(|| format!("reading the server address {master:?}"))?;
                 (Config::new(server), None)
             }
-            (None, None) => (Config::incluster_env().context("reading the pod's service account")?, None),
+            (None, None) => (service_account_config()?, None),
         };
-        // kube compares NO_PROXY with the proxy instead of the server, and ignores proxies in a pod.
-        let proxy = own_proxy.or_else(|| proxy_for(&config.cluster_url, |name| std::env::var(name).ok()));
-        config.proxy_url = match proxy {
-            Some(proxy) => {
-                Some(proxy_url(&proxy).with_context(|| format!("reading the proxy address {proxy:?}"))?)
-            }
-            None => None,
-        };
+        config.proxy_url = proxy_of_server(&config, own_proxy)?;
         Ok(config)
     }
 
@@ -63,6 +56,20 @@ impl ApiServerSource {
         let hash = |path: &PathBuf| std::fs::read(path).ok().map(|content| Sha256::digest(content).into());
         paths.into_iter().map(|path| (path.clone(), hash(&path))).collect()
     }
+}
+
+/// The API server and credentials that a pod finds in its environment.
+pub fn service_account_config() -> anyhow::Result<Config> {
+    Config::incluster_env().context("reading the pod's service account")
+}
+
+/// The proxy for the server of `config`: `own_proxy`, which a kubeconfig names, else that of the environment.
+/// kube compares `NO_PROXY` with the proxy instead of the server, and ignores proxies in a pod.
+pub fn proxy_of_server(config: &Config, own_proxy: Option<String>) -> anyhow::Result<Option<http::Uri>> {
+    let proxy = own_proxy.or_else(|| proxy_for(&config.cluster_url, |name| std::env::var(name).ok()));
+    let read =
+        |proxy: String| proxy_url(&proxy).with_context(|| format!("reading the proxy address {proxy:?}"));
+    proxy.map(read).transpose()
 }
 
 /// Paths of certificates and keys in a kubeconfig, of all users; empty if it cannot be read.

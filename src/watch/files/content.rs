@@ -15,7 +15,9 @@ use tracing::warn;
 use super::listing::{FileVersion, escaped_path};
 use crate::model::decode::manifest::{self, TextProblem};
 use crate::model::decode::{self, Interner};
-use crate::model::{Change, Node, ObjectKind, ObjectName, Problem, Service, ServiceName, Slice, SliceName};
+use crate::model::{
+    Change, Node, ObjectKind, ObjectName, Problem, ProblemWeight, Service, ServiceName, Slice, SliceName,
+};
 use crate::watch::problem_log;
 
 /// Kind and name of an object; a Node's namespace is empty.
@@ -183,7 +185,8 @@ fn undecodable_object(problem: &TextProblem) -> Option<Problem> {
     let (kind, object) = problem.object.clone()?;
     let what = format!("{}; its last state stays in use", problem.what);
     let (field, text, more_texts) = Default::default();
-    Some(Problem { kind, object, field, text, what, n_fields: 1, more_texts })
+    let weight = ProblemWeight::Wrong;
+    Some(Problem { weight, kind, object, field, text, what, n_fields: 1, more_texts })
 }
 
 /// Logs the problems of a file once for each version: the first ones one by one, then the number of further

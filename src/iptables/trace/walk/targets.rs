@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Leg, Walk, Walker, leave_chain};
+use super::leg::Leg;
+use super::{Walk, Walker};
 use crate::iptables::Target;
-use crate::iptables::trace::{PacketVerdict, Step};
+use crate::iptables::trace::outcome::PacketVerdict;
+use crate::iptables::trace::step::Step;
 use crate::net::IpFamily;
 
 impl<'a> Walker<'a> {
@@ -19,7 +21,7 @@ impl<'a> Walker<'a> {
             Target::Accept => walk.pass(),
             Target::Drop => return Some(PacketVerdict::Dropped),
             Target::Reject => return Some(PacketVerdict::Rejected),
-            Target::Return => return leave_chain(walk),
+            Target::Return => return self.leave_chain(walk),
             Target::Jump(name) => return self.enter(walk, *name, step, false),
             Target::Goto(name) => return self.enter(walk, *name, step, true),
             Target::Dnat(to) => {

@@ -12,6 +12,7 @@ fn names(text: &str) -> (Vec<String>, ManifestSummary) {
             Object::Service(service) => (ObjectKind::Service, service.claimed_name()),
             Object::Slice(slice) => (ObjectKind::EndpointSlice, slice.claimed_name()),
             Object::Node(node) => (ObjectKind::Node, node.claimed_name()),
+            Object::Pod(_) => panic!("rules need no Pods"),
         };
         names.push(format!("{kind} {}", name.name()));
     });

@@ -1,7 +1,8 @@
 //! Tests of reading EndpointSlices: edge-cases.md, section C.
 
-use super::{slice_of, slice_with};
-use crate::model::Slice;
+use super::{Object, slice_of, slice_with};
+use crate::model::decode::{Interner, slice};
+use crate::model::{ProblemWeight, Slice};
 
 /// One line for each port, then one for each endpoint.
 fn summary(slice: &Slice) -> Vec<String> {
@@ -210,4 +211,25 @@ fn the_same_error_in_fifty_thousand_entries_is_one_problem_with_a_count() {
             "EndpointSlice ns/web-1: ports[2].port: \"0\" is not a port number; port ignored",
         ]
     );
+}
+
+#[test]
+fn legal_slices_that_no_proxy_can_use_are_not_wrong() {
+    let check = |text: &str, expected: &[ProblemWeight]| {
+        let Object::Slice(object) = super::only(text) else { panic!("not a slice: {text}") };
+        let weights: Vec<_> =
+            slice(&object, &mut Interner::default()).problems.iter().map(|problem| problem.weight).collect();
+        assert_eq!(weights, expected, "{text}");
+    };
+    let (fine, wrong) = (ProblemWeight::NotForProxies, ProblemWeight::Wrong);
+    let with = |labels: &str, rest: &str| {
+        format!("{{kind: EndpointSlice, metadata: {{name: a, labels: {{{labels}}}}}, {rest}}}")
+    };
+    let web = "kubernetes.io/service-name: web";
+    check(&with("", "addressType: IPv4"), &[fine]);
+    check(&with("kubernetes.io/service-name: WEB", "addressType: IPv4"), &[wrong]);
+    check(&with(web, "addressType: FQDN"), &[fine]);
+    check(&with(web, "addressType: ipv4"), &[wrong]);
+    check(&with(web, "addressType: IPv4, ports: [{name: a}, {name: b, port: 1}]"), &[fine]);
+    check(&with(web, "addressType: IPv4, ports: [{port: 70000}]"), &[wrong]);
 }
