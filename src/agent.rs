@@ -20,6 +20,7 @@ pub use config_file::ConfigFile;
 pub use conflicting_proxy::conflicting_proxies;
 pub use memory::share_one_heap;
 pub use runtime::runtime;
+pub use sysctls::n_online_cpus;
 
 use std::path::Path;
 use std::sync::Arc;

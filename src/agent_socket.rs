@@ -6,6 +6,8 @@
 //! | `GET /v1/status` | `StatusReport` |
 //! | `GET /v1/restore?which=last\|failed` | `RestoreReport`: what is kept of an input of iptables-restore |
 //! | `GET /v1/rules?family=ipv4&table=nat` | the desired rules, as iptables-save prints them |
+//! | `POST /v1/trace`, a `TraceQuestion` | `TraceReport` |
+//! | `POST /v1/explain`, an `ExplainQuestion` | `ExplainReport` |
 //!
 //! Questions about the rules are answered from the objects and the layout that the loop has, by the same functions as
 //! on the command line. What is bounded: connections ([`crate::http`]), the size of a question and of an answer

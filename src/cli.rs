@@ -1,12 +1,15 @@
 //! The command line: subcommands and their exit status. The only place that prints to stdout.
 
+mod check;
 mod cleanup;
+mod explain;
 mod objects;
 mod output;
 mod render;
 mod run;
 mod source;
 mod status;
+mod trace;
 
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
@@ -42,6 +45,24 @@ enum Command {
     /// service ports with the message of iptables-restore, and problems of objects. Root only, in the network namespace
     /// of the node; in a cluster: kubectl -n kube-system exec ds/kube-proxy -- chainsmith status
     Status(status::StatusArguments),
+    /// Follows a packet through the rules: each chain and rule it meets, its endpoints, its end and the reasons.
+    ///
+    /// Shows the way through PREROUTING or OUTPUT, the routing decision, INPUT or FORWARD, and POSTROUTING, in the
+    /// tables mangle, filter and nat; every endpoint with its exact probability; whether the packet is masqueraded,
+    /// and why; why it is rejected or dropped; and which endpoints are left out. Rules of other programs count too;
+    /// those whose matches are unknown are named, with what they may do. Needs neither root (except --live) nor a
+    /// cluster, and sends no packet. Exit status: 0 answered, 1 unreadable source or unknown name, 2 wrong usage.
+    Trace(trace::TraceArguments),
+    /// Explains one Service as a node sees it: frontends, endpoints used and left out, chains, who answers.
+    Explain(explain::ExplainArguments),
+    /// Compares the rules in force with those that the objects ask for; reads and never writes.
+    ///
+    /// Works beside a running kube-proxy or Chainsmith: the rules are compared in the layout in which they are
+    /// found. Where their text differs, packets of the Services concerned are traced through both. Also looks at
+    /// sysctls, at rules of other programs that decide before Services' rules do, at the other back-end, at what
+    /// other modes of kube-proxy left, and at other proxies. Without RULES the rules in force on this machine are
+    /// compared (as root). The exit status is 0 when nothing is wrong, 1 when something is, 2 when it cannot tell.
+    Check(check::CheckArguments),
     /// Removes the leftovers of Chainsmith and of every mode of kube-proxy, and nothing else.
     ///
     /// These are: their chains and jumps in both iptables back-ends; the nftables tables kube-proxy; and of
@@ -76,6 +97,9 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(arguments) => run::main(&arguments),
         Command::Render(arguments) => render::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),
+        Command::Trace(arguments) => trace::main(&arguments),
+        Command::Explain(arguments) => explain::main(&arguments),
+        Command::Check(arguments) => check::main(&arguments),
         Command::Cleanup(arguments) => cleanup::main(&arguments),
     }
 }

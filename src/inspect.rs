@@ -4,6 +4,9 @@
 //! JSON, so both give the same answer.
 
 pub mod envelope;
+pub mod explanation;
+pub mod findings;
+pub mod journey;
 pub mod labels;
 pub mod status;
 pub mod subject;

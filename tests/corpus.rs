@@ -4,10 +4,14 @@
 mod corpus_cases;
 
 use chainsmith::compile;
-use chainsmith::iptables::{Table, parse, write};
+use chainsmith::config::LayoutChoice;
+use chainsmith::inspect::findings::{CheckQuestion, check};
+use chainsmith::inspect::{ClusterView, HostOrigin, HostView, RulesOrigin, Subject};
+use chainsmith::iptables::{Ruleset, Table, parse, write};
 use chainsmith::kernel::Backend;
 use chainsmith::kernel::fake::FakeIptables;
-use chainsmith::net::IpFamily;
+use chainsmith::model::{Inventory, Snapshot};
+use chainsmith::net::{IpFamily, PerFamily};
 use chainsmith::rules::names;
 
 use corpus_cases::{Case, assert_same, live, place, version};
@@ -79,4 +83,82 @@ fn restore_input_is_equivalent_to_kube_proxys() {
         n_compared += 1;
     }
     assert!(n_compared >= 6, "{n_compared} restore inputs compared");
+}
+
+/// What `check` finds in `rules`, a line each, for the objects of `case`; problems of objects are not asked for.
+fn findings(case: &Case, snapshot: &Snapshot, rules: [Option<Ruleset>; 2]) -> Vec<String> {
+    let [v4, v6] = rules;
+    let in_force = Subject {
+        rulesets: PerFamily { v4, v6 },
+        origin: RulesOrigin::Text("-".to_owned()),
+        cluster: None,
+        host: HostView::default(),
+    };
+    let node_name = case.config.hostname_override.as_deref().expect("cases name their node");
+    let cluster = ClusterView {
+        node_name: node_name.into(),
+        settings: PerFamily {
+            v4: case.settings(snapshot, IpFamily::V4),
+            v6: case.settings(snapshot, IpFamily::V6),
+        },
+        snapshot: snapshot.clone(),
+        ..ClusterView::new(&case.config, &Inventory::default(), node_name, &case.host)
+    };
+    let host = HostView {
+        addresses: case.host.addresses.iter().copied().collect(),
+        origin: HostOrigin::File,
+        ..HostView::default()
+    };
+    let question = CheckQuestion {
+        cluster,
+        host,
+        in_force: &in_force,
+        backends: PerFamily::default(),
+        state: None,
+        unknown: Vec::new(),
+    };
+    let report = check(question);
+    assert_eq!(report.families.len(), 2);
+    report
+        .findings
+        .iter()
+        .map(|found| format!("{} {:?}: {}", found.severity, found.chain, found.summary))
+        .collect()
+}
+
+#[test]
+fn check_finds_nothing_beside_a_healthy_kube_proxy() {
+    let mut n_checked = 0;
+    for case in Case::all() {
+        for (n, (snapshot, expected)) in case.states().iter().enumerate() {
+            let rules = IpFamily::BOTH.map(|family| {
+                Some(parse::save(family, &expected[version(family)]).expect("text of iptables-save"))
+            });
+            let none: [&str; 0] = [];
+            assert_eq!(findings(&case, snapshot, rules), none, "{} state {n}", case.name());
+            n_checked += 1;
+        }
+    }
+    assert_eq!(n_checked, 151);
+}
+
+#[test]
+fn check_finds_nothing_beside_chainsmith_in_either_layout() {
+    for case in Case::all() {
+        for (n, (snapshot, _)) in case.states().iter().enumerate() {
+            for (layout, bpf) in [("classic", true), ("compact", true), ("compact", false)] {
+                let rules = IpFamily::BOTH.map(|family| {
+                    let mut settings = case.settings(snapshot, family);
+                    settings.layout =
+                        if layout == "compact" { LayoutChoice::Compact } else { LayoutChoice::Classic };
+                    settings.bpf = bpf;
+                    Some(compile::ruleset(&settings, snapshot, place(&case, snapshot)))
+                });
+                let found = findings(&case, snapshot, rules);
+                let bad: Vec<_> = found.iter().filter(|found| !found.starts_with("notice")).collect();
+                let none: [&String; 0] = [];
+                assert_eq!(bad, none, "{} state {n} {layout} {bpf}", case.name());
+            }
+        }
+    }
 }

@@ -90,6 +90,11 @@ fn grow_hash(sys: &Sysctls, n_buckets: u64) -> Option<SetError> {
     }
 }
 
+/// The online CPUs of this node, by which conntrack's size is computed.
+pub fn n_online_cpus() -> u32 {
+    n_cpus(Path::new("/sys"))
+}
+
 /// The online CPUs of the node, whichever of them this process may use; without sysfs the CPUs it may use.
 fn n_cpus(sys: &Path) -> u32 {
     let online = fs::read_to_string(sys.join("devices/system/cpu/online")).ok();

@@ -154,7 +154,9 @@ fn subject(
     }
     let nodes = snapshot.node().map(|node| (node.name.clone(), node.clone())).into_iter().collect();
     let pods = BTreeMap::new();
-    let cluster = ClusterView { snapshot, node_name, nodes, pods, settings, problems, quarantined };
+    let not_proxied = BTreeMap::new();
+    let cluster =
+        ClusterView { snapshot, node_name, nodes, pods, settings, not_proxied, problems, quarantined };
     let mut rulesets = PerFamily::default();
     for view in views.iter().filter(|view| families.contains(&view.family)) {
         *rulesets.get_mut(view.family) = Some(ruleset(view, &cluster, cluster.place()));

@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{get, post};
 use jiff::Timestamp;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::answer;
@@ -17,8 +20,12 @@ use super::saved_rules;
 use super::status_collector::{StatusCollector, WhichRestore};
 use crate::config::Config;
 use crate::drift::Knowledge;
+use crate::inspect::Subject;
+use crate::inspect::explanation::{self, ExplainQuestion, ExplainReport};
+use crate::inspect::journey::{self, QuestionError, TraceQuestion};
 use crate::inspect::status::{DriftState, SettingInForce, StatusReport, WatchAge};
 use crate::iptables::Table;
+use crate::kernel::affinity_lists::{AffinityLists, FullLists};
 use crate::net::IpFamily;
 use crate::watch::api::Freshness;
 
@@ -52,6 +59,8 @@ pub fn router(identity: AgentIdentity, collector: Arc<StatusCollector>, question
         .route("/v1/status", get(status))
         .route("/v1/restore", get(restore))
         .route("/v1/rules", get(rules))
+        .route("/v1/trace", post(trace))
+        .route("/v1/explain", post(explain))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
         .with_state(Arc::new(server))
@@ -137,14 +146,91 @@ fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
     pairs.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
-async fn rules(State(server): State<Arc<AgentServer>>, RawQuery(query): RawQuery) -> Response {
-    let families: Vec<IpFamily> = match parameter(query.as_deref(), "family") {
-        None => IpFamily::BOTH.to_vec(),
-        Some("ipv4") => vec![IpFamily::V4],
-        Some("ipv6") => vec![IpFamily::V6],
+/// The families that a query asks for.
+#[allow(clippy::result_large_err, reason = "an answer is made once a request")]
+fn families(query: Option<&str>) -> Result<Vec<IpFamily>, Response> {
+    match parameter(query, "family") {
+        None => Ok(IpFamily::BOTH.to_vec()),
+        Some("ipv4") => Ok(vec![IpFamily::V4]),
+        Some("ipv6") => Ok(vec![IpFamily::V6]),
         Some(other) => {
-            return answer::error(StatusCode::BAD_REQUEST, format!("family={other:?}: must be ipv4 or ipv6"));
+            let message = format!("family={other:?}: must be ipv4 or ipv6");
+            Err(answer::error(StatusCode::BAD_REQUEST, message))
         }
+    }
+}
+
+async fn trace(State(server): State<Arc<AgentServer>>, RawQuery(query): RawQuery, body: Body) -> Response {
+    let traced = |subject: &Subject, question: &TraceQuestion| {
+        journey::trace_journeys(subject, question).map_err(|wrong| match wrong {
+            QuestionError::Malformed(message) => (StatusCode::BAD_REQUEST, message),
+            QuestionError::NotFound(message) => (StatusCode::NOT_FOUND, message),
+        })
+    };
+    server.answer("TraceReport", query.as_deref(), body, traced).await
+}
+
+async fn explain(State(server): State<Arc<AgentServer>>, RawQuery(query): RawQuery, body: Body) -> Response {
+    let collector = server.collector.clone();
+    let explained = move |subject: &Subject, question: &ExplainQuestion| {
+        let mut report = explanation::explain(subject, question)
+            .map_err(|missing| (StatusCode::NOT_FOUND, missing.to_string()))?;
+        let mut state = collector.sync_state(&report.service);
+        state.full_affinity_lists = full_affinity_lists(&report);
+        report.agent = Some(state);
+        Ok(report)
+    };
+    server.answer("ExplainReport", query.as_deref(), body, explained).await
+}
+
+/// The endpoints of a Service whose affinity lists are full; none where the lists cannot be read.
+fn full_affinity_lists(report: &ExplainReport) -> Vec<String> {
+    let has_affinity = report.policies.as_ref().is_some_and(|policies| policies.affinity_seconds.is_some());
+    let full = if has_affinity {
+        AffinityLists::of_kernel().full().unwrap_or_default()
+    } else {
+        FullLists::default()
+    };
+    let is_full = |chain: &str| full.names.iter().any(|name| name.as_str() == chain);
+    // The list of an endpoint has the name of its chain.
+    let chains = report.ports.iter().flat_map(|port| &port.chains);
+    chains.filter(|chain| is_full(&chain.name)).map(|chain| chain.role.clone()).collect()
+}
+
+impl AgentServer {
+    /// Answers the question in `body` about the rules with a report of this `kind`.
+    async fn answer<Q, R>(
+        &self,
+        kind: &'static str,
+        query: Option<&str>,
+        body: Body,
+        answer: impl FnOnce(&Subject, &Q) -> Result<R, (StatusCode, String)> + Send + 'static,
+    ) -> Response
+    where
+        Q: DeserializeOwned + Send + 'static,
+        R: Serialize,
+    {
+        let families = match families(query) {
+            Ok(families) => families,
+            Err(wrong) => return wrong,
+        };
+        let question: Q = match answer::question(body).await {
+            Ok(question) => question,
+            Err(wrong) => return wrong,
+        };
+        let answered =
+            self.questions.with_subject(&families, move |subject| match answer(&subject, &question) {
+                Ok(report) => answer::report(kind, &report),
+                Err((status, message)) => answer::error(status, message),
+            });
+        answered.await.unwrap_or_else(Response::from)
+    }
+}
+
+async fn rules(State(server): State<Arc<AgentServer>>, RawQuery(query): RawQuery) -> Response {
+    let families = match families(query.as_deref()) {
+        Ok(families) => families,
+        Err(wrong) => return wrong,
     };
     let table = match parameter(query.as_deref(), "table").map(|name| (name, Table::parse(name))) {
         None => None,

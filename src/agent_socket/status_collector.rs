@@ -8,13 +8,14 @@ use tokio::time::Instant;
 
 use crate::apply::{FailedRestore, Quarantine, Stages, SyncReport};
 use crate::compile::SyncScope;
+use crate::inspect::explanation::ServiceSyncState;
 use crate::inspect::status::{
     FamilyState, InForceCounts, KeptLines, KeptRestore, KernelRead, NodeFinding, ObjectCounts, ObjectProblem,
     PendingCounts, QuarantinedPort, RestoreReport, RestoreSummary, SentCounts, StageSeconds, StatusReport,
     SyncRecord,
 };
-use crate::model::{EscapedValue, ObjectKind, Problem};
-use crate::net::IpFamily;
+use crate::model::{EscapedValue, ObjectKind, ObjectName, Problem, ServiceName};
+use crate::net::{IpFamily, PerFamily};
 use crate::plan::InputExcerpt;
 use crate::sync::{Finding, News, Observer, Synced};
 
@@ -38,6 +39,9 @@ pub enum WhichRestore {
     Failed,
 }
 
+/// How many changed Services are kept.
+const MAX_CHANGES: usize = 1024;
+
 /// The observer that keeps what the status of the agent shows.
 #[derive(Default)]
 pub struct StatusCollector(Mutex<Collected>);
@@ -50,6 +54,17 @@ struct Collected {
     objects: ObjectCounts,
     problems: BTreeMap<ObjectKind, (usize, Vec<ObjectProblem>)>,
     findings: Vec<NodeFinding>,
+    /// The Services that changed last since the first lists, each once.
+    changes: BTreeMap<ServiceName, ServiceChange>,
+    /// The last full sync that succeeded.
+    full_sync: Option<Instant>,
+}
+
+/// The last change of a Service or its slices, and the last sync that wrote it.
+#[derive(Clone, Copy)]
+struct ServiceChange {
+    changed: Instant,
+    synced: Option<Instant>,
 }
 
 /// What is known of one family.
@@ -109,6 +124,21 @@ impl StatusCollector {
         RestoreReport { inputs: collected.families.iter().filter_map(kept).collect() }
     }
 
+    /// When `service` changed and was synced last, as far as that is kept.
+    pub fn sync_state(&self, service: &str) -> ServiceSyncState {
+        let collected = self.get();
+        let change = service
+            .split_once('/')
+            .and_then(|(namespace, name)| collected.changes.get(&ObjectName::new(namespace, name)));
+        let synced = change.and_then(|change| change.synced).max(collected.full_sync);
+        ServiceSyncState {
+            last_change: change.map(|change| ago(change.changed)),
+            last_sync: synced.map(ago),
+            is_pending: change.is_some_and(|change| synced.is_none_or(|synced| synced < change.changed)),
+            full_affinity_lists: Vec::new(),
+        }
+    }
+
     /// The first problems of objects, a line each.
     pub fn problem_lines(&self) -> Vec<String> {
         let collected = self.get();
@@ -126,7 +156,12 @@ impl Observer for StatusCollector {
     }
 
     fn changed(&self, news: &News<'_>) {
-        let pending = &mut self.get().pending;
+        let mut collected = self.get();
+        if news.is_listed {
+            let PerFamily { v4, v6 } = &news.touched.services;
+            v4.iter().chain(v6).take(MAX_CHANGES).for_each(|service| collected.add_change(service));
+        }
+        let pending = &mut collected.pending;
         pending.services += news.touched.changed_services.len();
         pending.endpoint_slices += news.touched.changed_slices.len();
     }
@@ -161,6 +196,9 @@ impl Observer for StatusCollector {
             endpoint_slices: view.snapshot.n_slices(),
             has_node: view.snapshot.node().is_some(),
         };
+        if report.outcome.is_ok() {
+            collected.mark_synced(report);
+        }
         let log = collected.families.entry(report.family).or_default();
         log.add(report, record, Instant::now());
         (log.n_quarantined, log.quarantined) = (quarantine.len(), quarantined);
@@ -173,6 +211,33 @@ impl Observer for StatusCollector {
         let findings = &mut self.get().findings;
         if findings.len() < MAX_FINDINGS && !findings.contains(&found) {
             findings.push(found);
+        }
+    }
+}
+
+impl Collected {
+    /// Records that `service` changed; the oldest change makes room for it.
+    fn add_change(&mut self, service: &ServiceName) {
+        let change = ServiceChange { changed: Instant::now(), synced: None };
+        if self.changes.insert(service.clone(), change).is_none() && self.changes.len() > MAX_CHANGES {
+            let oldest = self.changes.iter().min_by_key(|(_, change)| change.changed);
+            if let Some(oldest) = oldest.map(|(service, _)| service.clone()) {
+                self.changes.remove(&oldest);
+            }
+        }
+    }
+
+    /// Records a sync that succeeded.
+    fn mark_synced(&mut self, report: &SyncReport) {
+        let now = Instant::now();
+        let is_synced = |service: &ServiceName| match &report.scope {
+            SyncScope::Full => !report.waiting.contains(service),
+            SyncScope::Partial(names) => names.contains(service) && !report.waiting.contains(service),
+        };
+        let synced = self.changes.iter_mut().filter(|(service, _)| is_synced(service));
+        synced.for_each(|(_, change)| change.synced = Some(now));
+        if report.is_full() && report.waiting.is_empty() {
+            self.full_sync = Some(now);
         }
     }
 }
@@ -318,6 +383,16 @@ fn quarantined(quarantine: &Quarantine) -> Vec<QuarantinedPort> {
             message: bounded(&rejection.message),
         })
         .collect()
+}
+
+/// `12 s ago`, `5 min ago`, `2 h ago`, `3 d ago`
+fn ago(at: Instant) -> String {
+    match at.elapsed().as_secs() {
+        seconds @ ..60 => format!("{seconds} s ago"),
+        seconds @ ..3_600 => format!("{} min ago", seconds / 60),
+        seconds @ ..86_400 => format!("{} h ago", seconds / 3_600),
+        seconds => format!("{} d ago", seconds / 86_400),
+    }
 }
 
 /// `text`, cut where it is too long to be kept.

@@ -165,7 +165,10 @@ impl SourceArguments {
         local: impl FnOnce() -> anyhow::Result<R>,
     ) -> anyhow::Result<R> {
         match self.agent() {
-            Some(address) => client::ask(&address, kind, path, question),
+            Some(address) => {
+                let family = self.node.family.map(|family| format!("?family={}", family.lower()));
+                client::ask(&address, kind, &format!("{path}{}", family.unwrap_or_default()), question)
+            }
             None => local(),
         }
     }

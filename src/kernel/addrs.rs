@@ -1,4 +1,4 @@
-//! Lists the addresses of this machine's interfaces and its routes, and reports changes of addresses.
+//! Lists this machine's interfaces with their addresses, bridges and routes, and reports changes of addresses.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,6 +18,15 @@ const GET_ADDRESS: u16 = 22;
 const ADDRESS: u16 = 1;
 /// `IFA_LOCAL`: this end's address where the two differ; with IPv4, always.
 const LOCAL: u16 = 2;
+
+/// `RTM_GETLINK`.
+const GET_LINK: u16 = 18;
+/// `IFLA_IFNAME`.
+const LINK_NAME: u16 = 3;
+/// `IFLA_LINKINFO`.
+const LINK_INFO: u16 = 18;
+/// `IFLA_INFO_KIND`.
+const LINK_KIND: u16 = 1;
 
 /// `RTM_GETROUTE`.
 const GET_ROUTE: u16 = 26;
@@ -80,6 +89,26 @@ pub fn interfaces() -> io::Result<Vec<InterfaceAddress>> {
     })?;
     found.sort();
     Ok(found)
+}
+
+/// The names of the bridges of this network namespace, sorted.
+pub fn bridges() -> io::Result<Vec<String>> {
+    let mut socket = NetlinkSocket::open(NETLINK_ROUTE)?;
+    let mut bridges = retry_interrupted(ATTEMPTS, || {
+        let mut bridges = Vec::new();
+        // struct ifinfomsg, of any interface.
+        socket.request(GET_LINK, NLM_F_DUMP, &[0; 16], &mut |message| {
+            let attributes = message.split_header().and_then(|(_, rest)| rest.split_header());
+            let Some((_, attributes)) = attributes.and_then(|(_, rest)| rest.split_header()) else { return };
+            let kind = attributes.inner(LINK_INFO);
+            if kind.is_some_and(|info| info.text(LINK_KIND) == Some("bridge")) {
+                bridges.extend(attributes.text(LINK_NAME).map(str::to_owned));
+            }
+        })?;
+        Ok(bridges)
+    })?;
+    bridges.sort();
+    Ok(bridges)
 }
 
 /// The addresses of the interfaces whose index is `selected`.
@@ -228,6 +257,7 @@ mod tests {
                 of.map(|entry| format!("{}/{}", entry.ip, entry.length)).collect::<Vec<String>>()
             };
             assert_eq!(on("d1"), ["10.9.0.1/32", "192.0.2.7/25"]);
+            assert_eq!(bridges().unwrap(), ["d0", "d1"]);
         });
     }
 }

@@ -83,6 +83,13 @@ fn martian_rule() -> Rule {
     }
 }
 
+/// Whether `rule` is the one that keeps packets from outside away from loopback, which stands in a chain of the
+/// kubelet's where node ports answer on 127.0.0.1.
+pub fn is_martian_rule(rule: &Rule) -> bool {
+    let ours = martian_rule();
+    (rule.source, rule.destination, &rule.target) == (ours.source, ours.destination, &ours.target)
+}
+
 /// A rule for hairpins: connections whose client is also the endpoint that they were sent to. It
 /// leaves out loopback sources, which another program's REDIRECT produces.
 fn hairpin(family: IpFamily, target: Target) -> Rule {
