@@ -140,6 +140,7 @@ pub async fn run(
         freshness,
         host: host.clone(),
         collector,
+        connections: connections.clone(),
     };
     let questions = questions_server::start(socket, admission, &mut tasks);
     let (written_sender, written) = mpsc::channel(64);

@@ -6,6 +6,7 @@
 //! | `GET /v1/status` | `StatusReport` |
 //! | `GET /v1/restore?which=last\|failed` | `RestoreReport`: what is kept of an input of iptables-restore |
 //! | `GET /v1/rules?family=ipv4&table=nat` | the desired rules, as iptables-save prints them |
+//! | `GET /v1/top` | `TopReport`: connections, where the agent counts them |
 //! | `POST /v1/trace`, a `TraceQuestion` | `TraceReport` |
 //! | `POST /v1/explain`, an `ExplainQuestion` | `ExplainReport` |
 //!

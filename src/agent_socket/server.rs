@@ -19,6 +19,7 @@ use super::questions::Questions;
 use super::saved_rules;
 use super::status_collector::{StatusCollector, WhichRestore};
 use crate::config::Config;
+use crate::connections::Connections;
 use crate::drift::Knowledge;
 use crate::inspect::Subject;
 use crate::inspect::explanation::{self, ExplainQuestion, ExplainReport};
@@ -50,15 +51,22 @@ struct AgentServer {
     identity: AgentIdentity,
     collector: Arc<StatusCollector>,
     questions: Arc<Questions>,
+    connections: Option<Arc<Connections>>,
 }
 
-/// Everything that is served on the agent's socket.
-pub fn router(identity: AgentIdentity, collector: Arc<StatusCollector>, questions: Arc<Questions>) -> Router {
-    let server = AgentServer { identity, collector, questions };
+/// Everything that is served on the agent's socket; without `connections` none are counted.
+pub fn router(
+    identity: AgentIdentity,
+    collector: Arc<StatusCollector>,
+    questions: Arc<Questions>,
+    connections: Option<Arc<Connections>>,
+) -> Router {
+    let server = AgentServer { identity, collector, questions, connections };
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/restore", get(restore))
         .route("/v1/rules", get(rules))
+        .route("/v1/top", get(top))
         .route("/v1/trace", post(trace))
         .route("/v1/explain", post(explain))
         .method_not_allowed_fallback(method_not_allowed)
@@ -67,7 +75,7 @@ pub fn router(identity: AgentIdentity, collector: Arc<StatusCollector>, question
 }
 
 async fn status(State(server): State<Arc<AgentServer>>) -> Response {
-    let AgentServer { identity, collector, questions } = &*server;
+    let AgentServer { identity, collector, questions, .. } = &*server;
     let mut report = identity.report();
     collector.describe(&mut report);
     let view = questions.view(STATUS_TIMEOUT).await;
@@ -144,6 +152,16 @@ async fn restore(State(server): State<Arc<AgentServer>>, RawQuery(query): RawQue
 fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
     let pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
     pairs.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
+async fn top(State(server): State<Arc<AgentServer>>) -> Response {
+    let Some(connections) = &server.connections else {
+        let message = "the agent counts no connections: set chainsmith.connectionMetrics (--connection-metrics) to \
+                       service or endpoint, or use --live";
+        return answer::error(StatusCode::NOT_FOUND, message);
+    };
+    connections.refresh().await;
+    answer::report("TopReport", &connections.report())
 }
 
 /// The families that a query asks for.

@@ -80,7 +80,7 @@ fn agent() -> (Router, mpsc::Receiver<ViewRequest>) {
         config,
         freshness: None,
     };
-    (router(identity, collector, Arc::new(questions)), requests)
+    (router(identity, collector, Arc::new(questions), None), requests)
 }
 
 /// Answers every request to the loop with `view`.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 
-use super::objects::{self, Objects};
+use super::objects::Objects;
 use super::output::OutputArguments;
 use super::source::{self, SourceArguments};
 use super::{USAGE, print_error};
@@ -57,12 +57,9 @@ fn status(report: &CheckReport) -> ExitCode {
 
 fn compare(arguments: &CheckArguments) -> anyhow::Result<CheckReport> {
     let source = &arguments.source;
-    if source.objects.is_empty() {
-        bail!("check needs the objects to compare with: give them with -f OBJECTS");
-    }
-    let config = source.node.config()?;
-    let objects = objects::read(&source.objects)?;
-    objects.print_notes(source.node.is_verbose);
+    let Some((objects, config, _)) = source.read_objects(&[])? else {
+        bail!("check needs the objects to compare with: give them with -f OBJECTS or --cluster");
+    };
     let Objects { inventory, problems, .. } = objects;
     match &source.rules {
         Some(path) => {

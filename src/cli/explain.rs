@@ -5,6 +5,7 @@ mod truth_drawing;
 
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use clap::Args;
 
 use super::output::OutputArguments;
@@ -16,8 +17,8 @@ use crate::inspect::explanation::{ExplainQuestion, explain};
 #[derive(Debug, Args)]
 pub struct ExplainArguments {
     /// The Service, and one of its ports by name or number [default: all ports]
-    #[arg(value_name = "NS/NAME[:PORT]", value_parser = ExplainQuestion::parse)]
-    service: ExplainQuestion,
+    #[arg(value_name = "NS/NAME[:PORT]")]
+    service: String,
     #[command(flatten)]
     source: SourceArguments,
     #[command(flatten)]
@@ -26,12 +27,15 @@ pub struct ExplainArguments {
 
 /// Prints what the source tells of the Service. Exit status 1 when there is no such Service.
 pub fn main(arguments: &ExplainArguments) -> ExitCode {
-    let ExplainArguments { service, source, output } = arguments;
-    // A source that cannot be read is an error of usage; a Service that is not there is an answer.
-    let mut status = ExitCode::FAILURE;
-    let report = source.report("ExplainReport", "/v1/explain", service, || {
-        let subject = source.load().inspect_err(|_| status = ExitCode::from(USAGE))?;
-        Ok(explain(&subject, service)?)
+    let ExplainArguments { source, output, .. } = arguments;
+    // A wrong name and a source that cannot be read are errors of usage; a Service that is not there is an answer.
+    let mut status = ExitCode::from(USAGE);
+    let report = question(arguments).and_then(|question| {
+        source.report("ExplainReport", "/v1/explain", &question, || {
+            let subject = source.load()?;
+            status = ExitCode::FAILURE;
+            Ok(explain(&subject, &question)?)
+        })
     });
     match report {
         Ok(report) => {
@@ -40,7 +44,12 @@ pub fn main(arguments: &ExplainArguments) -> ExitCode {
         }
         Err(error) => {
             print_error(format!("{error:#}"));
-            status
+            if source.agent().is_some() { ExitCode::FAILURE } else { status }
         }
     }
+}
+
+fn question(arguments: &ExplainArguments) -> anyhow::Result<ExplainQuestion> {
+    let name = arguments.source.qualify_service(&arguments.service)?;
+    ExplainQuestion::parse(&name).map_err(|error| anyhow!("{name:?}: {error}"))
 }
