@@ -290,6 +290,7 @@ pub fn live_backend() -> Option<Backend> {
     programs::detect_backend(&[
         crate::rules::names::KUBE_IPTABLES_HINT,
         crate::rules::names::KUBE_KUBELET_CANARY,
+        crate::rules::names::KUBE_PROXY_CANARY,
     ])
 }
 
