@@ -32,7 +32,7 @@ fn parsed(line: &str) -> (Subject, ExplainQuestion) {
     };
     let words = std::iter::once("explain".to_owned()).chain(line.split(' ').map(expand));
     let ExplainCommand { arguments } = ExplainCommand::try_parse_from(words).unwrap();
-    load(&arguments).unwrap()
+    (arguments.source.load().unwrap(), question(&arguments).unwrap())
 }
 
 fn explained(line: &str) -> Result<ExplainReport, NoSuchService> {
