@@ -83,9 +83,11 @@ impl TraceArguments {
         };
         question.check()?;
         let names: Vec<&str> = question.from.iter().chain([&question.to]).map(String::as_str).collect();
-        let subject = self.source.load_for(&names)?;
-        subject.cluster.iter().flat_map(|cluster| &cluster.problems).for_each(print_error);
-        Ok(trace_journeys(&subject, &question)?)
+        self.source.report("TraceReport", "/v1/trace", &question, || {
+            let subject = self.source.load_for(&names)?;
+            subject.cluster.iter().flat_map(|cluster| &cluster.problems).for_each(print_error);
+            Ok(trace_journeys(&subject, &question)?)
+        })
     }
 }
 
