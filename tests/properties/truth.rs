@@ -19,7 +19,7 @@ use crate::for_all;
 
 fn subject(world: &World) -> Subject {
     let cluster = ClusterView {
-        snapshot: world.snapshot(),
+        snapshot: world.snapshot().into(),
         node_name: NODE.into(),
         nodes: BTreeMap::from([(NODE.into(), world.node.clone())]),
         pods: BTreeMap::new(),
