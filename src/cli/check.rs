@@ -53,7 +53,9 @@ pub struct CheckArguments {
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = GoDuration::parse(text).and_then(GoDuration::to_std);
     let bounds = Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
-    duration.filter(|duration| bounds.contains(duration)).ok_or_else(|| "must be from 1s to 24h, as in 30s".to_owned())
+    duration
+        .filter(|duration| bounds.contains(duration))
+        .ok_or_else(|| "must be from 1s to 24h, as in 30s".to_owned())
 }
 
 impl CheckArguments {

@@ -1,6 +1,7 @@
 //! The metrics of `check --watch`, in a registry of their own, and the server that shows them.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -18,6 +19,8 @@ use crate::net::{IpFamily, PerFamily};
 /// The metrics of a process that checks again and again.
 pub struct CheckMetrics {
     findings: GaugeVec,
+    /// Severities and kinds that have been found since the start.
+    shown: Mutex<BTreeSet<[String; 2]>>,
     pending: IntGauge,
     runs: IntCounterVec,
     last: GaugeVec,
@@ -49,6 +52,7 @@ impl CheckMetrics {
         process_metrics::define_process(&define)?;
         let family = &["ip_family"];
         Ok(CheckMetrics {
+            shown: Mutex::default(),
             findings: define.gauges(
                 "chainsmith_check_findings",
                 "Findings that have lasted for the grace period, by severity and kind",
@@ -73,7 +77,11 @@ impl CheckMetrics {
                 "Duration of the last check in seconds, reading included",
                 &[],
             )?,
-            chains: define.gauges("chainsmith_check_chains", "Chains that the last check compared", family)?,
+            chains: define.gauges(
+                "chainsmith_check_chains",
+                "Chains that the last check compared",
+                family,
+            )?,
             differing: define.gauges(
                 "chainsmith_check_differing_chains",
                 "Chains that differed in the last check",
@@ -115,8 +123,15 @@ impl CheckMetrics {
 
     /// Shows the findings that have lasted, each with its severity and kind, and how many are pending.
     pub fn set_findings<'a>(&self, lasting: impl Iterator<Item = (&'a str, &'a str)>, n_pending: usize) {
-        self.findings.reset();
-        lasting.for_each(|(severity, kind)| self.findings.with_label_values(&[severity, kind]).inc());
+        let mut counts: BTreeMap<[String; 2], usize> = BTreeMap::new();
+        lasting.for_each(|labels| *counts.entry([labels.0, labels.1].map(str::to_owned)).or_default() += 1);
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.extend(counts.keys().cloned());
+        // A kind that was found stays, at 0: a series that ends says nothing.
+        for labels in shown.iter() {
+            let n = counts.get(labels).copied().unwrap_or(0);
+            self.findings.with_label_values(labels).set(n as f64);
+        }
         self.pending.set(i64::try_from(n_pending).unwrap_or(i64::MAX));
     }
 }

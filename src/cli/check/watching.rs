@@ -70,7 +70,15 @@ pub async fn watch(plan: WatchPlan) -> anyhow::Result<()> {
     let events = start_source(&plan, &mut tasks).await?;
     let commits = start_commits(&mut tasks);
     info!(node = plan.node_name, period = ?plan.period, grace = ?plan.grace, "checking; nothing is written");
-    let checks = CheckLoop { plan, metrics, last, snapshot: Arc::default(), problems: Vec::new(), lasting: LastingFindings::default(), n_unknown: 0 };
+    let checks = CheckLoop {
+        plan,
+        metrics,
+        last,
+        snapshot: Arc::default(),
+        problems: Vec::new(),
+        lasting: LastingFindings::default(),
+        n_unknown: 0,
+    };
     tokio::select! {
         ended = checks.run(events, commits) => ended,
         Some(ended) = tasks.join_next() => ended.context("a task panicked")?,
@@ -93,9 +101,8 @@ fn serve(
         (since > limit).then(|| format!("no check has ended for {} s", since.as_secs()))
     });
     let admission = Arc::new(Admission::new(open_files::limit(), Box::new(|_| {})));
-    tasks.spawn(async move {
-        http::serve_at(admission, "metrics", address, router, false, async |_| {}).await
-    });
+    let failed = |_: &http::BindFailure<'_>| std::future::ready(());
+    tasks.spawn(async move { http::serve_at(admission, "metrics", address, router, false, failed).await });
 }
 
 async fn start_source(
@@ -306,7 +313,11 @@ fn log_finding(finding: &CheckFinding, what: &'static str) {
 }
 
 /// One check of the kernel against `snapshot`.
-fn check_once(plan: &WatchPlan, snapshot: &Arc<Snapshot>, problems: Vec<String>) -> anyhow::Result<CheckReport> {
+fn check_once(
+    plan: &WatchPlan,
+    snapshot: &Arc<Snapshot>,
+    problems: Vec<String>,
+) -> anyhow::Result<CheckReport> {
     let NodeInForce { subject, backends, state, unknown } = in_force::read(&plan.config, &plan.families)?;
     let host = in_force::host(&subject.host);
     let settings = |family| Settings::new(&plan.config, snapshot.node(), &host, family);
