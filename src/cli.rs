@@ -2,11 +2,13 @@
 
 mod check;
 mod cleanup;
+mod explain;
 mod objects;
 mod output;
 mod render;
 mod run;
 mod source;
+mod trace;
 
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
@@ -36,6 +38,16 @@ enum Command {
     Run(run::RunArguments),
     /// Prints the rules of a node for objects in files; needs neither root nor a cluster.
     Render(render::RenderArguments),
+    /// Follows a packet through the rules: each chain and rule it meets, its endpoints, its end and the reasons.
+    ///
+    /// Shows the way through PREROUTING or OUTPUT, the routing decision, INPUT or FORWARD, and POSTROUTING, in the
+    /// tables mangle, filter and nat; every endpoint with its exact probability; whether the packet is masqueraded,
+    /// and why; why it is rejected or dropped; and which endpoints are left out. Rules of other programs count too;
+    /// those whose matches are unknown are named, with what they may do. Needs neither root (except --live) nor a
+    /// cluster, and sends no packet. Exit status: 0 answered, 1 unreadable source or unknown name, 2 wrong usage.
+    Trace(trace::TraceArguments),
+    /// Explains one Service as a node sees it: frontends, endpoints used and left out, chains, who answers.
+    Explain(explain::ExplainArguments),
     /// Compares the rules in force with those that the objects ask for; reads and never writes.
     ///
     /// Works beside a running kube-proxy or Chainsmith: the rules are compared in the layout in which they are
@@ -77,6 +89,8 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command {
         Command::Run(arguments) => run::main(&arguments),
         Command::Render(arguments) => render::main(&arguments),
+        Command::Trace(arguments) => trace::main(&arguments),
+        Command::Explain(arguments) => explain::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Cleanup(arguments) => cleanup::main(&arguments),
     }

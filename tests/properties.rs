@@ -20,6 +20,8 @@ mod rulesets;
 mod steps;
 #[path = "properties/text.rs"]
 mod text;
+#[path = "properties/traced.rs"]
+mod traced;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestRng, TestRunner};

@@ -186,6 +186,26 @@ impl Screen {
         self.text.push('\n');
     }
 
+    /// Adds `text`, wrapped at spaces: the first line is indented by `indent` columns, further ones by `hanging`.
+    pub fn paragraph(&mut self, (indent, hanging): (usize, usize), style: Option<Style>, text: impl Display) {
+        let text = Plain(text).to_string();
+        let show = |line: &str| style.map_or_else(|| line.to_owned(), |style| styled(style, line));
+        let mut start = indent;
+        let mut line = String::new();
+        for word in text.split(' ') {
+            let n_columns = start + line.chars().count() + 1 + word.chars().count();
+            if !line.is_empty() && self.width.is_some_and(|width| n_columns > width) {
+                self.line(format_args!("{:start$}{}", "", show(&line)));
+                (start, line) = (hanging, String::new());
+            }
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+        self.line(format_args!("{:start$}{}", "", show(&line)));
+    }
+
     /// Adds an empty line, unless the text is empty or ends with one.
     pub fn gap(&mut self) {
         if !self.text.is_empty() && !self.text.ends_with("\n\n") {

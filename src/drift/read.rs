@@ -284,7 +284,7 @@ impl<K: Iptables> FamilyTables<K> {
                     let uncertain = left.and_then(|left| left.uncertain_filter.get(&name).cloned());
                     found.uncertain_filter.extend(uncertain.map(|rules| (name, rules)));
                 }
-                Table::Mangle => {}
+                Table::Mangle | Table::Security | Table::Raw => {}
             }
         }
         let cause = format!("{why:#}");

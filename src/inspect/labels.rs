@@ -166,8 +166,8 @@ impl ChainLabels {
     }
 }
 
-/// The hash in the name of a service port's chain.
-fn hash_of(name: &ChainName) -> Option<&str> {
+/// The hash in the name of a service port's chain; endpoint chains have one of their own.
+pub(super) fn hash_of(name: &ChainName) -> Option<&str> {
     match ChainOwner::of(Table::Nat, name) {
         ChainOwner::ServicePort(_) | ChainOwner::Group => {
             let (_, rest) = name.as_str().split_at(name.as_str().rfind('-')? + 1);

@@ -9,7 +9,7 @@ use crate::compile;
 use crate::config::Config;
 use crate::iptables::{Interface, Ruleset};
 use crate::model::host::{Host, InterfaceAddress};
-use crate::model::{Inventory, Node, ObjectName, Pod, ServicePortName, Snapshot};
+use crate::model::{Inventory, Node, NotProxied, ObjectName, Pod, ServiceName, ServicePortName, Snapshot};
 use crate::net::{Cidr, IpFamily, PerFamily};
 use crate::policy::Place;
 use crate::rules::Settings;
@@ -66,6 +66,8 @@ pub struct ClusterView {
     pub pods: BTreeMap<ObjectName, Pod>,
     /// Inputs of rule generation other than Services and endpoints.
     pub settings: PerFamily<Settings>,
+    /// Services that kube-proxy does not serve, which `snapshot` lacks; an agent knows none.
+    pub not_proxied: BTreeMap<ServiceName, NotProxied>,
     /// Problems of objects, one line each.
     pub problems: Vec<String>,
     /// Quarantined service ports of each family, with the kernel's message; only an agent knows any.
@@ -82,6 +84,7 @@ impl ClusterView {
             nodes: inventory.nodes().map(|node| (node.name.clone(), node.clone())).collect(),
             pods: inventory.pods().clone(),
             settings: PerFamily { v4: settings(IpFamily::V4), v6: settings(IpFamily::V6) },
+            not_proxied: inventory.not_proxied().clone(),
             problems: Vec::new(),
             quarantined: PerFamily::default(),
             snapshot,

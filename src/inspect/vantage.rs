@@ -73,6 +73,10 @@ pub struct Vantages {
     pub local_addresses: BTreeSet<IpAddr>,
     /// The interface for each destination.
     pub routes: Vec<(Cidr, Interface)>,
+    /// Pods of this node, as far as known.
+    here: Option<Cidr>,
+    /// Pods of any node.
+    pods: Vec<Cidr>,
 }
 
 impl Vantages {
@@ -104,6 +108,20 @@ impl Vantages {
             ],
             local_addresses,
             routes: subject.host.routes.clone(),
+            here: known.here.or(known.pods),
+            pods: known.pods.into_iter().chain(known.elsewhere).collect(),
+        }
+    }
+
+    /// The place of an address.
+    pub fn vantage_of(&self, ip: IpAddr) -> Vantage {
+        let is_pod = |cidr: &Cidr| cidr.contains(ip);
+        match ip {
+            ip if ip.is_loopback() => Vantage::Localhost,
+            ip if self.local_addresses.contains(&ip) => Vantage::Node,
+            _ if self.here.as_ref().is_some_and(is_pod) => Vantage::PodHere,
+            _ if self.pods.iter().any(is_pod) => Vantage::PodElsewhere,
+            _ => Vantage::Outside,
         }
     }
 

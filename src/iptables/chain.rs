@@ -7,6 +7,10 @@ use std::fmt;
 pub enum Table {
     /// `mangle`: kube-proxy has its canary there.
     Mangle,
+    /// `security`: foreign rules only; they are read and walked.
+    Security,
+    /// `raw`: foreign rules only, before conntrack; they are read and walked.
+    Raw,
     /// `filter`: rejects and drops.
     Filter,
     /// `nat`: everything else.
@@ -21,6 +25,8 @@ impl Table {
     pub fn as_str(self) -> &'static str {
         match self {
             Table::Mangle => "mangle",
+            Table::Security => "security",
+            Table::Raw => "raw",
             Table::Filter => "filter",
             Table::Nat => "nat",
         }
@@ -31,11 +37,17 @@ impl Table {
         Table::ALL.into_iter().find(|table| table.as_str() == text)
     }
 
+    /// The table called `text`, also one that kube-proxy does not use; `None` for unknown names.
+    pub fn parse_any(text: &str) -> Option<Table> {
+        Table::parse(text).or([Table::Security, Table::Raw].into_iter().find(|table| table.as_str() == text))
+    }
+
     /// Its built-in chains, in the order in which `iptables-save` shows them.
     pub fn built_in(self) -> &'static [&'static str] {
         match self {
             Table::Mangle => &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
-            Table::Filter => &["INPUT", "FORWARD", "OUTPUT"],
+            Table::Filter | Table::Security => &["INPUT", "FORWARD", "OUTPUT"],
+            Table::Raw => &["PREROUTING", "OUTPUT"],
             Table::Nat => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
         }
     }

@@ -65,7 +65,7 @@ pub fn line(family: IpFamily, text: &str) -> Result<Line, ParseError> {
     })
 }
 
-/// Reads the output of `iptables-save`; tables other than mangle, filter and nat are skipped.
+/// Reads the output of `iptables-save`; unknown tables are skipped.
 pub fn save(family: IpFamily, text: &str) -> Result<Ruleset, ParseError> {
     let mut parser = SaveParser::new(family);
     text.lines().try_for_each(|line| parser.line(line))?;
@@ -96,7 +96,7 @@ impl SaveParser {
     fn read(&mut self, text: &str) -> Result<(), ParseError> {
         match (line(self.family, text)?, self.table) {
             (Line::Table(word), _) => {
-                self.table = Table::parse(&word);
+                self.table = Table::parse_any(&word);
                 if let Some(table) = self.table {
                     self.ruleset.tables.entry(table).or_default();
                 }
@@ -411,7 +411,7 @@ fn known_extension(family: IpFamily, module: &str, options: &[&str]) -> Option<M
 }
 
 /// A probability as the kernel keeps it: in units of 2^-31.
-fn threshold(text: &str) -> Option<u32> {
+pub(super) fn threshold(text: &str) -> Option<u32> {
     let probability: f64 = text.parse().ok()?;
     (0.0..=1.0).contains(&probability).then(|| (probability * f64::from(1u32 << 31)).round() as u32)
 }
@@ -429,15 +429,15 @@ fn l4(protocol: Protocol, options: &[&str]) -> Option<Match> {
     Some(Match::L4 { protocol, destination_ports })
 }
 
-fn number(text: &str) -> Option<u32> {
+pub(super) fn number(text: &str) -> Option<u32> {
     match text.strip_prefix("0x") {
         Some(hex) => u32::from_str_radix(hex, 16).ok(),
         None => text.parse().ok(),
     }
 }
 
-/// `VALUE` or `VALUE/MASK`.
-fn value_and_mask(text: &str) -> Option<(u32, u32)> {
+/// `VALUE` or `VALUE/MASK`; all bits without a mask.
+pub(super) fn value_and_mask(text: &str) -> Option<(u32, u32)> {
     match text.split_once('/') {
         Some((value, mask)) => Some((number(value)?, number(mask)?)),
         None => Some((number(text)?, u32::MAX)),

@@ -10,11 +10,13 @@
 //! meet the nat table; packets of other connections keep their addresses, as the entries of conntrack are
 //! unknown.
 
+mod clauses;
 mod details;
 mod matching;
 mod outcome;
 mod packet;
 mod recent;
+mod reply;
 mod rule_index;
 mod step;
 mod trail;
@@ -27,6 +29,7 @@ pub use details::{Effect, Route, RoutingDecision, TraceEvent, UndecidedRule, Vis
 pub use outcome::{Branch, Delivery, Outcome, PacketVerdict};
 pub use packet::{Hook, Origin, Packet, TracedNode};
 pub use recent::RecentLists;
+pub use reply::{Reply, ReplyWay};
 pub use step::Step;
 pub use weight::Weight;
 

@@ -79,7 +79,7 @@ impl Committed {
         match table {
             Table::Nat => self.nat.values().flatten().map(|digest| digest.n_rules as usize).sum(),
             Table::Filter => self.filter.values().flatten().map(Vec::len).sum(),
-            Table::Mangle => 0,
+            Table::Mangle | Table::Security | Table::Raw => 0,
         }
     }
 

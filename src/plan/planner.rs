@@ -305,7 +305,9 @@ where
         let text = self.text_of(&name, &rules);
         let change = match table {
             Table::Filter => ChainChange::SetFilter(rules),
-            Table::Nat | Table::Mangle => ChainChange::SetNat(Digest::of(&rules)),
+            Table::Nat | Table::Mangle | Table::Security | Table::Raw => {
+                ChainChange::SetNat(Digest::of(&rules))
+            }
         };
         self.batch.lines(table, name, &text, change);
         self.batch.delete(table, &[name]);

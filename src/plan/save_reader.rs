@@ -109,7 +109,7 @@ impl<'a> SaveReader<'a> {
             (Ok(Line::Declaration(name, _)), Some(table)) if (self.is_ours)(table, &name) => match table {
                 Table::Nat => drop(self.committed.nat.insert(name, Some(Digest::EMPTY))),
                 Table::Filter => drop(self.committed.filter.insert(name, Some(Vec::new()))),
-                Table::Mangle => {}
+                Table::Mangle | Table::Security | Table::Raw => {}
             },
             (Ok(Line::Append(name, rule)), Some(table)) => self.rule(table, name, rule),
             (Err(_), Some(table)) => self.unreadable(table, text),
@@ -139,7 +139,7 @@ impl<'a> SaveReader<'a> {
                     rules.push(rule);
                 }
             }
-            Table::Mangle => {}
+            Table::Mangle | Table::Security | Table::Raw => {}
         }
     }
 
@@ -150,7 +150,7 @@ impl<'a> SaveReader<'a> {
         match table {
             Table::Nat => drop(self.committed.nat.entry(name).and_modify(|digest| *digest = None)),
             Table::Filter => drop(self.committed.filter.entry(name).and_modify(|rules| *rules = None)),
-            Table::Mangle => {}
+            Table::Mangle | Table::Security | Table::Raw => {}
         }
     }
 

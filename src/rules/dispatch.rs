@@ -63,6 +63,14 @@ pub fn shared_chains(
     parts
 }
 
+/// The shared chain that is called `name`, or behind which a dispatch chain of that name stands; of two whose names
+/// begin alike the first.
+pub fn shared_chain_of(table: Table, name: &ChainName) -> Option<SharedChain> {
+    let in_table = || SharedChain::ALL.into_iter().filter(|chain| chain.table() == table);
+    let is_behind = |chain: &SharedChain| name.as_str().starts_with(&stem(*chain));
+    in_table().find(|chain| chain.name() == *name).or_else(|| in_table().find(is_behind))
+}
+
 /// The beginning of the names of the chains behind `chain`.
 fn stem(chain: SharedChain) -> String {
     let kind = match chain {
@@ -74,6 +82,11 @@ fn stem(chain: SharedChain) -> String {
         SharedChain::FilterFirewall => PortChain::Firewall,
     };
     format!("{}{}", kind.prefix(), names::DISPATCH_DIGIT)
+}
+
+/// Whether the chain `name` of `table` is `chain`, or one of the compact layout behind it.
+pub fn leads_to(chain: SharedChain, table: Table, name: &ChainName) -> bool {
+    table == chain.table() && (*name == chain.name() || name.as_str().starts_with(&stem(chain)))
 }
 
 /// Whether chains lead to others with `-g`, so that a packet without an entry returns to the first chain

@@ -60,6 +60,12 @@ impl PortChain {
         }
     }
 
+    /// The name of the chain of this kind with `hash`; for an endpoint, the hash is its own. `None` if `hash` is too
+    /// long or has characters that no name has.
+    pub fn name_with(self, hash: &str) -> Option<ChainName> {
+        ChainName::new(&format!("{}{hash}", self.prefix()))
+    }
+
     /// The kind of the chain `name`, and the text behind its prefix; `None` for a name without any of
     /// the five prefixes.
     pub(super) fn split(name: &ChainName) -> Option<(PortChain, &str)> {

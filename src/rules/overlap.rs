@@ -74,6 +74,11 @@ impl Overlaps {
         chain != SharedChain::FilterNodePorts && self.0.get(key).is_some_and(|overlap| overlap.owner != *name)
     }
 
+    /// The owner and the losers of the frontend `key`, if several service ports claim it.
+    pub fn get(&self, key: &Key) -> Option<&Overlap> {
+        self.0.get(key)
+    }
+
     /// The number of omitted claims: one for each frontend and loser.
     pub fn n_lost(&self) -> usize {
         self.0.values().map(|overlap| overlap.losers.len()).sum()

@@ -17,10 +17,10 @@ use crate::live::families;
 use crate::order::{frontends, local, packets};
 
 /// Pseudo-random numbers from a seed.
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self, n: u64) -> u64 {
+    pub fn roll(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
@@ -37,7 +37,7 @@ fn moved(ip: IpAddr, dice: &mut Dice) -> IpAddr {
 }
 
 /// Many copies of the Services of `world`, at other addresses and ports; some have many endpoints.
-fn crowd(world: &mut World, n_copies: usize, mut dice: Dice) {
+pub fn crowd(world: &mut World, n_copies: usize, mut dice: Dice) {
     let (services, slices) = (world.services.clone(), world.slices.clone());
     for copy in 0..n_copies {
         let renamed =
@@ -91,14 +91,14 @@ fn with_foreign_rules(mut ruleset: Ruleset, family: IpFamily, drops: bool) -> Ru
     ruleset
 }
 
-fn laid_out(world: &World, family: IpFamily, layout: LayoutChoice) -> Ruleset {
+pub fn laid_out(world: &World, family: IpFamily, layout: LayoutChoice) -> Ruleset {
     let mut world = world.clone();
     world.config.layout = layout;
     world.ruleset(family)
 }
 
 /// Packets to every frontend, to near misses, and from endpoints to themselves.
-fn all_packets(world: &World, family: IpFamily, dice: &mut Dice) -> Vec<Packet> {
+pub fn all_packets(world: &World, family: IpFamily, dice: &mut Dice) -> Vec<Packet> {
     let mut to = frontends(world, family);
     for (frontend, protocol) in to.clone() {
         let mut near = frontend;

@@ -84,11 +84,12 @@ fn a_line_that_cannot_be_parsed_is_quoted_in_the_error() {
 
 #[test]
 fn a_saved_ruleset_is_written_back_to_the_byte() {
-    let text = "*mangle\n:PREROUTING ACCEPT [0:0]\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n*filter\n:INPUT DROP [0:0]\n\
+    let text = "*mangle\n:PREROUTING ACCEPT [0:0]\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n*raw\n\
+                :PREROUTING ACCEPT [0:0]\n-A PREROUTING -j NOTRACK\nCOMMIT\n*filter\n:INPUT DROP [0:0]\n\
                 :KUBE-A - [0:0]\n-A INPUT -m conntrack --ctstate NEW -j KUBE-A\nCOMMIT\n";
     let counted = text.replace("-A INPUT", "[5:60] -A INPUT").replace("*filter", "# a comment\n*filter");
-    let raw = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j NOTRACK\nCOMMIT\n";
-    let ruleset = save(IpFamily::V4, &format!("{raw}{counted}")).unwrap();
+    let unknown = "*new\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j NOTRACK\nCOMMIT\n";
+    let ruleset = save(IpFamily::V4, &format!("{unknown}{counted}")).unwrap();
     assert_eq!(write::save(IpFamily::V4, &ruleset), text);
 }
 

@@ -1,17 +1,21 @@
 //! Whether a packet fits a rule's matches, except for those that need chance or memory.
 
+mod foreign;
 mod reasons;
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::packet::{Hook, TracedNode};
-use crate::iptables::{AddressSide, CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, Rule};
+use crate::iptables::{
+    AddressSide, CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, Rule, Table,
+};
 use crate::net::Protocol;
 
 /// A packet at a hook, as rules see it.
 pub(super) struct PacketAtHook<'a> {
     pub node: &'a TracedNode<'a>,
     pub hook: Hook,
+    pub table: Table,
     /// Whether the node sent it and it has not come back through `lo`.
     pub is_from_node: bool,
     /// The interface on which it arrived, if that is known.
@@ -19,8 +23,15 @@ pub(super) struct PacketAtHook<'a> {
     pub source: SocketAddr,
     pub destination: SocketAddr,
     pub protocol: Protocol,
-    pub state: CtStates,
+    /// As rules see them: before conntrack, in raw, the packet has no entry.
+    pub states: CtStates,
+    /// Whether it is the first packet of a connection.
+    pub is_new: bool,
+    /// Source and destination before any translation by this walk.
+    pub original: (SocketAddr, SocketAddr),
     pub mark: u32,
+    /// The mark of the entry of conntrack, if that is known.
+    pub connmark: Option<u32>,
 }
 
 /// `None`: undecided.
@@ -66,13 +77,11 @@ impl PacketAtHook<'_> {
                 Some(*protocol == self.protocol && destination_ports.is_none_or(fits_port))
             }
             Match::Mark { negated, value, mask } => Some((self.mark & mask == *value) != *negated),
-            Match::CtState(states) => Some(self.state.overlaps(states.value) != states.negated),
+            Match::CtState(states) => Some(self.states.overlaps(states.value) != states.negated),
             Match::IsLocal(side) => Some(self.is_local(*side)),
             Match::Hairpin => Some(self.source.ip() == self.destination.ip()),
             Match::Random { .. } | Match::Recent { .. } => None,
-            Match::Other { module, words } => {
-                self.fits_other(module, &words.iter().map(|word| &**word).collect::<Vec<_>>())
-            }
+            Match::Other { module, words } => self.fits_foreign(module, words),
         }
     }
 
@@ -81,15 +90,6 @@ impl PacketAtHook<'_> {
             AddressSide::Source => self.source.ip(),
             AddressSide::Destination => self.destination.ip(),
         })
-    }
-
-    /// Extensions in foreign rules.
-    fn fits_other(&self, module: &str, words: &[&str]) -> Answer {
-        match (module, words) {
-            ("addrtype", ["!", "--src-type", "LOCAL"]) => Some(!self.is_local(AddressSide::Source)),
-            ("addrtype", ["!", "--dst-type", "LOCAL"]) => Some(!self.is_local(AddressSide::Destination)),
-            _ => None,
-        }
     }
 }
 
@@ -101,11 +101,16 @@ fn fits<T>(part: &Option<MaybeNot<T>>, has: impl FnOnce(&T) -> Answer) -> Answer
 }
 
 /// Whether all hold: one that does not decides, even if others are undecided.
-fn all<const N: usize>(answers: [Answer; N]) -> Answer {
-    if answers.contains(&Some(false)) {
-        return Some(false);
+fn all(answers: impl IntoIterator<Item = Answer>) -> Answer {
+    let mut is_known = true;
+    for answer in answers {
+        match answer {
+            Some(true) => {}
+            Some(false) => return Some(false),
+            None => is_known = false,
+        }
     }
-    if answers.contains(&None) { None } else { Some(true) }
+    is_known.then_some(true)
 }
 
 fn fits_name(pattern: &Interface, name: &str) -> bool {

@@ -1,5 +1,7 @@
 mod branches;
 mod details;
+mod foreign;
+mod replies;
 mod undecided;
 
 use std::collections::BTreeSet;

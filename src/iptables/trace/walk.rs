@@ -19,6 +19,7 @@ use super::rule_index::{ChainIndex, RuleIndex};
 use super::step::Step;
 use super::trail::{Met, Trail};
 use super::weight::Weight;
+use crate::iptables::parse::threshold;
 use crate::iptables::{ChainContent, ChainName, CtStates, Match, Policy, RecentAction, Rule, Table};
 
 /// The most rules that one packet is compared with, over all its branches; then the result is unknown.
@@ -55,6 +56,8 @@ struct Walk<'a> {
     destination: SocketAddr,
     state: CtStates,
     mark: u32,
+    /// Of the entry of conntrack; `None` if the packet belongs to one from before.
+    connmark: Option<u32>,
     dnat: Option<SocketAddr>,
     masquerade: bool,
     remembered: BTreeSet<ChainName>,
@@ -78,6 +81,7 @@ impl<'a> Walk<'a> {
             destination: packet.destination,
             state: packet.state,
             mark: packet.mark,
+            connmark: packet.state.contains(CtStates::NEW).then_some(0),
             dnat: None,
             masquerade: false,
             remembered: BTreeSet::new(),
@@ -110,6 +114,12 @@ impl<'a> Walk<'a> {
     fn step_at(&self, chain: ChainName, rule: Option<usize>) -> Step {
         let (hook, table) = self.here();
         Step { hook, table, chain, rule }
+    }
+
+    /// The states that `table` sees. In raw the packet has no entry of conntrack, unless it comes back on `lo`.
+    fn states_in(&self, table: Table) -> CtStates {
+        let is_seen = self.leg == Leg::Looped || self.state.contains(CtStates::UNTRACKED);
+        if table == Table::Raw && !is_seen { CtStates::INVALID } else { self.state }
     }
 
     /// Leaves the chains of this hook and table.
@@ -322,6 +332,13 @@ impl<'a> Walker<'a> {
         match part {
             Match::Random { .. } | Match::Recent { .. } if !is_known => None,
             Match::Random { threshold } => Some(self.split(walk, *threshold)),
+            Match::Other { module, words } if is_known && **module == *"statistic" => {
+                let [mode, random, not, option, chance] = &words[..] else { return None };
+                let is_it = [mode, random, not, option].map(|word| &**word);
+                let threshold =
+                    threshold(chance).filter(|_| is_it == ["--mode", "random", "!", "--probability"])?;
+                Some(self.split(walk, (1 << 31) - threshold))
+            }
             Match::Recent { action: RecentAction::Set, list } => {
                 walk.remembered.insert(*list);
                 Some(true)
@@ -352,16 +369,21 @@ impl<'a> Walker<'a> {
     where
         'a: 'w,
     {
+        let (hook, table) = walk.here();
         PacketAtHook {
             node: self.node,
-            hook: walk.here().0,
+            hook,
+            table,
             is_from_node: walk.leg == Leg::Sending,
             in_interface: walk.in_interface.as_deref(),
             source: walk.source,
             destination: walk.destination,
             protocol: self.packet.protocol,
-            state: walk.state,
+            states: walk.states_in(table),
+            is_new: walk.state.contains(CtStates::NEW),
+            original: (self.packet.source, self.packet.destination),
             mark: walk.mark,
+            connmark: walk.connmark,
         }
     }
 

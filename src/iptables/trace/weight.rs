@@ -74,11 +74,50 @@ impl Weight {
         f64::from(self.whole) + digits.fold(0.0, |sum, digit| (sum + f64::from(*digit)) / base)
     }
 
+    /// The exact number as `<numerator>/2^<bits>`, reduced, or as `0` or `1`; `None` if it has more than `max_digits`
+    /// digits in base 2^31.
+    pub fn fraction(&self, max_digits: usize) -> Option<String> {
+        let Some(last) = self.digits.last() else { return Some(self.whole.to_string()) };
+        if self.digits.len() > max_digits {
+            return None;
+        }
+        // The last digit is not 0, so the fraction is reduced by fewer bits than a digit has.
+        let n_even = last.trailing_zeros();
+        let mut carry = 0u64;
+        let mut numerator = vec![0u32];
+        for digit in std::iter::once(&self.whole).chain(&self.digits) {
+            let shifted = carry << (BASE_BITS - n_even) | u64::from(digit >> n_even);
+            carry = u64::from(*digit) & ((1 << n_even) - 1);
+            push_digit(&mut numerator, shifted);
+        }
+        let mut text = String::new();
+        for (n, part) in numerator.iter().rev().enumerate() {
+            text.push_str(&if n == 0 { part.to_string() } else { format!("{part:09}") });
+        }
+        let n_bits = self.digits.len() as u32 * BASE_BITS - n_even;
+        Some(format!("{text}/2^{n_bits}"))
+    }
+
     fn trimmed(mut self) -> Weight {
         while self.digits.last() == Some(&0) {
             self.digits.pop();
         }
         self
+    }
+}
+
+/// Replaces `number`, in base 10^9 with the lowest digit first, by itself times 2^31 plus `digit`.
+fn push_digit(number: &mut Vec<u32>, digit: u64) {
+    const DECIMAL: u64 = 1_000_000_000;
+    let mut carry = digit;
+    for part in number.iter_mut() {
+        let sum = u64::from(*part) * BASE + carry;
+        *part = (sum % DECIMAL) as u32;
+        carry = sum / DECIMAL;
+    }
+    while carry > 0 {
+        number.push((carry % DECIMAL) as u32);
+        carry /= DECIMAL;
     }
 }
 
@@ -108,6 +147,22 @@ mod tests {
         assert!(sum < Weight::ONE && !rest.is_zero());
         sum.add(&rest);
         assert_eq!(sum, Weight::ONE);
+    }
+
+    #[test]
+    fn exact_fractions_are_reduced_and_bounded() {
+        let check = |weight: &Weight, expected: Option<&str>| {
+            assert_eq!(weight.fraction(2).as_deref(), expected);
+        };
+        check(&Weight::ONE, Some("1"));
+        check(&Weight::ZERO, Some("0"));
+        check(&Weight::of(HALF), Some("1/2^1"));
+        check(&Weight::of(THIRD), Some("715827883/2^31"));
+        let (_, rest) = Weight::ONE.split(THIRD);
+        check(&rest.times(HALF), Some("1431655765/2^32"));
+        // 715827883^2
+        check(&Weight::of(THIRD).times(THIRD), Some("512409558080261689/2^62"));
+        check(&Weight::of(THIRD).times(THIRD).times(THIRD), None);
     }
 
     #[test]

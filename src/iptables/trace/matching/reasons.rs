@@ -32,6 +32,9 @@ impl PacketAtHook<'_> {
                 Some(Target::Jump(chain) | Target::Goto(chain)) => {
                     format!("-j {chain}: no such chain, or chains that call each other in a circle")
                 }
+                Some(Target::Other { name, .. }) if ["DNAT", "SNAT", "REDIRECT"].contains(&&**name) => {
+                    format!("-j {name}: the kernel picks an address or a port of a range")
+                }
                 Some(Target::Other { name, .. }) => format!("-j {name}: its effect is not known"),
                 _ => "too many rules".to_owned(),
             });

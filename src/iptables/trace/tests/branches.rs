@@ -5,9 +5,9 @@ use super::*;
 #[test]
 fn unknown_matches_and_targets_are_reported() {
     let check = |line: &str, expected: &str| Lab::filter(line).check(&outside(), &[expected]);
-    check("-A FORWARD -p tcp -m multiport --dports 80,443 -j DROP", "1 unknown at filter FORWARD rule 1");
-    check("-A FORWARD -p udp -m multiport --dports 80,443 -j DROP", "1 forwarded 10.96.0.1:80");
-    check("-A FORWARD -m multiport --dports 80 -m mark --mark 0x1 -j DROP", "1 forwarded 10.96.0.1:80");
+    check("-A FORWARD -p tcp -m set --match-set a src -j DROP", "1 unknown at filter FORWARD rule 1");
+    check("-A FORWARD -p udp -m set --match-set a src -j DROP", "1 forwarded 10.96.0.1:80");
+    check("-A FORWARD -m set --match-set a src -m mark --mark 0x1 -j DROP", "1 forwarded 10.96.0.1:80");
     check("-A FORWARD -j NFQUEUE --queue-num 1", "1 unknown at filter FORWARD rule 1");
     check("-A FORWARD -j NOWHERE", "1 unknown at filter FORWARD rule 1");
     check("-A FORWARD -j LOG --log-prefix x\n-A FORWARD -j DROP", "1 dropped");

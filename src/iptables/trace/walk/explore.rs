@@ -53,7 +53,7 @@ struct Position {
     frames: Vec<(ChainName, usize, usize)>,
     addresses: (SocketAddr, SocketAddr),
     states: CtStates,
-    mark: u32,
+    marks: (u32, Option<u32>),
     translation: (Option<SocketAddr>, bool),
     remembered: BTreeSet<ChainName>,
 }
@@ -66,7 +66,7 @@ impl Position {
             frames: walk.frames.iter().map(|frame| (frame.name, frame.next, frame.end)).collect(),
             addresses: (walk.source, walk.destination),
             states: walk.state,
-            mark: walk.mark,
+            marks: (walk.mark, walk.connmark),
             translation: (walk.dnat, walk.masquerade),
             remembered: walk.remembered.clone(),
         }

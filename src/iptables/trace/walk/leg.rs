@@ -20,21 +20,33 @@ impl Leg {
     /// The hooks and tables, in the order of the kernel's priorities.
     pub(super) fn stages(self) -> &'static [(Hook, Table)] {
         use Hook::{Forward, Input, Output, Postrouting, Prerouting};
-        use Table::{Filter, Mangle, Nat};
+        use Table::{Filter, Mangle, Nat, Raw, Security};
         match self {
-            Leg::Arriving => &[(Prerouting, Mangle), (Prerouting, Nat)],
-            Leg::ToNode => &[(Input, Mangle), (Input, Filter), (Input, Nat)],
-            Leg::Through => {
-                &[(Forward, Mangle), (Forward, Filter), (Postrouting, Mangle), (Postrouting, Nat)]
-            }
-            Leg::Sending => &[
-                (Output, Mangle),
-                (Output, Nat),
-                (Output, Filter),
+            Leg::Arriving => &[(Prerouting, Raw), (Prerouting, Mangle), (Prerouting, Nat)],
+            Leg::ToNode => &[(Input, Mangle), (Input, Filter), (Input, Security), (Input, Nat)],
+            Leg::Through => &[
+                (Forward, Mangle),
+                (Forward, Filter),
+                (Forward, Security),
                 (Postrouting, Mangle),
                 (Postrouting, Nat),
             ],
-            Leg::Looped => &[(Prerouting, Mangle), (Input, Mangle), (Input, Filter)],
+            Leg::Sending => &[
+                (Output, Raw),
+                (Output, Mangle),
+                (Output, Nat),
+                (Output, Filter),
+                (Output, Security),
+                (Postrouting, Mangle),
+                (Postrouting, Nat),
+            ],
+            Leg::Looped => &[
+                (Prerouting, Raw),
+                (Prerouting, Mangle),
+                (Input, Mangle),
+                (Input, Filter),
+                (Input, Security),
+            ],
         }
     }
 
