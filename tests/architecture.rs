@@ -92,6 +92,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "plan",
             "kernel",
             "metrics",
+            "http",
             "watch",
             "agent",
             "leftovers",

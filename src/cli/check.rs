@@ -166,7 +166,7 @@ fn watch(arguments: &CheckArguments) -> anyhow::Result<()> {
     let node_name = node_name.context("--watch needs the name of the Node: give it with --node")?;
     let folders = source.objects.clone();
     if let Some(file) = folders.iter().find(|path| !path.is_dir()) {
-        bail!("--watch follows folders: -f {} is none", file.display());
+        bail!("--watch needs -f FOLDER, which it follows: {} is none", file.display());
     }
     if folders.is_empty() {
         bail!("check --watch needs the objects to compare with: give them with -f FOLDER");
@@ -190,3 +190,6 @@ fn watch(arguments: &CheckArguments) -> anyhow::Result<()> {
     runtime.shutdown_background();
     result
 }
+
+#[cfg(test)]
+mod tests;

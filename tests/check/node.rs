@@ -68,7 +68,13 @@ impl CheckedNode {
             std::fs::write(format!("/proc/sys/net/{key}"), value).expect(key);
         }
         for family in IpFamily::BOTH {
-            let rules = self.chainsmith(&["render", "--family", &family.to_string().to_lowercase(), "--layout", self.layout]);
+            let rules = self.chainsmith(&[
+                "render",
+                "--family",
+                &family.to_string().to_lowercase(),
+                "--layout",
+                self.layout,
+            ]);
             assert!(rules.status.success(), "{}", String::from_utf8_lossy(&rules.stderr));
             load(family, self.backend, &String::from_utf8(rules.stdout).expect("text"));
         }

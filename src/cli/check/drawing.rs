@@ -37,10 +37,10 @@ fn draw_family(checked: &FamilyChecked, screen: &mut Screen) {
     let place = checked.backend.as_ref().map_or_else(String::new, |backend| format!("{backend}, "));
     let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let chains = counted(checked.chains, "chain");
-    let result = match checked.differing_chains {
-        0 => styled(Style::Good, "none differs"),
-        1 => styled(Style::Bad, "1 differs"),
-        n => styled(Style::Bad, format!("{n} differ")),
+    let (result, style) = match checked.differing_chains {
+        0 => ("none differs".to_owned(), Style::Good),
+        1 => ("1 differs".to_owned(), Style::Bad),
+        n => (format!("{n} differ"), Style::Bad),
     };
     let affected = match checked.affected_service_ports {
         0 => String::new(),
@@ -50,10 +50,8 @@ fn draw_family(checked: &FamilyChecked, screen: &mut Screen) {
         0 => String::new(),
         n => format!("; {} traced", counted(n, "packet")),
     };
-    screen.line(format!(
-        "{} ({place}{} layout): {chains}, {result}{affected}{traced}",
-        checked.family, checked.layout
-    ));
+    let head = format!("{} ({place}{} layout): ", checked.family, checked.layout);
+    paragraph(screen, 0, &format!("{head}{chains}, {result}{affected}{traced}"), style);
 }
 
 fn draw_finding(finding: &CheckFinding, screen: &mut Screen) {
