@@ -6,6 +6,7 @@ mod lasting;
 mod watching;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
-use super::objects::{self, Objects};
+use super::objects::Objects;
 use super::output::OutputArguments;
 use super::source::{self, SourceArguments};
 use super::{USAGE, print_error};
@@ -108,12 +109,10 @@ fn status(report: &CheckReport) -> ExitCode {
 
 fn compare(arguments: &CheckArguments) -> anyhow::Result<CheckReport> {
     let source = &arguments.source;
-    if source.objects.is_empty() {
-        bail!("check needs the objects to compare with: give them with -f OBJECTS");
-    }
-    let config = arguments.with_backend(source.node.config()?);
-    let objects = objects::read(&source.objects)?;
-    objects.print_notes(source.node.is_verbose);
+    let Some((objects, config, _)) = source.read_objects(&[])? else {
+        bail!("check needs the objects to compare with: give them with -f OBJECTS or --cluster");
+    };
+    let config = arguments.with_backend(config);
     let Objects { inventory, problems, .. } = objects;
     match &source.rules {
         Some(path) => {
@@ -159,22 +158,34 @@ fn compare_live(
     }))
 }
 
-fn watch(arguments: &CheckArguments) -> anyhow::Result<()> {
-    let source = &arguments.source;
-    let config = arguments.with_backend(source.node.config()?);
-    let node_name = source.node.node.clone().or_else(|| config.hostname_override.clone());
-    let node_name = node_name.context("--watch needs the name of the Node: give it with --node")?;
+/// The cluster, or the folders of -f.
+fn watched_objects(source: &SourceArguments) -> anyhow::Result<WatchedObjects> {
+    if source.cluster.is_asked() {
+        if source.cluster.has_context() {
+            bail!("--watch uses the current context of the kubeconfig: --context cannot be given");
+        }
+        return Ok(WatchedObjects::Cluster(source.cluster.kubeconfig().map(Path::to_owned)));
+    }
     let folders = source.objects.clone();
     if let Some(file) = folders.iter().find(|path| !path.is_dir()) {
         bail!("--watch needs -f FOLDER, which it follows: {} is none", file.display());
     }
     if folders.is_empty() {
-        bail!("check --watch needs the objects to compare with: give them with -f FOLDER");
+        bail!("check --watch needs the objects to compare with: give them with -f FOLDER or --cluster");
     }
+    Ok(WatchedObjects::Folders(folders))
+}
+
+fn watch(arguments: &CheckArguments) -> anyhow::Result<()> {
+    let source = &arguments.source;
+    let config = arguments.with_backend(source.node.config()?);
+    let node_name = source.node.node.clone().or_else(|| config.hostname_override.clone());
+    let node_name = node_name.context("--watch needs the name of the Node: give it with --node")?;
+    let watched = watched_objects(source)?;
     super::run::start_log(&config.logging);
     let plan = WatchPlan {
         families: source.node.families(),
-        source: WatchedObjects::Folders(folders),
+        source: watched,
         metrics_address: arguments.metrics_bind_address,
         period: arguments.period,
         grace: arguments.grace_period,

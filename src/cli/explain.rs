@@ -5,19 +5,21 @@ mod truth_drawing;
 
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use clap::Args;
 
 use super::output::OutputArguments;
 use super::source::SourceArguments;
 use super::{USAGE, print_error};
+use crate::inspect::Subject;
 use crate::inspect::explanation::{ExplainQuestion, explain};
 
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArguments {
     /// The Service, and one of its ports by name or number [default: all ports]
-    #[arg(value_name = "NS/NAME[:PORT]", value_parser = ExplainQuestion::parse)]
-    service: ExplainQuestion,
+    #[arg(value_name = "NS/NAME[:PORT]")]
+    service: String,
     #[command(flatten)]
     source: SourceArguments,
     #[command(flatten)]
@@ -26,14 +28,14 @@ pub struct ExplainArguments {
 
 /// Prints what the source tells of the Service. Exit status 1 when there is no such Service.
 pub fn main(arguments: &ExplainArguments) -> ExitCode {
-    let subject = match arguments.source.load() {
-        Ok(subject) => subject,
+    let (subject, question) = match load(arguments) {
+        Ok(loaded) => loaded,
         Err(error) => {
             print_error(format!("{error:#}"));
             return ExitCode::from(USAGE);
         }
     };
-    match explain(&subject, &arguments.service) {
+    match explain(&subject, &question) {
         Ok(report) => {
             let draw = |screen: &mut _| service_drawing::draw(screen, &report);
             arguments.output.print_report("ExplainReport", &report, ExitCode::SUCCESS, draw)
@@ -43,4 +45,11 @@ pub fn main(arguments: &ExplainArguments) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn load(arguments: &ExplainArguments) -> anyhow::Result<(Subject, ExplainQuestion)> {
+    let source = &arguments.source;
+    let name = source.qualify_service(&arguments.service)?;
+    let question = ExplainQuestion::parse(&name).map_err(|error| anyhow!("{name:?}: {error}"))?;
+    Ok((source.load()?, question))
 }

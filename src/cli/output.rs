@@ -195,7 +195,7 @@ impl Screen {
         for word in text.split(' ') {
             let n_columns = start + line.chars().count() + 1 + word.chars().count();
             if !line.is_empty() && self.width.is_some_and(|width| n_columns > width) {
-                self.line(format_args!("{:start$}{}", "", show(&line)));
+                self.line(format_args!("{:start$}{}", "", show(line.trim_end())));
                 (start, line) = (hanging, String::new());
             }
             if !line.is_empty() {
@@ -203,7 +203,7 @@ impl Screen {
             }
             line.push_str(word);
         }
-        self.line(format_args!("{:start$}{}", "", show(&line)));
+        self.line(format_args!("{:start$}{}", "", show(line.trim_end())));
     }
 
     /// Adds an empty line, unless the text is empty or ends with one.

@@ -75,9 +75,11 @@ fn draw_way(journey: &Journey, screen: &mut Screen) {
     screen.paragraph((0, 2), None, enters);
     journey.path.iter().for_each(|part| way.draw(part, screen));
     let n_ends = journey.ends.len();
-    for (n, end) in journey.ends.iter().enumerate() {
+    for end in &journey.ends {
         if n_ends > 1 {
-            screen.heading(format_args!("{} of {n_ends} ends, {} of all packets", n + 1, end.share.text));
+            let what = format!("In {} of all cases: {}", end.share.text, end.summary);
+            screen.gap();
+            screen.paragraph((0, 2), Some(Style::Heading), what);
         }
         let is_choice = end.endpoints.len() > 1 || n_ends > 1;
         if is_choice {
@@ -148,7 +150,8 @@ impl Way {
         let policy = visit.policy.as_ref().map(|policy| format!(", policy {policy}")).unwrap_or_default();
         if visit.matched.is_empty() && !visit.chooses {
             let what = format!("{name}{label}: {}{policy}", unmatched(visit));
-            return screen.paragraph((2, 4), Some(Style::Faint), what);
+            screen.paragraph((2, 4), Some(Style::Faint), what);
+            return draw_undecided_numbers(visit, screen);
         }
         let up_to = if visit.chooses { "up to " } else { "" };
         let n = visit.rules_in_chain;
@@ -158,6 +161,17 @@ impl Way {
             screen.paragraph((4, TEXT), None, format_args!("{:<3} {}", rule.rule, rule.effect));
             screen.paragraph((TEXT, TEXT), Some(Style::Faint), &rule.text);
         }
+        draw_undecided_numbers(visit, screen);
+    }
+}
+
+fn draw_undecided_numbers(visit: &ChainVisit, screen: &mut Screen) {
+    for number in &visit.undecided {
+        screen.paragraph(
+            (4, TEXT),
+            Some(Style::Warning),
+            format_args!("{number:<3} unknown match, see below"),
+        );
     }
 }
 
@@ -168,7 +182,10 @@ fn rules(n: usize) -> &'static str {
 fn unmatched(visit: &ChainVisit) -> String {
     match (visit.rules_tested, visit.rules_in_chain) {
         (_, 0) => "no rules".to_owned(),
-        (n, all) if n == all => format!("none of {all} {} matches", rules(all)),
+        (n, all) if n == all => {
+            let known = if visit.undecided.is_empty() { "" } else { " for certain" };
+            format!("none of {all} {} matches{known}", rules(all))
+        }
         (n, all) => format!("{n} of {all} {} tested", rules(all)),
     }
 }
@@ -273,7 +290,7 @@ fn draw_undecided(note: &UndecidedNote, screen: &mut Screen) {
     let UndecidedNote { rule, why, may } = note;
     let number = rule.rule.map(|number| format!(" rule {number}")).unwrap_or_default();
     let place = format!("{} {}{number}", rule.table, rule.chain);
-    let what = format!("{place}: {}: may {}", why.join(", "), may.join(" or "));
+    let what = format!("Unknown match: {place} may {}: {}", may.join(" or "), why.join(", "));
     screen.paragraph((0, 2), Some(Style::Warning), what);
     screen.paragraph((TEXT, TEXT), Some(Style::Faint), &rule.text);
 }

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::masquerade_reason::masquerade_answer;
-use super::reply_way::ReplyWay;
+use super::reply_text::ReplyFacts;
 use super::rule_book::RuleBook;
 use super::share::shares;
 use super::trace_report::{
     EndKind, EndVerdict, EndpointShare, JourneyEnd, MasqueradeReason, PathPart, UndecidedNote, VerdictReason,
 };
+use super::trace_summary::end_summary;
 use super::verdict_reason::{end_verdict, is_dnat};
 use crate::inspect::Subject;
 use crate::iptables::Table;
@@ -26,7 +27,7 @@ pub(super) struct TracedPacket<'a> {
     pub node_address: IpAddr,
     /// The service port that the packet is for, if known.
     pub service_port: Option<&'a str>,
-    pub reply: &'a ReplyWay<'a>,
+    pub reply: &'a ReplyFacts<'a>,
 }
 
 /// A branch, with the part of its events in which the endpoint is chosen.
@@ -87,13 +88,14 @@ impl TracedPacket<'_> {
             endpoints.sort_by_key(|endpoint| endpoint.address);
             JourneyEnd {
                 share,
+                summary: end_summary(&first.verdict, first.masquerade.as_ref(), &endpoints),
                 verdict: first.verdict.clone(),
                 masquerade: first.masquerade.clone(),
                 path_of: first.branch.outcome.dnat.filter(|_| differs),
                 path: self.parts(&first.branch.events[from..], None),
                 rules_tested: group.iter().map(|cut| cut.branch.n_rules).max().unwrap_or_default(),
                 undecided: first.branch.undecided.iter().map(|rule| self.undecided(rule)).collect(),
-                reply: self.reply.of(first.branch, &first.verdict, endpoints.len()),
+                reply: self.reply.sentence(first.branch, &first.verdict, endpoints.len()),
                 endpoints,
             }
         });
