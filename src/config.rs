@@ -32,6 +32,7 @@ pub use effective::{Effective, EffectiveSetting};
 pub use flags::Flags;
 pub use gates::Gates;
 pub use setting::{FlagScope, Setting};
+pub use table::DEFAULT_AGENT_SOCKET;
 
 use diagnostics::Diagnostics;
 use resolver::Resolver;

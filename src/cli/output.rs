@@ -8,16 +8,13 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Effects};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use serde_json::{Map, Value};
 use tabled::builder::Builder;
 use tabled::settings::object::Columns;
 use tabled::settings::{Padding, Style as TableStyle, Width};
 
 use super::print_error;
+pub use crate::inspect::envelope::to_json as json;
 use crate::model::needs_escape;
-
-/// The version of every report's JSON.
-pub const API_VERSION: &str = "chainsmith.dev/v1alpha1";
 
 /// The form of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -61,20 +58,6 @@ impl OutputArguments {
             }
         }
     }
-}
-
-/// The JSON of a report: its fields behind `apiVersion` and `kind`.
-pub fn json<T: Serialize>(kind: &str, report: &T) -> String {
-    let mut object = Map::new();
-    object.insert("apiVersion".to_owned(), API_VERSION.into());
-    object.insert("kind".to_owned(), kind.into());
-    match serde_json::to_value(report).expect("reports have text keys and finite numbers") {
-        Value::Object(fields) => object.extend(fields),
-        other => drop(object.insert("items".to_owned(), other)),
-    }
-    let mut text = serde_json::to_string_pretty(&object).expect("a value is JSON");
-    text.push('\n');
-    text
 }
 
 /// Writes `text`, without its styles where stdout is no terminal or `NO_COLOR` is set.
@@ -263,16 +246,5 @@ mod tests {
     fn text_of_objects_moves_no_cursor() {
         let text = anstream::adapter::strip_str(&styled(Style::Name, "a\u{1b}[2Jb\nc")).to_string();
         assert_eq!(text, r"a\u{1b}[2Jb\nc");
-    }
-
-    #[test]
-    fn a_report_has_its_version_and_kind_first() {
-        #[derive(Serialize)]
-        struct Report {
-            n: u8,
-        }
-        let expected =
-            format!("{{\n  \"apiVersion\": \"{API_VERSION}\",\n  \"kind\": \"X\",\n  \"n\": 1\n}}\n");
-        assert_eq!(json("X", &Report { n: 1 }), expected);
     }
 }

@@ -24,7 +24,7 @@ const KIND: &str = "TopReport";
 /// The interval without `--interval`.
 const INTERVAL: f64 = 2.0;
 
-/// Rows without `-n` where stdout is no terminal.
+/// Rows without `--rows` where stdout is no terminal.
 const ROWS: usize = 20;
 
 /// The shortest and the longest `--interval`, in seconds.
@@ -44,17 +44,17 @@ pub(super) struct TopArguments {
     #[arg(long, value_name = "ORDER", default_value = "rate")]
     sort: Order,
     /// How many rows [default: as many as fit the terminal, else 20; with -o json, all service ports]
-    #[arg(short = 'n', value_name = "N")]
-    n: Option<usize>,
+    #[arg(long, value_name = "N")]
+    rows: Option<usize>,
     /// What a row is
     #[arg(long, value_name = "WHAT", default_value = "service")]
     by: By,
 }
 
 impl TopArguments {
-    /// What is drawn, with `rows` unless `-n` says otherwise.
+    /// What is drawn, with `rows` unless `--rows` says otherwise.
     fn view(&self, rows: usize) -> TopView {
-        TopView { by: self.by, order: self.sort.into(), max: self.n.unwrap_or(rows) }
+        TopView { by: self.by, order: self.sort.into(), max: self.rows.unwrap_or(rows) }
     }
 }
 
@@ -176,7 +176,7 @@ impl Reading {
 fn print_once(arguments: &TopArguments, mut report: TopReport) -> ExitCode {
     report.sort(arguments.sort.into());
     if arguments.output.is_json()
-        && let Some(n) = arguments.n
+        && let Some(n) = arguments.rows
     {
         report.truncate(n);
     }

@@ -81,9 +81,11 @@ impl TraceArguments {
             },
         };
         question.check()?;
-        let subject = self.source.load()?;
-        subject.cluster.iter().flat_map(|cluster| &cluster.problems).for_each(print_error);
-        Ok(trace_journeys(&subject, &question)?)
+        self.source.report("TraceReport", "/v1/trace", &question, || {
+            let subject = self.source.load()?;
+            subject.cluster.iter().flat_map(|cluster| &cluster.problems).for_each(print_error);
+            Ok(trace_journeys(&subject, &question)?)
+        })
     }
 }
 

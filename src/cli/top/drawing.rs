@@ -53,8 +53,11 @@ pub(super) fn draw(screen: &mut Screen, report: &TopReport, view: TopView) {
     let n_hidden = n_rows.saturating_sub(view.max) + report.n_left_out;
     if n_hidden > 0 {
         let what = if view.by == By::Service { "service ports" } else { "endpoints" };
-        let advice =
-            format!("{} more {what}; -n {} shows all", grouped(n_hidden as u64), n_rows + report.n_left_out);
+        let advice = format!(
+            "{} more {what}; --rows={} shows all",
+            grouped(n_hidden as u64),
+            n_rows + report.n_left_out
+        );
         screen.line(styled(Style::Faint, advice));
     }
 }

@@ -151,22 +151,26 @@ impl Way {
         if visit.matched.is_empty() && !visit.chooses {
             let what = format!("{name}{label}: {}{policy}", unmatched(visit));
             screen.paragraph((2, 4), Some(Style::Faint), what);
-            return draw_undecided_numbers(visit, screen);
+            return draw_undecided_numbers(&visit.undecided, screen);
         }
         let up_to = if visit.chooses { "up to " } else { "" };
         let n = visit.rules_in_chain;
         let tested = format!("{up_to}{} of {n} {} tested", visit.rules_tested, rules(n));
         screen.paragraph((2, 4), None, format_args!("{name}{label}: {tested}{policy}"));
+        let mut undecided = &visit.undecided[..];
         for rule in &visit.matched {
+            let n_before = undecided.iter().take_while(|number| **number < rule.rule).count();
+            draw_undecided_numbers(&undecided[..n_before], screen);
+            undecided = &undecided[n_before..];
             screen.paragraph((4, TEXT), None, format_args!("{:<3} {}", rule.rule, rule.effect));
             screen.paragraph((TEXT, TEXT), Some(Style::Faint), &rule.text);
         }
-        draw_undecided_numbers(visit, screen);
+        draw_undecided_numbers(undecided, screen);
     }
 }
 
-fn draw_undecided_numbers(visit: &ChainVisit, screen: &mut Screen) {
-    for number in &visit.undecided {
+fn draw_undecided_numbers(numbers: &[usize], screen: &mut Screen) {
+    for number in numbers {
         screen.paragraph(
             (4, TEXT),
             Some(Style::Warning),
@@ -279,7 +283,8 @@ fn draw_end(end: &JourneyEnd, screen: &mut Screen) {
     }
     if let Some(answer) = &end.masquerade {
         let word = if answer.is_masqueraded { "masqueraded" } else { "not masqueraded" };
-        row("Source", None, &format!("{}, {word}: {}", answer.source, answer.reason));
+        let sources: Vec<String> = answer.sources.iter().map(ToString::to_string).collect();
+        row("Source", None, &format!("{}, {word}: {}", sources.join(" or "), answer.reason));
     }
     row("Reply", None, &end.reply);
     row("Rules", None, &format!("{} tested", end.rules_tested));

@@ -19,8 +19,12 @@ pub(super) fn masquerade_answer(
     if !matches!(branch.outcome.verdict, PacketVerdict::Accepted(_)) {
         return None;
     }
-    let answer =
-        |is_masqueraded, (code, reason), source| MasqueradeAnswer { is_masqueraded, code, reason, source };
+    let answer = |is_masqueraded, (code, reason), source| MasqueradeAnswer {
+        is_masqueraded,
+        code,
+        reason,
+        sources: vec![source],
+    };
     let reasons = Reasons { book, branch, packet };
     Some(match (branch.outcome.masquerade, branch.outcome.source) {
         (true, _) => answer(true, reasons.masqueraded(), node_address),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::trace_report::{EndKind, EndVerdict};
+use super::trace_report::{EndKind, EndVerdict, MasqueradeAnswer};
 use crate::inspect::Subject;
 use crate::inspect::vantage::Vantage;
 use crate::iptables::trace::{Branch, Packet, ReplyWay, TracedNode};
@@ -37,7 +37,13 @@ impl ReplyFacts<'_> {
     }
 
     /// In a sentence; of `n_endpoints` the branch is one.
-    pub(super) fn sentence(&self, branch: &Branch, verdict: &EndVerdict, n_endpoints: usize) -> String {
+    pub(super) fn sentence(
+        &self,
+        branch: &Branch,
+        verdict: &EndVerdict,
+        masquerade: Option<&MasqueradeAnswer>,
+        n_endpoints: usize,
+    ) -> String {
         match verdict.kind {
             EndKind::Rejected if self.packet.protocol == Protocol::Tcp => {
                 return "none: the client gets an ICMP error at once (connection refused)".to_owned();
@@ -61,9 +67,12 @@ impl ReplyFacts<'_> {
         match reply.way {
             ReplyWay::Untranslated => format!("goes to {client} as it comes; nothing is translated"),
             ReplyWay::ToNode if reply.to.ip() != client => {
-                let node = reply.to.ip();
+                let node = match masquerade.map(|answer| &answer.sources[..]) {
+                    Some([only]) => format!("{only}, this node"),
+                    _ => "this node".to_owned(),
+                };
                 let and = if seen.is_empty() { "; conntrack" } else { " and" };
-                format!("{who} replies to {node}, this node{seen}{and} sends it to {client}")
+                format!("{who} replies to {node}{seen}{and} sends it to {client}")
             }
             ReplyWay::FromNode | ReplyWay::ToNode => format!("{who} replies to {client}{seen}"),
             ReplyWay::IfRouted => {

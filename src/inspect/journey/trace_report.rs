@@ -283,8 +283,8 @@ pub struct MasqueradeAnswer {
     pub code: MasqueradeReason,
     /// The same in words.
     pub reason: String,
-    /// The source at the end.
-    pub source: IpAddr,
+    /// The source at the end; several if it depends on the endpoint.
+    pub sources: Vec<IpAddr>,
 }
 
 /// Why a packet is masqueraded or not.
