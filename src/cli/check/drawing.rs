@@ -10,6 +10,9 @@ pub fn draw(report: &CheckReport, screen: &mut Screen) {
     let name = styled(Style::Name, &report.node);
     screen.line(format!("Node {name}, {}", Plain(&report.rules)));
     report.families.iter().for_each(|checked| draw_family(checked, screen));
+    if report.findings.iter().any(|finding| !(finding.desired.is_empty() && finding.in_force.is_empty())) {
+        screen.line(styled(Style::Faint, "Rules: - should be in force and is not, + is in force"));
+    }
     for finding in &report.findings {
         screen.gap();
         draw_finding(finding, screen);

@@ -22,7 +22,7 @@ use crate::inspect::findings::{self, CheckFinding, CheckQuestion, CheckReport, C
 use crate::kernel::{nft, open_files};
 use crate::log::failure;
 use crate::metrics::{CheckMetrics, CheckedChains, check_router};
-use crate::model::{Inventory, Snapshot, Touched};
+use crate::model::{Inventory, ObjectKind, Snapshot, Touched};
 use crate::net::{IpFamily, PerFamily};
 use crate::rules::Settings;
 use crate::watch::{self, WatchEvent};
@@ -178,7 +178,7 @@ struct CheckLoop {
     /// When the last check ended that saw everything.
     last: Arc<Mutex<Instant>>,
     snapshot: Arc<Snapshot>,
-    problems: Vec<(crate::model::ObjectKind, usize)>,
+    problems: Vec<(ObjectKind, Vec<String>)>,
     lasting: LastingFindings,
     /// Checks in a row that could not see everything.
     n_unknown: u32,
@@ -228,9 +228,14 @@ impl CheckLoop {
                 Arc::make_mut(&mut self.snapshot).apply(change, &mut Touched::default());
                 false
             }
-            WatchEvent::Problems(kind, n) => {
+            WatchEvent::Problems(kind, n, first) => {
+                let n_more = n.saturating_sub(first.len());
+                let mut lines: Vec<String> = first.iter().map(ToString::to_string).collect();
+                lines.extend(
+                    (n_more > 0).then(|| format!("{n_more} more problems of objects of kind {kind:?}")),
+                );
                 self.problems.retain(|(other, _)| *other != kind);
-                self.problems.extend((n > 0).then_some((kind, n)));
+                self.problems.push((kind, lines));
                 false
             }
             WatchEvent::ServicesListed | WatchEvent::SlicesListed | WatchEvent::NodeListed => true,
@@ -240,10 +245,7 @@ impl CheckLoop {
     async fn check(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
         let (plan, snapshot) = (self.plan.clone(), self.snapshot.clone());
-        let problem = |(kind, n): &(crate::model::ObjectKind, usize)| {
-            format!("{n} fields of objects of kind {kind:?} cannot be used; the log names them")
-        };
-        let problems = self.problems.iter().map(problem).collect();
+        let problems = self.problems.iter().flat_map(|(_, lines)| lines.clone()).collect();
         let checked = tokio::task::spawn_blocking(move || check_once(&plan, &snapshot, problems));
         let outcome = checked.await.context("a check panicked")?;
         let elapsed = begun.elapsed();
@@ -324,7 +326,7 @@ fn check_once(
     let cluster = ClusterView {
         settings: PerFamily { v4: settings(IpFamily::V4), v6: settings(IpFamily::V6) },
         problems,
-        snapshot: Snapshot::clone(snapshot).into(),
+        snapshot: snapshot.clone(),
         ..ClusterView::new(&plan.config, &Inventory::default(), &plan.node_name, &host)
     };
     let host = subject.host.clone();
