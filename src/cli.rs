@@ -9,6 +9,7 @@ mod output;
 mod render;
 mod run;
 mod source;
+mod status;
 mod top;
 mod trace;
 
@@ -42,6 +43,12 @@ enum Command {
     Run(run::RunArguments),
     /// Prints the rules of a node for objects in files; needs neither root nor a cluster.
     Render(render::RenderArguments),
+    /// Shows the state of the agent that runs on this node.
+    ///
+    /// What is in force in both families, what the agent knows of the kernel's tables, its last syncs by stage, rejected
+    /// service ports with the message of iptables-restore, and problems of objects. Root only, in the network namespace
+    /// of the node; in a cluster: kubectl -n kube-system exec ds/kube-proxy -- chainsmith status
+    Status(status::StatusArguments),
     /// Shows which Services and endpoints get new connections on this node.
     ///
     /// Counts are those of nat rules, which see the first packet of each connection. `--live` reads the counters of the
@@ -103,6 +110,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command {
         Command::Run(arguments) => run::main(&arguments),
         Command::Render(arguments) => render::main(&arguments),
+        Command::Status(arguments) => status::main(&arguments),
         Command::Top(arguments) => top::main(&arguments),
         Command::Trace(arguments) => trace::main(&arguments),
         Command::Explain(arguments) => explain::main(&arguments),

@@ -4,11 +4,13 @@
 //! JSON, so both give the same answer.
 
 pub mod busiest;
+pub mod envelope;
 pub mod explanation;
 pub mod findings;
 pub mod journey;
 pub mod labels;
 pub mod ledger;
+pub mod status;
 pub mod subject;
 pub mod vantage;
 

@@ -11,7 +11,6 @@ use clap::Args;
 use super::output::OutputArguments;
 use super::source::SourceArguments;
 use super::{USAGE, print_error};
-use crate::inspect::Subject;
 use crate::inspect::explanation::{ExplainQuestion, explain};
 
 /// Arguments of `explain`.
@@ -28,28 +27,32 @@ pub struct ExplainArguments {
 
 /// Prints what the source tells of the Service. Exit status 1 when there is no such Service.
 pub fn main(arguments: &ExplainArguments) -> ExitCode {
-    let (subject, question) = match load(arguments) {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            print_error(format!("{error:#}"));
-            return ExitCode::from(USAGE);
-        }
-    };
-    match explain(&subject, &question) {
+    let ExplainArguments { source, output, .. } = arguments;
+    // A wrong name and a source that cannot be read are errors of usage; a Service that is not there is an answer.
+    let mut status = ExitCode::from(USAGE);
+    let report = question(arguments).and_then(|question| {
+        source.report("ExplainReport", "/v1/explain", &question, || {
+            let subject = source.load()?;
+            status = ExitCode::FAILURE;
+            Ok(explain(&subject, &question)?)
+        })
+    });
+    match report {
         Ok(report) => {
             let draw = |screen: &mut _| service_drawing::draw(screen, &report);
-            arguments.output.print_report("ExplainReport", &report, ExitCode::SUCCESS, draw)
+            output.print_report("ExplainReport", &report, ExitCode::SUCCESS, draw)
         }
         Err(error) => {
-            print_error(error);
-            ExitCode::FAILURE
+            print_error(format!("{error:#}"));
+            if source.agent().is_some() { ExitCode::FAILURE } else { status }
         }
     }
 }
 
-fn load(arguments: &ExplainArguments) -> anyhow::Result<(Subject, ExplainQuestion)> {
-    let source = &arguments.source;
-    let name = source.qualify_service(&arguments.service)?;
-    let question = ExplainQuestion::parse(&name).map_err(|error| anyhow!("{name:?}: {error}"))?;
-    Ok((source.load()?, question))
+fn question(arguments: &ExplainArguments) -> anyhow::Result<ExplainQuestion> {
+    let name = arguments.source.qualify_service(&arguments.service)?;
+    ExplainQuestion::parse(&name).map_err(|error| anyhow!("{name:?}: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::cluster_source::{self, ClusterArguments, ClusterContent, ClusterNeeds, ConfigMapPlace};
 use super::objects::{self, Objects};
 use super::print_error;
-use crate::config::{Config, RuleFlags};
+use crate::agent_socket::client;
+use crate::config::{Config, DEFAULT_AGENT_SOCKET, RuleFlags};
 use crate::inspect::{ClusterView, HostOrigin, HostView, RulesOrigin, Subject};
 use crate::iptables::{Ruleset, parse, replay};
 use crate::kernel::addrs;
@@ -19,7 +22,7 @@ use crate::kernel::programs;
 use crate::kernel::{Backend, Iptables};
 use crate::model::host::{Host, InterfaceAddress};
 use crate::model::{Inventory, ObjectName, nearest};
-use crate::net::{IpFamily, PerFamily};
+use crate::net::{IpFamily, PerFamily, UnixAddress};
 
 /// What shapes a node's rules beside the objects, and names the node.
 #[derive(Clone, Debug, Default, Args)]
@@ -140,6 +143,12 @@ pub struct SourceArguments {
     /// The rules in force on this machine
     #[arg(long)]
     pub live: bool,
+    /// A running agent on this machine, at its Unix socket @NAME or /PATH [default: @chainsmith; used where no source
+    /// is given and an agent answers there]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = DEFAULT_AGENT_SOCKET, value_parser = UnixAddress::parse)]
+    #[arg(conflicts_with_all = ["live", "rules", "objects", "node", "host"])]
+    pub agent: Option<UnixAddress>,
     #[command(flatten)]
     pub cluster: ClusterArguments,
     #[command(flatten)]
@@ -147,6 +156,32 @@ pub struct SourceArguments {
 }
 
 impl SourceArguments {
+    /// The agent that is asked: the one given, else the default one where no other source is given and it answers.
+    pub fn agent(&self) -> Option<UnixAddress> {
+        let has_other = self.live || self.rules.is_some() || !self.objects.is_empty() || self.is_cluster();
+        if self.agent.is_some() || has_other {
+            return self.agent.clone();
+        }
+        UnixAddress::parse(DEFAULT_AGENT_SOCKET).ok().filter(client::is_listening)
+    }
+
+    /// The report of this `kind` on `question`: of the agent, asked at `path`, or made by `local` from another source.
+    pub fn report<Q: Serialize, R: DeserializeOwned>(
+        &self,
+        kind: &str,
+        path: &str,
+        question: &Q,
+        local: impl FnOnce() -> anyhow::Result<R>,
+    ) -> anyhow::Result<R> {
+        match self.agent() {
+            Some(address) => {
+                let family = self.node.family.map(|family| format!("?family={}", family.lower()));
+                client::ask(&address, kind, &format!("{path}{}", family.unwrap_or_default()), question)
+            }
+            None => local(),
+        }
+    }
+
     /// Whether the objects come from a cluster.
     fn is_cluster(&self) -> bool {
         let has_other = self.rules.is_some() || self.live || !self.objects.is_empty();
@@ -242,7 +277,9 @@ impl SourceArguments {
         match cluster {
             Some(cluster) => Ok(Subject::of_objects(cluster, host, &families)),
             None => {
-                bail!("no source: give RULES (a file of iptables-save), -f OBJECTS, --cluster, or --live")
+                bail!(
+                    "no source: give RULES (a file of iptables-save), -f OBJECTS, --cluster, --live, or --agent"
+                )
             }
         }
     }
