@@ -8,6 +8,7 @@ mod agent;
 mod apiserver;
 mod by_hand;
 mod cluster;
+mod counts;
 mod dropin;
 mod fabric;
 #[allow(dead_code, reason = "the lab and the tests share it; each uses its part")]
@@ -38,6 +39,7 @@ on_both_backends! {
     by_hand::the_claims_detect_wrong_rules,
     addresses::node_ports_follow_the_addresses_of_the_node,
     agent::traffic_is_right,
+    counts::connections_are_counted_across_rewrites,
     agent::traffic_is_right_in_compact,
     agent::deleted_service_stops_at_once,
     agent::endpoints_are_followed,

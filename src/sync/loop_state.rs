@@ -18,7 +18,8 @@ use crate::policy::Place;
 /// The families' state, and the cluster.
 pub(super) struct LoopState<K> {
     pub(super) families: Vec<FamilySync<K>>,
-    pub(super) snapshot: Snapshot,
+    /// Shared while a question about it is answered.
+    pub(super) snapshot: Arc<Snapshot>,
     pub(super) drift: DriftDetector,
 }
 
@@ -26,7 +27,7 @@ impl<K> Default for LoopState<K> {
     /// An empty state, for the time that the state is on another thread.
     fn default() -> LoopState<K> {
         let drift = DriftDetector::new(true, Duration::ZERO);
-        LoopState { families: Vec::new(), snapshot: Snapshot::default(), drift }
+        LoopState { families: Vec::new(), snapshot: Arc::default(), drift }
     }
 }
 
@@ -50,7 +51,7 @@ impl<K: Iptables> LoopState<K> {
     pub(super) fn sync(&mut self, node: &str, stop: &AtomicBool, observers: &[Arc<dyn Observer>]) -> bool {
         let LoopState { families, snapshot, .. } = self;
         let zone = snapshot.node().and_then(|node| node.zone.clone());
-        let view = View { snapshot, place: Place { node, zone: zone.as_deref() } };
+        let view = View { snapshot: &**snapshot, place: Place { node, zone: zone.as_deref() } };
         let dirty = families.iter_mut().filter(|family| family.is_dirty());
         let reports = in_parallel(dirty, |family| sync_family(family, view, stop, observers));
         let is_success = reports.iter().all(|report| report.outcome.is_ok());

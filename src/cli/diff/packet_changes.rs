@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn lists_are_wrapped_behind_commas() {
-        assert_eq!(wrapped("aaa, bbb, ccc", 8), ["aaa, bbb,", "ccc"]);
+        assert_eq!(wrapped("aaa, bbb, ccc", 9), ["aaa, bbb,", "ccc"]);
         assert_eq!(wrapped("aaaaaaaaaaaa", 8), ["aaaaaaaaaaaa"]);
     }
 }

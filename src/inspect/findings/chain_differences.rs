@@ -208,7 +208,10 @@ impl ChainPair<'_> {
     }
 
     fn missing(&self, desired: &ChainContent) -> CheckFinding {
-        let summary = format!("a chain of {} rules is missing", desired.rules.len());
+        let summary = match desired.rules.len() {
+            1 => "a chain of one rule is missing".to_owned(),
+            n => format!("a chain of {n} rules is missing"),
+        };
         let effect = self.effect(|place| effects::of_lost_chain(place, &desired.rules));
         let mut finding = self.finding(FindingSeverity::Error, FindingKind::ChainMissing, summary, effect);
         if desired.rules.is_empty() {
@@ -300,7 +303,10 @@ impl ChainPair<'_> {
     }
 
     fn flushed(&self, desired: &[NumberedRule<'_>]) -> CheckFinding {
-        let summary = format!("the chain is empty; {} rules are missing", desired.len());
+        let summary = match desired.len() {
+            1 => "the chain is empty; its rule is missing".to_owned(),
+            n => format!("the chain is empty; its {n} rules are missing"),
+        };
         let rules: Vec<Rule> = desired.iter().map(|rule| rule.rule.clone()).collect();
         let effect = self.effect(|place| effects::of_lost_chain(place, &rules));
         let mut finding = self.finding(FindingSeverity::Error, FindingKind::ChainFlushed, summary, effect);
@@ -368,8 +374,10 @@ impl ChainPair<'_> {
 
     fn more(&self, missing: &[NumberedRule<'_>], added: &[NumberedRule<'_>]) -> CheckFinding {
         let kind = if missing.is_empty() { FindingKind::RuleAdded } else { FindingKind::RuleMissing };
-        let summary =
-            format!("{} more rules are missing, {} more are not desired", missing.len(), added.len());
+        let parts = [(missing.len(), "missing"), (added.len(), "not desired")];
+        let parts = parts.iter().filter(|(n, _)| *n > 0);
+        let parts: Vec<String> = parts.map(|(n, what)| format!("{n} more rules are {what}")).collect();
+        let summary = parts.join(", ");
         let effect = "As of the rules above: many rules of this chain are of other objects.".to_owned();
         let mut finding = self.finding(FindingSeverity::Error, kind, summary, effect);
         let rules: Vec<&Rule> = missing.iter().chain(added).map(|rule| rule.rule).collect();

@@ -19,8 +19,12 @@ pub(super) fn masquerade_answer(
     if !matches!(branch.outcome.verdict, PacketVerdict::Accepted(_)) {
         return None;
     }
-    let answer =
-        |is_masqueraded, (code, reason), source| MasqueradeAnswer { is_masqueraded, code, reason, source };
+    let answer = |is_masqueraded, (code, reason), source| MasqueradeAnswer {
+        is_masqueraded,
+        code,
+        reason,
+        sources: vec![source],
+    };
     let reasons = Reasons { book, branch, packet };
     Some(match (branch.outcome.masquerade, branch.outcome.source) {
         (true, _) => answer(true, reasons.masqueraded(), node_address),
@@ -79,16 +83,16 @@ impl Reasons<'_> {
         match (&rule.source, &rule.in_interface) {
             (Some(MaybeNot { value, .. }), _) => (
                 MasqueradeReason::NotFromPod,
-                format!("the client is no pod of this node: {source} is not in {value}"),
+                format!("the client does not count as a pod: {source} is not in {value}"),
             ),
             (None, Some(MaybeNot { value, .. })) => {
                 let pattern = value.as_str();
                 let what = match &self.packet.origin {
                     Origin::Node => {
-                        format!("the client is no pod of this node: the packet does not arrive on {pattern}")
+                        format!("the client does not count as a pod: the packet does not arrive on {pattern}")
                     }
                     Origin::Arrives(name) => format!(
-                        "the client is no pod of this node: the packet arrives on {}, not on {pattern}",
+                        "the client does not count as a pod: the packet arrives on {}, not on {pattern}",
                         name.as_deref().unwrap_or("an unknown interface"),
                     ),
                 };
@@ -130,11 +134,11 @@ impl Reasons<'_> {
         match rule.map(|rule| (&rule.source, &rule.in_interface)) {
             Some((Some(part), _)) => (
                 MasqueradeReason::FromPod,
-                format!("the client counts as a pod of this node: {source} is in {}", part.value),
+                format!("the client counts as a pod: {source} is in {}", part.value),
             ),
             Some((None, Some(part))) => (
                 MasqueradeReason::FromPod,
-                format!("the client counts as a pod of this node: it arrives on {}", part.value.as_str()),
+                format!("the client counts as a pod: it arrives on {}", part.value.as_str()),
             ),
             _ => (
                 MasqueradeReason::NoDetection,
