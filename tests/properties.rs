@@ -22,6 +22,8 @@ mod steps;
 mod text;
 #[path = "properties/traced.rs"]
 mod traced;
+#[path = "properties/truth.rs"]
+mod truth;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestRng, TestRunner};

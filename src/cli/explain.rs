@@ -53,3 +53,6 @@ fn question(arguments: &ExplainArguments) -> anyhow::Result<ExplainQuestion> {
     let name = arguments.source.qualify_service(&arguments.service)?;
     ExplainQuestion::parse(&name).map_err(|error| anyhow!("{name:?}: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! What commands print on stdout: a report as text for people, or as JSON for programs.
 #![allow(clippy::disallowed_methods, reason = "reads COLUMNS")]
 
+mod wrap;
+
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -10,7 +12,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tabled::builder::Builder;
 use tabled::settings::object::Columns;
-use tabled::settings::{Padding, Style as TableStyle, Width};
+use tabled::settings::{Padding, Style as TableStyle};
 
 use super::print_error;
 pub use crate::inspect::envelope::to_json as json;
@@ -202,23 +204,27 @@ impl Screen {
         self.line(styled(Style::Heading, text));
     }
 
-    /// Adds a table, indented by `indent` columns, with a row of `heads` unless that is empty. Cells may have styles; a
-    /// table wider than the screen has its widest columns wrapped.
+    /// Adds a table, indented by `indent` columns, with a row of `heads` unless that is empty. Cells may have styles and
+    /// several lines. In a table wider than the screen the widest columns are wrapped between words; a word is broken
+    /// only where the table has no room for it (see [`Screen::fits_words`]).
     pub fn table(&mut self, indent: usize, heads: &[&str], rows: Vec<Vec<String>>) {
-        let mut builder = Builder::default();
-        if !heads.is_empty() {
-            builder.push_record(heads.iter().map(|head| styled(Style::Faint, head)));
+        let heads =
+            (!heads.is_empty()).then(|| heads.iter().map(|head| styled(Style::Faint, head)).collect());
+        let mut rows: Vec<Vec<String>> = heads.into_iter().chain(rows).collect();
+        if let Some(width) = self.width {
+            wrap::wrap_rows(&mut rows, width.saturating_sub(indent));
         }
+        let mut builder = Builder::default();
         rows.into_iter().for_each(|row| builder.push_record(row));
         let mut table = builder.build();
-        table.with(TableStyle::empty()).with(Padding::new(0, 2, 0, 0));
-        table.modify(Columns::first(), Padding::new(indent, 2, 0, 0));
-        if let Some(width) = self.width {
-            table.with(
-                Width::wrap(width).priority(tabled::settings::peaker::Priority::max(true)).keep_words(true),
-            );
-        }
-        table.to_string().lines().for_each(|line| self.line(line.trim_end()));
+        table.with(TableStyle::empty()).with(Padding::new(0, wrap::GAP, 0, 0));
+        table.modify(Columns::first(), Padding::new(indent, wrap::GAP, 0, 0));
+        table.to_string().lines().for_each(|line| self.line(wrap::trim_end(line)));
+    }
+
+    /// Whether a table of `rows` fits the screen without a broken word.
+    pub fn fits_words(&self, indent: usize, rows: &[Vec<String>]) -> bool {
+        self.width.is_none_or(|width| wrap::fits_words(rows, width.saturating_sub(indent)))
     }
 }
 

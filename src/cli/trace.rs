@@ -70,9 +70,10 @@ fn is_about_source(error: &anyhow::Error) -> bool {
 
 impl TraceArguments {
     fn answer(&self) -> anyhow::Result<TraceReport> {
+        let from = self.from.as_ref().map(|from| self.source.qualify(from)).transpose()?;
         let question = TraceQuestion {
-            to: self.to.clone(),
-            from: self.from.clone(),
+            to: self.source.qualify(&self.to)?,
+            from,
             in_interface: self.in_interface.clone(),
             state: match self.state {
                 StateArgument::New => PacketState::New,
@@ -81,8 +82,9 @@ impl TraceArguments {
             },
         };
         question.check()?;
+        let names: Vec<&str> = question.from.iter().chain([&question.to]).map(String::as_str).collect();
         self.source.report("TraceReport", "/v1/trace", &question, || {
-            let subject = self.source.load()?;
+            let subject = self.source.load_for(&names)?;
             subject.cluster.iter().flat_map(|cluster| &cluster.problems).for_each(print_error);
             Ok(trace_journeys(&subject, &question)?)
         })

@@ -5,7 +5,6 @@ use crate::inspect::explanation::{
     EndpointGroup, FateVerdict, FrontendExplanation, FrontendKind, PacketFate, PacketReach, PortExplanation,
     TruthCell,
 };
-use crate::net::IpFamily;
 use std::net::SocketAddr;
 
 /// The most endpoints that a cell names.
@@ -21,7 +20,7 @@ pub(super) fn draw(screen: &mut Screen, port: &PortExplanation) {
     screen.gap();
     screen.line(styled(Style::Heading, "  Who answers packets"));
     let rows = table_rows(&columns);
-    match fits_words(screen, 2, rows.iter().cloned()) {
+    match screen.fits_words(2, &rows) {
         true => screen.table(2, &[], rows),
         false => draw_blocks(screen, &columns),
     }
@@ -80,28 +79,6 @@ impl Column {
         kind.into_iter().chain(self.destinations.iter().cloned()).collect()
     }
 }
-
-/// Whether a table of `rows`, whose cells may have styles and several lines, fits the screen without breaking a word.
-pub(super) fn fits_words(
-    screen: &Screen,
-    indent: usize,
-    rows: impl IntoIterator<Item = Vec<String>>,
-) -> bool {
-    let Some(width) = screen.width() else { return true };
-    let mut longest: Vec<usize> = Vec::new();
-    for row in rows {
-        longest.resize(longest.len().max(row.len()), 0);
-        for (known, cell) in longest.iter_mut().zip(&row) {
-            let cell = anstream::adapter::strip_str(cell).to_string();
-            let words = cell.split_whitespace().map(|word| word.chars().count());
-            *known = words.max().unwrap_or(0).max(*known).max(MIN_COLUMN.min(cell.chars().count()));
-        }
-    }
-    indent + longest.iter().map(|column| column + 2).sum::<usize>() <= width
-}
-
-/// No column is narrower if its texts are longer: sentences in it would take many lines.
-const MIN_COLUMN: usize = 13;
 
 fn table_rows(columns: &[Column]) -> Vec<Vec<String>> {
     let lines =
@@ -208,7 +185,7 @@ fn fate_text(fate: &PacketFate) -> String {
         text.push_str(", masqueraded");
     }
     if fate.is_unanswerable {
-        text.push_str(&format!(", no reply: the source stays {}", IpFamily::V4.localhost()));
+        text.push_str(", no reply: the source stays loopback");
     }
     text
 }
