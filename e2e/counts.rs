@@ -81,6 +81,7 @@ fn check(backend: Backend, layout: &str) {
     );
     assert!((n_lost as f64) < limit, "{layout}: lost {n_lost} of {n_made}, more than {limit:.0}");
     live_counters_are_shown(node);
+    the_agents_counts_are_shown(node, &shown);
     agent.stop();
 }
 
@@ -185,6 +186,24 @@ fn live_counters_are_shown(node: &Node) {
     for (n, expected) in [(4, 7), (5, 7), (6, 0), (7, 0)] {
         assert_eq!(count(&after, n) - count(&before, n), expected, "{}: {before} {after}", name(n));
     }
+}
+
+/// `top --agent` shows what the agent has counted, across all rewrites.
+fn the_agents_counts_are_shown(node: &Node, shown: &BTreeMap<String, u64>) {
+    let program = option_env!("CARGO_BIN_EXE_chainsmith").expect("cargo builds it for this test");
+    let text = node.namespace().command(program, &["top", "--agent", "-o", "json"], "").unwrap();
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(report["countsSince"], "agentStarted");
+    let ports = report["servicePorts"].as_array().expect("a list");
+    assert_eq!(ports.len(), N_SERVICES);
+    for port in ports {
+        let (_, name) = port["servicePort"].as_str().and_then(|name| name.split_once('/')).expect("a name");
+        assert!(port["connections"].as_u64() >= shown.get(name).copied(), "{name}: {text}");
+        assert_eq!(port["endpoints"], serde_json::Value::Null, "endpoints are not counted");
+    }
+    let refused = node.namespace().try_command(program, &["top", "--agent", "--by=endpoint"], "").unwrap();
+    let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && stderr.contains("connectionMetrics"), "{stderr}");
 }
 
 fn name(n: usize) -> String {

@@ -27,6 +27,7 @@ pub use checked::{
 };
 pub use command_line::{FLAGS, RuleFlags, normalise};
 pub use diagnostics::{ConfigError, ConfigErrors, SetBy, Warning};
+pub use duration::GoDuration;
 pub use effective::{Effective, EffectiveSetting};
 pub use flags::Flags;
 pub use gates::Gates;

@@ -119,6 +119,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "kernel",
             "connections",
             "metrics",
+            "http",
             "watch",
             "agent",
             "agent_socket",

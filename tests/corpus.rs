@@ -13,7 +13,6 @@ use chainsmith::kernel::fake::FakeIptables;
 use chainsmith::model::{Inventory, Snapshot};
 use chainsmith::net::{IpFamily, PerFamily};
 use chainsmith::rules::names;
-use std::sync::Arc;
 
 use corpus_cases::{Case, assert_same, live, place, version};
 
@@ -102,7 +101,7 @@ fn findings(case: &Case, snapshot: &Snapshot, rules: [Option<Ruleset>; 2]) -> Ve
             v4: case.settings(snapshot, IpFamily::V4),
             v6: case.settings(snapshot, IpFamily::V6),
         },
-        snapshot: Arc::new(snapshot.clone()),
+        snapshot: std::sync::Arc::new(snapshot.clone()),
         ..ClusterView::new(&case.config, &Inventory::default(), node_name, &case.host)
     };
     let host = HostView {

@@ -42,7 +42,7 @@ fn explained(subject: &Subject, question: &ExplainQuestion) -> ExplainReport {
     report
 }
 
-pub fn benches(c: &mut Criterion) {
+pub fn explain_service(c: &mut Criterion) {
     for (name, layout) in LAYOUTS {
         let cluster = Cluster::new(N_SERVICES, N_ENDPOINTS, layout);
         let question = question(&cluster);

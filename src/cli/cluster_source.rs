@@ -1,7 +1,7 @@
 //! `--cluster`: objects read from an API server, once, for one command.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -86,6 +86,16 @@ impl ClusterArguments {
     /// Whether flags ask for the cluster.
     pub fn is_asked(&self) -> bool {
         self.cluster || self.kubeconfig.is_some() || self.context.is_some()
+    }
+
+    /// The kubeconfig given.
+    pub fn kubeconfig(&self) -> Option<&Path> {
+        self.kubeconfig.as_deref()
+    }
+
+    /// Whether a context is given.
+    pub fn has_context(&self) -> bool {
+        self.context.is_some()
     }
 
     /// Whether the cluster is the source if no other is given.

@@ -116,13 +116,14 @@ pub(super) fn main(arguments: &TopArguments) -> ExitCode {
 struct UsageError(&'static str);
 
 fn run(arguments: &TopArguments) -> anyhow::Result<ExitCode> {
+    let agent = arguments.source.agent();
     let SourceArguments { rules, objects, live, .. } = &arguments.source;
-    if rules.is_none() && objects.is_empty() && !live {
+    if agent.is_none() && rules.is_none() && objects.is_empty() && !live {
         bail!(UsageError(
             "no source: give --live, --agent, or RULES (a file with the output of iptables-save -c)"
         ));
     }
-    let mut source = CountedSource::open(&arguments.source)?;
+    let mut source = CountedSource::open(&arguments.source, agent)?;
     if source.is_once() && arguments.interval.is_some() {
         bail!(UsageError("--interval needs --live or --agent: a text is read once"));
     }

@@ -19,8 +19,8 @@ use truth::Evaluator;
 
 pub use question::{ExplainQuestion, NoSuchService};
 pub use report::{
-    ChainCaller, ChainExplanation, EndpointExplanation, EndpointGroup, EndpointShare, EntryExplanation,
-    ExplainReport, FateVerdict, FrontendExplanation, FrontendKind, PacketFate, PacketReach, PortExplanation,
+    AnsweringEndpoint, ChainCaller, ChainExplanation, EndpointExplanation, EndpointGroup, EntryExplanation,
+    ExplainReport, FateVerdict, FrontendClass, FrontendExplanation, PacketFate, PacketReach, PortExplanation,
     ServicePolicies, ServiceSyncState, SliceEntryExplanation, TruthCell, VantageExplanation,
 };
 

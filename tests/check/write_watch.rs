@@ -346,7 +346,7 @@ mod tests {
                 assert_eq!(writes(command), [""; 0], "{command}");
             }
             let watched = watch(&["iptables-nft-save"], |_| {});
-            assert!(watched.n_reads > 3 && watched.n_processes == 1, "{watched:?}");
+            assert!(watched.n_reads > 3 && watched.n_processes > 0, "{watched:?}");
         });
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use chainsmith::inspect::explanation::{
-    ExplainQuestion, FateVerdict, FrontendExplanation, FrontendKind, PortExplanation, TruthCell, explain,
+    ExplainQuestion, FateVerdict, FrontendClass, FrontendExplanation, PortExplanation, TruthCell, explain,
 };
 use chainsmith::inspect::vantage::{Vantage, VantagePoint, Vantages};
 use chainsmith::inspect::{ClusterView, HostOrigin, HostView, Subject};
@@ -19,7 +19,7 @@ use crate::for_all;
 
 fn subject(world: &World) -> Subject {
     let cluster = ClusterView {
-        snapshot: world.snapshot(),
+        snapshot: world.snapshot().into(),
         node_name: NODE.into(),
         nodes: BTreeMap::from([(NODE.into(), world.node.clone())]),
         pods: BTreeMap::new(),
@@ -110,17 +110,17 @@ impl Policies<'_> {
         })
     }
 
-    fn answer(&self, point: &VantagePoint, kind: FrontendKind, to: IpAddr) -> Option<Answer> {
+    fn answer(&self, point: &VantagePoint, kind: FrontendClass, to: IpAddr) -> Option<Answer> {
         let verdicts = self.selection.verdicts(&self.port);
         match kind {
-            FrontendKind::ClusterIp => self.internal(point),
-            FrontendKind::NodePort => self.node_port(point, to),
+            FrontendClass::ClusterIp => self.internal(point),
+            FrontendClass::NodePort => self.node_port(point, to),
             // The node's own packets to addresses elsewhere meet no chain that rejects.
             _ if !verdicts.has_endpoints() && point.origin == Origin::Node && !self.is_local(to) => {
                 Some(Answer::Other(FateVerdict::Untranslated))
             }
             _ if !verdicts.has_endpoints() => Some(Answer::Other(FateVerdict::Rejected)),
-            FrontendKind::LoadBalancerIp if !self.allows(point.source) => {
+            FrontendClass::LoadBalancerIp if !self.allows(point.source) => {
                 Some(Answer::Other(FateVerdict::Dropped))
             }
             _ => self.external(point),
@@ -186,9 +186,9 @@ fn is_shared(
     frontend: &FrontendExplanation,
     to: SocketAddr,
 ) -> bool {
-    let is_other_kind = frontend.kind == FrontendKind::LoadBalancerIp
+    let is_other_kind = frontend.kind == FrontendClass::LoadBalancerIp
         && (port.frontend.external_ips.contains(&to.ip()) || port.frontend.cluster_ip == to.ip())
-        || frontend.kind == FrontendKind::ExternalIp
+        || frontend.kind == FrontendClass::ExternalIp
             && (port.frontend.cluster_ip == to.ip() || port.frontend.load_balancer_ips.contains(&to.ip()));
     let is_address = |other: &ServicePort<'_>| {
         let addresses = other.frontend.external_ips.iter().chain(&*other.frontend.load_balancer_ips);
@@ -202,7 +202,7 @@ fn is_shared(
         other.port.node_port == Some(to.port()) && other.port.protocol == port.port.protocol
     };
     let captured = match frontend.kind {
-        FrontendKind::NodePort => {
+        FrontendClass::NodePort => {
             all().any(|other| is_address(&other)) || all().filter(|other| is_node_port_too(other)).count() > 1
         }
         _ => all().filter(is_address).count() > 1,

@@ -3,8 +3,8 @@
 use super::truth_drawing;
 use crate::cli::output::{Plain, Screen, Style, styled};
 use crate::inspect::explanation::{
-    ChainExplanation, EndpointExplanation, ExplainReport, FrontendExplanation, FrontendKind, PortExplanation,
-    ServiceSyncState, SliceEntryExplanation,
+    ChainExplanation, EndpointExplanation, ExplainReport, FrontendClass, FrontendExplanation,
+    PortExplanation, ServiceSyncState, SliceEntryExplanation,
 };
 use crate::policy::{EndpointUse, HintsIgnored, HintsState};
 
@@ -93,14 +93,14 @@ fn frontend_row(port: &PortExplanation, frontend: &FrontendExplanation) -> Vec<S
         None => frontend.port.to_string(),
     };
     let mut remarks = Vec::new();
-    if frontend.kind == FrontendKind::NodePort {
+    if frontend.kind == FrontendClass::NodePort {
         remarks.push(match &frontend.node_addresses {
             None => "every address of the node".to_owned(),
             Some(none) if none.is_empty() => "no address of the node".to_owned(),
             Some(some) => some.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         });
     }
-    if frontend.kind == FrontendKind::LoadBalancerIp && !port.source_ranges.is_empty() {
+    if frontend.kind == FrontendClass::LoadBalancerIp && !port.source_ranges.is_empty() {
         remarks.push(format!("only from {}", port.source_ranges.join(", ")));
     }
     if let Some(owner) = &frontend.owned_by {

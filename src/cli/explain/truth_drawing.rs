@@ -2,7 +2,7 @@
 
 use crate::cli::output::{Plain, Screen, Style, styled};
 use crate::inspect::explanation::{
-    EndpointGroup, FateVerdict, FrontendExplanation, FrontendKind, PacketFate, PacketReach, PortExplanation,
+    EndpointGroup, FateVerdict, FrontendClass, FrontendExplanation, PacketFate, PacketReach, PortExplanation,
     TruthCell,
 };
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ pub(super) fn draw(screen: &mut Screen, port: &PortExplanation) {
 
 /// Frontends of one kind that fare alike from everywhere.
 struct Column {
-    kind: FrontendKind,
+    kind: FrontendClass,
     /// Where packets go, without duplicates.
     destinations: Vec<String>,
     /// The place and the text of each cell.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::super::source::{self, SourceArguments};
+use crate::agent_socket::client;
 use crate::connections::read_settled;
 use crate::inspect::busiest::{CountsSince, TopReport};
 use crate::inspect::labels::ChainLabels;
@@ -18,7 +19,7 @@ use crate::kernel::counter_reader::CounterReader;
 use crate::kernel::programs::{self, KernelIptables};
 use crate::kernel::{Backend, Iptables};
 use crate::model::{ObjectName, ServicePortName};
-use crate::net::{IpFamily, PerFamily, Protocol};
+use crate::net::{IpFamily, PerFamily, Protocol, UnixAddress};
 use crate::rules::ownership::ChainOwner;
 
 /// How often, at most, all rules are read again because chains without a known Service appeared.
@@ -28,13 +29,21 @@ const RELOAD_PAUSE: Duration = Duration::from_secs(10);
 pub(super) enum CountedSource<'a> {
     /// The counters of the kernel.
     Live(Box<LiveCounters<'a>>),
+    /// What a running agent has counted.
+    Agent(UnixAddress),
     /// The counters in a text: one reading.
     Text(Box<TopReport>),
 }
 
 impl<'a> CountedSource<'a> {
-    /// Opens the source that `arguments` name.
-    pub(super) fn open(arguments: &'a SourceArguments) -> anyhow::Result<CountedSource<'a>> {
+    /// Opens the source that `arguments` name: `agent`, if there is one.
+    pub(super) fn open(
+        arguments: &'a SourceArguments,
+        agent: Option<UnixAddress>,
+    ) -> anyhow::Result<CountedSource<'a>> {
+        if let Some(address) = agent {
+            return Ok(CountedSource::Agent(address));
+        }
         if arguments.live {
             return Ok(CountedSource::Live(Box::new(LiveCounters::open(arguments)?)));
         }
@@ -66,6 +75,7 @@ impl<'a> CountedSource<'a> {
     pub(super) fn read(&mut self) -> anyhow::Result<TopReport> {
         match self {
             CountedSource::Live(live) => live.read(),
+            CountedSource::Agent(address) => client::get(address, super::KIND, "/v1/top"),
             CountedSource::Text(report) => Ok((**report).clone()),
         }
     }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::report::{
-    EndpointGroup, EndpointShare, FateVerdict, FrontendExplanation, FrontendKind, PacketFate, PacketReach,
-    TruthCell,
+    AnsweringEndpoint, EndpointGroup, FateVerdict, FrontendClass, FrontendExplanation, PacketFate,
+    PacketReach, TruthCell,
 };
 use super::service_rules::split_comment;
 use crate::inspect::vantage::{Vantage, VantagePoint, Vantages};
@@ -152,11 +152,11 @@ impl<'a> Evaluator<'a> {
             let owner = ChainOwner::of(step.table, &step.chain);
             step.table == Table::Nat && matches!(owner, ChainOwner::Fixed | ChainOwner::Dispatch)
         };
-        let named = path.iter().filter(is_dispatch).filter_map(|step| {
+        let mut named = path.iter().filter(is_dispatch).filter_map(|step| {
             let (name, _) = split_comment(self.rule(step)?.comment()?);
             name.contains('/').then_some(name)
         });
-        named.last()
+        named.next_back()
     }
 
     fn rule(&self, step: &Step) -> Option<&'a Rule> {
@@ -191,11 +191,11 @@ fn node_port_addresses_in(ruleset: &Ruleset) -> Vec<IpAddr> {
     addresses.map(|to| to.value.address()).collect()
 }
 
-fn reach(vantage: Vantage, kind: FrontendKind) -> PacketReach {
+fn reach(vantage: Vantage, kind: FrontendClass) -> PacketReach {
     match (vantage, kind) {
-        (Vantage::PodElsewhere, FrontendKind::NodePort) => PacketReach::ThisNode,
+        (Vantage::PodElsewhere, FrontendClass::NodePort) => PacketReach::ThisNode,
         (Vantage::PodElsewhere, _) => PacketReach::OwnNode,
-        (Vantage::Outside, FrontendKind::ClusterIp) => PacketReach::NotRouted,
+        (Vantage::Outside, FrontendClass::ClusterIp) => PacketReach::NotRouted,
         _ => PacketReach::ThisNode,
     }
 }
@@ -231,7 +231,7 @@ impl FateKey<'_> {
             () => EndpointGroup::Some,
         });
         let shares = weights.iter().filter(|_| is_endpoint).filter_map(|(address, weight)| {
-            Some(EndpointShare { address: (*address)?, probability: weight.to_f64() })
+            Some(AnsweringEndpoint { address: (*address)?, probability: weight.to_f64() })
         });
         PacketFate {
             verdict: self.verdict,

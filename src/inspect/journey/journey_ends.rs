@@ -16,7 +16,7 @@ use super::trace_summary::end_summary;
 use super::verdict_reason::{end_verdict, is_dnat};
 use crate::inspect::Subject;
 use crate::iptables::Table;
-use crate::iptables::trace::{Branch, Hook, Packet, TraceEvent, UndecidedRule, Weight};
+use crate::iptables::trace::{Branch, Effect, Hook, Packet, TraceEvent, UndecidedRule, Weight};
 use crate::net::IpFamily;
 
 /// A packet with its branches, on one node.
@@ -167,9 +167,13 @@ impl TracedPacket<'_> {
     }
 
     fn undecided(&self, rule: &UndecidedRule) -> UndecidedNote {
-        let may = rule.may.iter().map(|(effect, step)| match *step == rule.step {
-            true => effect.to_string(),
-            false => format!("{effect} at {step}"),
+        let may = rule.may.iter().map(|(effect, step)| {
+            let it =
+                if matches!(effect, Effect::Drop | Effect::Reject | Effect::Accept) { " it" } else { "" };
+            match *step == rule.step {
+                true => format!("{effect}{it}"),
+                false => format!("{effect}{it} at {step}"),
+            }
         });
         UndecidedNote { rule: self.book.named(&rule.step), why: rule.reasons.clone(), may: may.collect() }
     }

@@ -115,7 +115,7 @@ impl Reasons<'_> {
                 let what = "externalTrafficPolicy Local keeps the client's address".to_owned();
                 return (MasqueradeReason::LocalPolicy, what);
             }
-            return self.from_pod(rule);
+            return self.counted_as_pod(rule);
         }
         let in_balancing = |step: &&Step| {
             let owner = ChainOwner::of(step.table, &step.chain);
@@ -125,11 +125,11 @@ impl Reasons<'_> {
             return (MasqueradeReason::NoService, "no rule of a Service masquerades it".to_owned());
         };
         let head = self.book.rules(step.table, &step.chain).first();
-        self.from_pod(head.filter(|rule| rule.callee() == Some(KUBE_MARK_MASQ)))
+        self.counted_as_pod(head.filter(|rule| rule.callee() == Some(KUBE_MARK_MASQ)))
     }
 
     /// For a packet that `rule` takes for a pod's, or spares as one.
-    fn from_pod(&self, rule: Option<&Rule>) -> Reason {
+    fn counted_as_pod(&self, rule: Option<&Rule>) -> Reason {
         let source = self.packet.source.ip();
         match rule.map(|rule| (&rule.source, &rule.in_interface)) {
             Some((Some(part), _)) => (
