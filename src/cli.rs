@@ -3,6 +3,7 @@
 mod check;
 mod cleanup;
 mod cluster_source;
+mod diff;
 mod explain;
 mod objects;
 mod output;
@@ -43,6 +44,15 @@ enum Command {
     Run(run::RunArguments),
     /// Prints the rules of a node for objects in files; needs neither root nor a cluster.
     Render(render::RenderArguments),
+    /// Compares two sets of rules: which chains differ or, with --packets, which packets fare differently.
+    ///
+    /// Of chains, spelling and counters do not count, nor does the order of rules that no packet can match
+    /// both. With --packets, the texts may differ as they like, as those of the layouts classic and compact
+    /// do: packets to every address, port and protocol that either side names, and beside them, are traced
+    /// through both, from pods, the node, outside and every source that rules name. Without --host, -f or
+    /// objects, some addresses are stand-ins; the output says which.
+    /// The exit status is 0 if nothing differs, 1 if something does, and 2 if a side cannot be read.
+    Diff(diff::DiffArguments),
     /// Shows the state of the agent that runs on this node.
     ///
     /// What is in force in both families, what the agent knows of the kernel's tables, its last syncs by stage, rejected
@@ -110,6 +120,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command {
         Command::Run(arguments) => run::main(&arguments),
         Command::Render(arguments) => render::main(&arguments),
+        Command::Diff(arguments) => diff::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),
         Command::Top(arguments) => top::main(&arguments),
         Command::Trace(arguments) => trace::main(&arguments),
