@@ -14,7 +14,7 @@ mod tracks;
 mod traffic;
 
 pub use diff_report::{
-    ChainDiff, DiffReport, EditKind, EndpointShare, FamilyDiff, PacketDiff, PacketExample, RuleLine,
+    ChainDiff, DiffReport, EditKind, ShareShift, FamilyDiff, PacketDiff, PacketExample, RuleLine,
     ServiceTraffic, TrafficChange, TrafficShift, VerdictShare,
 };
 
