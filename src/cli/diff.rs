@@ -7,19 +7,26 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use anyhow::Context;
+use clap::{Args, FromArgMatches};
 
 use super::output::{OutputArguments, Plain, Screen, Style, styled};
-use super::source::{NodeArguments, SourceArguments};
+use super::source::{self, NodeArguments, SourceArguments};
 use super::{USAGE, print_error};
-use crate::inspect::Subject;
+use crate::agent_socket::client;
+use crate::config::DEFAULT_AGENT_SOCKET;
 use crate::inspect::comparison::{self, ChainDiff, DiffMode, DiffReport, EditKind, FamilyDiff};
+use crate::inspect::{HostOrigin, HostView, RulesOrigin, Subject};
+use crate::iptables::replay;
+use crate::net::{PerFamily, UnixAddress};
 
 /// Arguments of `diff`.
 #[derive(Debug, Args)]
 pub struct DiffArguments {
     /// The first: a file of iptables-save, of render or of input of iptables-restore; - for stdin;
-    /// objects:PATH for the rules of a node for objects in files; live for the rules in force
+    /// objects:PATH for the rules of a node for objects in files; live for the rules in force; cluster, or
+    /// cluster:CONTEXT of the kubeconfig, for the rules of a node for the objects of a cluster; agent, or
+    /// agent:ADDRESS of its Unix socket, for the desired rules of a running agent
     #[arg(value_name = "A")]
     before: RulesOperand,
     /// The second
@@ -43,18 +50,28 @@ enum RulesOperand {
     Objects(PathBuf),
     /// The rules in force.
     Live,
+    /// The objects of a cluster, whose rules are rendered; the context of the kubeconfig if not the current one.
+    Cluster(Option<String>),
+    /// The desired rules of a running agent.
+    Agent(UnixAddress),
 }
 
 impl std::str::FromStr for RulesOperand {
     type Err = String;
 
     fn from_str(text: &str) -> Result<RulesOperand, String> {
-        match text.strip_prefix("objects:") {
-            Some("") => Err("a path is missing behind objects:".to_owned()),
-            Some(path) => Ok(RulesOperand::Objects(path.into())),
-            None if text.is_empty() => Err("a file name is missing".to_owned()),
-            None if text == "live" => Ok(RulesOperand::Live),
-            None => Ok(RulesOperand::Text(text.into())),
+        match (text.split_once(':'), text) {
+            (Some((word @ ("objects" | "cluster" | "agent"), "")), _) => {
+                Err(format!("a value is missing behind {word}:"))
+            }
+            (Some(("objects", path)), _) => Ok(RulesOperand::Objects(path.into())),
+            (Some(("cluster", context)), _) => Ok(RulesOperand::Cluster(Some(context.to_owned()))),
+            (Some(("agent", address)), _) => UnixAddress::parse(address).map(RulesOperand::Agent),
+            (_, "") => Err("a file name is missing".to_owned()),
+            (_, "live") => Ok(RulesOperand::Live),
+            (_, "cluster") => Ok(RulesOperand::Cluster(None)),
+            (_, "agent") => UnixAddress::parse(DEFAULT_AGENT_SOCKET).map(RulesOperand::Agent),
+            _ => Ok(RulesOperand::Text(text.into())),
         }
     }
 }
@@ -67,20 +84,31 @@ impl fmt::Display for RulesOperand {
             RulesOperand::Text(path) => write!(f, "{}", path.display()),
             RulesOperand::Objects(path) => write!(f, "objects:{}", path.display()),
             RulesOperand::Live => f.write_str("live"),
+            RulesOperand::Cluster(None) => f.write_str("cluster"),
+            RulesOperand::Cluster(Some(context)) => write!(f, "cluster:{context}"),
+            RulesOperand::Agent(address) => write!(f, "agent:{address}"),
         }
     }
 }
 
 impl RulesOperand {
-    /// The source that this names.
-    fn source(&self, node: &NodeArguments) -> SourceArguments {
+    fn load(&self, node: &NodeArguments) -> anyhow::Result<Subject> {
         let mut source = SourceArguments { node: node.clone(), ..SourceArguments::default() };
         match self {
             RulesOperand::Text(path) => source.rules = Some(path.clone()),
             RulesOperand::Objects(path) => source.objects = vec![path.clone()],
             RulesOperand::Live => source.live = true,
+            RulesOperand::Cluster(context) => {
+                let context = context.iter().map(|context| format!("--context={context}"));
+                let words = ["diff".to_owned(), "--cluster".to_owned()].into_iter().chain(context);
+                let command = SourceArguments::augment_args(clap::Command::new("diff"));
+                let matches = command.try_get_matches_from(words)?;
+                source =
+                    SourceArguments { node: node.clone(), ..SourceArguments::from_arg_matches(&matches)? };
+            }
+            RulesOperand::Agent(address) => return of_agent(address, node),
         }
-        source
+        source.load()
     }
 
     fn reads_stdin(&self) -> bool {
@@ -119,9 +147,33 @@ fn compare(arguments: &DiffArguments) -> anyhow::Result<DiffReport> {
 }
 
 fn load(operand: &RulesOperand, node: &NodeArguments) -> anyhow::Result<Subject> {
-    let subject = operand.source(node).load()?;
+    let subject = operand.load(node)?;
     subject.cluster.iter().flat_map(|cluster| &cluster.problems).for_each(print_error);
     Ok(subject)
+}
+
+/// The desired rules of the agent at `address`.
+fn of_agent(address: &UnixAddress, node: &NodeArguments) -> anyhow::Result<Subject> {
+    let mut rulesets = PerFamily::default();
+    for family in node.families() {
+        let mut text = Vec::new();
+        let path = format!("/v1/rules?family={}", family.lower());
+        client::read(address, &path, &mut |piece| {
+            text.extend_from_slice(piece);
+            Ok(())
+        })?;
+        let text = String::from_utf8(text).context("the agent's rules are not text")?;
+        // A family that the agent does not serve has no rules.
+        if !text.is_empty() {
+            let ruleset = replay::text(family, &text).context("cannot use the agent's rules")?;
+            *rulesets.get_mut(family) = Some(ruleset);
+        }
+    }
+    let host = match node.host_file()? {
+        Some((_, interfaces)) => HostView::of_interfaces(interfaces, HostOrigin::File),
+        None => source::live_host()?,
+    };
+    Ok(Subject { rulesets, origin: RulesOrigin::Agent, cluster: None, host })
 }
 
 /// Draws the report: a summary, then each chain, or what changes for each Service.

@@ -78,7 +78,10 @@ fn an_unreadable_side_is_an_error_with_file_and_line() {
     check(&format!("{good} {v6}"), &["no IP family in common"]);
     check(&format!("{good} missing.save"), &["missing.save"]);
     check(&format!("{good} objects:missing.yaml"), &["missing.yaml"]);
-    check(&format!("{good} objects:"), &["objects:", "path is missing"]);
+    check(&format!("{good} objects:"), &["objects:", "a value is missing"]);
+    check(&format!("{good} cluster:"), &["cluster:", "a value is missing"]);
+    check(&format!("{good} agent:nowhere"), &["nowhere"]);
+    check(&format!("{good} agent:@chainsmith-of-a-test"), &["chainsmith-of-a-test"]);
     check("- -", &["stdin"]);
     check("- objects:-", &["stdin"]);
     check(&format!("{good} {good} --family ipv6"), &["no IP family in common"]);

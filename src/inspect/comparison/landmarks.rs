@@ -31,6 +31,10 @@ pub(super) struct Landmarks {
     pub interfaces: BTreeSet<Interface>,
     /// First addresses of the ranges that destinations of rules tell apart, sorted.
     starts: Vec<IpAddr>,
+    /// The same for rules of other tables than nat, which packets of known connections meet.
+    starts_beside_nat: Vec<IpAddr>,
+    /// Ports that rules of these tables name.
+    ports_beside_nat: BTreeSet<(Protocol, u16)>,
     /// Sources by chain, with a bit for each side whose rules name them.
     sources: BTreeMap<(Table, ChainName), BTreeMap<Cidr, u8>>,
 }
@@ -39,12 +43,20 @@ impl Landmarks {
     /// What `rulesets` name.
     pub(super) fn of(rulesets: [&Ruleset; 2], family: IpFamily) -> Landmarks {
         let mut found = Landmarks::default();
-        let (mut starts, mut states) = (BTreeSet::new(), CtStates::NEW);
+        let (mut starts, mut beside_nat, mut states) = (BTreeSet::new(), BTreeSet::new(), CtStates::NEW);
         for (side, ruleset) in rulesets.into_iter().enumerate() {
             for (table, chains) in &ruleset.tables {
                 for (name, chain) in chains {
                     for rule in &chain.rules {
-                        found.add_destination(rule, family, &mut starts);
+                        let named = found.add_destination(rule, family);
+                        starts.extend(&named);
+                        if *table != Table::Nat {
+                            beside_nat.extend(named);
+                            if let Some((protocol, range)) = ports_of(rule) {
+                                let ends = [range.first, range.last].map(|port| (protocol, port));
+                                found.ports_beside_nat.extend(ends);
+                            }
+                        }
                         found.add_matches(rule, &mut states);
                         if let Some(source) = &rule.source {
                             let known = found.sources.entry((*table, *name)).or_default();
@@ -55,6 +67,7 @@ impl Landmarks {
             }
         }
         found.starts = starts.into_iter().collect();
+        found.starts_beside_nat = beside_nat.into_iter().collect();
         let tested = [CtStates::INVALID, CtStates::ESTABLISHED, CtStates::RELATED, CtStates::UNTRACKED];
         found.states = tested.into_iter().filter(|state| states.contains(*state)).collect();
         if states.contains(CtStates::DNAT) {
@@ -63,25 +76,27 @@ impl Landmarks {
         found
     }
 
-    fn add_destination(&mut self, rule: &Rule, family: IpFamily, starts: &mut BTreeSet<IpAddr>) {
+    /// Adds what `rule` names, and returns the first address of its destinations and the one behind the last.
+    fn add_destination(&mut self, rule: &Rule, family: IpFamily) -> Vec<IpAddr> {
         let ports = ports_of(rule);
         self.interfaces.extend(rule.in_interface.as_ref().map(|part| part.value.clone()));
         if let Some(Target::Dnat(to)) = rule.target {
             self.targets.extend(protocols_of(rule).map(|protocol| (to, protocol)));
         }
         let Some(MaybeNot { value, .. }) = rule.destination else {
-            return self.add_ports(ports);
+            self.add_ports(ports);
+            return Vec::new();
         };
-        starts.insert(value.address());
-        starts.extend(neighbour(last_of(&value), true));
         if value.length() < family.bits() {
-            return self.add_ports(ports);
+            self.add_ports(ports);
+        } else {
+            let known = self.frontends.entry(value.address()).or_default();
+            match ports {
+                Some((protocol, range)) => known.extend([(protocol, range.first), (protocol, range.last)]),
+                None => drop(self.without_port.insert(value.address())),
+            }
         }
-        let known = self.frontends.entry(value.address()).or_default();
-        match ports {
-            Some((protocol, range)) => known.extend([(protocol, range.first), (protocol, range.last)]),
-            None => drop(self.without_port.insert(value.address())),
-        }
+        [Some(value.address()), neighbour(last_of(&value), true)].into_iter().flatten().collect()
     }
 
     fn add_ports(&mut self, ports: Option<(Protocol, PortRange)>) {
@@ -123,8 +138,17 @@ impl Landmarks {
 
     /// The first address of the range of `ip`: no rule tells it from another destination in the range.
     pub(super) fn range_start(&self, ip: IpAddr) -> Option<IpAddr> {
-        let n = self.starts.partition_point(|start| *start <= ip);
-        self.starts.get(n.checked_sub(1)?).copied()
+        start_in(&self.starts, ip)
+    }
+
+    /// What rules of other tables than nat tell of a destination: its range, and its port if one names it.
+    pub(super) fn kind_beside_nat(
+        &self,
+        ip: IpAddr,
+        port: (Protocol, u16),
+    ) -> (Option<IpAddr>, Protocol, Option<u16>) {
+        let named = self.ports_beside_nat.contains(&port).then_some(port.1);
+        (start_in(&self.starts_beside_nat, ip), port.0, named)
     }
 
     /// An address in each range.
@@ -137,6 +161,12 @@ impl Landmarks {
         let found = self.sources.get(&(table, name)).into_iter().flatten();
         found.map(|(cidr, sides)| (*cidr, *sides))
     }
+}
+
+/// The last of `starts` that is not behind `ip`.
+fn start_in(starts: &[IpAddr], ip: IpAddr) -> Option<IpAddr> {
+    let n = starts.partition_point(|start| *start <= ip);
+    starts.get(n.checked_sub(1)?).copied()
 }
 
 /// The protocol and the ports that `rule` matches.

@@ -14,6 +14,9 @@ pub(super) struct Probe {
     pub to: SocketAddr,
     /// The protocol.
     pub protocol: Protocol,
+    /// Whether packets in other connection states than NEW are sent too. They do not meet nat: one destination stands
+    /// for all that the rules of other tables do not tell apart.
+    pub tests_states: bool,
 }
 
 /// The most addresses of the node that node ports are tried on.
@@ -58,17 +61,27 @@ pub(super) fn choose(landmarks: &Landmarks, vantages: &Vantages, family: IpFamil
     for ip in own.into_iter().chain([outside]) {
         probes.add(ip, 22, Protocol::Tcp);
     }
-    probes.found.into_iter().collect()
+    probes.chosen(landmarks, vantages)
 }
 
 #[derive(Default)]
 struct Probes {
-    found: BTreeSet<Probe>,
+    found: BTreeSet<(SocketAddr, Protocol)>,
 }
 
 impl Probes {
     fn add(&mut self, ip: IpAddr, port: u16, protocol: Protocol) {
-        self.found.insert(Probe { to: SocketAddr::new(ip, port), protocol });
+        self.found.insert((SocketAddr::new(ip, port), protocol));
+    }
+
+    fn chosen(self, landmarks: &Landmarks, vantages: &Vantages) -> Vec<Probe> {
+        let mut seen = BTreeSet::new();
+        let probe = |(to, protocol): (SocketAddr, Protocol)| {
+            let is_local = to.ip().is_loopback() || vantages.local_addresses.contains(&to.ip());
+            let kind = landmarks.kind_beside_nat(to.ip(), (protocol, to.port()));
+            Probe { to, protocol, tests_states: seen.insert((is_local, kind)) }
+        };
+        self.found.into_iter().map(probe).collect()
     }
 
     fn add_targets(&mut self, landmarks: &Landmarks) {

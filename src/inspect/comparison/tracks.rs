@@ -127,7 +127,7 @@ impl<'a> Tracks<'a> {
             self.add_candidates(&fates, &mut candidates);
             each(Sender { who: who.clone(), occasion: Occasion::New }, &packet, &fates);
             self.follow_returns(who, &packet, &fates, each);
-            for state in &self.landmarks.states {
+            for state in self.landmarks.states.iter().filter(|_| probe.tests_states) {
                 let packet = Packet { state: *state, ..packet.clone() };
                 let fates = self.sides.fates(&packet);
                 each(Sender { who: who.clone(), occasion: Occasion::State(*state) }, &packet, &fates);
