@@ -3,6 +3,7 @@
 mod check;
 mod cleanup;
 mod cluster_source;
+mod diff;
 mod explain;
 mod objects;
 mod output;
@@ -21,8 +22,6 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-
-use cluster_source::CLUSTER_BY_DEFAULT;
 
 use crate::config;
 use crate::model::needs_escape;
@@ -43,6 +42,15 @@ enum Command {
     Run(run::RunArguments),
     /// Prints the rules of a node for objects in files; needs neither root nor a cluster.
     Render(render::RenderArguments),
+    /// Compares two sets of rules: which chains differ or, with --packets, which packets fare differently.
+    ///
+    /// Of chains, spelling and counters do not count, nor does the order of rules that no packet can match
+    /// both. With --packets, the texts may differ as they like, as those of the layouts classic and compact
+    /// do: packets to every address, port and protocol that either side names, and beside them, are traced
+    /// through both, from pods, the node, outside and every source that rules name. Without --host, -f or
+    /// objects, some addresses are stand-ins; the output says which.
+    /// The exit status is 0 if nothing differs, 1 if something does, and 2 if a side cannot be read.
+    Diff(diff::DiffArguments),
     /// Shows the state of the agent that runs on this node.
     ///
     /// What is in force in both families, what the agent knows of the kernel's tables, its last syncs by stage, rejected
@@ -110,6 +118,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command {
         Command::Run(arguments) => run::main(&arguments),
         Command::Render(arguments) => render::main(&arguments),
+        Command::Diff(arguments) => diff::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),
         Command::Top(arguments) => top::main(&arguments),
         Command::Trace(arguments) => trace::main(&arguments),
@@ -141,10 +150,12 @@ fn with_plugin_source(mut argv: Vec<OsString>, command: &clap::Command) -> Vec<O
     if is_called(&argv, PLUGIN) {
         let name = argv.get(1).and_then(|argument| argument.to_str()).unwrap_or("--help");
         let takes_source = command.find_subcommand(name).is_some_and(|command| {
-            command.get_arguments().any(|argument| argument.get_long() == Some(CLUSTER_BY_DEFAULT))
+            command
+                .get_arguments()
+                .any(|argument| argument.get_long() == Some(cluster_source::CLUSTER_BY_DEFAULT))
         });
         match takes_source {
-            true => argv.insert(2, format!("--{CLUSTER_BY_DEFAULT}").into()),
+            true => argv.insert(2, format!("--{}", cluster_source::CLUSTER_BY_DEFAULT).into()),
             false if argv.len() == 1 => argv.push("--help".into()),
             false => {}
         }

@@ -4,6 +4,7 @@
 //! JSON, so both give the same answer.
 
 pub mod busiest;
+pub mod comparison;
 pub mod envelope;
 pub mod explanation;
 pub mod findings;

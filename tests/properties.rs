@@ -2,6 +2,8 @@
 
 #[path = "properties/cluster.rs"]
 mod cluster;
+#[path = "properties/comparison.rs"]
+mod comparison;
 #[path = "properties/fates.rs"]
 mod fates;
 #[path = "properties/junk.rs"]

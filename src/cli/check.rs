@@ -107,8 +107,20 @@ fn status(report: &CheckReport) -> ExitCode {
     }
 }
 
+/// What an agent knows of the kernel is what it left there: a check asks the kernel and the cluster instead.
+fn refuse_agent(source: &SourceArguments) -> anyhow::Result<()> {
+    if source.agent.is_some() {
+        bail!(
+            "--agent: check compares the kernel with the cluster itself: use --cluster or -f; \
+             `chainsmith status` shows what the agent knows of its rules"
+        );
+    }
+    Ok(())
+}
+
 fn compare(arguments: &CheckArguments) -> anyhow::Result<CheckReport> {
     let source = &arguments.source;
+    refuse_agent(source)?;
     let Some((objects, config, _)) = source.read_objects(&[])? else {
         bail!("check needs the objects to compare with: give them with -f OBJECTS or --cluster");
     };
@@ -178,6 +190,7 @@ fn watched_objects(source: &SourceArguments) -> anyhow::Result<WatchedObjects> {
 
 fn watch(arguments: &CheckArguments) -> anyhow::Result<()> {
     let source = &arguments.source;
+    refuse_agent(source)?;
     let config = arguments.with_backend(source.node.config()?);
     let node_name = source.node.node.clone().or_else(|| config.hostname_override.clone());
     let node_name = node_name.context("--watch needs the name of the Node: give it with --node")?;

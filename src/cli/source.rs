@@ -71,7 +71,7 @@ impl NodeArguments {
     }
 
     /// The host file, if one is given.
-    fn host_file(&self) -> anyhow::Result<Option<(Host, Vec<InterfaceAddress>)>> {
+    pub fn host_file(&self) -> anyhow::Result<Option<(Host, Vec<InterfaceAddress>)>> {
         let Some(path) = &self.host else { return Ok(None) };
         let text =
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;

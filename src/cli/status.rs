@@ -2,6 +2,7 @@
 
 mod drawing;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -25,6 +26,10 @@ pub struct StatusArguments {
     /// beginning, the end, and the lines around the rejected line
     #[arg(long, value_name = "WHICH")]
     restore: Option<RestoreChoice>,
+    /// Print the rules that the agent wants in force, without quarantined service ports, as iptables-save prints them;
+    /// a source for the other commands
+    #[arg(long, conflicts_with = "restore")]
+    rules: bool,
     #[command(flatten)]
     output: OutputArguments,
 }
@@ -46,8 +51,24 @@ pub fn main(arguments: &StatusArguments) -> ExitCode {
     }
 }
 
+/// Prints the rules as they arrive. A closed pipe ends quietly.
+fn print_rules(agent: &UnixAddress) -> anyhow::Result<ExitCode> {
+    let mut stdout = std::io::stdout().lock();
+    let printed = client::read(agent, "/v1/rules", &mut |piece| stdout.write_all(piece));
+    let is_closed = |error: &anyhow::Error| {
+        error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    match printed {
+        Err(error) if !is_closed(&error) => Err(error),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
 fn print(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
-    let StatusArguments { agent, restore, output } = arguments;
+    let StatusArguments { agent, restore, rules, output } = arguments;
+    if *rules {
+        return print_rules(agent);
+    }
     let Some(choice) = restore else {
         let report: StatusReport = client::get(agent, "StatusReport", "/v1/status")?;
         let draw = |screen: &mut _| drawing::status(screen, &report);

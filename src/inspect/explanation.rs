@@ -19,9 +19,9 @@ use truth::Evaluator;
 
 pub use question::{ExplainQuestion, NoSuchService};
 pub use report::{
-    AnsweringEndpoint, ChainCaller, ChainExplanation, EndpointExplanation, EndpointGroup, EntryExplanation,
-    ExplainReport, FateVerdict, FrontendClass, FrontendExplanation, PacketFate, PacketReach, PortExplanation,
-    ServicePolicies, ServiceSyncState, SliceEntryExplanation, TruthCell, VantageExplanation,
+    AnsweringEndpoint, CellFate, ChainCaller, ChainExplanation, EndpointExplanation, EndpointGroup,
+    EntryExplanation, ExplainReport, FateVerdict, FrontendClass, FrontendExplanation, PacketReach,
+    PortExplanation, ServicePolicies, ServiceSyncState, SliceEntryExplanation, TruthCell, VantageExplanation,
 };
 
 /// The most service ports of each family in a report. Each has a truth table of its own.

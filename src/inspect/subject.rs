@@ -117,7 +117,7 @@ pub struct HostView {
 }
 
 /// Where facts about the host come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HostOrigin {
     /// Nothing is known: stand-ins are used.
     #[default]

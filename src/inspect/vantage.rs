@@ -84,7 +84,31 @@ pub struct Vantages {
 impl Vantages {
     /// The vantages of `subject` in `family`. Where objects and host do not tell an address, it is a stand-in.
     pub fn of(subject: &Subject, family: IpFamily) -> Vantages {
-        let known = KnownNetworks::of(subject, family);
+        Vantages::among(KnownNetworks::of(subject, family), subject, family)
+    }
+
+    /// The vantages of two subjects on one node: of the one of which more is known, outside the networks of both.
+    /// The node has the addresses of both.
+    pub fn of_both(subjects: [&Subject; 2], family: IpFamily) -> Vantages {
+        let is_known = |subject: &Subject| (subject.host.origin, subject.cluster.is_some());
+        let [mut better, mut other] = subjects;
+        if is_known(other) > is_known(better) {
+            (better, other) = (other, better);
+        }
+        let mut known = KnownNetworks::of(better, family);
+        known.add_objects(other, family);
+        if let Some(ruleset) = other.rulesets.get(family) {
+            known.add_rules(ruleset);
+        }
+        known.taken.extend(&other.host.addresses);
+        known.met.extend(other.host.routes.iter().map(|(cidr, _)| *cidr));
+        known.met.retain(|cidr| cidr.family() == family && !cidr.is_everything());
+        let mut vantages = Vantages::among(known, better, family);
+        vantages.local_addresses.extend(&other.host.addresses);
+        vantages
+    }
+
+    fn among(known: KnownNetworks, subject: &Subject, family: IpFamily) -> Vantages {
         let own = own_address(subject, family);
         let uplink = default_interface(subject, family).map(Arc::from);
         let uplink = uplink.or_else(|| own.and_then(|ip| known.interface_of(subject, ip)));

@@ -8,6 +8,7 @@ mod observers;
 mod outage;
 mod overlaps;
 mod pace;
+mod questions;
 mod restart;
 
 use std::sync::Mutex;

@@ -116,6 +116,7 @@ fn wrong_command_lines_are_named() {
     let shop = folder().join("shop.yaml").display().to_string();
     let healthy = folder().join("healthy-classic.save").display().to_string();
     cannot_run(&["x.save"], "-f OBJECTS");
+    cannot_run(&["--agent"], "--agent: check compares");
     cannot_run(&["/none.save", "-f", &shop], "cannot read /none.save");
     cannot_run(&[&shop, "-f", &shop], "cannot use");
     cannot_run(&[&healthy, "-f", &shop, "--node", "node-z"], "\"node-z\"");

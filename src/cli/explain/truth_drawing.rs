@@ -2,7 +2,7 @@
 
 use crate::cli::output::{Plain, Screen, Style, styled};
 use crate::inspect::explanation::{
-    EndpointGroup, FateVerdict, FrontendClass, FrontendExplanation, PacketFate, PacketReach, PortExplanation,
+    CellFate, EndpointGroup, FateVerdict, FrontendClass, FrontendExplanation, PacketReach, PortExplanation,
     TruthCell,
 };
 use std::net::SocketAddr;
@@ -138,7 +138,7 @@ fn cell_text(cell: &TruthCell, notes: &mut Vec<String>) -> CellText {
 }
 
 /// ` [1]` for each rule that cannot be decided.
-fn references(fate: &PacketFate, notes: &mut Vec<String>) -> String {
+fn references(fate: &CellFate, notes: &mut Vec<String>) -> String {
     let mut text = String::new();
     for rule in &fate.undecided {
         let n = notes.iter().position(|known| known == rule).unwrap_or_else(|| {
@@ -150,7 +150,7 @@ fn references(fate: &PacketFate, notes: &mut Vec<String>) -> String {
     text
 }
 
-fn fate_style(fate: &PacketFate) -> Style {
+fn fate_style(fate: &CellFate) -> Style {
     match fate.verdict {
         FateVerdict::Rejected | FateVerdict::Dropped => Style::Bad,
         FateVerdict::Endpoint if fate.is_unanswerable || fate.other_service_port.is_some() => Style::Bad,
@@ -159,7 +159,7 @@ fn fate_style(fate: &PacketFate) -> Style {
     }
 }
 
-fn fate_text(fate: &PacketFate) -> String {
+fn fate_text(fate: &CellFate) -> String {
     let reason = fate.reason.as_deref().unwrap_or("unknown reason");
     match fate.verdict {
         FateVerdict::Endpoint => {}

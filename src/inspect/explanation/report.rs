@@ -291,7 +291,7 @@ pub struct TruthCell {
     /// Whether such packets reach the rules of this node.
     pub reach: PacketReach,
     /// What can happen to it; one unless the rules leave a choice.
-    pub fates: Vec<PacketFate>,
+    pub fates: Vec<CellFate>,
 }
 
 /// Whether packets from a place to a frontend reach the rules of this node.
@@ -311,7 +311,7 @@ pub enum PacketReach {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct PacketFate {
+pub struct CellFate {
     /// How it ends.
     pub verdict: FateVerdict,
     /// Its probability, more than 0 and at most 1.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::report::{
-    AnsweringEndpoint, EndpointGroup, FateVerdict, FrontendClass, FrontendExplanation, PacketFate,
-    PacketReach, TruthCell,
+    AnsweringEndpoint, CellFate, EndpointGroup, FateVerdict, FrontendClass, FrontendExplanation, PacketReach,
+    TruthCell,
 };
 use super::service_rules::split_comment;
 use crate::inspect::vantage::{Vantage, VantagePoint, Vantages};
@@ -106,14 +106,14 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The fates of a packet's branches; those that differ only in the endpoint are one.
-    fn fates(&self, service_port: &str, branches: &[Branch], endpoints: &KnownEndpoints) -> Vec<PacketFate> {
+    fn fates(&self, service_port: &str, branches: &[Branch], endpoints: &KnownEndpoints) -> Vec<CellFate> {
         let mut merged: BTreeMap<FateKey<'_>, BTreeMap<Option<SocketAddr>, Weight>> = BTreeMap::new();
         for branch in branches {
             let by_endpoint = merged.entry(self.key(service_port, branch)).or_default();
             let weight = by_endpoint.entry(branch.outcome.dnat).or_insert(Weight::ZERO);
             weight.add(&branch.weight);
         }
-        let mut fates: Vec<PacketFate> =
+        let mut fates: Vec<CellFate> =
             merged.into_iter().map(|(key, weights)| key.fate(weights, endpoints)).collect();
         fates.sort_by(|a, b| b.probability.total_cmp(&a.probability));
         fates
@@ -218,7 +218,7 @@ struct FateKey<'a> {
 }
 
 impl FateKey<'_> {
-    fn fate(self, weights: BTreeMap<Option<SocketAddr>, Weight>, known: &KnownEndpoints) -> PacketFate {
+    fn fate(self, weights: BTreeMap<Option<SocketAddr>, Weight>, known: &KnownEndpoints) -> CellFate {
         let mut total = Weight::ZERO;
         weights.values().for_each(|weight| total.add(weight));
         let is_endpoint = self.verdict == FateVerdict::Endpoint;
@@ -233,7 +233,7 @@ impl FateKey<'_> {
         let shares = weights.iter().filter(|_| is_endpoint).filter_map(|(address, weight)| {
             Some(AnsweringEndpoint { address: (*address)?, probability: weight.to_f64() })
         });
-        PacketFate {
+        CellFate {
             verdict: self.verdict,
             probability: total.to_f64(),
             reason: self.reason,

@@ -2,6 +2,7 @@
 //! spelling of rules, counters and comments do not count. (kube-proxy drops comments in a large cluster, and keeps
 //! those of unchanged Services when a cluster shrinks.)
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::check_report::{CheckFinding, FindingKind, FindingSeverity};
@@ -60,7 +61,8 @@ pub(super) fn compare(both: &BothRules<'_>, names: &ServiceNames<'_>) -> ChainCo
         let all: BTreeSet<ChainName> =
             desired.iter().chain(in_force).filter(ours).map(|(name, _)| *name).collect();
         found.n_chains += all.len();
-        let called = callers(in_force);
+        // Needed for chains in excess only.
+        let called = LazyCell::new(|| callers(in_force));
         let mut unused = Vec::new();
         for name in all {
             let comparison = ChainPair { both, names, table, name };
