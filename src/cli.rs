@@ -23,8 +23,6 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use cluster_source::CLUSTER_BY_DEFAULT;
-
 use crate::config;
 use crate::model::needs_escape;
 
@@ -152,10 +150,12 @@ fn with_plugin_source(mut argv: Vec<OsString>, command: &clap::Command) -> Vec<O
     if is_called(&argv, PLUGIN) {
         let name = argv.get(1).and_then(|argument| argument.to_str()).unwrap_or("--help");
         let takes_source = command.find_subcommand(name).is_some_and(|command| {
-            command.get_arguments().any(|argument| argument.get_long() == Some(CLUSTER_BY_DEFAULT))
+            command
+                .get_arguments()
+                .any(|argument| argument.get_long() == Some(cluster_source::CLUSTER_BY_DEFAULT))
         });
         match takes_source {
-            true => argv.insert(2, format!("--{CLUSTER_BY_DEFAULT}").into()),
+            true => argv.insert(2, format!("--{}", cluster_source::CLUSTER_BY_DEFAULT).into()),
             false if argv.len() == 1 => argv.push("--help".into()),
             false => {}
         }

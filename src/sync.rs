@@ -12,7 +12,7 @@ mod wiring;
 
 pub use observer::{Finding, News, Observer, Sweep, Synced};
 pub use wiring::{
-    FamilyView, HostSource, LoopEnd, LoopEvent, LoopInputs, LoopParts, LoopView, NodeWait, ViewRequest,
+    HostSource, LoopEnd, LoopEvent, LoopFamily, LoopInputs, LoopParts, LoopView, NodeWait, ViewRequest,
 };
 
 use std::sync::Arc;
@@ -275,7 +275,7 @@ impl<K: Iptables + 'static> Loop<K> {
         LoopView {
             snapshot: self.state.snapshot.clone(),
             node_name: self.parts.node_name.clone(),
-            families: self.state.families.iter_mut().map(FamilyView::of).collect(),
+            families: self.state.families.iter_mut().map(LoopFamily::of).collect(),
             is_listed: self.is_listed(),
         }
     }

@@ -82,13 +82,16 @@ pub(super) struct AgentFacts<'a> {
     pub(super) max_open_files: u64,
 }
 
+/// Observers of the loop, in the order in which they are notified.
+type Observers = Vec<Arc<dyn Observer>>;
+
 /// Starts servers and tasks among `tasks`; returns the observers, and the bound of all servers.
 pub(super) fn start(
     facts: AgentFacts<'_>,
     registry: Registry,
     metrics: Arc<Metrics>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> anyhow::Result<(Vec<Arc<dyn Observer>>, Arc<Admission>)> {
+) -> anyhow::Result<(Observers, Arc<Admission>)> {
     let AgentFacts { config, flags, node, machine, server, freshness, counters, services, max_open_files } =
         facts;
     metrics.show_build(config.gates.iter())?;

@@ -19,7 +19,7 @@ use crate::model::host::Host;
 use crate::net::{IpFamily, PerFamily};
 use crate::policy::Place;
 use crate::rules::{Layout, Settings};
-use crate::sync::{FamilyView, HostSource, LoopView, ViewRequest};
+use crate::sync::{HostSource, LoopFamily, LoopView, ViewRequest};
 
 /// How many questions wait for the one that is being answered.
 pub(super) const MAX_WAITING: usize = 8;
@@ -165,7 +165,7 @@ fn subject(
 }
 
 /// The desired rules of one family in the layout that is in force, without quarantined service ports.
-fn ruleset(view: &FamilyView, cluster: &ClusterView, place: Place<'_>) -> Ruleset {
+fn ruleset(view: &LoopFamily, cluster: &ClusterView, place: Place<'_>) -> Ruleset {
     let layout = match view.layout {
         Layout::Classic { .. } => LayoutChoice::Classic,
         Layout::Compact => LayoutChoice::Compact,

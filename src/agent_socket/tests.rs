@@ -27,7 +27,7 @@ use crate::model::{Inventory, Snapshot};
 use crate::net::{IpFamily, UnixAddress};
 use crate::policy::Place;
 use crate::rules::{Layout, Settings};
-use crate::sync::{FamilyView, LoopView, Observer, ViewRequest};
+use crate::sync::{LoopFamily, LoopView, Observer, ViewRequest};
 
 /// A cluster of `n` Services with an endpoint each.
 fn cluster(n: usize) -> Arc<Snapshot> {
@@ -52,7 +52,7 @@ fn settings() -> Settings {
 }
 
 fn view(snapshot: &Arc<Snapshot>, layout: Layout) -> LoopView {
-    let family = FamilyView {
+    let family = LoopFamily {
         family: IpFamily::V4,
         settings: Some(settings()),
         layout,

@@ -51,7 +51,7 @@ impl<K: Iptables> LoopState<K> {
     pub(super) fn sync(&mut self, node: &str, stop: &AtomicBool, observers: &[Arc<dyn Observer>]) -> bool {
         let LoopState { families, snapshot, .. } = self;
         let zone = snapshot.node().and_then(|node| node.zone.clone());
-        let view = View { snapshot: &**snapshot, place: Place { node, zone: zone.as_deref() } };
+        let view = View { snapshot, place: Place { node, zone: zone.as_deref() } };
         let dirty = families.iter_mut().filter(|family| family.is_dirty());
         let reports = in_parallel(dirty, |family| sync_family(family, view, stop, observers));
         let is_success = reports.iter().all(|report| report.outcome.is_ok());

@@ -53,14 +53,14 @@ pub struct LoopView {
     /// This node's name.
     pub node_name: Arc<str>,
     /// The families that are proxied.
-    pub families: Vec<FamilyView>,
+    pub families: Vec<LoopFamily>,
     /// Whether the first lists are complete.
     pub is_listed: bool,
 }
 
 /// What the loop knows of one family.
 #[derive(Clone, Debug)]
-pub struct FamilyView {
+pub struct LoopFamily {
     /// The family.
     pub family: IpFamily,
     /// The inputs of rule generation other than Services and endpoints; `None` before the first sync.
@@ -73,10 +73,10 @@ pub struct FamilyView {
     pub knowledge: Knowledge,
 }
 
-impl FamilyView {
+impl LoopFamily {
     /// What `sync` knows.
-    pub(super) fn of<K: Iptables>(sync: &mut FamilySync<K>) -> FamilyView {
-        FamilyView {
+    pub(super) fn of<K: Iptables>(sync: &mut FamilySync<K>) -> LoopFamily {
+        LoopFamily {
             family: sync.family(),
             settings: sync.settings().cloned(),
             layout: sync.layout(),

@@ -159,8 +159,11 @@ fn in_force(state: &FamilyState) -> Vec<Vec<String>> {
     rows
 }
 
+/// How long a sync spent in a stage, in seconds.
+type StageTime = fn(&SyncRecord) -> f64;
+
 /// The stages of a sync, in their order.
-const STAGES: [(&str, fn(&SyncRecord) -> f64); 5] = [
+const STAGES: [(&str, StageTime); 5] = [
     ("READ", |sync| sync.stages.read),
     ("COMPILE", |sync| sync.stages.compile),
     ("PLAN", |sync| sync.stages.plan),

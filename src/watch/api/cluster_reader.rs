@@ -143,14 +143,14 @@ impl ClusterReader {
         Ok(map["data"][key].as_str().map(str::to_owned))
     }
 
-    async fn list_kind<K: WatchedKind>(
+    async fn list_kind<K>(
         &self,
         labels: Option<&str>,
         object: &(dyn Fn(K) -> Object + Sync),
         each: &dyn Fn(Result<Object, Box<Problem>>),
     ) -> Result<(), ReadFailure>
     where
-        K: Send + 'static,
+        K: WatchedKind + Send + 'static,
     {
         let plural = K::Api::plural(&());
         let right = match &*K::Api::group(&()) {
