@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::listed;
 use crate::cli::output::{Plain, Screen, Style, styled};
-use crate::inspect::comparison::{ShareShift, PacketDiff, TrafficChange, TrafficShift, VerdictShare};
+use crate::inspect::comparison::{PacketDiff, ShareShift, TrafficChange, TrafficShift, VerdictShare};
 
 /// Draws what changes for each Service, and what the comparison rests on.
 pub(super) fn draw(screen: &mut Screen, packets: &PacketDiff) {
