@@ -117,7 +117,7 @@ fn run(node: &Node, agent: &Agent, folder: &Path, shown: &mut BTreeMap<String, u
         let n_syncs = sync_times(agent).len();
         write_service(folder, change % N_SERVICES, change);
         poll::until("the change is synced", SOON, || sync_times(agent).len() > n_syncs);
-        if change % 10 == 0 {
+        if change.is_multiple_of(10) {
             scrape(node, shown);
         }
     }
@@ -167,7 +167,7 @@ fn scrape(node: &Node, shown: &mut BTreeMap<String, u64>) -> u64 {
 
 /// `top --live` reads what the rules in force count, in both families.
 fn live_counters_are_shown(node: &Node) {
-    let program = option_env!("CARGO_BIN_EXE_chainsmith").expect("cargo builds it for this test");
+    let program = env!("CARGO_BIN_EXE_chainsmith");
     let totals = || -> serde_json::Value {
         let text = node.namespace().command(program, &["top", "--live", "-o", "json"], "").unwrap();
         serde_json::from_str(&text).expect("JSON")
@@ -190,7 +190,7 @@ fn live_counters_are_shown(node: &Node) {
 
 /// `top --agent` shows what the agent has counted, across all rewrites.
 fn the_agents_counts_are_shown(node: &Node, shown: &BTreeMap<String, u64>) {
-    let program = option_env!("CARGO_BIN_EXE_chainsmith").expect("cargo builds it for this test");
+    let program = env!("CARGO_BIN_EXE_chainsmith");
     let text = node.namespace().command(program, &["top", "--agent", "-o", "json"], "").unwrap();
     let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(report["countsSince"], "agentStarted");
@@ -211,14 +211,15 @@ fn name(n: usize) -> String {
 }
 
 fn frontend(n: usize) -> SocketAddr {
-    let text = if n % 2 == 0 { format!("10.96.7.{n}:80") } else { format!("[fd00:10:96::7:{n}]:80") };
+    let text =
+        if n.is_multiple_of(2) { format!("10.96.7.{n}:80") } else { format!("[fd00:10:96::7:{n}]:80") };
     text.parse().expect("an address and port")
 }
 
 /// Writes Service `n` with endpoints that differ in each of its versions, which are numbered across all Services: one
 /// goes, one comes.
 fn write_service(folder: &Path, n: usize, version: usize) {
-    let (ip, family) = (frontend(n).ip(), if n % 2 == 0 { "IPv4" } else { "IPv6" });
+    let (ip, family) = (frontend(n).ip(), if n.is_multiple_of(2) { "IPv4" } else { "IPv6" });
     let first = version.div_ceil(N_SERVICES);
     let endpoints: Vec<String> = (first..first + N_ENDPOINTS)
         .map(|at| match n % 2 {

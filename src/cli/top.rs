@@ -2,24 +2,22 @@
 
 mod counted_source;
 mod drawing;
+mod view;
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
+use tokio::time::Instant;
 
 use super::output::{OutputArguments, Screen};
 use super::source::SourceArguments;
 use super::{USAGE, print_error};
 use crate::inspect::busiest::{TopOrder, TopReport};
-use counted_source::CountedSource;
-use drawing::TopView;
-
-/// The kind of the report.
-const KIND: &str = "TopReport";
+use counted_source::{CountedSource, KIND};
+use view::{By, TopView};
 
 /// The interval without `--interval`.
 const INTERVAL: f64 = 2.0;
@@ -82,15 +80,6 @@ impl From<Order> for TopOrder {
     }
 }
 
-/// `--by`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum By {
-    /// A service port.
-    Service,
-    /// An endpoint of a service port.
-    Endpoint,
-}
-
 fn interval(text: &str) -> Result<Duration, String> {
     let seconds = text.strip_suffix('s').unwrap_or(text).parse().ok().filter(|n| INTERVALS.contains(n));
     let reason = || format!("must be {} to {} seconds", INTERVALS.start(), INTERVALS.end());
@@ -127,7 +116,7 @@ fn run(arguments: &TopArguments) -> anyhow::Result<ExitCode> {
     if source.is_once() && arguments.interval.is_some() {
         bail!(UsageError("--interval needs --live or --agent: a text is read once"));
     }
-    let mut reading = Reading::first(&mut source)?;
+    let mut reading = TimedReport::first(&mut source)?;
     check_by(&reading.report, arguments.by)?;
     if arguments.output.is_json() || source.is_once() || !std::io::stdout().is_terminal() {
         if let Some(interval) = arguments.interval {
@@ -154,20 +143,20 @@ fn check_by(report: &TopReport, by: By) -> anyhow::Result<()> {
 }
 
 /// A report, and when it was made.
-struct Reading {
+struct TimedReport {
     at: Instant,
     report: TopReport,
 }
 
-impl Reading {
-    fn first(source: &mut CountedSource<'_>) -> anyhow::Result<Reading> {
+impl TimedReport {
+    fn first(source: &mut CountedSource<'_>) -> anyhow::Result<TimedReport> {
         let report = source.read()?;
-        Ok(Reading { at: Instant::now(), report })
+        Ok(TimedReport { at: Instant::now(), report })
     }
 
     /// The next reading, with rates since this one.
-    fn next(&self, source: &mut CountedSource<'_>) -> anyhow::Result<Reading> {
-        let mut reading = Reading::first(source)?;
+    fn next(&self, source: &mut CountedSource<'_>) -> anyhow::Result<TimedReport> {
+        let mut reading = TimedReport::first(source)?;
         let seconds = reading.at.duration_since(self.at).as_secs_f64();
         reading.report.add_rates(&self.report, seconds);
         Ok(reading)
@@ -204,11 +193,6 @@ fn refresh(arguments: &TopArguments, report: &TopReport) -> anyhow::Result<()> {
     write!(stdout, "\u{1b}[H\u{1b}[2J{}", screen.as_str())?;
     stdout.flush()?;
     Ok(())
-}
-
-/// The file named by the source, if it is a text.
-fn text_of(source: &SourceArguments) -> Option<&PathBuf> {
-    source.rules.as_ref()
 }
 
 #[cfg(test)]

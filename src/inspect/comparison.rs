@@ -14,8 +14,8 @@ mod tracks;
 mod traffic;
 
 pub use diff_report::{
-    ChainDiff, DiffReport, EditKind, EndpointShare, FamilyDiff, PacketDiff, PacketExample, RuleLine,
-    ServiceTraffic, TrafficChange, TrafficShift, VerdictShare,
+    ChainDiff, DiffReport, EditKind, FamilyDiff, PacketDiff, PacketExample, RuleLine, ServiceTraffic,
+    ShareShift, TrafficChange, TrafficShift, VerdictShare,
 };
 
 use super::Subject;

@@ -19,8 +19,8 @@ use truth::Evaluator;
 
 pub use question::{ExplainQuestion, NoSuchService};
 pub use report::{
-    AnsweringEndpoint, CellFate, ChainCaller, ChainExplanation, EndpointExplanation, EndpointGroup,
-    EntryExplanation, ExplainReport, FateVerdict, FrontendClass, FrontendExplanation, PacketReach,
+    AnsweringEndpoint, CellFate, CellVerdict, ChainCaller, ChainExplanation, EndpointExplanation,
+    EndpointGroup, EntryExplanation, ExplainReport, FrontendClass, FrontendExplanation, PacketReach,
     PortExplanation, ServicePolicies, ServiceSyncState, SliceEntryExplanation, TruthCell, VantageExplanation,
 };
 

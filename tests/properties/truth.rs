@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use chainsmith::inspect::explanation::{
-    ExplainQuestion, FateVerdict, FrontendClass, FrontendExplanation, PortExplanation, TruthCell, explain,
+    CellVerdict, ExplainQuestion, FrontendClass, FrontendExplanation, PortExplanation, TruthCell, explain,
 };
 use chainsmith::inspect::vantage::{Vantage, VantagePoint, Vantages};
 use chainsmith::inspect::{ClusterView, HostOrigin, HostView, Subject};
@@ -40,7 +40,7 @@ fn subject(world: &World) -> Subject {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Answer {
     Endpoints(BTreeSet<(SocketAddr, bool)>),
-    Other(FateVerdict),
+    Other(CellVerdict),
 }
 
 /// What policies say about one service port.
@@ -117,11 +117,11 @@ impl Policies<'_> {
             FrontendClass::NodePort => self.node_port(point, to),
             // The node's own packets to addresses elsewhere meet no chain that rejects.
             _ if !verdicts.has_endpoints() && point.origin == Origin::Node && !self.is_local(to) => {
-                Some(Answer::Other(FateVerdict::Untranslated))
+                Some(Answer::Other(CellVerdict::Untranslated))
             }
-            _ if !verdicts.has_endpoints() => Some(Answer::Other(FateVerdict::Rejected)),
+            _ if !verdicts.has_endpoints() => Some(Answer::Other(CellVerdict::Rejected)),
             FrontendClass::LoadBalancerIp if !self.allows(point.source) => {
-                Some(Answer::Other(FateVerdict::Dropped))
+                Some(Answer::Other(CellVerdict::Dropped))
             }
             _ => self.external(point),
         }
@@ -137,7 +137,7 @@ impl Policies<'_> {
             return self.external(point);
         }
         Some(Answer::Other(match verdicts.external {
-            Verdict::Serve => FateVerdict::ToNode,
+            Verdict::Serve => CellVerdict::ToNode,
             verdict => unserved(verdict),
         }))
     }
@@ -152,10 +152,10 @@ impl Policies<'_> {
     }
 }
 
-fn unserved(verdict: Verdict) -> FateVerdict {
+fn unserved(verdict: Verdict) -> CellVerdict {
     match verdict {
-        Verdict::Reject => FateVerdict::Rejected,
-        Verdict::Drop => FateVerdict::Dropped,
+        Verdict::Reject => CellVerdict::Rejected,
+        Verdict::Drop => CellVerdict::Dropped,
         Verdict::Serve => unreachable!("it is served"),
     }
 }
@@ -166,10 +166,10 @@ fn told(cell: &TruthCell) -> Option<Answer> {
         return None;
     }
     match &cell.fates[..] {
-        [one] if one.verdict != FateVerdict::Endpoint => Some(Answer::Other(one.verdict)),
+        [one] if one.verdict != CellVerdict::Endpoint => Some(Answer::Other(one.verdict)),
         fates => {
             let all = fates.iter().flat_map(|fate| {
-                assert_eq!(fate.verdict, FateVerdict::Endpoint, "{cell:?}");
+                assert_eq!(fate.verdict, CellVerdict::Endpoint, "{cell:?}");
                 fate.endpoints.iter().map(|share| (share.address, fate.is_masqueraded))
             });
             Some(Answer::Endpoints(all.collect()))

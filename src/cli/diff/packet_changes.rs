@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::listed;
 use crate::cli::output::{Plain, Screen, Style, styled};
-use crate::inspect::comparison::{EndpointShare, PacketDiff, TrafficChange, TrafficShift, VerdictShare};
+use crate::inspect::comparison::{PacketDiff, ShareShift, TrafficChange, TrafficShift, VerdictShare};
 
 /// Draws what changes for each Service, and what the comparison rests on.
 pub(super) fn draw(screen: &mut Screen, packets: &PacketDiff) {
@@ -134,9 +134,9 @@ fn before_or_none(texts: &[String]) -> String {
 }
 
 /// One sentence for all endpoints whose share changes alike.
-fn endpoint_sentences(endpoints: &[EndpointShare]) -> Vec<(Style, String)> {
+fn endpoint_sentences(endpoints: &[ShareShift]) -> Vec<(Style, String)> {
     let mut groups: BTreeMap<(u8, String, String), Vec<String>> = BTreeMap::new();
-    for EndpointShare { endpoint, before, after } in endpoints {
+    for ShareShift { endpoint, before, after } in endpoints {
         let kind = match (is_zero(*before), is_zero(*after)) {
             (false, true) => 0,
             (true, false) => 1,

@@ -2,7 +2,7 @@
 
 use crate::cli::output::{Plain, Screen, Style, styled};
 use crate::inspect::explanation::{
-    CellFate, EndpointGroup, FateVerdict, FrontendClass, FrontendExplanation, PacketReach, PortExplanation,
+    CellFate, CellVerdict, EndpointGroup, FrontendClass, FrontendExplanation, PacketReach, PortExplanation,
     TruthCell,
 };
 use std::net::SocketAddr;
@@ -152,9 +152,9 @@ fn references(fate: &CellFate, notes: &mut Vec<String>) -> String {
 
 fn fate_style(fate: &CellFate) -> Style {
     match fate.verdict {
-        FateVerdict::Rejected | FateVerdict::Dropped => Style::Bad,
-        FateVerdict::Endpoint if fate.is_unanswerable || fate.other_service_port.is_some() => Style::Bad,
-        FateVerdict::Endpoint if fate.undecided.is_empty() => Style::Good,
+        CellVerdict::Rejected | CellVerdict::Dropped => Style::Bad,
+        CellVerdict::Endpoint if fate.is_unanswerable || fate.other_service_port.is_some() => Style::Bad,
+        CellVerdict::Endpoint if fate.undecided.is_empty() => Style::Good,
         _ => Style::Warning,
     }
 }
@@ -162,12 +162,12 @@ fn fate_style(fate: &CellFate) -> Style {
 fn fate_text(fate: &CellFate) -> String {
     let reason = fate.reason.as_deref().unwrap_or("unknown reason");
     match fate.verdict {
-        FateVerdict::Endpoint => {}
-        FateVerdict::ToNode => return "no rule: the node itself".to_owned(),
-        FateVerdict::Untranslated => return "no rule: not translated".to_owned(),
-        FateVerdict::Rejected => return format!("rejected: {reason}"),
-        FateVerdict::Dropped => return format!("dropped: {reason}"),
-        FateVerdict::Unknown => return format!("unknown: {reason}"),
+        CellVerdict::Endpoint => {}
+        CellVerdict::ToNode => return "no rule: the node itself".to_owned(),
+        CellVerdict::Untranslated => return "no rule: not translated".to_owned(),
+        CellVerdict::Rejected => return format!("rejected: {reason}"),
+        CellVerdict::Dropped => return format!("dropped: {reason}"),
+        CellVerdict::Unknown => return format!("unknown: {reason}"),
     }
     let mut text = match (&fate.other_service_port, fate.group) {
         (Some(other), _) => format!("{other} answers"),

@@ -1,9 +1,10 @@
 //! Where counts come from: the live kernel, a text, or a running agent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tokio::time::Instant;
 
 use super::super::source::{self, SourceArguments};
 use crate::agent_socket::client;
@@ -24,6 +25,9 @@ use crate::rules::ownership::ChainOwner;
 
 /// How often, at most, all rules are read again because chains without a known Service appeared.
 const RELOAD_PAUSE: Duration = Duration::from_secs(10);
+
+/// The kind of the report.
+pub(super) const KIND: &str = "TopReport";
 
 /// The source of counts.
 pub(super) enum CountedSource<'a> {
@@ -47,7 +51,7 @@ impl<'a> CountedSource<'a> {
         if arguments.live {
             return Ok(CountedSource::Live(Box::new(LiveCounters::open(arguments)?)));
         }
-        let Some(path) = super::text_of(arguments) else {
+        let Some(path) = &arguments.rules else {
             bail!("objects have no counters; give --live, --agent, or RULES with -f beside it");
         };
         let (text, families) = (source::read_text(path)?, arguments.node.families());
@@ -75,7 +79,7 @@ impl<'a> CountedSource<'a> {
     pub(super) fn read(&mut self) -> anyhow::Result<TopReport> {
         match self {
             CountedSource::Live(live) => live.read(),
-            CountedSource::Agent(address) => client::get(address, super::KIND, "/v1/top"),
+            CountedSource::Agent(address) => client::get(address, KIND, "/v1/top"),
             CountedSource::Text(report) => Ok((**report).clone()),
         }
     }

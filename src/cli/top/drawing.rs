@@ -1,17 +1,8 @@
 //! Draws a report.
 
-use super::By;
+use super::view::{By, TopView};
 use crate::cli::output::{Screen, Style, styled};
 use crate::inspect::busiest::{CountedConnections, CountsSince, TopOrder, TopReport};
-
-/// What is drawn of a report.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TopView {
-    pub(super) by: By,
-    pub(super) order: TopOrder,
-    /// The most rows.
-    pub(super) max: usize,
-}
 
 /// Draws `report`, which is sorted.
 pub(super) fn draw(screen: &mut Screen, report: &TopReport, view: TopView) {

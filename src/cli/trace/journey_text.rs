@@ -65,7 +65,7 @@ fn worst(ends: &[JourneyEnd]) -> EndKind {
 
 fn draw_way(journey: &Journey, screen: &mut Screen) {
     screen.gap();
-    let mut way = Way::default();
+    let mut way = DrawnWay::default();
     let stands_for = journey
         .source
         .stands_for
@@ -85,7 +85,7 @@ fn draw_way(journey: &Journey, screen: &mut Screen) {
         if is_choice {
             draw_endpoints(&end.endpoints, screen);
         }
-        let mut way = Way { addresses: way.addresses.filter(|_| !is_choice), hook: way.hook.clone() };
+        let mut way = DrawnWay { addresses: way.addresses.filter(|_| !is_choice), hook: way.hook.clone() };
         match end.path_of {
             Some(address) if !end.path.is_empty() => {
                 screen.paragraph(
@@ -108,13 +108,13 @@ fn draw_way(journey: &Journey, screen: &mut Screen) {
 
 /// The drawn part of a way.
 #[derive(Default)]
-struct Way {
+struct DrawnWay {
     hook: String,
     /// Source and destination at the last visit.
     addresses: Option<(std::net::SocketAddr, std::net::SocketAddr)>,
 }
 
-impl Way {
+impl DrawnWay {
     fn draw(&mut self, part: &PathPart, screen: &mut Screen) {
         match part {
             PathPart::Routing(what) => screen.paragraph((0, 2), None, format_args!("routing: {what}")),

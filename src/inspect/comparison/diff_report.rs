@@ -142,7 +142,7 @@ pub enum TrafficShift {
     /// Other endpoints answer, or answer other shares of the packets.
     Endpoints {
         /// The endpoints whose share changes.
-        endpoints: Vec<EndpointShare>,
+        endpoints: Vec<ShareShift>,
     },
     /// Other shares of the packets are answered, pass, are rejected or dropped.
     Verdict {
@@ -185,7 +185,7 @@ pub enum TrafficShift {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct EndpointShare {
+pub struct ShareShift {
     /// `<ip>:<port>`.
     pub endpoint: String,
     /// From 0, not used, to 1.

@@ -313,7 +313,7 @@ pub enum PacketReach {
 #[serde(rename_all = "camelCase")]
 pub struct CellFate {
     /// How it ends.
-    pub verdict: FateVerdict,
+    pub verdict: CellVerdict,
     /// Its probability, more than 0 and at most 1.
     pub probability: f64,
     /// Why it is rejected or dropped, or which rule cannot be decided.
@@ -338,7 +338,7 @@ pub struct CellFate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub enum FateVerdict {
+pub enum CellVerdict {
     /// An endpoint gets it.
     Endpoint,
     /// No rule changes its destination; a program of the node gets it, if one listens there.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::report::{
-    AnsweringEndpoint, CellFate, EndpointGroup, FateVerdict, FrontendClass, FrontendExplanation, PacketReach,
+    AnsweringEndpoint, CellFate, CellVerdict, EndpointGroup, FrontendClass, FrontendExplanation, PacketReach,
     TruthCell,
 };
 use super::service_rules::split_comment;
@@ -124,14 +124,14 @@ impl<'a> Evaluator<'a> {
         let last = branch.decided_by();
         let last = last.as_ref();
         let (verdict, reason) = match outcome.verdict {
-            PacketVerdict::Accepted(_) if outcome.dnat.is_some() => (FateVerdict::Endpoint, None),
-            PacketVerdict::Accepted(Delivery::Local) => (FateVerdict::ToNode, None),
-            PacketVerdict::Accepted(Delivery::Forwarded) => (FateVerdict::Untranslated, None),
-            PacketVerdict::Rejected => (FateVerdict::Rejected, last.map(|step| self.reason(step))),
-            PacketVerdict::Dropped => (FateVerdict::Dropped, last.map(|step| self.reason(step))),
-            PacketVerdict::Unknown(step) => (FateVerdict::Unknown, Some(format!("{step} cannot be decided"))),
+            PacketVerdict::Accepted(_) if outcome.dnat.is_some() => (CellVerdict::Endpoint, None),
+            PacketVerdict::Accepted(Delivery::Local) => (CellVerdict::ToNode, None),
+            PacketVerdict::Accepted(Delivery::Forwarded) => (CellVerdict::Untranslated, None),
+            PacketVerdict::Rejected => (CellVerdict::Rejected, last.map(|step| self.reason(step))),
+            PacketVerdict::Dropped => (CellVerdict::Dropped, last.map(|step| self.reason(step))),
+            PacketVerdict::Unknown(step) => (CellVerdict::Unknown, Some(format!("{step} cannot be decided"))),
         };
-        let is_endpoint = verdict == FateVerdict::Endpoint;
+        let is_endpoint = verdict == CellVerdict::Endpoint;
         let passes = matches!(outcome.verdict, PacketVerdict::Accepted(_));
         let leaves = outcome.verdict == PacketVerdict::Accepted(Delivery::Forwarded);
         FateKey {
@@ -209,7 +209,7 @@ fn undecided(rule: &UndecidedRule) -> String {
 /// What branches of one fate have in common.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct FateKey<'a> {
-    verdict: FateVerdict,
+    verdict: CellVerdict,
     reason: Option<String>,
     is_masqueraded: bool,
     is_unanswerable: bool,
@@ -221,7 +221,7 @@ impl FateKey<'_> {
     fn fate(self, weights: BTreeMap<Option<SocketAddr>, Weight>, known: &KnownEndpoints) -> CellFate {
         let mut total = Weight::ZERO;
         weights.values().for_each(|weight| total.add(weight));
-        let is_endpoint = self.verdict == FateVerdict::Endpoint;
+        let is_endpoint = self.verdict == CellVerdict::Endpoint;
         let addresses: BTreeSet<SocketAddr> =
             weights.keys().copied().flatten().filter(|_| is_endpoint).collect();
         let group = is_endpoint.then(|| match () {

@@ -42,10 +42,10 @@ struct Reasons<'a> {
     packet: &'a Packet,
 }
 
-type Reason = (MasqueradeReason, String);
+type CodedReason = (MasqueradeReason, String);
 
 impl Reasons<'_> {
-    fn masqueraded(&self) -> Reason {
+    fn masqueraded(&self) -> CodedReason {
         let last = self.steps_of_postrouting().last();
         if last.is_none_or(|step| step.chain != KUBE_POSTROUTING) {
             return self.foreign("masquerades it");
@@ -78,7 +78,7 @@ impl Reasons<'_> {
         }
     }
 
-    fn to_cluster_ip(&self, rule: &Rule) -> Reason {
+    fn to_cluster_ip(&self, rule: &Rule) -> CodedReason {
         let source = self.packet.source.ip();
         match (&rule.source, &rule.in_interface) {
             (Some(MaybeNot { value, .. }), _) => (
@@ -104,7 +104,7 @@ impl Reasons<'_> {
         }
     }
 
-    fn not_masqueraded(&self) -> Reason {
+    fn not_masqueraded(&self) -> CodedReason {
         let in_external = |step: &&Step| {
             ChainOwner::of(step.table, &step.chain) == ChainOwner::ServicePort(PortChain::External)
         };
@@ -129,7 +129,7 @@ impl Reasons<'_> {
     }
 
     /// For a packet that `rule` takes for a pod's, or spares as one.
-    fn counted_as_pod(&self, rule: Option<&Rule>) -> Reason {
+    fn counted_as_pod(&self, rule: Option<&Rule>) -> CodedReason {
         let source = self.packet.source.ip();
         match rule.map(|rule| (&rule.source, &rule.in_interface)) {
             Some((Some(part), _)) => (
@@ -147,7 +147,7 @@ impl Reasons<'_> {
         }
     }
 
-    fn foreign(&self, does: &str) -> Reason {
+    fn foreign(&self, does: &str) -> CodedReason {
         let changes_source = |step: &&Step| match self.book.rule(step).and_then(|rule| rule.target.as_ref()) {
             Some(Target::Masquerade { .. }) => true,
             Some(Target::Other { name, .. }) => matches!(&**name, "MASQUERADE" | "SNAT"),

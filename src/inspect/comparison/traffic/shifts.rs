@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use crate::inspect::comparison::diff_report::{EndpointShare, TrafficShift, VerdictShare};
+use crate::inspect::comparison::diff_report::{ShareShift, TrafficShift, VerdictShare};
 use crate::inspect::comparison::fates::{Fate, FateEnd, FateVerdict, TOLERANCE, Visible};
 use crate::inspect::comparison::tracks::Tracks;
 use crate::iptables::write;
@@ -106,12 +106,12 @@ fn endpoints(fate: &Fate) -> BTreeMap<SocketAddr, f64> {
     shares
 }
 
-fn endpoint_shifts(shares: &[BTreeMap<SocketAddr, f64>; 2]) -> Vec<EndpointShare> {
+fn endpoint_shifts(shares: &[BTreeMap<SocketAddr, f64>; 2]) -> Vec<ShareShift> {
     let all: BTreeSet<&SocketAddr> = shares.iter().flat_map(BTreeMap::keys).collect();
     let share = |side: usize, to: &SocketAddr| shares[side].get(to).copied().unwrap_or(0.0);
     let changed = all.into_iter().filter(|to| differ(share(0, to), share(1, to)));
     changed
-        .map(|to| EndpointShare {
+        .map(|to| ShareShift {
             endpoint: to.to_string(),
             before: rounded(share(0, to)),
             after: rounded(share(1, to)),
