@@ -159,7 +159,7 @@ fn candidates(words: &[String], forms: NameForms, current: &OsStr) -> Vec<Comple
 
 /// The names that begin with `current`; none when the source cannot be read.
 fn names_of(words: &[String], forms: NameForms, current: &str) -> Vec<String> {
-    let source = LineSource::of(words);
+    let source = TypedSource::of(words);
     let mut names: Vec<String> = match forms {
         NameForms::Sources => {
             ["pod", "pod-elsewhere", "node", "external", "localhost"].map(str::to_owned).into()
@@ -201,7 +201,7 @@ fn names_of(words: &[String], forms: NameForms, current: &str) -> Vec<String> {
 
 /// The source of objects on a line that may not be complete yet.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct LineSource {
+struct TypedSource {
     objects: Vec<PathBuf>,
     is_cluster: bool,
     kubeconfig: Option<PathBuf>,
@@ -209,11 +209,11 @@ struct LineSource {
     namespace: Option<String>,
 }
 
-impl LineSource {
+impl TypedSource {
     /// Reads the flags of the source, wherever they stand on the line.
-    fn of(words: &[String]) -> LineSource {
+    fn of(words: &[String]) -> TypedSource {
         let is_plugin = words.first().is_some_and(|name| name.ends_with("kubectl-chainsmith"));
-        let mut source = LineSource::default();
+        let mut source = TypedSource::default();
         let mut words = words.iter().peekable();
         while let Some(word) = words.next() {
             let (flag, inline) = match word.split_once('=') {
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn the_source_of_names_is_that_of_the_line() {
-        let of = |line: &str| LineSource::of(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        let of = |line: &str| TypedSource::of(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
         let files = of("chainsmith trace -f a.yaml b --to svc/");
         assert_eq!(files.objects, [PathBuf::from("a.yaml"), "b".into()]);
         assert!(!files.is_cluster);
@@ -270,6 +270,6 @@ mod tests {
         assert_eq!((cluster.kubeconfig, cluster.namespace.as_deref()), (Some("x".into()), Some("shop")));
         assert!(of("kubectl-chainsmith explain ").is_cluster);
         assert!(!of("kubectl-chainsmith explain -f x ").is_cluster);
-        assert_eq!(of("chainsmith explain -f"), LineSource::default());
+        assert_eq!(of("chainsmith explain -f"), TypedSource::default());
     }
 }
