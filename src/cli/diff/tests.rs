@@ -8,14 +8,14 @@ use super::*;
 use crate::cli::output;
 
 #[derive(Parser)]
-struct CommandLine {
+struct DiffWords {
     #[command(flatten)]
     diff: DiffArguments,
 }
 
 fn run(line: &str) -> anyhow::Result<DiffReport> {
     let words = std::iter::once("diff").chain(line.split_whitespace());
-    compare(&CommandLine::try_parse_from(words)?.diff)
+    compare(&DiffWords::try_parse_from(words)?.diff)
 }
 
 fn drawn(report: &DiffReport, width: usize) -> String {

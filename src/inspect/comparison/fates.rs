@@ -26,7 +26,7 @@ pub(super) struct Sides<'a> {
 
 /// What happens to a packet: each end with its share.
 #[derive(Clone, Debug)]
-pub(super) struct Fate {
+pub(super) struct TracedFate {
     /// Each end once, sorted.
     pub ends: Vec<FateEnd>,
     /// The rules that the packet matches on any of its ways; some more than once.
@@ -84,20 +84,20 @@ impl<'a> Sides<'a> {
     }
 
     /// What happens to `packet` on each side.
-    pub(super) fn fates(&self, packet: &Packet) -> [Fate; 2] {
+    pub(super) fn fates(&self, packet: &Packet) -> [TracedFate; 2] {
         let none = RecentLists::default();
         self.fates_with(packet, [&none, &none])
     }
 
     /// The same with these lists of `recent`.
-    pub(super) fn fates_with(&self, packet: &Packet, recent: [&RecentLists; 2]) -> [Fate; 2] {
+    pub(super) fn fates_with(&self, packet: &Packet, recent: [&RecentLists; 2]) -> [TracedFate; 2] {
         [0, 1].map(|side| {
             let branches = self.tracers[side].trace(packet, recent[side]);
             self.fate(side, branches, IpFamily::of(packet.source.ip()))
         })
     }
 
-    fn fate(&self, side: usize, branches: Vec<Branch>, family: IpFamily) -> Fate {
+    fn fate(&self, side: usize, branches: Vec<Branch>, family: IpFamily) -> TracedFate {
         let mut steps: Vec<Step> = Vec::new();
         let mut last: &[Step] = &[];
         for branch in &branches {
@@ -114,7 +114,7 @@ impl<'a> Sides<'a> {
             earlier.share += if is_same { later.share } else { 0.0 };
             is_same
         });
-        Fate { ends, steps }
+        TracedFate { ends, steps }
     }
 
     fn end(&self, side: usize, branch: Branch, family: IpFamily) -> FateEnd {
@@ -160,9 +160,9 @@ impl<'a> Sides<'a> {
     }
 }
 
-impl Fate {
+impl TracedFate {
     /// Whether nothing observable differs, apart from the kernel's rounding of probabilities.
-    pub(super) fn is_same(&self, other: &Fate) -> bool {
+    pub(super) fn is_same(&self, other: &TracedFate) -> bool {
         let is_same =
             |(a, b): (&FateEnd, &FateEnd)| a.seen == b.seen && (a.share - b.share).abs() < TOLERANCE;
         self.ends.len() == other.ends.len() && self.ends.iter().zip(&other.ends).all(is_same)

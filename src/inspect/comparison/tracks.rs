@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::fates::{Fate, FateEnd, Sides, TOLERANCE};
+use super::fates::{FateEnd, Sides, TOLERANCE, TracedFate};
 use super::landmarks::{Landmarks, last_of, neighbour};
 use super::probes::Probe;
 use crate::inspect::vantage::{Vantage, Vantages};
@@ -31,7 +31,7 @@ const SOURCE_PORT: u16 = 40_000;
 
 /// Who sends a packet, and when.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Sender {
+pub(super) struct PacketSender {
     /// Who.
     pub who: Who,
     /// When.
@@ -61,7 +61,7 @@ pub(super) enum Occasion {
 }
 
 /// `pod here`, `10.0.0.1 (state INVALID)`, `outside (again after 10801 s)`
-impl fmt::Display for Sender {
+impl fmt::Display for PacketSender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.who {
             Who::At(vantage, None) => write!(f, "{vantage}")?,
@@ -118,19 +118,19 @@ impl<'a> Tracks<'a> {
     }
 
     /// Calls `each` for every packet to `probe`, with what happens to it on both sides.
-    pub(super) fn follow(&self, probe: Probe, each: &mut dyn FnMut(Sender, &Packet, &[Fate; 2])) {
+    pub(super) fn follow(&self, probe: Probe, each: &mut dyn FnMut(PacketSender, &Packet, &[TracedFate; 2])) {
         let mut candidates = Candidates::default();
         let mut tried: Vec<(Origin, IpAddr)> = Vec::new();
         for (who, origin, source) in self.senders.iter().filter(|(who, ..)| self.may_send(who, probe)) {
             let packet = packet(origin.clone(), *source, probe);
             let fates = self.sides.fates(&packet);
             self.add_candidates(&fates, &mut candidates);
-            each(Sender { who: who.clone(), occasion: Occasion::New }, &packet, &fates);
+            each(PacketSender { who: who.clone(), occasion: Occasion::New }, &packet, &fates);
             self.follow_returns(who, &packet, &fates, each);
             for state in self.landmarks.states.iter().filter(|_| probe.tests_states) {
                 let packet = Packet { state: *state, ..packet.clone() };
                 let fates = self.sides.fates(&packet);
-                each(Sender { who: who.clone(), occasion: Occasion::State(*state) }, &packet, &fates);
+                each(PacketSender { who: who.clone(), occasion: Occasion::State(*state) }, &packet, &fates);
             }
             tried.push((origin.clone(), *source));
         }
@@ -146,7 +146,7 @@ impl<'a> Tracks<'a> {
                 if who != Who::Endpoint {
                     self.add_candidates(&fates, &mut candidates);
                 }
-                each(Sender { who, occasion: Occasion::New }, &packet, &fates);
+                each(PacketSender { who, occasion: Occasion::New }, &packet, &fates);
                 tried.push((origin, source));
             }
         }
@@ -169,7 +169,7 @@ impl<'a> Tracks<'a> {
     }
 
     /// Remembers the endpoints that packets may reach, and the sources that rules of the chains on the way name.
-    fn add_candidates(&self, fates: &[Fate; 2], candidates: &mut Candidates) {
+    fn add_candidates(&self, fates: &[TracedFate; 2], candidates: &mut Candidates) {
         for (side, fate) in fates.iter().enumerate() {
             let bit = 1 << side;
             fate.targets().for_each(|to| *candidates.endpoints.entry(to.ip()).or_default() |= bit);
@@ -231,8 +231,8 @@ impl<'a> Tracks<'a> {
         &self,
         who: &Who,
         packet: &Packet,
-        fates: &[Fate; 2],
-        each: &mut dyn FnMut(Sender, &Packet, &[Fate; 2]),
+        fates: &[TracedFate; 2],
+        each: &mut dyn FnMut(PacketSender, &Packet, &[TracedFate; 2]),
     ) {
         let is_remembered = |end: &&FateEnd| end.seen.is_remembered;
         for end in fates[0].ends.iter().filter(is_remembered).take(MAX_RETURNS) {
@@ -246,7 +246,11 @@ impl<'a> Tracks<'a> {
                 for seconds in [*timeout, timeout.saturating_add(1)] {
                     recent.iter_mut().for_each(|lists| lists.now = u64::from(seconds));
                     let fates = self.sides.fates_with(packet, recent.each_ref());
-                    each(Sender { who: who.clone(), occasion: Occasion::Again(seconds) }, packet, &fates);
+                    each(
+                        PacketSender { who: who.clone(), occasion: Occasion::Again(seconds) },
+                        packet,
+                        &fates,
+                    );
                 }
             }
         }

@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::diff_report::{PacketDiff, PacketExample, ServiceTraffic, TrafficChange, TrafficShift};
-use super::fates::Fate;
+use super::fates::TracedFate;
 use super::probes::Probe;
-use super::tracks::{Sender, Tracks};
+use super::tracks::{PacketSender, Tracks};
 use crate::inspect::labels::{ChainLabels, service_port_in};
 use crate::iptables::trace::Packet;
 use crate::net::Protocol;
@@ -80,7 +80,7 @@ struct Tally {
 struct Gathered {
     shifts: Vec<TrafficShift>,
     /// By destination, its sources and the number of packets.
-    senders: BTreeMap<String, (BTreeSet<Sender>, usize)>,
+    senders: BTreeMap<String, (BTreeSet<PacketSender>, usize)>,
     /// Packets to destinations that are not kept.
     n_more: usize,
     example: PacketExample,
@@ -91,9 +91,9 @@ impl Tally {
         &mut self,
         tracks: &Tracks<'_>,
         labels: &[ChainLabels; 2],
-        sender: Sender,
+        sender: PacketSender,
         packet: &Packet,
-        fates: &[Fate; 2],
+        fates: &[TracedFate; 2],
     ) {
         self.n_packets += 1;
         let [before, after] = fates;
@@ -178,21 +178,22 @@ impl Tally {
 impl Gathered {
     /// One change for each set of sources: its destinations are those that all of them reach.
     fn changes(self) -> Vec<TrafficChange> {
-        let mut by_sources: BTreeMap<BTreeSet<Sender>, (Vec<String>, usize)> = BTreeMap::new();
+        let mut by_sources: BTreeMap<BTreeSet<PacketSender>, (Vec<String>, usize)> = BTreeMap::new();
         for (to, (from, n_packets)) in self.senders {
             let destinations = by_sources.entry(from).or_default();
             destinations.0.push(to);
             destinations.1 += n_packets;
         }
-        let change = |(from, (to, n_packets)): (BTreeSet<Sender>, (Vec<String>, usize))| TrafficChange {
-            shifts: self.shifts.clone(),
-            n_packets,
-            n_more_to: to.len().saturating_sub(MAX_NAMED),
-            n_more_from: from.len().saturating_sub(MAX_NAMED),
-            to: to.into_iter().take(MAX_NAMED).collect(),
-            from: from.into_iter().take(MAX_NAMED).map(|sender| sender.to_string()).collect(),
-            example: self.example.clone(),
-        };
+        let change =
+            |(from, (to, n_packets)): (BTreeSet<PacketSender>, (Vec<String>, usize))| TrafficChange {
+                shifts: self.shifts.clone(),
+                n_packets,
+                n_more_to: to.len().saturating_sub(MAX_NAMED),
+                n_more_from: from.len().saturating_sub(MAX_NAMED),
+                to: to.into_iter().take(MAX_NAMED).collect(),
+                from: from.into_iter().take(MAX_NAMED).map(|sender| sender.to_string()).collect(),
+                example: self.example.clone(),
+            };
         let mut changes: Vec<TrafficChange> = by_sources.into_iter().map(change).collect();
         if let Some(last) = changes.last_mut() {
             last.n_packets += self.n_more;
@@ -211,7 +212,7 @@ fn destination_text(to: SocketAddr, protocol: Protocol) -> String {
 fn frontend(
     tracks: &Tracks<'_>,
     labels: &[ChainLabels; 2],
-    fates: &[Fate; 2],
+    fates: &[TracedFate; 2],
     to: SocketAddr,
 ) -> (Option<String>, Option<&'static str>) {
     let (mut port, mut kind) = (None, None);

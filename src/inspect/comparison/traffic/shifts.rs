@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::inspect::comparison::diff_report::{ShareShift, TrafficShift, VerdictShare};
-use crate::inspect::comparison::fates::{Fate, FateEnd, FateVerdict, TOLERANCE, Visible};
+use crate::inspect::comparison::fates::{FateEnd, FateVerdict, TOLERANCE, TracedFate, Visible};
 use crate::inspect::comparison::tracks::Tracks;
 use crate::iptables::write;
 
 /// What changes from `before` to `after`, which are not the same; never empty.
-pub(super) fn between(tracks: &Tracks<'_>, before: &Fate, after: &Fate) -> Vec<TrafficShift> {
+pub(super) fn between(tracks: &Tracks<'_>, before: &TracedFate, after: &TracedFate) -> Vec<TrafficShift> {
     let mut shifts = Vec::new();
     let fates = [before, after];
     let verdicts = [0, 1].map(|side| verdicts(tracks, side, fates[side]));
@@ -76,7 +76,7 @@ fn share_of(shares: &[VerdictShare], verdict: &str) -> f64 {
 }
 
 /// Each verdict with its share, and the rule that decides it if that is one.
-fn verdicts(tracks: &Tracks<'_>, side: usize, fate: &Fate) -> Vec<VerdictShare> {
+fn verdicts(tracks: &Tracks<'_>, side: usize, fate: &TracedFate) -> Vec<VerdictShare> {
     let mut shares = Vec::new();
     for verdict in VERDICTS {
         let ends: Vec<&FateEnd> = fate.ends.iter().filter(|end| verdict_of(end) == verdict).collect();
@@ -96,7 +96,7 @@ fn verdicts(tracks: &Tracks<'_>, side: usize, fate: &Fate) -> Vec<VerdictShare> 
 }
 
 /// The share of each new destination.
-fn endpoints(fate: &Fate) -> BTreeMap<SocketAddr, f64> {
+fn endpoints(fate: &TracedFate) -> BTreeMap<SocketAddr, f64> {
     let mut shares = BTreeMap::new();
     for end in &fate.ends {
         if let Some(to) = end.seen.dnat {
@@ -121,7 +121,7 @@ fn endpoint_shifts(shares: &[BTreeMap<SocketAddr, f64>; 2]) -> Vec<ShareShift> {
 
 /// The shares of packets that have `property`, before and after, if they differ. If packets reach some destinations
 /// on both sides, only these count: a packet to another endpoint says nothing of the change.
-fn conditional(fates: [&Fate; 2], property: impl Fn(&Visible) -> bool) -> Option<(f64, f64)> {
+fn conditional(fates: [&TracedFate; 2], property: impl Fn(&Visible) -> bool) -> Option<(f64, f64)> {
     let [old, new] = fates.map(|fate| {
         let mut shares: BTreeMap<Option<SocketAddr>, (f64, f64)> = BTreeMap::new();
         for end in fate.ends.iter().filter(|end| end.seen.packet.is_some()) {
@@ -150,7 +150,7 @@ fn conditional(fates: [&Fate; 2], property: impl Fn(&Visible) -> bool) -> Option
 }
 
 /// Source, destination and mark of packets that pass.
-fn packets(fate: &Fate) -> Vec<String> {
+fn packets(fate: &TracedFate) -> Vec<String> {
     let text = |(source, destination, mark): (Option<SocketAddr>, SocketAddr, u32)| {
         let source = source.map_or_else(|| "masqueraded".to_owned(), |source| source.ip().to_string());
         format!("{source} to {destination}, mark {mark:#x}")
