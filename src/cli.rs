@@ -3,8 +3,10 @@
 mod check;
 mod cleanup;
 mod cluster_source;
+mod completions;
 mod diff;
 mod explain;
+mod manual;
 mod objects;
 mod output;
 mod render;
@@ -91,6 +93,17 @@ enum Command {
     /// them with the command that removes one. A chain that foreign rules refer to is flushed, not deleted.
     /// The exit status is 1 when a leftover stays. Stop the agent first.
     Cleanup(cleanup::CleanupArguments),
+    /// Prints a script that makes a shell complete chainsmith's commands, flags and names.
+    ///
+    /// bash: source <(chainsmith completions bash) in ~/.bashrc; zsh: the same in ~/.zshrc, after compinit; fish:
+    /// chainsmith completions fish | source in config.fish. Names of Services, Pods and Nodes come from the source that
+    /// the line gives before the name (-f, --cluster); a source that takes longer than 2 s has none.
+    Completions(completions::CompletionsArguments),
+    /// Writes the manual pages of chainsmith and its commands into a folder.
+    ///
+    /// As in: chainsmith man /usr/local/share/man/man1
+    #[command(name = "man")]
+    Manual(manual::ManualArguments),
 }
 
 /// Exit status of a wrong command line; `run` exits with 1, as kube-proxy does.
@@ -99,6 +112,9 @@ const USAGE: u8 = 2;
 /// Runs the program with its arguments, the first of which is its own name.
 pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let argv: Vec<OsString> = config::normalise(argv);
+    if let Some(status) = completions::answer(&argv, command_line) {
+        return status;
+    }
     let command = command_line(&argv);
     let argv = with_command(with_plugin_source(argv, &command));
     let is_agent = argv.get(1).is_some_and(|command| command == "run");
@@ -125,6 +141,8 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Explain(arguments) => explain::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Cleanup(arguments) => cleanup::main(&arguments),
+        Command::Completions(arguments) => completions::main(&arguments),
+        Command::Manual(arguments) => manual::main(&arguments, Arguments::command()),
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::objects::Objects;
 use crate::model::decode::Interner;
 use crate::model::decode::manifest::Object;
-use crate::model::{ObjectName, Problem};
+use crate::model::{Inventory, ObjectName, Problem};
 use crate::watch::api::{ClusterChoice, ClusterReader, ReadFailure, ReadKind};
 
 /// Which cluster.
@@ -101,6 +101,22 @@ impl ClusterArguments {
     /// Whether the cluster is the source if no other is given.
     pub fn is_default(&self) -> bool {
         self.is_default
+    }
+
+    /// The cluster of `kubeconfig` and `context`, or kubectl's default.
+    pub fn at(kubeconfig: Option<PathBuf>, context: Option<String>) -> ClusterArguments {
+        ClusterArguments { cluster: true, kubeconfig, context, ..ClusterArguments::default() }
+    }
+
+    /// Reads the objects whose names complete a command line: Services and Nodes.
+    pub fn read_names(&self) -> anyhow::Result<Inventory> {
+        runtime()?.block_on(async {
+            let reader = ClusterReader::connect(&self.choice()).await?;
+            let found = FoundObjects::default();
+            let add = |object| found.add(object);
+            tokio::try_join!(reader.list(ReadKind::Services, &add), reader.list(ReadKind::Nodes, &add))?;
+            Ok(found.0.into_inner().0.inventory)
+        })
     }
 
     fn choice(&self) -> ClusterChoice {
