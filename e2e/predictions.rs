@@ -96,7 +96,9 @@ pub fn trace_agrees_with_the_kernel(backend: Backend) {
         println!("{backend:?} {layout}: {kinds:?}");
         assert!(kinds.len() == 5 && kinds.values().all(|n| *n >= 10), "too few of a kind: {kinds:?}");
         see_every_end(lab, &probes, &predicted, &seen);
-        running.agents.into_iter().for_each(|agent| agent.stop());
+        for agent in running.agents {
+            agent.stop();
+        }
     }
 }
 
