@@ -7,6 +7,10 @@
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 
 mod cluster;
+#[path = "inspect/comparing.rs"]
+mod comparing;
+#[path = "inspect/explanation.rs"]
+mod explanation;
 
 use std::collections::BTreeSet;
 use std::hint::black_box;
@@ -118,5 +122,14 @@ fn many_endpoints(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, from_text, one_packet, index, many_endpoints);
+criterion_group!(
+    benches,
+    from_text,
+    one_packet,
+    index,
+    many_endpoints,
+    explanation::explain_service,
+    comparing::text,
+    comparing::packets
+);
 criterion_main!(benches);

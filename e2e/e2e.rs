@@ -8,6 +8,7 @@ mod agent;
 mod apiserver;
 mod by_hand;
 mod cluster;
+mod counts;
 mod dropin;
 mod fabric;
 #[allow(dead_code, reason = "the lab and the tests share it; each uses its part")]
@@ -17,6 +18,7 @@ mod health;
 #[allow(dead_code, reason = "the lab is shared by tests, demo and benches; each uses its part")]
 mod lab;
 mod predictions;
+mod questions;
 mod running;
 mod traffic;
 
@@ -39,6 +41,7 @@ on_both_backends! {
     by_hand::the_claims_detect_wrong_rules,
     addresses::node_ports_follow_the_addresses_of_the_node,
     agent::traffic_is_right,
+    counts::connections_are_counted_across_rewrites,
     agent::traffic_is_right_in_compact,
     agent::deleted_service_stops_at_once,
     agent::endpoints_are_followed,
@@ -63,6 +66,7 @@ on_both_backends! {
     health::metrics_show_the_rules_in_the_kernel,
     health::quarantine_and_drift_are_reported_by_events,
     predictions::trace_agrees_with_the_kernel,
+    questions::a_running_agent_answers_root,
     services::three_nodes_serve_over_routes_and_vxlan,
     services::internal_policy_local_stays_on_the_node,
     services::affinity_holds_and_expires,

@@ -310,8 +310,8 @@ pub fn metrics_show_the_rules_in_the_kernel(backend: Backend) {
 }
 
 /// An address of a pod that the sabotaged programs reject, and how they do it.
-const REFUSED: &str = "10.128.0.99";
-const REFUSE: &str = r#"case "$program $1" in *-restore\ -w)
+pub const REFUSED: &str = "10.128.0.99";
+pub const REFUSE: &str = r#"case "$program $1" in *-restore\ -w)
     input=$(cat)
     line=$(echo "$input" | grep -n '10.128.0.99:8080' | head -n 1 | cut -d: -f1)
     [ -z "$line" ] || { echo "$program: line $line failed: Invalid argument" >&2; exit 1; }

@@ -9,6 +9,7 @@ mod families;
 mod host_lookup;
 mod leftover_removal;
 mod memory;
+mod questions_server;
 mod reporting;
 mod runtime;
 mod shutdown;
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::affinity::AffinityObserver;
+use crate::agent_socket::StatusCollector;
 use crate::config::{Config, LayoutChoice};
 use crate::conntrack::Sweeper;
 use crate::drift::canary;
@@ -117,7 +119,10 @@ pub async fn run(
         services: connections.clone().map(connection_counts::service_reader),
         max_open_files: open_files::limit(),
     };
-    let reports = reporting::start(facts, registry, metrics, &mut tasks)?;
+    let freshness = facts.freshness.clone();
+    let (mut reports, admission) = reporting::start(facts, registry, metrics, &mut tasks)?;
+    let collector = Arc::new(StatusCollector::default());
+    reports.push(collector.clone());
     let changes = start_source(connection, &config, &node_name, &mut tasks);
     let node_wait = if config.manifests.is_empty() { NodeWait::CLUSTER } else { NodeWait::NONE };
     let lookup = Arc::new(HostLookup::new(kernel));
@@ -128,6 +133,16 @@ pub async fn run(
     let (addresses_sender, addresses) = mpsc::channel(1);
     tasks.spawn(lookup.clone().follow(addresses_sender));
     let host: HostSource = Arc::new(move || lookup.host());
+    let socket = questions_server::SocketFacts {
+        config: config.clone(),
+        node: node_name.to_string(),
+        started,
+        freshness,
+        host: host.clone(),
+        collector,
+        connections: connections.clone(),
+    };
+    let questions = questions_server::start(socket, admission, &mut tasks);
     let (written_sender, written) = mpsc::channel(64);
     let is_notified = forward_commits(&kernels, written_sender, &mut tasks);
     for finding in &findings {
@@ -139,7 +154,7 @@ pub async fn run(
     observers.push(Arc::new(HeapTrimmer::new()));
     observers.extend(connections.map(|connections| connections as Arc<dyn Observer>));
     let parts = LoopParts { config, node_name, host, kernels, observers, node_wait, is_notified };
-    let inputs = LoopInputs { watch: changes, flushed, written, addresses, shutdown };
+    let inputs = LoopInputs { watch: changes, flushed, written, addresses, questions, shutdown };
     let sync_loop = tokio::spawn(Loop::new(parts).run(inputs));
     wait_for_end(sync_loop, tasks, signals, &shutdown_sender).await
 }

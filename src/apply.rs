@@ -14,7 +14,7 @@ mod sync_report;
 
 pub use family_sync::FamilySync;
 pub use stopwatch::Stages;
-pub use sync_report::{Quarantine, Rejection, SyncError, SyncReport};
+pub use sync_report::{FailedRestore, Quarantine, Rejection, SyncError, SyncReport};
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;

@@ -28,17 +28,27 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 
 use crate::iptables::{Ruleset, Table};
-use crate::model::Snapshot;
+use crate::model::{ServicePortName, Snapshot};
 use crate::policy::Place;
 use crate::rules::{Settings, fixed, names};
 
 /// The whole ruleset of a node: what `iptables-save` shows on a node that has no other rules, jumps and
 /// canaries included. The layout `auto` is decided by the number of endpoints alone.
 pub fn ruleset(settings: &Settings, snapshot: &Snapshot, place: Place<'_>) -> Ruleset {
+    ruleset_without(settings, snapshot, place, &BTreeSet::new())
+}
+
+/// As [`ruleset`], without the service ports in `excluded`.
+pub fn ruleset_without(
+    settings: &Settings,
+    snapshot: &Snapshot,
+    place: Place<'_>,
+    excluded: &BTreeSet<ServicePortName>,
+) -> Ruleset {
     let mut compiled = Compiled::default();
     compiled.set_turn_limit(usize::MAX);
     let source = Source { settings, view: View { snapshot, place } };
-    let mut changed = compiled.apply(source, &BTreeSet::new(), &NoRules);
+    let mut changed = compiled.apply(source, excluded, &NoRules);
     let mut ruleset = Ruleset::with_built_in_chains();
     for table in Table::ALL {
         ruleset.chain_mut(table, names::KUBE_PROXY_CANARY);

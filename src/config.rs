@@ -27,10 +27,12 @@ pub use checked::{
 };
 pub use command_line::{FLAGS, RuleFlags, normalise};
 pub use diagnostics::{ConfigError, ConfigErrors, SetBy, Warning};
+pub use duration::GoDuration;
 pub use effective::{Effective, EffectiveSetting};
 pub use flags::Flags;
 pub use gates::Gates;
 pub use setting::{FlagScope, Setting};
+pub use table::DEFAULT_AGENT_SOCKET;
 
 use diagnostics::Diagnostics;
 use resolver::Resolver;

@@ -5,10 +5,7 @@
 //! has all others read ([`Connections::refresh`]), a slice at a time. Connections made between such a reading and the end
 //! of its commit are not counted.
 
-mod ledger;
 mod series;
-
-pub use ledger::{Ledger, PortTotal};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,6 +17,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::compile::{Compiled, SyncScope};
+use crate::inspect::busiest::{CountsSince, TopOrder, TopReport};
+use crate::inspect::ledger::{Ledger, PortTotal, rules_of};
 use crate::iptables::{ChainName, DnatRule, FirstPackets, Table};
 use crate::kernel::counter_reader::{CommitObserver, CounterReader};
 use crate::log::failure;
@@ -72,6 +71,25 @@ struct FamilyCounts {
     /// Commits that began or ended so far: a reading that was made meanwhile is not used.
     n_commit_events: u64,
     n_failures: u32,
+}
+
+/// The DNAT rules of `chains` (sorted), sorted by chain. Counters that fell are read again where that may be for a moment.
+pub fn read_settled(
+    reader: &dyn CounterReader,
+    family: IpFamily,
+    chains: &[ChainName],
+    has_fallen: impl Fn(&[DnatRule]) -> bool,
+) -> io::Result<Vec<DnatRule>> {
+    let mut rules = reader.dnat_rules(family, chains)?;
+    for pause in FALL_PAUSES {
+        if !(reader.may_fall() && has_fallen(&rules)) {
+            break;
+        }
+        std::thread::sleep(pause);
+        rules = reader.dnat_rules(family, chains)?;
+    }
+    rules.sort_unstable_by_key(|rule| rule.chain);
+    Ok(rules)
 }
 
 /// One sample of a scrape.
@@ -161,8 +179,9 @@ impl Connections {
         for _ in 0..ATTEMPTS {
             let before = self.family(family).stable_for(chains);
             if let Some(before) = before {
-                let rules =
-                    self.read(family, chains, |rules| self.family(family).ledger.has_fallen(rules))?;
+                let rules = read_settled(&*self.reader, family, chains, |rules| {
+                    self.family(family).ledger.has_fallen(rules)
+                })?;
                 let mut counts = self.family(family);
                 if counts.stable_for(chains) == Some(before) {
                     counts.record(chains, &rules, true);
@@ -172,25 +191,6 @@ impl Connections {
             std::thread::sleep(PAUSE);
         }
         Ok(false)
-    }
-
-    /// The DNAT rules of `chains`, by chain. Counters that fell are read again where that may be for a moment.
-    fn read(
-        &self,
-        family: IpFamily,
-        chains: &[ChainName],
-        has_fallen: impl Fn(&[DnatRule]) -> bool,
-    ) -> io::Result<Vec<DnatRule>> {
-        let mut rules = self.reader.dnat_rules(family, chains)?;
-        for pause in FALL_PAUSES {
-            if !(self.reader.may_fall() && has_fallen(&rules)) {
-                break;
-            }
-            std::thread::sleep(pause);
-            rules = self.reader.dnat_rules(family, chains)?;
-        }
-        rules.sort_unstable_by_key(|rule| rule.chain);
-        Ok(rules)
     }
 
     /// The totals of both families as samples: the busiest, sorted, and one for all others, which is last. Call
@@ -222,12 +222,27 @@ impl Connections {
         let mut totals: BTreeMap<ServicePortName, PortTotal> = BTreeMap::new();
         for family in IpFamily::BOTH {
             for (port, total) in self.family(family).ledger.ports() {
-                let sum = totals.entry(port.clone()).or_default();
-                sum.all += total.all;
-                sum.endpoints.extend(&total.endpoints);
+                totals.entry(port.clone()).or_default().add(total);
             }
         }
         totals
+    }
+}
+
+/// How many service ports a [`Connections::report`] has at most.
+const MAX_REPORTED: usize = 10_000;
+
+impl Connections {
+    /// What was counted since the start, at most [`MAX_REPORTED`] service ports, those with most connections. Call
+    /// [`Connections::refresh`] before.
+    pub fn report(&self) -> TopReport {
+        let mut all = FirstPackets::default();
+        IpFamily::BOTH.into_iter().for_each(|family| all += self.family(family).ledger.all());
+        let (since, has_endpoints) = (CountsSince::AgentStarted, self.granularity == Granularity::Endpoints);
+        let mut report = TopReport::new("agent".to_owned(), since, &self.totals(), all, has_endpoints);
+        report.sort(TopOrder::Total);
+        report.truncate(MAX_REPORTED);
+        report
     }
 }
 
@@ -252,11 +267,8 @@ impl FamilyCounts {
     /// Adds a reading of `chains`: `rules` are all their DNAT rules, sorted by chain. With `drops`, chains without any are
     /// not read again until they are compiled again.
     fn record(&mut self, chains: &[ChainName], rules: &[DnatRule], drops: bool) {
-        let mut rest = rules;
         for chain in chains {
-            let (rules, others) = rest.split_at(rest.partition_point(|rule| rule.chain <= *chain));
-            let rules = &rules[rules.partition_point(|rule| rule.chain < *chain)..];
-            rest = others;
+            let rules = rules_of(rules, chain);
             let Some(owner) = self.owners.get(chain).cloned() else { continue };
             self.ledger.record(*chain, &owner, rules);
             if drops && rules.is_empty() {
@@ -356,7 +368,7 @@ impl CommitObserver for Connections {
         if read.is_empty() {
             return;
         }
-        match self.read(family, &read, |rules| counts.ledger.has_fallen(rules)) {
+        match read_settled(&*self.reader, family, &read, |rules| counts.ledger.has_fallen(rules)) {
             Ok(rules) => counts.record(&read, &rules, false),
             Err(error) => counts.report_failure(family, &error),
         }

@@ -1,11 +1,15 @@
-//! HTTP/1.1 servers: listening sockets, a bounded number of connections, and answers that several servers share.
+//! HTTP/1.1 servers: listening sockets of TCP and Unix, a bounded number of connections, and answers that several servers share.
 
 mod admission;
 mod connection;
+mod local;
 mod progress;
 mod request_log;
 
 pub use admission::{Admission, Incident};
+pub use local::serve_local_at;
+#[cfg(test)]
+pub use local::{bind_local, serve_local};
 
 use std::future::Future;
 use std::io;
@@ -158,6 +162,8 @@ pub async fn not_found() -> Response {
     reply(StatusCode::NOT_FOUND, TEXT, "404 page not found\n")
 }
 
+#[cfg(test)]
+pub mod other_user;
 #[cfg(test)]
 pub mod recorded;
 #[cfg(test)]

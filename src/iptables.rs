@@ -13,6 +13,7 @@ pub mod parse;
 pub mod replay;
 mod rule;
 mod ruleset;
+pub mod saved_counters;
 pub mod trace;
 pub mod write;
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crate::iptables::{ChainName, Fingerprint, Jump, Table};
 use crate::net::IpFamily;
-use crate::plan::{FailureEffect, Limits, Restore};
+use crate::plan::{FailureEffect, InputExcerpt, Limits, Restore};
 
 /// The two implementations of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +151,10 @@ pub trait Iptables: Restore<Error = RestoreError> + Send {
     /// How long restores have waited for the xtables lock since the last call.
     fn lock_wait(&mut self) -> Duration {
         Duration::ZERO
+    }
+    /// What is kept of the input of the last restore since this was last called.
+    fn take_input(&mut self) -> Option<InputExcerpt> {
+        None
     }
     /// Creates `chain` in `table` unless it exists.
     fn ensure_chain(&mut self, table: Table, chain: ChainName) -> anyhow::Result<()>;

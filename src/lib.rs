@@ -9,6 +9,7 @@
 
 mod affinity;
 pub mod agent;
+mod agent_socket;
 pub mod apply;
 pub mod cli;
 pub mod compile;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::apply::Stages;
 use crate::iptables::Table;
 use crate::metrics::{Metrics, SyncSample};
-use crate::model::{ObjectKind, ServiceName};
+use crate::model::{ObjectKind, Problem, ServiceName};
 use crate::net::{IpFamily, PerFamily};
 use crate::sync::{Finding, News, Observer, Sweep, Synced};
 use triggers::Triggers;
@@ -79,7 +79,7 @@ impl Observer for SyncMeter {
         self.metrics.node.count_finding(finding.as_str());
     }
 
-    fn problems(&self, kind: ObjectKind, n: usize) {
+    fn problems(&self, kind: ObjectKind, n: usize, _: &[Problem]) {
         self.metrics.cluster.set_problems(kind.as_str(), n);
     }
 

@@ -14,6 +14,7 @@
 //!    `testdata/http/our-metrics.txt` pins names, types, labels, buckets and help.
 
 mod build_metrics;
+mod check_metrics;
 mod cluster_metrics;
 mod define;
 mod exposition;
@@ -26,6 +27,7 @@ mod router;
 mod service_metrics;
 mod sync_metrics;
 
+pub use check_metrics::{CheckMetrics, CheckedChains, check_router};
 pub use cluster_metrics::ReadWatchAges;
 #[cfg(test)]
 pub use exposition::exposition;

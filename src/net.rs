@@ -1,5 +1,9 @@
-//! Address families, protocols, addresses and CIDRs as Go's sloppy parsers read them, the masquerade mark. Knows neither
+//! Address families, protocols, addresses and CIDRs as Go's sloppy parsers read them, the masquerade mark, Unix sockets. Knows neither
 //! Kubernetes nor iptables.
+
+mod unix_address;
+
+pub use unix_address::UnixAddress;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

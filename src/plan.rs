@@ -13,6 +13,7 @@ mod fingerprints;
 mod pending;
 mod planner;
 
+mod restore_input;
 mod restore_process;
 mod save_reader;
 mod steps;
@@ -22,6 +23,7 @@ pub use desired::{DesiredRules, EachRule, FixedNat, SharedNat, When, WriteChains
 pub use fingerprints::{Fingerprints, PendingFingerprints};
 pub use planner::Planner;
 
+pub use restore_input::{ExcerptPiece, InputExcerpt, RestoreInput};
 pub use restore_process::{FailureEffect, Limits, LineIndex, Restore, RestoreCounts, RestoreFailure};
 pub use save_reader::{ReadBack, SaveReader, UdpFrontends};
 pub use steps::{PlanStep, StepOrder};

@@ -11,12 +11,14 @@ mod threads;
 mod wiring;
 
 pub use observer::{Finding, News, Observer, Sweep, Synced};
-pub use wiring::{HostSource, LoopEnd, LoopEvent, LoopInputs, LoopParts, NodeWait};
+pub use wiring::{
+    HostSource, LoopEnd, LoopEvent, LoopFamily, LoopInputs, LoopParts, LoopView, NodeWait, ViewRequest,
+};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -28,7 +30,7 @@ use crate::apply::FamilySync;
 use crate::config::DetectLocal;
 use crate::drift::{DriftDetector, ReadReason};
 use crate::kernel::Iptables;
-use crate::model::{Change, Snapshot, Touched};
+use crate::model::{Change, Touched};
 use crate::net::IpFamily;
 use crate::rules::Settings;
 use crate::watch::WatchEvent;
@@ -56,7 +58,7 @@ impl<K: Iptables + 'static> Loop<K> {
         Loop {
             pacer: Pacer::new(config.min_sync_period, config.sync_period),
             settled_node: SettledNode::new(node_name.clone(), node_wait, needs_pod_cidrs),
-            state: LoopState { families, snapshot: Snapshot::default(), drift },
+            state: LoopState { families, snapshot: Arc::default(), drift },
             parts: LoopParts {
                 config,
                 node_name,
@@ -75,7 +77,8 @@ impl<K: Iptables + 'static> Loop<K> {
 
     /// Runs until the process is to exit, or the loop cannot go on.
     pub async fn run(mut self, inputs: LoopInputs) -> LoopEnd {
-        let LoopInputs { mut watch, mut flushed, mut written, mut addresses, mut shutdown } = inputs;
+        let LoopInputs { mut watch, mut flushed, mut written, mut addresses, mut questions, mut shutdown } =
+            inputs;
         let families: Vec<IpFamily> = self.state.families.iter().map(FamilySync::family).collect();
         self.notify(|observer| observer.started(&families));
         loop {
@@ -85,6 +88,7 @@ impl<K: Iptables + 'static> Loop<K> {
                 Some(family) = flushed.recv() => LoopEvent::TablesFlushed(family),
                 Some(generation) = written.recv() => LoopEvent::TablesWritten(generation),
                 Some(()) = addresses.recv() => LoopEvent::AddressesChanged,
+                Some(request) = questions.recv() => LoopEvent::Asked(request),
                 event = watch.recv() => match event {
                     Some(event) => LoopEvent::Watch(event),
                     None => return LoopEnd::SourcesGone,
@@ -110,7 +114,7 @@ impl<K: Iptables + 'static> Loop<K> {
             }
             let may_start = self.may_start().is_none_or(|at| at <= Instant::now());
             if (is_urgent && self.is_listed() && self.is_dirty()) || (may_start && self.is_waiting()) {
-                self.sync(&mut shutdown).await;
+                self.sync(&mut shutdown, &mut questions).await;
             }
         }
     }
@@ -143,8 +147,8 @@ impl<K: Iptables + 'static> Loop<K> {
             LoopEvent::Watch(WatchEvent::ServicesListed) => self.are_services_listed = true,
             LoopEvent::Watch(WatchEvent::SlicesListed) => self.are_slices_listed = true,
             LoopEvent::Watch(WatchEvent::NodeListed) => self.settled_node.mark_listed(),
-            LoopEvent::Watch(WatchEvent::Problems(kind, n)) => {
-                self.notify(|observer| observer.problems(kind, n));
+            LoopEvent::Watch(WatchEvent::Problems(kind, n, first)) => {
+                self.notify(|observer| observer.problems(kind, n, &first));
             }
             LoopEvent::NodeWaitOver => return self.settled_node.end_wait(self.state.snapshot.node()),
             LoopEvent::TablesFlushed(family) => {
@@ -159,6 +163,7 @@ impl<K: Iptables + 'static> Loop<K> {
             }
             // The first sync looks them up.
             LoopEvent::AddressesChanged if self.is_listed() => self.addresses_changed(),
+            LoopEvent::Asked(request) => answer(request, self.view()),
             LoopEvent::AddressesChanged
             | LoopEvent::RetryDue
             | LoopEvent::SyncDue
@@ -171,7 +176,7 @@ impl<K: Iptables + 'static> Loop<K> {
         let old_zone = self.zone();
         let mut touched = Touched::default();
         let (n_services, n_slices) = self.state.snapshot.count_reported(&change);
-        self.state.snapshot.apply(change, &mut touched);
+        Arc::make_mut(&mut self.state.snapshot).apply(change, &mut touched);
         self.is_changed |= !touched.is_empty();
         let (is_listed, zone) = (self.is_listed(), self.zone());
         let node = self.state.snapshot.node();
@@ -265,27 +270,52 @@ impl<K: Iptables + 'static> Loop<K> {
         }
     }
 
+    /// What questions about the rules need.
+    fn view(&mut self) -> LoopView {
+        LoopView {
+            snapshot: self.state.snapshot.clone(),
+            node_name: self.parts.node_name.clone(),
+            families: self.state.families.iter_mut().map(LoopFamily::of).collect(),
+            is_listed: self.is_listed(),
+        }
+    }
+
     /// Syncs the families that have something to do, on a blocking thread.
-    async fn sync(&mut self, shutdown: &mut watch::Receiver<bool>) {
+    async fn sync(
+        &mut self,
+        shutdown: &mut watch::Receiver<bool>,
+        questions: &mut mpsc::Receiver<ViewRequest>,
+    ) {
         self.update_settings();
         self.is_changed = false;
         let (drift, mut tables) = self.state.drift();
         drift.sync_begins(&mut tables);
         let (node, stop, observers) =
             (self.parts.node_name.clone(), self.stop.clone(), self.parts.observers.clone());
+        let view = self.view();
         let state = std::mem::take(&mut self.state);
         let mut work = Box::pin(on_thread(state, move |state| state.sync(&node, &stop, &observers)));
-        let (state, is_success) = tokio::select! {
-            done = &mut work => done,
-            () = until_set(shutdown) => {
-                // A restore in progress ends by itself; no other begins.
-                self.stop.store(true, Ordering::Relaxed);
-                work.await
+        let (state, is_success) = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                Some(request) = questions.recv() => answer(request, view.clone()),
+                () = until_set(shutdown) => {
+                    // A restore in progress ends by itself; no other begins.
+                    self.stop.store(true, Ordering::Relaxed);
+                    break work.await;
+                }
             }
         };
+        drop(view);
         self.state = state;
         self.pacer.record_end(Instant::now(), is_success);
     }
+}
+
+/// Sends what the loop knows.
+fn answer(request: ViewRequest, view: LoopView) {
+    // Whoever asked may have gone.
+    let _ = request.send(view);
 }
 
 /// Waits until `flag` is set; for ever when its sender is gone.

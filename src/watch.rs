@@ -5,7 +5,7 @@ pub mod api;
 pub(crate) mod files;
 mod problem_log;
 
-use crate::model::{Change, ObjectKind};
+use crate::model::{Change, ObjectKind, Problem};
 
 /// An event from a source of cluster state, in order.
 ///
@@ -22,9 +22,12 @@ pub enum WatchEvent {
     SlicesListed,
     /// The first list of Nodes is complete: this node's Node was sent, or does not exist.
     NodeListed,
-    /// The number of unusable fields in objects of a kind; sent when it changes.
-    Problems(ObjectKind, usize),
+    /// The number of unusable fields in objects of a kind, and the first problems; sent when they change.
+    Problems(ObjectKind, usize, Vec<Problem>),
 }
+
+/// How many problems of a kind are sent.
+const MAX_PROBLEMS: usize = 50;
 
 /// How many events a source may queue before the loop reads them.
 pub const CHANNEL_CAPACITY: usize = 1024;

@@ -101,7 +101,7 @@ fn findings(case: &Case, snapshot: &Snapshot, rules: [Option<Ruleset>; 2]) -> Ve
             v4: case.settings(snapshot, IpFamily::V4),
             v6: case.settings(snapshot, IpFamily::V6),
         },
-        snapshot: snapshot.clone(),
+        snapshot: std::sync::Arc::new(snapshot.clone()),
         ..ClusterView::new(&case.config, &Inventory::default(), node_name, &case.host)
     };
     let host = HostView {

@@ -2,6 +2,8 @@
 
 #[path = "shared/corpus_cases.rs"]
 mod corpus_cases;
+#[path = "corpus_packets/diff.rs"]
+mod diff;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

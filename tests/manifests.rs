@@ -8,6 +8,8 @@ mod monitoring;
 mod promql;
 #[path = "manifests/rights.rs"]
 mod rights;
+#[path = "manifests/shadow.rs"]
+mod shadow;
 #[path = "manifests/strict.rs"]
 mod strict;
 

@@ -2,6 +2,8 @@
 
 #[path = "properties/cluster.rs"]
 mod cluster;
+#[path = "properties/comparison.rs"]
+mod comparison;
 #[path = "properties/fates.rs"]
 mod fates;
 #[path = "properties/junk.rs"]
@@ -22,6 +24,8 @@ mod steps;
 mod text;
 #[path = "properties/traced.rs"]
 mod traced;
+#[path = "properties/truth.rs"]
+mod truth;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestRng, TestRunner};

@@ -51,7 +51,8 @@ impl Observer for HeapTrimmer {
     }
 }
 
-fn trim() {
+/// Returns the free memory of the heap to the kernel.
+pub(super) fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes the allocator's own lock, and touches free memory only. Source: malloc_trim(3).
     unsafe {

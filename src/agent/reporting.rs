@@ -82,13 +82,16 @@ pub(super) struct AgentFacts<'a> {
     pub(super) max_open_files: u64,
 }
 
-/// Starts servers and tasks among `tasks`; returns the observers.
+/// Observers of the loop, in the order in which they are notified.
+type Observers = Vec<Arc<dyn Observer>>;
+
+/// Starts servers and tasks among `tasks`; returns the observers, and the bound of all servers.
 pub(super) fn start(
     facts: AgentFacts<'_>,
     registry: Registry,
     metrics: Arc<Metrics>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> anyhow::Result<Vec<Arc<dyn Observer>>> {
+) -> anyhow::Result<(Observers, Arc<Admission>)> {
     let AgentFacts { config, flags, node, machine, server, freshness, counters, services, max_open_files } =
         facts;
     metrics.show_build(config.gates.iter())?;
@@ -138,7 +141,7 @@ pub(super) fn start(
         note: String::new(),
     });
     // Health observes a sync before the ports do, so that their answers after a sync describe that sync.
-    Ok(vec![Arc::new(SyncMeter::new(metrics)), health, Arc::new(ports), events])
+    Ok((vec![Arc::new(SyncMeter::new(metrics)), health, Arc::new(ports), events], admission))
 }
 
 /// Kinds as metrics and answers name them.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::desired_changes::DesiredChanges;
 use super::family_sync::FamilySync;
 use super::stopwatch::{Stopwatch, TimedRestore};
-use super::sync_report::{SyncError, SyncReport};
+use super::sync_report::{FailedRestore, SyncError, SyncReport};
 use crate::compile::{Changed, Source, SyncScope};
 use crate::drift::{FamilyTables, ReadReason};
 use crate::kernel::{Iptables, RestoreError};
@@ -120,6 +120,14 @@ impl<'a, K: Iptables> Attempt<'a, K> {
         self.report.tally += counts;
         self.report.n_failed_restores += usize::from(outcome.is_err());
         self.clock.restoring(restore.elapsed());
+        if counts.n_processes > 0
+            && let Some(input) = self.family.tables.kernel.take_input()
+        {
+            if let Err(RestoreFailure { error, .. }) = &outcome {
+                self.report.failed = Some(FailedRestore { input: input.clone(), error: error.clone() });
+            }
+            self.report.sent = Some(input);
+        }
         outcome
     }
 

@@ -148,6 +148,7 @@ impl<K: Iptables> FamilySync<K> {
         report.n_overlaps = self.compiled.n_overlaps();
         report.n_filter_rules = self.tables.n_rules(Table::Filter);
         report.n_nat_rules = self.tables.n_rules(Table::Nat);
+        report.n_chains = self.tables.n_chains();
     }
 
     /// What a rejected restore is about; `None` for any other failure.

@@ -9,7 +9,7 @@ use crate::iptables::{ChainName, Table};
 use crate::kernel::{Backend, RestoreError};
 use crate::model::{ServiceName, ServicePortName};
 use crate::net::IpFamily;
-use crate::plan::{RestoreCounts, UdpFrontends};
+use crate::plan::{InputExcerpt, RestoreCounts, UdpFrontends};
 use crate::rules::Layout;
 use crate::rules::overlap::Loss;
 
@@ -49,6 +49,15 @@ pub enum SyncError {
     Restore(RestoreError),
 }
 
+/// A restore that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedRestore {
+    /// Its input, shortened.
+    pub input: InputExcerpt,
+    /// Why it failed.
+    pub error: RestoreError,
+}
+
 /// What a sync of one family did.
 #[derive(Clone, Debug)]
 pub struct SyncReport {
@@ -84,6 +93,8 @@ pub struct SyncReport {
     pub n_filter_rules: usize,
     /// Our rules in nat after the sync.
     pub n_nat_rules: usize,
+    /// Our chains in both tables after the sync.
+    pub n_chains: usize,
     /// Why the kernel was read, for each read.
     pub reads: Vec<ReadReason>,
     /// Drift that this sync found; repaired unless the sync failed.
@@ -100,6 +111,10 @@ pub struct SyncReport {
     pub n_overlaps: usize,
     /// Frontends that Services lost with this sync.
     pub losses: Vec<Loss>,
+    /// The input of the last restore, shortened; `None` if nothing was sent.
+    pub sent: Option<InputExcerpt>,
+    /// The last restore that failed; the sync may succeed with a later one.
+    pub failed: Option<FailedRestore>,
     /// How it ended.
     pub outcome: Result<(), SyncError>,
 }
@@ -125,6 +140,7 @@ impl SyncReport {
             n_quarantined: 0,
             n_filter_rules: 0,
             n_nat_rules: 0,
+            n_chains: 0,
             reads: Vec::new(),
             drift: Drift::default(),
             n_repaired: 0,
@@ -133,6 +149,8 @@ impl SyncReport {
             quarantined: Vec::new(),
             n_overlaps: 0,
             losses: Vec::new(),
+            sent: None,
+            failed: None,
             outcome: Ok(()),
         }
     }

@@ -1,6 +1,8 @@
 //! What commands print on stdout: a report as text for people, or as JSON for programs.
 #![allow(clippy::disallowed_methods, reason = "reads COLUMNS")]
 
+mod wrap;
+
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -8,16 +10,13 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Effects};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use serde_json::{Map, Value};
 use tabled::builder::Builder;
 use tabled::settings::object::Columns;
-use tabled::settings::{Padding, Style as TableStyle, Width};
+use tabled::settings::{Padding, Style as TableStyle};
 
 use super::print_error;
+pub use crate::inspect::envelope::to_json as json;
 use crate::model::needs_escape;
-
-/// The version of every report's JSON.
-pub const API_VERSION: &str = "chainsmith.dev/v1alpha1";
 
 /// The form of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -61,20 +60,6 @@ impl OutputArguments {
             }
         }
     }
-}
-
-/// The JSON of a report: its fields behind `apiVersion` and `kind`.
-pub fn json<T: Serialize>(kind: &str, report: &T) -> String {
-    let mut object = Map::new();
-    object.insert("apiVersion".to_owned(), API_VERSION.into());
-    object.insert("kind".to_owned(), kind.into());
-    match serde_json::to_value(report).expect("reports have text keys and finite numbers") {
-        Value::Object(fields) => object.extend(fields),
-        other => drop(object.insert("items".to_owned(), other)),
-    }
-    let mut text = serde_json::to_string_pretty(&object).expect("a value is JSON");
-    text.push('\n');
-    text
 }
 
 /// Writes `text`, without its styles where stdout is no terminal or `NO_COLOR` is set.
@@ -195,7 +180,7 @@ impl Screen {
         for word in text.split(' ') {
             let n_columns = start + line.chars().count() + 1 + word.chars().count();
             if !line.is_empty() && self.width.is_some_and(|width| n_columns > width) {
-                self.line(format_args!("{:start$}{}", "", show(&line)));
+                self.line(format_args!("{:start$}{}", "", show(line.trim_end())));
                 (start, line) = (hanging, String::new());
             }
             if !line.is_empty() {
@@ -203,7 +188,7 @@ impl Screen {
             }
             line.push_str(word);
         }
-        self.line(format_args!("{:start$}{}", "", show(&line)));
+        self.line(format_args!("{:start$}{}", "", show(line.trim_end())));
     }
 
     /// Adds an empty line, unless the text is empty or ends with one.
@@ -219,23 +204,27 @@ impl Screen {
         self.line(styled(Style::Heading, text));
     }
 
-    /// Adds a table, indented by `indent` columns, with a row of `heads` unless that is empty. Cells may have styles; a
-    /// table wider than the screen has its widest columns wrapped.
+    /// Adds a table, indented by `indent` columns, with a row of `heads` unless that is empty. Cells may have styles and
+    /// several lines. In a table wider than the screen the widest columns are wrapped between words; a word is broken
+    /// only where the table has no room for it (see [`Screen::fits_words`]).
     pub fn table(&mut self, indent: usize, heads: &[&str], rows: Vec<Vec<String>>) {
-        let mut builder = Builder::default();
-        if !heads.is_empty() {
-            builder.push_record(heads.iter().map(|head| styled(Style::Faint, head)));
+        let heads =
+            (!heads.is_empty()).then(|| heads.iter().map(|head| styled(Style::Faint, head)).collect());
+        let mut rows: Vec<Vec<String>> = heads.into_iter().chain(rows).collect();
+        if let Some(width) = self.width {
+            wrap::wrap_rows(&mut rows, width.saturating_sub(indent));
         }
+        let mut builder = Builder::default();
         rows.into_iter().for_each(|row| builder.push_record(row));
         let mut table = builder.build();
-        table.with(TableStyle::empty()).with(Padding::new(0, 2, 0, 0));
-        table.modify(Columns::first(), Padding::new(indent, 2, 0, 0));
-        if let Some(width) = self.width {
-            table.with(
-                Width::wrap(width).priority(tabled::settings::peaker::Priority::max(true)).keep_words(true),
-            );
-        }
-        table.to_string().lines().for_each(|line| self.line(line.trim_end()));
+        table.with(TableStyle::empty()).with(Padding::new(0, wrap::GAP, 0, 0));
+        table.modify(Columns::first(), Padding::new(indent, wrap::GAP, 0, 0));
+        table.to_string().lines().for_each(|line| self.line(wrap::trim_end(line)));
+    }
+
+    /// Whether a table of `rows` fits the screen without a broken word.
+    pub fn fits_words(&self, indent: usize, rows: &[Vec<String>]) -> bool {
+        self.width.is_none_or(|width| wrap::fits_words(rows, width.saturating_sub(indent)))
     }
 }
 
@@ -263,16 +252,5 @@ mod tests {
     fn text_of_objects_moves_no_cursor() {
         let text = anstream::adapter::strip_str(&styled(Style::Name, "a\u{1b}[2Jb\nc")).to_string();
         assert_eq!(text, r"a\u{1b}[2Jb\nc");
-    }
-
-    #[test]
-    fn a_report_has_its_version_and_kind_first() {
-        #[derive(Serialize)]
-        struct Report {
-            n: u8,
-        }
-        let expected =
-            format!("{{\n  \"apiVersion\": \"{API_VERSION}\",\n  \"kind\": \"X\",\n  \"n\": 1\n}}\n");
-        assert_eq!(json("X", &Report { n: 1 }), expected);
     }
 }

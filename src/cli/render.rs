@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
-use super::objects;
+use super::cluster_source::ClusterArguments;
 use super::output::print_text;
-use super::source::NodeArguments;
+use super::source::{NodeArguments, SourceArguments};
 use super::{USAGE, print_error};
 use crate::iptables::write;
 
@@ -16,8 +16,11 @@ use crate::iptables::write;
 #[derive(Debug, Args)]
 pub struct RenderArguments {
     /// Services, EndpointSlices and Nodes: YAML or JSON files, folders of them, or - for stdin
-    #[arg(short = 'f', long = "filename", value_name = "OBJECTS", required = true, num_args = 1..)]
+    #[arg(short = 'f', long = "filename", value_name = "OBJECTS", num_args = 1..)]
+    #[arg(required_unless_present_any = ["cluster", "kubeconfig", "context", "is_default"])]
     objects: Vec<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArguments,
     /// `save`: as iptables-save prints them; `restore`: an input for iptables-restore --noflush
     #[arg(long, default_value = "save")]
     format: RulesetFormat,
@@ -46,12 +49,17 @@ pub fn main(arguments: &RenderArguments) -> ExitCode {
 
 fn render(arguments: &RenderArguments) -> anyhow::Result<(String, Vec<String>)> {
     let RenderArguments { node, .. } = arguments;
-    let config = node.config()?;
     if arguments.format == RulesetFormat::Restore && node.family.is_none() {
         bail!("--format restore needs --family: iptables-restore and ip6tables-restore take one family each");
     }
-    let objects = objects::read(&arguments.objects)?;
-    objects.print_notes(node.is_verbose);
+    let source = SourceArguments {
+        objects: arguments.objects.clone(),
+        cluster: arguments.cluster.clone(),
+        node: node.clone(),
+        ..SourceArguments::default()
+    };
+    let (objects, config, node) =
+        source.read_objects(&[])?.context("no objects: give -f OBJECTS or --cluster")?;
     let (cluster, _) = node.cluster(&config, &objects.inventory)?;
     let mut text = String::new();
     for family in node.families() {

@@ -163,7 +163,7 @@ fn log_settings(config: &Config) {
 }
 
 /// Starts the log as the configuration asks for it.
-fn start_log(logging: &Logging) {
+pub(super) fn start_log(logging: &Logging) {
     // The configuration has been checked: verbosities fit.
     let number = |verbosity: u32| i32::try_from(verbosity).unwrap_or(i32::MAX);
     let modules = logging.vmodule.iter();

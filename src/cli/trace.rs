@@ -10,6 +10,7 @@ use super::output::OutputArguments;
 use super::source::SourceArguments;
 use super::{USAGE, print_error};
 use crate::inspect::journey::{PacketState, QuestionError, TraceQuestion, TraceReport, trace_journeys};
+use crate::iptables::parse::ParseError;
 
 /// Arguments of `trace`.
 #[derive(Debug, Args)]
@@ -53,19 +54,26 @@ pub fn main(arguments: &TraceArguments) -> ExitCode {
         }),
         Err(error) => {
             print_error(format!("{error:#}"));
-            match error.downcast_ref() {
-                Some(QuestionError::Malformed(_)) => ExitCode::from(USAGE),
-                _ => ExitCode::FAILURE,
+            match is_about_source(&error) {
+                true => ExitCode::FAILURE,
+                false => ExitCode::from(USAGE),
             }
         }
     }
 }
 
+/// Whether the source cannot be read, or has nothing of that name; otherwise the command line is wrong.
+fn is_about_source(error: &anyhow::Error) -> bool {
+    let is_not_found = matches!(error.downcast_ref(), Some(QuestionError::NotFound(_)));
+    is_not_found || error.chain().any(|cause| cause.is::<std::io::Error>() || cause.is::<ParseError>())
+}
+
 impl TraceArguments {
     fn answer(&self) -> anyhow::Result<TraceReport> {
+        let from = self.from.as_ref().map(|from| self.source.qualify(from)).transpose()?;
         let question = TraceQuestion {
-            to: self.to.clone(),
-            from: self.from.clone(),
+            to: self.source.qualify(&self.to)?,
+            from,
             in_interface: self.in_interface.clone(),
             state: match self.state {
                 StateArgument::New => PacketState::New,
@@ -74,8 +82,12 @@ impl TraceArguments {
             },
         };
         question.check()?;
-        let subject = self.source.load()?;
-        Ok(trace_journeys(&subject, &question)?)
+        let names: Vec<&str> = question.from.iter().chain([&question.to]).map(String::as_str).collect();
+        self.source.report("TraceReport", "/v1/trace", &question, || {
+            let subject = self.source.load_for(&names)?;
+            subject.cluster.iter().flat_map(|cluster| &cluster.problems).for_each(print_error);
+            Ok(trace_journeys(&subject, &question)?)
+        })
     }
 }
 

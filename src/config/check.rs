@@ -12,7 +12,7 @@ use super::duration::GoDuration;
 use super::resolver::Resolver;
 use super::setting::Setting;
 use super::setting_value::{FlagPort, Folders, SettingValue};
-use crate::net::{Cidr, IpFamily, MasqueradeMark, parse_ip};
+use crate::net::{Cidr, IpFamily, MasqueradeMark, UnixAddress, parse_ip};
 
 /// The value with the name `text`.
 pub(super) fn one_of<T: Clone>(values: &[(&str, T)]) -> impl Fn(String) -> Result<T, String> {
@@ -93,6 +93,15 @@ pub(super) fn server(text: String) -> Result<Option<SocketAddr>, String> {
     }
     let reason = "must be <ip>:<port>, an IPv6 address in brackets, the port 1 to 65535";
     socket_address(&text).map(Some).ok_or_else(|| reason.to_owned())
+}
+
+/// `@NAME` or `/PATH`, or empty for no socket.
+pub(super) fn unix_socket(text: String) -> Result<Option<UnixAddress>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let reason = "must be @NAME, /PATH, or empty for none, 107 bytes at most";
+    UnixAddress::parse(&text).map(Some).map_err(|_| reason.to_owned())
 }
 
 /// `1.2.3.4:80` or `[::1]:80`; the port is 1 to 65535.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::effective::{Effective, EffectiveSetting};
 use super::gates::Gates;
-use crate::net::{Cidr, IpFamily, MasqueradeMark};
+use crate::net::{Cidr, IpFamily, MasqueradeMark, UnixAddress};
 
 /// The checked configuration of one run. `config::table` fills every field.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +72,8 @@ pub struct Config {
     pub connection_metrics: ConnectionMetrics,
     /// Where the debug server listens; `None`: no debug server.
     pub debug_bind_address: Option<SocketAddr>,
+    /// The Unix socket that answers questions about the rules; `None`: no socket.
+    pub agent_socket: Option<UnixAddress>,
     /// Every setting with its origin, for the log and `/configz`.
     pub effective: Effective,
 }

@@ -34,6 +34,9 @@ use super::setting::{Setting, flag_only, other_mode, setting};
 use super::setting_value::{Folders, OffOrWord};
 use crate::net::{Cidr, parse_ip};
 
+/// The socket of an agent that is not configured otherwise.
+pub const DEFAULT_AGENT_SOCKET: &str = "@chainsmith";
+
 /// Every setting, in the order of the table.
 pub(super) static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| {
     let no_flags = Flags::default();
@@ -206,6 +209,16 @@ pub(super) fn read(r: &mut Resolver<'_>) -> Config {
     if debug_bind_address.is_some() {
         r.warn("chainsmith.debugBindAddress", "has no effect yet");
     }
+    let agent_socket = r.checked(
+        setting(
+            "chainsmith.agentSocket",
+            DEFAULT_AGENT_SOCKET,
+            "Unix socket that answers root's questions: @NAME or /PATH; empty: none",
+        )
+        .flag("agent-socket", "ADDRESS")
+        .own(),
+        check::unix_socket,
+    );
     Config {
         hostname_override,
         bind_address: Some(bind_address).filter(|ip| !ip.is_unspecified()),
@@ -236,6 +249,7 @@ pub(super) fn read(r: &mut Resolver<'_>) -> Config {
         audit_period,
         connection_metrics,
         debug_bind_address,
+        agent_socket,
         effective: r.take_effective(),
     }
 }

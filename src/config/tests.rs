@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
-use crate::net::{Cidr, IpFamily, MasqueradeMark};
+use crate::net::{Cidr, IpFamily, MasqueradeMark, UnixAddress};
 
 /// A file of v1alpha1 with `fields`.
 fn file(fields: &str) -> String {

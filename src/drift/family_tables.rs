@@ -140,6 +140,11 @@ impl<K: Iptables> FamilyTables<K> {
         self.committed.as_ref().map_or(0, |committed| committed.n_rules(table))
     }
 
+    /// How many chains of ours there are; as they were left, while that is unknown.
+    pub fn n_chains(&self) -> usize {
+        self.committed.as_ref().map_or(0, |committed| committed.nat.len() + committed.filter.len())
+    }
+
     /// Has the next sync read the kernel.
     pub fn distrust(&mut self, reason: ReadReason) {
         self.signal(Signal::Distrusted(reason));

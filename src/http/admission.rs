@@ -127,7 +127,7 @@ impl Admission {
         let n_evicted = self.n_evicted.fetch_add(1, Ordering::Relaxed) + 1;
         (self.on_incident)(Incident::Evicted);
         if n_evicted.is_power_of_two() {
-            let (peer, max_connections) = (peer.0, self.n_slots);
+            let max_connections = self.n_slots;
             warn!(%peer, max_connections, n_evicted, "too many connections; closed one of the peer with most");
         }
     }
@@ -238,10 +238,24 @@ impl Drop for ConnectionSlot {
     }
 }
 
-/// The source of a connection, as coarse as one host can choose it: an IPv4 address, or the first 64 bits of an IPv6
-/// address. Each address of this machine is a peer, although pods may share its 64 bits.
+/// The source of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Peer(IpAddr);
+pub(super) enum Peer {
+    /// As coarse as one host can choose it: an IPv4 address, or the first 64 bits of an IPv6 address. Each address of
+    /// this machine is a peer, although pods may share its 64 bits.
+    Network(IpAddr),
+    /// All clients of Unix sockets together.
+    Local,
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Peer::Network(ip) => ip.fmt(f),
+            Peer::Local => f.write_str("Unix socket"),
+        }
+    }
+}
 
 impl Peer {
     /// The peer of `stream`, which is at `from`.
@@ -251,7 +265,7 @@ impl Peer {
 
     fn between(from: IpAddr, to: Option<IpAddr>) -> Peer {
         let is_own = from.is_loopback() || to == Some(from);
-        Peer(match from.to_canonical() {
+        Peer::Network(match from.to_canonical() {
             IpAddr::V6(ip) if !is_own => {
                 IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)))
             }

@@ -13,7 +13,6 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tower::ServiceExt;
 
 use super::admission::ConnectionSlot;
@@ -29,7 +28,10 @@ pub(super) const MAX_HEADERS: usize = 64;
 
 /// Answers the requests on `stream` until the client ends it, it takes too long, or its slot is needed for another
 /// connection.
-pub(super) async fn serve_connection(stream: TcpStream, router: Router, slot: ConnectionSlot) {
+pub(super) async fn serve_connection<S>(stream: S, router: Router, slot: ConnectionSlot)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let progress = &slot.progress;
     let service = service_fn(|request: hyper::Request<Incoming>| {
         progress.step(ConnectionStage::Head, ConnectionStage::Answering);
@@ -63,12 +65,12 @@ pub(super) async fn serve_connection(stream: TcpStream, router: Router, slot: Co
 }
 
 /// A stream that records the progress of its connection.
-struct TrackedStream {
-    stream: TcpStream,
+struct TrackedStream<S> {
+    stream: S,
     progress: Progress,
 }
 
-impl AsyncRead for TrackedStream {
+impl<S: AsyncRead + Unpin> AsyncRead for TrackedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -83,7 +85,7 @@ impl AsyncRead for TrackedStream {
     }
 }
 
-impl AsyncWrite for TrackedStream {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

@@ -19,9 +19,9 @@ use truth::Evaluator;
 
 pub use question::{ExplainQuestion, NoSuchService};
 pub use report::{
-    ChainCaller, ChainExplanation, EndpointExplanation, EndpointGroup, EndpointShare, EntryExplanation,
-    ExplainReport, FateVerdict, FrontendExplanation, FrontendKind, PacketFate, PacketReach, PortExplanation,
-    ServicePolicies, ServiceSyncState, SliceEntryExplanation, TruthCell, VantageExplanation,
+    AnsweringEndpoint, CellFate, CellVerdict, ChainCaller, ChainExplanation, EndpointExplanation,
+    EndpointGroup, EntryExplanation, ExplainReport, FrontendClass, FrontendExplanation, PacketReach,
+    PortExplanation, ServicePolicies, ServiceSyncState, SliceEntryExplanation, TruthCell, VantageExplanation,
 };
 
 /// The most service ports of each family in a report. Each has a truth table of its own.
@@ -224,8 +224,8 @@ fn no_such_service(subject: &Subject, name: &ServiceName) -> NoSuchService {
     names.dedup();
     let searched = match (&subject.cluster, &subject.origin) {
         (Some(_), RulesOrigin::Objects) => "the objects".to_owned(),
-        (Some(_), origin) => format!("the objects and {origin}"),
-        (None, origin) => origin.to_string(),
+        (Some(_), origin) => format!("the objects and the {origin}"),
+        (None, origin) => format!("the {origin}"),
     };
     NoSuchService { service: name.to_string(), port: None, searched, near: near_names(&names, name) }
 }
@@ -237,8 +237,23 @@ const MAX_NEAR: usize = 3;
 fn near_names(names: &[String], name: &ServiceName) -> Vec<String> {
     let is_same_name = |other: &&String| other.split_once('/').is_some_and(|(_, other)| other == name.name());
     let mut near: Vec<String> = names.iter().filter(is_same_name).take(MAX_NEAR).cloned().collect();
-    let alike = nearest(&name.to_string(), names.iter().map(String::as_str));
-    near.extend(alike.map(str::to_owned).filter(|alike| !near.contains(alike)));
+    let alike = alike(names, name).filter(|alike| !near.contains(alike));
+    near.extend(alike);
     near.truncate(MAX_NEAR);
     near.into_iter().map(|name| EscapedValue(&name).to_string()).collect()
+}
+
+/// The Service of the same namespace that is spelled alike; if there is no such namespace, of any.
+fn alike(names: &[String], name: &ServiceName) -> Option<String> {
+    let in_namespace = || {
+        names.iter().filter_map(|other| {
+            let (namespace, other) = other.split_once('/')?;
+            (namespace == name.namespace()).then_some(other)
+        })
+    };
+    if in_namespace().next().is_none() {
+        return nearest(&name.to_string(), names.iter().map(String::as_str)).map(str::to_owned);
+    }
+    let alike = nearest(name.name(), in_namespace())?;
+    Some(format!("{}/{alike}", name.namespace()))
 }

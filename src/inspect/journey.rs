@@ -4,7 +4,7 @@
 //! The texts of a question (`asked`) become a `sender` and `receiver`s with addresses; the trace of each packet
 //! becomes the common beginning of all its ways and its ends (`journey_ends`), each with a verdict
 //! (`verdict_reason`), the reason for its source address (`masquerade_reason`) and the way of the reply
-//! (`reply_way`). Of a Service, `left_out` has the endpoints that get nothing.
+//! (`reply_text`). Of a Service, `left_out` has the endpoints that get nothing.
 
 mod asked;
 mod journey_ends;
@@ -13,7 +13,7 @@ mod left_out;
 mod masquerade_reason;
 mod pod_lookup;
 mod receiver;
-mod reply_way;
+mod reply_text;
 mod rule_book;
 mod sender;
 mod share;
@@ -33,7 +33,7 @@ use journey_ends::TracedPacket;
 use known_frontends::{FrontendKind, KnownFrontends};
 use left_out::ObjectsView;
 use receiver::{FamilyView, Receiver};
-use reply_way::ReplyWay;
+use reply_text::ReplyFacts;
 use rule_book::RuleBook;
 use sender::Sender;
 
@@ -55,6 +55,10 @@ pub fn trace_journeys(subject: &Subject, question: &TraceQuestion) -> Result<Tra
     let to = question.destination()?;
     let from = question.source()?;
     let interface = question.interface()?;
+    if subject.families().next().is_none() {
+        let what = format!("{}: there are none of the family asked for", subject.origin);
+        return Err(QuestionError::NotFound(what));
+    }
     let mut frontends = PerFamily { v4: KnownFrontends::default(), v6: KnownFrontends::default() };
     let mut report = TraceReport {
         rules: subject.origin.to_string(),
@@ -91,7 +95,7 @@ pub fn trace_journeys(subject: &Subject, question: &TraceQuestion) -> Result<Tra
             let found = sender::find_sender(subject, (family, &vantages), &asked, interface.as_ref())?;
             let Some(sender) = found else { continue };
             if from.is_none() {
-                notes.insert(format!("--from is not given: from {} is shown", sender.name));
+                notes.insert(format!("--from is not given; shown: from {}", sender.name));
             }
             report.journeys.push(tracing.journey(&sender, receiver, question.state));
         }
@@ -160,14 +164,12 @@ impl FamilyTracing<'_> {
         let branches = self.tracer.trace(&packet, &RecentLists::default());
         let vantages = self.view.vantages;
         let node_address = vantages.point(Vantage::Node).source;
-        let reply = ReplyWay {
-            sender,
-            vantages,
-            destination: receiver.address,
-            protocol: receiver.protocol,
-            node_address,
+        let reply = ReplyFacts {
+            packet: &packet,
+            vantage: sender.vantage,
+            node: vantages.traced_node(self.book.ruleset),
             here: self.subject.cluster.as_ref().map(|cluster| &*cluster.node_name).unwrap_or_default(),
-            nodes: reply_way::nodes_of(self.subject),
+            nodes: reply_text::nodes_of(self.subject),
         };
         let name = receiver.frontend.as_ref().map(|known| known.service_port_name());
         let traced = TracedPacket {

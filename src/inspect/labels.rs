@@ -181,7 +181,7 @@ pub(super) fn hash_of(name: &ChainName) -> Option<&str> {
 const HASH_LENGTH: usize = 16;
 
 /// The service port that a comment begins with, as in `shop/db:sql cluster IP`.
-fn service_port_in(comment: &str) -> Option<&str> {
+pub(super) fn service_port_in(comment: &str) -> Option<&str> {
     let name = comment.split(' ').next()?;
     let (namespace, rest) = name.split_once('/')?;
     (!namespace.is_empty() && !rest.is_empty()).then_some(name)

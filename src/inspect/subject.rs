@@ -57,7 +57,7 @@ impl fmt::Display for RulesOrigin {
 #[derive(Clone, Debug)]
 pub struct ClusterView {
     /// Services, EndpointSlices and the Node.
-    pub snapshot: Snapshot,
+    pub snapshot: Arc<Snapshot>,
     /// The name of the node; empty if unknown.
     pub node_name: Arc<str>,
     /// All Nodes given, by name. An agent knows only its own.
@@ -77,7 +77,7 @@ pub struct ClusterView {
 impl ClusterView {
     /// The objects of `inventory` as `node_name` sees them.
     pub fn new(config: &Config, inventory: &Inventory, node_name: &str, host: &Host) -> ClusterView {
-        let snapshot = inventory.snapshot_for(node_name);
+        let snapshot = Arc::new(inventory.snapshot_for(node_name));
         let settings = |family| Settings::new(config, snapshot.node(), host, family);
         ClusterView {
             node_name: node_name.into(),
@@ -117,7 +117,7 @@ pub struct HostView {
 }
 
 /// Where facts about the host come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HostOrigin {
     /// Nothing is known: stand-ins are used.
     #[default]

@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use super::Subject;
 use crate::iptables::trace::{Origin, TracedNode};
-use crate::iptables::{Interface, MaybeNot, Rule, Ruleset, Table, Target};
+use crate::iptables::{ChainName, Interface, MaybeNot, Rule, Ruleset, Table, Target};
 use crate::model::Node;
 use crate::net::{Cidr, IpFamily};
-use crate::rules::{Detector, names};
+use crate::rules::Detector;
+use crate::rules::names::{self, PortChain};
+use crate::rules::ownership::ChainOwner;
 
 /// A place from which traffic comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,9 +84,34 @@ pub struct Vantages {
 impl Vantages {
     /// The vantages of `subject` in `family`. Where objects and host do not tell an address, it is a stand-in.
     pub fn of(subject: &Subject, family: IpFamily) -> Vantages {
-        let known = KnownNetworks::of(subject, family);
-        let own = subject.host.own_addresses(family).next();
-        let uplink = own.and_then(|ip| known.interface_of(subject, ip));
+        Vantages::among(KnownNetworks::of(subject, family), subject, family)
+    }
+
+    /// The vantages of two subjects on one node: of the one of which more is known, outside the networks of both.
+    /// The node has the addresses of both.
+    pub fn of_both(subjects: [&Subject; 2], family: IpFamily) -> Vantages {
+        let is_known = |subject: &Subject| (subject.host.origin, subject.cluster.is_some());
+        let [mut better, mut other] = subjects;
+        if is_known(other) > is_known(better) {
+            (better, other) = (other, better);
+        }
+        let mut known = KnownNetworks::of(better, family);
+        known.add_objects(other, family);
+        if let Some(ruleset) = other.rulesets.get(family) {
+            known.add_rules(ruleset);
+        }
+        known.taken.extend(&other.host.addresses);
+        known.met.extend(other.host.routes.iter().map(|(cidr, _)| *cidr));
+        known.met.retain(|cidr| cidr.family() == family && !cidr.is_everything());
+        let mut vantages = Vantages::among(known, better, family);
+        vantages.local_addresses.extend(&other.host.addresses);
+        vantages
+    }
+
+    fn among(known: KnownNetworks, subject: &Subject, family: IpFamily) -> Vantages {
+        let own = own_address(subject, family);
+        let uplink = default_interface(subject, family).map(Arc::from);
+        let uplink = uplink.or_else(|| own.and_then(|ip| known.interface_of(subject, ip)));
         let (node_ip, node_stands_for) = match own {
             Some(ip) => (ip, None),
             None => (known.free_outside(1), Some("an address of the node".to_owned())),
@@ -136,6 +163,26 @@ impl Vantages {
     }
 }
 
+/// The interface of the default route.
+fn default_interface(subject: &Subject, family: IpFamily) -> Option<&str> {
+    let mut routes = subject.host.routes.iter();
+    let default = routes.find(|(cidr, _)| cidr.family() == family && cidr.is_everything());
+    default.map(|(_, interface)| interface.as_str())
+}
+
+/// The address that represents the node: the Node object's, else that of the interface of the default route, else
+/// its first other than loopback.
+fn own_address(subject: &Subject, family: IpFamily) -> Option<IpAddr> {
+    let node = subject.cluster.as_ref().and_then(|cluster| cluster.snapshot.node());
+    let of_node = node.and_then(|node| *node.ips().get(family));
+    let default = default_interface(subject, family);
+    let mut interfaces = subject.host.interfaces.iter();
+    let of_default = interfaces
+        .find(|entry| Some(&*entry.interface) == default && IpFamily::of(entry.ip) == family)
+        .map(|entry| entry.ip);
+    of_node.or(of_default).or_else(|| subject.host.own_addresses(family).next())
+}
+
 /// The networks that objects, rules and host name.
 struct KnownNetworks {
     family: IpFamily,
@@ -164,17 +211,15 @@ impl KnownNetworks {
             met: BTreeSet::new(),
             taken: subject.host.addresses.clone(),
         };
-        let detector = match &subject.cluster {
-            Some(cluster) => {
-                let first = |node: &Node| node.pod_cidrs.iter().copied().find(|cidr| cidr.family() == family);
-                let other = cluster.nodes.values().filter(|node| node.name != cluster.node_name);
-                known.here = cluster.snapshot.node().and_then(first);
-                known.elsewhere = other.filter_map(first).next();
-                known.add_objects(subject, family);
-                cluster.settings.get(family).detector.clone()
-            }
-            None => subject.rulesets.get(family).as_ref().and_then(detector_of),
-        };
+        if let Some(cluster) = &subject.cluster {
+            let first = |node: &Node| node.pod_cidrs.iter().copied().find(|cidr| cidr.family() == family);
+            let other = cluster.nodes.values().filter(|node| node.name != cluster.node_name);
+            known.here = cluster.snapshot.node().and_then(first);
+            known.elsewhere = other.filter_map(first).next();
+            known.add_objects(subject, family);
+        }
+        let of_settings = || subject.cluster.as_ref()?.settings.get(family).detector.clone();
+        let detector = subject.rulesets.get(family).as_ref().and_then(detector_of).or_else(of_settings);
         match detector {
             Some(Detector::Source(cidr)) => known.pods = Some(cidr),
             Some(Detector::Interface(name)) => {
@@ -291,7 +336,12 @@ fn rules(ruleset: &Ruleset) -> impl Iterator<Item = &Rule> {
 /// How rules recognize pods' traffic: by the rule of a service port that masquerades all other traffic.
 fn detector_of(ruleset: &Ruleset) -> Option<Detector> {
     let nat = ruleset.tables.get(&Table::Nat)?;
-    nat.values().flat_map(|chain| &chain.rules).find_map(|rule| {
+    let is_balancing = |name: &ChainName| {
+        let owner = ChainOwner::of(Table::Nat, name);
+        matches!(owner, ChainOwner::ServicePort(PortChain::Cluster | PortChain::Local))
+    };
+    let chains = nat.iter().filter(|(name, _)| is_balancing(name));
+    chains.flat_map(|(_, chain)| &chain.rules).find_map(|rule| {
         if rule.callee() != Some(names::KUBE_MARK_MASQ) {
             return None;
         }
@@ -306,8 +356,9 @@ fn detector_of(ruleset: &Ruleset) -> Option<Detector> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inspect::{HostView, RulesOrigin};
+    use crate::inspect::{HostOrigin, HostView, RulesOrigin};
     use crate::iptables::parse;
+    use crate::model::host::InterfaceAddress;
     use crate::net::PerFamily;
 
     fn of_text(family: IpFamily, text: &str) -> Vec<String> {
@@ -340,6 +391,32 @@ mod tests {
         let v6 = rule.replace("10.128.0.0/14", "2001:db8:ffff::/64");
         assert_eq!(of_text(IpFamily::V6, &v6)[0], "pod here 2001:db8:ffff:0:ffff:ffff:ffff:fffe on ?");
         assert_eq!(of_text(IpFamily::V6, &v6)[3], "outside 3fff::2 on ?");
+    }
+
+    #[test]
+    fn the_rule_for_hairpins_does_not_tell_pods_from_others() {
+        let rule = "*nat\n:KUBE-POSTROUTING - [0:0]\n:KUBE-SVC-A - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n\
+                    -A KUBE-POSTROUTING ! -s 127.0.0.0/8 -j KUBE-MARK-MASQ\n\
+                    -A KUBE-SVC-A ! -s 10.128.0.0/14 -j KUBE-MARK-MASQ\nCOMMIT\n";
+        assert_eq!(of_text(IpFamily::V4, rule)[0], "pod here 10.131.255.254 on ?");
+    }
+
+    #[test]
+    fn clients_from_outside_come_by_the_default_route() {
+        let rulesets = PerFamily { v4: Some(Ruleset::default()), v6: None };
+        let entry = |interface: &str, ip: &str| InterfaceAddress {
+            interface: interface.into(),
+            ip: ip.parse().unwrap(),
+            length: 24,
+        };
+        let interfaces = vec![entry("cni0", "10.1.0.1"), entry("eth0", "192.0.2.1")];
+        let mut host = HostView::of_interfaces(interfaces, HostOrigin::Live);
+        host.routes.push((Cidr::parse("0.0.0.0/0").unwrap(), Interface::new("eth0").unwrap()));
+        let subject = Subject { rulesets, origin: RulesOrigin::Live, cluster: None, host };
+        let vantages = Vantages::of(&subject, IpFamily::V4);
+        assert_eq!(vantages.point(Vantage::Node).source.to_string(), "192.0.2.1");
+        let origin = &vantages.point(Vantage::Outside).origin;
+        assert_eq!(*origin, Origin::Arrives(Some("eth0".into())));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The differences between two rulesets, as chains and rules.
 //!
 //! Rules are compared as values, so spelling and counters do not count. The order of two rules counts unless
-//! no packet can match both: then exchanging them changes nothing (see `exchange`).
+//! no packet can match both, or both have the same verdict: then exchanging them changes nothing (see `exchange`).
 
 mod canonical;
 mod exchange;

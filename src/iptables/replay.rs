@@ -32,15 +32,39 @@ pub fn text(family: IpFamily, text: &str) -> Result<Ruleset, ParseError> {
 /// Text without such lines is of the family of its first address. Families other than `families` are skipped.
 pub fn families(text: &str, families: &[IpFamily]) -> Result<PerFamily<Option<Ruleset>>, ParseError> {
     let mut replayed: PerFamily<Option<Replayed>> = PerFamily::default();
-    let mut family = family_of(text).or(families.first().copied()).unwrap_or(IpFamily::V4);
-    for (n, line) in text.lines().enumerate() {
-        family = heading(line).unwrap_or(family);
-        if families.contains(&family) {
-            replayed.get_mut(family).get_or_insert_with(|| Replayed::new(family)).line(n + 1, line)?;
-        }
+    for (number, family, line) in FamilyLines::new(text, families) {
+        replayed.get_mut(family).get_or_insert_with(|| Replayed::new(family)).line(number, line)?;
     }
     let PerFamily { v4, v6 } = replayed;
     Ok(PerFamily { v4: v4.map(Replayed::finish).transpose()?, v6: v6.map(Replayed::finish).transpose()? })
+}
+
+/// The lines of a text that are of some families, each with its number (from 1) and its family; see [`families`].
+pub(super) struct FamilyLines<'a> {
+    lines: std::iter::Enumerate<std::str::Lines<'a>>,
+    families: &'a [IpFamily],
+    family: IpFamily,
+}
+
+impl<'a> FamilyLines<'a> {
+    pub(super) fn new(text: &'a str, families: &'a [IpFamily]) -> FamilyLines<'a> {
+        let family = family_of(text).or(families.first().copied()).unwrap_or(IpFamily::V4);
+        FamilyLines { lines: text.lines().enumerate(), families, family }
+    }
+}
+
+impl<'a> Iterator for FamilyLines<'a> {
+    type Item = (usize, IpFamily, &'a str);
+
+    fn next(&mut self) -> Option<(usize, IpFamily, &'a str)> {
+        loop {
+            let (n, line) = self.lines.next()?;
+            self.family = heading(line).unwrap_or(self.family);
+            if self.families.contains(&self.family) {
+                return Some((n + 1, self.family, line));
+            }
+        }
+    }
 }
 
 /// The family that `line` begins.

@@ -5,6 +5,7 @@
 //! letters, digits, `_` and `-`.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt::Write;
 
 use super::{
@@ -73,22 +74,36 @@ pub fn rule_text(family: IpFamily, rule: &Rule) -> String {
 /// counters `[0:0]`, no comment lines.
 pub fn save(family: IpFamily, ruleset: &Ruleset) -> String {
     let mut out = String::new();
+    let Ok(()) = save_in_pieces(family, ruleset, &mut out, &mut |_| Ok::<(), Infallible>(()));
+    out
+}
+
+/// As [`save`], in pieces: `each` is called after every chain with what `out` holds, and may empty it. An error of
+/// `each` ends the output.
+pub fn save_in_pieces<E>(
+    family: IpFamily,
+    ruleset: &Ruleset,
+    out: &mut String,
+    each: &mut dyn FnMut(&mut String) -> Result<(), E>,
+) -> Result<(), E> {
     for (table, chains) in &ruleset.tables {
-        self::table(&mut out, *table);
+        self::table(out, *table);
         let in_order = in_order(*table, chains);
         for (name, chain) in &in_order {
             match chain.policy {
-                None => declaration(&mut out, name),
-                Some(Policy::Accept) => line(&mut out, format_args!(":{name} ACCEPT [0:0]")),
-                Some(Policy::Drop) => line(&mut out, format_args!(":{name} DROP [0:0]")),
+                None => declaration(out, name),
+                Some(Policy::Accept) => line(out, format_args!(":{name} ACCEPT [0:0]")),
+                Some(Policy::Drop) => line(out, format_args!(":{name} DROP [0:0]")),
             }
+            each(out)?;
         }
         for (name, chain) in &in_order {
-            chain.rules.iter().for_each(|rule| append(&mut out, family, name, rule));
+            chain.rules.iter().for_each(|rule| append(out, family, name, rule));
+            each(out)?;
         }
-        commit(&mut out);
+        commit(out);
     }
-    out
+    each(out)
 }
 
 /// An input for `iptables-restore --noflush` that writes the user-defined chains of `ruleset` and inserts

@@ -26,7 +26,7 @@ impl CounterReader for Backend {
 
     fn slice(&self) -> usize {
         match self {
-            // 10 us each.
+            // 20 us each.
             Backend::Nft => 256,
             // The kernel returns the whole table, however few are asked for: 1 us a rule.
             Backend::Legacy => usize::MAX,

@@ -7,7 +7,7 @@ use super::{Backend, Dump, DumpedChain, Iptables, Outline, Readable, RestoreErro
 use crate::iptables::parse::{self, Line};
 use crate::iptables::{ChainContent, ChainName, Digest, Fingerprint, Jump, Rule, Ruleset, Table, write};
 use crate::net::IpFamily;
-use crate::plan::{Limits, Restore};
+use crate::plan::{InputExcerpt, Limits, Restore, RestoreInput};
 
 /// The longest path of user-defined chains that nf_tables takes.
 const MAX_DEPTH: usize = 15;
@@ -242,6 +242,12 @@ impl Restore for FakeIptables {
 impl Iptables for FakeIptables {
     fn family(&self) -> IpFamily {
         self.family
+    }
+
+    fn take_input(&mut self) -> Option<InputExcerpt> {
+        let mut input = RestoreInput::default();
+        input.push(self.inputs.last()?);
+        Some(input.excerpt(None))
     }
 
     fn backend(&self) -> Backend {

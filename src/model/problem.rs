@@ -65,6 +65,11 @@ pub struct Problem {
 const MAX_MORE_TEXTS: usize = 2;
 
 impl Problem {
+    /// The problem without the name of its object, printable: `spec.externalIPs[1]: "bogus" is not an IP address; ignored`.
+    pub fn without_object(&self) -> impl fmt::Display + '_ {
+        WithoutObject(self)
+    }
+
     /// Counts another field of the same list with the same problem.
     pub fn add_field(&mut self, text: String) {
         self.n_fields += 1;
@@ -132,8 +137,17 @@ impl fmt::Display for EscapedValue<'_> {
 /// `... ignored (and 7 more: "x", "y", ...)`
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Problem { weight: _, kind, object, field, text, what, n_fields, more_texts } = self;
-        write!(f, "{kind} {}: {}", EscapedValue(object), EscapedValue(field))?;
+        write!(f, "{} {}: {}", self.kind, EscapedValue(&self.object), self.without_object())
+    }
+}
+
+/// A problem without the name of its object.
+struct WithoutObject<'a>(&'a Problem);
+
+impl fmt::Display for WithoutObject<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Problem { field, text, what, n_fields, more_texts, .. } = self.0;
+        write!(f, "{}", EscapedValue(field))?;
         if !text.is_empty() {
             write!(f, ": \"{}\"", EscapedValue(text))?;
         }

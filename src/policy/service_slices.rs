@@ -17,12 +17,15 @@ use crate::net::{IpFamily, Protocol};
 pub struct ServiceSlices<'a> {
     /// The slices with entries for each port of the Service, with the port of their endpoints; in the order in which
     /// duplicates are decided.
-    matched: BTreeMap<(Arc<str>, Protocol), Vec<(&'a SliceName, &'a Slice, u16)>>,
+    matched: BTreeMap<(Arc<str>, Protocol), Vec<MatchedSlice<'a>>>,
     /// Ports of slices that the Service does not have, by slice.
     pub unmatched: Vec<UnmatchedPort<'a>>,
     /// Slices of the other family, by name.
     pub other_family: Vec<SliceOfOtherFamily<'a>>,
 }
+
+/// A slice with an entry for a port of the Service: its name, itself, and the port of its endpoints.
+type MatchedSlice<'a> = (&'a SliceName, &'a Slice, u16);
 
 /// A port of a slice whose name and protocol no port of the Service has.
 #[derive(Clone, Copy, Debug)]

@@ -18,7 +18,8 @@ use crate::policy::Place;
 /// The families' state, and the cluster.
 pub(super) struct LoopState<K> {
     pub(super) families: Vec<FamilySync<K>>,
-    pub(super) snapshot: Snapshot,
+    /// Shared while a question about it is answered.
+    pub(super) snapshot: Arc<Snapshot>,
     pub(super) drift: DriftDetector,
 }
 
@@ -26,7 +27,7 @@ impl<K> Default for LoopState<K> {
     /// An empty state, for the time that the state is on another thread.
     fn default() -> LoopState<K> {
         let drift = DriftDetector::new(true, Duration::ZERO);
-        LoopState { families: Vec::new(), snapshot: Snapshot::default(), drift }
+        LoopState { families: Vec::new(), snapshot: Arc::default(), drift }
     }
 }
 

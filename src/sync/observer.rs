@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::apply::{Quarantine, SyncReport};
 use crate::compile::{Compiled, View};
 use crate::flows::StaleReason;
-use crate::model::{Node, ObjectKind, Touched};
+use crate::model::{Node, ObjectKind, Problem, Touched};
 use crate::net::IpFamily;
 use crate::rules::Settings;
 
@@ -25,9 +25,9 @@ pub trait Observer: Send + Sync {
         let _ = news;
     }
 
-    /// `n` fields of objects of `kind` are not usable now.
-    fn problems(&self, kind: ObjectKind, n: usize) {
-        let _ = (kind, n);
+    /// `n` fields of objects of `kind` are not usable now; the `first` problems.
+    fn problems(&self, kind: ObjectKind, n: usize, first: &[Problem]) {
+        let _ = (kind, n, first);
     }
 
     /// The affinity lists of `n` endpoints of `family` are full.

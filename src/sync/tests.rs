@@ -8,6 +8,7 @@ mod observers;
 mod outage;
 mod overlaps;
 mod pace;
+mod questions;
 mod restart;
 
 use std::sync::Mutex;
@@ -26,6 +27,7 @@ use crate::kernel::fake::FakeIptables;
 use crate::measure::SyncMeter;
 use crate::metrics::Metrics;
 use crate::model::Node;
+use crate::model::Snapshot;
 use crate::model::host::Host;
 use crate::model::{
     Conditions, Frontend, Hints, ObjectName, Port, Service, ServiceName, Slice, SliceEndpoint, SlicePort,
@@ -43,6 +45,7 @@ struct Rig {
     flushed: mpsc::Sender<IpFamily>,
     written: mpsc::Sender<Option<u32>>,
     addresses: mpsc::Sender<()>,
+    questions: mpsc::Sender<ViewRequest>,
     /// The host's facts.
     host: Arc<Mutex<Host>>,
     /// The ruleset's generation, which both families share.
@@ -72,6 +75,7 @@ impl Rig {
         let calls = Arc::new(observers::CallRecorder::default());
         let (started, syncs) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
         let (addresses_sender, addresses) = mpsc::channel(1);
+        let (questions_sender, questions) = mpsc::channel(1);
         let (begun, known) = (syncs.clone(), Arc::new(Mutex::new(Host::default())));
         let (host, kept) = (known.clone(), known);
         // The loop looks up the host's facts at the start of each sync.
@@ -88,7 +92,7 @@ impl Rig {
             node_wait,
             is_notified: true,
         };
-        let inputs = LoopInputs { watch, flushed, written, addresses, shutdown };
+        let inputs = LoopInputs { watch, flushed, written, addresses, questions, shutdown };
         let running = tokio::spawn(Loop::new(parts).run(inputs));
         Rig {
             kernels,
@@ -96,6 +100,7 @@ impl Rig {
             flushed: flushed_sender,
             written: written_sender,
             addresses: addresses_sender,
+            questions: questions_sender,
             host: kept,
             generation,
             shutdown: shutdown_sender,

@@ -3,12 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::observer::Observer;
+use crate::apply::{FamilySync, Quarantine};
 use crate::config::Config;
+use crate::drift::Knowledge;
+use crate::kernel::Iptables;
+use crate::model::Snapshot;
 use crate::model::host::Host;
 use crate::net::IpFamily;
+use crate::rules::{Layout, Settings};
 use crate::watch::WatchEvent;
 
 /// Whatever wakes the loop.
@@ -31,8 +36,54 @@ pub enum LoopEvent {
     RetryDue,
     /// The Node has no addresses or pod CIDRs by the end of the wait for them.
     NodeWaitOver,
+    /// A question about the node's rules needs what the loop knows.
+    Asked(ViewRequest),
     /// The process is to exit.
     Shutdown,
+}
+
+/// Receives what the loop knows.
+pub type ViewRequest = oneshot::Sender<LoopView>;
+
+/// What the loop knows, for questions about the node's rules. During a sync, what it knew at the start of it.
+#[derive(Clone, Debug)]
+pub struct LoopView {
+    /// The cluster. A copy that is kept while objects change costs the loop a copy of all of them.
+    pub snapshot: Arc<Snapshot>,
+    /// This node's name.
+    pub node_name: Arc<str>,
+    /// The families that are proxied.
+    pub families: Vec<LoopFamily>,
+    /// Whether the first lists are complete.
+    pub is_listed: bool,
+}
+
+/// What the loop knows of one family.
+#[derive(Clone, Debug)]
+pub struct LoopFamily {
+    /// The family.
+    pub family: IpFamily,
+    /// The inputs of rule generation other than Services and endpoints; `None` before the first sync.
+    pub settings: Option<Settings>,
+    /// The layout of the rules in force, or of those that are about to be.
+    pub layout: Layout,
+    /// Quarantined service ports.
+    pub quarantine: Quarantine,
+    /// What is known of the kernel's tables.
+    pub knowledge: Knowledge,
+}
+
+impl LoopFamily {
+    /// What `sync` knows.
+    pub(super) fn of<K: Iptables>(sync: &mut FamilySync<K>) -> LoopFamily {
+        LoopFamily {
+            family: sync.family(),
+            settings: sync.settings().cloned(),
+            layout: sync.layout(),
+            quarantine: sync.quarantine().clone(),
+            knowledge: sync.tables().knowledge(),
+        }
+    }
 }
 
 /// Why the loop ended.
@@ -80,6 +131,8 @@ pub struct LoopInputs {
     pub written: mpsc::Receiver<Option<u32>>,
     /// Changes of the node's addresses, a few a second at most.
     pub addresses: mpsc::Receiver<()>,
+    /// Requests for what the loop knows.
+    pub questions: mpsc::Receiver<ViewRequest>,
     /// Set when the process is to exit.
     pub shutdown: watch::Receiver<bool>,
 }

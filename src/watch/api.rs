@@ -7,6 +7,8 @@
 
 mod backoff;
 mod client;
+mod cluster_choice;
+mod cluster_reader;
 mod failure;
 #[cfg(test)]
 pub mod fake_server;
@@ -32,6 +34,8 @@ use tokio::sync::mpsc::Sender;
 use super::WatchEvent;
 use crate::model::decode::{ApiNode, ApiService, ApiSlice, Interner};
 pub use client::{Connection, connect};
+pub use cluster_choice::{ChosenCluster, ClusterChoice};
+pub use cluster_reader::{ClusterReader, ReadFailure, ReadKind};
 use follower::{WATCH_TIMEOUTS, WatchTimeouts, follow_kind};
 pub use freshness::Freshness;
 pub use traffic::{Exchange, TrafficObserver};

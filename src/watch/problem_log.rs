@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 
 use tracing::warn;
 
+use super::MAX_PROBLEMS;
 use crate::model::{EscapedValue, Problem};
 
 /// The problems of each object that were logged last.
 #[derive(Debug, Default)]
 pub struct ProblemLog {
     logged: BTreeMap<String, Vec<Problem>>,
-    /// The last number that [`ProblemLog::count_if_changed`] returned.
-    n_reported: usize,
+    /// Whether the problems differ from those that [`ProblemLog::take_changed`] returned last.
+    is_changed: bool,
     /// Problems logged before the list that is being received; discarded when the list is complete.
     before_list: BTreeMap<String, Vec<Problem>>,
 }
@@ -25,6 +26,7 @@ impl ProblemLog {
         }
         if self.logged.get(name).or_else(|| self.before_list.get(name)) != Some(&problems) {
             problems.iter().for_each(log_problem);
+            self.is_changed = true;
         }
         self.logged.insert(name.to_owned(), problems);
     }
@@ -36,23 +38,25 @@ impl ProblemLog {
 
     /// Ends the list: discards the problems of objects that it did not contain.
     pub fn end_list(&mut self) {
+        self.is_changed |= self.before_list.keys().any(|name| !self.logged.contains_key(name));
         self.before_list.clear();
     }
 
-    /// The number of fields with problems, if it differs from the last number returned; `None` inside a
-    /// list.
-    pub fn count_if_changed(&mut self) -> Option<usize> {
-        if !self.before_list.is_empty() {
+    /// The number of fields with problems, and the first problems, if they differ from what was returned last; `None`
+    /// inside a list.
+    pub fn take_changed(&mut self) -> Option<(usize, Vec<Problem>)> {
+        if !self.before_list.is_empty() || !std::mem::take(&mut self.is_changed) {
             return None;
         }
-        let n = self.logged.values().flatten().map(|problem| problem.n_fields).sum();
-        (n != std::mem::replace(&mut self.n_reported, n)).then_some(n)
+        let problems = || self.logged.values().flatten();
+        let n = problems().map(|problem| problem.n_fields).sum();
+        Some((n, problems().take(MAX_PROBLEMS).cloned().collect()))
     }
 
     /// Discards the problems of the object called `name`.
     pub fn remove(&mut self, name: &str) {
-        self.logged.remove(name);
-        self.before_list.remove(name);
+        let removed = (self.logged.remove(name), self.before_list.remove(name));
+        self.is_changed |= removed != (None, None);
     }
 }
 

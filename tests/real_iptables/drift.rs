@@ -88,7 +88,9 @@ impl Running {
         });
         tokio::spawn(async move {
             let _stop = stop;
-            Loop::new(parts).run(LoopInputs { watch, flushed, written, addresses, shutdown }).await;
+            let questions = mpsc::channel(1).1;
+            let inputs = LoopInputs { watch, flushed, written, addresses, questions, shutdown };
+            Loop::new(parts).run(inputs).await;
         });
         let running = Running { events, recorder, calls: [calls_v4, calls_v6] };
         for n in 0..N_SERVICES {

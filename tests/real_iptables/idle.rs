@@ -124,6 +124,7 @@ impl Node {
             flushed,
             written,
             addresses: mpsc::channel(1).1,
+            questions: mpsc::channel(1).1,
             shutdown,
         }));
         let node = Node { spied, events, _stop: stop };

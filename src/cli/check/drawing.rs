@@ -10,6 +10,9 @@ pub fn draw(report: &CheckReport, screen: &mut Screen) {
     let name = styled(Style::Name, &report.node);
     screen.line(format!("Node {name}, {}", Plain(&report.rules)));
     report.families.iter().for_each(|checked| draw_family(checked, screen));
+    if report.findings.iter().any(|finding| !(finding.desired.is_empty() && finding.in_force.is_empty())) {
+        screen.line(styled(Style::Faint, "Rules: - should be in force and is not, + is in force"));
+    }
     for finding in &report.findings {
         screen.gap();
         draw_finding(finding, screen);
@@ -37,10 +40,10 @@ fn draw_family(checked: &FamilyChecked, screen: &mut Screen) {
     let place = checked.backend.as_ref().map_or_else(String::new, |backend| format!("{backend}, "));
     let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let chains = counted(checked.chains, "chain");
-    let result = match checked.differing_chains {
-        0 => styled(Style::Good, "none differs"),
-        1 => styled(Style::Bad, "1 differs"),
-        n => styled(Style::Bad, format!("{n} differ")),
+    let (result, style) = match checked.differing_chains {
+        0 => ("none differs".to_owned(), Style::Good),
+        1 => ("1 differs".to_owned(), Style::Bad),
+        n => (format!("{n} differ"), Style::Bad),
     };
     let affected = match checked.affected_service_ports {
         0 => String::new(),
@@ -50,10 +53,8 @@ fn draw_family(checked: &FamilyChecked, screen: &mut Screen) {
         0 => String::new(),
         n => format!("; {} traced", counted(n, "packet")),
     };
-    screen.line(format!(
-        "{} ({place}{} layout): {chains}, {result}{affected}{traced}",
-        checked.family, checked.layout
-    ));
+    let head = format!("{} ({place}{} layout): ", checked.family, checked.layout);
+    paragraph(screen, 0, &format!("{head}{chains}, {result}{affected}{traced}"), style);
 }
 
 fn draw_finding(finding: &CheckFinding, screen: &mut Screen) {

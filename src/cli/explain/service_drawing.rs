@@ -1,10 +1,10 @@
 //! A report on a Service as text.
 
-use super::truth_drawing::{self, fits_words};
+use super::truth_drawing;
 use crate::cli::output::{Plain, Screen, Style, styled};
 use crate::inspect::explanation::{
-    ChainExplanation, EndpointExplanation, ExplainReport, FrontendExplanation, FrontendKind, PortExplanation,
-    ServiceSyncState, SliceEntryExplanation,
+    ChainExplanation, EndpointExplanation, ExplainReport, FrontendClass, FrontendExplanation,
+    PortExplanation, ServiceSyncState, SliceEntryExplanation,
 };
 use crate::policy::{EndpointUse, HintsIgnored, HintsState};
 
@@ -93,14 +93,14 @@ fn frontend_row(port: &PortExplanation, frontend: &FrontendExplanation) -> Vec<S
         None => frontend.port.to_string(),
     };
     let mut remarks = Vec::new();
-    if frontend.kind == FrontendKind::NodePort {
+    if frontend.kind == FrontendClass::NodePort {
         remarks.push(match &frontend.node_addresses {
             None => "every address of the node".to_owned(),
             Some(none) if none.is_empty() => "no address of the node".to_owned(),
             Some(some) => some.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         });
     }
-    if frontend.kind == FrontendKind::LoadBalancerIp && !port.source_ranges.is_empty() {
+    if frontend.kind == FrontendClass::LoadBalancerIp && !port.source_ranges.is_empty() {
         remarks.push(format!("only from {}", port.source_ranges.join(", ")));
     }
     if let Some(owner) = &frontend.owned_by {
@@ -111,11 +111,6 @@ fn frontend_row(port: &PortExplanation, frontend: &FrontendExplanation) -> Vec<S
     }
     let style = if frontend.owned_by.is_some() { Style::Bad } else { Style::Faint };
     vec![frontend.kind.as_str().to_owned(), styled(Style::Name, address), styled(style, remarks.join("; "))]
-}
-
-/// A text of a table's last column. An empty one has no colour, behind which spaces would stay.
-fn remark(style: Style, text: String) -> String {
-    if text.is_empty() { text } else { styled(style, text) }
 }
 
 fn draw_endpoints(screen: &mut Screen, report: &ExplainReport, port: &PortExplanation) {
@@ -249,15 +244,21 @@ fn other_entry(port: &PortExplanation, entry: &SliceEntryExplanation) -> String 
             format!("{address} in slice {slice} is not used: its entry in slice {by} replaces it")
         }
         SliceEntryExplanation::NoSuchPort { slice, port_name, protocol, n_endpoints } => format!(
-            "slice {slice} with {n_endpoints} endpoints is for port {} ({protocol}), not for port {} ({})",
+            "slice {slice} with {} is for port {} ({protocol}), not for port {} ({})",
+            count(*n_endpoints),
             name(port_name),
             name(&port.name),
             port.protocol
         ),
         SliceEntryExplanation::OtherFamily { slice, family, n_endpoints } => {
-            format!("slice {slice} with {n_endpoints} endpoints has {family} addresses")
+            format!("slice {slice} with {} has {family} addresses", count(*n_endpoints))
         }
     }
+}
+
+/// `1 endpoint`, `2 endpoints`
+fn count(n_endpoints: usize) -> String {
+    format!("{n_endpoints} endpoint{}", if n_endpoints == 1 { "" } else { "s" })
 }
 
 fn draw_chains(screen: &mut Screen, port: &PortExplanation) {
@@ -293,28 +294,26 @@ fn draw_chains(screen: &mut Screen, port: &PortExplanation) {
     }
 }
 
-/// `KUBE-SERVICES rule 3, KUBE-EXT-2CMXP7HKUVJN7L6M rules 1, 3`
+/// `KUBE-SERVICES rule 3; KUBE-EXT-2CMXP7HKUVJN7L6M rules 1, 3`
 fn callers_text(chain: &ChainExplanation) -> String {
     let mut texts: Vec<String> = Vec::new();
     for callers in chain.reached_from.chunk_by(|a, b| a.chain == b.chain) {
         let rules: Vec<String> = callers.iter().map(|caller| caller.rule.to_string()).collect();
         let plural = if rules.len() == 1 { "rule" } else { "rules" };
-        texts.push(format!("{} {plural} {}", callers[0].chain, rules.join(" and ")));
+        texts.push(format!("{} {plural} {}", callers[0].chain, rules.join(", ")));
     }
     if chain.n_more_callers > 0 {
         texts.push(format!("{} more", chain.n_more_callers));
     }
-    if texts.is_empty() { "nowhere".to_owned() } else { texts.join(", ") }
+    if texts.is_empty() { "nowhere".to_owned() } else { texts.join("; ") }
 }
 
 /// A table, if no word in it has to be broken; else each row as a line with its first cell and a line for each of the
 /// others.
 fn draw_records(screen: &mut Screen, heads: &[&str], rows: Vec<Vec<String>>) {
-    if fits_words(
-        screen,
-        2,
-        std::iter::once(heads.iter().map(|head| (*head).to_owned()).collect()).chain(rows.iter().cloned()),
-    ) {
+    let head = heads.iter().map(|head| (*head).to_owned()).collect();
+    let all: Vec<Vec<String>> = std::iter::once(head).chain(rows.iter().cloned()).collect();
+    if screen.fits_words(2, &all) {
         return screen.table(2, heads, rows);
     }
     for row in rows {
@@ -330,18 +329,18 @@ fn draw_vantages(screen: &mut Screen, report: &ExplainReport) {
     if report.vantages.is_empty() {
         return;
     }
-    screen.heading("Sources of the packets");
-    let has_both = report.vantages.iter().any(|one| one.family != report.vantages[0].family);
-    let rows = report.vantages.iter().map(|vantage| {
-        let family = has_both.then(|| vantage.family.clone());
-        let stands_for = vantage.stands_for.as_ref().map(|what| format!("stands for {what}"));
-        [vantage.from.clone(), styled(Style::Name, vantage.source)]
-            .into_iter()
-            .chain(family)
-            .chain([remark(Style::Faint, stands_for.unwrap_or_default())])
-            .collect()
-    });
-    screen.table(2, &[], rows.collect());
+    for vantages in report.vantages.chunk_by(|a, b| a.family == b.family) {
+        screen.heading(format!("Sources of the {} packets", vantages[0].family));
+        let rows = vantages.iter().map(|vantage| {
+            let stands_for = vantage.stands_for.as_ref().map(|what| format!("stands for {what}"));
+            vec![
+                vantage.from.clone(),
+                styled(Style::Name, vantage.source),
+                styled(Style::Faint, stands_for.unwrap_or_default()),
+            ]
+        });
+        screen.table(2, &[], rows.collect());
+    }
 }
 
 fn draw_list(screen: &mut Screen, head: &str, style: Style, lines: &[String]) {

@@ -2,10 +2,9 @@
 
 use crate::cli::output::{Plain, Screen, Style, styled};
 use crate::inspect::explanation::{
-    EndpointGroup, FateVerdict, FrontendExplanation, FrontendKind, PacketFate, PacketReach, PortExplanation,
+    CellFate, CellVerdict, EndpointGroup, FrontendClass, FrontendExplanation, PacketReach, PortExplanation,
     TruthCell,
 };
-use crate::net::IpFamily;
 use std::net::SocketAddr;
 
 /// The most endpoints that a cell names.
@@ -21,7 +20,7 @@ pub(super) fn draw(screen: &mut Screen, port: &PortExplanation) {
     screen.gap();
     screen.line(styled(Style::Heading, "  Who answers packets"));
     let rows = table_rows(&columns);
-    match fits_words(screen, 2, rows.iter().cloned()) {
+    match screen.fits_words(2, &rows) {
         true => screen.table(2, &[], rows),
         false => draw_blocks(screen, &columns),
     }
@@ -32,7 +31,7 @@ pub(super) fn draw(screen: &mut Screen, port: &PortExplanation) {
 
 /// Frontends of one kind that fare alike from everywhere.
 struct Column {
-    kind: FrontendKind,
+    kind: FrontendClass,
     /// Where packets go, without duplicates.
     destinations: Vec<String>,
     /// The place and the text of each cell.
@@ -80,28 +79,6 @@ impl Column {
         kind.into_iter().chain(self.destinations.iter().cloned()).collect()
     }
 }
-
-/// Whether a table of `rows`, whose cells may have styles and several lines, fits the screen without breaking a word.
-pub(super) fn fits_words(
-    screen: &Screen,
-    indent: usize,
-    rows: impl IntoIterator<Item = Vec<String>>,
-) -> bool {
-    let Some(width) = screen.width() else { return true };
-    let mut longest: Vec<usize> = Vec::new();
-    for row in rows {
-        longest.resize(longest.len().max(row.len()), 0);
-        for (known, cell) in longest.iter_mut().zip(&row) {
-            let cell = anstream::adapter::strip_str(cell).to_string();
-            let words = cell.split_whitespace().map(|word| word.chars().count());
-            *known = words.max().unwrap_or(0).max(*known).max(MIN_COLUMN.min(cell.chars().count()));
-        }
-    }
-    indent + longest.iter().map(|column| column + 2).sum::<usize>() <= width
-}
-
-/// No column is narrower if its texts are longer: sentences in it would take many lines.
-const MIN_COLUMN: usize = 13;
 
 fn table_rows(columns: &[Column]) -> Vec<Vec<String>> {
     let lines =
@@ -161,7 +138,7 @@ fn cell_text(cell: &TruthCell, notes: &mut Vec<String>) -> CellText {
 }
 
 /// ` [1]` for each rule that cannot be decided.
-fn references(fate: &PacketFate, notes: &mut Vec<String>) -> String {
+fn references(fate: &CellFate, notes: &mut Vec<String>) -> String {
     let mut text = String::new();
     for rule in &fate.undecided {
         let n = notes.iter().position(|known| known == rule).unwrap_or_else(|| {
@@ -173,24 +150,24 @@ fn references(fate: &PacketFate, notes: &mut Vec<String>) -> String {
     text
 }
 
-fn fate_style(fate: &PacketFate) -> Style {
+fn fate_style(fate: &CellFate) -> Style {
     match fate.verdict {
-        FateVerdict::Rejected | FateVerdict::Dropped => Style::Bad,
-        FateVerdict::Endpoint if fate.is_unanswerable || fate.other_service_port.is_some() => Style::Bad,
-        FateVerdict::Endpoint if fate.undecided.is_empty() => Style::Good,
+        CellVerdict::Rejected | CellVerdict::Dropped => Style::Bad,
+        CellVerdict::Endpoint if fate.is_unanswerable || fate.other_service_port.is_some() => Style::Bad,
+        CellVerdict::Endpoint if fate.undecided.is_empty() => Style::Good,
         _ => Style::Warning,
     }
 }
 
-fn fate_text(fate: &PacketFate) -> String {
+fn fate_text(fate: &CellFate) -> String {
     let reason = fate.reason.as_deref().unwrap_or("unknown reason");
     match fate.verdict {
-        FateVerdict::Endpoint => {}
-        FateVerdict::ToNode => return "no rule: the node itself".to_owned(),
-        FateVerdict::Untranslated => return "no rule: not translated".to_owned(),
-        FateVerdict::Rejected => return format!("rejected: {reason}"),
-        FateVerdict::Dropped => return format!("dropped: {reason}"),
-        FateVerdict::Unknown => return format!("unknown: {reason}"),
+        CellVerdict::Endpoint => {}
+        CellVerdict::ToNode => return "no rule: the node itself".to_owned(),
+        CellVerdict::Untranslated => return "no rule: not translated".to_owned(),
+        CellVerdict::Rejected => return format!("rejected: {reason}"),
+        CellVerdict::Dropped => return format!("dropped: {reason}"),
+        CellVerdict::Unknown => return format!("unknown: {reason}"),
     }
     let mut text = match (&fate.other_service_port, fate.group) {
         (Some(other), _) => format!("{other} answers"),
@@ -208,7 +185,7 @@ fn fate_text(fate: &PacketFate) -> String {
         text.push_str(", masqueraded");
     }
     if fate.is_unanswerable {
-        text.push_str(&format!(", no reply: the source stays {}", IpFamily::V4.localhost()));
+        text.push_str(", no reply: the source stays loopback");
     }
     text
 }

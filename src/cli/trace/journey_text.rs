@@ -65,7 +65,7 @@ fn worst(ends: &[JourneyEnd]) -> EndKind {
 
 fn draw_way(journey: &Journey, screen: &mut Screen) {
     screen.gap();
-    let mut way = Way::default();
+    let mut way = DrawnWay::default();
     let stands_for = journey
         .source
         .stands_for
@@ -75,15 +75,17 @@ fn draw_way(journey: &Journey, screen: &mut Screen) {
     screen.paragraph((0, 2), None, enters);
     journey.path.iter().for_each(|part| way.draw(part, screen));
     let n_ends = journey.ends.len();
-    for (n, end) in journey.ends.iter().enumerate() {
+    for end in &journey.ends {
         if n_ends > 1 {
-            screen.heading(format_args!("{} of {n_ends} ends, {} of all packets", n + 1, end.share.text));
+            let what = format!("In {} of all cases: {}", end.share.text, end.summary);
+            screen.gap();
+            screen.paragraph((0, 2), Some(Style::Heading), what);
         }
         let is_choice = end.endpoints.len() > 1 || n_ends > 1;
         if is_choice {
             draw_endpoints(&end.endpoints, screen);
         }
-        let mut way = Way { addresses: way.addresses.filter(|_| !is_choice), hook: way.hook.clone() };
+        let mut way = DrawnWay { addresses: way.addresses.filter(|_| !is_choice), hook: way.hook.clone() };
         match end.path_of {
             Some(address) if !end.path.is_empty() => {
                 screen.paragraph(
@@ -106,13 +108,13 @@ fn draw_way(journey: &Journey, screen: &mut Screen) {
 
 /// The drawn part of a way.
 #[derive(Default)]
-struct Way {
+struct DrawnWay {
     hook: String,
     /// Source and destination at the last visit.
     addresses: Option<(std::net::SocketAddr, std::net::SocketAddr)>,
 }
 
-impl Way {
+impl DrawnWay {
     fn draw(&mut self, part: &PathPart, screen: &mut Screen) {
         match part {
             PathPart::Routing(what) => screen.paragraph((0, 2), None, format_args!("routing: {what}")),
@@ -148,16 +150,32 @@ impl Way {
         let policy = visit.policy.as_ref().map(|policy| format!(", policy {policy}")).unwrap_or_default();
         if visit.matched.is_empty() && !visit.chooses {
             let what = format!("{name}{label}: {}{policy}", unmatched(visit));
-            return screen.paragraph((2, 4), Some(Style::Faint), what);
+            screen.paragraph((2, 4), Some(Style::Faint), what);
+            return draw_undecided_numbers(&visit.undecided, screen);
         }
         let up_to = if visit.chooses { "up to " } else { "" };
         let n = visit.rules_in_chain;
         let tested = format!("{up_to}{} of {n} {} tested", visit.rules_tested, rules(n));
         screen.paragraph((2, 4), None, format_args!("{name}{label}: {tested}{policy}"));
+        let mut undecided = &visit.undecided[..];
         for rule in &visit.matched {
+            let n_before = undecided.iter().take_while(|number| **number < rule.rule).count();
+            draw_undecided_numbers(&undecided[..n_before], screen);
+            undecided = &undecided[n_before..];
             screen.paragraph((4, TEXT), None, format_args!("{:<3} {}", rule.rule, rule.effect));
             screen.paragraph((TEXT, TEXT), Some(Style::Faint), &rule.text);
         }
+        draw_undecided_numbers(undecided, screen);
+    }
+}
+
+fn draw_undecided_numbers(numbers: &[usize], screen: &mut Screen) {
+    for number in numbers {
+        screen.paragraph(
+            (4, TEXT),
+            Some(Style::Warning),
+            format_args!("{number:<3} unknown match, see below"),
+        );
     }
 }
 
@@ -168,7 +186,10 @@ fn rules(n: usize) -> &'static str {
 fn unmatched(visit: &ChainVisit) -> String {
     match (visit.rules_tested, visit.rules_in_chain) {
         (_, 0) => "no rules".to_owned(),
-        (n, all) if n == all => format!("none of {all} {} matches", rules(all)),
+        (n, all) if n == all => {
+            let known = if visit.undecided.is_empty() { "" } else { " for certain" };
+            format!("none of {all} {} matches{known}", rules(all))
+        }
         (n, all) => format!("{n} of {all} {} tested", rules(all)),
     }
 }
@@ -262,7 +283,8 @@ fn draw_end(end: &JourneyEnd, screen: &mut Screen) {
     }
     if let Some(answer) = &end.masquerade {
         let word = if answer.is_masqueraded { "masqueraded" } else { "not masqueraded" };
-        row("Source", None, &format!("{}, {word}: {}", answer.source, answer.reason));
+        let sources: Vec<String> = answer.sources.iter().map(ToString::to_string).collect();
+        row("Source", None, &format!("{}, {word}: {}", sources.join(" or "), answer.reason));
     }
     row("Reply", None, &end.reply);
     row("Rules", None, &format!("{} tested", end.rules_tested));
@@ -273,7 +295,7 @@ fn draw_undecided(note: &UndecidedNote, screen: &mut Screen) {
     let UndecidedNote { rule, why, may } = note;
     let number = rule.rule.map(|number| format!(" rule {number}")).unwrap_or_default();
     let place = format!("{} {}{number}", rule.table, rule.chain);
-    let what = format!("{place}: {}: may {}", why.join(", "), may.join(" or "));
+    let what = format!("Unknown match: {place} may {}: {}", may.join(" or "), why.join(", "));
     screen.paragraph((0, 2), Some(Style::Warning), what);
     screen.paragraph((TEXT, TEXT), Some(Style::Faint), &rule.text);
 }

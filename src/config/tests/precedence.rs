@@ -36,6 +36,7 @@ fn no_file_and_no_flags_give_kube_proxys_defaults() {
     assert_eq!((config.backend, config.layout), (BackendChoice::Auto, LayoutChoice::Auto));
     assert_eq!(config.audit_period, Duration::from_secs(300));
     assert_eq!(config.debug_bind_address, None);
+    assert_eq!(config.agent_socket, UnixAddress::parse("@chainsmith").ok());
 }
 
 #[test]

@@ -12,7 +12,7 @@ fn configz_is_kube_proxys_byte_for_byte() {
     let ours = config.effective.configz();
     let end = ours.find(",\"chainsmith\":").unwrap();
     assert_eq!(format!("{}}}", &ours[..end]), recorded);
-    assert!(ours.ends_with("\"chainsmith\":{\"manifests\":[],\"iptablesBackend\":\"auto\",\"layout\":\"auto\",\"auditPeriod\":\"5m0s\",\"connectionMetrics\":\"off\",\"debugBindAddress\":\"\"}}"));
+    assert!(ours.ends_with("\"chainsmith\":{\"manifests\":[],\"iptablesBackend\":\"auto\",\"layout\":\"auto\",\"auditPeriod\":\"5m0s\",\"connectionMetrics\":\"off\",\"debugBindAddress\":\"\",\"agentSocket\":\"@chainsmith\"}}"));
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl fmt::Display for NoSuchService {
         let NoSuchService { service, port, searched, near } = self;
         match port {
             Some(port) => {
-                write!(f, "Service {service} has no port {port:?} in {searched}")?;
+                write!(f, "Service {service} has no port {port:?}")?;
                 if !near.is_empty() {
                     write!(f, "; its ports are {}", near.join(", "))?;
                 }

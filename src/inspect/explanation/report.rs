@@ -100,7 +100,7 @@ pub struct PortExplanation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub enum FrontendKind {
+pub enum FrontendClass {
     /// The cluster IP.
     ClusterIp,
     /// The node port.
@@ -113,15 +113,15 @@ pub enum FrontendKind {
     External,
 }
 
-impl FrontendKind {
+impl FrontendClass {
     /// As reports show it.
     pub fn as_str(self) -> &'static str {
         match self {
-            FrontendKind::ClusterIp => "cluster IP",
-            FrontendKind::NodePort => "node port",
-            FrontendKind::LoadBalancerIp => "load balancer IP",
-            FrontendKind::ExternalIp => "external IP",
-            FrontendKind::External => "external address",
+            FrontendClass::ClusterIp => "cluster IP",
+            FrontendClass::NodePort => "node port",
+            FrontendClass::LoadBalancerIp => "load balancer IP",
+            FrontendClass::ExternalIp => "external IP",
+            FrontendClass::External => "external address",
         }
     }
 }
@@ -132,7 +132,7 @@ impl FrontendKind {
 #[serde(rename_all = "camelCase")]
 pub struct FrontendExplanation {
     /// Its kind.
-    pub kind: FrontendKind,
+    pub kind: FrontendClass,
     /// Its address; `None` for a node port.
     pub address: Option<IpAddr>,
     /// Its port.
@@ -291,7 +291,7 @@ pub struct TruthCell {
     /// Whether such packets reach the rules of this node.
     pub reach: PacketReach,
     /// What can happen to it; one unless the rules leave a choice.
-    pub fates: Vec<PacketFate>,
+    pub fates: Vec<CellFate>,
 }
 
 /// Whether packets from a place to a frontend reach the rules of this node.
@@ -311,9 +311,9 @@ pub enum PacketReach {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct PacketFate {
+pub struct CellFate {
     /// How it ends.
-    pub verdict: FateVerdict,
+    pub verdict: CellVerdict,
     /// Its probability, more than 0 and at most 1.
     pub probability: f64,
     /// Why it is rejected or dropped, or which rule cannot be decided.
@@ -321,7 +321,7 @@ pub struct PacketFate {
     /// Which endpoints answer.
     pub group: Option<EndpointGroup>,
     /// The endpoints that answer; at most the first few hundred.
-    pub endpoints: Vec<EndpointShare>,
+    pub endpoints: Vec<AnsweringEndpoint>,
     /// Number of endpoints that answer.
     pub n_endpoints: usize,
     /// Whether its source becomes an address of the node.
@@ -338,7 +338,7 @@ pub struct PacketFate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub enum FateVerdict {
+pub enum CellVerdict {
     /// An endpoint gets it.
     Endpoint,
     /// No rule changes its destination; a program of the node gets it, if one listens there.
@@ -374,7 +374,7 @@ pub enum EndpointGroup {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemas", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct EndpointShare {
+pub struct AnsweringEndpoint {
     /// Its address and port.
     pub address: SocketAddr,
     /// The probability.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::question::ExplainQuestion;
 use super::report::{
-    EndpointExplanation, EndpointGroup, FrontendExplanation, FrontendKind, PortExplanation,
+    EndpointExplanation, EndpointGroup, FrontendClass, FrontendExplanation, PortExplanation,
     SliceEntryExplanation,
 };
 use super::service_rules::{NamedEntry, PortChains};
@@ -168,7 +168,7 @@ fn frontends(settings: &Settings, port: &ServicePort<'_>, overlaps: &Overlaps) -
         let owner = overlap.map(|overlap| &overlap.owner).filter(|owner| **owner != name);
         let losers = overlap.map_or(&[][..], |overlap| &overlap.losers);
         let node_addresses = match &settings.node_ports {
-            NodePorts::Addresses(addresses) if kind == FrontendKind::NodePort => Some(addresses.clone()),
+            NodePorts::Addresses(addresses) if kind == FrontendClass::NodePort => Some(addresses.clone()),
             _ => None,
         };
         frontends.push(FrontendExplanation {
@@ -181,15 +181,15 @@ fn frontends(settings: &Settings, port: &ServicePort<'_>, overlaps: &Overlaps) -
         });
     };
     let number = port.port.port;
-    add(FrontendKind::ClusterIp, Some(port.frontend.cluster_ip), number);
+    add(FrontendClass::ClusterIp, Some(port.frontend.cluster_ip), number);
     if let Some(node_port) = port.port.node_port {
-        add(FrontendKind::NodePort, None, node_port);
+        add(FrontendClass::NodePort, None, node_port);
     }
     for ip in &port.frontend.load_balancer_ips {
-        add(FrontendKind::LoadBalancerIp, Some(*ip), number);
+        add(FrontendClass::LoadBalancerIp, Some(*ip), number);
     }
     for ip in settings.external_ips_of(port) {
-        add(FrontendKind::ExternalIp, Some(*ip), number);
+        add(FrontendClass::ExternalIp, Some(*ip), number);
     }
     frontends
 }
@@ -297,7 +297,7 @@ pub(super) fn of_rules<'a>(
 fn frontends_of_entries(entries: &[NamedEntry<'_>]) -> Vec<FrontendExplanation> {
     let mut frontends: Vec<FrontendExplanation> = Vec::new();
     // Entries that tell the kind come first: a rejecting one may stand for the same address.
-    let mut kinds: Vec<(FrontendKind, Key)> =
+    let mut kinds: Vec<(FrontendClass, Key)> =
         entries.iter().map(|entry| (kind_of(entry), entry.key)).collect();
     kinds.sort();
     for (kind, key) in kinds {
@@ -316,16 +316,16 @@ fn frontends_of_entries(entries: &[NamedEntry<'_>]) -> Vec<FrontendExplanation> 
     frontends
 }
 
-fn kind_of(entry: &NamedEntry<'_>) -> FrontendKind {
+fn kind_of(entry: &NamedEntry<'_>) -> FrontendClass {
     match entry.what {
-        _ if entry.key.ip.is_none() => FrontendKind::NodePort,
-        "cluster IP" => FrontendKind::ClusterIp,
-        "external IP" => FrontendKind::ExternalIp,
-        "loadbalancer IP" => FrontendKind::LoadBalancerIp,
+        _ if entry.key.ip.is_none() => FrontendClass::NodePort,
+        "cluster IP" => FrontendClass::ClusterIp,
+        "external IP" => FrontendClass::ExternalIp,
+        "loadbalancer IP" => FrontendClass::LoadBalancerIp,
         // In filter, cluster IPs have a chain of their own, and in compact chains behind it.
         _ if dispatch::leads_to(SharedChain::FilterServices, entry.table, &entry.chain) => {
-            FrontendKind::ClusterIp
+            FrontendClass::ClusterIp
         }
-        _ => FrontendKind::External,
+        _ => FrontendClass::External,
     }
 }

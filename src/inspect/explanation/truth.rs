@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::report::{
-    EndpointGroup, EndpointShare, FateVerdict, FrontendExplanation, FrontendKind, PacketFate, PacketReach,
+    AnsweringEndpoint, CellFate, CellVerdict, EndpointGroup, FrontendClass, FrontendExplanation, PacketReach,
     TruthCell,
 };
 use super::service_rules::split_comment;
@@ -106,14 +106,14 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The fates of a packet's branches; those that differ only in the endpoint are one.
-    fn fates(&self, service_port: &str, branches: &[Branch], endpoints: &KnownEndpoints) -> Vec<PacketFate> {
+    fn fates(&self, service_port: &str, branches: &[Branch], endpoints: &KnownEndpoints) -> Vec<CellFate> {
         let mut merged: BTreeMap<FateKey<'_>, BTreeMap<Option<SocketAddr>, Weight>> = BTreeMap::new();
         for branch in branches {
             let by_endpoint = merged.entry(self.key(service_port, branch)).or_default();
             let weight = by_endpoint.entry(branch.outcome.dnat).or_insert(Weight::ZERO);
             weight.add(&branch.weight);
         }
-        let mut fates: Vec<PacketFate> =
+        let mut fates: Vec<CellFate> =
             merged.into_iter().map(|(key, weights)| key.fate(weights, endpoints)).collect();
         fates.sort_by(|a, b| b.probability.total_cmp(&a.probability));
         fates
@@ -124,14 +124,14 @@ impl<'a> Evaluator<'a> {
         let last = branch.decided_by();
         let last = last.as_ref();
         let (verdict, reason) = match outcome.verdict {
-            PacketVerdict::Accepted(_) if outcome.dnat.is_some() => (FateVerdict::Endpoint, None),
-            PacketVerdict::Accepted(Delivery::Local) => (FateVerdict::ToNode, None),
-            PacketVerdict::Accepted(Delivery::Forwarded) => (FateVerdict::Untranslated, None),
-            PacketVerdict::Rejected => (FateVerdict::Rejected, last.map(|step| self.reason(step))),
-            PacketVerdict::Dropped => (FateVerdict::Dropped, last.map(|step| self.reason(step))),
-            PacketVerdict::Unknown(step) => (FateVerdict::Unknown, Some(format!("{step} cannot be decided"))),
+            PacketVerdict::Accepted(_) if outcome.dnat.is_some() => (CellVerdict::Endpoint, None),
+            PacketVerdict::Accepted(Delivery::Local) => (CellVerdict::ToNode, None),
+            PacketVerdict::Accepted(Delivery::Forwarded) => (CellVerdict::Untranslated, None),
+            PacketVerdict::Rejected => (CellVerdict::Rejected, last.map(|step| self.reason(step))),
+            PacketVerdict::Dropped => (CellVerdict::Dropped, last.map(|step| self.reason(step))),
+            PacketVerdict::Unknown(step) => (CellVerdict::Unknown, Some(format!("{step} cannot be decided"))),
         };
-        let is_endpoint = verdict == FateVerdict::Endpoint;
+        let is_endpoint = verdict == CellVerdict::Endpoint;
         let passes = matches!(outcome.verdict, PacketVerdict::Accepted(_));
         let leaves = outcome.verdict == PacketVerdict::Accepted(Delivery::Forwarded);
         FateKey {
@@ -152,11 +152,11 @@ impl<'a> Evaluator<'a> {
             let owner = ChainOwner::of(step.table, &step.chain);
             step.table == Table::Nat && matches!(owner, ChainOwner::Fixed | ChainOwner::Dispatch)
         };
-        let named = path.iter().filter(is_dispatch).filter_map(|step| {
+        let mut named = path.iter().filter(is_dispatch).filter_map(|step| {
             let (name, _) = split_comment(self.rule(step)?.comment()?);
             name.contains('/').then_some(name)
         });
-        named.last()
+        named.next_back()
     }
 
     fn rule(&self, step: &Step) -> Option<&'a Rule> {
@@ -191,11 +191,11 @@ fn node_port_addresses_in(ruleset: &Ruleset) -> Vec<IpAddr> {
     addresses.map(|to| to.value.address()).collect()
 }
 
-fn reach(vantage: Vantage, kind: FrontendKind) -> PacketReach {
+fn reach(vantage: Vantage, kind: FrontendClass) -> PacketReach {
     match (vantage, kind) {
-        (Vantage::PodElsewhere, FrontendKind::NodePort) => PacketReach::ThisNode,
+        (Vantage::PodElsewhere, FrontendClass::NodePort) => PacketReach::ThisNode,
         (Vantage::PodElsewhere, _) => PacketReach::OwnNode,
-        (Vantage::Outside, FrontendKind::ClusterIp) => PacketReach::NotRouted,
+        (Vantage::Outside, FrontendClass::ClusterIp) => PacketReach::NotRouted,
         _ => PacketReach::ThisNode,
     }
 }
@@ -209,7 +209,7 @@ fn undecided(rule: &UndecidedRule) -> String {
 /// What branches of one fate have in common.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct FateKey<'a> {
-    verdict: FateVerdict,
+    verdict: CellVerdict,
     reason: Option<String>,
     is_masqueraded: bool,
     is_unanswerable: bool,
@@ -218,10 +218,10 @@ struct FateKey<'a> {
 }
 
 impl FateKey<'_> {
-    fn fate(self, weights: BTreeMap<Option<SocketAddr>, Weight>, known: &KnownEndpoints) -> PacketFate {
+    fn fate(self, weights: BTreeMap<Option<SocketAddr>, Weight>, known: &KnownEndpoints) -> CellFate {
         let mut total = Weight::ZERO;
         weights.values().for_each(|weight| total.add(weight));
-        let is_endpoint = self.verdict == FateVerdict::Endpoint;
+        let is_endpoint = self.verdict == CellVerdict::Endpoint;
         let addresses: BTreeSet<SocketAddr> =
             weights.keys().copied().flatten().filter(|_| is_endpoint).collect();
         let group = is_endpoint.then(|| match () {
@@ -231,9 +231,9 @@ impl FateKey<'_> {
             () => EndpointGroup::Some,
         });
         let shares = weights.iter().filter(|_| is_endpoint).filter_map(|(address, weight)| {
-            Some(EndpointShare { address: (*address)?, probability: weight.to_f64() })
+            Some(AnsweringEndpoint { address: (*address)?, probability: weight.to_f64() })
         });
-        PacketFate {
+        CellFate {
             verdict: self.verdict,
             probability: total.to_f64(),
             reason: self.reason,

@@ -2,6 +2,7 @@
 //! spelling of rules, counters and comments do not count. (kube-proxy drops comments in a large cluster, and keeps
 //! those of unchanged Services when a cluster shrinks.)
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::check_report::{CheckFinding, FindingKind, FindingSeverity};
@@ -60,7 +61,8 @@ pub(super) fn compare(both: &BothRules<'_>, names: &ServiceNames<'_>) -> ChainCo
         let all: BTreeSet<ChainName> =
             desired.iter().chain(in_force).filter(ours).map(|(name, _)| *name).collect();
         found.n_chains += all.len();
-        let called = callers(in_force);
+        // Needed for chains in excess only.
+        let called = LazyCell::new(|| callers(in_force));
         let mut unused = Vec::new();
         for name in all {
             let comparison = ChainPair { both, names, table, name };
@@ -208,7 +210,10 @@ impl ChainPair<'_> {
     }
 
     fn missing(&self, desired: &ChainContent) -> CheckFinding {
-        let summary = format!("a chain of {} rules is missing", desired.rules.len());
+        let summary = match desired.rules.len() {
+            1 => "a chain of one rule is missing".to_owned(),
+            n => format!("a chain of {n} rules is missing"),
+        };
         let effect = self.effect(|place| effects::of_lost_chain(place, &desired.rules));
         let mut finding = self.finding(FindingSeverity::Error, FindingKind::ChainMissing, summary, effect);
         if desired.rules.is_empty() {
@@ -300,7 +305,10 @@ impl ChainPair<'_> {
     }
 
     fn flushed(&self, desired: &[NumberedRule<'_>]) -> CheckFinding {
-        let summary = format!("the chain is empty; {} rules are missing", desired.len());
+        let summary = match desired.len() {
+            1 => "the chain is empty; its rule is missing".to_owned(),
+            n => format!("the chain is empty; its {n} rules are missing"),
+        };
         let rules: Vec<Rule> = desired.iter().map(|rule| rule.rule.clone()).collect();
         let effect = self.effect(|place| effects::of_lost_chain(place, &rules));
         let mut finding = self.finding(FindingSeverity::Error, FindingKind::ChainFlushed, summary, effect);
@@ -368,8 +376,10 @@ impl ChainPair<'_> {
 
     fn more(&self, missing: &[NumberedRule<'_>], added: &[NumberedRule<'_>]) -> CheckFinding {
         let kind = if missing.is_empty() { FindingKind::RuleAdded } else { FindingKind::RuleMissing };
-        let summary =
-            format!("{} more rules are missing, {} more are not desired", missing.len(), added.len());
+        let parts = [(missing.len(), "missing"), (added.len(), "not desired")];
+        let parts = parts.iter().filter(|(n, _)| *n > 0);
+        let parts: Vec<String> = parts.map(|(n, what)| format!("{n} more rules are {what}")).collect();
+        let summary = parts.join(", ");
         let effect = "As of the rules above: many rules of this chain are of other objects.".to_owned();
         let mut finding = self.finding(FindingSeverity::Error, kind, summary, effect);
         let rules: Vec<&Rule> = missing.iter().chain(added).map(|rule| rule.rule).collect();

@@ -180,8 +180,6 @@ pub enum FindingKind {
     ConflictingProxy,
     /// The kernel or iptables does not accept a match that the compact layout would use.
     MatchUnsupported,
-    /// Two Services claim one frontend.
-    Overlap,
     /// A part of an object that cannot be used.
     ObjectProblem,
     /// A service port whose rules the kernel rejects.
@@ -190,7 +188,7 @@ pub enum FindingKind {
 
 impl FindingKind {
     /// Every kind, in the order of reports.
-    pub const ALL: [FindingKind; 20] = [
+    pub const ALL: [FindingKind; 19] = [
         FindingKind::TableEmpty,
         FindingKind::ChainMissing,
         FindingKind::ChainFlushed,
@@ -208,7 +206,6 @@ impl FindingKind {
         FindingKind::Leftover,
         FindingKind::ConflictingProxy,
         FindingKind::MatchUnsupported,
-        FindingKind::Overlap,
         FindingKind::ObjectProblem,
         FindingKind::Quarantined,
     ];
@@ -233,7 +230,6 @@ impl FindingKind {
             FindingKind::Leftover => "leftover",
             FindingKind::ConflictingProxy => "conflictingProxy",
             FindingKind::MatchUnsupported => "matchUnsupported",
-            FindingKind::Overlap => "overlap",
             FindingKind::ObjectProblem => "objectProblem",
             FindingKind::Quarantined => "quarantined",
         }

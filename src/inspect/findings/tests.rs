@@ -160,3 +160,12 @@ fn a_report_is_bounded() {
     report.settle();
     assert_eq!((report.findings.len(), report.omitted), (MAX_FINDINGS, 7));
 }
+
+#[test]
+fn every_kind_is_documented_by_the_name_that_json_has() {
+    let page = include_str!("../../../docs/check.md");
+    for kind in FindingKind::ALL {
+        assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+        assert!(page.contains(&format!("`{}`", kind.as_str())), "{}", kind.as_str());
+    }
+}

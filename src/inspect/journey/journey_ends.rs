@@ -1,20 +1,23 @@
 //! What may become of a packet: the branches of its trace, of which those that differ only in their endpoint are one
 //! end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::masquerade_reason::masquerade_answer;
-use super::reply_way::ReplyWay;
+use super::reply_text::ReplyFacts;
 use super::rule_book::RuleBook;
 use super::share::shares;
 use super::trace_report::{
-    EndKind, EndVerdict, EndpointShare, JourneyEnd, MasqueradeReason, PathPart, UndecidedNote, VerdictReason,
+    EndKind, EndVerdict, EndpointShare, JourneyEnd, MasqueradeAnswer, MasqueradeReason, PathPart,
+    UndecidedNote, VerdictReason,
 };
+use super::trace_summary::end_summary;
 use super::verdict_reason::{end_verdict, is_dnat};
 use crate::inspect::Subject;
 use crate::iptables::Table;
-use crate::iptables::trace::{Branch, Hook, Packet, TraceEvent, UndecidedRule, Weight};
+use crate::iptables::trace::{Branch, Effect, Hook, Packet, TraceEvent, UndecidedRule, Weight};
+use crate::net::IpFamily;
 
 /// A packet with its branches, on one node.
 pub(super) struct TracedPacket<'a> {
@@ -22,11 +25,11 @@ pub(super) struct TracedPacket<'a> {
     pub book: &'a RuleBook<'a>,
     pub packet: &'a Packet,
     pub branches: &'a [Branch],
-    /// The node's address after masquerading.
+    /// The node's address, where that of the interface is unknown.
     pub node_address: IpAddr,
     /// The service port that the packet is for, if known.
     pub service_port: Option<&'a str>,
-    pub reply: &'a ReplyWay<'a>,
+    pub reply: &'a ReplyFacts<'a>,
 }
 
 /// A branch, with the part of its events in which the endpoint is chosen.
@@ -35,7 +38,7 @@ struct CutBranch<'a> {
     /// Events up to and with the stage that gave it its destination; all if none did.
     n_choosing: usize,
     verdict: EndVerdict,
-    masquerade: Option<super::trace_report::MasqueradeAnswer>,
+    masquerade: Option<MasqueradeAnswer>,
 }
 
 /// What makes ends different.
@@ -85,15 +88,25 @@ impl TracedPacket<'_> {
             });
             let mut endpoints: Vec<EndpointShare> = endpoints.collect();
             endpoints.sort_by_key(|endpoint| endpoint.address);
+            let sources =
+                group.iter().filter_map(|cut| cut.masquerade.as_ref()).flat_map(|answer| &answer.sources);
+            let sources: BTreeSet<IpAddr> = sources.copied().collect();
+            let masquerade = first
+                .masquerade
+                .clone()
+                .map(|answer| MasqueradeAnswer { sources: sources.into_iter().collect(), ..answer });
+            let reply =
+                self.reply.sentence(first.branch, &first.verdict, masquerade.as_ref(), endpoints.len());
             JourneyEnd {
                 share,
+                summary: end_summary(&first.verdict, masquerade.as_ref(), &endpoints),
                 verdict: first.verdict.clone(),
-                masquerade: first.masquerade.clone(),
+                masquerade,
                 path_of: first.branch.outcome.dnat.filter(|_| differs),
                 path: self.parts(&first.branch.events[from..], None),
                 rules_tested: group.iter().map(|cut| cut.branch.n_rules).max().unwrap_or_default(),
                 undecided: first.branch.undecided.iter().map(|rule| self.undecided(rule)).collect(),
-                reply: self.reply.of(first.branch, &first.verdict, endpoints.len()),
+                reply,
                 endpoints,
             }
         });
@@ -115,7 +128,12 @@ impl TracedPacket<'_> {
             branch,
             n_choosing: n_choosing.unwrap_or(branch.events.len()),
             verdict: end_verdict(self.book, branch, self.packet, self.service_port),
-            masquerade: masquerade_answer(self.book, branch, self.packet, self.node_address),
+            masquerade: masquerade_answer(
+                self.book,
+                branch,
+                self.packet,
+                self.address_towards(branch.outcome.destination),
+            ),
         }
     }
 
@@ -136,10 +154,26 @@ impl TracedPacket<'_> {
         events.iter().enumerate().map(part).collect()
     }
 
+    /// The address that masquerading gives to packets for `destination`: that of the interface on which they leave.
+    fn address_towards(&self, destination: SocketAddr) -> IpAddr {
+        let family = IpFamily::of(destination.ip());
+        let host = &self.subject.host;
+        let fitting = host.routes.iter().filter(|(cidr, _)| cidr.contains(destination.ip()));
+        let interface =
+            fitting.max_by_key(|(cidr, _)| cidr.length()).map(|(_, interface)| interface.as_str());
+        let addresses = host.interfaces.iter().filter(|entry| IpFamily::of(entry.ip) == family);
+        let mut addresses = addresses.filter(|entry| Some(&*entry.interface) == interface);
+        addresses.next().map_or(self.node_address, |entry| entry.ip)
+    }
+
     fn undecided(&self, rule: &UndecidedRule) -> UndecidedNote {
-        let may = rule.may.iter().map(|(effect, step)| match *step == rule.step {
-            true => effect.to_string(),
-            false => format!("{effect} at {step}"),
+        let may = rule.may.iter().map(|(effect, step)| {
+            let it =
+                if matches!(effect, Effect::Drop | Effect::Reject | Effect::Accept) { " it" } else { "" };
+            match *step == rule.step {
+                true => format!("{effect}{it}"),
+                false => format!("{effect}{it} at {step}"),
+            }
         });
         UndecidedNote { rule: self.book.named(&rule.step), why: rule.reasons.clone(), may: may.collect() }
     }

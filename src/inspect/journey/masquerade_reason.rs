@@ -19,8 +19,12 @@ pub(super) fn masquerade_answer(
     if !matches!(branch.outcome.verdict, PacketVerdict::Accepted(_)) {
         return None;
     }
-    let answer =
-        |is_masqueraded, (code, reason), source| MasqueradeAnswer { is_masqueraded, code, reason, source };
+    let answer = |is_masqueraded, (code, reason), source| MasqueradeAnswer {
+        is_masqueraded,
+        code,
+        reason,
+        sources: vec![source],
+    };
     let reasons = Reasons { book, branch, packet };
     Some(match (branch.outcome.masquerade, branch.outcome.source) {
         (true, _) => answer(true, reasons.masqueraded(), node_address),
@@ -38,10 +42,10 @@ struct Reasons<'a> {
     packet: &'a Packet,
 }
 
-type Reason = (MasqueradeReason, String);
+type CodedReason = (MasqueradeReason, String);
 
 impl Reasons<'_> {
-    fn masqueraded(&self) -> Reason {
+    fn masqueraded(&self) -> CodedReason {
         let last = self.steps_of_postrouting().last();
         if last.is_none_or(|step| step.chain != KUBE_POSTROUTING) {
             return self.foreign("masquerades it");
@@ -74,21 +78,21 @@ impl Reasons<'_> {
         }
     }
 
-    fn to_cluster_ip(&self, rule: &Rule) -> Reason {
+    fn to_cluster_ip(&self, rule: &Rule) -> CodedReason {
         let source = self.packet.source.ip();
         match (&rule.source, &rule.in_interface) {
             (Some(MaybeNot { value, .. }), _) => (
                 MasqueradeReason::NotFromPod,
-                format!("the client is no pod of this node: {source} is not in {value}"),
+                format!("the client does not count as a pod: {source} is not in {value}"),
             ),
             (None, Some(MaybeNot { value, .. })) => {
                 let pattern = value.as_str();
                 let what = match &self.packet.origin {
                     Origin::Node => {
-                        format!("the client is no pod of this node: the packet does not arrive on {pattern}")
+                        format!("the client does not count as a pod: the packet does not arrive on {pattern}")
                     }
                     Origin::Arrives(name) => format!(
-                        "the client is no pod of this node: the packet arrives on {}, not on {pattern}",
+                        "the client does not count as a pod: the packet arrives on {}, not on {pattern}",
                         name.as_deref().unwrap_or("an unknown interface"),
                     ),
                 };
@@ -100,7 +104,7 @@ impl Reasons<'_> {
         }
     }
 
-    fn not_masqueraded(&self) -> Reason {
+    fn not_masqueraded(&self) -> CodedReason {
         let in_external = |step: &&Step| {
             ChainOwner::of(step.table, &step.chain) == ChainOwner::ServicePort(PortChain::External)
         };
@@ -111,7 +115,7 @@ impl Reasons<'_> {
                 let what = "externalTrafficPolicy Local keeps the client's address".to_owned();
                 return (MasqueradeReason::LocalPolicy, what);
             }
-            return self.from_pod(rule);
+            return self.counted_as_pod(rule);
         }
         let in_balancing = |step: &&Step| {
             let owner = ChainOwner::of(step.table, &step.chain);
@@ -121,20 +125,20 @@ impl Reasons<'_> {
             return (MasqueradeReason::NoService, "no rule of a Service masquerades it".to_owned());
         };
         let head = self.book.rules(step.table, &step.chain).first();
-        self.from_pod(head.filter(|rule| rule.callee() == Some(KUBE_MARK_MASQ)))
+        self.counted_as_pod(head.filter(|rule| rule.callee() == Some(KUBE_MARK_MASQ)))
     }
 
     /// For a packet that `rule` takes for a pod's, or spares as one.
-    fn from_pod(&self, rule: Option<&Rule>) -> Reason {
+    fn counted_as_pod(&self, rule: Option<&Rule>) -> CodedReason {
         let source = self.packet.source.ip();
         match rule.map(|rule| (&rule.source, &rule.in_interface)) {
             Some((Some(part), _)) => (
                 MasqueradeReason::FromPod,
-                format!("the client counts as a pod of this node: {source} is in {}", part.value),
+                format!("the client counts as a pod: {source} is in {}", part.value),
             ),
             Some((None, Some(part))) => (
                 MasqueradeReason::FromPod,
-                format!("the client counts as a pod of this node: it arrives on {}", part.value.as_str()),
+                format!("the client counts as a pod: it arrives on {}", part.value.as_str()),
             ),
             _ => (
                 MasqueradeReason::NoDetection,
@@ -143,7 +147,7 @@ impl Reasons<'_> {
         }
     }
 
-    fn foreign(&self, does: &str) -> Reason {
+    fn foreign(&self, does: &str) -> CodedReason {
         let changes_source = |step: &&Step| match self.book.rule(step).and_then(|rule| rule.target.as_ref()) {
             Some(Target::Masquerade { .. }) => true,
             Some(Target::Other { name, .. }) => matches!(&**name, "MASQUERADE" | "SNAT"),

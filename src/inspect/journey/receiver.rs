@@ -210,6 +210,7 @@ pub(super) fn no_receiver(
             format!("Service {name} has no such port {asked}; it has {}", ports.join(", "))
         }
         (None, false) => format!("Service {name} has no port of that protocol; it has {}", ports.join(", ")),
+        (_, true) if not_proxied(subject, name).is_some() => not_proxied(subject, name).unwrap_or_default(),
         (_, true) => {
             let mut names: Vec<String> = known().map(|known| known.service.to_string()).collect();
             names.dedup();
@@ -223,4 +224,10 @@ pub(super) fn no_receiver(
         }
     };
     QuestionError::NotFound(format!("--to: {what}"))
+}
+
+/// The sentence on a Service that has no rules.
+fn not_proxied(subject: &Subject, name: &ObjectName) -> Option<String> {
+    let reason = subject.cluster.as_ref()?.not_proxied.get(name)?;
+    Some(format!("Service {name} {reason}, so it has no rules"))
 }

@@ -67,6 +67,7 @@ impl<'a> RuleBook<'a> {
             mark: visit.mark,
             rules_tested: visit.n_rules,
             rules_in_chain: rules.len(),
+            undecided: visit.undecided.clone(),
             chooses: visit.matched.len() > n_matched,
             matched: matched.collect(),
             policy: visit
@@ -108,7 +109,7 @@ impl<'a> RuleBook<'a> {
                 "SNAT" => "gives it another source".to_owned(),
                 name => format!("target {name}"),
             },
-            None => "counts it only".to_owned(),
+            None => "has no target: the packet goes on".to_owned(),
         }
     }
 }

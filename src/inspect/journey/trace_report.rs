@@ -140,6 +140,9 @@ pub struct ChainVisit {
     /// Whether further rules match, which depend on the endpoint: they are in [`EndpointShare::rules`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub chooses: bool,
+    /// Numbers of rules that cannot be decided; they count as not matching.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undecided: Vec<usize>,
     /// The rules that matched.
     pub matched: Vec<MatchedRule>,
     /// `ACCEPT` or `DROP`, if the packet met the policy of a built-in chain.
@@ -167,6 +170,8 @@ pub struct MatchedRule {
 pub struct JourneyEnd {
     /// How probable it is.
     pub share: Share,
+    /// What becomes of the packet, in a sentence without a subject.
+    pub summary: String,
     /// Whether it passes.
     pub verdict: EndVerdict,
     /// Whether its source becomes an address of the node; absent unless it passes.
@@ -278,8 +283,8 @@ pub struct MasqueradeAnswer {
     pub code: MasqueradeReason,
     /// The same in words.
     pub reason: String,
-    /// The source at the end.
-    pub source: IpAddr,
+    /// The source at the end; several if it depends on the endpoint.
+    pub sources: Vec<IpAddr>,
 }
 
 /// Why a packet is masqueraded or not.

@@ -1,31 +1,50 @@
 //! The answer in one sentence.
 
-use super::trace_report::{EndKind, JourneyEnd, MasqueradeReason, VerdictReason};
+use super::trace_report::{
+    EndKind, EndVerdict, EndpointShare, JourneyEnd, MasqueradeAnswer, MasqueradeReason, NamedRule,
+    UndecidedNote, VerdictReason,
+};
 
 /// The sentence for `ends`, without a subject.
 pub(super) fn summary(ends: &[JourneyEnd]) -> String {
-    let mut sentence = match ends {
-        [only] => end(only),
+    let sentence = match ends {
+        [only] => only.summary.clone(),
         ends => {
-            let part = |one: &JourneyEnd| format!("in {} of all cases {}", one.share.text, end(one));
-            let parts: Vec<String> = ends.iter().map(part).collect();
-            parts.join("; ")
+            let part = |one: &JourneyEnd| format!("in {} of all cases {}", one.share.text, one.summary);
+            ends.iter().map(part).collect::<Vec<_>>().join("; ")
         }
     };
-    let mut effects: Vec<&str> =
-        ends.iter().flat_map(|end| &end.undecided).flat_map(|rule| &rule.may).map(String::as_str).collect();
+    let mut undecided: Vec<&UndecidedNote> = ends.iter().flat_map(|end| &end.undecided).collect();
+    undecided.dedup_by(|a, b| a.rule == b.rule);
+    let mut effects: Vec<&str> = undecided
+        .iter()
+        .flat_map(|note| &note.may)
+        .map(|may| may.split_once(" at ").map_or(may.as_str(), |(effect, _)| effect))
+        .collect();
     effects.sort_unstable();
     effects.dedup();
-    let n_undecided = ends.iter().map(|end| end.undecided.len()).max().unwrap_or_default();
-    if n_undecided > 0 {
-        let rules = if n_undecided == 1 { "a rule" } else { "rules" };
-        sentence.push_str(&format!("; unless {rules} with an unknown match may {}", effects.join(", ")));
+    let effects = effects.join(" or ");
+    match &undecided[..] {
+        [] => sentence,
+        [only] => format!("{sentence}; unknown match: {} may {effects}", place(&only.rule)),
+        all => format!("{sentence}; unknown matches: {} rules may {effects}", all.len()),
     }
-    sentence
 }
 
-fn end(end: &JourneyEnd) -> String {
-    let masqueraded = match &end.masquerade {
+fn place(rule: &NamedRule) -> String {
+    match rule.rule {
+        Some(number) => format!("{} {} rule {number}", rule.table, rule.chain),
+        None => format!("the policy of {} {}", rule.table, rule.chain),
+    }
+}
+
+/// What becomes of a packet with this verdict, sent to `endpoints`.
+pub(super) fn end_summary(
+    verdict: &EndVerdict,
+    masquerade: Option<&MasqueradeAnswer>,
+    endpoints: &[EndpointShare],
+) -> String {
+    let masqueraded = match masquerade {
         None => "",
         Some(answer) => match (answer.is_masqueraded, answer.code) {
             (true, MasqueradeReason::Hairpin) => ", masqueraded (hairpin)",
@@ -33,15 +52,14 @@ fn end(end: &JourneyEnd) -> String {
             (false, _) => ", not masqueraded",
         },
     };
-    match (end.verdict.kind, end.verdict.code) {
-        (EndKind::Rejected, _) => format!("is rejected: {}", end.verdict.reason),
-        (EndKind::Dropped, _) => format!("is dropped: {}", end.verdict.reason),
-        (EndKind::Unknown, _) => format!("cannot be told: {}", end.verdict.reason),
-        (_, VerdictReason::NoService) if end.verdict.kind == EndKind::Local => {
-            format!("goes to a program of the node: {}", end.verdict.reason)
-        }
-        (_, VerdictReason::NoService) => format!("goes on unchanged: {}{masqueraded}", end.verdict.reason),
-        _ => match &end.endpoints[..] {
+    let reason = &verdict.reason;
+    match (verdict.kind, verdict.code) {
+        (EndKind::Rejected, _) => format!("is rejected: {reason}"),
+        (EndKind::Dropped, _) => format!("is dropped: {reason}"),
+        (EndKind::Unknown, _) => format!("cannot be told: {reason}"),
+        (EndKind::Local, VerdictReason::NoService) => format!("goes to a program of the node: {reason}"),
+        (EndKind::Forwarded, VerdictReason::NoService) => format!("goes on unchanged{masqueraded}: {reason}"),
+        _ => match endpoints {
             [only] => format!("goes to {}{masqueraded}", only.address),
             endpoints => format!("goes to one of {} endpoints{masqueraded}", endpoints.len()),
         },

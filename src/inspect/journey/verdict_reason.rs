@@ -2,10 +2,10 @@
 
 use super::rule_book::RuleBook;
 use super::trace_report::{EndKind, EndVerdict, VerdictReason};
-use crate::iptables::trace::{Branch, Delivery, Packet, PacketVerdict, Step};
+use crate::iptables::trace::{Branch, Delivery, Packet, PacketVerdict, Step, TraceEvent};
 use crate::iptables::{CtStates, Match, Rule, Table, Target};
 use crate::net::Cidr;
-use crate::rules::names::{KUBE_FIREWALL, KUBE_FORWARD};
+use crate::rules::names::{KUBE_FIREWALL, KUBE_FORWARD, PortChain};
 use crate::rules::ownership::ChainOwner;
 use crate::rules::{SharedChain, dispatch};
 
@@ -36,7 +36,7 @@ pub(super) fn end_verdict(
         Some(step) if kind == EndKind::Unknown => {
             (VerdictReason::Undecided, format!("{step} cannot be decided"))
         }
-        Some(step) => stopped(book, &step, packet, name),
+        Some(step) => stopped(book, (branch, &step), packet, name),
         None => (VerdictReason::Undecided, "no rule decided it".to_owned()),
     };
     EndVerdict { kind, code, reason, rule }
@@ -69,7 +69,12 @@ pub(super) fn is_dnat(rule: &Rule) -> bool {
     }
 }
 
-fn stopped(book: &RuleBook<'_>, step: &Step, packet: &Packet, name: Option<&str>) -> (VerdictReason, String) {
+fn stopped(
+    book: &RuleBook<'_>,
+    (branch, step): (&Branch, &Step),
+    packet: &Packet,
+    name: Option<&str>,
+) -> (VerdictReason, String) {
     let Some(rule) = book.rule(step) else {
         let what =
             format!("the policy of {} {} is DROP, and no rule accepts the packet", step.table, step.chain);
@@ -93,7 +98,11 @@ fn stopped(book: &RuleBook<'_>, step: &Step, packet: &Packet, name: Option<&str>
         ),
         Some(SharedChain::FilterFirewall) => (
             VerdictReason::SourceRange,
-            format!("{} is in none of the loadBalancerSourceRanges of {name}", packet.source.ip()),
+            format!(
+                "{} is in none of the loadBalancerSourceRanges of {name}{}",
+                packet.source.ip(),
+                ranges(book, branch)
+            ),
         ),
         _ if step.table == Table::Filter && step.chain == KUBE_FORWARD && drops_invalid(rule) => {
             (VerdictReason::Invalid, "conntrack calls the packet INVALID".to_owned())
@@ -103,6 +112,28 @@ fn stopped(book: &RuleBook<'_>, step: &Step, packet: &Packet, name: Option<&str>
             format!("{} may not reach 127.0.0.0/8 from outside the node", packet.source.ip()),
         ),
         _ => (VerdictReason::ForeignRule, format!("{step}, of another program")),
+    }
+}
+
+/// The most source ranges of a sentence.
+const MAX_RANGES: usize = 4;
+
+/// The source ranges that the packet was compared with, as the end of a sentence.
+fn ranges(book: &RuleBook<'_>, branch: &Branch) -> String {
+    let is_firewall =
+        |table, name| ChainOwner::of(table, name) == ChainOwner::ServicePort(PortChain::Firewall);
+    let visited = branch.events.iter().find_map(|event| match event {
+        TraceEvent::Entered(visit) if is_firewall(visit.table, &visit.chain) => Some(visit),
+        _ => None,
+    });
+    let rules = visited.map_or(&[][..], |visit| book.rules(visit.table, &visit.chain));
+    let ranges: Vec<String> = rules.iter().filter_map(|rule| Some(rule.source?.value.to_string())).collect();
+    match ranges.len() {
+        0 => String::new(),
+        n if n > MAX_RANGES => {
+            format!(" ({} and {} more)", ranges[..MAX_RANGES].join(", "), n - MAX_RANGES)
+        }
+        _ => format!(" ({})", ranges.join(", ")),
     }
 }
 

@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::IpAddr;
 
-use super::exchange::{are_exclusive, is_stateless, single_port};
+use super::exchange::{are_exchangeable, is_stateless, single_port};
 use crate::iptables::{MaybeNot, Rule};
 use crate::net::Protocol;
 
@@ -72,7 +72,7 @@ impl Sequence {
                 if n_pairs > max_pairs {
                     return None;
                 }
-                if are_exclusive(&rules[earlier], &rules[n]) {
+                if are_exchangeable(&rules[earlier], &rules[n]) {
                     continue;
                 }
                 is_contiguous &= earlier + 1 == expected;
@@ -155,7 +155,7 @@ mod tests {
             for n in 1..known.len() {
                 let mut next = known.clone();
                 next.swap(n - 1, n);
-                if are_exclusive(&known[n - 1], &known[n]) && !found.contains(&next) {
+                if are_exchangeable(&known[n - 1], &known[n]) && !found.contains(&next) {
                     found.push(next);
                 }
             }

@@ -1,10 +1,27 @@
-//! Whether two neighbouring rules may be exchanged: no packet matches both.
+//! Whether two neighbouring rules may be exchanged: no packet matches both, or both have the same verdict.
 //!
-//! Only what a packet keeps on its way through a table counts: addresses, interfaces, protocol, port,
+//! For the first, only what a packet keeps on its way through a table counts: addresses, interfaces, protocol, port,
 //! connection state. Marks do not, as a rule may change them. In doubt, two rules may not be exchanged.
 
-use crate::iptables::{CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, Rule};
+use crate::iptables::{CtStates, Interface, L4Protocol, Match, MaybeNot, PortRange, Rule, Target};
 use crate::net::{Cidr, Protocol};
+
+/// Whether every packet fares the same in either order of the rules.
+pub(super) fn are_exchangeable(a: &Rule, b: &Rule) -> bool {
+    are_exclusive(a, b) || (have_same_verdict(a, b) && is_stateless(a) && is_stateless(b))
+}
+
+/// Whether both end the chain alike for a packet that they match.
+fn have_same_verdict(a: &Rule, b: &Rule) -> bool {
+    let is_verdict =
+        |target: &Target| matches!(target, Target::Accept | Target::Drop | Target::Reject | Target::Return);
+    a.target == b.target && a.target.as_ref().is_some_and(is_verdict) && !is_random(a) && !is_random(b)
+}
+
+/// Of two rules with chance, the first takes more.
+fn is_random(rule: &Rule) -> bool {
+    rule.matches.iter().any(|m| matches!(m, Match::Random { .. }))
+}
 
 /// Whether no packet matches both rules. Packets that match one of them, or neither, then fare the same in
 /// either order.
@@ -112,8 +129,8 @@ mod tests {
     }
 
     fn check(a: &str, b: &str, exclusive: bool) {
-        assert_eq!(are_exclusive(&rule(a), &rule(b)), exclusive, "{a} / {b}");
-        assert_eq!(are_exclusive(&rule(b), &rule(a)), exclusive, "{b} / {a}");
+        assert_eq!(are_exchangeable(&rule(a), &rule(b)), exclusive, "{a} / {b}");
+        assert_eq!(are_exchangeable(&rule(b), &rule(a)), exclusive, "{b} / {a}");
     }
 
     #[test]
@@ -131,6 +148,19 @@ mod tests {
         check("-m conntrack ! --ctstate RELATED,ESTABLISHED", "-m conntrack --ctstate RELATED", true);
         // The address is tested before the list is changed.
         check("-s 10.0.0.1 -m recent --set --name A", "-s 10.0.0.2 -j DROP", true);
+    }
+
+    #[test]
+    fn rules_with_one_verdict_are_exchangeable() {
+        check(
+            "-s 10.0.0.1 -m comment --comment a -j ACCEPT",
+            "-p tcp -m comment --comment b -j ACCEPT",
+            true,
+        );
+        check("-s 10.0.0.1 -j ACCEPT", "-p tcp -j DROP", false);
+        check("-s 10.0.0.1 -j A", "-p tcp -j A", false);
+        check("-m limit --limit 1/s -j ACCEPT", "-p tcp -j ACCEPT", false);
+        check("-m statistic --mode random --probability 0.5 -j RETURN", "-p tcp -j RETURN", false);
     }
 
     #[test]

@@ -20,7 +20,7 @@ const TARGET_REVISION: u16 = 2;
 const TARGET_DATA: u16 = 3;
 
 /// The DNAT rules of `chains` of table nat, with their counters; none of a chain that does not exist. A chain takes some
-/// 10 us, however many the table has. Each chain is as it was at one moment, different chains at different moments.
+/// 20 us, however many the table has. Each chain is as it was at one moment, different chains at different moments.
 pub fn dnat_rules(family: IpFamily, chains: &[ChainName]) -> io::Result<Vec<DnatRule>> {
     let mut netfilter = Netfilter::open()?;
     let mut rules = Vec::new();

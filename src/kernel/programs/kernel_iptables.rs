@@ -15,7 +15,7 @@ use crate::iptables::{ChainName, Jump, Table, Target, write};
 use crate::kernel::counter_reader::CommitObserver;
 use crate::kernel::{Backend, Dump, Iptables, Outline, Readable, RestoreError, nft, xtables};
 use crate::net::IpFamily;
-use crate::plan::{Limits, Restore};
+use crate::plan::{InputExcerpt, Limits, Restore};
 
 /// The shortest wait passed to a program, which counts in seconds.
 const MIN_LOCK_WAIT: Duration = Duration::from_secs(1);
@@ -65,6 +65,7 @@ pub struct KernelIptables {
     restore: Option<RestoreChild>,
     limits: Limits,
     lock_wait: Duration,
+    last_input: Option<InputExcerpt>,
     commit_observer: Option<Arc<dyn CommitObserver>>,
 }
 
@@ -72,8 +73,16 @@ impl KernelIptables {
     /// The tables of `programs`, which belong to `backend`.
     pub fn new(family: IpFamily, backend: Backend, programs: Programs) -> KernelIptables {
         let limits = backend.limits();
-        let lock_wait = Duration::ZERO;
-        KernelIptables { family, backend, programs, restore: None, limits, lock_wait, commit_observer: None }
+        KernelIptables {
+            family,
+            backend,
+            programs,
+            restore: None,
+            limits,
+            lock_wait: Duration::ZERO,
+            last_input: None,
+            commit_observer: None,
+        }
     }
 
     /// Has `observer` called at each commit to nat through this handle.
@@ -118,7 +127,8 @@ impl Restore for KernelIptables {
 
     fn end(&mut self) -> Result<(), RestoreError> {
         let Some(child) = self.restore.take() else { return Ok(()) };
-        let result = child.end();
+        let (result, input) = child.end();
+        self.last_input = Some(input);
         if let Some(observer) = &self.commit_observer {
             observer.restored(self.family, result.is_ok());
         }
@@ -164,6 +174,10 @@ impl Iptables for KernelIptables {
 
     fn lock_wait(&mut self) -> Duration {
         std::mem::take(&mut self.lock_wait)
+    }
+
+    fn take_input(&mut self) -> Option<InputExcerpt> {
+        self.last_input.take()
     }
 
     fn readable(&mut self, table: Table) -> anyhow::Result<Readable> {

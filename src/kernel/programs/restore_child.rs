@@ -1,7 +1,6 @@
 //! A running `iptables-restore`, which receives its input in pieces, and the classification of its failures.
 #![allow(clippy::disallowed_methods, reason = "starts processes")]
 
-use std::collections::VecDeque;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
@@ -11,17 +10,14 @@ use super::child::{ChildProgram, ProcessExit, stderr_message};
 use super::process_registry::ProcessRole;
 use crate::kernel::{Backend, RestoreError};
 use crate::log::v;
+use crate::plan::{InputExcerpt, RestoreInput};
 
-/// How much of the input is kept to quote a rejected line; more than one batch of the nft back-end.
-const MAX_RECENT_BYTES: usize = 4 << 20;
 /// One `iptables-restore`.
 pub(super) struct RestoreChild {
     backend: Backend,
     program: Result<ChildProgram, String>,
     stdin: Option<ChildStdin>,
-    recent_input: VecDeque<String>,
-    n_recent_bytes: usize,
-    n_dropped_lines: usize,
+    input: RestoreInput,
     wait: Duration,
     limit: Duration,
 }
@@ -42,16 +38,7 @@ impl RestoreChild {
         let program = ChildProgram::start(&mut command, ProcessRole::Restores, limit);
         let mut program = program.map_err(|error| format!("{name}: {error}"));
         let stdin = program.as_mut().ok().and_then(|program| program.child.stdin.take());
-        RestoreChild {
-            backend,
-            program,
-            stdin,
-            recent_input: VecDeque::new(),
-            n_recent_bytes: 0,
-            n_dropped_lines: 0,
-            wait,
-            limit,
-        }
+        RestoreChild { backend, program, stdin, input: RestoreInput::default(), wait, limit }
     }
 
     /// Sends `text`. A child that stops reading has failed; [`RestoreChild::end`] reports why.
@@ -62,19 +49,21 @@ impl RestoreChild {
         {
             self.stdin = None;
         }
-        self.n_recent_bytes += text.len();
-        self.recent_input.push_back(text.to_owned());
-        while self.n_recent_bytes > MAX_RECENT_BYTES && self.recent_input.len() > 1 {
-            if let Some(old) = self.recent_input.pop_front() {
-                self.n_recent_bytes -= old.len();
-                self.n_dropped_lines += old.lines().count();
-            }
-        }
+        self.input.push(text);
     }
 
-    /// Ends the input and waits.
-    pub(super) fn end(mut self) -> Result<(), RestoreError> {
+    /// Ends the input and waits. Returns also what is kept of the input.
+    pub(super) fn end(mut self) -> (Result<(), RestoreError>, InputExcerpt) {
         drop(self.stdin.take());
+        let result = self.wait();
+        let rejected = match &result {
+            Err(RestoreError::Refused { line, .. }) => Some(*line),
+            _ => None,
+        };
+        (result, self.input.excerpt(rejected))
+    }
+
+    fn wait(&mut self) -> Result<(), RestoreError> {
         let program = std::mem::replace(&mut self.program, Err(String::new()));
         let ended = program.map_err(RestoreError::NotStarted)?.wait();
         let ProcessExit { status, timed_out, stderr } =
@@ -104,15 +93,9 @@ impl RestoreChild {
             return RestoreError::Failed { status: status.code().unwrap_or(-1), message };
         }
         match rejected_line(&message) {
-            Some(line) => RestoreError::Refused { line, text: self.line(line), message },
+            Some(line) => RestoreError::Refused { line, text: self.input.line(line), message },
             None => RestoreError::Failed { status: status.code().unwrap_or(-1), message },
         }
-    }
-
-    /// The text of `line` (from 1), if it is still kept.
-    fn line(&self, line: usize) -> Option<String> {
-        let n = line.checked_sub(1 + self.n_dropped_lines)?;
-        self.recent_input.iter().flat_map(|text| text.lines()).nth(n).map(str::to_owned)
     }
 }
 
@@ -149,13 +132,13 @@ mod tests {
             let (_folder, program) = script(lines);
             let mut child = RestoreChild::start((Backend::Nft, &program), SECOND, Duration::ZERO, SECOND);
             child.write(&"x".repeat(n_written));
-            let error = child.end().unwrap_err();
+            let error = child.end().0.unwrap_err();
             assert_eq!(error, RestoreError::TimedOut(SECOND), "{lines}");
             assert_eq!(error.to_string(), "iptables-restore did not end within 1 s and was killed");
         }
         let (_folder, program) = script("cat > /dev/null; sleep 0.1");
         assert_eq!(
-            RestoreChild::start((Backend::Nft, &program), SECOND, Duration::ZERO, SECOND * 60).end(),
+            RestoreChild::start((Backend::Nft, &program), SECOND, Duration::ZERO, SECOND * 60).end().0,
             Ok(())
         );
     }

@@ -3,9 +3,9 @@
 
 use super::*;
 
-/// Records its calls.
+/// Records its calls. The first sync waits for the receiver, if there is one.
 #[derive(Default)]
-pub struct CallRecorder(Mutex<Vec<String>>);
+pub struct CallRecorder(Mutex<Vec<String>>, pub Mutex<Option<std::sync::mpsc::Receiver<()>>>);
 
 impl CallRecorder {
     fn record(&self, text: String) {
@@ -32,6 +32,11 @@ impl Observer for CallRecorder {
 
     fn queued(&self, family: IpFamily) {
         self.record(format!("queued {family}"));
+    }
+
+    fn syncing(&self, _: IpFamily) {
+        let gate = self.1.lock().unwrap().take();
+        gate.into_iter().for_each(|gate| gate.recv().unwrap());
     }
 
     fn synced(&self, synced: &Synced<'_>) {

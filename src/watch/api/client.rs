@@ -7,12 +7,13 @@ use std::time::Duration;
 use axum::body::Bytes;
 use http::{Request, Response};
 use kube::client::{Body, ClientBuilder};
+use kube::config::Config;
 use tower::{BoxError, Service};
 use tracing::info;
 
 use super::freshness::Freshness;
 use super::kubeconfig::ApiServerSource;
-use super::renewal::Renewal;
+use super::renewal::{self, Renewal};
 use super::traffic::TrafficObserver;
 use super::transport::{RequestLimit, Transport};
 
@@ -105,6 +106,17 @@ pub async fn connect(
         async move { links.current().await.send(request).await }
     });
     Ok(Connection::through(service, host, limit, observer, Some(renewal)))
+}
+
+/// Connects with `config` for one command: credentials are not reloaded, and requests are not limited. No request is
+/// sent yet.
+pub fn connect_once(config: Config) -> anyhow::Result<Connection> {
+    let observer: Arc<dyn TrafficObserver> = Arc::new(());
+    let link = renewal::link(config, &observer)?;
+    let host = link.host.clone();
+    let limit = RequestLimit { qps: None, burst: 1 };
+    let service = tower::service_fn(move |request| link.clone().send(request));
+    Ok(Connection::through(service, host, limit, observer, None))
 }
 
 #[cfg(test)]

@@ -139,7 +139,8 @@ impl FailureStreak {
     }
 }
 
-fn error_chain(error: &dyn std::error::Error) -> String {
+/// An error with its sources, without repetitions.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {

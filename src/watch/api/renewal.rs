@@ -128,7 +128,7 @@ impl Renewal {
 }
 
 /// Makes a link from `config`, with the headers that every request carries.
-fn link(mut config: Config, observer: &Arc<dyn TrafficObserver>) -> anyhow::Result<Link> {
+pub fn link(mut config: Config, observer: &Arc<dyn TrafficObserver>) -> anyhow::Result<Link> {
     let agent = format!("chainsmith/{}", env!("CARGO_PKG_VERSION"));
     config.headers.push(("user-agent".parse()?, agent.parse()?));
     let token = token_file(&mut config.auth_info)?.map(Arc::new);

@@ -142,7 +142,8 @@ impl<'a, K: WatchedKind> KindTracker<'a, K> {
     /// Turns an event into changes of the cluster's state, in order.
     pub fn apply(&mut self, event: Event<ReceivedObject<K>>) -> Vec<WatchEvent> {
         let mut events = self.changes(event);
-        events.extend(self.problem_log.count_if_changed().map(|n| WatchEvent::Problems(K::KIND, n)));
+        let problems = self.problem_log.take_changed();
+        events.extend(problems.map(|(n, first)| WatchEvent::Problems(K::KIND, n, first)));
         events
     }
 

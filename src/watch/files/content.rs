@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 use tracing::warn;
@@ -14,7 +15,9 @@ use tracing::warn;
 use super::listing::{FileVersion, escaped_path};
 use crate::model::decode::manifest::{self, TextProblem};
 use crate::model::decode::{self, Interner};
-use crate::model::{Change, Node, ObjectKind, ObjectName, Problem, Service, ServiceName, Slice, SliceName};
+use crate::model::{
+    Change, Node, ObjectKind, ObjectName, Problem, ProblemWeight, Service, ServiceName, Slice, SliceName,
+};
 use crate::watch::problem_log;
 
 /// Kind and name of an object; a Node's namespace is empty.
@@ -173,12 +176,25 @@ pub struct LoggedProblems {
     lines: (Vec<String>, usize),
     /// Number of unusable fields, by kind.
     pub problems: BTreeMap<ObjectKind, usize>,
+    /// The first problems of objects.
+    pub first: Arc<[Problem]>,
+}
+
+/// The problem of an object that cannot be decoded; `None` where the text has no object.
+fn undecodable_object(problem: &TextProblem) -> Option<Problem> {
+    let (kind, object) = problem.object.clone()?;
+    let what = format!("{}; its last state stays in use", problem.what);
+    let (field, text, more_texts) = Default::default();
+    let weight = ProblemWeight::Wrong;
+    Some(Problem { weight, kind, object, field, text, what, n_fields: 1, more_texts })
 }
 
 /// Logs the problems of a file once for each version: the first ones one by one, then the number of further
 /// ones.
 pub fn log_problems(content: &Content, path: &Path, is_new: bool, logged: &mut LoggedProblems) {
     logged.problems.clone_from(&content.n_fields);
+    let undecodable = content.texts.problems.iter().filter_map(undecodable_object);
+    logged.first = undecodable.chain(content.problems.iter().cloned()).take(MAX_LINES).collect();
     let kinds = content.texts.problems.iter().filter_map(|problem| Some(problem.object.as_ref()?.0));
     for kind in kinds {
         *logged.problems.entry(kind).or_default() += 1;

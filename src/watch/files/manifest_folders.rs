@@ -20,8 +20,8 @@ use super::folder_events::FolderEvents;
 use super::listing::{escaped_path, list};
 use crate::log::v;
 use crate::model::decode::Interner;
-use crate::model::{Change, ObjectKind};
-use crate::watch::WatchEvent;
+use crate::model::{Change, ObjectKind, Problem};
+use crate::watch::{MAX_PROBLEMS, WatchEvent};
 
 /// Position of a folder on the command line, and a file in it; sorted by precedence, the last one is used.
 type FileId = (usize, PathBuf);
@@ -36,8 +36,8 @@ pub struct ManifestFolders {
     /// Objects in two files, already logged.
     duplicates: ObjectKeys,
     is_listed: bool,
-    /// Number of problems by kind, as sent last.
-    problems: BTreeMap<ObjectKind, usize>,
+    /// Number of problems by kind and the first ones, as sent last.
+    problems: BTreeMap<ObjectKind, (usize, Vec<Problem>)>,
 }
 
 /// Why the objects of a folder cannot be updated.
@@ -111,19 +111,28 @@ impl ManifestFolders {
         let events = self.events(files, contents);
         let mut events =
             if std::mem::replace(&mut self.is_listed, true) { events } else { first_lists(events) };
-        events.extend(self.changed_problem_counts());
+        events.extend(self.changed_problems());
         events
     }
 
-    /// The number of problems of each kind, where it has changed.
-    fn changed_problem_counts(&mut self) -> Vec<WatchEvent> {
-        let mut now: BTreeMap<ObjectKind, usize> = self.problems.keys().map(|kind| (*kind, 0)).collect();
-        for (kind, n) in self.files.values().flat_map(|state| &state.logged.problems) {
-            *now.entry(*kind).or_default() += n;
+    /// The problems of each kind, where they have changed.
+    fn changed_problems(&mut self) -> Vec<WatchEvent> {
+        let mut now: BTreeMap<ObjectKind, (usize, Vec<Problem>)> =
+            self.problems.keys().map(|kind| (*kind, (0, Vec::new()))).collect();
+        for logged in self.files.values().map(|state| &state.logged) {
+            for (kind, n) in &logged.problems {
+                now.entry(*kind).or_default().0 += n;
+            }
+            for problem in logged.first.iter() {
+                let (_, first) = now.entry(problem.kind).or_default();
+                if first.len() < MAX_PROBLEMS {
+                    first.push(problem.clone());
+                }
+            }
         }
-        let old = std::mem::replace(&mut self.problems, now.clone());
-        let is_changed = |(kind, n): &(ObjectKind, usize)| old.get(kind) != Some(n);
-        now.into_iter().filter(is_changed).map(|(kind, n)| WatchEvent::Problems(kind, n)).collect()
+        let mut old = std::mem::replace(&mut self.problems, now.clone());
+        let changed = now.into_iter().filter(|(kind, problems)| old.remove(kind).as_ref() != Some(problems));
+        changed.map(|(kind, (n, first))| WatchEvent::Problems(kind, n, first)).collect()
     }
 
     /// Reads the changed files of one folder into `contents`, and removes deleted files.

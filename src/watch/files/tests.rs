@@ -64,7 +64,7 @@ impl FolderFollower {
     async fn next_event(&mut self) {
         match self.events.recv().await.expect("the follower runs") {
             WatchEvent::Change(change) => self.snapshot.apply(change, &mut Touched::default()),
-            WatchEvent::Problems(kind, n) => drop(self.problems.insert(kind, n)),
+            WatchEvent::Problems(kind, n, _) => drop(self.problems.insert(kind, n)),
             _ => self.n_listed += 1,
         }
     }

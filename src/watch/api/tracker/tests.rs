@@ -129,7 +129,11 @@ fn the_number_of_problems_is_sent_when_it_changes() {
         Apply(good("a", 1)),
     ] {
         sent.extend(tracker.apply(event).into_iter().filter_map(|event| match event {
-            WatchEvent::Problems(ObjectKind::Service, n) => Some(n),
+            WatchEvent::Problems(ObjectKind::Service, n, first) => {
+                let n_shown: usize = first.iter().map(|problem| problem.n_fields).sum();
+                assert_eq!(n_shown, n);
+                Some(n)
+            }
             _ => None,
         }));
     }

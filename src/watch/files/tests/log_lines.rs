@@ -57,7 +57,7 @@ fn unscanned(folder: &TempDir) -> (ManifestFolders, FolderEvents) {
 
 fn count(events: &[WatchEvent], expected: ObjectKind) -> usize {
     let n = events.iter().find_map(|event| match event {
-        WatchEvent::Problems(kind, n) if *kind == expected => Some(*n),
+        WatchEvent::Problems(kind, n, _) if *kind == expected => Some(*n),
         _ => None,
     });
     n.unwrap_or_default()

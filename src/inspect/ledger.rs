@@ -18,6 +18,21 @@ pub struct PortTotal {
     pub endpoints: BTreeMap<SocketAddr, FirstPackets>,
 }
 
+impl PortTotal {
+    /// Adds `other`, what was counted in the other family.
+    pub fn add(&mut self, other: &PortTotal) {
+        self.all += other.all;
+        self.endpoints.extend(&other.endpoints);
+    }
+}
+
+/// Those of `rules`, sorted by chain, that are of `chain`.
+pub fn rules_of<'a>(rules: &'a [DnatRule], chain: &ChainName) -> &'a [DnatRule] {
+    let first = rules.partition_point(|rule| rule.chain < *chain);
+    let rest = &rules[first..];
+    &rest[..rest.partition_point(|rule| rule.chain == *chain)]
+}
+
 /// Counters of one chain at its last reading, by endpoint; none that is zero.
 type Reading = Box<[(SocketAddr, FirstPackets)]>;
 
