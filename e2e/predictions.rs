@@ -301,7 +301,7 @@ fn random_probes(lab: &Lab) -> Vec<Probe> {
     probes
 }
 
-fn host<'l>(lab: &'l Lab, sender: Sender) -> &'l dyn Host {
+fn host(lab: &Lab, sender: Sender) -> &dyn Host {
     match sender {
         Sender::Pod(name) => lab.pod(name),
         Sender::Node | Sender::Localhost => lab.node(1),
