@@ -17,6 +17,7 @@ mod flows;
 mod health;
 #[allow(dead_code, reason = "the lab is shared by tests, demo and benches; each uses its part")]
 mod lab;
+mod predictions;
 mod questions;
 mod running;
 mod traffic;
@@ -64,6 +65,7 @@ on_both_backends! {
     health::with_hard_fail_a_port_in_use_ends_the_process,
     health::metrics_show_the_rules_in_the_kernel,
     health::quarantine_and_drift_are_reported_by_events,
+    predictions::trace_agrees_with_the_kernel,
     questions::a_running_agent_answers_root,
     services::three_nodes_serve_over_routes_and_vxlan,
     services::internal_policy_local_stays_on_the_node,

@@ -218,7 +218,7 @@ impl PacketAtHook<'_> {
         is_to_one.then_some(clause.value()? == "unicast")
     }
 
-    /// The route back to the packet's source.
+    /// The route back to the packet's source. Routes that depend on marks are not known, here as for `-o`.
     fn fits_rpfilter(&self, clauses: &[Clause<'_>]) -> Answer {
         let has = |name: &str| clauses.iter().any(|clause| clause.name == name);
         let ip = self.source.ip();
@@ -226,8 +226,6 @@ impl PacketAtHook<'_> {
             true
         } else if self.node.is_local(ip) {
             has("--accept-local")
-        } else if has("--validmark") && self.mark != 0 {
-            return None;
         } else {
             let route = self.node.route(ip)?;
             has("--loose") || route == self.in_interface?
