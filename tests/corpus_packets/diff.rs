@@ -41,7 +41,7 @@ fn all_packets_fare_as_under_kube_proxys_rules_in_both_layouts() {
     each_state(|case, what, family, snapshot, theirs, ours| {
         n += 1;
         // A part of the states takes time enough.
-        if n % 12 != 0 || case.file(&format!("initial.{}.save", version(family))).is_some() {
+        if n % 8 != 0 || case.file(&format!("initial.{}.save", version(family))).is_some() {
             return;
         }
         let settings = Settings { layout: LayoutChoice::Compact, ..case.settings(snapshot, family) };
