@@ -210,7 +210,8 @@ fn summary(family: &FamilyDiff) -> String {
         None if n_chains == 0 => format!("{name}: same"),
         None => format!("{name}: {chains}{services}"),
         Some(packets) if packets.n_different == 0 => {
-            format!("{name}: {chains}; same for all {} packets", packets.n_packets)
+            let compared = if packets.n_sampled_destinations > 0 { " compared, a sample" } else { "" };
+            format!("{name}: {chains}; same for all {} packets{compared}", packets.n_packets)
         }
         Some(packets) => format!(
             "{name}: {chains}{services}; {} of {} packets fare differently",

@@ -25,6 +25,17 @@ pub(super) fn draw(screen: &mut Screen, packets: &PacketDiff) {
         ));
         packets.undecided_rules.iter().for_each(|rule| screen.line(format_args!("  {}", Plain(rule))));
     }
+    if packets.n_sampled_destinations > 0 {
+        screen.gap();
+        let destinations = match packets.n_sampled_destinations {
+            1 => "1 destination".to_owned(),
+            n => format!("{n} destinations"),
+        };
+        screen.line(styled(
+            Style::Warning,
+            format_args!("To {destinations}: a sample of the sources that rules name, 128 for each"),
+        ));
+    }
     if !packets.stand_ins.is_empty() {
         screen.gap();
         screen.line(styled(Style::Faint, "Sources that stand for unknown addresses:"));

@@ -96,3 +96,25 @@ fn long_lists_are_cut_with_their_number() {
     assert_eq!(listed(&names[..9], 9), "n0, n1, n2, n3, n4, n5, n6, n7, n8");
     assert_eq!(listed(&names[..2], 5), "n0, n1 and 3 more");
 }
+
+#[test]
+fn a_sample_of_sources_is_named_as_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let compared = |n_sources: usize| {
+        let rules: String = (0..n_sources)
+            .map(|n| {
+                format!("-A FORWARD -s 10.1.{}.{}/32 -d 10.9.9.9/32 -j DROP\n", n / 100, 2 * (n % 100) + 1)
+            })
+            .collect();
+        let path = folder.path().join("rules.save");
+        std::fs::write(&path, format!("*filter\n{rules}COMMIT\n")).expect("a file");
+        let report = run(&format!("{0} {0} --packets", path.display())).expect("a comparison");
+        let packets = report.families[0].packets.as_ref().expect("packets");
+        (packets.n_sampled_destinations, drawn(&report, 140))
+    };
+    let (n_sampled, text) = compared(20);
+    assert!(n_sampled == 0 && !text.contains("sample"), "{text}");
+    let (n_sampled, text) = compared(200);
+    assert!(n_sampled > 0 && text.contains("packets compared, a sample"), "{text}");
+    assert!(text.contains("a sample of the sources that rules name, 128 for each"), "{text}");
+}

@@ -94,6 +94,8 @@ pub struct PacketDiff {
     pub n_different: usize,
     /// How many fare alike except for rules that cannot be decided, which are the same in both.
     pub n_undecided: usize,
+    /// To how many destinations the packets are from a sample of the sources that rules tell apart: 128 of them.
+    pub n_sampled_destinations: usize,
     /// Rules that cannot be decided, and what they may do; at most 10.
     pub undecided_rules: Vec<String>,
     /// The packets by Service; those of no Service last.

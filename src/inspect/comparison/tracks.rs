@@ -14,9 +14,9 @@ use crate::iptables::trace::{Origin, Packet, RecentLists};
 use crate::iptables::{ChainName, CtStates, Table};
 use crate::net::{Cidr, IpFamily};
 
-/// The most sources of one destination beside the vantages. Of more, those that only one side names come first,
+/// The most sources of one destination, with the vantages. Of more, those that only one side names come first,
 /// and then a sample.
-const MAX_SOURCES: usize = 128;
+pub(super) const MAX_SOURCES: usize = 128;
 
 /// How often sources are looked for on the way of packets from the sources found before.
 const MAX_ROUNDS: usize = 4;
@@ -117,8 +117,14 @@ impl<'a> Tracks<'a> {
         Tracks { sides, landmarks, vantages, family, senders }
     }
 
-    /// Calls `each` for every packet to `probe`, with what happens to it on both sides.
-    pub(super) fn follow(&self, probe: Probe, each: &mut dyn FnMut(PacketSender, &Packet, &[TracedFate; 2])) {
+    /// Calls `each` for every packet to `probe`, with what happens to it on both sides. Returns whether all sources
+    /// that rules tell apart were tried, not a sample of them.
+    #[must_use]
+    pub(super) fn follow(
+        &self,
+        probe: Probe,
+        each: &mut dyn FnMut(PacketSender, &Packet, &[TracedFate; 2]),
+    ) -> bool {
         let mut candidates = Candidates::default();
         let mut tried: Vec<(Origin, IpAddr)> = Vec::new();
         for (who, origin, source) in self.senders.iter().filter(|(who, ..)| self.may_send(who, probe)) {
@@ -134,10 +140,14 @@ impl<'a> Tracks<'a> {
             }
             tried.push((origin.clone(), *source));
         }
+        let mut is_complete = true;
         for _ in 0..MAX_ROUNDS {
-            let new = self.untried(&candidates, &tried);
-            if new.is_empty() || tried.len() > MAX_SOURCES {
-                return;
+            let all = self.untried(&candidates, &tried);
+            let room = MAX_SOURCES.saturating_sub(tried.len());
+            is_complete &= all.len() <= room;
+            let new = sample(all, room);
+            if new.is_empty() {
+                return is_complete;
             }
             for (who, origin, source) in new {
                 let packet = packet(origin.clone(), source, probe);
@@ -150,6 +160,7 @@ impl<'a> Tracks<'a> {
                 tried.push((origin, source));
             }
         }
+        is_complete && self.untried(&candidates, &tried).is_empty()
     }
 
     /// A loopback address is a source only of packets to the node itself.
@@ -187,8 +198,12 @@ impl<'a> Tracks<'a> {
         }
     }
 
-    /// Sources that rules tell apart from all `tried`.
-    fn untried(&self, candidates: &Candidates, tried: &[(Origin, IpAddr)]) -> Vec<(Who, Origin, IpAddr)> {
+    /// Sources that rules tell apart from all `tried`, each with a bit for each side that names it.
+    fn untried(
+        &self,
+        candidates: &Candidates,
+        tried: &[(Origin, IpAddr)],
+    ) -> Vec<(u8, (Who, Origin, IpAddr))> {
         let kind = |origin: &Origin, ip: IpAddr| {
             let endpoint = candidates.endpoints.contains_key(&ip).then_some(ip);
             let networks: Vec<&Cidr> = candidates.networks.keys().filter(|cidr| cidr.contains(ip)).collect();
@@ -208,7 +223,7 @@ impl<'a> Tracks<'a> {
                 found.push((sides, (who, origin, ip)));
             }
         }
-        sample(found, MAX_SOURCES.saturating_sub(tried.len()))
+        found
     }
 
     /// Endpoints, and for each network an address at either end and the ones beside them.

@@ -44,9 +44,10 @@ pub(super) fn compare(
         } {
             let mut tally = Tally::default();
             for probe in *chunk {
-                tracks.follow(*probe, &mut |sender, packet, fates| {
+                let is_complete = tracks.follow(*probe, &mut |sender, packet, fates| {
                     tally.count(tracks, labels, sender, packet, fates);
                 });
+                tally.n_sampled += usize::from(!is_complete);
             }
             tallies.push((n, tally));
         }
@@ -71,6 +72,8 @@ struct Tally {
     n_packets: usize,
     n_different: usize,
     n_undecided: usize,
+    /// Destinations of which a sample of sources was tried.
+    n_sampled: usize,
     undecided_rules: BTreeSet<String>,
     /// By service port (those of none last), then by the change.
     groups: BTreeMap<(bool, Option<String>, String), Gathered>,
@@ -149,6 +152,7 @@ impl Tally {
         self.n_packets += other.n_packets;
         self.n_different += other.n_different;
         self.n_undecided += other.n_undecided;
+        self.n_sampled += other.n_sampled;
         self.undecided_rules.extend(other.undecided_rules);
         other.groups.into_iter().for_each(|(key, found)| self.gather(key, found));
     }
@@ -168,6 +172,7 @@ impl Tally {
             n_packets: self.n_packets,
             n_different: self.n_different,
             n_undecided: self.n_undecided,
+            n_sampled_destinations: self.n_sampled,
             undecided_rules: self.undecided_rules.into_iter().take(MAX_UNDECIDED).collect(),
             services,
             stand_ins: Vec::new(),
