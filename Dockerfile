@@ -11,7 +11,7 @@ FROM rust:1-slim-${DEBIAN} AS build
 WORKDIR /chainsmith
 # Dependencies change rarely: they get a layer of their own, built with an empty program.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src benches && touch src/lib.rs benches/pipeline.rs benches/scale.rs && echo 'fn main() {}' > src/main.rs
+RUN mkdir src benches && touch src/lib.rs benches/inspect.rs benches/pipeline.rs benches/scale.rs && echo 'fn main() {}' > src/main.rs
 RUN cargo build --release --locked --bin chainsmith
 COPY src src
 # Cargo compares modification times, which COPY preserves.

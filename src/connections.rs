@@ -233,7 +233,7 @@ impl Connections {
 const MAX_REPORTED: usize = 10_000;
 
 impl Connections {
-    /// What was counted since the start, at most [`MAX_REPORTED`] service ports, those with most connections. Call
+    /// What was counted since the start, at most `MAX_REPORTED` service ports, those with most connections. Call
     /// [`Connections::refresh`] before.
     pub fn report(&self) -> TopReport {
         let mut all = FirstPackets::default();

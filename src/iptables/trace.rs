@@ -1,4 +1,4 @@
-//! The path of a packet through a node: which rules of a [`Ruleset`] it meets, and its verdict.
+//! The path of a packet through a node: which rules of a [`Ruleset`](super::Ruleset) it meets, and its verdict.
 //!
 //! Rules with `statistic` split the path, so the result is a distribution with exact weights. Nothing is
 //! guessed: where a match or a target is unknown, or depends on missing input, that part of the
