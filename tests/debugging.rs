@@ -1,4 +1,5 @@
-//! docs/debugging.md: every command in a `console` block is run as written, and its output compared.
+//! docs/debugging.md: every command in a `console` block is run as written, and its output compared. README.md, "Look
+//! inside": the same with shortened outputs.
 //! `UPDATE_GOLDEN=1` writes the outputs into the page. Needs root and namespaces.
 //!
 //! The prompt says where: `$` on a workstation, in testdata/debugging, with a kubeconfig of a simulated API server;
@@ -210,6 +211,34 @@ fn every_command_of_the_page_answers_as_shown() {
         assert_eq!(shown, is);
     }
     assert_eq!(page, now);
+}
+
+/// In the README, outputs are shortened: `...` stands for any lines.
+#[test]
+fn the_readme_shows_lines_of_real_outputs() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("the page");
+    let (_, section) = page.split_once("\n## Look inside\n").expect("the section");
+    let (section, _) = section.split_once("\n## ").expect("its end");
+    let lab = Lab::start();
+    lab.connect(3);
+    let (mut n_commands, mut output) = (0, Vec::new());
+    let mut is_exact = false;
+    for line in section.lines().filter_map(|line| line.strip_prefix("    ")) {
+        if line.starts_with("$ ") || line.starts_with("# ") {
+            let text = lab.output(&line.replacen("# ", "node-1# ", usize::from(line.starts_with('#'))));
+            output = text.lines().map(str::to_owned).collect();
+            (n_commands, is_exact) = (n_commands + 1, true);
+        } else if line == "..." {
+            is_exact = false;
+        } else {
+            let at = output.iter().position(|real| real == line);
+            let at = at.unwrap_or_else(|| panic!("not shown: {line:?}\n{output:#?}"));
+            assert!(at == 0 || !is_exact, "lines before {line:?} are left out: {output:#?}");
+            output.drain(..=at);
+            is_exact = true;
+        }
+    }
+    assert_eq!(n_commands, 6);
 }
 
 #[test]
